@@ -1,0 +1,1 @@
+"""From records to a Result: metrics, error codes, tables; no torch, no framework."""

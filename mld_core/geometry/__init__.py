@@ -1,0 +1,1 @@
+"""Pure functions on boxes: conversions, IoU, NMS, matching, for numpy arrays and torch tensors."""

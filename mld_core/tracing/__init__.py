@@ -1,0 +1,1 @@
+"""Capture: hooks, identity, passes and the task tracers; nothing here may raise into a training step."""
