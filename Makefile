@@ -1,0 +1,63 @@
+# Everything is made inside this folder: .venv (packages), .demo (the demo's records), .tmp (test files).
+# The only thing left outside is pip's own cache.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
+SHARED ?= ../shared
+
+export HF_HOME := $(CURDIR)/.tmp/huggingface
+export HF_HUB_OFFLINE := 1
+export MPLCONFIGDIR := $(CURDIR)/.tmp/matplotlib
+export XDG_CACHE_HOME := $(CURDIR)/.tmp/cache
+export XDG_CONFIG_HOME := $(CURDIR)/.tmp/config
+export PRE_COMMIT_HOME := $(CURDIR)/.tmp/pre-commit
+export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
+export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
+
+.PHONY: help demo test check lint types pytest bench clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(PY):
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(PYTHON) -m pip --python $(PY) install -q pip
+
+$(VENV)/.demo-ready: pyproject.toml | $(PY)
+	@echo "installing PyTorch, Lightning and ml-debugger into $(VENV) (first time: a few minutes)"
+	$(PY) -m pip install -q "$(TORCH)"
+	$(PY) -m pip install -q -e ".[lightning,report]" "$(TORCH)"
+	@touch $@
+
+$(VENV)/.test-ready: pyproject.toml $(VENV)/.demo-ready | $(PY)
+	@echo "installing what the tests need into $(VENV)"
+	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,fast]" "$(TORCH)" "$(TORCHVISION)" timm
+	@if [ -x $(SHARED)/tools/torchvision_on_cpu_torch/install ]; then $(SHARED)/tools/torchvision_on_cpu_torch/install $(PY); fi
+	@touch $@
+
+demo: $(VENV)/.demo-ready  ## set up and run the demo: train on real digits, record, evaluate, show the worst samples
+	MLD_HOME=$(CURDIR)/.demo $(PY) examples/digits_lightning.py
+
+test: $(VENV)/.test-ready check pytest  ## set up, then lint, types, import rules and all tests
+
+check: lint types  ## lint, format, types and import rules
+
+lint: $(VENV)/.test-ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+
+types: $(VENV)/.test-ready
+	$(VENV)/bin/mypy
+
+pytest: $(VENV)/.test-ready
+	@mkdir -p .tmp
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $${MLD_TEST_WORKERS:-2} --basetemp=.tmp/pytest $(ARGS)
+
+bench: $(VENV)/.test-ready  ## the benchmarks of docs/performance.md
+	$(PY) tests/benchmarks/run.py $(ARGS)
+
+clean:  ## remove all that make has made
+	rm -rf $(VENV) .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
