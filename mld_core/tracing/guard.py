@@ -18,7 +18,7 @@ LOGGER_NAME = "ml_debugger"
 
 logger = logging.getLogger(LOGGER_NAME)
 
-# One lock for all guards: nothing to pickle, one thing to renew after a fork. Reentrant, since a signal handler
+# One lock for all guards: nothing to pickle, one thing to renew after a fork. Reentrant: a signal handler
 # may run on the thread that holds it.
 _lock = threading.RLock()
 _told: set[str] = set()
