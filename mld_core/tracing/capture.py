@@ -1,0 +1,333 @@
+"""Forward hooks that keep a reference to what a layer was given and gave, and the choice of which layers.
+
+No hook copies, synchronises or decides anything: events decide what is recorded (a stray forward reaches nobody).
+Nothing is probed with an extra forward either, which would move BatchNorm statistics and generators and hang under
+FSDP: the first real batch of each mode is watched, then only the hooks that are needed stay.
+
+What the hooks must stand:
+
+- `copy.deepcopy(model)` (EMA) copies the hooks with it: a probe is its own deep copy and ignores every module but
+  its own, so copies never record.
+- Pickling (ddp_spawn, `torch.save(model)`): hooks are bound methods of plain objects; a pickled probe comes back
+  dead.
+- Dynamo traces hook bodies: they only set an attribute. Hooks added to a submodule after the first compiled call
+  never fire (`skip_nnmodule_hook_guards`), so inside compiled regions they are set at once and never removed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mld_core.tracing.guard import ConfigurationProblem
+
+_WRAPPER_PARTS: Final = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_KEPT_LEAF_CALLS: Final = 16
+DEFAULT_ALIAS: Final = "features"
+HEAD_TYPES: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def canonical(name: str) -> str:
+    """A module path without the parts that DDP, FSDP and torch.compile put into it.
+
+    >>> canonical("module._orig_mod.layer4.1.conv2")
+    'layer4.1.conv2'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of `module` run through torch.compile (wrapped, `.compile()`, or compiled by Lightning)."""
+    return (
+        getattr(module, "_orig_mod", None) is not None
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or getattr(module, "_compiler_ctx", None) is not None
+    )
+
+
+def find_module(model: nn.Module, path: str) -> tuple[str, nn.Module]:
+    """The (name, module) at `path`, with or without wrapper prefixes.
+
+    Raises:
+        ConfigurationProblem: no such module; the message lists near matches.
+    """
+    modules = dict(model.named_modules())
+    if path in modules:
+        return path, modules[path]
+    short = {canonical(name): name for name in reversed(list(modules))}
+    if path in short:
+        return short[path], modules[short[path]]
+    near = difflib.get_close_matches(path, [n for n in short if n], n=5, cutoff=0.4) or list(short)[-5:]
+    raise ConfigurationProblem(
+        f"target_layers: the model {type(model).__name__} has no module {path!r}. Near matches: "
+        f"{', '.join(repr(n) for n in near)}. Give one of the names in dict(model.named_modules())."
+    )
+
+
+class Switch:
+    """Shared by all hooks of one capture: off between events, so that stray forwards keep nothing alive."""
+
+    def __init__(self) -> None:
+        self.armed = False
+
+
+class Probe:
+    """The hook of one module and the references of its latest call: (positional arguments, output)."""
+
+    def __init__(self, module: nn.Module, name: str, switch: Switch, *, check_version: bool = False) -> None:
+        self.module: nn.Module | None = module
+        self.name = name
+        self.switch = switch
+        self.call: tuple[Any, Any] | None = None
+        self.check_version = check_version
+        self.version: int | None = None
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook; traced by dynamo, hence nothing but attributes."""
+        if module is not self.module:
+            return
+        if torch.compiler.is_compiling():
+            self.call = (args, output)
+            return
+        if not self.switch.armed:
+            return
+        self.call = (args, output)
+        if self.check_version:
+            self.version = _version(output)
+
+    def changed_in_place(self) -> bool:
+        """Whether the output was written to after the hook saw it (an in-place ReLU behind the layer)."""
+        return self.version is not None and self.call is not None and _version(self.call[1]) != self.version
+
+    def clear(self) -> None:
+        """Lets go of the tensors."""
+        self.call = None
+        self.version = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": None, "name": self.name, "call": None, "version": None, "check_version": False}
+
+
+def _version(value: Any) -> int | None:
+    if not isinstance(value, Tensor) or value.is_inference():
+        return None
+    return value._version  # noqa: SLF001 - torch has no public name for the in-place counter
+
+
+class LeafCall:
+    """One executed leaf layer."""
+
+    __slots__ = ("args", "module", "name", "output")
+
+    def __init__(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        self.name = name
+        self.module = module
+        self.args = args
+        self.output = output
+
+
+class Watcher:
+    """Hooks on every module for one batch: the outermost submodule calls and the last leaf layers executed.
+
+    Outermost without pre-hooks: when a module has returned, the calls of its own submodules noted before it are
+    inner ones and are dropped.
+    """
+
+    def __init__(self, model: nn.Module, switch: Switch) -> None:
+        self.switch = switch
+        self.outer: list[LeafCall] = []
+        self.leaves: deque[LeafCall] = deque(maxlen=_KEPT_LEAF_CALLS)
+        self._names: dict[int, tuple[str, bool]] = {}
+        self._handles: list[RemovableHandle] = []
+        for name, module, inside in _with_compiled(model):
+            if inside or not name or isinstance(module, torch.jit.ScriptModule):
+                continue
+            has_parameters = next(iter(module.parameters(recurse=False)), None) is not None
+            leaf = has_parameters and next(iter(module.children()), None) is None
+            self._names[id(module)] = (name, leaf)
+            self._handles.append(module.register_forward_hook(self.after))
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of every module."""
+        if torch.compiler.is_compiling() or not self.switch.armed:
+            return
+        entry = self._names.get(id(module))
+        if entry is None:
+            return
+        name, leaf = entry
+        prefix = name + "."
+        while self.outer and self.outer[-1].name.startswith(prefix):
+            self.outer.pop()
+        call = LeafCall(name, module, args, output)
+        self.outer.append(call)
+        if leaf:
+            self.leaves.append(call)
+
+    def clear(self) -> None:
+        """Lets go of the tensors."""
+        self.outer.clear()
+        self.leaves.clear()
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watcher:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"switch": Switch(), "outer": [], "leaves": deque(), "_names": {}, "_handles": []}
+
+
+def _with_compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """(name, module, lies inside a compiled region) of every module; the compiled module itself is outside."""
+    regions: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(region) for region in regions)
+        yield name, module, inside
+        if is_compiled(module):
+            regions.append(name + "." if name else "")
+
+
+def _likely_heads(model: nn.Module, n_class: int | None) -> list[tuple[str, nn.Module]]:
+    """Inside compiled regions: the layers that can make the class logits, by width or, unknown, the last two."""
+    found = [
+        (name, module)
+        for name, module, inside in _with_compiled(model)
+        if inside and isinstance(module, HEAD_TYPES)
+    ]
+    if n_class is None:
+        return found[-2:]
+    widths = {name: getattr(m, "out_features", getattr(m, "out_channels", None)) for name, m in found}
+    return [(name, module) for name, module in found if widths[name] == n_class]
+
+
+class Capture:
+    """The hooks on one model.
+
+    Args:
+        model: the module whose forward is traced.
+        target_layers: alias -> module path whose output is a feature; None: the caller picks a head later.
+        ignore_root: never hook the model itself (a LightningModule's root hook fires with the step's result
+            under DDP and not at all on one device).
+        n_class: classes, where known; narrows the search inside compiled regions.
+        known: paths of layers known to be needed (a resumed run's choice), hooked at once.
+
+    Raises:
+        ConfigurationProblem: a path in `target_layers` does not exist.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        target_layers: Mapping[str, str] | None = None,
+        ignore_root: bool = False,
+        n_class: int | None = None,
+        known: tuple[str, ...] = (),
+    ) -> None:
+        self.model = model
+        self.switch = Switch()
+        self.ignore_root = ignore_root
+        self.targets: dict[str, str] = {}
+        self.probes: dict[str, Probe] = {}
+        self.watcher: Watcher | None = None
+        self._handles: list[RemovableHandle] = []
+        self._modules = dict(model.named_modules())
+        for alias, path in (target_layers or {}).items():
+            name, _ = find_module(model, path)
+            self.targets[alias] = name
+            self.probe(name, check_version=True)
+        for path in known:
+            try:
+                self.probe(find_module(model, path)[0])
+            except ConfigurationProblem:
+                continue  # the model changed since; the architecture hash says so
+        if not ignore_root and "" not in self.probes:
+            self.probe("")
+        for name, _ in _likely_heads(model, n_class):
+            self.probe(name)
+
+    def probe(self, name: str, *, check_version: bool = False) -> Probe:
+        """The probe on the module `name`, set if it is not there yet."""
+        if name not in self.probes:
+            module = self._modules[name]
+            probe = Probe(module, name, self.switch, check_version=check_version)
+            self._handles.append(module.register_forward_hook(probe.after))
+            self.probes[name] = probe
+        return self.probes[name]
+
+    def module(self, name: str) -> nn.Module:
+        """The module called `name`."""
+        return self._modules[name]
+
+    def begin(self, *, watch: bool) -> None:
+        """Clears the stash and arms the hooks; `watch` adds the hooks on every module for this batch."""
+        self.clear()
+        if watch and self.watcher is None:
+            self.watcher = Watcher(self.model, self.switch)
+        self.switch.armed = True
+
+    def end(self) -> None:
+        """Disarms the hooks and lets go of every tensor."""
+        self.switch.armed = False
+        self.clear()
+
+    def stop_watching(self) -> None:
+        """Removes the watcher's hooks."""
+        if self.watcher is not None:
+            self.watcher.close()
+            self.watcher = None
+
+    def leaf_calls(self) -> list[LeafCall]:
+        """Executed leaf layers known of, in order: those watched, and those probed inside compiled regions."""
+        calls = list(self.watcher.leaves) if self.watcher is not None else []
+        seen = {call.name for call in calls}
+        for name, probe in self.probes.items():
+            module = self._modules[name]
+            if name not in seen and probe.call is not None and isinstance(module, HEAD_TYPES):
+                calls.append(LeafCall(name, module, *probe.call))
+        return calls
+
+    def outer_calls(self) -> list[LeafCall]:
+        """The model's own call, then outermost submodule calls, latest first; modules with parameters only."""
+        calls = []
+        root = self.probes.get("")
+        if root is not None and root.call is not None:
+            calls.append(LeafCall("", self.model, *root.call))
+        if self.watcher is not None:
+            calls += [
+                call
+                for call in reversed(self.watcher.outer)
+                # A metric or a softmax has no parameters: its (B, K) output is nobody's logits.
+                if next(iter(call.module.parameters()), None) is not None
+            ]
+        return calls
+
+    def clear(self) -> None:
+        """Lets go of every tensor."""
+        for probe in self.probes.values():
+            probe.clear()
+        if self.watcher is not None:
+            self.watcher.clear()
+
+    def close(self) -> None:
+        """Removes every hook."""
+        self.stop_watching()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.end()
+        self.probes.clear()

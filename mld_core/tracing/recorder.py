@@ -1,0 +1,415 @@
+"""The neutral event protocol: what every framework wrapper calls, and nothing a framework knows.
+
+Order of events: `resolve_names` on rank 0, the wrapper broadcasts its result, `start` on every rank; then passes
+(`begin_pass` .. `end_pass`, nested as a stack) of batches (`begin_batch`, the forward, `record`); `finish` at the
+end. Every public method is guarded: an error of ours is told once and counted, the training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import nn
+
+from mld_core.records.layout import PassKey, RunKey, Store
+from mld_core.records.writer import Account
+from mld_core.tracing.guard import ConfigurationProblem, Guard
+from mld_core.tracing.identity import find_ids
+from mld_core.tracing.labels import find_inputs, find_labels
+from mld_core.tracing.naming import architecture_hash, attempt_name, class_name, new_launch_id, restart_count
+from mld_core.tracing.options import RecorderOptions
+from mld_core.tracing.rows import CONTENT_HASH
+from mld_core.tracing.session import Batch, OpenPass, Session, row_count
+from mld_core.tracing.taps import install_tap
+
+LOADER_INDEX: Final = "loader_index"
+_WAIT_S: Final = 300.0
+_ROOT_HOOK_TRAPS: Final = frozenset({"lightning"})  # frameworks whose root module's own hook misleads
+
+
+class Recorder:
+    """Records what a model says, sample by sample, as a framework's events come in.
+
+    Takes the keyword options of the public API (section 7) and checks them at once. Picklable before and after
+    `start`: live parts (hooks, writer) are left behind, `start` makes them anew.
+
+    Raises:
+        ConfigurationProblem: an option of the wrong type or range.
+        TypeError: an unknown option.
+
+    Examples:
+        >>> Recorder(model_name="net", every_n_epochs=2).enabled
+        False
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = RecorderOptions(**options)
+        self.guard = Guard()
+        self.session: Session | None = None
+        self._names: dict[str, str] = {}
+        self._restored: dict[str, str] = {}
+        self._pass_numbers: dict[tuple[str, int | None], int] = {}
+        self._stack: list[OpenPass] = []
+        self._world = (0, 1)
+        self._framework = ""
+        self._started = 0.0
+        self._spent = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "session": None, "_stack": []}
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """Whether records are being made: started, and neither misconfigured nor finished."""
+        return self.session is not None and not self.session.unsupported
+
+    def resolve_names(self, model: nn.Module) -> dict[str, str]:
+        """Settles the run's names; on rank 0 only, the wrapper broadcasts the result once.
+
+        Args:
+            model: what the framework trains; its class name is the default model name.
+
+        Returns:
+            {"model_name", "version_name", "store", "launch_id", "restart"}, plain strings; {} if that failed (told).
+        """
+        with self.guard.catch("settling the run's names", lost="all records of this run"):
+            if self._names:
+                return dict(self._names)
+            options, restored = self.options, self._restored
+            store = Store(options.store)
+            model_name = options.model_name or restored.get("model_name") or class_name(options.model or model)
+            version = options.version_name or restored.get("version_name") or store.claim_version(model_name)
+            run = RunKey(model_name, version)
+            if options.force_table_recreate and not restored:
+                store.recreate(run)
+            names = {
+                "model_name": model_name,
+                "version_name": version,
+                "store": str(store.root),
+                "launch_id": new_launch_id(),
+                "restart": str(restart_count()),
+            }
+            self._describe(store, run, options.model or model)
+            return names
+        return {}
+
+    def _describe(self, store: Store, run: RunKey, model: nn.Module) -> None:
+        """Writes run.json's first lines; warns where another architecture goes by this model name."""
+        hashed = architecture_hash(model)
+        options = self.options
+        info: dict[str, Any] = {"architecture_hash": hashed}
+        if options.class_names is not None:
+            info["class_names"] = list(options.class_names)
+        stored = store.ensure_run(run, info)
+        others = [r for r in store.runs() if r.model_name == run.model_name and r != run]
+        known = [stored] + [store.run_info(r) for r in others[:1]]
+        if any(k.get("architecture_hash") not in {None, hashed} for k in known):
+            self.guard.tell_once(
+                f"architecture:{run.model_name}",
+                f"The architecture of model_name={run.model_name!r} differs from the one recorded first under this "
+                "name. Records are kept apart by version_name; if this is another model, give it another model_name.",
+            )
+
+    def start(
+        self, model: nn.Module, names: Mapping[str, str], *, rank: int, world_size: int, framework: str
+    ) -> None:
+        """Opens store and writer and sets the hooks. A configuration problem is told once and disables us.
+
+        Args:
+            model: what the framework trains (unwrapped where the framework offers that).
+            names: what rank 0's `resolve_names` returned.
+            rank: this process's global rank.
+            world_size: number of processes.
+            framework: "lightning", "huggingface", "mmengine", "accelerate" or "".
+        """
+        with self.guard.catch("starting to record", lost="all records of this run") as caught:
+            if not names:
+                raise ConfigurationProblem("the run has no names on this rank; see rank 0's message")
+            self._start(model, dict(names), rank, world_size, framework)
+        if caught.failed and self.session is not None:
+            self.session.detach()
+            self.session = None
+
+    def _start(
+        self, model: nn.Module, names: dict[str, str], rank: int, world_size: int, framework: str
+    ) -> None:
+        if self.options.task not in {None, "classification"}:
+            raise ConfigurationProblem(f"task={self.options.task!r} is not recorded by this version")
+        self._names, self._world, self._framework = names, (rank, world_size), framework
+        if self.session is None:
+            store = Store(names["store"])
+            run = RunKey(names["model_name"], names["version_name"])
+            attempt = attempt_name(names["launch_id"], names["restart"])
+            self.session = Session(
+                self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
+            )
+            self._started = time.perf_counter()
+            if rank == 0:
+                self.guard.tell_once(
+                    f"start:{run}:{store.root}", f"Recording {run.model_name}/{run.version_name} to {store.root}"
+                )
+        self._attach(model)
+
+    def _attach(self, model: nn.Module) -> None:
+        assert self.session is not None
+        if self.options.model is not None:
+            self.session.attach(self.options.model, ignore_root=False)
+        else:
+            self.session.attach(model, ignore_root=self._framework in _ROOT_HOOK_TRAPS)
+
+    def attach(self, model: nn.Module) -> None:
+        """Sets the hooks on `model` if it is not the one they are on."""
+        if self.session is None:
+            return
+        with self.guard.catch("hooking the model", lost="features and logits of what follows"):
+            self._attach(model)
+
+    # -- passes --------------------------------------------------------------------------------------------------
+
+    def begin_pass(
+        self,
+        split: str,
+        n_epoch: int | None,
+        *,
+        mode: str,
+        loader: Any = None,
+        resume_step: int | None = None,
+        continues: str | None = None,
+    ) -> None:
+        """A walk over a split begins, possibly inside another one.
+
+        Args:
+            split: "train", "val", "test", "predict", "val/1", or the user's own.
+            n_epoch: the epoch just trained, -1 before training, None if unknown.
+            mode: "train" or "eval".
+            loader: the walk's loader, for its own index order as sample ids.
+            resume_step: optimizer steps done when a training resumed inside this epoch.
+            continues: the attempt this one continues; default: the one of the restored state.
+        """
+        if self.session is None:
+            return
+        with self.guard.catch("beginning a pass", lost="the records of that pass"):
+            if resume_step is not None:
+                # The pass that was cut goes on under its own number, in a new attempt.
+                begun = self._pass_numbers.get((split, n_epoch), 0)
+                self._pass_numbers[split, n_epoch] = max(begun - 1, 0)
+            open_pass = self.new_pass(split, n_epoch, mode=mode)
+            if resume_step is not None:
+                open_pass.resume_step = resume_step
+                open_pass.continues = continues or self._restored.get("attempt")
+            if loader is not None:
+                with self.guard.catch("tapping the loader", lost="sample ids fall back to the content hash"):
+                    open_pass.tap = install_tap(loader)
+            self._stack.append(open_pass)
+            return
+        # Events of the pass must still find it, or they would record into the pass around it.
+        self._stack.append(OpenPass(PassKey(split, n_epoch, 0), mode, muted=True))
+
+    def new_pass(self, split: str, n_epoch: int | None, *, mode: str) -> OpenPass:
+        """A pass with the next number of its (split, epoch), counted from events; not on the stack."""
+        number = self._pass_numbers.get((split, n_epoch), 0)
+        self._pass_numbers[split, n_epoch] = number + 1
+        muted = not (self.options.records_split(split) and self.options.records_epoch(n_epoch))
+        return OpenPass(PassKey(split, n_epoch, number), mode, muted=muted)
+
+    def end_pass(self) -> None:
+        """The innermost pass is over: it is sealed in the background."""
+        if self.session is None or not self._stack:
+            return
+        open_pass = self._stack.pop()
+        with self.guard.catch("sealing a pass", lost="nothing yet; the pass stays marked as partial"):
+            self.session.disarm()
+            self.session.seal(open_pass)
+
+    def abort_pass(self, reason: str) -> None:
+        """The innermost pass ends early: what is there is flushed and stays marked as partial."""
+        if self.session is None or not self._stack:
+            return
+        open_pass = self._stack.pop()
+        with self.guard.catch("closing a pass", lost="the rows of the last seconds"):
+            self.session.disarm()
+            self.session.abandon(open_pass)
+            self.guard.count(f"partial pass: {reason}")
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def begin_batch(self, batch: Any = None) -> None:  # noqa: ARG002 - part of the protocol
+        """A batch begins: clears what hooks kept before, lets them keep references."""
+        if self.session is None or not self._stack or self._stack[-1].muted:
+            return
+        begun = time.perf_counter()
+        with self.guard.catch("arming the hooks", lost="the records of that batch"):
+            self.session.arm()
+        self._spent += time.perf_counter() - begun
+
+    def record(
+        self, batch: Any, outputs: Any = None, *, batch_idx: int, global_step: int | None = None
+    ) -> None:
+        """The batch is through: what the hooks kept is recorded with its labels and ids.
+
+        Args:
+            batch: the batch as the framework has it.
+            outputs: the model's output or the step's return value, where the event brings one.
+            batch_idx: number of the batch in this pass.
+            global_step: optimizer steps done before this batch's own.
+        """
+        if self.session is None or not self._stack:
+            return
+        begun = time.perf_counter()
+        open_pass = self._stack[-1]
+        with self.guard.catch("recording a batch", lost="the rows of that batch") as caught:
+            if open_pass.muted:
+                if open_pass.tap is not None:
+                    open_pass.tap.pop(None)
+            else:
+                self.session.commit(open_pass, self._read(batch, outputs, open_pass, batch_idx, global_step))
+        if caught.failed:
+            self._count_lost(batch)
+        self.session.disarm()
+        self._spent += time.perf_counter() - begun
+
+    def _count_lost(self, batch: Any) -> None:
+        with self.guard.catch("counting the rows of a lost batch"):
+            self.guard.count("rows of failed batches", rows=row_count(find_labels(batch)) or 0, times=0)
+
+    def _read(
+        self, batch: Any, outputs: Any, open_pass: OpenPass, batch_idx: int, global_step: int | None
+    ) -> Batch:
+        """Inputs, labels, ids and fields of a framework's batch; the user's functions come first."""
+        options = self.options
+        labels = find_labels(batch) if options.label_fn is None else options.label_fn(batch)
+        inputs = find_inputs(batch) if options.input_fn is None else options.input_fn(batch)
+        n = row_count(labels)
+        if n is None:
+            n = rows_of(inputs)
+        ids, source = self.identify(batch, n, open_pass)
+        fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
+        return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step)
+
+    def identify(self, batch: Any, n: int | None, open_pass: OpenPass) -> tuple[Any, str]:
+        """The batch's ids and their source, by the order of the design; the content hash is the last resort."""
+        drawn = None
+        if open_pass.tap is not None:
+            drawn = open_pass.tap.pop(n)
+        if n is None:
+            return None, CONTENT_HASH
+        found = find_ids(batch, n, self.options.id_fn)
+        if found is not None:
+            if row_count(found[0]) in {None, n}:
+                return found
+            self.guard.tell_once(
+                "id count",
+                f"{row_count(found[0])} ids from {found[1]} for {n} samples; the next source of ids is used for such "
+                "batches. Give one id per sample.",
+            )
+        return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)
+
+    # -- end -----------------------------------------------------------------------------------------------------
+
+    def wait_for_save(self, n_epoch: int | None, timeout: float | None = _WAIT_S) -> bool:
+        """Waits until this rank's sealed passes of an epoch are durable; never for a network, never for a rank.
+
+        Returns:
+            False after `timeout` seconds, which is told once.
+        """
+        if self.session is None:
+            return True
+        done = False
+        with self.guard.catch("waiting for the disk", lost="nothing; writing goes on in the background"):
+            done = self.session.wait(n_epoch, timeout)
+            if not done:
+                self.guard.tell_once(
+                    "wait",
+                    f"The records of epoch {n_epoch} were not durable after {timeout} s; the training goes on and "
+                    f"writing continues in the background. Look at the disk under {self.session.store.root}.",
+                )
+        return done
+
+    def finish(self, status: str = "finished") -> Account:
+        """Flushes and closes; rank 0 prints the account and the one command that evaluates.
+
+        Args:
+            status: "finished" or "exception" (passes still open are left partial).
+        """
+        account = Account()
+        if self.session is None:
+            return account
+        while self._stack:
+            self.abort_pass("still open at the end" if status == "finished" else status)
+        session, self.session = self.session, None
+        with self.guard.catch("closing the records", lost="the rows of the last seconds"):
+            account = session.close(_WAIT_S)
+            if self._world[0] == 0:
+                self._print_account(session, account)
+        return account
+
+    def _print_account(self, session: Session, account: Account) -> None:
+        wall = max(time.perf_counter() - self._started, 1e-9)
+        lost = account.rows_lost + self.guard.rows_lost
+        share = 100.0 * self._spent / wall
+        command = ["mld", "evaluate", session.run.model_name, session.run.version_name]
+        if session.store.root != Store().root:
+            command += ["--store", str(session.store.root)]
+        lines = [
+            f"{account.rows_written} rows recorded to {session.store.run_dir(session.run)}, {lost} lost; "
+            f"{self._spent:.2f} s of {wall:.1f} s in the training thread ({share:.2f} %), "
+            f"{account.blocked_seconds:.2f} s of it waiting for the disk.",
+        ]
+        if session.spills:
+            lines.append(f"{session.spills} batches found no staging slot and took a fresh one.")
+        if self.guard.problems or account.reasons:
+            reasons = "; ".join(f"{what}: {n} rows" for what, n in account.reasons.items())
+            lines.append(f"Problems: {self.guard.summary()}{'; ' + reasons if reasons else ''}.")
+        if session.unsupported:
+            lines = [f"Nothing was recorded: {session.unsupported} is not supported."]
+        else:
+            lines.append("Evaluate with: " + shlex.join(command))
+        self.guard.tell_once(f"account:{self._started}", "\n".join(lines))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, str | int]:
+        """What a resumed training needs to find its run; builtin types only, the same on every rank; {} before start."""
+        if not self._names:
+            return {}
+        latest: dict[str, int] = {}
+        for split, epoch in self._pass_numbers:
+            latest[split] = max(latest.get(split, -1), -1 if epoch is None else epoch)
+        kept = [[s, e, n] for (s, e), n in self._pass_numbers.items() if e is None or e == latest[s]]
+        return {
+            "format": 1,
+            "model_name": self._names["model_name"],
+            "version_name": self._names["version_name"],
+            "attempt": attempt_name(self._names["launch_id"], self._names["restart"]),
+            "passes": json.dumps(kept),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of a checkpoint: same run, pass numbers counted on. Before `resolve_names`."""
+        with self.guard.catch("reading the checkpoint's state", lost="the run continues under a new version"):
+            if not state:
+                return
+            self._restored = {k: str(state[k]) for k in ("model_name", "version_name", "attempt")}
+            for split, epoch, number in json.loads(str(state.get("passes", "[]"))):
+                self._pass_numbers[split, epoch] = max(number, self._pass_numbers.get((split, epoch), 0))
+
+
+def rows_of(inputs: Any) -> int | None:
+    """The first axis of the first thing in `inputs` that has one."""
+    shape = getattr(inputs, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    if isinstance(inputs, (list, tuple)):
+        for item in inputs:
+            n = rows_of(item)
+            if n is not None:
+                return n
+    return None

@@ -1,0 +1,230 @@
+"""From one batch's tensors to the record tables of classification; everything here runs on the writer thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mld_core.records.schema import AdditionalField, additional_column
+from mld_core.records.vectors import cast_vectors, from_numpy, nonfinite_rows
+from mld_core.tracing.features import project
+from mld_core.tracing.guard import Guard
+from mld_core.tracing.hashing import input_hash_of, to_hex
+from mld_core.tracing.heads import FeatureRule
+from mld_core.tracing.identity import as_id_list
+from mld_core.tracing.labels import Labels, normalise_labels
+from mld_core.tracing.outputs import probabilities_to_logits
+from mld_core.tracing.staging import Staged, to_float32
+
+CONTENT_HASH = "content_hash"
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Row-wise log-softmax of finite logits (N, K), in float64 by the shifted form.
+
+    >>> np.exp(log_softmax(np.array([[0.0, 0.0]], np.float32))).tolist()
+    [[0.5, 0.5]]
+    """
+    x = logits.astype(np.float64)
+    x -= x.max(axis=1, keepdims=True)
+    x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return x
+
+
+class Scores:
+    """Prediction, confidence and loss of logits (N, K) with their labels.
+
+    Attributes:
+        finite: (N,) bool, all K logits are finite; where not, prediction, confidence and loss do not count.
+        prediction: (N,) int64, the first largest logit.
+        confidence: (N,) float32, the largest softmax value.
+        loss: (N,) float32, cross-entropy in nats of the stored logits (soft labels q: -sum q log p).
+        has_loss: (N,) bool, finite and labelled.
+    """
+
+    def __init__(self, logits: npt.NDArray[np.float32], labels: Labels) -> None:
+        n = len(logits)
+        self.finite = ~nonfinite_rows(logits)
+        log_p = log_softmax(np.where(self.finite[:, None], logits, np.float32(0)))
+        self.prediction = log_p.argmax(axis=1)
+        self.confidence = np.exp(log_p.max(axis=1)).astype(np.float32)
+        self.has_loss = self.finite & labels.valid
+        if labels.soft is not None:
+            loss = -np.where(labels.soft > 0, labels.soft * log_p, 0.0).sum(axis=1)
+        else:
+            loss = -log_p[np.arange(n), np.where(labels.valid, labels.hard, 0)]
+        self.loss = loss.astype(np.float32)
+
+
+@dataclass
+class HeldInputs:
+    """A CPU batch kept until the writer thread has hashed it, and its tensors' in-place counters at the event."""
+
+    inputs: Any
+    versions: list[tuple[Any, int]]
+
+    def hashes(self, n: int) -> npt.NDArray[np.int64] | None:
+        """(n, 2) int64, or None where a tensor was written to since the event."""
+        if any(tensor._version != version for tensor, version in self.versions):  # noqa: SLF001 - no public name
+            return None
+        return np.asarray(input_hash_of(self.inputs, n))
+
+
+@dataclass
+class PassContext:
+    """What all batches of one pass share; `meta` is filled on the writer thread and sealed with the pass."""
+
+    rank: int
+    mode: str
+    n_class: int
+    samples: pa.Schema
+    vectors: pa.Schema
+    rules: tuple[FeatureRule, ...]
+    vector_dtype: str
+    store_hash: bool
+    fields: tuple[AdditionalField, ...]
+    guard: Guard
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def count(self, what: str, times: int) -> None:
+        """Adds to a counter of the pass."""
+        if times:
+            counts = self.meta.setdefault("counts", {})
+            counts[what] = counts.get(what, 0) + times
+
+
+@dataclass
+class BatchJob:
+    """One batch on its way to the record tables: called once, on the writer thread."""
+
+    context: PassContext
+    unit0: int
+    n: int
+    staged: Staged
+    names: list[str]
+    labels: Any
+    ids: Any
+    id_source: str
+    hash_from: HeldInputs | None
+    user: Mapping[str, Any]
+    activation: str
+    batch_idx: int
+    global_step: int | None
+
+    def __call__(self) -> dict[str, pa.Table]:
+        """Builds `samples` and `vectors` of this batch.
+
+        Raises:
+            ValueError: the batch can not be recorded; the writer counts its rows as lost with this reason.
+        """
+        arrays = dict(zip(self.names, self.staged.arrays(), strict=True))
+        logits = to_float32(arrays["logits"])
+        if self.activation == "probabilities":
+            logits = probabilities_to_logits(logits)
+        hashes = self._hashes(arrays)
+        ids = self._ids(arrays, hashes)
+        samples, own = self._own_columns(logits, arrays, ids, hashes)
+        vectors, overflow = self._vectors(logits, arrays, own)
+        samples["overflow"] = pa.array(overflow)
+        for spec in self.context.fields:
+            samples[spec.name] = additional_column(spec, self.user.get(spec.name), self.n)
+        return {
+            "samples": _table(samples, self.context.samples, self.n),
+            "vectors": _table(vectors, self.context.vectors, self.n),
+        }
+
+    def _hashes(self, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str] | None:
+        values = arrays.get("input_hash")
+        if values is None and self.hash_from is not None:
+            values = self.hash_from.hashes(self.n)
+            if values is None:
+                self.context.count("inputs changed in place before they were hashed", self.n)
+        self.hash_from = None  # lets go of the inputs
+        return None if values is None else to_hex(values)
+
+    def _ids(self, arrays: Mapping[str, npt.NDArray[Any]], hashes: list[str] | None) -> list[str]:
+        if self.id_source != CONTENT_HASH:
+            ids = as_id_list(arrays.get("ids", self.ids))
+            if len(ids) != self.n:
+                raise ValueError(f"{len(ids)} ids for {self.n} samples; give one id per sample")
+            return ids
+        if hashes is None:
+            raise ValueError("the inputs were changed in place, so no id could be made of them; give id_fn(batch)")
+        return hashes
+
+    def _own_columns(
+        self,
+        logits: npt.NDArray[np.float32],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        ids: list[str],
+        hashes: list[str] | None,
+    ) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
+        """Columns of `samples`, and those of them that `vectors` repeats."""
+        context, n = self.context, self.n
+        labels = normalise_labels(arrays.get("labels", self.labels), n, context.n_class)
+        if labels.problem:
+            context.guard.tell_once("labels", f"Recorded without labels: {labels.problem}.")
+        context.count("labels out of range", labels.out_of_range)
+        scores = Scores(logits, labels)
+        context.count("logits not finite", int((~scores.finite).sum()))
+        own = {
+            "unit": pa.array(np.arange(self.unit0, self.unit0 + n, dtype=np.int64)),
+            "rank_": pa.array(np.full(n, context.rank, np.int32)),
+            "input_id": pa.array(ids, pa.string()),
+        }
+        columns = {
+            **own,
+            "id_source": _constant(self.id_source, n),
+            "batch_idx": pa.array(np.full(n, self.batch_idx, np.int32)),
+            "row": pa.array(np.arange(n, dtype=np.int32)),
+            "mode": _constant(context.mode, n),
+            "label": pa.array(labels.hard, mask=~labels.valid),
+            "prediction": pa.array(scores.prediction, mask=~scores.finite),
+            "confidence": pa.array(scores.confidence, mask=~scores.finite),
+            "loss": pa.array(scores.loss, mask=~scores.has_loss),
+            "nonfinite": pa.array(~scores.finite),
+        }
+        if self.global_step is not None:
+            columns["global_step"] = pa.array(np.full(n, self.global_step, np.int64))
+        if hashes is not None and context.store_hash:
+            columns["input_hash"] = pa.array(hashes, pa.string())
+        if labels.soft is not None:
+            rows = [row if ok else None for row, ok in zip(labels.soft, labels.valid, strict=True)]
+            columns["soft_label"] = pa.array(rows, pa.list_(pa.float32()))
+        return columns, own
+
+    def _vectors(
+        self,
+        logits: npt.NDArray[np.float32],
+        arrays: Mapping[str, npt.NDArray[Any]],
+        own: Mapping[str, pa.Array],
+    ) -> tuple[dict[str, pa.Array], npt.NDArray[np.bool_]]:
+        """Columns of `vectors`, and the rows in which a feature overflowed its stored type."""
+        columns: dict[str, pa.Array] = {**own, "logits": from_numpy(logits)}
+        overflow = np.zeros(self.n, np.bool_)
+        for rule in self.context.rules:
+            raw = arrays.get("feature:" + rule.alias)
+            if raw is None:
+                self.context.count(f"feature {rule.alias} missing", self.n)
+                continue
+            values, clipped = cast_vectors(project(to_float32(raw)), self.context.vector_dtype)
+            overflow |= clipped
+            self.context.count(f"feature {rule.alias} not finite", int(nonfinite_rows(values).sum()))
+            columns[rule.alias] = from_numpy(values)
+        self.context.count("features beyond float16", int(overflow.sum()))
+        return columns, overflow
+
+
+def _constant(value: str, n: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([value]))
+
+
+def _table(columns: Mapping[str, pa.Array], schema: pa.Schema, n: int) -> pa.Table:
+    """`columns` in the order of `schema`; what a batch does not have is null."""
+    arrays = [columns[f.name] if f.name in columns else pa.nulls(n, f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,485 @@
+"""One started run on one rank: hooks, open passes, and what goes to the writer. Not picklable; the recorder is.
+
+Everything here runs on the training thread and is kept short: references are staged, the rest is left to
+`BatchJob` on the writer thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mld_core.records.layout import PassKey, RunKey, Store
+from mld_core.records.schema import samples_schema, vectors_schema
+from mld_core.records.writer import Account, Writer, WriterOptions
+from mld_core.tracing.capture import Capture
+from mld_core.tracing.guard import ConfigurationProblem, Guard
+from mld_core.tracing.hashing import input_hash_of
+from mld_core.tracing.heads import Captured, HeadChooser
+from mld_core.tracing.labels import infer_task
+from mld_core.tracing.options import RecorderOptions
+from mld_core.tracing.outputs import find_main_tensor
+from mld_core.tracing.rows import CONTENT_HASH, BatchJob, HeldInputs, PassContext
+from mld_core.tracing.staging import Stager
+
+_SOURCE_MEANING: Final = {
+    CONTENT_HASH: "a hash of the inputs. It does not survive augmentation: a sample that is augmented gets a new id "
+    "every epoch. Put an input_id into the batch, wrap the dataset in WithInputId, or give id_fn(batch)",
+}
+
+
+@dataclass
+class Batch:
+    """One batch as an event or a call brought it. `labels`, `ids` and `inputs` are references, read later."""
+
+    inputs: Any = None
+    labels: Any = None
+    ids: Any = None
+    id_source: str = CONTENT_HASH
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Any = None
+    batch_idx: int = 0
+    global_step: int | None = None
+
+
+@dataclass
+class OpenPass:
+    """A pass that has begun. `muted`: its events are followed, nothing is recorded."""
+
+    key: PassKey
+    mode: str
+    muted: bool = False
+    continues: str | None = None
+    resume_step: int | None = None
+    tap: Any = None
+    handle: int | None = None
+    context: PassContext | None = None
+    units: int = 0
+    batches: int = 0
+
+
+class Session:
+    """Store, writer and hooks of one run on this rank.
+
+    Args:
+        options: the recorder's options.
+        guard: tells and counts problems.
+        store: where records go.
+        run: the run's names.
+        attempt: the attempt all passes of this launch belong to.
+        rank: this process's rank, of `world_size`.
+
+    Raises:
+        ConfigurationProblem: a module path in `target_layers` does not exist.
+    """
+
+    def __init__(
+        self,
+        options: RecorderOptions,
+        guard: Guard,
+        store: Store,
+        run: RunKey,
+        *,
+        attempt: str,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.options = options
+        self.guard = guard
+        self.store = store
+        self.run = run
+        self.attempt = attempt
+        self.rank = rank
+        self.info = store.run_info(run)
+        self.n_class: int | None = options.known_n_class or self.info.get("n_class")
+        self.unsupported = ""
+        self.id_source = ""
+        self.tickets: dict[int | None, list[Future[Any]]] = {}
+        self.capture: Capture | None = None
+        self.chooser: HeadChooser | None = None
+        self._training = False
+        self._checked_task = False
+        self._stored_info: dict[str, Any] = {}
+        self._stager = Stager()
+        self._user_fields = (*options.sample_fields(), *options.label_fields())
+        self._writer = Writer(
+            store,
+            run,
+            attempt=attempt,
+            rank=rank,
+            world_size=world_size,
+            options=WriterOptions(
+                queue_mb=options.queue_mb,
+                on_full="drop" if options.on_full == "drop" else "block",
+                roll_mb=options.roll_mb,
+                roll_seconds=options.roll_seconds,
+            ),
+            on_problem=self._tell,
+        )
+
+    def _tell(self, key: str, message: str) -> None:
+        self.guard.tell_once(key, message)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, *, ignore_root: bool) -> None:
+        """Sets the hooks on `model`, taking them off another one.
+
+        Raises:
+            ConfigurationProblem: a module path in `target_layers` does not exist.
+        """
+        if self.capture is not None and self.capture.model is model:
+            return
+        self.detach()
+        known: dict[str, Any] = self.info.get("features") or {}
+        layers = [] if self.options.target_layers else [entry.get("layer") for entry in known.values()]
+        self.capture = Capture(
+            model,
+            target_layers=self.options.target_layers,
+            ignore_root=ignore_root,
+            n_class=self.n_class or class_count(model),
+            known=tuple(layer for layer in layers if isinstance(layer, str)),
+        )
+        self.chooser = HeadChooser(self.capture, n_class=self.n_class or class_count(model), known=known)
+
+    def detach(self) -> None:
+        """Takes every hook off."""
+        if self.capture is not None:
+            self.capture.close()
+        self.capture = self.chooser = None
+
+    def arm(self) -> None:
+        """A batch begins: clears the stash, lets the hooks keep references."""
+        if self.capture is not None and self.chooser is not None and not self.unsupported:
+            self._training = self.capture.model.training
+            self.capture.begin(watch=self.chooser.needs_watch(training=self._training))
+
+    def disarm(self) -> None:
+        """The batch is over: lets go of every reference."""
+        if self.capture is not None:
+            self.capture.end()
+
+    # -- passes --------------------------------------------------------------------------------------------------
+
+    def seal(self, open_pass: OpenPass) -> None:
+        """Seals a pass in the background; a rank without a batch seals an empty one, or nobody could read it."""
+        if open_pass.muted or self.unsupported:
+            return
+        if open_pass.handle is None:
+            meta = {"mode": open_pass.mode}
+            open_pass.handle = self._open(open_pass, meta)
+        meta = open_pass.context.meta if open_pass.context is not None else {}
+        ticket = self._writer.seal(open_pass.handle, meta=meta)
+        self.tickets.setdefault(open_pass.key.n_epoch, []).append(ticket)
+
+    def abandon(self, open_pass: OpenPass) -> None:
+        """Flushes a pass and leaves it unsealed."""
+        if open_pass.handle is not None:
+            self._writer.abandon(open_pass.handle)
+            open_pass.handle = None
+
+    def _open(self, open_pass: OpenPass, meta: dict[str, Any]) -> int:
+        return self._writer.open(
+            open_pass.key, continues=open_pass.continues, resume_step=open_pass.resume_step, meta=meta
+        )
+
+    def wait(self, n_epoch: int | None, timeout: float | None, *, every: bool = False) -> bool:
+        """Waits until the sealed passes of an epoch (or of all) are durable on this rank."""
+        if every:
+            tickets = [t for group in self.tickets.values() for t in group]
+        else:
+            tickets = list(self.tickets.get(n_epoch, []))
+        return self._writer.wait(tickets, timeout)
+
+    def flush(self, timeout: float | None) -> bool:
+        """Writes what is queued, sealed or not."""
+        return self._writer.flush(timeout)
+
+    def account(self) -> Account:
+        """The writer's account so far."""
+        return self._writer.account()
+
+    def close(self, timeout: float | None) -> Account:
+        """Takes the hooks off, flushes, stops the writer."""
+        self.detach()
+        return self._writer.close(timeout)
+
+    @property
+    def spills(self) -> int:
+        """Batches that found no ring slot large enough or free (CUDA)."""
+        return self._stager.spills
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def commit(self, open_pass: OpenPass, batch: Batch) -> Captured | None:
+        """Stages one batch and hands it to the writer; returns what was captured, if anything."""
+        if self.chooser is None or self.unsupported or open_pass.muted:
+            return None
+        n = row_count(batch.labels)
+        captured = self._take(batch, n)
+        if captured is None:
+            return None
+        n = int(captured.logits.shape[0])
+        if n == 0:
+            return captured
+        if not self._fits(captured, n):
+            return captured
+        context = open_pass.context or self._begin_rows(open_pass, captured)
+        job = self._job(open_pass, context, batch, captured, n)
+        assert open_pass.handle is not None
+        held = _held_bytes(job.hash_from)
+        if not self._writer.put(open_pass.handle, job, rows=n, nbytes=job.staged.nbytes + held + 128 * n):
+            job.staged.discard()
+        open_pass.units += n
+        open_pass.batches += 1
+        return captured
+
+    def _take(self, batch: Batch, n: int | None) -> Captured | None:
+        assert self.chooser is not None
+        choosing = self.chooser.needs_watch(training=self._training)
+        min_class = 2 if not choosing else largest_label(batch.labels) + 1
+        captured = self.chooser.take(n, batch.outputs, training=self._training, min_class=max(2, min_class))
+        if choosing or not self._checked_task:
+            self._check_task(batch, captured)
+        if self.unsupported:
+            return None
+        for key, message in self.chooser.problems.items():
+            self.guard.tell_once(f"capture:{key}", message)
+        if captured is None:
+            self.guard.count("no logits found in a batch", rows=n or 0)
+            self.guard.tell_once(
+                "no logits",
+                "No class logits of shape (batch, classes) were found in what the model or the step returned, so this "
+                f"batch is not recorded{f' ({n} rows)' if n else ''}. The tracer must exist before the first compiled "
+                "call; else return the logits from the step, or give model=<the classifier>.",
+            )
+        return captured
+
+    def _check_task(self, batch: Batch, captured: Captured | None) -> None:
+        """Regression, segmentation and multi-label are said once; nothing is recorded of them."""
+        if captured is not None:
+            shape: Sequence[int] | None = tuple(captured.logits.shape)
+        else:
+            main = self._main_output(batch.outputs)
+            shape = None if main is None else tuple(main.shape)
+        task, reason = infer_task(shape, batch.labels)
+        self._checked_task = captured is not None
+        if self.options.task == "classification" or task in {"classification", "unknown"}:
+            return
+        self.unsupported = task
+        self.guard.tell_once(
+            "task",
+            f"This looks like {task}, which is not recorded: {reason} Nothing is recorded for this run; the training "
+            "goes on untouched. If it is classification, say task='classification' and give label_fn(batch).",
+        )
+        self.disarm()
+
+    def _main_output(self, outputs: Any) -> Tensor | None:
+        """What the model returned, whatever it means."""
+        candidates = [outputs]
+        if self.capture is not None:
+            candidates += [call.output for call in self.capture.outer_calls()]
+        for value in candidates:
+            main = find_main_tensor(value)
+            if main is not None and main.ndim > 0:
+                return main
+        return None
+
+    def _fits(self, captured: Captured, n: int) -> bool:
+        """Whether the logits have the run's number of classes."""
+        k = int(captured.logits.shape[1])
+        stored = self.info.get("n_class")
+        expected = stored if stored is not None else k
+        if k == expected:
+            if self.n_class not in {None, k}:
+                self.guard.tell_once(
+                    "n_class", f"n_class={self.n_class} was given but the model has {k} outputs; {k} is recorded."
+                )
+            self.n_class = k
+            return True
+        self.guard.count("logits of another width", rows=n)
+        self.guard.tell_once(
+            "width",
+            f"The run {self.run.model_name}/{self.run.version_name} has {expected} classes, this model gives {k}; "
+            "such batches are not recorded. Give another version_name, or force_table_recreate=True.",
+        )
+        return False
+
+    def _begin_rows(self, open_pass: OpenPass, captured: Captured) -> PassContext:
+        """The first batch of a pass fixes its columns."""
+        assert self.chooser is not None
+        rules = tuple(r for r in self.chooser.rules.values() if self._same_width(r.alias, r.width))
+        dtype = self.options.vector_dtype
+        context = PassContext(
+            rank=self.rank,
+            mode=open_pass.mode,
+            n_class=int(captured.logits.shape[1]),
+            samples=samples_schema(
+                "classification", self.options.sample_fields(), self.options.label_fields()
+            ),
+            vectors=vectors_schema(
+                "classification", int(captured.logits.shape[1]), {r.alias: (r.width, dtype) for r in rules}
+            ),
+            rules=rules,
+            vector_dtype=dtype,
+            store_hash=self.options.input_hash,
+            fields=self._user_fields,
+            guard=self.guard,
+        )
+        meta = {"mode": open_pass.mode, "activation": captured.source.activation}
+        meta["logits_from"] = captured.source.name or "the model's output"
+        context.meta.update(meta)
+        open_pass.handle = self._open(open_pass, dict(meta))
+        open_pass.context = context
+        self._store_info(context, captured)
+        return context
+
+    def _same_width(self, alias: str, width: int) -> bool:
+        stored = (self.info.get("features") or {}).get(alias, {}).get("width")
+        if stored in {None, width}:
+            return True
+        self.guard.tell_once(
+            f"width:{alias}",
+            f"The feature {alias!r} is {stored} wide in this run and {width} in this model; it is not recorded now. "
+            "Give another version_name, or force_table_recreate=True.",
+        )
+        return False
+
+    def _store_info(self, context: PassContext, captured: Captured) -> None:
+        """Rank 0 writes what the first batches settled into run.json, once per change."""
+        found = {
+            "task": "classification",
+            "n_class": context.n_class,
+            "features": {rule.alias: rule.as_info() for rule in context.rules},
+            "vector_dtype": context.vector_dtype,
+        }
+        if found == self._stored_info:
+            return
+        self._stored_info = found
+        self.info = {**self.info, **found}
+        if self.rank == 0:
+            with self.guard.catch("writing run.json", lost="the run's class count and feature rules"):
+                self.store.update_run_info(self.run, **found)
+
+    def _job(
+        self, open_pass: OpenPass, context: PassContext, batch: Batch, captured: Captured, n: int
+    ) -> BatchJob:
+        names, tensors = ["logits"], [captured.logits]
+        for rule in context.rules:
+            feature = captured.features.get(rule.alias)
+            if feature is not None:
+                names.append("feature:" + rule.alias)
+                tensors.append(feature)
+        labels, ids = batch.labels, batch.ids
+        if isinstance(labels, Tensor):
+            names.append("labels")
+            tensors.append(labels)
+            labels = None
+        elif isinstance(labels, np.ndarray):
+            labels = labels.copy()
+        if isinstance(ids, Tensor):
+            names.append("ids")
+            tensors.append(ids)
+            ids = None
+        elif isinstance(ids, np.ndarray):
+            ids = ids.copy()
+        held, on_device = self._hashing(batch, n)
+        if on_device is not None:
+            names.append("input_hash")
+            tensors.append(on_device)
+        self._tell_id_source(batch.id_source)
+        return BatchJob(
+            context=context,
+            unit0=open_pass.units,
+            n=n,
+            staged=self._stager.stage(tensors),
+            names=names,
+            labels=labels,
+            ids=ids,
+            id_source=batch.id_source,
+            hash_from=held,
+            user=batch.fields,
+            activation=captured.source.activation,
+            batch_idx=batch.batch_idx,
+            global_step=batch.global_step,
+        )
+
+    def _hashing(self, batch: Batch, n: int) -> tuple[HeldInputs | None, Tensor | None]:
+        """Inputs to hash later (all on the host), or their hash as a device tensor."""
+        wanted = self.options.input_hash or batch.id_source == CONTENT_HASH
+        if not wanted or batch.inputs is None:
+            return None, None
+        tensors = tensors_in(batch.inputs)
+        if all(t.device.type == "cpu" for t in tensors):
+            versions = [(t, t._version) for t in tensors if not t.is_inference()]  # noqa: SLF001 - no public name
+            return HeldInputs(batch.inputs, versions), None
+        with torch.no_grad():
+            return None, torch.as_tensor(input_hash_of(batch.inputs, n))
+
+    def _tell_id_source(self, source: str) -> None:
+        if source == self.id_source:
+            return
+        self.id_source = source
+        meaning = _SOURCE_MEANING.get(source)
+        text = f"Sample ids come from {source}" + (f": {meaning}." if meaning else ".")
+        self.guard.tell_once(f"ids:{source}", text)
+
+
+def class_count(model: nn.Module) -> int | None:
+    """The number of classes as the model states it (`num_classes`, `n_class`, `config.num_labels`), or None."""
+    for holder, name in (
+        (model, "num_classes"),
+        (model, "n_class"),
+        (getattr(model, "config", None), "num_labels"),
+        (getattr(model, "hparams", None), "num_classes"),
+    ):
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 2:
+            return value
+    return None
+
+
+def row_count(labels: Any) -> int | None:
+    """Rows as the labels tell them, None where they do not."""
+    if isinstance(labels, (Tensor, np.ndarray)):
+        return int(labels.shape[0]) if labels.ndim else None
+    return len(labels) if isinstance(labels, (list, tuple)) else None
+
+
+def largest_label(labels: Any) -> int:
+    """The largest class index, 1 where it is unknown. Waits for the device: only for the first batch of a mode."""
+    if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 2:
+        return int(labels.shape[1]) - 1 if labels.shape[1] > 1 else 1
+    try:
+        values = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return 1
+    if values.numel() == 0 or values.is_floating_point() or values.is_complex():
+        return 1
+    return int(values.max())
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in nested lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [tensor for item in value for tensor in tensors_in(item)]
+
+
+def _held_bytes(held: HeldInputs | None) -> int:
+    if held is None:
+        return 0
+    return sum(t.numel() * t.element_size() for t in tensors_in(held.inputs))
+
+
+__all__ = ["Batch", "ConfigurationProblem", "OpenPass", "Session"]
