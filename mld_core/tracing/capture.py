@@ -1,17 +1,19 @@
 """Forward hooks that keep a reference to what a layer was given and gave, and the choice of which layers.
 
-No hook copies, synchronises or decides anything: events decide what is recorded (a stray forward reaches nobody).
-Nothing is probed with an extra forward either, which would move BatchNorm statistics and generators and hang under
+No hook copies, synchronises or decides anything: events decide what is recorded (a stray forward reaches
+nobody). Nothing is probed with an extra forward either, which would move BatchNorm statistics and generators
+and hang under
 FSDP: the first real batch of each mode is watched, then only the hooks that are needed stay.
 
 What the hooks must stand:
 
-- `copy.deepcopy(model)` (EMA) copies the hooks with it: a probe is its own deep copy and ignores every module but
-  its own, so copies never record.
-- Pickling (ddp_spawn, `torch.save(model)`): hooks are bound methods of plain objects; a pickled probe comes back
-  dead.
-- Dynamo traces hook bodies: they only set an attribute. Hooks added to a submodule after the first compiled call
-  never fire (`skip_nnmodule_hook_guards`), so inside compiled regions they are set at once and never removed.
+- `copy.deepcopy(model)` (EMA) copies the hooks with it: a probe is its own deep copy and ignores every module
+  but its own, so copies never record.
+- Pickling (ddp_spawn, `torch.save(model)`): hooks are bound methods of plain objects; a pickled probe comes
+  back dead.
+- Dynamo traces hook bodies: they only set an attribute. Hooks added to a submodule after the first compiled
+  call never fire (`skip_nnmodule_hook_guards`), so inside compiled regions they are set at once and never
+  removed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from torch.utils.hooks import RemovableHandle
 
 from mld_core.tracing.guard import ConfigurationProblem
 
-_WRAPPER_PARTS: Final = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_WRAPPER_PARTS: Final = frozenset(
+    {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+)
 _KEPT_LEAF_CALLS: Final = 16
 DEFAULT_ALIAS: Final = "features"
 HEAD_TYPES: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -138,8 +142,8 @@ class LeafCall:
 class Watcher:
     """Hooks on every module for one batch: the outermost submodule calls and the last leaf layers executed.
 
-    Outermost without pre-hooks: when a module has returned, the calls of its own submodules noted before it are
-    inner ones and are dropped.
+    Outermost without pre-hooks: when a module has returned, the calls of its own submodules noted before it
+    are inner ones and are dropped.
     """
 
     def __init__(self, model: nn.Module, switch: Switch) -> None:

@@ -1,9 +1,10 @@
 """From whatever a layer hands over to one vector per unit.
 
-A feature is pooled on the training thread (a mean over space or tokens, so that only (B, D) is kept) and, where it
-is wider than `MAX_WIDTH`, projected on the writer thread. The projection is a Rademacher matrix (Achlioptas 2003:
-entries +-1/sqrt(width) keep distances up to a small distortion) built from splitmix64 counters: it depends on
-nothing but the two widths, so it is the same in every process and draws from nobody's random generator.
+A feature is pooled on the training thread (a mean over space or tokens, so that only (B, D) is kept) and,
+where it is wider than `MAX_WIDTH`, projected on the writer thread. The projection is a Rademacher matrix
+(Achlioptas 2003: entries +-1/sqrt(width) keep distances up to a small distortion) built from splitmix64
+counters: it depends on nothing but the two widths, so it is the same in every process and draws from nobody's
+random generator.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ def first_tensor(value: Any, n_rows: int) -> Tensor | None:
 def channel_axis(shape: tuple[int, ...], module: nn.Module | None) -> int:
     """Which axis of a layer's tensor holds the channels.
 
-    The layer's type decides where it can; (B, T, D) is tokens; a (B, h, h, D) with equal second and third axes and
-    another last one is channels-last (Swin); anything else is (B, C, ...).
+    The layer's type decides where it can; (B, T, D) is tokens; a (B, h, h, D) with equal second and third
+    axes and another last one is channels-last (Swin); anything else is (B, C, ...).
 
-    >>> channel_axis((8, 512, 7, 7), None), channel_axis((8, 7, 7, 768), None), channel_axis((8, 197, 192), None)
-    (1, 3, 2)
+    >>> channel_axis((8, 512, 7, 7), None), channel_axis((8, 7, 7, 768), None), channel_axis((8, 197, 192),
+    None) (1, 3, 2)
     """
     last = len(shape) - 1
     if last == 1 or isinstance(module, _CHANNELS_FIRST):

@@ -1,9 +1,10 @@
 """Which tensor is the logits and which is the feature: decided once per mode from one watched batch.
 
-Logits are what the model says: the output of its own call where that parses as (B, K) logits (DeiT's mean of two
-heads, GoogLeNet's main output), except where that is only the softmax or log-softmax of the head layer's output;
-then the head layer's output. Features default to the input of the head: the last executed Linear or Conv layer
-that gives K columns (auxiliary heads are registered behind or beside it, so registration order says nothing).
+Logits are what the model says: the output of its own call where that parses as (B, K) logits (DeiT's mean of
+two heads, GoogLeNet's main output), except where that is only the softmax or log-softmax of the head layer's
+output; then the head layer's output. Features default to the input of the head: the last executed Linear or
+Conv layer that gives K columns (auxiliary heads are registered behind or beside it, so registration order
+says nothing).
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def _is_activation_of(outer: Tensor, columns: Tensor) -> bool:
 class HeadChooser:
     """Chooses logits and features of one model, and reads them off the capture's stash afterwards."""
 
-    def __init__(self, capture: Capture, *, n_class: int | None, known: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, capture: Capture, *, n_class: int | None, known: Mapping[str, Mapping[str, Any]]
+    ) -> None:
         self.capture = capture
         self.n_class = n_class
         self.sources: dict[bool, LogitsSource] = {}
@@ -178,15 +181,16 @@ class HeadChooser:
         head = self._known_head() or self._head(logits, n_rows, n_class)
         if head is None:
             self.problems["features"] = (
-                f"No Linear or Conv layer with {n_class} output columns was seen before the logits, so no features "
-                "are recorded, only logits. Name a layer with target_layers={'features': '<module path>'}."
+                f"No Linear or Conv layer with {n_class} output columns was seen before the logits, so no "
+                "features are recorded, only logits. Name a layer with "
+                "target_layers={'features': '<module path>'}."
             )
             return
         tensor = first_tensor(head.args, n_rows)
         if tensor is None:
             self.problems["features"] = (
-                f"The input of the head layer `{canonical(head.name)}` has no tensor with {n_rows} rows; only logits "
-                "are recorded. Name a layer with target_layers={'features': '<module path>'}."
+                f"The input of the head layer `{canonical(head.name)}` has no tensor with {n_rows} rows; "
+                "only logits are recorded. Name a layer with target_layers={'features': '<module path>'}."
             )
             return
         self._add_rule(DEFAULT_ALIAS, head.name, "input", tensor, head.module)
@@ -250,8 +254,9 @@ class HeadChooser:
             if probe.changed_in_place():
                 self.problems.setdefault(
                     f"{alias}: in place",
-                    f"The output of `{canonical(rule.layer)}` is changed in place by the layer after it; the recorded "
-                    f"feature {alias!r} is the changed value. Name the following layer to say so, or set inplace=False.",
+                    f"The output of `{canonical(rule.layer)}` is changed in place by the layer after it; the "
+                    f"recorded feature {alias!r} is the changed value. Name the following layer to say so, "
+                    "or set inplace=False.",
                 )
             out[alias] = pool(tensor, rule.axis)
         return out
@@ -267,15 +272,16 @@ def _input_width(call: LeafCall, n_rows: int) -> int:
 
 def _silent_message(rule: FeatureRule) -> str:
     return (
-        f"The hook on `{canonical(rule.layer)}` did not fire in a recorded batch, so the feature {rule.alias!r} is "
-        "missing there. A layer inside a compiled model can only be hooked before the first compiled call: create "
-        "the tracer (or the callback) before the model runs."
+        f"The hook on `{canonical(rule.layer)}` did not fire in a recorded batch, so the feature "
+        f"{rule.alias!r} is missing there. A layer inside a compiled model can only be hooked before the "
+        "first compiled call: create the tracer (or the callback) before the model runs."
     )
 
 
 def _shape_message(rule: FeatureRule, tensor: Tensor | None) -> str:
     found = "no tensor with the batch's rows" if tensor is None else f"shape {tuple(tensor.shape)}"
     return (
-        f"The feature {rule.alias!r} has {rule.raw_width} columns in this run ({rule.rule}), a later batch brought "
-        f"{found}; the feature is missing for such batches. A new version_name starts with a new width."
+        f"The feature {rule.alias!r} has {rule.raw_width} columns in this run ({rule.rule}), a later batch "
+        f"brought {found}; the feature is missing for such batches. A new version_name starts with a new "
+        "width."
     )

@@ -64,24 +64,32 @@ class RecorderOptions:
         self._expect("task", (str,), f"one of {_TASKS}", ok=lambda v: v in _TASKS)
         self._expect("target_layers", (Mapping,), "a mapping alias -> module path", ok=_all_strings)
         self._expect("n_class", (int,), "an integer of at least 2", ok=lambda v: v >= 2)
-        self._expect("class_names", (list, tuple), "a list of strings", ok=lambda v: all(isinstance(x, str) for x in v))
+        self._expect(
+            "class_names", (list, tuple), "a list of strings", ok=lambda v: all(isinstance(x, str) for x in v)
+        )
         for name in _FUNCTIONS:
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigurationProblem(f"{name}={getattr(self, name)!r} is not a function of the batch.")
-        self._expect("splits", (list, tuple, set, frozenset), "a list of split names such as ['train', 'val']")
+        self._expect(
+            "splits", (list, tuple, set, frozenset), "a list of split names such as ['train', 'val']"
+        )
         self._expect("every_n_epochs", (int,), "an integer of at least 1", ok=lambda v: v >= 1)
-        self._expect("replay_train", (bool, int, float), "False, True or a fraction", ok=lambda v: 0 <= v <= 1)
+        self._expect(
+            "replay_train", (bool, int, float), "False, True or a fraction", ok=lambda v: 0 <= v <= 1
+        )
         for name in ("queue_mb", "roll_mb", "roll_seconds", "max_store_gb"):
             self._expect(name, (int, float), "a positive number", ok=lambda v: math.isfinite(v) and v > 0)
         self._expect("on_full", (str,), "'block' or 'drop'", ok=lambda v: v in {"block", "drop"})
-        self._expect("vector_dtype", (str,), "'float16' or 'float32'", ok=lambda v: v in {"float16", "float32"})
+        self._expect(
+            "vector_dtype", (str,), "'float16' or 'float32'", ok=lambda v: v in {"float16", "float32"}
+        )
         self._expect("keep_vectors", (int,), "a number of epochs, or None to keep all", ok=lambda v: v >= 0)
         for name in ("input_hash", "force_table_recreate", "auto_sync"):
             self._expect(name, (bool,), "True or False")
         if self.class_names is not None and self.n_class not in {None, len(self.class_names)}:
             raise ConfigurationProblem(
-                f"n_class={self.n_class} but class_names has {len(self.class_names)} names; give as many names as "
-                "classes, or leave n_class out."
+                f"n_class={self.n_class} but class_names has {len(self.class_names)} names; give as many "
+                "names as classes, or leave n_class out."
             )
 
     def _expect(

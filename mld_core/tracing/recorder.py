@@ -1,8 +1,9 @@
 """The neutral event protocol: what every framework wrapper calls, and nothing a framework knows.
 
-Order of events: `resolve_names` on rank 0, the wrapper broadcasts its result, `start` on every rank; then passes
-(`begin_pass` .. `end_pass`, nested as a stack) of batches (`begin_batch`, the forward, `record`); `finish` at the
-end. Every public method is guarded: an error of ours is told once and counted, the training goes on.
+Order of events: `resolve_names` on rank 0, the wrapper broadcasts its result, `start` on every rank; then
+passes (`begin_pass` .. `end_pass`, nested as a stack) of batches (`begin_batch`, the forward, `record`);
+`finish` at the end. Every public method is guarded: an error of ours is told once and counted, the training
+goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.writer import Account
+from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.identity import find_ids
 from mld_core.tracing.labels import find_inputs, find_labels
@@ -34,7 +36,8 @@ _ROOT_HOOK_TRAPS: Final = frozenset({"lightning"})  # frameworks whose root modu
 class Recorder:
     """Records what a model says, sample by sample, as a framework's events come in.
 
-    Takes the keyword options of the public API (section 7) and checks them at once. Picklable before and after
+    Takes the keyword options of the public API (section 7) and checks them at once. Picklable before and
+    after
     `start`: live parts (hooks, writer) are left behind, `start` makes them anew.
 
     Raises:
@@ -58,11 +61,12 @@ class Recorder:
         self._framework = ""
         self._started = 0.0
         self._spent = 0.0
+        self.failed_to_start = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None, "_stack": []}
 
-    # -- start ---------------------------------------------------------------------------------------------------
+    # -- start -----------------------------------------------------------------------------------------------
 
     @property
     def enabled(self) -> bool:
@@ -76,14 +80,17 @@ class Recorder:
             model: what the framework trains; its class name is the default model name.
 
         Returns:
-            {"model_name", "version_name", "store", "launch_id", "restart"}, plain strings; {} if that failed (told).
+            {"model_name", "version_name", "store", "launch_id", "restart"}, plain strings; {} if that failed
+            (told).
         """
         with self.guard.catch("settling the run's names", lost="all records of this run"):
             if self._names:
                 return dict(self._names)
             options, restored = self.options, self._restored
             store = Store(options.store)
-            model_name = options.model_name or restored.get("model_name") or class_name(options.model or model)
+            model_name = (
+                options.model_name or restored.get("model_name") or class_name(options.model or model)
+            )
             version = options.version_name or restored.get("version_name") or store.claim_version(model_name)
             run = RunKey(model_name, version)
             if options.force_table_recreate and not restored:
@@ -95,11 +102,11 @@ class Recorder:
                 "launch_id": new_launch_id(),
                 "restart": str(restart_count()),
             }
-            self._describe(store, run, options.model or model)
+            self.describe_run(store, run, options.model or model)
             return names
         return {}
 
-    def _describe(self, store: Store, run: RunKey, model: nn.Module) -> None:
+    def describe_run(self, store: Store, run: RunKey, model: nn.Module) -> None:
         """Writes run.json's first lines; warns where another architecture goes by this model name."""
         hashed = architecture_hash(model)
         options = self.options
@@ -112,12 +119,20 @@ class Recorder:
         if any(k.get("architecture_hash") not in {None, hashed} for k in known):
             self.guard.tell_once(
                 f"architecture:{run.model_name}",
-                f"The architecture of model_name={run.model_name!r} differs from the one recorded first under this "
-                "name. Records are kept apart by version_name; if this is another model, give it another model_name.",
+                f"The architecture of model_name={run.model_name!r} differs from the one recorded first "
+                "under this name. Records are kept apart by version_name; if this is another model, give it "
+                "another model_name.",
             )
 
     def start(
-        self, model: nn.Module, names: Mapping[str, str], *, rank: int, world_size: int, framework: str
+        self,
+        model: nn.Module,
+        names: Mapping[str, str],
+        *,
+        rank: int,
+        world_size: int,
+        framework: str,
+        capture: Capture | None = None,
     ) -> None:
         """Opens store and writer and sets the hooks. A configuration problem is told once and disables us.
 
@@ -127,17 +142,26 @@ class Recorder:
             rank: this process's global rank.
             world_size: number of processes.
             framework: "lightning", "huggingface", "mmengine", "accelerate" or "".
+            capture: hooks set earlier (before a first compiled call), if any.
         """
         with self.guard.catch("starting to record", lost="all records of this run") as caught:
             if not names:
                 raise ConfigurationProblem("the run has no names on this rank; see rank 0's message")
-            self._start(model, dict(names), rank, world_size, framework)
-        if caught.failed and self.session is not None:
-            self.session.detach()
-            self.session = None
+            self._start(model, dict(names), rank, world_size, framework, capture)
+        if caught.failed:
+            self.failed_to_start = True
+            if self.session is not None:
+                self.session.detach()
+                self.session = None
 
     def _start(
-        self, model: nn.Module, names: dict[str, str], rank: int, world_size: int, framework: str
+        self,
+        model: nn.Module,
+        names: dict[str, str],
+        rank: int,
+        world_size: int,
+        framework: str,
+        capture: Capture | None,
     ) -> None:
         if self.options.task not in {None, "classification"}:
             raise ConfigurationProblem(f"task={self.options.task!r} is not recorded by this version")
@@ -152,9 +176,13 @@ class Recorder:
             self._started = time.perf_counter()
             if rank == 0:
                 self.guard.tell_once(
-                    f"start:{run}:{store.root}", f"Recording {run.model_name}/{run.version_name} to {store.root}"
+                    f"start:{run}:{store.root}",
+                    f"Recording {run.model_name}/{run.version_name} to {store.root}",
                 )
-        self._attach(model)
+        if capture is not None and capture.model is model:
+            self.session.adopt(capture)
+        else:
+            self._attach(model)
 
     def _attach(self, model: nn.Module) -> None:
         assert self.session is not None
@@ -170,7 +198,11 @@ class Recorder:
         with self.guard.catch("hooking the model", lost="features and logits of what follows"):
             self._attach(model)
 
-    # -- passes --------------------------------------------------------------------------------------------------
+    def spend(self, seconds: float) -> None:
+        """Adds to the time spent on the training thread."""
+        self._spent += seconds
+
+    # -- passes ----------------------------------------------------------------------------------------------
 
     def begin_pass(
         self,
@@ -237,7 +269,7 @@ class Recorder:
             self.session.abandon(open_pass)
             self.guard.count(f"partial pass: {reason}")
 
-    # -- batches -------------------------------------------------------------------------------------------------
+    # -- batches ---------------------------------------------------------------------------------------------
 
     def begin_batch(self, batch: Any = None) -> None:  # noqa: ARG002 - part of the protocol
         """A batch begins: clears what hooks kept before, lets them keep references."""
@@ -305,15 +337,16 @@ class Recorder:
                 return found
             self.guard.tell_once(
                 "id count",
-                f"{row_count(found[0])} ids from {found[1]} for {n} samples; the next source of ids is used for such "
-                "batches. Give one id per sample.",
+                f"{row_count(found[0])} ids from {found[1]} for {n} samples; the next source of ids is used "
+                "for such batches. Give one id per sample.",
             )
         return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)
 
-    # -- end -----------------------------------------------------------------------------------------------------
+    # -- end -------------------------------------------------------------------------------------------------
 
     def wait_for_save(self, n_epoch: int | None, timeout: float | None = _WAIT_S) -> bool:
-        """Waits until this rank's sealed passes of an epoch are durable; never for a network, never for a rank.
+        """Waits until this rank's sealed passes of an epoch are durable; never for a network, never for a
+        rank.
 
         Returns:
             False after `timeout` seconds, which is told once.
@@ -326,8 +359,9 @@ class Recorder:
             if not done:
                 self.guard.tell_once(
                     "wait",
-                    f"The records of epoch {n_epoch} were not durable after {timeout} s; the training goes on and "
-                    f"writing continues in the background. Look at the disk under {self.session.store.root}.",
+                    f"The records of epoch {n_epoch} were not durable after {timeout} s; the training goes "
+                    f"on and writing continues in the background. Look at the disk under "
+                    f"{self.session.store.root}.",
                 )
         return done
 
@@ -372,7 +406,7 @@ class Recorder:
             lines.append("Evaluate with: " + shlex.join(command))
         self.guard.tell_once(f"account:{self._started}", "\n".join(lines))
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------
+    # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, str | int]:
         """What a resumed training needs to find its run; builtin types only, the same on every rank; {} before start."""

@@ -68,16 +68,14 @@ class HeldInputs:
     inputs: Any
     versions: list[tuple[Any, int]]
 
-    def hashes(self, n: int) -> npt.NDArray[np.int64] | None:
-        """(n, 2) int64, or None where a tensor was written to since the event."""
-        if any(tensor._version != version for tensor, version in self.versions):  # noqa: SLF001 - no public name
-            return None
-        return np.asarray(input_hash_of(self.inputs, n))
+    def changed(self) -> bool:
+        """Whether a tensor was written to since the event."""
+        return any(tensor._version != version for tensor, version in self.versions)  # noqa: SLF001 - no public name
 
 
 @dataclass
 class PassContext:
-    """What all batches of one pass share; `meta` is filled on the writer thread and sealed with the pass."""
+    """What all batches of one pass share; `counts` is filled on the writer thread and sealed with the pass."""
 
     rank: int
     mode: str
@@ -90,12 +88,12 @@ class PassContext:
     fields: tuple[AdditionalField, ...]
     guard: Guard
     meta: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def count(self, what: str, times: int) -> None:
         """Adds to a counter of the pass."""
         if times:
-            counts = self.meta.setdefault("counts", {})
-            counts[what] = counts.get(what, 0) + times
+            self.counts[what] = self.counts.get(what, 0) + times
 
 
 @dataclass
@@ -141,9 +139,10 @@ class BatchJob:
     def _hashes(self, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str] | None:
         values = arrays.get("input_hash")
         if values is None and self.hash_from is not None:
-            values = self.hash_from.hashes(self.n)
-            if values is None:
+            if self.hash_from.changed():
                 self.context.count("inputs changed in place before they were hashed", self.n)
+            else:
+                values = input_hash_of(self.hash_from.inputs, self.n)
         self.hash_from = None  # lets go of the inputs
         return None if values is None else to_hex(values)
 
@@ -154,7 +153,10 @@ class BatchJob:
                 raise ValueError(f"{len(ids)} ids for {self.n} samples; give one id per sample")
             return ids
         if hashes is None:
-            raise ValueError("the inputs were changed in place, so no id could be made of them; give id_fn(batch)")
+            raise ValueError(
+                "no id could be made of the inputs' content (changed in place, or not divisible by sample); "
+                "give id_fn"
+            )
         return hashes
 
     def _own_columns(

@@ -1,4 +1,5 @@
-"""One started run on one rank: hooks, open passes, and what goes to the writer. Not picklable; the recorder is.
+"""One started run on one rank: hooks, open passes, and what goes to the writer. Not picklable; the recorder
+is.
 
 Everything here runs on the training thread and is kept short: references are staged, the rest is left to
 `BatchJob` on the writer thread.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.schema import samples_schema, vectors_schema
 from mld_core.records.writer import Account, Writer, WriterOptions
-from mld_core.tracing.capture import Capture
+from mld_core.tracing.capture import Capture, canonical
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.hashing import input_hash_of
 from mld_core.tracing.heads import Captured, HeadChooser
@@ -126,7 +127,7 @@ class Session:
     def _tell(self, key: str, message: str) -> None:
         self.guard.tell_once(key, message)
 
-    # -- hooks ---------------------------------------------------------------------------------------------------
+    # -- hooks -----------------------------------------------------------------------------------------------
 
     def attach(self, model: nn.Module, *, ignore_root: bool) -> None:
         """Sets the hooks on `model`, taking them off another one.
@@ -136,17 +137,27 @@ class Session:
         """
         if self.capture is not None and self.capture.model is model:
             return
-        self.detach()
-        known: dict[str, Any] = self.info.get("features") or {}
+        known = self._known_features()
         layers = [] if self.options.target_layers else [entry.get("layer") for entry in known.values()]
-        self.capture = Capture(
-            model,
-            target_layers=self.options.target_layers,
-            ignore_root=ignore_root,
-            n_class=self.n_class or class_count(model),
-            known=tuple(layer for layer in layers if isinstance(layer, str)),
+        self.adopt(
+            Capture(
+                model,
+                target_layers=self.options.target_layers,
+                ignore_root=ignore_root,
+                n_class=self.n_class or class_count(model),
+                known=tuple(layer for layer in layers if isinstance(layer, str)),
+            )
         )
-        self.chooser = HeadChooser(self.capture, n_class=self.n_class or class_count(model), known=known)
+
+    def adopt(self, capture: Capture) -> None:
+        """Takes over hooks that are set already."""
+        self.detach()
+        n_class = self.n_class or class_count(capture.model)
+        self.capture = capture
+        self.chooser = HeadChooser(capture, n_class=n_class, known=self._known_features())
+
+    def _known_features(self) -> dict[str, Any]:
+        return self.info.get("features") or {}
 
     def detach(self) -> None:
         """Takes every hook off."""
@@ -165,7 +176,7 @@ class Session:
         if self.capture is not None:
             self.capture.end()
 
-    # -- passes --------------------------------------------------------------------------------------------------
+    # -- passes ----------------------------------------------------------------------------------------------
 
     def seal(self, open_pass: OpenPass) -> None:
         """Seals a pass in the background; a rank without a batch seals an empty one, or nobody could read it."""
@@ -197,6 +208,12 @@ class Session:
             tickets = list(self.tickets.get(n_epoch, []))
         return self._writer.wait(tickets, timeout)
 
+    def failure(self, n_epoch: int | None, *, every: bool = False) -> BaseException | None:
+        """Why a pass of that epoch could not be sealed, None if none failed (yet)."""
+        groups = self.tickets.values() if every else [self.tickets.get(n_epoch, [])]
+        done = [ticket for group in groups for ticket in group if ticket.done()]
+        return next((error for ticket in done if (error := ticket.exception()) is not None), None)
+
     def flush(self, timeout: float | None) -> bool:
         """Writes what is queued, sealed or not."""
         return self._writer.flush(timeout)
@@ -215,7 +232,7 @@ class Session:
         """Batches that found no ring slot large enough or free (CUDA)."""
         return self._stager.spills
 
-    # -- batches -------------------------------------------------------------------------------------------------
+    # -- batches ---------------------------------------------------------------------------------------------
 
     def commit(self, open_pass: OpenPass, batch: Batch) -> Captured | None:
         """Stages one batch and hands it to the writer; returns what was captured, if anything."""
@@ -255,9 +272,10 @@ class Session:
             self.guard.count("no logits found in a batch", rows=n or 0)
             self.guard.tell_once(
                 "no logits",
-                "No class logits of shape (batch, classes) were found in what the model or the step returned, so this "
-                f"batch is not recorded{f' ({n} rows)' if n else ''}. The tracer must exist before the first compiled "
-                "call; else return the logits from the step, or give model=<the classifier>.",
+                "No class logits of shape (batch, classes) were found in what the model or the step "
+                f"returned, so this batch is not recorded{f' ({n} rows)' if n else ''}. The tracer must "
+                "exist before the first compiled call; else return the logits from the step, or give "
+                "model=<the classifier>.",
             )
         return captured
 
@@ -275,8 +293,9 @@ class Session:
         self.unsupported = task
         self.guard.tell_once(
             "task",
-            f"This looks like {task}, which is not recorded: {reason} Nothing is recorded for this run; the training "
-            "goes on untouched. If it is classification, say task='classification' and give label_fn(batch).",
+            f"This looks like {task}, which is not recorded: {reason} Nothing is recorded for this run; the "
+            "training goes on untouched. If it is classification, say task='classification' and give "
+            "label_fn(batch).",
         )
         self.disarm()
 
@@ -299,15 +318,16 @@ class Session:
         if k == expected:
             if self.n_class not in {None, k}:
                 self.guard.tell_once(
-                    "n_class", f"n_class={self.n_class} was given but the model has {k} outputs; {k} is recorded."
+                    "n_class",
+                    f"n_class={self.n_class} was given but the model has {k} outputs; {k} is recorded.",
                 )
             self.n_class = k
             return True
         self.guard.count("logits of another width", rows=n)
         self.guard.tell_once(
             "width",
-            f"The run {self.run.model_name}/{self.run.version_name} has {expected} classes, this model gives {k}; "
-            "such batches are not recorded. Give another version_name, or force_table_recreate=True.",
+            f"The run {self.run.model_name}/{self.run.version_name} has {expected} classes, this model gives "
+            f"{k}; such batches are not recorded. Give another version_name, or force_table_recreate=True.",
         )
         return False
 
@@ -332,9 +352,15 @@ class Session:
             fields=self._user_fields,
             guard=self.guard,
         )
-        meta = {"mode": open_pass.mode, "activation": captured.source.activation}
-        meta["logits_from"] = captured.source.name or "the model's output"
-        context.meta.update(meta)
+        meta = {
+            "mode": open_pass.mode,
+            "activation": captured.source.activation,
+            "logits_from": canonical(captured.source.name)
+            if captured.source.is_head
+            else "the model's output",
+        }
+        # The counters are a dict of their own: the writer thread fills it after `seal` was called.
+        context.meta.update(meta, counts=context.counts)
         open_pass.handle = self._open(open_pass, dict(meta))
         open_pass.context = context
         self._store_info(context, captured)
@@ -346,8 +372,8 @@ class Session:
             return True
         self.guard.tell_once(
             f"width:{alias}",
-            f"The feature {alias!r} is {stored} wide in this run and {width} in this model; it is not recorded now. "
-            "Give another version_name, or force_table_recreate=True.",
+            f"The feature {alias!r} is {stored} wide in this run and {width} in this model; it is not "
+            "recorded now. Give another version_name, or force_table_recreate=True.",
         )
         return False
 
@@ -420,7 +446,7 @@ class Session:
             versions = [(t, t._version) for t in tensors if not t.is_inference()]  # noqa: SLF001 - no public name
             return HeldInputs(batch.inputs, versions), None
         with torch.no_grad():
-            return None, torch.as_tensor(input_hash_of(batch.inputs, n))
+            return None, input_hash_of(batch.inputs, n)
 
     def _tell_id_source(self, source: str) -> None:
         if source == self.id_source:

@@ -1,13 +1,14 @@
 """Takes a batch's few tensors off the training thread without making it wait.
 
 CPU: the tensors are cloned (a view of the model's memory would change under us); casts are left to the writer
-thread. CUDA: they are cast into one device buffer on the compute stream, which makes the copy independent of later
-in-place operations, CUDA-graph replays and the allocator; the buffer goes to pinned memory on a side stream, and
-only the writer thread waits for that copy's event. Slots are pairs (device buffer, pinned buffer) in a small ring;
-a batch larger than a slot, or one that finds no free slot, gets a fresh one and is counted as a spill.
+thread. CUDA: they are cast into one device buffer on the compute stream, which makes the copy independent of
+later in-place operations, CUDA-graph replays and the allocator; the buffer goes to pinned memory on a side
+stream, and only the writer thread waits for that copy's event. Slots are pairs (device buffer, pinned buffer)
+in a small ring; a batch larger than a slot, or one that finds no free slot, gets a fresh one and is counted
+as a spill.
 
-After the pattern of torch.distributed.checkpoint.staging and the "pinned memory and non_blocking" tutorial: a host
-buffer is never read before its event, a device buffer never rewritten before it either.
+After the pattern of torch.distributed.checkpoint.staging and the "pinned memory and non_blocking" tutorial: a
+host buffer is never read before its event, a device buffer never rewritten before it either.
 """
 
 from __future__ import annotations
@@ -148,7 +149,9 @@ class Ring:
         return Slot(
             torch.empty(nbytes, dtype=torch.uint8, device=self.device),
             torch.empty(nbytes, dtype=torch.uint8, pin_memory=True),
-            torch.cuda.Event(blocking=True),  # the writer sleeps in synchronize() instead of spinning on a core
+            torch.cuda.Event(
+                blocking=True
+            ),  # the writer sleeps in synchronize() instead of spinning on a core
             pooled,
         )
 
