@@ -4,6 +4,7 @@ Only the writer thread uses this. Every method that touches the disk can be call
 on where it stopped; no row is written twice.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from mld_core.records.compact import compact
+from mld_core.records.layout import PassKey
 from mld_core.records.manifest import (
     ATTEMPT_FILE,
     SEAL_FILE,
@@ -85,6 +87,8 @@ class OpenPass:
         self.error: str | None = None
         self.sealing: dict[str, Any] | None = None
         self.leaving = False
+        self.unwanted = False
+        self._renamed: Path | None = None
         self._backoff = 0.0
         self._made = False
         self._ready = False
@@ -235,6 +239,34 @@ class OpenPass:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
+    def rename(self, folder: Path, key: PassKey) -> None:
+        """From the seal on this is the pass `key`, in `folder`."""
+        self._renamed = folder
+        self.manifest = dataclasses.replace(
+            self.manifest, dataset_type=key.dataset_type, n_epoch=key.n_epoch, pass_no=key.pass_no
+        )
+
+    def _move(self) -> None:
+        """Move the folder to its new name; can be called again after an OSError."""
+        if self._renamed is None:
+            return
+        if self.folder != self._renamed:
+            make_dirs(self._renamed.parent, fsync=self.options.fsync)
+            self.options.step("seal:rename")
+            self.folder.rename(self._renamed)
+            old, self.folder = self.folder, self._renamed
+            if self.options.fsync:
+                fsync_dir(self.folder.parent)
+            _prune(old)
+        write_json(self.folder / ATTEMPT_FILE, dataclasses.asdict(self.manifest), fsync=self.options.fsync)
+        self._renamed = None
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        if self._made:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            _prune(self.folder)
+
     def seal(self, losses: dict[str, int], told: list[str]) -> SealManifest:
         """Compact small parts, write `seal.json`, remove the parts that no longer count.
 
@@ -246,6 +278,7 @@ class OpenPass:
             OSError: `seal.json` could not be written; call again.
         """
         self.open()
+        self._move()
         if self._sealed_parts is None:
             try:
                 self._sealed_parts = compact(self.folder, self._parts, self.options)
@@ -284,6 +317,13 @@ class OpenPass:
                     shape = json.loads(field.metadata[b"shape"])
                     found[field.name] = {"shape": shape, "dtype": field.metadata[b"dtype"].decode()}
         return found
+
+
+def _prune(folder: Path) -> None:
+    """Remove the attempt, pass, epoch and split folders around a rank's folder, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for parent in list(folder.parents)[:4]:
+            parent.rmdir()
 
 
 def _joined(taken: list[Pending]) -> dict[str, pa.Table]:

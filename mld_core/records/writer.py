@@ -81,11 +81,13 @@ class _Put:
 class _Seal:
     handle: int
     meta: dict[str, Any]
+    key: PassKey | None = None
 
 
 @dataclass
 class _Abandon:
     handle: int
+    discard: bool = False
 
 
 @dataclass
@@ -245,12 +247,13 @@ class Writer:
         self._tell(f"lost:{reason}", f"records are dropped and counted: {reason}; training goes on")
         return False
 
-    def seal(self, handle: int, *, meta: dict[str, Any] | None = None) -> Ticket:
+    def seal(self, handle: int, *, meta: dict[str, Any] | None = None, key: PassKey | None = None) -> Ticket:
         """Ask for a pass to be sealed; returns at once.
 
         Args:
             handle: from `open`; takes no rows from now on.
             meta: plain values for `seal.json`.
+            key: the pass this turned out to be, where that was not known at `open`; its folder is renamed.
 
         Returns:
             A future with the SealManifest; RuntimeError in it if the pass can not be sealed.
@@ -263,18 +266,25 @@ class Writer:
             if handle in self._losses and not self._closing:
                 self._ended[handle] = self._losses.pop(handle)
                 self._tickets[handle] = ticket
-                self._push(_Seal(handle, dict(meta or {})))
+                self._push(_Seal(handle, dict(meta or {}), key))
                 return ticket
         ticket.set_exception(RuntimeError(f"pass {handle} can not be sealed: it is not open in this process"))
         return ticket
 
     def abandon(self, handle: int) -> None:
         """Write what is there and leave the pass unsealed; it takes no rows from now on."""
+        self._leave(handle, discard=False)
+
+    def discard(self, handle: int) -> None:
+        """Remove a pass that turned out to be unwanted, with its rows; it takes none from now on."""
+        self._leave(handle, discard=True)
+
+    def _leave(self, handle: int, *, discard: bool) -> None:
         self._here()
         with self._lock:
             if handle in self._losses:
                 self._ended[handle] = self._losses.pop(handle)
-                self._push(_Abandon(handle))
+                self._push(_Abandon(handle, discard))
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
@@ -462,8 +472,23 @@ class Writer:
             self._end(item.handle, "its folder could not be made")
         elif isinstance(item, _Seal):
             self._passes[item.handle].sealing = item.meta
+            if item.key is not None:
+                folder = self.store.rank_dir(self.run, item.key, self.attempt, self.rank)
+                self._passes[item.handle].rename(folder, item.key)
+        elif item.discard:
+            self._discard(self._passes[item.handle])
         else:
             self._passes[item.handle].leaving = True
+
+    def _discard(self, opened: OpenPass) -> None:
+        """Forget rows that are not on disk; `_advance` removes those that are."""
+        opened.leaving = opened.unwanted = True
+        with self._lock:
+            for pending in opened.pending:
+                self._bytes -= pending.nbytes
+                self._account.rows_put -= pending.rows
+        opened.pending.clear()
+        opened.pending_bytes = 0
 
     def _build(self, item: _Put) -> None:
         opened = self._passes.get(item.handle)
@@ -522,6 +547,10 @@ class Writer:
                 for line in told:
                     self._tell("compact", f"{line}; nothing is lost")
                 self._end(handle, None, manifest)
+                over = True
+            elif opened.leaving and opened.unwanted:
+                opened.remove()
+                self._end(handle, "it was discarded")
                 over = True
             elif opened.leaving:
                 opened.open()
