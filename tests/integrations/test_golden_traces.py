@@ -1,7 +1,7 @@
-"""The order of each framework's events that the wrappers rely on, kept as files: an upgrade shows the difference.
+"""The order of the events that the wrappers rely on, kept as files: an upgrade shows the difference.
 
-To write the file of a new version: `MLD_WRITE_GOLDEN=1 pytest tests/integrations/test_golden_traces.py`, then read
-the difference to the older file and decide what it means for the wrapper.
+To write the file of a new version: `MLD_WRITE_GOLDEN=1 pytest tests/integrations/test_golden_traces.py`, then
+read the difference to the older file and decide what it means for the wrapper.
 """
 
 import difflib
