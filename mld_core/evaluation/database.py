@@ -1,0 +1,56 @@
+"""DuckDB for joins and views over result tables; it never reaches a network and spills inside the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+
+_NULLABLE = {
+    pa.int8(): pd.Int8Dtype(),
+    pa.int16(): pd.Int16Dtype(),
+    pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+}
+
+
+@contextmanager
+def database(spill: Path, **views: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open an in-memory database with a view over the Parquet files of each keyword.
+
+    Args:
+        spill: Folder of the store where large joins spill; made only if one does, removed after.
+        **views: View name and its files, all of one schema.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": str(spill),
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+    }
+    connection = duckdb.connect(":memory:", config=config)
+    try:
+        for name, files in views.items():
+            connection.read_parquet([str(path) for path in files], union_by_name=True).create_view(name)
+        yield connection
+    finally:
+        connection.close()
+
+
+def fetch(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> pd.DataFrame:
+    """Run a query; integers and booleans with nulls keep their type."""
+    table: pa.Table = connection.sql(sql, params=list(parameters)).to_arrow_table()
+    return to_frame(table)
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """A pandas frame of an Arrow table whose null integers and booleans stay integers and booleans."""
+    kinds = {column.type for column in table.columns if column.null_count and column.type in _NULLABLE}
+    frame: pd.DataFrame = table.to_pandas(
+        types_mapper=lambda kind: _NULLABLE[kind] if kind in kinds else None
+    )
+    return frame

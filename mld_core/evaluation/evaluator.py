@@ -1,0 +1,257 @@
+"""The evaluator: from the records of a run to a stored result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from mld_core import __version__
+from mld_core.evaluation.endpoint import resolve_endpoint
+from mld_core.evaluation.engine import EmbeddedEngine, Reporter
+from mld_core.evaluation.errors import NotFoundError, known, near
+from mld_core.evaluation.method import METHOD, evaluate_classification
+from mld_core.evaluation.result import Result
+from mld_core.evaluation.result_store import FORMAT, ResultStore, utc_now
+from mld_core.records.layout import RunKey, Store
+from mld_core.records.reader import PassSelection, select
+
+METHODS: Mapping[str, str] = {"classification": METHOD}
+"""Task of a run and the method that `method_name="default"` stands for."""
+
+_LIST_COLUMNS = ("result_name", "method_name", "n_epoch", "created_at", "completed_at", "options")
+
+Epochs = int | Literal["latest"] | None
+
+_OPTIONS: Mapping[str, tuple[type, ...]] = {
+    "dataset_types": (list, tuple),
+    "threads": (int,),
+    "exact_cells": (int,),
+    "progress": (bool,),
+}
+
+
+class Evaluator:
+    """Evaluates the records of one model version and keeps the results.
+
+    Example:
+        ::
+
+            result = Evaluator("resnet18", "v1").request_evaluation()
+            result.get_summary()
+
+    Args:
+        model_name: Name of the model, as given to the tracer or the callback.
+        version_name: Name of the version.
+        api_endpoint: Address of a service; default `MLD_API_ENDPOINT`, else the local store.
+        api_key: Its key; default `MLD_API_KEY`.
+        store: Folder of the local store; default `MLD_HOME`, else `~/.mld`. Beats `MLD_API_ENDPOINT`.
+
+    Raises:
+        ValueError: A key without an endpoint.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        version_name: str,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+        *,
+        store: str | Path | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.version_name = version_name
+        local = store is not None and api_endpoint is None and api_key is None
+        self._endpoint = None if local else resolve_endpoint(api_endpoint, api_key)
+        self._store = Store(store)
+
+    def __repr__(self) -> str:
+        where = self._endpoint.url if self._endpoint else self._store.root
+        return f"Evaluator({self.model_name!r}, {self.version_name!r}, {str(where)!r})"
+
+    def request_evaluation(
+        self,
+        result_name: str | None = None,
+        n_epoch: Epochs = "latest",
+        *,
+        method_name: str = "default",
+        options: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Evaluate recorded passes and store the result.
+
+        Args:
+            result_name: Name of the result; None makes `{model}_{version}_{method}_{YYYYMMDD}` (UTC), with
+                `_2`, ... where that is taken.
+            n_epoch: "latest" = the last sealed pass of each split; an epoch; None = every epoch.
+            method_name: "default" = the method of the run's task (`classification_v1`).
+            options: `dataset_types` (list of splits), `threads`, `exact_cells` (up to this many units x
+                classes the ranking metrics are exact), `progress` (bool; default: on a terminal).
+
+        Raises:
+            NotFoundError: The model, version, epoch or split is not in the store.
+            ResultExistsError: `result_name` is taken.
+            ValueError: An unknown method or option.
+            ConnectionError: A service was named and cannot be reached.
+            AuthenticationError: The service did not accept the key.
+        """
+        results = self._results()
+        chosen = _check_options(dict(options or {}))
+        if result_name is not None:
+            results.check_free(result_name)
+        method = self._method(results, method_name)
+        selections = self._select(results, n_epoch, chosen.get("dataset_types"))
+        created = utc_now()
+        today = datetime.now(timezone.utc).strftime("%Y%m%d")
+        wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
+        with results.writing() as folder, Reporter(enabled=chosen.get("progress")) as reporter:
+            engine = EmbeddedEngine(chosen.get("threads"), reporter)
+            found = evaluate_classification(results, selections, folder, engine, options=chosen)
+            info = {
+                "format": FORMAT,
+                "result_name": wanted,
+                "model_name": self.model_name,
+                "version_name": self.version_name,
+                "method_name": method,
+                "n_epoch": n_epoch,
+                "options": chosen,
+                "created_at": created,
+                "completed_at": utc_now(),
+                "package_version": __version__,
+                **found,
+            }
+            name = results.publish(folder, info, numbered=result_name is None)
+        return Result(results, name)
+
+    def list_results(
+        self, result_name: str | None = None, *, method_name: str | None = None, n_epoch: Epochs = None
+    ) -> pd.DataFrame:
+        """The results of this model version, oldest first.
+
+        Args:
+            result_name: Only the result of this name.
+            method_name: Only results of this method.
+            n_epoch: Only results that were asked for this ("latest") or that hold this epoch (an int). None =
+                all.
+
+        Returns:
+            Columns result_name, method_name, n_epoch (as it was asked for; None = every epoch), created_at,
+            completed_at, options.
+        """
+        rows = [
+            {name: info.get(name) for name in _LIST_COLUMNS}
+            for info in self._results().all()
+            if result_name in {None, info["result_name"]}
+            and method_name in {None, info["method_name"]}
+            and (n_epoch is None or _holds(info, n_epoch))
+        ]
+        return pd.DataFrame(rows, columns=list(_LIST_COLUMNS), dtype="object")
+
+    def get_result(self, result_name: str) -> Result:
+        """Read a stored result.
+
+        Raises:
+            NotFoundError: There is no result of that name; the message lists those that exist.
+        """
+        return Result(self._results(), result_name)
+
+    # -- checks --------------------------------------------------------------------------------------------
+
+    def _results(self) -> ResultStore:
+        if self._endpoint is not None:
+            self._endpoint.check()
+        return ResultStore(self._store, find_run(self._store, self.model_name, self.version_name))
+
+    def _method(self, results: ResultStore, method_name: str) -> str:
+        task = results.store.run_info(results.run).get("task", "classification")
+        method = METHODS.get(str(task)) if method_name == "default" else method_name
+        if method is None:
+            raise ValueError(
+                f"this version has no evaluation method for task {task!r} (tasks: {known(METHODS)})"
+            )
+        if method != METHODS.get(str(task)):
+            raise ValueError(
+                f"method_name={method_name!r}{near(method_name, METHODS.values())}: expected 'default' or, "
+                "for task "
+                f"{task!r}, {METHODS.get(str(task))!r}"
+            )
+        return method
+
+    def _select(
+        self, results: ResultStore, n_epoch: Epochs, dataset_types: list[str] | None
+    ) -> list[PassSelection]:
+        if (
+            n_epoch != "latest"
+            and n_epoch is not None
+            and (isinstance(n_epoch, bool) or not isinstance(n_epoch, int))
+        ):
+            raise ValueError(
+                f"n_epoch={n_epoch!r}: expected 'latest', a whole number, or None for every epoch"
+            )
+        found = select(results.store, results.run, dataset_type=None, n_epoch=n_epoch, passes="last")
+        if not found:
+            every = select(results.store, results.run, dataset_type=None, n_epoch=None, passes="last")
+            epochs = sorted({-2 if one.key.n_epoch is None else one.key.n_epoch for one in every})
+            there = known("none" if epoch == -2 else epoch for epoch in epochs)
+            raise NotFoundError(
+                f"model {self.model_name!r} version {self.version_name!r} has no records"
+                + (f" of epoch {n_epoch} (epochs: {there})" if every else ": trace a run first")
+            )
+        if dataset_types is None:
+            return found
+        splits = sorted({one.key.dataset_type for one in found})
+        for name in dataset_types:
+            if name not in splits:
+                raise NotFoundError(
+                    f"no split {name!r}{near(name, splits)} among the records (splits: {known(splits)})"
+                )
+        return [one for one in found if one.key.dataset_type in dataset_types]
+
+
+def find_run(store: Store, model_name: str, version_name: str) -> RunKey:
+    """Look a run up by its names.
+
+    Raises:
+        NotFoundError: The store, the model or the version is not there; the message lists what is.
+    """
+    runs = store.runs()
+    if not runs:
+        raise NotFoundError(
+            f"the store {store.root} holds no runs: trace a run first, or point MLD_HOME to where the "
+            "records are"
+        )
+    models = list(dict.fromkeys(run.model_name for run in runs))
+    if model_name not in models:
+        raise NotFoundError(
+            f"no model {model_name!r}{near(model_name, models)} in {store.root} (models: {known(models)})"
+        )
+    versions = [run.version_name for run in runs if run.model_name == model_name]
+    if version_name not in versions:
+        raise NotFoundError(
+            f"model {model_name!r} has no version {version_name!r}{near(version_name, versions)} "
+            f"(versions: {known(versions)})"
+        )
+    return RunKey(model_name, version_name)
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise ValueError(f"unknown option {name!r}{near(name, _OPTIONS)} (options: {known(_OPTIONS)})")
+        if value is not None and not isinstance(value, _OPTIONS[name]):
+            kinds = " or ".join(kind.__name__ for kind in _OPTIONS[name])
+            raise ValueError(f"option {name}={value!r}: expected {kinds}")
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _holds(info: Mapping[str, Any], n_epoch: int | str) -> bool:
+    if info["n_epoch"] == n_epoch:
+        return True
+    return any(one["n_epoch"] == n_epoch for one in info["passes"])

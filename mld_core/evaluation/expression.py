@@ -1,0 +1,245 @@
+"""The filter language of views: comparisons of columns with literals, joined by and, or, not.
+
+    expression := term ("or" term)*            term   := factor ("and" factor)*
+    factor     := "not" factor | "(" expression ")" | test
+    test       := column op literal            op     := = == != <> < <= > >=
+                | column [not] in "(" literal ("," literal)* ")"
+                | column [not] between literal and literal
+                | column is [not] null
+    column     := name | `any text`            literal := number | 'text' | "text" | true | false
+
+Text never reaches SQL: columns are looked up in the table's schema, literals travel as bound parameters. As
+in SQL, a comparison with null is not true, and neither is its `not`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from mld_core.evaluation.errors import FilterError, near
+
+Literal = str | int | float | bool
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+    (?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
+  | (?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
+  | (?P<column>`[^`]+`)
+  | (?P<name>[^\W\d][\w./]*)
+  | (?P<op>==|=|!=|<>|<=|>=|<|>)
+  | (?P<mark>[(),])
+  )""",
+    re.VERBOSE,
+)
+_WORDS = frozenset({"and", "or", "not", "in", "between", "is", "null", "true", "false"})
+_SQL_OP = {"=": "=", "==": "=", "!=": "<>", "<>": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A condition for a WHERE clause: SQL with `?` marks, and the values for them in order."""
+
+    sql: str
+    parameters: tuple[Literal, ...]
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str
+    at: int
+
+
+def compile_filter(text: str, schema: pa.Schema, aliases: Mapping[str, str] | None = None) -> Compiled:
+    """Compile a filter for a table.
+
+    Args:
+        text: The expression, e.g. `"gt = 3 and confidence between 0.5 and 1"`.
+        schema: Columns of the table; only those may be named.
+        aliases: Further names and the columns they stand for.
+
+    Raises:
+        FilterError: The text does not parse, names an unknown column, or compares a column with a literal of
+            another kind; the message says where and what is possible.
+
+    Example:
+        >>> schema = pa.schema([("gt", pa.int32()), ("weather", pa.string())])
+        >>> compile_filter("gt = 3 and not weather in ('rain', 'fog')", schema)
+        Compiled(sql='("gt" = ? AND NOT ("weather" IN (?, ?)))', parameters=(3, 'rain', 'fog'))
+    """
+    return _Parser(text, schema, dict(aliases or {})).parse()
+
+
+def quoted(column: str) -> str:
+    '''A column name as an SQL identifier.
+
+    Example:
+        >>> quoted('odd "name" too')
+        '"odd ""name\"""'
+    '''
+    return '"' + column.replace('"', '""') + '"'
+
+
+def find_column(name: str, schema: pa.Schema, aliases: Mapping[str, str]) -> str:
+    """The column `name` stands for.
+
+    Raises:
+        FilterError: There is none; the message lists the near names.
+    """
+    column = aliases.get(name, name)
+    if column in schema.names:
+        return column
+    options = [*schema.names, *aliases]
+    raise FilterError(f"unknown column {name!r}{near(name, options)} (columns: {', '.join(schema.names)})")
+
+
+class _Parser:
+    def __init__(self, text: str, schema: pa.Schema, aliases: dict[str, str]) -> None:
+        self.text = text
+        self.schema = schema
+        self.aliases = aliases
+        self.tokens = self._split()
+        self.position = 0
+        self.parameters: list[Literal] = []
+
+    def parse(self) -> Compiled:
+        sql = self._expression()
+        if self._peek() is not None:
+            raise self._error("'and', 'or' or the end")
+        return Compiled(sql, tuple(self.parameters))
+
+    def _split(self) -> list[_Token]:
+        tokens: list[_Token] = []
+        at = 0
+        end = len(self.text.rstrip())
+        while at < end:
+            match = _TOKEN.match(self.text, at)
+            if match is None or match.lastgroup is None:
+                raise FilterError(f"filter {self.text!r}: cannot read {self.text[at:].strip()[:20]!r}")
+            kind, value = match.lastgroup, match.group(match.lastgroup)
+            if kind == "name" and value.lower() in _WORDS:
+                kind, value = "word", value.lower()
+            tokens.append(_Token(kind, value, match.start(match.lastgroup)))
+            at = match.end()
+        if not tokens:
+            raise FilterError('the filter is empty: expected e.g. "confidence > 0.9 and is_error = true"')
+        return tokens
+
+    def _peek(self) -> _Token | None:
+        return self.tokens[self.position] if self.position < len(self.tokens) else None
+
+    def _accept(self, kind: str, *texts: str) -> _Token | None:
+        token = self._peek()
+        if token is None or token.kind != kind or (texts and token.text not in texts):
+            return None
+        self.position += 1
+        return token
+
+    def _require(self, kind: str, text: str) -> None:
+        if self._accept(kind, text) is None:
+            raise self._error(repr(text))
+
+    def _error(self, expected: str) -> FilterError:
+        token = self._peek()
+        found = f"{token.text!r} at character {token.at + 1}" if token else "the end"
+        return FilterError(f"filter {self.text!r}: expected {expected}, found {found}")
+
+    def _expression(self) -> str:
+        parts = [self._term()]
+        while self._accept("word", "or"):
+            parts.append(self._term())
+        return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
+
+    def _term(self) -> str:
+        parts = [self._factor()]
+        while self._accept("word", "and"):
+            parts.append(self._factor())
+        return parts[0] if len(parts) == 1 else f"({' AND '.join(parts)})"
+
+    def _factor(self) -> str:
+        if self._accept("word", "not"):
+            return f"NOT ({self._factor()})"
+        if self._accept("mark", "("):
+            inner = self._expression()
+            self._require("mark", ")")
+            return f"({inner})"
+        return self._test()
+
+    def _test(self) -> str:
+        token = self._accept("column") or self._accept("name")
+        if token is None:
+            raise self._error("a column name")
+        name = token.text.strip("`")
+        column = find_column(name, self.schema, self.aliases)
+        negated = self._accept("word", "not") is not None
+        if self._accept("word", "in"):
+            test = f"{quoted(column)} IN ({self._list(column)})"
+        elif self._accept("word", "between"):
+            low = self._value(column)
+            self._require("word", "and")
+            test = f"{quoted(column)} BETWEEN {low} AND {self._value(column)}"
+        elif negated:
+            raise self._error("'in' or 'between'")
+        elif self._accept("word", "is"):
+            not_null = self._accept("word", "not") is not None
+            self._require("word", "null")
+            test = f"{quoted(column)} IS {'NOT ' if not_null else ''}NULL"
+        else:
+            operator = self._accept("op")
+            if operator is None:
+                raise self._error("a comparison (=, !=, <, <=, >, >=, in, between, is null)")
+            test = f"{quoted(column)} {_SQL_OP[operator.text]} {self._value(column)}"
+        return f"NOT ({test})" if negated else test
+
+    def _list(self, column: str) -> str:
+        self._require("mark", "(")
+        marks = [self._value(column)]
+        while self._accept("mark", ","):
+            marks.append(self._value(column))
+        self._require("mark", ")")
+        return ", ".join(marks)
+
+    def _value(self, column: str) -> str:
+        value = self._literal()
+        self._check_kind(column, value)
+        self.parameters.append(value)
+        return "?"
+
+    def _literal(self) -> Literal:
+        if token := self._accept("number"):
+            return int(token.text) if re.fullmatch(r"[+-]?\d+", token.text) else float(token.text)
+        if token := self._accept("text"):
+            return re.sub(r"\\(.)", r"\1", token.text[1:-1])
+        if token := self._accept("word", "true", "false"):
+            return token.text == "true"
+        token = self._peek()
+        if token is not None and (token.kind, token.text) == ("word", "null"):
+            raise self._error("a literal (use 'is null' to test for null)")
+        raise self._error("a number, a quoted text, true or false")
+
+    def _check_kind(self, column: str, value: Literal) -> None:
+        kind = self.schema.field(column).type
+        wanted = _kind_of(kind)
+        given = "boolean" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
+        if wanted == "other":
+            raise FilterError(f"column {column!r} holds {kind}: it cannot be compared in a filter")
+        if wanted != given:
+            example = {"number": "0.5", "text": "'text'", "boolean": "true"}[wanted]
+            raise FilterError(
+                f"filter {self.text!r}: column {column!r} holds a {wanted}, {value!r} is a {given}; write "
+                f"e.g. {example}"
+            )
+
+
+def _kind_of(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    return "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else "other"

@@ -1,0 +1,123 @@
+"""The per-unit table of a result: one row for each counted unit, in the order the records are read.
+
+Columns of the analyses that have not run are null; they are never filled with a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+Column: TypeAlias = NDArray[Any] | pa.Array | pa.ChunkedArray
+
+BASE_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("unit_id", pa.string()),
+    pa.field("input_id", pa.string()),
+    pa.field("input_hash", pa.string()),
+    pa.field("id_source", pa.string()),
+    pa.field("dataset", pa.string()),
+    pa.field("n_epoch", pa.int32()),
+    pa.field("unit_kind", pa.string()),
+    pa.field("gt", pa.int32()),
+    pa.field("prediction", pa.int32()),
+    pa.field("confidence", pa.float32()),
+    pa.field("is_error", pa.bool_()),
+    pa.field("nonfinite", pa.bool_()),
+    pa.field("loss", pa.float64()),
+    pa.field("entropy", pa.float64()),
+    pa.field("error_code", pa.string()),
+)
+"""What the first round fills in: `loss` and `entropy` in nats, `gt` and `prediction` 0-based classes."""
+
+FLAGS = pa.struct([pa.field(name, pa.bool_()) for name in ("E", "H", "P", "C", "A", "S")])
+
+STAGE_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("error_proba", pa.float32()),
+    pa.field("category", pa.string()),
+    pa.field("primary_code", pa.string()),
+    pa.field("diagnosis", pa.list_(pa.string())),
+    pa.field("severity", pa.int8()),
+    pa.field("recommended_action", pa.string()),
+    pa.field("local_error_rate", pa.float32()),
+    pa.field("local_error_lo", pa.float32()),
+    pa.field("baseline_risk", pa.float32()),
+    pa.field("ambiguity", pa.float32()),
+    pa.field("label_quality", pa.float32()),
+    pa.field("suggested_label", pa.int32()),
+    pa.field("neighbour_ids", pa.list_(pa.string())),
+    pa.field("region_id", pa.int32()),
+    pa.field("flags", FLAGS),
+)
+"""What the stages of a split fill in; null until one does."""
+
+_OWN_LOWER = frozenset(field.name.lower() for field in (*BASE_FIELDS, *STAGE_FIELDS))
+
+
+def unit_schema(user_fields: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The schema of the table: ours, then the user's own columns under their `unit_name`."""
+    own = [*BASE_FIELDS, *STAGE_FIELDS]
+    return pa.schema(own + [pa.field(unit_name(name), kind) for name, kind in user_fields.items()])
+
+
+def unit_name(user_column: str) -> str:
+    """The name of a user's column in the unit table: its own, or `field_<name>` where we hold that name.
+
+    Example:
+        >>> unit_name("weather"), unit_name("category")
+        ('weather', 'field_category')
+    """
+    return f"field_{user_column}" if user_column.lower() in _OWN_LOWER else user_column
+
+
+def unit_ids(first: int, rows: int) -> pa.Array:
+    """Ids of rows `first` to `first + rows - 1` of a split: zero-padded, so that text order is row order."""
+    return pa.array([f"{number:09d}" for number in range(first, first + rows)], pa.string())
+
+
+def rewrite_units(source: Path, target: Path, columns: Mapping[str, Column]) -> None:
+    """Copy a unit table, with the given columns in place of those of the same name; streams row groups.
+
+    Args:
+        source: Parquet file of the table as the earlier rounds left it.
+        target: Where the new table goes.
+        columns: (N,) numpy or Arrow columns, in row order, for names of the schema.
+
+    Raises:
+        ValueError: A column is unknown or has another number of rows than the table.
+    """
+    file = pq.ParquetFile(source)
+    schema = file.schema_arrow
+    new = {name: _as_arrow(name, values, schema, file.metadata.num_rows) for name, values in columns.items()}
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        for start, batch in _batches(file):
+            done = batch
+            for name, values in new.items():
+                piece = values.slice(start, batch.num_rows)
+                done = done.set_column(schema.get_field_index(name), schema.field(name), piece)
+            writer.write_table(done)
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
+    start = 0
+    for batch in file.iter_batches(batch_size=65_536):
+        yield start, pa.Table.from_batches([batch], file.schema_arrow)
+        start += batch.num_rows
+
+
+def _as_arrow(name: str, values: Column, schema: pa.Schema, rows: int) -> pa.Array | pa.ChunkedArray:
+    if name not in schema.names:
+        raise ValueError(f"a stage returned the column {name!r}: expected one of {', '.join(schema.names)}")
+    if len(values) != rows:
+        raise ValueError(
+            f"a stage returned {len(values)} values for {name!r}: expected one for each of the {rows} units"
+        )
+    kind = schema.field(name).type
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values.cast(kind)
+    # NaN is how numpy says "not known" in a float column; a table says null.
+    return pa.array(values, kind, from_pandas=values.dtype.kind == "f")
