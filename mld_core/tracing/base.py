@@ -106,7 +106,7 @@ class TorchTracer:
         return class_count(model)
 
     def _register_model_hooks(self, model: nn.Module) -> None:
-        """Sets the hooks; here and not at the first call, since a compiled model takes no hooks after its first run."""
+        """Sets the hooks at once: a compiled model takes none after its first run."""
         self._capture = Capture(
             model,
             target_layers=self.options.target_layers,
@@ -320,8 +320,7 @@ class TrainingTracer(TorchTracer):
 
     @contextlib.contextmanager
     def epoch(self, n_epoch: int | None, dataset_type: str = "train") -> Iterator[TrainingTracer]:
-        """Calls inside go to this pass without naming it; it is sealed when the block ends, left partial on
-        an error.
+        """Calls inside go to this pass without naming it; it is sealed at the end, left partial on an error.
 
         Sealing goes on in the background; `wait_for_save(n_epoch)` waits for it.
         """

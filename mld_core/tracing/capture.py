@@ -18,6 +18,7 @@ What the hooks must stand:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,7 @@ def canonical(name: str) -> str:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of `module` run through torch.compile (wrapped, `.compile()`, or compiled by Lightning)."""
+    """Whether calls of `module` run through torch.compile (wrapped, `.compile()`, or by Lightning)."""
     return (
         getattr(module, "_orig_mod", None) is not None
         or getattr(module, "_compiled_call_impl", None) is not None
@@ -196,7 +197,7 @@ class Watcher:
 
 
 def _with_compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
-    """(name, module, lies inside a compiled region) of every module; the compiled module itself is outside."""
+    """(name, module, lies inside a compiled region) of every module; the compiled one itself is outside."""
     regions: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(region) for region in regions)
@@ -206,8 +207,8 @@ def _with_compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
 
 
 def _likely_heads(model: nn.Module, n_class: int | None) -> list[tuple[str, nn.Module]]:
-    """Inside compiled regions: the layers that can make the class logits, by width or, unknown, the last two."""
-    found = [
+    """Inside compiled regions: layers that can make the class logits, by width or, unknown, the last two."""
+    found: list[tuple[str, nn.Module]] = [
         (name, module)
         for name, module, inside in _with_compiled(model)
         if inside and isinstance(module, HEAD_TYPES)
@@ -249,16 +250,16 @@ class Capture:
         self.probes: dict[str, Probe] = {}
         self.watcher: Watcher | None = None
         self._handles: list[RemovableHandle] = []
-        self._modules = dict(model.named_modules())
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
         for alias, path in (target_layers or {}).items():
             name, _ = find_module(model, path)
             self.targets[alias] = name
             self.probe(name, check_version=True)
         for path in known:
-            try:
+            with contextlib.suppress(
+                ConfigurationProblem
+            ):  # the model changed; its architecture hash says so
                 self.probe(find_module(model, path)[0])
-            except ConfigurationProblem:
-                continue  # the model changed since; the architecture hash says so
         if not ignore_root and "" not in self.probes:
             self.probe("")
         for name, _ in _likely_heads(model, n_class):
@@ -296,7 +297,7 @@ class Capture:
             self.watcher = None
 
     def leaf_calls(self) -> list[LeafCall]:
-        """Executed leaf layers known of, in order: those watched, and those probed inside compiled regions."""
+        """Executed leaf layers, in order: those watched, then those probed inside compiled regions."""
         calls = list(self.watcher.leaves) if self.watcher is not None else []
         seen = {call.name for call in calls}
         for name, probe in self.probes.items():
@@ -306,7 +307,7 @@ class Capture:
         return calls
 
     def outer_calls(self) -> list[LeafCall]:
-        """The model's own call, then outermost submodule calls, latest first; modules with parameters only."""
+        """The model's own call, then outermost submodule calls, latest first; with parameters only."""
         calls = []
         root = self.probes.get("")
         if root is not None and root.call is not None:

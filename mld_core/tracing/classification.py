@@ -10,8 +10,7 @@ class ClassificationTorchTracer(TorchTracer):
 
 
 class ClassificationTrainingTorchTracer(TrainingTracer, ClassificationTorchTracer):
-    """Records a classifier's logits, features, predictions and losses, sample by sample, in the user's own
-    loop.
+    """Records a classifier's logits, features, predictions and losses, sample by sample, in one's own loop.
 
     Examples:
         >>> import tempfile, torch

@@ -114,7 +114,7 @@ def project(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def describe(shape: tuple[int, ...], axis: int, *, side: str, layer: str) -> str:
-    """The rule as run.json states it, e.g. ``input of `fc``` or ``output of `layer4`, mean over axes 2, 3``."""
+    """The rule as run.json states it, e.g. "output of `layer4`, mean over axes 2, 3"."""
     text = f"{side} of `{layer}`"
     others = [i for i in range(1, len(shape)) if i != axis]
     if len(shape) > 2:

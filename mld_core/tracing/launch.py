@@ -1,8 +1,8 @@
-"""Which rank this is and which launch, for tracers called by hand; no collective, so no rank can hang another."""
+"""Which rank and which launch this is, for tracers called by hand: no collective, so no rank hangs."""
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from collections.abc import Callable
 
 import torch.distributed as dist
@@ -10,22 +10,21 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from mld_core.tracing.naming import env_rank, new_launch_id
 
-_READY_TIMEOUT = datetime.timedelta(seconds=60)
+_READY_TIMEOUT = dt.timedelta(seconds=60)
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(rank, world size) from torch.distributed where it is initialised, else RANK and WORLD_SIZE, else (0, 1)."""
+    """(rank, world size): of torch.distributed if initialised, else RANK and WORLD_SIZE, else (0, 1)."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return env_rank() or (0, 1)
 
 
 def shared_launch_id(key: str, first: Callable[[], None]) -> str:
-    """One launch id for all ranks, whichever of them comes first; `first` runs once, on that rank, before the
-    others.
+    """One launch id for all ranks, of whichever comes first; `first` runs there, before the others go on.
 
-    The process group's key-value store decides (compare and set), so a rank that never traces is never waited
-    for. Without a process group the id is this process's own.
+    The process group's key-value store decides (compare and set), so a rank that never traces is never
+    waited for. Without a process group the id is this process's own.
     """
     own = new_launch_id()
     if not (dist.is_available() and dist.is_initialized()):
@@ -33,8 +32,7 @@ def shared_launch_id(key: str, first: Callable[[], None]) -> str:
         return own
     store = _get_default_store()
     name = f"ml_debugger/launch/{key}"
-    chosen = store.compare_set(name, "", own)
-    chosen = chosen.decode() if isinstance(chosen, bytes) else str(chosen)
+    chosen = bytes(store.compare_set(name, "", own)).decode()
     if chosen == own:
         try:
             first()

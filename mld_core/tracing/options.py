@@ -60,7 +60,7 @@ class RecorderOptions:
 
     def __post_init__(self) -> None:
         for name in ("model_name", "version_name", "api_endpoint", "api_key"):
-            self._expect(name, (str,), "a non-empty string", ok=lambda v: bool(v))
+            self._expect(name, (str,), "a non-empty string", ok=bool)
         self._expect("task", (str,), f"one of {_TASKS}", ok=lambda v: v in _TASKS)
         self._expect("target_layers", (Mapping,), "a mapping alias -> module path", ok=_all_strings)
         self._expect("n_class", (int,), "an integer of at least 2", ok=lambda v: v >= 2)

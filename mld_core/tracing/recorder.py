@@ -20,10 +20,11 @@ from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.writer import Account
 from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
-from mld_core.tracing.identity import find_ids
+from mld_core.tracing.identity import locate_ids
 from mld_core.tracing.labels import find_inputs, find_labels
 from mld_core.tracing.naming import architecture_hash, attempt_name, class_name, new_launch_id, restart_count
 from mld_core.tracing.options import RecorderOptions
+from mld_core.tracing.order import sequential_order
 from mld_core.tracing.rows import CONTENT_HASH
 from mld_core.tracing.session import Batch, OpenPass, Session, row_count
 from mld_core.tracing.taps import install_tap
@@ -57,6 +58,7 @@ class Recorder:
         self._restored: dict[str, str] = {}
         self._pass_numbers: dict[tuple[str, int | None], int] = {}
         self._stack: list[OpenPass] = []
+        self._renamed = 0
         self._world = (0, 1)
         self._framework = ""
         self._started = 0.0
@@ -213,6 +215,8 @@ class Recorder:
         loader: Any = None,
         resume_step: int | None = None,
         continues: str | None = None,
+        max_ahead: int | None = None,
+        provisional: bool = False,
     ) -> None:
         """A walk over a split begins, possibly inside another one.
 
@@ -223,6 +227,8 @@ class Recorder:
             loader: the walk's loader, for its own index order as sample ids.
             resume_step: optimizer steps done when a training resumed inside this epoch.
             continues: the attempt this one continues; default: the one of the restored state.
+            max_ahead: batches the framework may fetch beyond the one in hand, where that number varies.
+            provisional: the split is a guess; `end_pass` will tell.
         """
         if self.session is None:
             return
@@ -231,7 +237,11 @@ class Recorder:
                 # The pass that was cut goes on under its own number, in a new attempt.
                 begun = self._pass_numbers.get((split, n_epoch), 0)
                 self._pass_numbers[split, n_epoch] = max(begun - 1, 0)
-            open_pass = self.new_pass(split, n_epoch, mode=mode)
+            if provisional:
+                open_pass = self._unnamed_pass(split, n_epoch, mode=mode)
+            else:
+                open_pass = self.new_pass(split, n_epoch, mode=mode)
+            open_pass.max_ahead = max_ahead
             if resume_step is not None:
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")
@@ -250,14 +260,58 @@ class Recorder:
         muted = not (self.options.records_split(split) and self.options.records_epoch(n_epoch))
         return OpenPass(PassKey(split, n_epoch, number), mode, muted=muted)
 
-    def end_pass(self) -> None:
-        """The innermost pass is over: it is sealed in the background."""
+    def _unnamed_pass(self, split: str, n_epoch: int | None, *, mode: str) -> OpenPass:
+        """A pass that gets its name when it ends; until then it goes by a number no other pass will have."""
+        number = self._pass_numbers.get((split, n_epoch), 0) + self._renamed
+        wanted = self.options.splits is None or any(s != "train" for s in self.options.splits)
+        muted = not (wanted and self.options.records_epoch(n_epoch))
+        return OpenPass(PassKey(split, n_epoch, number), mode, muted=muted, provisional=True)
+
+    def use_loader(self, loader: Any) -> None:
+        """The loader of the innermost pass, where its walk began before the loader was known."""
+        if self.session is not None and self._stack:
+            with self.guard.catch(
+                "reading the loader's order", lost="sample ids fall back to the content hash"
+            ):
+                self._stack[-1].tap = sequential_order(loader)
+
+    def end_pass(self, split: str | None = None) -> None:
+        """The innermost pass is over: it is sealed in the background.
+
+        Args:
+            split: what a provisional pass turned out to be.
+        """
         if self.session is None or not self._stack:
             return
         open_pass = self._stack.pop()
         with self.guard.catch("sealing a pass", lost="nothing yet; the pass stays marked as partial"):
             self.session.disarm()
+            if open_pass.provisional:
+                final = self.new_pass(
+                    split or open_pass.key.dataset_type, open_pass.key.n_epoch, mode=open_pass.mode
+                )
+                self._renamed += final.key != open_pass.key
+                open_pass.final_key = final.key
+                if final.muted:
+                    self.session.discard(open_pass)
+                    return
             self.session.seal(open_pass)
+
+    def drop_pass(self) -> None:
+        """The innermost, provisional pass was none: no event claimed its batches. Rows claimed stay, as partial."""
+        if self.session is None or not self._stack:
+            return
+        open_pass = self._stack.pop()
+        with self.guard.catch("dropping a pass", lost="the rows of the last seconds"):
+            self.session.disarm()
+            self._abandon(open_pass)
+
+    def _abandon(self, open_pass: OpenPass) -> None:
+        assert self.session is not None
+        if open_pass.provisional and open_pass.handle is not None:
+            key = open_pass.key
+            self._pass_numbers[key.dataset_type, key.n_epoch] = key.pass_no + 1
+        self.session.abandon(open_pass)
 
     def abort_pass(self, reason: str) -> None:
         """The innermost pass ends early: what is there is flushed and stays marked as partial."""
@@ -266,7 +320,7 @@ class Recorder:
         open_pass = self._stack.pop()
         with self.guard.catch("closing a pass", lost="the rows of the last seconds"):
             self.session.disarm()
-            self.session.abandon(open_pass)
+            self._abandon(open_pass)
             self.guard.count(f"partial pass: {reason}")
 
     # -- batches ---------------------------------------------------------------------------------------------
@@ -296,10 +350,7 @@ class Recorder:
         begun = time.perf_counter()
         open_pass = self._stack[-1]
         with self.guard.catch("recording a batch", lost="the rows of that batch") as caught:
-            if open_pass.muted:
-                if open_pass.tap is not None:
-                    open_pass.tap.pop(None)
-            else:
+            if not open_pass.muted:
                 self.session.commit(open_pass, self._read(batch, outputs, open_pass, batch_idx, global_step))
         if caught.failed:
             self._count_lost(batch)
@@ -325,28 +376,25 @@ class Recorder:
         return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step)
 
     def identify(self, batch: Any, n: int | None, open_pass: OpenPass) -> tuple[Any, str]:
-        """The batch's ids and their source, by the order of the design; the content hash is the last resort."""
-        drawn = None
-        if open_pass.tap is not None:
-            drawn = open_pass.tap.pop(n)
+        """The batch's ids and their source, best source first; the content hash is the last resort."""
+        drawn = (
+            None if open_pass.tap is None else open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
+        )
         if n is None:
             return None, CONTENT_HASH
-        found = find_ids(batch, n, self.options.id_fn)
+        found = None
+        with self.guard.catch("reading the sample ids", lost="nothing; the next source of ids is used"):
+            found = locate_ids(batch, n, self.options.id_fn)
+        if found is None and self.options.id_fn is not None:
+            found = locate_ids(batch, n)
         if found is not None:
-            if row_count(found[0]) in {None, n}:
-                return found
-            self.guard.tell_once(
-                "id count",
-                f"{row_count(found[0])} ids from {found[1]} for {n} samples; the next source of ids is used "
-                "for such batches. Give one id per sample.",
-            )
+            return found
         return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)
 
     # -- end -------------------------------------------------------------------------------------------------
 
     def wait_for_save(self, n_epoch: int | None, timeout: float | None = _WAIT_S) -> bool:
-        """Waits until this rank's sealed passes of an epoch are durable; never for a network, never for a
-        rank.
+        """Waits until this rank's sealed passes of an epoch are durable; never for a network or another rank.
 
         Returns:
             False after `timeout` seconds, which is told once.
@@ -390,11 +438,12 @@ class Recorder:
         command = ["mld", "evaluate", session.run.model_name, session.run.version_name]
         if session.store.root != Store().root:
             command += ["--store", str(session.store.root)]
-        lines = [
-            f"{account.rows_written} rows recorded to {session.store.run_dir(session.run)}, {lost} lost; "
-            f"{self._spent:.2f} s of {wall:.1f} s in the training thread ({share:.2f} %), "
-            f"{account.blocked_seconds:.2f} s of it waiting for the disk.",
-        ]
+        where = session.store.run_dir(session.run)
+        lines = [f"{account.rows_written} rows recorded to {where}, {lost} lost."]
+        lines.append(
+            f"{self._spent:.2f} s of {wall:.1f} s were spent in the training thread ({share:.2f} %), "
+            f"{account.blocked_seconds:.2f} s of it waiting for the disk."
+        )
         if session.spills:
             lines.append(f"{session.spills} batches found no staging slot and took a fresh one.")
         if self.guard.problems or account.reasons:
@@ -406,10 +455,34 @@ class Recorder:
             lines.append("Evaluate with: " + shlex.join(command))
         self.guard.tell_once(f"account:{self._started}", "\n".join(lines))
 
+    def renew(self, *, same_run: bool) -> dict[str, str]:
+        """The training begins anew in this process: passes are counted from the start, in a new attempt.
+
+        Args:
+            same_run: what was recorded so far is superseded (a failed try, a return to a checkpoint); else it is
+                left alone and `resolve_names` will settle another run.
+
+        Returns:
+            The names to start with; {} where they are to be resolved again.
+        """
+        with self.guard.catch("closing the records", lost="the rows of the last seconds"):
+            while self._stack:
+                self.abort_pass("the training began anew")
+            if self.session is not None:
+                self.session.close(_WAIT_S)
+        self.session = None
+        self._pass_numbers, self._restored = {}, {}
+        self._names = (
+            {**self._names, "restart": str(int(self._names["restart"]) + 1)}
+            if same_run and self._names
+            else {}
+        )
+        return dict(self._names)
+
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, str | int]:
-        """What a resumed training needs to find its run; builtin types only, the same on every rank; {} before start."""
+        """What a resumed training needs to find its run: builtin types, alike on every rank."""
         if not self._names:
             return {}
         latest: dict[str, int] = {}

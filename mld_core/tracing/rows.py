@@ -1,4 +1,4 @@
-"""From one batch's tensors to the record tables of classification; everything here runs on the writer thread."""
+"""From one batch's tensors to the record tables of classification; all of it runs on the writer thread."""
 
 from __future__ import annotations
 
@@ -63,19 +63,20 @@ class Scores:
 
 @dataclass
 class HeldInputs:
-    """A CPU batch kept until the writer thread has hashed it, and its tensors' in-place counters at the event."""
+    """A CPU batch kept until the writer thread has hashed it, with its tensors' in-place counters."""
 
     inputs: Any
     versions: list[tuple[Any, int]]
 
     def changed(self) -> bool:
         """Whether a tensor was written to since the event."""
-        return any(tensor._version != version for tensor, version in self.versions)  # noqa: SLF001 - no public name
+        # torch has no public name for the in-place counter
+        return any(tensor._version != version for tensor, version in self.versions)  # noqa: SLF001
 
 
 @dataclass
 class PassContext:
-    """What all batches of one pass share; `counts` is filled on the writer thread and sealed with the pass."""
+    """What all batches of a pass share; `counts` is filled on the writer thread and sealed with the pass."""
 
     rank: int
     mode: str

@@ -1,8 +1,7 @@
-"""One started run on one rank: hooks, open passes, and what goes to the writer. Not picklable; the recorder
-is.
+"""One started run on one rank: hooks, open passes, and what goes to the writer.
 
-Everything here runs on the training thread and is kept short: references are staged, the rest is left to
-`BatchJob` on the writer thread.
+Not picklable; the recorder around it is. Everything here runs on the training thread and is kept short:
+references are staged, the rest is left to `BatchJob` on the writer thread.
 """
 
 from __future__ import annotations
@@ -30,8 +29,10 @@ from mld_core.tracing.rows import CONTENT_HASH, BatchJob, HeldInputs, PassContex
 from mld_core.tracing.staging import Stager
 
 _SOURCE_MEANING: Final = {
-    CONTENT_HASH: "a hash of the inputs. It does not survive augmentation: a sample that is augmented gets a new id "
-    "every epoch. Put an input_id into the batch, wrap the dataset in WithInputId, or give id_fn(batch)",
+    CONTENT_HASH: (
+        "a hash of the inputs. It does not survive augmentation: an augmented sample gets a new id every "
+        "epoch. Put an input_id into the batch, wrap the dataset in WithInputId, or give id_fn(batch)"
+    ),
 }
 
 
@@ -59,6 +60,9 @@ class OpenPass:
     continues: str | None = None
     resume_step: int | None = None
     tap: Any = None
+    max_ahead: int | None = None
+    provisional: bool = False
+    final_key: PassKey | None = None
     handle: int | None = None
     context: PassContext | None = None
     units: int = 0
@@ -179,20 +183,26 @@ class Session:
     # -- passes ----------------------------------------------------------------------------------------------
 
     def seal(self, open_pass: OpenPass) -> None:
-        """Seals a pass in the background; a rank without a batch seals an empty one, or nobody could read it."""
+        """Seals a pass in the background; a rank without a batch seals an empty one, or it stays partial."""
         if open_pass.muted or self.unsupported:
             return
         if open_pass.handle is None:
-            meta = {"mode": open_pass.mode}
-            open_pass.handle = self._open(open_pass, meta)
+            open_pass.key = open_pass.final_key or open_pass.key
+            open_pass.handle = self._open(open_pass, {"mode": open_pass.mode})
         meta = open_pass.context.meta if open_pass.context is not None else {}
-        ticket = self._writer.seal(open_pass.handle, meta=meta)
+        ticket = self._writer.seal(open_pass.handle, meta=meta, key=_new_key(open_pass))
         self.tickets.setdefault(open_pass.key.n_epoch, []).append(ticket)
 
     def abandon(self, open_pass: OpenPass) -> None:
         """Flushes a pass and leaves it unsealed."""
         if open_pass.handle is not None:
             self._writer.abandon(open_pass.handle)
+            open_pass.handle = None
+
+    def discard(self, open_pass: OpenPass) -> None:
+        """Removes a pass that turned out not to be wanted."""
+        if open_pass.handle is not None:
+            self._writer.discard(open_pass.handle)
             open_pass.handle = None
 
     def _open(self, open_pass: OpenPass, meta: dict[str, Any]) -> int:
@@ -363,7 +373,7 @@ class Session:
         context.meta.update(meta, counts=context.counts)
         open_pass.handle = self._open(open_pass, dict(meta))
         open_pass.context = context
-        self._store_info(context, captured)
+        self._store_info(context)
         return context
 
     def _same_width(self, alias: str, width: int) -> bool:
@@ -377,7 +387,7 @@ class Session:
         )
         return False
 
-    def _store_info(self, context: PassContext, captured: Captured) -> None:
+    def _store_info(self, context: PassContext) -> None:
         """Rank 0 writes what the first batches settled into run.json, once per change."""
         found = {
             "task": "classification",
@@ -402,19 +412,14 @@ class Session:
             if feature is not None:
                 names.append("feature:" + rule.alias)
                 tensors.append(feature)
-        labels, ids = batch.labels, batch.ids
-        if isinstance(labels, Tensor):
-            names.append("labels")
-            tensors.append(labels)
-            labels = None
-        elif isinstance(labels, np.ndarray):
-            labels = labels.copy()
-        if isinstance(ids, Tensor):
-            names.append("ids")
-            tensors.append(ids)
-            ids = None
-        elif isinstance(ids, np.ndarray):
-            ids = ids.copy()
+        on_host: dict[str, Any] = {}
+        for name, value in (("labels", batch.labels), ("ids", batch.ids)):
+            fixed = own_copy(value)
+            if isinstance(fixed, Tensor):
+                names.append(name)
+                tensors.append(fixed)
+            else:
+                on_host[name] = fixed
         held, on_device = self._hashing(batch, n)
         if on_device is not None:
             names.append("input_hash")
@@ -426,8 +431,8 @@ class Session:
             n=n,
             staged=self._stager.stage(tensors),
             names=names,
-            labels=labels,
-            ids=ids,
+            labels=on_host.get("labels"),
+            ids=on_host.get("ids"),
             id_source=batch.id_source,
             hash_from=held,
             user=batch.fields,
@@ -443,7 +448,7 @@ class Session:
             return None, None
         tensors = tensors_in(batch.inputs)
         if all(t.device.type == "cpu" for t in tensors):
-            versions = [(t, t._version) for t in tensors if not t.is_inference()]  # noqa: SLF001 - no public name
+            versions = [(t, t._version) for t in tensors if not t.is_inference()]  # noqa: SLF001
             return HeldInputs(batch.inputs, versions), None
         with torch.no_grad():
             return None, input_hash_of(batch.inputs, n)
@@ -457,8 +462,13 @@ class Session:
         self.guard.tell_once(f"ids:{source}", text)
 
 
+def _new_key(open_pass: OpenPass) -> PassKey | None:
+    """The key a provisional pass got at its end, None where it is the one it was opened with."""
+    return None if open_pass.final_key == open_pass.key else open_pass.final_key
+
+
 def class_count(model: nn.Module) -> int | None:
-    """The number of classes as the model states it (`num_classes`, `n_class`, `config.num_labels`), or None."""
+    """The number of classes as the model states it (`num_classes`, `config.num_labels`, ...), or None."""
     for holder, name in (
         (model, "num_classes"),
         (model, "n_class"),
@@ -479,7 +489,7 @@ def row_count(labels: Any) -> int | None:
 
 
 def largest_label(labels: Any) -> int:
-    """The largest class index, 1 where it is unknown. Waits for the device: only for the first batch of a mode."""
+    """The largest class index, 1 where unknown. Waits for the device: only for the first batch of a mode."""
     if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 2:
         return int(labels.shape[1]) - 1 if labels.shape[1] > 1 else 1
     try:
@@ -489,6 +499,17 @@ def largest_label(labels: Any) -> int:
     if values.numel() == 0 or values.is_floating_point() or values.is_complex():
         return 1
     return int(values.max())
+
+
+def own_copy(value: Any) -> Any:
+    """A tensor as it is (staging clones it), one tensor of a list of them, a copy of an array or a list."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, (list, tuple)):
+        if value and all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value):
+            return torch.stack([v.detach() for v in value])
+        return list(value)
+    return value
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -74,7 +74,7 @@ class CpuStaged:
     nbytes: int
 
     def arrays(self) -> list[npt.NDArray[Any]]:
-        """The clones as numpy arrays (bfloat16 and float8 cast to float32 here, not on the training thread)."""
+        """The clones as numpy arrays; bfloat16 and float8 are cast to float32 here, on the writer thread."""
         return [t.to(_plain_dtype(t.dtype)).numpy() for t in self.tensors]
 
     def discard(self) -> None:
@@ -83,7 +83,7 @@ class CpuStaged:
 
 
 def stage_cpu(tensors: Sequence[Tensor]) -> CpuStaged:
-    """Clones `tensors`; a slice does not keep its whole storage alive, an inference tensor becomes a plain one."""
+    """Clones `tensors`: a slice lets go of its storage, an inference tensor becomes a plain one."""
     clones = [_local(t).clone(memory_format=torch.contiguous_format) for t in tensors]
     return CpuStaged(clones, sum(t.numel() * t.element_size() for t in clones))
 
@@ -141,7 +141,7 @@ class Ring:
 
     def __post_init__(self) -> None:
         with torch.cuda.device(self.device):
-            self._side = torch.cuda.Stream(priority=0)
+            self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         for _ in range(self.slots):
             self._free.put(self._new_slot(self.slot_bytes, pooled=True))
 
@@ -149,9 +149,8 @@ class Ring:
         return Slot(
             torch.empty(nbytes, dtype=torch.uint8, device=self.device),
             torch.empty(nbytes, dtype=torch.uint8, pin_memory=True),
-            torch.cuda.Event(
-                blocking=True
-            ),  # the writer sleeps in synchronize() instead of spinning on a core
+            # blocking: the writer thread sleeps in synchronize() instead of spinning on a core
+            torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call]
             pooled,
         )
 
