@@ -116,7 +116,7 @@ class OpenPass:
             try:
                 self.folder.mkdir()
             except FileExistsError:
-                raise self._taken() from None
+                raise self._taken(self.folder) from None
             self._made = True
             if self.options.fsync:
                 fsync_dir(self.folder.parent)
@@ -127,11 +127,11 @@ class OpenPass:
         self.options.step("open:done")
         self._ready = True
 
-    def _taken(self) -> RankTakenError:
-        other = read_attempt(self.folder)
+    def _taken(self, folder: Path) -> RankTakenError:
+        other = read_attempt(folder)
         who = f"process {other.pid} on {other.host}" if other else "another process"
         return RankTakenError(
-            f"{self.folder} is already written by {who}; two processes can not be the same rank of one attempt: "
+            f"{folder} is already written by {who}; two processes can not be the same rank of one attempt: "
             "give each its own rank, or start one of them under its own attempt name"
         )
 
@@ -253,6 +253,8 @@ class OpenPass:
         if self.folder != self._renamed:
             make_dirs(self._renamed.parent, fsync=self.options.fsync)
             self.options.step("seal:rename")
+            if os.path.lexists(self._renamed):
+                raise self._taken(self._renamed)
             self.folder.rename(self._renamed)
             old, self.folder = self.folder, self._renamed
             if self.options.fsync:

@@ -18,6 +18,8 @@ class WriterOptions:
         roll_mb: a part is written when its columns reach this size in memory, in MiB ...
         roll_seconds: ... or when its oldest row is this old.
         codec: "zstd" (level 1), "lz4", "snappy" or "none".
+        keep_vectors: after a pass is sealed, this rank's feature vectors of all but the last so many epochs of the
+            split are dropped, on the writer thread; None = keep all.
         fsync: make every part durable before it counts; off only where a power cut does not matter.
         steps: for tests: called with the name of each step of the write protocol, on the writer thread. It may
             sleep, kill the process, or raise OSError, which is handled as if the step itself had failed.
@@ -30,6 +32,7 @@ class WriterOptions:
     roll_seconds: float = 10.0
     codec: str = "zstd"
     fsync: bool = True
+    keep_vectors: int | None = None
     steps: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
@@ -39,6 +42,9 @@ class WriterOptions:
                 raise ValueError(f"{name}={value!r}: expected a number above 0")
         if isinstance(self.block_deadline_s, bool) or not self.block_deadline_s >= 0:
             raise ValueError(f"block_deadline_s={self.block_deadline_s!r}: expected seconds, 0 or more")
+        keep = self.keep_vectors
+        if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 0):
+            raise ValueError(f"keep_vectors={keep!r}: expected 0, 1, 2, ..., or None to keep all")
         if self.on_full not in {"block", "drop"}:
             raise ValueError(f"on_full={self.on_full!r}: expected 'block' or 'drop'")
         if self.codec not in {"zstd", "lz4", "snappy", "none"}:

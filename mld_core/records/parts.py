@@ -187,14 +187,14 @@ def damaged(path: Path, error: Exception) -> DamagedPartError:
     )
 
 
-def read_family(part_dir: Path, family: str) -> pa.Table:
-    """Read one family of a part whole, on the calling thread.
+def read_family(part_dir: Path, family: str, columns: list[str] | None = None) -> pa.Table:
+    """Read one family of a part (only `columns`, if given), on the calling thread.
 
     Raises:
         FileNotFoundError: the part is gone. DamagedPartError: it can not be decoded.
     """
     with open_family(part_dir, family) as file:
         try:
-            return file.read(use_threads=False)
+            return file.read(columns=columns, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise damaged(part_dir / file_name(family), error) from error

@@ -86,6 +86,10 @@ class PassSelection:
         report = self.report
         return report.rows_read - report.duplicates_dropped - report.superseded_rows
 
+    def has(self, family: str) -> bool:
+        """Whether any part holds this family."""
+        return any(family in part.files for source in self._rows for part in source.parts)
+
     def schema(self, family: str, columns: Sequence[str] | None = None) -> pa.Schema:
         """The schema of a family over all parts: columns that only some parts have are null in the others.
 

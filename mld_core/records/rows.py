@@ -50,8 +50,11 @@ class RankRows:
         """Look again after a part was gone; False if that was done already and is of no use."""
         current = self.folder.reread()
         parts, torn = current.parts()
-        if [part.name for part in parts] == [part.name for part in self.parts]:
-            return False
+        rows = sum(part.files["samples"].rows for part in parts if "samples" in part.files)
+        if rows < self.report.rows_read or [part.name for part in parts] == [
+            part.name for part in self.parts
+        ]:
+            return False  # the folder was moved or removed, not joined
         self.folder, self.parts, self.torn, self.reread = current, parts, torn, True
         if self.last_unit is None:
             self.last_unit = self._last_planned_unit()
