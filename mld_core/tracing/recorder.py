@@ -298,7 +298,7 @@ class Recorder:
             self.session.seal(open_pass)
 
     def drop_pass(self) -> None:
-        """The innermost, provisional pass was none: no event claimed its batches. Rows claimed stay, as partial."""
+        """The innermost, provisional pass was none: no event claimed its batches; claimed ones stay, partial."""
         if self.session is None or not self._stack:
             return
         open_pass = self._stack.pop()
@@ -459,8 +459,8 @@ class Recorder:
         """The training begins anew in this process: passes are counted from the start, in a new attempt.
 
         Args:
-            same_run: what was recorded so far is superseded (a failed try, a return to a checkpoint); else it is
-                left alone and `resolve_names` will settle another run.
+            same_run: what was recorded so far is superseded (a failed try, a return to a checkpoint); else
+                it is left alone and `resolve_names` will settle another run.
 
         Returns:
             The names to start with; {} where they are to be resolved again.
