@@ -208,8 +208,8 @@ def choose(attempts: list[Attempt], generation: int) -> Attempt | None:
 def chain(chosen: Attempt, attempts: list[Attempt], generation: int) -> list[tuple[Attempt, int | None]]:
     """The attempts a pass is made of, oldest first, each with the step below which its rows count.
 
-    The chosen attempt comes last, without a limit. One that continues another but does not know from which step
-    takes none of its rows: better a hole that is reported than rows that count twice.
+    The chosen attempt comes last, without a limit. One that continues another but does not know from which
+    step takes none of its rows: better a hole that is reported than rows that count twice.
     """
     by_name = {attempt.name: attempt for attempt in attempts if attempt.generation >= generation}
     links: list[tuple[Attempt, int | None]] = [(chosen, None)]

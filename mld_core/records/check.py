@@ -31,7 +31,8 @@ class Finding:
 
     Attributes:
         kind: what it is.
-        severity: "error" = records are damaged or can not be read; "warning" = a reader copes, and says so; "info".
+        severity: "error" = records are damaged or can not be read; "warning" = a reader copes and says so;
+            "info".
         path: where.
         message: what was found, what it means, what to do.
     """
@@ -63,7 +64,7 @@ def check_store(store: Store, run: RunKey | None = None, *, digests: bool = True
                     "leftover",
                     "info",
                     store.run_dir(key),
-                    f"{len(leftovers.items)} leftovers, {leftovers.bytes / 1e6:.1f} MB; `mld gc` removes them",
+                    f"{len(leftovers.items)} leftovers, {leftovers.bytes / 1e6:.1f} MB: see `mld gc`",
                 )
             )
     return found
@@ -103,8 +104,8 @@ def _check_pass(store: Store, run: RunKey, key: PassKey, digests: bool) -> Itera
             yield from _check_rank(rank, digests)
     if chosen is not None and not chosen.sealed:
         text = (
-            f"{chosen.path}: ranks {chosen.missing_ranks} of {chosen.world_size} have not sealed; the process is still "
-            "running or was interrupted. Readers take what is there and call it partial"
+            f"{chosen.path}: ranks {chosen.missing_ranks} of {chosen.world_size} have not sealed; the process still "
+            "runs or was interrupted. Readers take what is there and call it partial"
         )
         yield Finding("unsealed pass", "warning", chosen.path, text)
 
@@ -136,7 +137,7 @@ def _check_file(folder: Path, part: PartInfo, family: str, digests: bool) -> Fin
     path = folder / part.name / file_name(family)
     try:
         if digests and file_digest(path) != part.files[family].sha256:
-            text = f"{path}: SHA-256 differs from the manifest's; the file was changed or damaged, restore it from a copy"
+            text = f"{path}: SHA-256 differs from the manifest's: changed or damaged; restore it from a copy"
             return Finding("wrong digest", "error", path, text)
         with open_family(folder / part.name, family) as file:
             rows = file.metadata.num_rows

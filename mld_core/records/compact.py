@@ -1,9 +1,9 @@
 """Joining small parts when a pass is sealed.
 
-Only neighbours are joined, so rows keep their order, and only parts well below the roll size: a pass written at
-full speed is never encoded twice. The joined parts get names of their own (`merged-<seq>`), which count for nobody
-until `seal.json` lists them; the parts they replace stay until then. A crash at any moment leaves either the old
-parts or the new ones in force.
+Only neighbours are joined, so rows keep their order, and only parts well below the roll size: a pass written
+at full speed is never encoded twice. The joined parts get names of their own (`merged-<seq>`), which count
+for nobody until `seal.json` lists them; the parts they replace stay until then. A crash at any moment leaves
+either the old parts or the new ones in force.
 """
 
 import shutil

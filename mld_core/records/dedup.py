@@ -1,9 +1,10 @@
-"""Which sample rows of a pass count: superseded rows of resumed attempts, and repeated units of evaluation splits.
+"""Which sample rows of a pass count: superseded rows of resumed attempts, repeats in evaluation splits.
 
-Splits whose name before the first "/" is val, test or predict are walked once by intent, but distributed samplers
-pad them and some loaders repeat items. There, rows with the same `input_id` and the same `input_hash` count once;
-without hashes, only where the id is a data-set index, since the same index is the same item. The row with the lowest
-(batch_idx, rank_) stays. The same id with other content stays and is reported. Other splits count as drawn.
+Splits whose name before the first "/" is val, test or predict are walked once by intent, but distributed
+samplers pad them and some loaders repeat items. There, rows with the same `input_id` and the same
+`input_hash` count once; without hashes, only where the id is a data-set index, since the same index is the
+same item. The row with the lowest (batch_idx, rank_) stays. The same id with other content stays and is
+reported. Other splits count as drawn.
 """
 
 from dataclasses import dataclass

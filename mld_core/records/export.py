@@ -1,7 +1,8 @@
 """Export of a run: one ZIP with a Parquet file per pass and family, and one JSON manifest.
 
-The rows are those a reader would get (newest sealed attempts, de-duplicated). Vectors stay FixedSizeBinary with
-dtype and shape in the column's metadata, which the manifest repeats. Nothing is held in memory but one batch.
+The rows are those a reader would get (newest sealed attempts, de-duplicated). Vectors stay FixedSizeBinary
+with dtype and shape in the column's metadata, which the manifest repeats. Nothing is held in memory but one
+batch.
 """
 
 import os
@@ -63,7 +64,7 @@ def export_run(
     if not found:
         there = sorted({str(item.key.n_epoch) for item in select(store, run, n_epoch=None)})
         raise ValueError(
-            f"nothing to export for model {run.model_name!r} version {run.version_name!r}, n_epoch={n_epoch!r}, "
+            f"nothing to export for model {run.model_name!r} version {run.version_name!r}, n_epoch={n_epoch!r} "
             f"in {store.root}; recorded epochs: {', '.join(there) or 'none'}"
         )
     target = export_path(run, output_path, n_epoch)

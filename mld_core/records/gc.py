@@ -1,8 +1,8 @@
 """Removing what no reader looks at: temporary folders, replaced parts, old generations, superseded attempts.
 
-Nothing that may belong to a running process goes: what was touched within `min_age_s`, and unsealed attempts whose
-process still runs on this machine, stay. A folder is renamed to a `.tmp` name before it is deleted, so that no reader
-meets half of it.
+Nothing that may belong to a running process goes: what was touched within `min_age_s`, and unsealed attempts
+whose process still runs on this machine, stay. A folder is renamed to a `.tmp` name before it is deleted, so
+that no reader meets half of it.
 """
 
 import os
@@ -47,7 +47,7 @@ class GcReport:
 
 
 def folder_bytes(path: Path) -> int:
-    """Size of a file or of all files below a folder, hard-linked ones once; what vanishes meanwhile counts 0."""
+    """Size in bytes of a file or of all files below a folder, hard-linked ones once."""
     seen: set[tuple[int, int]] = set()
     total = 0
     if not path.is_dir() or path.is_symlink():

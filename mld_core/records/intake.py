@@ -1,4 +1,4 @@
-"""What the callers of the writer and its thread share: the queue, its bound, the account. All under one lock."""
+"""What the callers of the writer and its thread share under one lock: the queue, its bound, the account."""
 
 import logging
 import threading

@@ -1,9 +1,9 @@
 """Where records lie: the store's root, the folders of runs, passes, attempts and ranks; claiming a version.
 
-`<root>/<model>/<version>/<split>/epoch-<e|none>/pass-<p>/<attempt>/rank-<r>/part-<seq>/<family>.parquet`, each
-name encoded by `mld_core.records.names`. Beside the splits lie `run.json`, `.results/` and, after `recreate`,
-markers `.generation-<k>`: records of a lower generation than the highest marker are unread at once and removed
-by `mld gc`.
+`<root>/<model>/<version>/<split>/epoch-<e|none>/pass-<p>/<attempt>/rank-<r>/part-<seq>/<family>.parquet`,
+each name encoded by `mld_core.records.names`. Beside the splits lie `run.json`, `.results/` and, after
+`recreate`, markers `.generation-<k>`: records of a lower generation than the highest marker are unread at
+once and removed by `mld gc`.
 """
 
 import os
@@ -33,7 +33,7 @@ class RunKey:
 
 @dataclass(frozen=True)
 class PassKey:
-    """One walk over one split: split name, epoch (None: unknown, -1: before training), number in that epoch."""
+    """One walk over one split: split, epoch (None: unknown, -1: before training), number in that epoch."""
 
     dataset_type: str
     n_epoch: int | None
@@ -196,7 +196,7 @@ class Store:
         return max((int(match[1]) for match in markers), default=0)
 
     def recreate(self, run: RunKey) -> int:
-        """Start a new generation (`force_table_recreate`): earlier records of this run are unread from now on.
+        """Start a new generation (`force_table_recreate`): earlier records of this run are unread at once.
 
         Returns:
             The new generation. Nothing is deleted here; `mld gc` does that.

@@ -1,9 +1,10 @@
 """Joining stores that were written on several machines: the union of their attempts.
 
-A rank folder is copied whole: under a `.tmp` name, fsynced, then renamed. The same folder in both stores is skipped;
-one that is sealed in the source and not in the target replaces it; anything else is a conflict, which is reported
-and leaves the target as it was. Only records of the source's current generation are taken, and they join the
-target's current generation: `force_table_recreate` holds for the store in which it was called.
+A rank folder is copied whole: under a `.tmp` name, fsynced, then renamed. The same folder in both stores is
+skipped; one that is sealed in the source and not in the target replaces it; anything else is a conflict,
+which is reported and leaves the target as it was. Only records of the source's current generation are taken,
+and they join the target's current generation: `force_table_recreate` holds for the store in which it was
+called.
 """
 
 import dataclasses
@@ -50,7 +51,8 @@ def merge(stores: Iterable[Store | str | Path], into: Store | str | Path) -> Mer
         What was done.
 
     Raises:
-        ValueError: a source is missing or is the target itself. OSError: a copy failed; nothing half-copied counts.
+        ValueError: a source is missing or is the target itself. OSError: a copy failed; nothing half-copied
+            counts.
     """
     target = into if isinstance(into, Store) else Store(into)
     sources = [item if isinstance(item, Store) else Store(item) for item in stores]
@@ -72,7 +74,7 @@ def _merge_run(source: Store, target: Store, run: RunKey, report: MergeReport) -
     for fact in _FACTS:
         if fact in theirs and fact in ours and theirs[fact] != ours[fact]:
             report.conflicts.append(
-                f"{target.run_dir(run)}: {fact} is {ours[fact]!r} here and {theirs[fact]!r} in {source.root}; "
+                f"{target.run_dir(run)}: {fact} is {ours[fact]!r} here, {theirs[fact]!r} in {source.root}; "
                 "the value here was kept"
             )
     target.ensure_run(run, {name: value for name, value in theirs.items() if name != "generation"})

@@ -1,9 +1,10 @@
 """Folder names for model, version and split names.
 
-Any text a user gives as a name becomes one ASCII path component: letters, digits, `_` and `-` stay, every other
-byte of the UTF-8 form is percent-encoded, dots and slashes included. So `val/1` is one folder, no name can climb
-out of the store, and none can collide with our own dot-folders. Names whose encoding is longer than 100 bytes are
-cut and given a hash; the original then stands in `run.json` (model, version) or `attempt.json` (split).
+Any text a user gives as a name becomes one ASCII path component: letters, digits, `_` and `-` stay, every
+other byte of the UTF-8 form is percent-encoded, dots and slashes included. So `val/1` is one folder, no name
+can climb out of the store, and none can collide with our own dot-folders. Names whose encoding is longer
+than 100 bytes are cut and given a hash; the original then stands in `run.json` (model, version) or
+`attempt.json` (split).
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """One pass of one rank while it is being written: its pending rows, its parts, its seal.
 
-Only the writer thread uses this. Every method that touches the disk can be called again after an OSError and goes
-on where it stopped; no row is written twice.
+Only the writer thread uses this. Every method that touches the disk can be called again after an OSError and
+goes on where it stopped; no row is written twice.
 """
 
 import contextlib

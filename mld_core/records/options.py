@@ -13,16 +13,17 @@ class WriterOptions:
 
     Attributes:
         queue_mb: bound of everything accepted and not yet durable, in MiB.
-        on_full: "block" waits up to `block_deadline_s` for room, "drop" does not wait. Both then drop and count.
+        on_full: "block" waits up to `block_deadline_s` for room, "drop" does not wait. Both then drop and
+            count.
         block_deadline_s: longest wait of one `put`, in seconds.
         roll_mb: a part is written when its columns reach this size in memory, in MiB ...
         roll_seconds: ... or when its oldest row is this old.
         codec: "zstd" (level 1), "lz4", "snappy" or "none".
-        keep_vectors: after a pass is sealed, this rank's feature vectors of all but the last so many epochs of the
-            split are dropped, on the writer thread; None = keep all.
+        keep_vectors: after a pass is sealed, this rank's feature vectors of all but the last so many epochs
+            of the split are dropped, on the writer thread; None = keep all.
         fsync: make every part durable before it counts; off only where a power cut does not matter.
-        steps: for tests: called with the name of each step of the write protocol, on the writer thread. It may
-            sleep, kill the process, or raise OSError, which is handled as if the step itself had failed.
+        steps: for tests: called with the name of each step of the write protocol, on the writer thread. It
+            may sleep, kill the process, or raise OSError, which is handled as if the step itself had failed.
     """
 
     queue_mb: float = 256
@@ -57,7 +58,7 @@ class WriterOptions:
 
     @property
     def roll_bytes(self) -> int:
-        """Size at which a part is written, in bytes; at most half of the queue, so that the queue can drain."""
+        """Size at which a part is written, in bytes; at most half of the queue, so that it can drain."""
         return max(1, min(int(self.roll_mb * _MB), self.queue_bytes // 2))
 
     def step(self, name: str) -> None:

@@ -1,8 +1,8 @@
 """One part: a folder with one Parquet file per family, all or nothing.
 
-Each family is encoded into memory, hashed, and written under a `.tmp` name; files and folder are fsynced and the
-folder is renamed once. `part.json` in it says what belongs to it, so that a part that was torn later (a copy that
-broke off, a disk that lost blocks) is seen without decoding it.
+Each family is encoded into memory, hashed, and written under a `.tmp` name; files and folder are fsynced and
+the folder is renamed once. `part.json` in it says what belongs to it, so that a part that was torn later (a
+copy that broke off, a disk that lost blocks) is seen without decoding it.
 """
 
 import dataclasses
@@ -91,7 +91,8 @@ def publish(tmp: Path, target: Path, info: PartInfo, options: WriterOptions) -> 
     try:
         tmp.rename(target)
     except OSError as error:
-        # A network disk may report a failure for a rename that it did: then the part under that name is this one.
+        # A network disk may report a failure for a rename that it did: then the part under that name is this
+        # one.
         if read_part_info(target) == info:
             return
         if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
@@ -182,8 +183,8 @@ def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
 def damaged(path: Path, error: Exception) -> DamagedPartError:
     """The error for a part that is there but can not be decoded."""
     return DamagedPartError(
-        f"{path} is damaged ({error}); `mld doctor` lists damaged parts, moving the folder {path.parent} away lets "
-        "the rest be read"
+        f"{path} is damaged ({error}); `mld doctor` lists damaged parts, and moving the folder {path.parent} "
+        "away lets the rest be read"
     )
 
 

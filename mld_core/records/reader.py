@@ -1,8 +1,9 @@
 """Reading records: which attempt of a pass counts, which of its rows, and streaming them.
 
-Rows come in the order of the attempts of a resumed pass, then rank, then as they were written; `unit` is shifted
-where a pass is made of several attempts, so that (rank_, unit) names one row of the selection. Families keep the
-same rows in the same order, so that batches of `samples` and (in classification) `vectors` run side by side.
+Rows come in the order of the attempts of a resumed pass, then rank, then as they were written; `unit` is
+shifted where a pass is made of several attempts, so that (rank_, unit) names one row of the selection.
+Families keep the same rows in the same order, so that batches of `samples` and (in classification) `vectors`
+run side by side.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -94,7 +95,8 @@ class PassSelection:
         """The schema of a family over all parts: columns that only some parts have are null in the others.
 
         Raises:
-            KeyError: a column that no part has. ValueError: an unknown family, or columns that changed their type.
+            KeyError: a column that no part has. ValueError: an unknown family, or columns that changed their
+                type.
         """
         if family not in FAMILIES:
             raise ValueError(f"table={family!r}: expected one of {', '.join(map(repr, FAMILIES))}")
@@ -174,8 +176,8 @@ def select(
         store: where to look.
         run: the run.
         dataset_type: a split, several, or None = all.
-        n_epoch: an epoch; "latest" = for each split the epoch of the last sealed pass by time of sealing (passes
-            without an epoch count too; the newest attempt where nothing is sealed); None = every epoch.
+        n_epoch: an epoch; "latest" = for each split the epoch of the last sealed pass by time of sealing
+            (passes without an epoch count too; the newest attempt where nothing is sealed); None = every epoch.
         passes: "last" = one pass of each epoch, the last sealed one; "all" = all of them.
 
     Returns:
@@ -252,8 +254,8 @@ def load(
         store: a Store or its path; default `MLD_HOME`, else `~/.mld`.
 
     Returns:
-        The columns `dataset_type`, `n_epoch` (null = unknown), `pass_no`, then those of the family. Vectors are
-        FixedSizeList<float32>.
+        The columns `dataset_type`, `n_epoch` (null = unknown), `pass_no`, then those of the family. Vectors
+        are FixedSizeList<float32>.
 
     Raises:
         ValueError: an unknown table, no such run (the message lists those there are), or widths that changed.

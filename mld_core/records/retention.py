@@ -1,8 +1,8 @@
 """Keeping a store small: dropping feature vectors of older epochs.
 
-Only feature vectors go; logits and all scalars stay. A rank's parts are written anew without them as `slim-<seq>`
-folders, by the write protocol of mld_core.records.writer: they count once `seal.json` lists them, and only then are
-the old ones removed. Unsealed ranks are never touched.
+Only feature vectors go; logits and all scalars stay. A rank's parts are written anew without them as
+`slim-<seq>` folders, by the write protocol of mld_core.records.writer: they count once `seal.json` lists
+them, and only then are the old ones removed. Unsealed ranks are never touched.
 """
 
 import dataclasses
@@ -209,9 +209,10 @@ def prune(
 ) -> PruneReport:
     """Apply the retention rules.
 
-    First `keep_vectors` to `run` (None = every run). Then, if the whole store is larger than `max_store_gb` (GiB),
-    features are dropped from the oldest sealed pass on, over all runs, until it fits; the newest pass of each split
-    keeps its own. A warning is given before anything goes for that reason, and one already from 90 % on.
+    First `keep_vectors` to `run` (None = every run). Then, if the store is larger than `max_store_gb` (GiB),
+    features are dropped from the oldest sealed pass on, over all runs, until it fits; the newest pass of
+    each split keeps its own. A warning is given before anything goes for that reason, and one already from
+    90 % on.
 
     Args:
         store: the store.
@@ -258,12 +259,12 @@ def _fit(
     if size <= limit:
         if size > _NEAR * limit:
             warn(
-                f"{store.root} holds {size / _GB:.2f} of {limit / _GB:.2f} GiB; feature vectors of old passes go next"
+                f"{store.root} holds {size / _GB:.2f} of {limit / _GB:.2f} GiB; features of old passes go next"
             )
         return
     warn(
-        f"{store.root} holds {size / _GB:.2f} GiB, more than max_store_gb={limit / _GB:g}: feature vectors of the "
-        "oldest passes are dropped now (logits and scalars stay)"
+        f"{store.root} holds {size / _GB:.2f} GiB, more than max_store_gb={limit / _GB:g}: feature vectors of "
+        "the oldest passes are dropped now (logits and scalars stay)"
     )
     pruned = {path for path, _ in report.pruned}
     for folder in _oldest_first(store):
@@ -276,7 +277,7 @@ def _fit(
         size -= freed
     if size > limit:
         warn(
-            f"{store.root} still holds {size / _GB:.2f} GiB, above max_store_gb={limit / _GB:g}; run `mld gc`, "
+            f"{store.root} still holds {size / _GB:.2f} GiB, above max_store_gb={limit / _GB:g}; run `mld gc` "
             "or delete runs that are no longer needed, or raise the bound"
         )
 

@@ -1,8 +1,8 @@
 """The rows of one rank of one attempt: which count, and reading them part by part.
 
-A pass that is still being written may be sealed, and its parts joined, between planning and reading. The sealed
-parts hold the same rows in the same order, perhaps followed by more; so reading goes on in them where it stopped,
-and rows that came after the plan are left out.
+A pass that is still being written may be sealed, and its parts joined, between planning and reading. The
+sealed parts hold the same rows in the same order, perhaps followed by more; so reading goes on in them where
+it stopped, and rows that came after the plan are left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -111,8 +111,8 @@ def unify(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
         return pa.unify_schemas(list(schemas), promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(
-            f"{what}: a column changed its type or width between parts ({error}); read one epoch or one pass at a "
-            "time, or leave that column out"
+            f"{what}: a column changed its type or width between parts ({error}); read one epoch or pass "
+            "at a time, or leave that column out"
         ) from error
 
 
@@ -183,7 +183,8 @@ def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int)
     """Stream the rows of one rank that count, as `schema`.
 
     Raises:
-        FileNotFoundError: a part vanished and nothing took its place. DamagedPartError: one can not be decoded.
+        FileNotFoundError: a part vanished and nothing took its place. DamagedPartError: one can not be
+            decoded.
     """
     passed = 0  # rows read so far, counted or not: where to go on after the parts were joined
     while True:

@@ -1,7 +1,7 @@
 """The Arrow schemas of the four record families, and the user's own columns.
 
-Every family carries `unit` (running number of the sample row in this rank's pass) and `rank_`; (rank_, unit) names
-one sample row within an attempt, and rows of the other families refer to it.
+Every family carries `unit` (running number of the sample row in this rank's pass) and `rank_`; (rank_, unit)
+names one sample row within an attempt, and rows of the other families refer to it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """Vectors on disk: numpy arrays as FixedSizeBinary columns and back, without a copy where possible.
 
-Parquet has no fixed-size-list type: every element of a list column gets levels, which costs 2 to 9 times the write
-speed. So a vector is one FixedSizeBinary value, little-endian, and its field's metadata says what it is:
-`dtype` ("float32" | "float16"), `shape` (JSON, without the row axis) and `alias`.
+Parquet has no fixed-size-list type: every element of a list column gets levels, which costs 2 to 9 times the
+write speed. So a vector is one FixedSizeBinary value, little-endian, and its field's metadata says what it
+is: `dtype` ("float32" | "float16"), `shape` (JSON, without the row axis) and `alias`.
 """
 
 import json
@@ -50,7 +50,8 @@ def vector_field(name: str, width: int, dtype: str = "float32", alias: str | Non
 
 def nonfinite_rows(array: Floats) -> npt.NDArray[np.bool_]:
     """Which rows of (N, D) hold a NaN or an infinity, bool (N,)."""
-    # One pass without temporaries settles the usual case: a sum is finite only if nothing in it is NaN or inf.
+    # One pass without temporaries settles the usual case: a sum is finite only if nothing in it is NaN or
+    # inf.
     with np.errstate(all="ignore"):
         if array.size == 0 or np.isfinite(array.sum(dtype=np.float64)):
             return np.zeros(len(array), dtype=np.bool_)

@@ -161,6 +161,10 @@ class Worker:
         except (OSError, MemoryError) as error:
             self._refused(opened, error)
             return False
+        except Exception as error:  # noqa: BLE001 - a bug of ours: tried again like a disk error, told once
+            self._intake.tell(f"writer:{type(error).__name__}", f"the record writer stumbled: {error!r}")
+            opened.failed(repr(error), hurry=self._intake.closing)
+            return False
         opened.succeeded()
         return not over
 
@@ -210,8 +214,8 @@ class Worker:
             self._intake.trouble = text
         self._intake.tell(
             f"write:{kind}",
-            f"records can not be written to {opened.folder} ({text}); they are kept in memory and tried again, up to "
-            f"{self.options.queue_mb:g} MiB, then dropped and counted. Free the disk or make it writable.",
+            f"records can not be written to {opened.folder} ({text}); they are kept in memory and tried again, up "
+            f"to {self.options.queue_mb:g} MiB, then dropped and counted. Free the disk or make it writable.",
         )
 
     def _end(self, handle: int, why_not: str | None, manifest: SealManifest | None = None) -> None:

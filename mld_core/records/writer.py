@@ -2,28 +2,29 @@
 
 The write protocol
 ------------------
-1. One writer thread per process. `put` appends to a queue under a lock and returns; it never touches the disk. The
-   queue is bounded in bytes, and the bound covers all that is accepted and not yet durable. When it is full, `put`
-   waits up to a deadline, then the rows are dropped and counted; from then on puts are dropped at once until the
-   thread has drained half of the bound. So a disk that hangs costs a rank one deadline, not its training.
-2. Opening a pass makes `rank-<r>/` exclusively and writes `attempt.json` (temporary name, fsync, rename, fsync of
-   the folder, as all JSON files here).
-3. Batches are built on the thread and kept as *pending* rows of their pass. They become a part when they reach
-   `roll_mb`, when the oldest is `roll_seconds` old (the thread wakes on its own for that), when a schema changes,
-   on `flush` and at the end. A SIGKILL loses what is pending and no more.
-4. A part is a folder: every family is encoded in memory and hashed (SHA-256), all files and `part.json` are written
-   into `.tmp-part-...` and fsynced, the folder is renamed to `part-<seq>`, and `rank-<r>/` is fsynced. A part is
-   whole or absent; `.tmp*` is ignored by every reader.
+1. One writer thread per process. `put` appends to a queue under a lock and returns; it never touches the
+   disk. The queue is bounded in bytes, and the bound covers all that is accepted and not yet durable. When
+   it is full, `put` waits up to a deadline, then the rows are dropped and counted; from then on puts are
+   dropped at once until the thread has drained half of the bound. So a disk that hangs costs a rank one
+   deadline, not its training.
+2. Opening a pass makes `rank-<r>/` exclusively and writes `attempt.json` (temporary name, fsync, rename,
+   fsync of the folder, as all JSON files here).
+3. Batches are built on the thread and kept as *pending* rows of their pass. They become a part when they
+   reach `roll_mb`, when the oldest is `roll_seconds` old (the thread wakes on its own for that), when a
+   schema changes, on `flush` and at the end. A SIGKILL loses what is pending and no more.
+4. A part is a folder: every family is encoded in memory and hashed (SHA-256), all files and `part.json` are
+   written into `.tmp-part-...` and fsynced, the folder is renamed to `part-<seq>`, and `rank-<r>/` is
+   fsynced. A part is whole or absent; `.tmp*` is ignored by every reader.
 5. When the disk refuses (full, read-only, I/O error), the rows stay pending and are tried again, at growing
-   intervals, within the byte bound. Rows that can not be built or encoded are dropped and counted with the reason.
-   Each kind of problem is told once through `on_problem`.
-6. Sealing writes the rest, joins small neighbouring parts into `merged-<seq>` folders by the same protocol, writes
-   `seal.json` with the exact list of parts, and only then removes the parts that were replaced. Readers of a rank
-   without `seal.json` list `part-*` only; readers of a rank with one follow it. So a crash at any moment leaves
-   every row readable once.
+   intervals, within the byte bound. Rows that can not be built or encoded are dropped and counted with the
+   reason. Each kind of problem is told once through `on_problem`.
+6. Sealing writes the rest, joins small neighbouring parts into `merged-<seq>` folders by the same protocol,
+   writes `seal.json` with the exact list of parts, and only then removes the parts that were replaced.
+   Readers of a rank without `seal.json` list `part-*` only; readers of a rank with one follow it. So a crash
+   at any moment leaves every row readable once.
 7. A pass is sealed when `seal.json` of all `world_size` ranks is there. Ranks never wait for each other.
-8. After a fork the child holds no pass, no queue and no thread; it may open passes of its own. Pickling keeps the
-   settings only.
+8. After a fork the child holds no pass, no queue and no thread; it may open passes of its own. Pickling
+   keeps the settings only.
 """
 
 import atexit
@@ -173,7 +174,8 @@ class Writer:
 
         Args:
             handle: from `open`.
-            build: makes {family: table}; runs once, on the writer thread. What it refers to must stay unchanged.
+            build: makes {family: table}; runs once, on the writer thread. What it refers to must stay
+                unchanged.
             rows: sample rows in it, for the account.
             nbytes: size in memory, for the bound of the queue.
 
