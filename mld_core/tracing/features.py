@@ -52,8 +52,8 @@ def channel_axis(shape: tuple[int, ...], module: nn.Module | None) -> int:
     The layer's type decides where it can; (B, T, D) is tokens; a (B, h, h, D) with equal second and third
     axes and another last one is channels-last (Swin); anything else is (B, C, ...).
 
-    >>> channel_axis((8, 512, 7, 7), None), channel_axis((8, 7, 7, 768), None), channel_axis((8, 197, 192),
-    None) (1, 3, 2)
+    >>> [channel_axis(shape, None) for shape in [(8, 512, 7, 7), (8, 7, 7, 768), (8, 197, 192)]]
+    [1, 3, 2]
     """
     last = len(shape) - 1
     if last == 1 or isinstance(module, _CHANNELS_FIRST):

@@ -1,0 +1,5 @@
+"""What classification tracers of PyTorch models have in common."""
+
+from mld_core.tracing.classification import ClassificationTorchTracer
+
+__all__ = ["ClassificationTorchTracer"]

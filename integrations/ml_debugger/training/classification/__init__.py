@@ -1,0 +1,1 @@
+"""Classification tracers for training."""
