@@ -23,7 +23,7 @@ def log_odds_bin(log_probabilities: Floats) -> NDArray[np.int64]:
 
     Example:
         >>> log_odds_bin(np.log(np.array([0.0001, 0.5, 0.9999]))).tolist()
-        [24610, 32768, 40925]
+        [24611, 32768, 40924]
     """
     with np.errstate(divide="ignore"):
         odds = log_probabilities - np.log1p(-np.exp(np.minimum(log_probabilities, 0.0)))
