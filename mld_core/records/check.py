@@ -104,8 +104,8 @@ def _check_pass(store: Store, run: RunKey, key: PassKey, digests: bool) -> Itera
             yield from _check_rank(rank, digests)
     if chosen is not None and not chosen.sealed:
         text = (
-            f"{chosen.path}: ranks {chosen.missing_ranks} of {chosen.world_size} have not sealed; the process still "
-            "runs or was interrupted. Readers take what is there and call it partial"
+            f"{chosen.path}: ranks {chosen.missing_ranks} of {chosen.world_size} have not sealed; the process "
+            "still runs or was interrupted. Readers take what is there and call it partial"
         )
         yield Finding("unsealed pass", "warning", chosen.path, text)
 

@@ -64,8 +64,8 @@ def export_run(
     if not found:
         there = sorted({str(item.key.n_epoch) for item in select(store, run, n_epoch=None)})
         raise ValueError(
-            f"nothing to export for model {run.model_name!r} version {run.version_name!r}, n_epoch={n_epoch!r} "
-            f"in {store.root}; recorded epochs: {', '.join(there) or 'none'}"
+            f"nothing to export for model {run.model_name!r} version {run.version_name!r}, "
+            f"n_epoch={n_epoch!r} in {store.root}; recorded epochs: {', '.join(there) or 'none'}"
         )
     target = export_path(run, output_path, n_epoch)
     if target.is_dir():

@@ -65,7 +65,7 @@ def decode(folder: str) -> str | None:
     """
     if folder == _EMPTY:
         return ""
-    if not folder or is_cut(folder):
+    if not folder or not folder.isascii() or is_cut(folder):
         return None
     try:
         name = unquote_to_bytes(folder).decode("utf-8", "surrogatepass")

@@ -177,7 +177,7 @@ def select(
         run: the run.
         dataset_type: a split, several, or None = all.
         n_epoch: an epoch; "latest" = for each split the epoch of the last sealed pass by time of sealing
-            (passes without an epoch count too; the newest attempt where nothing is sealed); None = every epoch.
+            (passes without an epoch count too; the newest attempt where nothing is sealed); None = all.
         passes: "last" = one pass of each epoch, the last sealed one; "all" = all of them.
 
     Returns:

@@ -259,12 +259,12 @@ def _fit(
     if size <= limit:
         if size > _NEAR * limit:
             warn(
-                f"{store.root} holds {size / _GB:.2f} of {limit / _GB:.2f} GiB; features of old passes go next"
+                f"{store.root} holds {size / _GB:.2f} of {limit / _GB:g} GiB; features of old passes go next"
             )
         return
     warn(
-        f"{store.root} holds {size / _GB:.2f} GiB, more than max_store_gb={limit / _GB:g}: feature vectors of "
-        "the oldest passes are dropped now (logits and scalars stay)"
+        f"{store.root} holds {size / _GB:.2f} GiB, more than max_store_gb={limit / _GB:g}: features of the "
+        "oldest passes are dropped now (logits and scalars stay)"
     )
     pruned = {path for path, _ in report.pruned}
     for folder in _oldest_first(store):
@@ -277,8 +277,8 @@ def _fit(
         size -= freed
     if size > limit:
         warn(
-            f"{store.root} still holds {size / _GB:.2f} GiB, above max_store_gb={limit / _GB:g}; run `mld gc` "
-            "or delete runs that are no longer needed, or raise the bound"
+            f"{store.root} still holds {size / _GB:.2f} GiB, above max_store_gb={limit / _GB:g}; run `mld gc`, "
+            "delete runs that are no longer needed, or raise the bound"
         )
 
 
