@@ -1,0 +1,267 @@
+"""MMEngine: a hook in `custom_hooks` records every prediction of every sample.
+
+In a config, importing this module registers the hook:
+
+    custom_imports = dict(imports=["ml_debugger.mmengine"], allow_failed_imports=False)
+    custom_hooks = [dict(type="MLDebuggerHook", priority="LOW")]
+
+The hook only translates events; what is recorded, and how, is in `mld_core.tracing.recorder`. What it relies
+on (tests/integrations/golden has the order of events in full):
+
+* `before_train`, `before_val_epoch` and `before_test_epoch` come on every rank, after a checkpoint was loaded
+  and `train_step` compiled, before any forward: the run starts there;
+* `runner.epoch` is one past the epoch trained when its validation runs, and stays 0 in an IterBasedTrainLoop,
+  whose validations lie inside its only epoch: the epoch is counted here, and passes nest;
+* outside a training, `runner.iter` and `runner.epoch` build the train loop: they are read only inside one;
+* a resumed EpochBasedTrainLoop walks a cut epoch again from its first batch, an IterBasedTrainLoop goes on;
+* nothing is called after an exception, and hooks have no state: the run's names are kept in `mld_run.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.taps import remove_tap
+
+try:
+    from mmengine.dist import broadcast_object_list
+    from mmengine.hooks import Hook
+    from mmengine.model import is_model_wrapper
+    from mmengine.registry import HOOKS
+    from mmengine.runner import IterBasedTrainLoop
+except ImportError as error:
+    raise ImportError("ml_debugger.mmengine needs MMEngine: pip install 'ml-debugger[mmengine]'") from error
+
+__all__ = ["MLDebuggerHook"]
+
+RUN_FILE = "mld_run.json"
+Fn = Callable[..., Any] | None
+
+
+@HOOKS.register_module(force=True)  # a notebook may reload this module
+class MLDebuggerHook(Hook):  # type: ignore[misc]
+    """Records train, val and test passes of an MMEngine `Runner`; no argument is required.
+
+    The arguments are those of every wrapper (docs/usage.md). Errors of ours never reach the runner.
+    `global_step` counts iterations, as MMEngine does: with gradient accumulation every micro-batch is one.
+    """
+
+    priority = "LOW"  # behind EMAHook's weight swap, before CheckpointHook
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        version_name: str | None = None,
+        *,
+        task: str | None = None,
+        model: Any = None,
+        target_layers: dict[str, str] | None = None,
+        n_class: int | None = None,
+        class_names: list[str] | None = None,
+        id_fn: Fn = None,
+        input_fn: Fn = None,
+        label_fn: Fn = None,
+        image_fn: Fn = None,
+        fields_fn: Fn = None,
+        additional_fields: list[dict[str, Any]] | None = None,
+        additional_label_fields: list[dict[str, Any]] | None = None,
+        splits: list[str] | None = None,
+        every_n_epochs: int = 1,
+        replay_train: bool | float = False,
+        score_thresh: float | None = None,
+        iou_thresh: float | None = None,
+        max_detections: int | None = None,
+        pc_range: list[float] | None = None,
+        ground_truth_provider: Any = None,
+        store: str | None = None,
+        queue_mb: float = 256,
+        on_full: str = "block",
+        roll_mb: float = 64,
+        roll_seconds: float = 10,
+        vector_dtype: str = "float16",
+        keep_vectors: int = 2,
+        input_hash: bool = True,
+        force_table_recreate: bool = False,
+        auto_sync: bool = False,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self._recorder = Recorder(**options)
+        self._epoch: int | None = None  # the epoch trained last, by our own count
+        self._started = False
+        self._training = False  # inside Runner.train
+        self._done: int | None = None  # iterations trained so far
+        self._resumed_at: int | None = None  # iterations done at the checkpoint that was loaded
+        self._cut = False  # the checkpoint was saved inside the epoch that is trained next
+        self._states: dict[str, dict[str, Any]] = {}  # iterations done -> the recorder's state then
+
+    # set-up
+
+    def before_run(self, runner: Any) -> None:
+        """`train`, `val` or `test` was called; the call before it may have ended in an exception."""
+        if self._started:
+            self._recorder.finish(status="exception")
+        self._started = self._training = False
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """What is evaluated without training is of the epoch at which the checkpoint was saved."""
+        with self._recorder.guard.catch(
+            "reading the checkpoint's epoch", lost="the epoch number of what follows"
+        ):
+            meta = checkpoint.get("meta") or {}
+            info = (checkpoint.get("message_hub") or {}).get("runtime_info") or {}
+            self._done = self._resumed_at = meta.get("iter")
+            if "epoch" in info:  # the epoch in which it was saved; meta has the one to begin with
+                self._epoch = int(info["epoch"])
+            elif "epoch" in meta:
+                self._epoch = max(int(meta["epoch"]) - 1, 0)
+
+    def _start(self, runner: Any) -> None:
+        if self._started:
+            return
+        self._started = True
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        settled = [self._settle(runner, model) if runner.rank == 0 else None]
+        broadcast_object_list(settled)  # our only collective; every rank is here
+        names, state = settled[0] or ({}, {})
+        if runner.rank != 0:
+            self._recorder.restore(state)
+        self._recorder.start(
+            model, names, rank=runner.rank, world_size=runner.world_size, framework="mmengine"
+        )
+
+    def _settle(self, runner: Any, model: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        """The run's names, and the state they were restored from; on rank 0."""
+        state: dict[str, Any] = {}
+        with self._recorder.guard.catch("reading mld_run.json", lost="the run goes on under a new version"):
+            if self._resumed_at is not None:
+                state = self._find_state(runner, self._resumed_at)
+        self._recorder.restore(state)
+        return self._recorder.resolve_names(model), state
+
+    def _find_state(self, runner: Any, done: int) -> dict[str, Any]:
+        """The state kept last before iteration `done`, beside the checkpoint or in the work_dir."""
+        if self._recorder.state():  # trained in this process: nothing to find
+            return {}
+        loaded = getattr(runner, "_load_from", None)
+        folders = [Path(runner.work_dir), *([Path(loaded).parent] if loaded else [])]
+        for path in (folder / RUN_FILE for folder in folders):
+            if path.is_file():
+                states = json.loads(path.read_text())["states"]
+                self._states = {key: value for key, value in states.items() if int(key) <= done}
+                return dict(self._states[max(self._states, key=int)]) if self._states else {}
+        return {}
+
+    def after_run(self, runner: Any) -> None:
+        """Wait for this rank's durability, then the account; take away what was set on the loaders."""
+        if self._started:
+            self._recorder.finish()
+        self._started = self._training = False
+        with self._recorder.guard.catch("removing the loader taps"):
+            for name in ("_train_loop", "_val_loop", "_test_loop"):
+                remove_tap(getattr(getattr(runner, name, None), "dataloader", None))
+
+    # training
+
+    def before_train(self, runner: Any) -> None:
+        """The checkpoint is loaded, `train_step` compiled, no forward has run yet."""
+        with self._recorder.guard.catch("starting to record", lost="all records of this run"):
+            if runner.iter == 0:  # a checkpoint's weights to begin with: not its run
+                self._resumed_at = None
+            self._cut = self._resumed_at is not None and self._epoch == runner.epoch
+            self._training, self._done, self._epoch = True, runner.iter, runner.epoch - 1
+            self._start(runner)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """A walk over the training split begins; in an IterBasedTrainLoop its iterator is made already."""
+        with self._recorder.guard.catch("beginning a train epoch", lost="the records of that epoch"):
+            by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
+            self._epoch = runner.epoch
+            self._recorder.begin_pass(
+                "train",
+                self._epoch,
+                mode="train",
+                loader=None if by_iter else getattr(runner.train_loop, "dataloader", None),
+                resume_step=(runner.iter if by_iter else 0) if self._cut else None,
+            )
+            self._cut = False
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Arm the capture."""
+        self._recorder.begin_batch(data_batch)
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Every micro-batch. `outputs` are parsed losses: predictions come from the hooks on the model."""
+        self._recorder.record(data_batch, None, batch_idx=batch_idx, global_step=self._done)
+        self._done = runner.iter + 1
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Seal the pass. An EpochBasedTrainLoop validates after this, an IterBasedTrainLoop before."""
+        self._recorder.end_pass()
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Beside the checkpoint goes what a resumed training needs to find its run; on rank 0 only."""
+        self._keep_state(runner, (checkpoint.get("meta") or {}).get("iter", self._done))
+
+    def _keep_state(self, runner: Any, done: int | None) -> None:
+        if not (self._training and self._recorder.enabled and runner.rank == 0):
+            return
+        with self._recorder.guard.catch("writing mld_run.json", lost="a resumed training gets a new version"):
+            self._states[str(done)] = dict(self._recorder.state())
+            path = Path(runner.work_dir) / RUN_FILE
+            temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
+            temporary.write_text(json.dumps({"states": self._states}, indent=1))
+            temporary.replace(path)
+
+    # evaluation
+
+    def _begin_evaluation(self, split: str, runner: Any) -> None:
+        with self._recorder.guard.catch(f"beginning a {split} pass", lost="the records of that pass"):
+            self._start(runner)
+            loader = getattr(getattr(runner, f"{split}_loop"), "dataloader", None)
+            self._recorder.begin_pass(split, self._epoch, mode="eval", loader=loader)
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """A walk over the validation split begins; alone, the run starts here."""
+        self._begin_evaluation("val", runner)
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Arm the capture."""
+        self._recorder.begin_batch(data_batch)
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """One batch, with what the model's `val_step` returned."""
+        self._recorder.record(data_batch, outputs, batch_idx=batch_idx, global_step=self._done)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Seal the pass."""
+        self._recorder.end_pass()
+        self._keep_state(runner, self._done)
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """A walk over the test split begins; the run starts here, unless it is inside a training."""
+        self._begin_evaluation("test", runner)
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Arm the capture."""
+        self._recorder.begin_batch(data_batch)
+
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """One batch, with what the model's `test_step` returned."""
+        self._recorder.record(data_batch, outputs, batch_idx=batch_idx, global_step=self._done)
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Seal the pass."""
+        self._recorder.end_pass()
