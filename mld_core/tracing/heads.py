@@ -146,17 +146,23 @@ class HeadChooser:
     ) -> tuple[LogitsSource | None, Tensor | None]:
         candidates: list[tuple[str, Any]] = [] if outputs is None else [(OUTPUTS, outputs)]
         candidates += [(call.name, call.output) for call in self.capture.outer_calls()]
-        for name, value in candidates:
-            logits = find_logits(value, n_rows, self.n_class)
-            if logits is None or logits.shape[1] < min_class:
-                continue
-            for call in reversed(self.capture.leaf_calls()):
-                columns = class_columns(call.output, int(logits.shape[0]), int(logits.shape[1]))
-                if columns is not None and call.name != name and _is_activation_of(logits, columns):
-                    return LogitsSource(call.name, is_head=True), columns
-            activation = "probabilities" if looks_like_probabilities(logits) else "logits"
-            return LogitsSource(name, activation=activation), logits
+        # A stated number of classes picks among several candidates; it may also be wrong.
+        for n_class in dict.fromkeys((self.n_class, None)):
+            for name, value in candidates:
+                logits = find_logits(value, n_rows, n_class)
+                if logits is None or logits.shape[1] < min_class or n_class not in {None, logits.shape[1]}:
+                    continue
+                return self._trace_back(name, logits)
         return None, None
+
+    def _trace_back(self, name: str, logits: Tensor) -> tuple[LogitsSource, Tensor]:
+        """The head layer's output where `logits` is only its softmax or log-softmax, else `logits` itself."""
+        for call in reversed(self.capture.leaf_calls()):
+            columns = class_columns(call.output, int(logits.shape[0]), int(logits.shape[1]))
+            if columns is not None and call.name != name and _is_activation_of(logits, columns):
+                return LogitsSource(call.name, is_head=True), columns
+        activation = "probabilities" if looks_like_probabilities(logits.detach().cpu()) else "logits"
+        return LogitsSource(name, activation=activation), logits
 
     def _settle(self, source: LogitsSource, logits: Tensor, *, training: bool) -> None:
         """Keeps the decision and the hooks it needs; the features are settled with the first mode decided."""

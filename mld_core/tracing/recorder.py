@@ -175,7 +175,7 @@ class Recorder:
             self.session = Session(
                 self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
             )
-            self._started = time.perf_counter()
+            self._started, self._spent = time.perf_counter(), 0.0
             if rank == 0:
                 self.guard.tell_once(
                     f"start:{run}:{store.root}",
@@ -298,7 +298,7 @@ class Recorder:
             self.session.seal(open_pass)
 
     def drop_pass(self) -> None:
-        """The innermost, provisional pass was none: no event claimed its batches; claimed ones stay, partial."""
+        """The innermost, provisional pass was none: no event claimed its batches. Claimed ones stay."""
         if self.session is None or not self._stack:
             return
         open_pass = self._stack.pop()
@@ -477,6 +477,29 @@ class Recorder:
             if same_run and self._names
             else {}
         )
+        return dict(self._names)
+
+    def rejoin(self, state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+        """A checkpoint is loaded after the names were settled: the run goes on as the one of the checkpoint.
+
+        Args:
+            state: from `state`, on every rank.
+            names: those settled in this process; a version claimed for it and not used is given back.
+
+        Returns:
+            The names to start with, or to go on with where rows of this process were recorded before.
+        """
+        run = {key: str(state[key]) for key in ("model_name", "version_name")}
+        if {**names, **run} == dict(names) or any(self._pass_numbers.values()):
+            self.restore(state)
+            return dict(names)
+        if self.session is not None:
+            self.session.close(_WAIT_S)
+            self.session = None
+        if self._world[0] == 0:
+            Store(names["store"]).release_version(RunKey(names["model_name"], names["version_name"]))
+        self.restore(state)
+        self._names = {**names, **run}
         return dict(self._names)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
