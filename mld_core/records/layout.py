@@ -6,6 +6,7 @@ each name encoded by `mld_core.records.names`. Beside the splits lie `run.json`,
 once and removed by `mld gc`.
 """
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -137,6 +138,16 @@ class Store:
         while not _claimed(parent / f"v{number}"):
             number += 1
         return f"v{number}"
+
+    def release_version(self, run: RunKey) -> bool:
+        """Give back a claimed version in which nothing was recorded; False if something was."""
+        folder = self.run_dir(run)
+        if subfolders(folder):
+            return False
+        with contextlib.suppress(OSError):
+            (folder / RUN_FILE).unlink(missing_ok=True)
+            folder.rmdir()
+        return not folder.exists()
 
     def ensure_run(self, run: RunKey, info: dict[str, Any]) -> dict[str, Any]:
         """Create `run.json`, or add the members it lacks; what is stored is never overwritten.

@@ -1,0 +1,248 @@
+"""Passes of a hand-written loop, from nothing but the iteration of its loaders; for Accelerate and Fabric.
+
+A walk begins when a traced loader is iterated and ends when it is exhausted or left by `break`. The batch
+in hand is committed when the next one is asked for, when the walk ends, or when another traced loader is
+iterated inside the loop's body. A walk that an exception left open is found by `finish` at the end of the
+program, and stays partial.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from mld_core.tracing.recorder import Recorder
+
+__all__ = ["LoopRecorder", "TracedLoader"]
+
+
+@dataclass(eq=False)
+class _Walk:
+    """One iteration of a traced loader. `pending`: its batch in hand is not committed yet."""
+
+    split: str
+    batch: Any = None
+    batch_idx: int = 0
+    pending: bool = False
+
+
+class LoopRecorder:
+    """What the traced loaders of one `trace` call share.
+
+    Args:
+        recorder: records.
+        model: what is trained, unwrapped.
+        names: what rank 0's `recorder.resolve_names` gave, broadcast.
+        rank: this process's rank.
+        world_size: number of processes.
+        framework: name of the framework.
+        stepped: says after a training batch whether the optimizer made a step in it.
+        compiled: the model is compiled, so its forward cannot be noticed.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        model: torch.nn.Module,
+        names: dict[str, str],
+        *,
+        rank: int,
+        world_size: int,
+        framework: str,
+        stepped: Callable[[], bool] = lambda: True,
+        compiled: bool = False,
+    ) -> None:
+        self.recorder = recorder
+        self.names = names
+        self.epoch: int | None = None  # the epoch being trained or trained last
+        self.steps = 0
+        self.resume_step: int | None = None
+        self._model = model
+        self._world = {"rank": rank, "world_size": world_size, "framework": framework}
+        self._stepped = stepped
+        self._walks: list[_Walk] = []
+        self._compiled = compiled
+        self._forward_done = compiled
+        self._hook = model.register_forward_hook(_Noticed(self))
+        atexit.register(_finish, weakref.ref(self))
+
+    def start(self) -> None:
+        """Sets the hooks; does nothing while recording."""
+        if not self.recorder.enabled and not self.recorder.failed_to_start:
+            self.recorder.start(self._model, self.names, **self._world)
+
+    @property
+    def training(self) -> bool:
+        """Whether a walk over the training split is open."""
+        return any(walk.split == "train" for walk in self._walks)
+
+    def noticed(self, module: torch.nn.Module) -> None:
+        """The model made a forward."""
+        if module is self._model:
+            self._forward_done = True
+
+    def walk(self, traced: TracedLoader) -> Iterator[Any]:
+        """Iterates a loader and tells the recorder."""
+        walk = self._begin(traced)
+        try:
+            for batch in traced.loader:
+                self._arm(walk, batch)
+                yield batch
+                self._commit(walk)
+        finally:
+            self._end(walk)
+
+    def _begin(self, traced: TracedLoader) -> _Walk:
+        guard, walk = self.recorder.guard, _Walk(traced.split)
+        with guard.catch("beginning a pass", lost="the records of that pass"):
+            self.start()
+            for stale in [w for w in self._walks if w.split == walk.split]:
+                self._drop(stale, "left by an exception")
+            if self._walks and self._forward_done:
+                self._commit(self._walks[-1])
+            n_epoch, traced.next_epoch = traced.next_epoch, None
+            train = traced.split == "train"
+            if train:
+                after = 0 if self.epoch is None else self.epoch + 1
+                self.epoch = after if n_epoch is None else n_epoch
+            self._walks.append(walk)
+            self.recorder.begin_pass(
+                traced.split,
+                self.epoch if n_epoch is None else n_epoch,
+                mode="train" if train else "eval",
+                loader=traced.index_loader(),
+                resume_step=self.resume_step if train else None,
+            )
+            if train:
+                self.resume_step = None
+        return walk
+
+    def _arm(self, walk: _Walk, batch: Any) -> None:
+        if walk in self._walks:
+            walk.batch, walk.pending = batch, True
+            self._forward_done = self._compiled
+            self.recorder.begin_batch(batch)
+
+    def _commit(self, walk: _Walk) -> None:
+        """Records the walk's batch in hand, once."""
+        if not walk.pending or walk is not self._walks[-1]:
+            return
+        batch, walk.batch, walk.pending = walk.batch, None, False
+        self.recorder.record(batch, batch_idx=walk.batch_idx, global_step=self.steps)
+        walk.batch_idx += 1
+        if walk.split == "train":
+            with self.recorder.guard.catch("counting optimizer steps", lost="the step numbers"):
+                self.steps += bool(self._stepped())
+
+    def _end(self, walk: _Walk) -> None:
+        if walk not in self._walks:
+            return  # closed already, with what was around it
+        while self._walks[-1] is not walk:
+            self._drop(self._walks[-1], "left inside another pass")
+        self._commit(walk)
+        self._walks.remove(walk)
+        self.recorder.end_pass()
+
+    def _drop(self, walk: _Walk, reason: str) -> None:
+        while walk in self._walks:
+            self._walks.pop().pending = False
+            self.recorder.abort_pass(reason)
+
+    def finish(self) -> None:
+        """Waits for this rank's durability, then the account; walks still open stay partial."""
+        status = "exception" if self._walks else "finished"
+        while self._walks:
+            self._walks.pop()
+        self.recorder.finish(status)
+
+
+class _Noticed:
+    """Forward hook that tells a `LoopRecorder`; a copied or pickled one tells nobody."""
+
+    def __init__(self, loop: LoopRecorder | None) -> None:
+        self._loop = None if loop is None else weakref.ref(loop)
+
+    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        loop = self._loop() if self._loop is not None and not torch.compiler.is_compiling() else None
+        if loop is not None:
+            loop.noticed(module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Noticed:
+        return _Noticed(None)
+
+    def __reduce__(self) -> Any:
+        return _Noticed, (None,)
+
+
+class TracedLoader:
+    """A loader whose iteration is recorded; everything else is the loader's own.
+
+    Args:
+        loader: the prepared loader.
+        split: the split its walks are recorded as.
+        loop: shared by the loaders of one `trace` call.
+    """
+
+    def __init__(self, loader: Any, split: str, loop: LoopRecorder) -> None:
+        self.loader = loader
+        self.split = split
+        self.recording = loop
+        self.next_epoch: int | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.recording.walk(self)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "loader" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Frameworks ask `isinstance(loader, ...)`: a traced loader answers as the loader would."""
+        return _seen_as(type(self.loader), isinstance(self.loader, DataLoader))
+
+    def index_loader(self) -> Any:
+        """The loader whose batch sampler draws this rank's indices; None where another rank draws them."""
+        if any(kind.__name__ == "DataLoaderDispatcher" for kind in type(self.loader).__mro__):
+            return None
+        inner = getattr(self.loader, "base_dataloader", self.loader)
+        return getattr(inner, "_dataloader", inner)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next walk is that of `epoch`."""
+        self.next_epoch = epoch
+        inner = getattr(self.loader, "set_epoch", None)
+        if inner is not None:
+            inner(epoch)
+
+    def traced(self, loader: Any) -> TracedLoader:
+        """Another loader of the same split, such as one that skips the first batches on a resume."""
+        return TracedLoader(loader, self.split, self.recording)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _seen_as(kind: type, is_loader: bool) -> type:
+    """`kind`, or for Accelerate's adapters, which only pose as a `DataLoader`, a class that is both."""
+    if not is_loader or issubclass(kind, DataLoader):
+        return kind
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(kind.__name__, (kind, DataLoader), {})
+    return _CLASSES[kind]
+
+
+def _finish(reference: weakref.ref[LoopRecorder]) -> None:
+    loop = reference()
+    if loop is not None:
+        loop.finish()

@@ -1,0 +1,229 @@
+"""Accelerate: `model, train_dl, val_dl = trace(accelerator, model, train=train_dl, val=val_dl)`.
+
+Accelerate has no events: the loop is the user's. What can be seen is the iteration of the prepared
+loaders and the model's forward, and that is what is recorded (`ml_debugger._loop`). The model's own hook
+sees float32 under mixed precision (`prepare_model` converts what `forward` returns), so logits are
+float32 and features of inner layers are what the layers made, bfloat16 say.
+
+`Accelerator(log_with="ml_debugger")` writes what `accelerator.log` is given beside the records, with the epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ml_debugger._loop import LoopRecorder, TracedLoader
+from mld_core.records.layout import RunKey, Store
+from mld_core.tracing.recorder import Recorder
+
+try:
+    from accelerate import tracking
+    from accelerate.utils import broadcast_object_list
+except ImportError as error:
+    raise ImportError(
+        "ml_debugger.accelerate needs Accelerate: pip install 'ml-debugger[accelerate]'"
+    ) from error
+
+__all__ = ["MLDebuggerTracker", "scalars", "trace"]
+
+RUN_FILE = "mld_run.json"
+SCALARS_FILE = "scalars.jsonl"
+_KEPT_SCALARS = 10_000
+_newest: weakref.ref[LoopRecorder] | None = None
+
+
+def trace(
+    accelerator: Any, model: Any, *, train: Any = None, val: Any = None, test: Any = None, **options: Any
+) -> Any:
+    """Record what the prepared model says of the batches of the prepared loaders.
+
+    Call it once, on every rank, after `accelerator.prepare` and before `accelerator.load_state`.
+
+    Args:
+        accelerator: the `Accelerator`.
+        model: the prepared model; it is returned as it is.
+        train: the prepared loader of the training split. Each walk over it is an epoch;
+            `train.set_epoch(e)` says
+            which, where they do not start at 0.
+        val: that of the validation split, recorded under the epoch being trained or trained last.
+        test: that of the test split, likewise.
+        **options: those of every wrapper (docs/usage.md).
+
+    Returns:
+        `model` and the loaders that were given, in the order train, val, test. The loaders are iterated
+        as before; `accelerator.skip_first_batches` takes them too, wrap what it returns:
+        `train.traced(skipped)`.
+
+    Raises:
+        ConfigurationProblem: an option of the wrong type or range.
+        TypeError: an unknown option.
+    """
+    global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
+    recorder = Recorder(**options)
+    inner = accelerator.unwrap_model(model, keep_torch_compile=False)
+    names = recorder.resolve_names(inner) if accelerator.is_main_process else {}
+    if accelerator.num_processes > 1:
+        names = broadcast_object_list([names])[0]  # our only collective; every rank is here
+    loop = LoopRecorder(
+        recorder,
+        inner,
+        names,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        framework="accelerate",
+        stepped=lambda: accelerator.sync_gradients,
+        compiled=hasattr(model, "_orig_mod"),
+    )
+    loop.start()
+    checkpoints = _Checkpoints(accelerator, loop)
+    accelerator.register_save_state_pre_hook(checkpoints.save)
+    accelerator.register_load_state_pre_hook(checkpoints.load)
+    _newest = weakref.ref(loop)
+    given = {"train": train, "val": val, "test": test}
+    traced = [TracedLoader(loader, split, loop) for split, loader in given.items() if loader is not None]
+    return (model, *traced) if traced else model
+
+
+class _Checkpoints:
+    """Beside `accelerator.save_state`'s files goes what a resumed training needs to find its run."""
+
+    def __init__(self, accelerator: Any, loop: LoopRecorder) -> None:
+        self._accelerator = accelerator
+        self._loop = loop
+
+    def save(self, models: Any, weights: Any, output_dir: str) -> None:
+        loop = self._loop
+        if not self._accelerator.is_main_process:
+            return
+        with loop.recorder.guard.catch(f"writing {RUN_FILE}", lost="a resumed training gets a new version"):
+            state = {
+                **loop.recorder.state(),
+                "epoch": loop.epoch,
+                "steps": loop.steps,
+                "inside": loop.training,
+            }
+            (Path(output_dir) / RUN_FILE).write_text(json.dumps(state))
+
+    def load(self, models: Any, input_dir: str) -> None:
+        loop = self._loop
+        with loop.recorder.guard.catch(f"reading {RUN_FILE}", lost="the training goes on as a new version"):
+            path = Path(input_dir) / RUN_FILE
+            if not path.is_file():
+                return
+            state = json.loads(path.read_text())
+            epoch, inside = state.pop("epoch"), state.pop("inside")
+            loop.steps = state.pop("steps")
+            loop.resume_step = loop.steps if inside else None
+            loop.epoch = epoch - 1 if inside else epoch
+            loop.names = loop.recorder.rejoin(state, loop.names)
+            loop.start()
+
+
+class MLDebuggerTracker(tracking.GeneralTracker):  # type: ignore[misc]
+    """What `accelerator.log` is given, beside the records of the run that `trace` began in this process.
+
+    Each call adds one line to `scalars.jsonl` in the run's folder, with the step and the epoch; `scalars`
+    reads it.
+    """
+
+    name = "ml_debugger"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, run_name: str = "", **_: Any) -> None:
+        super().__init__()
+        self.run_name = run_name
+        self._waiting: list[dict[str, Any]] = []
+        self._thread = ThreadPoolExecutor(1, "mld-scalars")  # the training thread never waits for the disk
+
+    @property
+    def tracker(self) -> LoopRecorder | None:
+        """The run the scalars belong to; None before `trace`."""
+        return _newest() if _newest is not None else None
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Keep the configuration given to `init_trackers`."""
+        self._add({"config": {key: _plain(value) for key, value in values.items()}})
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        """Keep scalars."""
+        self._add({"step": step, "values": {key: _plain(value) for key, value in values.items()}})
+
+    def _add(self, line: dict[str, Any]) -> None:
+        loop = self.tracker
+        self._waiting.append({"time": time.time(), "n_epoch": None if loop is None else loop.epoch, **line})
+        del self._waiting[:-_KEPT_SCALARS]
+        if loop is not None and loop.names:
+            run = RunKey(loop.names["model_name"], loop.names["version_name"])
+            lines, self._waiting = self._waiting, []
+            self._thread.submit(self._write, Store(loop.names["store"]).run_dir(run), lines, loop)
+
+    def _write(self, folder: Path, lines: list[dict[str, Any]], loop: LoopRecorder) -> None:
+        with loop.recorder.guard.catch("writing scalars", lost="these scalars"):
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            _append(folder / SCALARS_FILE, text)
+
+    def finish(self) -> None:
+        """Wait for the lines; the records are finished too, since the training is."""
+        self._thread.shutdown()
+        loop = self.tracker
+        if loop is not None:
+            loop.finish()
+
+
+def scalars(model_name: str, version_name: str, store: str | Path | None = None) -> pa.Table:
+    """What `accelerator.log` was given during a run.
+
+    Args:
+        model_name: the model.
+        version_name: the version.
+        store: the records' folder; default `MLD_HOME`.
+
+    Returns:
+        One row per value: name str, value float64 (null where it is no number), step int64, n_epoch
+        int64, time float64 (seconds since 1970, UTC).
+    """
+    path = Store(store).run_dir(RunKey(model_name, version_name)) / SCALARS_FILE
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = [
+        {**{k: line.get(k) for k in ("step", "n_epoch", "time")}, "name": name, "value": value}
+        for line in lines
+        for name, value in line.get("values", {}).items()
+        if not isinstance(value, str)
+    ]
+    types = {
+        "name": pa.string(),
+        "value": pa.float64(),
+        "step": pa.int64(),
+        "n_epoch": pa.int64(),
+        "time": pa.float64(),
+    }
+    return pa.Table.from_pylist(rows, pa.schema(list(types.items())))
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def _plain(value: Any) -> float | str | None:
+    """A number where it is one, else text."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+if "ml_debugger" not in getattr(tracking, "LOGGER_TYPE_TO_CLASS", {}) and hasattr(
+    tracking, "register_tracker_class"
+):
+    tracking.register_tracker_class(MLDebuggerTracker)

@@ -1,0 +1,371 @@
+"""Hugging Face: `Trainer(callbacks=[MLDebuggerCallback()])` records every prediction of every sample.
+
+The callback only translates events; what is recorded, and how, is in `mld_core.tracing.recorder`. A
+callback of `transformers.Trainer` is never given a batch or an output, so hooks on the model keep
+references and events decide what becomes of them. The order it relies on (tests/integrations/golden has
+it in full):
+
+* one forward, then `on_substep_end` or `on_pre_optimizer_step` (training) or `on_prediction_step`
+  (evaluation);
+  any other forward is claimed by no event and recorded by nobody;
+* an evaluation has no beginning: its first forward is one. Its split is known when it ends, from the
+  prefix of the
+  metrics (`on_evaluate`) or from `on_predict`;
+* `on_epoch_end` comes before the epoch's evaluation, and `state.epoch` is a fraction: epochs are counted
+  here;
+* after an out-of-memory error under `auto_find_batch_size`, `on_train_begin` fires again;
+* an instance with `ExportableState` is replaced on resume, so the run's names are kept in `mld_run.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mld_core.tracing.recorder import Recorder
+
+try:
+    from accelerate.utils import broadcast_object_list
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError(
+        "ml_debugger.huggingface needs transformers and accelerate: pip install 'ml-debugger[huggingface]'"
+    ) from error
+
+__all__ = ["MLDebuggerCallback"]
+
+RUN_FILE = "mld_run.json"
+Fn = Callable[..., Any] | None
+
+
+class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
+    """Records train, evaluate and predict passes of a `transformers.Trainer`; no argument is required.
+
+    The arguments are those of every wrapper (docs/usage.md). Errors of ours never reach the trainer.
+    Splits are `train`, `val` (`val/<name>` of a dict of evaluation datasets), `predict`, and `test` of
+    `evaluate(metric_key_prefix="test")`.
+    """
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        version_name: str | None = None,
+        *,
+        task: str | None = None,
+        model: Any = None,
+        target_layers: dict[str, str] | None = None,
+        n_class: int | None = None,
+        class_names: list[str] | None = None,
+        id_fn: Fn = None,
+        input_fn: Fn = None,
+        label_fn: Fn = None,
+        image_fn: Fn = None,
+        fields_fn: Fn = None,
+        additional_fields: list[dict[str, Any]] | None = None,
+        additional_label_fields: list[dict[str, Any]] | None = None,
+        splits: list[str] | None = None,
+        every_n_epochs: int = 1,
+        replay_train: bool | float = False,
+        score_thresh: float | None = None,
+        iou_thresh: float | None = None,
+        max_detections: int | None = None,
+        pc_range: list[float] | None = None,
+        ground_truth_provider: Any = None,
+        store: str | None = None,
+        queue_mb: float = 256,
+        on_full: str = "block",
+        roll_mb: float = 64,
+        roll_seconds: float = 10,
+        vector_dtype: str = "float16",
+        keep_vectors: int = 2,
+        input_hash: bool = True,
+        force_table_recreate: bool = False,
+        auto_sync: bool = False,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self._recorder = Recorder(**options)
+        self._names: dict[str, str] = {}
+        self._forward = _Forward(self._forward_begins)
+        self._args: Any = None
+        self._epoch: int | None = None  # the epoch being trained or trained last
+        self._training = False  # between on_train_begin and on_train_end
+        self._in_step = False  # between on_step_begin and on_pre_optimizer_step
+        self._evaluating = False  # an evaluation pass is open
+        self._step = 0
+        self._batch = 0
+        self._outer_batch = 0
+        self._saved: dict[str, dict[str, Any]] = {}  # optimizer steps at a checkpoint -> the state then
+
+    # set-up
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """The model is there, unless `model_init` makes it later."""
+        with self._recorder.guard.catch("setting up", lost="all records of this run"):
+            self._attach(args, model)
+            if args.torch_compile and model is not None:
+                self._start(model)  # hooks set after the first compiled call never fire
+                self._expect_evaluation()
+
+    def _attach(self, args: Any, model: Any) -> None:
+        self._args = args
+        if isinstance(model, torch.nn.Module):
+            self._forward.attach(model)
+            self._recorder.attach(model)
+
+    def _start(self, model: Any, resume_step: int = 0) -> None:
+        """Where a first walk may begin, on every rank: names, one broadcast, hooks."""
+        if self._recorder.enabled:
+            return
+        if not self._names:
+            settled: dict[str, Any] = {}
+            if self._args.process_index == 0:
+                settled["saved"] = self._read_saved() if resume_step else {}
+                self._recorder.restore(settled["saved"].get(str(resume_step), {}))
+                settled["names"] = self._recorder.resolve_names(model)
+            if self._args.world_size > 1:
+                settled = broadcast_object_list([settled])[0]  # our only collective; every rank is here
+            self._names, self._saved = settled["names"], settled["saved"]
+            self._recorder.restore(self._saved.get(str(resume_step), {}))
+        self._recorder.start(
+            model,
+            self._names,
+            rank=self._args.process_index,
+            world_size=self._args.world_size,
+            framework="huggingface",
+        )
+
+    # training
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """A training begins, goes on from a checkpoint, or is tried again with a smaller batch."""
+        with self._recorder.guard.catch("beginning a training", lost="the records of this training"):
+            self._drop_evaluation()
+            failed = self._training and args.auto_find_batch_size
+            if failed or self._epoch is not None:
+                self._names = self._recorder.renew(same_run=failed or state.global_step > 0)
+                if state.global_step > 0:
+                    self._recorder.restore(self._saved.get(str(state.global_step), {}))
+            self._training, self._in_step = True, False
+            self._epoch = int(state.epoch or 0) - 1
+            self._attach(args, model)
+            self._start(model, state.global_step)
+            self._expect_evaluation()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A walk over the training split begins; the loader's iterator is not made yet."""
+        self._drop_evaluation()
+        self._epoch = (-1 if self._epoch is None else self._epoch) + 1
+        self._batch = 0
+        epoch = float(state.epoch or 0)
+        self._recorder.begin_pass(
+            "train",
+            self._epoch,
+            mode="train",
+            loader=kwargs.get("train_dataloader"),
+            resume_step=state.global_step if self._epoch < epoch < self._epoch + 1 else None,
+            max_ahead=args.gradient_accumulation_steps + 1,
+        )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The first micro-batch of an optimizer step is about to go through the model."""
+        self._drop_evaluation()
+        self._in_step, self._step = True, state.global_step
+        self._recorder.begin_batch()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A micro-batch of several is through."""
+        self._end_batch()
+        self._recorder.begin_batch()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The last micro-batch of an optimizer step is through."""
+        self._end_batch()
+        self._in_step = False
+
+    def _end_batch(self) -> None:
+        if self._evaluating:  # a forward that nobody claimed came after the step's own
+            self._drop_evaluation()
+            self._forward.take()
+        else:
+            self._commit()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """An evaluation may follow."""
+        self._step = state.global_step
+        self._expect_evaluation()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal the pass; the epoch's evaluation comes after this event."""
+        self._drop_evaluation()
+        self._recorder.end_pass()
+        self._expect_evaluation()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Wait for this rank's durability, then the account. What follows has the best model, if loaded."""
+        self._drop_evaluation()
+        self._training = False
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            best = str(state.best_model_checkpoint).rsplit("-", 1)[-1]
+            self._epoch = self._saved.get(best, {}).get("last_epoch", self._epoch)
+        self._recorder.finish()
+
+    # evaluation
+
+    def _forward_begins(self, module: torch.nn.Module) -> None:
+        """Called by the hook before each forward that is not being compiled."""
+        with self._recorder.guard.catch("arming the hooks", lost="the records of that batch"):
+            if module.training:
+                if self._in_step:
+                    self._drop_evaluation()
+                    self._recorder.begin_batch()
+                return
+            if self._in_step and not self._evaluating:
+                self._commit()  # before this forward takes the place of the step's own
+            if not self._evaluating:
+                self._start(module)
+                self._begin_evaluation()
+            self._recorder.begin_batch()
+
+    def _begin_evaluation(self) -> None:
+        self._evaluating, self._outer_batch, self._batch = True, self._batch, 0
+        self._recorder.begin_pass("val", self._epoch, mode="eval", provisional=True)
+
+    def _expect_evaluation(self) -> None:
+        """A compiled forward cannot tell that it begins: its pass is opened wherever one may come."""
+        if self._args.torch_compile and not self._evaluating:
+            self._begin_evaluation()
+            self._recorder.begin_batch()
+
+    def _drop_evaluation(self) -> None:
+        """Forward passes that no event claimed (a callback that generates, say) leave nothing."""
+        if self._evaluating:
+            self._evaluating, self._batch = False, self._outer_batch
+            self._recorder.drop_pass()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A batch of an evaluation is through; only now its loader is known."""
+        if self._evaluating:
+            self._in_step = False  # a training that was interrupted inside a step
+            if self._batch == 0:
+                self._recorder.use_loader(kwargs.get("eval_dataloader"))
+            self._commit()
+            if args.torch_compile:
+                self._recorder.begin_batch()
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Seal the pass under the split that the metrics' prefix tells."""
+        self._end_evaluation(_split_of(metrics or {}))
+
+    def on_predict(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal the pass of `Trainer.predict`."""
+        self._end_evaluation("predict")
+
+    def _end_evaluation(self, split: str) -> None:
+        if not self._evaluating:  # a rank without a batch: it seals an empty pass, or nobody could read it
+            self._begin_evaluation()
+        self._evaluating, self._batch = False, self._outer_batch
+        self._recorder.end_pass(split)
+        if not self._training:
+            self._recorder.finish()
+        if self._training or self._args.torch_compile:
+            self._expect_evaluation()
+
+    def _commit(self) -> None:
+        batch, outputs = self._forward.take()
+        if batch is not None:
+            self._recorder.record(batch, outputs, batch_idx=self._batch, global_step=self._step)
+            self._batch += 1
+
+    # checkpoints
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Beside the checkpoints goes what a resumed training needs to find its run."""
+        if not self._recorder.enabled:
+            return
+        self._saved[str(state.global_step)] = {**self._recorder.state(), "last_epoch": self._epoch}
+        if state.is_world_process_zero:
+            with self._recorder.guard.catch(
+                "writing mld_run.json", lost="a resumed training gets a new version"
+            ):
+                path = Path(args.output_dir) / RUN_FILE
+                temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
+                temporary.write_text(json.dumps(self._saved, indent=1))
+                temporary.replace(path)
+
+    def _read_saved(self) -> dict[str, Any]:
+        path = Path(self._args.output_dir) / RUN_FILE
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+
+class _Forward:
+    """The hooks on the model and the references of its latest forward.
+
+    Its own deep copy, so that a deep-copied model (EMA) records nothing; a pickled one comes back dead.
+    Dynamo traces the hooks' bodies: they set attributes, and call back only where nothing is compiled.
+    """
+
+    def __init__(self, begins: Callable[[torch.nn.Module], None]) -> None:
+        self.begins: Callable[[torch.nn.Module], None] | None = begins
+        self.model: torch.nn.Module | None = None
+        self.batch: Any = None
+        self.outputs: Any = None
+        self._handles: list[Any] = []
+
+    def attach(self, model: torch.nn.Module) -> None:
+        if model is not self.model:
+            for handle in self._handles:
+                handle.remove()
+            self.model = model
+            before = model.register_forward_pre_hook(self.before, with_kwargs=True)
+            self._handles = [before, model.register_forward_hook(self.after)]
+
+    def before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if module is self.model:
+            if not torch.compiler.is_compiling() and self.begins is not None:
+                self.begins(module)
+            self.batch = kwargs or args
+        if "input_id" in kwargs:  # kept by the collator for us; no forward() takes it
+            return args, {key: value for key, value in kwargs.items() if key != "input_id"}
+        return None
+
+    def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if module is self.model:
+            self.outputs = output
+
+    def take(self) -> tuple[Any, Any]:
+        """Batch and outputs of the latest forward, once."""
+        batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
+        if isinstance(batch, Mapping):
+            batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
+        return batch, outputs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Forward:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"begins": None, "model": None, "batch": None, "outputs": None, "_handles": []}
+
+
+def _split_of(metrics: Mapping[str, Any]) -> str:
+    """The split behind the prefix of evaluation metrics.
+
+    >>> _split_of({"eval_loss": 0.1, "eval_runtime": 1.0}), _split_of({"eval_a_runtime": 1.0})
+    ('val', 'val/a')
+    >>> _split_of({"test_runtime": 1.0})
+    'test'
+    """
+    prefixes = [key[: -len("_runtime")] for key in metrics if key.endswith("_runtime")]
+    prefix = min(prefixes, key=len, default="eval")
+    if prefix == "eval":
+        return "val"
+    return "val/" + prefix[len("eval_") :] if prefix.startswith("eval_") else prefix
