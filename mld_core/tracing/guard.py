@@ -173,8 +173,9 @@ class Guard:
             reason = f"{type(error).__name__}: {error}"
         self.tell_once(
             f"catch:{what}",
-            f"{what} failed: {reason}. The training continues; lost: {lost or 'what it would have recorded'}. "
-            "Further failures of this kind are only counted; the count is in the account at the end.",
+            f"{what} failed: {reason}. The training continues; "
+            f"lost: {lost or 'what this would have recorded'}. Further failures of this kind are "
+            "only counted; the count is in the account at the end.",
         )
 
     def count(self, what: str, *, rows: int = 0, times: int = 1) -> None:

@@ -1,20 +1,22 @@
 """A 128-bit content hash per sample, the same on the host, on a device and in numpy.
 
-Multilinear hashing (Lemire & Kaser 2014, "Strongly universal string hashing is fast") in 64-bit arithmetic that wraps
-around, which torch and numpy do alike, so on a device it is a few plain integer kernels and no synchronisation:
+Multilinear hashing (Lemire & Kaser 2014, "Strongly universal string hashing is fast") in 64-bit
+arithmetic that wraps around, which torch and numpy do alike, so on a device it is a few plain integer
+kernels and no synchronisation:
 
 1. A row's bytes are read as little-endian 32-bit words (sign-extended), the last one padded with zeros.
 2. Every chunk of 4096 words gives two sums ``sum_i word_i * a_i`` with two tables of odd 64-bit constants.
 3. The sums are mixed (xor-shift, odd multiplication) and summed with a constant per chunk number.
-4. A tag of the row's dtype, shape and length and of the tensor's place in the batch is added; tensors are chained in
-   order; two rounds of an avalanche finish.
+4. A tag of the row's dtype, shape and length and of the tensor's place in the batch is added; tensors are
+   chained in order; two rounds of an avalanche finish.
 
-The constants come from splitmix64 counters: no generator is drawn from. It is a fingerprint against accidents, not
-against an adversary. A tensor's strides do not matter, -0.0 and 0.0 differ (bytes do).
+The constants come from splitmix64 counters: no generator is drawn from. It is a fingerprint against
+accidents, not against an adversary. A tensor's strides do not matter, -0.0 and 0.0 differ (bytes do).
 
-Threads: `row_hash` and `input_hash_of` may run on the training thread for device tensors (kernels are queued, nothing
-waits); for host tensors they cost about one pass over the bytes and release the GIL, so call them on the writer
-thread with a reference that nobody writes to, or accept that cost. `to_hex` is for the writer thread.
+On which thread: for device tensors `row_hash` and `input_hash_of` may run on the training thread (kernels
+are queued, nothing waits). For host tensors they cost a pass over the bytes (1 ms for 64x3x64x64 float32)
+and release the GIL: call them on the writer thread with a reference that nobody writes to, or accept that
+cost. `to_hex` is for the writer thread.
 """
 
 import hashlib
@@ -60,7 +62,7 @@ def _avalanche(x: Any) -> Any:
 
 @lru_cache(maxsize=32)
 def _table(start: int, size: int, device: str) -> Any:
-    """Return (2, size) odd 64-bit constants number `start` onwards; computed on the device, so nothing is copied."""
+    """Return (2, size) odd 64-bit constants from number `start` on, made on the device: no copy."""
     if device == "numpy":
         counter: Any = np.arange(start + 1, start + size + 1, dtype=np.int64)
         rows = [_avalanche(counter * _signed(_GOLDEN) + _signed(seed)) | 1 for seed in _SEEDS]
@@ -144,7 +146,7 @@ def _words_torch(value: Tensor, n: int) -> Tensor:
 
 
 def _sums_torch(words: Tensor) -> Tensor:
-    """Return (n, C, 2) sums per chunk by elementwise kernels (there is no integer matrix product on devices)."""
+    """Return (n, C, 2) sums per chunk by elementwise kernels (devices have no integer matrix product)."""
     n, width = words.shape
     table = _table(0, CHUNK, str(words.device))
     whole = width // CHUNK
@@ -202,8 +204,8 @@ def row_hash(values: Sequence[Array], n: int) -> Any:
         n: rows.
 
     Returns:
-        int64 (n, 2): an array when all values are arrays, else a tensor, on the device of the first value that
-        is on one. No synchronisation happens for device tensors.
+        int64 (n, 2): an array when all values are arrays, else a tensor, on the device of the first value
+        that is on one. No synchronisation happens for device tensors.
 
     Raises:
         ValueError: a value has no leading dimension `n`.
@@ -272,9 +274,10 @@ class _NoRowsError(Exception):
 def input_hash_of(batch_inputs: Any, n: int) -> Any | None:
     """Hash each sample's content over every modality of the inputs.
 
-    Tensors with leading dimension `n` are hashed by row; lists of `n` things (tensors of different shapes, strings,
-    images, mappings) sample by sample; mappings and tuples are walked, keys sorted. What all samples share is left
-    out (numbers, single strings, tensors of no or one row): a sample's hash must not depend on its batch.
+    Tensors with leading dimension `n` are hashed by row; lists of `n` things (tensors of different
+    shapes, strings, images, mappings) sample by sample; mappings and tuples are walked, keys sorted. What
+    all samples share is left out (numbers, single strings, tensors of no or one row): a sample's hash
+    must not depend on its batch.
 
     May run on the training thread for device tensors; see the module's note for host tensors.
 
@@ -283,8 +286,8 @@ def input_hash_of(batch_inputs: Any, n: int) -> Any | None:
         n: samples in the batch.
 
     Returns:
-        int64 (n, 2) as `row_hash`, or None where some part cannot be divided among the samples: no hash is better
-        than one of half the content.
+        int64 (n, 2) as `row_hash`, or None where some part cannot be divided among the samples: no hash
+        is better than one of half the content.
 
     Examples:
         >>> input_hash_of({"image": torch.zeros(4, 3, 8, 8), "text": ["a", "b", "c", "d"]}, 4).shape
@@ -325,8 +328,9 @@ def _is_object_array(value: Any) -> bool:
 def _is_columns(items: list[Any], n: int, value: Any) -> bool:
     """Tell whether a list as long as the batch holds columns (one per modality) rather than samples.
 
-    Samples are of one kind. Where every item is a tensor of `n` rows there is still a doubt: three-dimensional ones
-    are then taken for images (C, H, W) of a detection batch, everything else for columns.
+    Samples are of one kind. Where every item is a tensor of `n` rows there is still a doubt:
+    three-dimensional ones are then taken for images (C, H, W) of a detection batch, everything else for
+    columns.
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return True
@@ -354,7 +358,7 @@ def _sample_hashes(items: list[Any], place: str) -> Array:
 
 
 def _group_hashes(items: list[Any], place: str) -> list[Any]:
-    """Return one (1, 2) hash per item of one shape and dtype; stacked, since small kernels cost their launch."""
+    """Return one (1, 2) hash per item of one shape and dtype; stacked: small kernels cost their launch."""
     if len(items) > 1:
         stacked = torch.stack(items) if isinstance(items[0], Tensor) else np.stack(items)
         hashes = _hash_one(stacked, len(items), place)

@@ -1,8 +1,8 @@
 """Which sample is which: ids in a batch, ids from a dataset's own order.
 
-`locate_ids` is for the training thread: it finds the ids and reads only what is on the host. `as_id_list` turns what
-was found into text; where ids are tensors on a device that copies them, so it is for the writer thread. `find_ids` is
-both in one, for host batches.
+`locate_ids` is for the training thread: it finds the ids and reads only what is on the host. `as_id_list`
+turns what was found into text; where ids are tensors on a device that copies them, so it is for the
+writer thread. `find_ids` is both in one, for host batches.
 """
 
 from bisect import bisect_right
@@ -22,8 +22,8 @@ _FIX = "give a list of str or int, or a 1-D integer or string array or tensor"
 class DatasetIndexId(str):
     """An id that `WithInputId` made from the dataset's index.
 
-    A str so that collating keeps it (in a list) and no framework moves it to a device; a class of its own so that
-    its source is known after worker processes and collating.
+    A str so that collating keeps it (in a list) and no framework moves it to a device; a class of its own
+    so that its source is known after worker processes and collating.
     """
 
     __slots__ = ()
@@ -35,8 +35,8 @@ def as_id_list(ids: Any) -> list[str]:
     For the writer thread where `ids` are tensors on a device (they are copied to the host), else for any.
 
     Args:
-        ids: list or tuple of str, int, bytes or one-element tensors; a 1-D integer, string or bytes array; a 1-D
-            integer tensor; one such value alone.
+        ids: list or tuple of str, int, bytes or one-element tensors; a 1-D integer, string or bytes
+            array; a 1-D integer tensor; one such value alone.
 
     Returns:
         One text per sample: integers in decimal, bytes as UTF-8.
@@ -60,9 +60,9 @@ def as_id_list(ids: Any) -> list[str]:
         if ids.ndim > 1:
             raise ValueError(f"ids have shape {ids.shape}: {_FIX}")
         return [_as_id(value) for value in np.atleast_1d(ids).tolist()]
-    if isinstance(ids, Sequence) or (hasattr(ids, "__len__") and hasattr(ids, "__iter__")):
-        return [_as_id(value) for value in ids]
-    raise ValueError(f"ids are a {type(ids).__name__}: {_FIX}")
+    if not hasattr(ids, "__len__") or not hasattr(ids, "__iter__"):
+        raise ValueError(f"ids are a {type(ids).__name__}: {_FIX}")
+    return [_as_id(value) for value in ids]
 
 
 def _as_id(value: Any) -> str:
@@ -71,7 +71,7 @@ def _as_id(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"id {value!r} is a truth value: {_FIX}")
+        raise ValueError(f"id {value!r} is a truth value: {_FIX}")  # noqa: TRY004 - one error for every bad id
     if isinstance(value, (int, np.integer)):
         return str(int(value))
     if isinstance(value, (Tensor, np.ndarray)):
@@ -86,9 +86,9 @@ def _as_id(value: Any) -> str:
 def find_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> tuple[list[str], str] | None:
     """Find the sample ids in a batch, the best source first.
 
-    The order: ``id_fn(batch)``; ``input_id`` in the batch; ``image_id`` in the batch or its targets; ``token``,
-    ``lidar_path``, ``sample_idx`` or ``img_id`` in the samples' metainfo. For host batches; on the training thread
-    use `locate_ids`, which does not wait for ids that lie on a device.
+    The order: ``id_fn(batch)``; ``input_id`` in the batch; ``image_id`` in the batch or its targets;
+    ``token``, ``lidar_path``, ``sample_idx`` or ``img_id`` in the samples' metainfo. For host batches; on
+    the training thread use `locate_ids`, which does not wait for ids that lie on a device.
 
     Args:
         batch: what the loader gave.
@@ -96,7 +96,8 @@ def find_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> t
         id_fn: the user's function of the batch.
 
     Returns:
-        (ids, source), source one of "id_fn", "input_id", "dataset_index", "image_id", "metainfo"; None without ids.
+        (ids, source), source one of "id_fn", "input_id", "dataset_index", "image_id", "metainfo"; None
+        without ids.
 
     Raises:
         ValueError: `id_fn` gave no list of `n` ids.
@@ -112,7 +113,8 @@ def find_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> t
 def locate_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> tuple[Any, str] | None:
     """Find the sample ids as they are, for `as_id_list` to write as text later.
 
-    For the training thread: no value of a device tensor is read. Arguments, order and errors as in `find_ids`.
+    For the training thread: no value of a device tensor is read. Arguments, order and errors as in
+    `find_ids`.
 
     Returns:
         (ids, source) or None. Ids on the host are a fresh list already (a loader may reuse its buffers).
@@ -165,7 +167,7 @@ def _parts(batch: Any) -> list[Any]:
 
 
 def _column(part: Any, key: str) -> Any:
-    """Return the values of `key` over a batch: a column of a mapping, or one value of each sample of a list."""
+    """Return the values of `key` over a batch: a mapping's column, or one value of each sample of a list."""
     if isinstance(part, (list, tuple)) and part and not hasattr(part, "_fields"):
         values = [_get(sample, key) for sample in part]
         return None if any(value is None for value in values) else values
@@ -219,8 +221,9 @@ def _meta_ids(batch: Any) -> tuple[Any, str] | None:
 def base_id(dataset: Any, index: Any) -> str:
     """Name a sample by its place in the innermost dataset.
 
-    ``Subset`` is followed to its base, ``ConcatDataset`` adds the number of the part, `WithInputId` its prefix, the
-    OpenMMLab wrappers (repeat, class balance) are followed too. Datasets of other kinds are taken for innermost.
+    ``Subset`` is followed to its base, ``ConcatDataset`` adds the number of the part, `WithInputId` its
+    prefix, the OpenMMLab wrappers (repeat, class balance) are followed too. Datasets of other kinds are
+    taken for innermost.
 
     Args:
         dataset: a map-style dataset, possibly nested.
@@ -237,25 +240,33 @@ def base_id(dataset: Any, index: Any) -> str:
         >>> base_id(Subset(whole, [4, 2]), 1), base_id(ConcatDataset([whole, Subset(whole, [5])]), 6)
         ('2', '1/5')
     """
-    if isinstance(dataset, WithInputId):
-        if dataset.prefix is not None:
-            return f"{dataset.prefix}/{base_id(dataset.dataset, index)}"
-        return base_id(dataset.dataset, index)
     if isinstance(dataset, ConcatDataset):
         return _concat_id(dataset, int(index))
-    if isinstance(dataset, Subset):
-        return base_id(dataset.dataset, dataset.indices[int(index)])
-    original = getattr(type(dataset), "_get_ori_dataset_idx", None)
-    if original is not None and hasattr(
-        dataset, "dataset"
-    ):  # OpenMMLab's RepeatDataset, ClassBalancedDataset, CBGS
-        return base_id(dataset.dataset, original(dataset, int(index)))
+    inner = _inner_place(dataset, index)
+    if inner is not None:
+        name = base_id(*inner)
+        prefix = dataset.prefix if isinstance(dataset, WithInputId) else None
+        return name if prefix is None else f"{prefix}/{name}"
     if isinstance(index, (str, bytes)):
         return _as_id(index)
     position = int(index)
     if position < 0 and hasattr(dataset, "__len__"):
         position += len(dataset)
     return str(position)
+
+
+def _inner_place(dataset: Any, index: Any) -> tuple[Any, Any] | None:
+    """Return (dataset, index) one step further in, or None for an innermost dataset."""
+    if isinstance(dataset, WithInputId):
+        return dataset.dataset, index
+    if isinstance(dataset, Subset):
+        return dataset.dataset, dataset.indices[int(index)]
+    original = getattr(type(dataset), "_get_ori_dataset_idx", None)
+    if original is not None and hasattr(
+        dataset, "dataset"
+    ):  # OpenMMLab's RepeatDataset, ClassBalancedDataset
+        return dataset.dataset, original(dataset, int(index))
+    return None
 
 
 def _concat_id(dataset: "ConcatDataset[Any]", index: int) -> str:
@@ -272,12 +283,13 @@ def _concat_id(dataset: "ConcatDataset[Any]", index: int) -> str:
 class WithInputId(Dataset[Any]):
     """Adds each sample's id (its index in the innermost dataset) to the sample.
 
-    Put it inside: wrap the base dataset first, then ``Subset``, ``ConcatDataset`` and the like (``Subset`` and
-    ``ConcatDataset`` inside are followed as well). Two datasets of one concatenation need a prefix each.
+    Put it inside: wrap the base dataset first, then ``Subset``, ``ConcatDataset`` and the like
+    (``Subset`` and ``ConcatDataset`` inside are followed as well). Two datasets of one concatenation need
+    a prefix each.
 
-    Samples: a mapping gets the key; a tuple or list gets one more element ``{"input_id": id}`` at its end; anything
-    else becomes the pair ``(sample, {"input_id": id})``. So the training step takes one more element. The id is a
-    str: it stays on the host, and collators that keep only numbers drop it.
+    A sample that is a mapping gets the key; a tuple or list gets one more element ``{"input_id": id}`` at
+    its end; anything else becomes the pair ``(sample, {"input_id": id})``. So the training step takes one
+    more element. The id is a str: it stays on the host, and collators that keep only numbers drop it.
 
     Args:
         dataset: a map-style dataset.
@@ -315,7 +327,7 @@ class WithInputId(Dataset[Any]):
         return [self._with_id(sample, index) for sample, index in zip(samples, indices, strict=True)]
 
     def __getattr__(self, name: str) -> Any:
-        # Pickling and copying ask a bare instance for dunder names; those must not be looked up in the dataset.
+        # Pickling and copying ask a bare instance for dunder names: not to be looked up in the dataset.
         if name.startswith("__") or "dataset" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.__dict__["dataset"], name)

@@ -1,7 +1,7 @@
 """What a batch holds: its inputs, its labels, and which task they make.
 
-`find_inputs`, `find_labels` and `infer_task` run on the training thread: they look at types, names and shapes, and at
-values only of what is already on the host. `normalise_labels` is for the writer thread.
+`find_inputs`, `find_labels` and `infer_task` run on the training thread: they look at types, names and
+shapes, and at values only of what is already on the host. `normalise_labels` is for the writer thread.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ import numpy.typing as npt
 from torch import Tensor
 
 LABEL_KEYS = (
-    "labels", "label", "targets", "target", "y", "gt_label", "gt_labels", "cls", "class", "classes", "class_id",
-    "class_label", "label_ids", "category", "y_true", "fine_label", "coarse_label",
+    "labels", "label", "targets", "target", "y", "gt_label", "gt_labels", "cls", "class", "classes",
+    "class_id", "class_label", "label_ids", "category", "y_true", "fine_label", "coarse_label",
 )  # fmt: skip
 INPUT_KEYS = (
-    "pixel_values", "inputs", "input", "images", "image", "imgs", "img", "x", "input_values", "input_features",
-    "input_ids", "data", "points", "features",
+    "pixel_values", "inputs", "input", "images", "image", "imgs", "img", "x", "input_values",
+    "input_features", "input_ids", "data", "points", "features",
 )  # fmt: skip
 _NOT_CONTENT = frozenset({
-    "input_id", "image_id", "image_ids", "id", "ids", "idx", "index", "indices", "sample_idx", "img_id", "img_path",
-    "im_file", "path", "paths", "filename", "img_metas", "metainfo", "data_samples", "loss",
+    "input_id", "image_id", "image_ids", "id", "ids", "idx", "index", "indices", "sample_idx", "img_id",
+    "img_path", "im_file", "path", "paths", "filename", "img_metas", "metainfo", "data_samples", "loss",
 })  # fmt: skip
 _SUM_TOL = 1e-3
 
@@ -34,7 +34,8 @@ class Labels:
     Attributes:
         hard: int64 (n,); the class index, -1 where `valid` is False.
         valid: bool (n,); False for rows without a usable label.
-        soft: float32 (n, K) where the batch has soft labels (mixup, smoothing), else None; `hard` is its argmax.
+        soft: float32 (n, K) where the batch has soft labels (mixup, smoothing), else None; `hard` is its
+            argmax.
         ignored: rows whose label is the ignore index.
         out_of_range: rows whose label is no class, or whose soft label is no distribution.
         problem: why the batch as a whole has no labels, with the fix; empty where it has.
@@ -65,8 +66,8 @@ def normalise_labels(labels: Any, n: int, n_class: int | None, ignore_index: int
 
     Examples:
         >>> normalise_labels([1, -100, 7], 3, 5)
-        Labels(hard=array([ 1, -1, -1]), valid=array([ True, False, False]), soft=None, ignored=1, out_of_range=1,
-               problem='')
+        Labels(hard=array([ 1, -1, -1]), valid=array([ True, False, False]), soft=None, ignored=1,
+               out_of_range=1, problem='')
     """
     if labels is None:
         return _none(n, "")
@@ -126,24 +127,25 @@ def _from_rows(values: npt.NDArray[np.float32], n: int) -> Labels:
 
 def _to_array(labels: Any) -> npt.NDArray[Any] | None:
     """Return a numeric array of what `normalise_labels` may get, else None."""
+    if isinstance(labels, (list, tuple)):
+        return _stack([_to_array(part) for part in labels])
     if isinstance(labels, Tensor):
         labels = labels.detach()
-        return (labels.float() if labels.is_floating_point() else labels).numpy()
-    if isinstance(labels, (list, tuple)):
-        parts = [_to_array(part) for part in labels]
-        known = [part for part in parts if part is not None]
-        if len(known) != len(parts):
-            return None
-        flat = [part.reshape(()) if part.size == 1 else part for part in known]
-        if len({part.shape for part in flat}) > 1:
-            return None
-        return np.stack(flat) if flat else np.zeros(0, dtype=np.int64)
-    if isinstance(labels, (bool, int, float, np.ndarray, np.generic)):
-        array = np.asarray(labels)
-        if array.dtype.kind == "b":
-            return array.astype(np.int64)
-        return array if array.dtype.kind in "iuf" else None
-    return None
+        labels = (labels.float() if labels.is_floating_point() else labels).numpy()
+    if not isinstance(labels, (bool, int, float, np.ndarray, np.generic)):
+        return None
+    array: npt.NDArray[Any] = np.asarray(labels)
+    if array.dtype.kind == "b":
+        return array.astype(np.int64)
+    return array if array.dtype.kind in "iuf" else None
+
+
+def _stack(parts: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    """Stack single samples' labels, one-element ones as scalars; None where they do not fit together."""
+    known = [part.reshape(()) if part.size == 1 else part for part in parts if part is not None]
+    if len(known) != len(parts) or len({part.shape for part in known}) > 1:
+        return None
+    return np.stack(known) if known else np.zeros(0, dtype=np.int64)
 
 
 def find_inputs(batch: Any) -> Any:
@@ -185,8 +187,8 @@ def find_labels(batch: Any, n: int | None = None) -> Any | None:
     For the training thread: names, types and shapes only; what is found is returned as it is.
 
     Args:
-        batch: tuple, list, mapping, namedtuple, dataclass or object. In a tuple without names the labels are the
-            first integer column after the inputs, else the second element.
+        batch: tuple, list, mapping, namedtuple, dataclass or object. In a tuple without names the labels
+            are the first integer column after the inputs, else the second element.
         n: rows of the batch where known; labels of another length are passed over.
 
     Returns:
@@ -275,12 +277,13 @@ def infer_task(logits_shape: Sequence[int] | None, labels: Any) -> tuple[str, st
     For the training thread: a label tensor on a device is judged by dtype and shape, not by values.
 
     Args:
-        logits_shape: shape of what the model returned (`find_logits`, or `find_main_tensor` where that is None).
+        logits_shape: shape of what the model returned (`find_logits`, or `find_main_tensor` where that is
+            None).
         labels: the labels as `find_labels` returned them.
 
     Returns:
-        (task, reason): task is "classification", "regression", "segmentation", "multi-label" or "unknown"; the
-        reason is one sentence.
+        (task, reason): task is "classification", "regression", "segmentation", "multi-label" or
+        "unknown"; the reason is one sentence.
 
     Examples:
         >>> infer_task((8, 10, 64, 64), None)
@@ -291,59 +294,54 @@ def infer_task(logits_shape: Sequence[int] | None, labels: Any) -> tuple[str, st
     shape = tuple(int(size) for size in logits_shape)
     if len(shape) == 4 and shape[2:] != (1, 1):
         return "segmentation", f"The model returns a map of shape {shape}: one answer per pixel."
-    if len(shape) == 4:
-        shape = shape[:2]
+    shape = shape[:2] if len(shape) == 4 else shape
     kind = _label_kind(labels, shape)
     if kind == "real":
         return "regression", "The labels are real numbers, not class indices or distributions over classes."
-    if len(shape) != 2:
-        return "unknown", f"The model returns shape {shape}; a classifier returns (n, K)."
-    if shape[1] < 2:
-        return (
-            "unknown",
-            f"The model returns shape {shape}: one output per sample; classification needs K >= 2 logits.",
-        )
-    if kind == "multi-hot":
-        return (
+    if len(shape) != 2 or shape[1] < 2:
+        return "unknown", f"The model returns shape {shape}; a classifier returns (n, K) logits with K >= 2."
+    return _task_of_labels(kind, shape[1], type(labels).__name__)
+
+
+def _task_of_labels(kind: str, width: int, type_name: str) -> tuple[str, str]:
+    """Say the task of (n, `width`) logits by the kind of the labels."""
+    by_kind = {
+        "multi-hot": (
             "multi-label",
-            "The label rows hold zeros and ones that do not sum to one: several classes per sample.",
-        )
-    if kind == "dense":
-        return (
-            "unknown",
-            f"The labels have more than one value per sample and do not match {shape[1]} classes.",
-        )
-    if kind == "none":
-        return (
+            "Label rows hold zeros and ones that do not sum to one: several classes.",
+        ),
+        "dense": ("unknown", f"The labels have several values per sample and do not match {width} classes."),
+        "none": ("classification", f"The model returns {width} logits per sample; there are no labels."),
+        "unreadable": (
             "classification",
-            f"The model returns {shape[1]} logits per sample; there are no labels to check it by.",
-        )
-    if kind == "unreadable":
-        reason = f"The model returns {shape[1]} logits per sample; labels of type {type(labels).__name__} are no classes."
-        return "classification", reason
-    return "classification", f"The model returns {shape[1]} logits per sample and the labels are {kind}."
+            f"The model returns {width} logits per sample; labels of type {type_name} hold no class indices.",
+        ),
+    }
+    told = f"The model returns {width} logits per sample and the labels are {kind}."
+    return by_kind.get(kind, ("classification", told))
 
 
 def _label_kind(labels: Any, shape: tuple[int, ...]) -> str:
+    """Name what the labels are: none, unreadable, real, dense, multi-hot, or a phrase for usable ones."""
     if labels is None:
         return "none"
-    on_host = not isinstance(labels, Tensor) or labels.device.type == "cpu"
+    if isinstance(labels, Tensor) and labels.device.type != "cpu":
+        return _device_label_kind(labels, shape)
     if isinstance(labels, (list, tuple)) and any(
         isinstance(v, Tensor) and v.device.type != "cpu" for v in labels
     ):
         return "class indices"
-    if not on_host:
-        return _device_label_kind(labels, shape)
     values = _to_array(labels)
-    if values is None:
-        return "unreadable"
+    return "unreadable" if values is None else _host_label_kind(values, shape)
+
+
+def _host_label_kind(values: npt.NDArray[Any], shape: tuple[int, ...]) -> str:
     if values.ndim <= 1 or values.size == values.shape[0]:
         whole = values.dtype.kind != "f" or bool((values == np.round(values)).all())
         return "class indices" if whole else "real"
     if values.ndim != 2 or len(shape) != 2 or values.shape[1] != shape[1]:
         return "real" if values.dtype.kind == "f" and values.shape == shape else "dense"
-    rows = _from_rows(values.astype(np.float32), values.shape[0])
-    if rows.valid.all():
+    if _from_rows(values.astype(np.float32), values.shape[0]).valid.all():
         return "distributions over classes"
     return "multi-hot" if bool(((values >= 0) & (values <= 1)).all()) else "real"
 

@@ -1,8 +1,8 @@
 """What a classifier returned: the logits in it, and whether they are probabilities.
 
-`find_logits` runs on the training thread and looks at types and shapes only (one device comparison for the one case
-where shapes cannot tell, never a synchronisation). The functions that look at values say so: they are for the writer
-thread.
+`find_logits` runs on the training thread and looks at types and shapes only (one device comparison for
+the one case where shapes cannot tell, never a synchronisation). The functions that look at values say so:
+they are for the writer thread.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ _MAX_DEPTH = 3
 def find_logits(output: Any, n_rows: int | None = None, n_class: int | None = None) -> Tensor | None:
     """Find the class logits in what a model (or a step) returned.
 
-    Understood: a tensor; a tuple or namedtuple (torchvision ``InceptionOutputs`` and ``GoogLeNetOutputs``, timm's
-    distilled ``(cls, dist)``, Hugging Face tuples with the loss first, Ultralytics ``(probs, logits)``); a mapping,
-    dataclass or object with ``logits`` or a similar name; these inside one another. A map of one by one pixel is
-    squeezed.
+    It understands a tensor; a tuple or namedtuple (torchvision ``InceptionOutputs`` and
+    ``GoogLeNetOutputs``, timm's distilled ``(cls, dist)``, Hugging Face tuples with the loss first,
+    Ultralytics ``(probs, logits)``); a mapping, dataclass or object with ``logits`` or a similar name;
+    these inside one another. A map of one by one pixel is squeezed.
 
     For the training thread: no synchronisation, nothing is copied to the host.
 
@@ -73,7 +73,8 @@ def find_logits(output: Any, n_rows: int | None = None, n_class: int | None = No
 def find_main_tensor(output: Any) -> Tensor | None:
     """Find the first floating tensor with a batch dimension, whatever it means.
 
-    For the training thread. `find_logits` says None for a segmentation map; its shape still tells what the task is.
+    For the training thread. `find_logits` says None for a segmentation map; its shape still tells what
+    the task is.
     """
     for leaf in _leaves(output):
         if leaf.is_floating_point() and leaf.ndim > 0:
@@ -84,8 +85,8 @@ def find_main_tensor(output: Any) -> Tensor | None:
 def looks_like_probabilities(logits: Tensor | npt.NDArray[Any], tol: float = 1e-3) -> bool:
     """Tell whether every row is a distribution: values in [0, 1] that sum to 1 within `tol`.
 
-    For the writer thread (looks at values; pass a host tensor or an array). Log-probabilities are logits (they are
-    unnormalised log-odds up to a constant), so they give False.
+    For the writer thread (looks at values; pass a host tensor or an array). Log-probabilities are logits
+    (they are unnormalised log-odds up to a constant), so they give False.
 
     Args:
         logits: (n, K), float of any width.
@@ -117,8 +118,8 @@ def probabilities_to_logits(p: Array) -> Array:
         p: (n, K) probabilities.
 
     Returns:
-        float32 of the same kind and shape; zeros become log of the smallest normal float32 (-87.3), never -inf; NaN
-        stays NaN.
+        float32 of the same kind and shape; zeros become log of the smallest normal float32 (-87.3), never
+        -inf; NaN stays NaN.
 
     Examples:
         >>> probabilities_to_logits(np.array([[1.0, 0.0]])).round(1)
@@ -142,8 +143,8 @@ def _as_rows(tensor: Tensor) -> Tensor | None:
 def _prefer_logits(first: Tensor, second: Tensor) -> Tensor:
     """Take the logits of two tensors of one shape: the second only where the first is its softmax.
 
-    timm's distilled models give (cls, dist), both logits; Ultralytics' gives (probs, logits). On a device the choice
-    is made there, without waiting for it.
+    timm's distilled models give (cls, dist), both logits; Ultralytics' gives (probs, logits). On a device
+    the choice is made there, without waiting for it.
     """
     with torch.no_grad():
         distance = (second.float().softmax(1) - first.float()).abs()

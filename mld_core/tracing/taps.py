@@ -1,22 +1,22 @@
 """The loader's own index order: which dataset indices a delivered batch was made of.
 
-A tap stands where the loader's batch sampler stood and notes the index lists as they are drawn. Batches of map-style,
-in-order loaders are delivered in the order of drawing, however many workers prefetch, so the k-th list belongs to the
-k-th batch. That is taken for proven only while
+A tap stands where the loader's batch sampler stood and notes the index lists as they are drawn. Batches
+of map-style, in-order loaders are delivered in the order of drawing, however many workers prefetch, so
+the k-th list belongs to the k-th batch. That is taken for proven only while
 
 - a `torch.utils.data.DataLoader` iterator draws straight from the tap (seen on the call stack; wrappers in
   between may shard, skip or reorder, so only known ones are let through),
 - that iterator's own count of delivered batches agrees with the number of pops, up to a constant look-ahead,
 - every list is as long as the batch it is popped for.
 
-Once any of these fails, `IndexTap.pop` gives None until the next iterator starts. What the loader does (order, draws
-from generators, length, workers) is the same with the tap and without it.
+Once any of these fails, `IndexTap.pop` gives None until the next iterator starts. What the loader does
+(order, draws from generators, length, workers) is the same with the tap and without it.
 
 Everything here is for the training thread: host integers only.
 """
 
 import contextlib
-import inspect
+import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -53,6 +53,7 @@ class Generation:
         self.look_ahead: int | None = None
 
     def draw(self, indices: Any) -> None:
+        """Note a list that was handed out."""
         if self.skip:
             self.skip -= 1
             return
@@ -90,10 +91,10 @@ class Generation:
 class IndexTap(BatchSampler):
     """A batch sampler that notes what it hands out.
 
-    Made by a framework with the signature of ``BatchSampler`` it is a ``BatchSampler``; `install_tap` makes it stand
-    in for an existing one, whose attributes, length and class (``isinstance``) it shows as its own. The stand-in for
-    a batch sampler of another class is a subclass that builds such a one again when a framework rebuilds the loader
-    by ``type(batch_sampler)(...)``.
+    Made by a framework with the signature of ``BatchSampler`` it is a ``BatchSampler``; `install_tap`
+    makes it stand in for an existing one, whose attributes, length and class (``isinstance``) it shows as
+    its own. The stand-in for a batch sampler of another class is a subclass that builds such a one again
+    when a framework rebuilds the loader by ``type(batch_sampler)(...)``.
 
     Args:
         sampler: as in ``torch.utils.data.BatchSampler``.
@@ -112,8 +113,8 @@ class IndexTap(BatchSampler):
         object.__setattr__(self, "mld_inner", inner)
         object.__setattr__(self, "mld_dataset", None)
         object.__setattr__(self, "mld_generation", None)
-        # One dict for both: what anybody sets on the stand-in (batch_size, an epoch) reaches the sampler itself, and
-        # Lightning's wrapper, which copies the dict, finds everything.
+        # One dict for both: what anybody sets on the stand-in (batch_size, an epoch) reaches the sampler
+        # itself, and Lightning's wrapper, which copies the dict, finds everything.
         with contextlib.suppress(AttributeError):
             object.__setattr__(self, "__dict__", inner.__dict__)
 
@@ -145,13 +146,14 @@ class IndexTap(BatchSampler):
         return _tap_of, (self.mld_inner,)
 
     def __iter__(self) -> Iterator[Any]:
-        # Not a generator itself: who asks for the iterator is to be seen on the stack. Drawing starts with the first
-        # next(), as it does without us: a loader with workers makes two iterators and uses one.
-        frame = inspect.currentframe()
-        return self.mld_draw(*_drawing_iterator(frame.f_back if frame is not None else None))
+        # Not a generator itself: who asks for the iterator is to be seen on the stack. Drawing starts
+        # with the first next(), as it does without us: a loader with workers makes two iterators and uses
+        # one. (Never keep our own frame in a local: it would hold itself, the caller and the iterator
+        # with its workers.)
+        return self.mld_draw(*_drawing_iterator(sys._getframe(1)))  # noqa: SLF001
 
     def mld_draw(self, iterator: "weakref.ref[Any] | None", skip: int) -> Iterator[Any]:
-        """Hand on the inner sampler's lists and note them (a name of our own: attributes are the inner one's)."""
+        """Hand on the inner sampler's lists and note them."""
         generation = Generation(iterator, skip)
         self.mld_generation = generation
         for indices in self.mld_inner:
@@ -168,8 +170,9 @@ class IndexTap(BatchSampler):
 
         Args:
             n: samples in the batch, the proof that it is the expected one.
-            max_ahead: how many batches the framework may have fetched beyond the one in hand (Hugging Face with
-                gradient accumulation fetches a step's batches together); None where that number is constant.
+            max_ahead: how many batches the framework may have fetched beyond the one in hand (Hugging
+                Face with gradient accumulation fetches a step's batches together); None where that number
+                is constant.
 
         Returns:
             One id per sample (`mld_core.tracing.identity.base_id`), or None where the order is not proven.
@@ -192,7 +195,8 @@ class IndexTap(BatchSampler):
 def _drawing_iterator(frame: Any) -> tuple["weakref.ref[Any] | None", int]:
     """Return the loader iterator that asked for the tap's iterator, and how many lists it will not see.
 
-    A weak reference: the iterator owns what is drawn for it, worker processes included, and must end when it would.
+    A weak reference: the iterator owns what is drawn for it, worker processes included, and must end when
+    it would.
 
     (None, 0) where something unknown stands between the two.
     """
@@ -229,33 +233,42 @@ def _tap_of(inner: Any) -> IndexTap:
 def install_tap(loader: Any) -> IndexTap | None:
     """Put a tap on a loader, in place; a loader that has one keeps it.
 
-    It notes iterators that start afterwards. A framework that rebuilds the loader keeps the tap; call this again on
-    the rebuilt loader to make it known which dataset the indices belong to.
+    It notes iterators that start afterwards. A framework that rebuilds the loader keeps the tap; call
+    this again on the rebuilt loader to make it known which dataset the indices belong to.
 
     Args:
         loader: a ``torch.utils.data.DataLoader`` over a map-style dataset, in order, with automatic batching.
 
     Returns:
-        The tap, or None where the order of indices is not that of the batches: other loaders, iterable datasets,
-        ``batch_size=None``, ``in_order=False``, loaders that skip or dispatch batches.
+        The tap, or None where the order of indices is not that of the batches: other loaders, iterable
+        datasets, ``batch_size=None``, ``in_order=False``, loaders that skip or dispatch batches.
     """
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    current: Any = loader.batch_sampler
-    skips = bool(getattr(loader, "skip_batches", 0))
-    if current is None or skips or not getattr(loader, "in_order", True):
+    if not isinstance(loader, DataLoader) or getattr(loader, "skip_batches", False):
         return None
     if any(kind.__name__ in {"DataLoaderDispatcher", "StatefulDataLoader"} for kind in type(loader).__mro__):
         return None
+    target = _innermost(loader)
+    current: Any = target.batch_sampler
+    ordered = getattr(target, "in_order", True) and not isinstance(target.dataset, IterableDataset)
+    if current is None or not ordered:
+        return None
     tap: IndexTap = current if issubclass(type(current), IndexTap) else _tap_of(current)
     if tap is not current:
-        object.__setattr__(loader, "batch_sampler", tap)  # DataLoader refuses the plain assignment
-    tap.mld_dataset = loader.dataset
+        object.__setattr__(target, "batch_sampler", tap)  # DataLoader refuses the plain assignment
+    tap.mld_dataset = target.dataset
     return tap
 
 
 def remove_tap(loader: Any) -> None:
     """Give a loader its own batch sampler back."""
-    current: Any = getattr(loader, "batch_sampler", None)
+    target = _innermost(loader)
+    current: Any = getattr(target, "batch_sampler", None)
     if issubclass(type(current), IndexTap):
-        object.__setattr__(loader, "batch_sampler", current.mld_inner)
+        object.__setattr__(target, "batch_sampler", current.mld_inner)
+
+
+def _innermost(loader: Any) -> Any:
+    """Return the loader that makes the batches: accelerate's prepared ones hold it and pass for it."""
+    while "base_dataloader" in getattr(loader, "__dict__", {}):
+        loader = loader.base_dataloader
+    return loader

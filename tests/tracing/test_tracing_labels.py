@@ -116,7 +116,7 @@ def test_the_soft_label_is_a_copy():
 
 
 X, Y = torch.zeros(3, 2, 4, 4), torch.tensor([0, 1, 2])
-Point = collections.namedtuple("Point", ["image", "label"])
+Point = collections.namedtuple("Point", ["image", "label"])  # noqa: PYI024
 
 
 @dataclasses.dataclass
