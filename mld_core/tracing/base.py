@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from mld_core.records.layout import RunKey, Store
+from mld_core.tracing.account import describe_run
+from mld_core.tracing.batches import Batch, class_count, row_count
 from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.heads import Captured
@@ -28,7 +30,7 @@ from mld_core.tracing.naming import restart_count
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.recorder import Recorder
 from mld_core.tracing.rows import CONTENT_HASH
-from mld_core.tracing.session import Batch, OpenPass, Session, class_count, row_count
+from mld_core.tracing.session import OpenPass, Session
 
 GIVEN: Final = "input_id"  # the id source of ids that were handed over
 
@@ -301,7 +303,7 @@ class TrainingTracer(TorchTracer):
 
         launch_id = shared_launch_id(f"{run.model_name}/{run.version_name}/{store.root}", first)
         if rank == 0:
-            self.recorder.describe_run(store, run, self.model)
+            describe_run(store, run, self.model, self.options, self.guard)
         names = {
             "model_name": run.model_name,
             "version_name": run.version_name,

@@ -9,7 +9,6 @@ goes on.
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,15 +17,17 @@ from torch import nn
 
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.writer import Account
+from mld_core.tracing.account import account_text, describe_run
+from mld_core.tracing.batches import Batch, row_count, rows_of
 from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.identity import locate_ids
 from mld_core.tracing.labels import find_inputs, find_labels
-from mld_core.tracing.naming import architecture_hash, attempt_name, class_name, new_launch_id, restart_count
+from mld_core.tracing.naming import attempt_name, class_name, new_launch_id, restart_count
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.order import sequential_order
 from mld_core.tracing.rows import CONTENT_HASH
-from mld_core.tracing.session import Batch, OpenPass, Session, row_count
+from mld_core.tracing.session import OpenPass, Session
 from mld_core.tracing.taps import install_tap
 
 LOADER_INDEX: Final = "loader_index"
@@ -38,8 +39,7 @@ class Recorder:
     """Records what a model says, sample by sample, as a framework's events come in.
 
     Takes the keyword options of the public API (section 7) and checks them at once. Picklable before and
-    after
-    `start`: live parts (hooks, writer) are left behind, `start` makes them anew.
+    after `start`: live parts (hooks, writer) are left behind, `start` makes them anew.
 
     Raises:
         ConfigurationProblem: an option of the wrong type or range.
@@ -104,27 +104,9 @@ class Recorder:
                 "launch_id": new_launch_id(),
                 "restart": str(restart_count()),
             }
-            self.describe_run(store, run, options.model or model)
+            describe_run(store, run, options.model or model, options, self.guard)
             return names
         return {}
-
-    def describe_run(self, store: Store, run: RunKey, model: nn.Module) -> None:
-        """Writes run.json's first lines; warns where another architecture goes by this model name."""
-        hashed = architecture_hash(model)
-        options = self.options
-        info: dict[str, Any] = {"architecture_hash": hashed}
-        if options.class_names is not None:
-            info["class_names"] = list(options.class_names)
-        stored = store.ensure_run(run, info)
-        others = [r for r in store.runs() if r.model_name == run.model_name and r != run]
-        known = [stored] + [store.run_info(r) for r in others[:1]]
-        if any(k.get("architecture_hash") not in {None, hashed} for k in known):
-            self.guard.tell_once(
-                f"architecture:{run.model_name}",
-                f"The architecture of model_name={run.model_name!r} differs from the one recorded first "
-                "under this name. Records are kept apart by version_name; if this is another model, give it "
-                "another model_name.",
-            )
 
     def start(
         self,
@@ -135,6 +117,7 @@ class Recorder:
         world_size: int,
         framework: str,
         capture: Capture | None = None,
+        id_hint: str = "",
     ) -> None:
         """Opens store and writer and sets the hooks. A configuration problem is told once and disables us.
 
@@ -145,11 +128,14 @@ class Recorder:
             world_size: number of processes.
             framework: "lightning", "huggingface", "mmengine", "accelerate" or "".
             capture: hooks set earlier (before a first compiled call), if any.
+            id_hint: how ids reach the batch in this framework, for the message that there are none.
         """
         with self.guard.catch("starting to record", lost="all records of this run") as caught:
             if not names:
                 raise ConfigurationProblem("the run has no names on this rank; see rank 0's message")
             self._start(model, dict(names), rank, world_size, framework, capture)
+            if self.session is not None:
+                self.session.id_hint = id_hint and f" ({id_hint})"
         if caught.failed:
             self.failed_to_start = True
             if self.session is not None:
@@ -413,11 +399,12 @@ class Recorder:
                 )
         return done
 
-    def finish(self, status: str = "finished") -> Account:
+    def finish(self, status: str = "finished", timeout: float = _WAIT_S) -> Account:
         """Flushes and closes; rank 0 prints the account and the one command that evaluates.
 
         Args:
             status: "finished" or "exception" (passes still open are left partial).
+            timeout: seconds for the flush.
         """
         account = Account()
         if self.session is None:
@@ -426,34 +413,11 @@ class Recorder:
             self.abort_pass("still open at the end" if status == "finished" else status)
         session, self.session = self.session, None
         with self.guard.catch("closing the records", lost="the rows of the last seconds"):
-            account = session.close(_WAIT_S)
+            account = session.close(timeout)
             if self._world[0] == 0:
-                self._print_account(session, account)
+                share = (self._spent, time.perf_counter() - self._started)
+                self.guard.tell_once(f"account:{self._started}", account_text(session, account, share))
         return account
-
-    def _print_account(self, session: Session, account: Account) -> None:
-        wall = max(time.perf_counter() - self._started, 1e-9)
-        lost = account.rows_lost + self.guard.rows_lost
-        share = 100.0 * self._spent / wall
-        command = ["mld", "evaluate", session.run.model_name, session.run.version_name]
-        if session.store.root != Store().root:
-            command += ["--store", str(session.store.root)]
-        where = session.store.run_dir(session.run)
-        lines = [f"{account.rows_written} rows recorded to {where}, {lost} lost."]
-        lines.append(
-            f"{self._spent:.2f} s of {wall:.1f} s were spent in the training thread ({share:.2f} %), "
-            f"{account.blocked_seconds:.2f} s of it waiting for the disk."
-        )
-        if session.spills:
-            lines.append(f"{session.spills} batches found no staging slot and took a fresh one.")
-        if self.guard.problems or account.reasons:
-            reasons = "; ".join(f"{what}: {n} rows" for what, n in account.reasons.items())
-            lines.append(f"Problems: {self.guard.summary()}{'; ' + reasons if reasons else ''}.")
-        if session.unsupported:
-            lines = [f"Nothing was recorded: {session.unsupported} is not supported."]
-        else:
-            lines.append("Evaluate with: " + shlex.join(command))
-        self.guard.tell_once(f"account:{self._started}", "\n".join(lines))
 
     def renew(self, *, same_run: bool) -> dict[str, str]:
         """The training begins anew in this process: passes are counted from the start, in a new attempt.
@@ -528,18 +492,3 @@ class Recorder:
             self._restored = {k: str(state[k]) for k in ("model_name", "version_name", "attempt")}
             for split, epoch, number in json.loads(str(state.get("passes", "[]"))):
                 self._pass_numbers[split, epoch] = max(number, self._pass_numbers.get((split, epoch), 0))
-
-
-def rows_of(inputs: Any) -> int | None:
-    """The first axis of the first thing in `inputs` that has one."""
-    shape = getattr(inputs, "shape", None)
-    if shape is not None:
-        return int(shape[0]) if len(shape) else None
-    if isinstance(inputs, Mapping):
-        inputs = list(inputs.values())
-    if isinstance(inputs, (list, tuple)):
-        for item in inputs:
-            n = rows_of(item)
-            if n is not None:
-                return n
-    return None

@@ -6,20 +6,28 @@ references are staged, the rest is left to `BatchJob` on the writer thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.schema import samples_schema, vectors_schema
 from mld_core.records.writer import Account, Writer, WriterOptions
+from mld_core.tracing.batches import (
+    Batch,
+    class_count,
+    held_bytes,
+    largest_label,
+    own_copy,
+    row_count,
+    tensors_in,
+)
 from mld_core.tracing.capture import Capture, canonical
-from mld_core.tracing.guard import ConfigurationProblem, Guard
+from mld_core.tracing.guard import Guard
 from mld_core.tracing.hashing import input_hash_of
 from mld_core.tracing.heads import Captured, HeadChooser
 from mld_core.tracing.labels import infer_task
@@ -34,20 +42,6 @@ _SOURCE_MEANING: Final = {
         "epoch. Put an input_id into the batch, wrap the dataset in WithInputId, or give id_fn(batch)"
     ),
 }
-
-
-@dataclass
-class Batch:
-    """One batch as an event or a call brought it. `labels`, `ids` and `inputs` are references, read later."""
-
-    inputs: Any = None
-    labels: Any = None
-    ids: Any = None
-    id_source: str = CONTENT_HASH
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Any = None
-    batch_idx: int = 0
-    global_step: int | None = None
 
 
 @dataclass
@@ -105,6 +99,7 @@ class Session:
         self.n_class: int | None = options.known_n_class or self.info.get("n_class")
         self.unsupported = ""
         self.id_source = ""
+        self.id_hint = ""
         self.tickets: dict[int | None, list[Future[Any]]] = {}
         self.capture: Capture | None = None
         self.chooser: HeadChooser | None = None
@@ -124,6 +119,7 @@ class Session:
                 on_full="drop" if options.on_full == "drop" else "block",
                 roll_mb=options.roll_mb,
                 roll_seconds=options.roll_seconds,
+                keep_vectors=options.keep_vectors,
             ),
             on_problem=self._tell,
         )
@@ -260,7 +256,7 @@ class Session:
         context = open_pass.context or self._begin_rows(open_pass, captured)
         job = self._job(open_pass, context, batch, captured, n)
         assert open_pass.handle is not None
-        held = _held_bytes(job.hash_from)
+        held = held_bytes(job.hash_from)
         if not self._writer.put(open_pass.handle, job, rows=n, nbytes=job.staged.nbytes + held + 128 * n):
             job.staged.discard()
         open_pass.units += n
@@ -458,75 +454,10 @@ class Session:
             return
         self.id_source = source
         meaning = _SOURCE_MEANING.get(source)
-        text = f"Sample ids come from {source}" + (f": {meaning}." if meaning else ".")
+        text = f"Sample ids come from {source}" + (f": {meaning}{self.id_hint}." if meaning else ".")
         self.guard.tell_once(f"ids:{source}", text)
 
 
 def _new_key(open_pass: OpenPass) -> PassKey | None:
     """The key a provisional pass got at its end, None where it is the one it was opened with."""
     return None if open_pass.final_key == open_pass.key else open_pass.final_key
-
-
-def class_count(model: nn.Module) -> int | None:
-    """The number of classes as the model states it (`num_classes`, `config.num_labels`, ...), or None."""
-    for holder, name in (
-        (model, "num_classes"),
-        (model, "n_class"),
-        (getattr(model, "config", None), "num_labels"),
-        (getattr(model, "hparams", None), "num_classes"),
-    ):
-        value = getattr(holder, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 2:
-            return value
-    return None
-
-
-def row_count(labels: Any) -> int | None:
-    """Rows as the labels tell them, None where they do not."""
-    if isinstance(labels, (Tensor, np.ndarray)):
-        return int(labels.shape[0]) if labels.ndim else None
-    return len(labels) if isinstance(labels, (list, tuple)) else None
-
-
-def largest_label(labels: Any) -> int:
-    """The largest class index, 1 where unknown. Waits for the device: only for the first batch of a mode."""
-    if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 2:
-        return int(labels.shape[1]) - 1 if labels.shape[1] > 1 else 1
-    try:
-        values = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        return 1
-    if values.numel() == 0 or values.is_floating_point() or values.is_complex():
-        return 1
-    return int(values.max())
-
-
-def own_copy(value: Any) -> Any:
-    """A tensor as it is (staging clones it), one tensor of a list of them, a copy of an array or a list."""
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, (list, tuple)):
-        if value and all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value):
-            return torch.stack([v.detach() for v in value])
-        return list(value)
-    return value
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [tensor for item in value for tensor in tensors_in(item)]
-
-
-def _held_bytes(held: HeldInputs | None) -> int:
-    if held is None:
-        return 0
-    return sum(t.numel() * t.element_size() for t in tensors_in(held.inputs))
-
-
-__all__ = ["Batch", "ConfigurationProblem", "OpenPass", "Session"]

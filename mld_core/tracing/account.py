@@ -1,0 +1,64 @@
+"""What is said about a run: its first lines in run.json, and the account at its end."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from torch import nn
+
+from mld_core.records.layout import RunKey, Store
+from mld_core.records.options import Account
+from mld_core.tracing.guard import Guard
+from mld_core.tracing.naming import architecture_hash
+from mld_core.tracing.options import RecorderOptions
+from mld_core.tracing.session import Session
+
+
+def describe_run(store: Store, run: RunKey, model: nn.Module, options: RecorderOptions, guard: Guard) -> None:
+    """Writes run.json's first lines; warns where another architecture goes by this model name."""
+    hashed = architecture_hash(model)
+    info: dict[str, Any] = {"architecture_hash": hashed}
+    if options.class_names is not None:
+        info["class_names"] = list(options.class_names)
+    stored = store.ensure_run(run, info)
+    others = [r for r in store.runs() if r.model_name == run.model_name and r != run]
+    known = [stored] + [store.run_info(r) for r in others[:1]]
+    if any(k.get("architecture_hash") not in {None, hashed} for k in known):
+        guard.tell_once(
+            f"architecture:{run.model_name}",
+            f"The architecture of model_name={run.model_name!r} differs from the one recorded first under "
+            "this name. Records are kept apart by version_name; if this is another model, give it another "
+            "model_name.",
+        )
+
+
+def account_text(session: Session, account: Account, share: tuple[float, float]) -> str:
+    """Rows, losses, share of wall time and where, and the one command that evaluates.
+
+    Args:
+        session: the closed session.
+        account: the writer's account.
+        share: seconds spent in the training thread, seconds of wall time since the start.
+    """
+    if session.unsupported:
+        return f"Nothing was recorded: {session.unsupported} is not supported."
+    guard, run, store = session.guard, session.run, session.store
+    spent, wall = share
+    command = ["mld", "evaluate", run.model_name, run.version_name]
+    if store.root != Store().root:
+        command += ["--store", str(store.root)]
+    lost = account.rows_lost + guard.rows_lost
+    lines = [f"{account.rows_written} rows recorded to {store.run_dir(run)}, {lost} lost."]
+    lines.append(
+        f"{spent:.2f} s of {wall:.1f} s were spent in the training thread "
+        f"({100.0 * spent / max(wall, 1e-9):.2f} %), {account.blocked_seconds:.2f} s of it waiting for the "
+        "disk."
+    )
+    if session.spills:
+        lines.append(f"{session.spills} batches found no staging slot and took a fresh one.")
+    if guard.problems or account.reasons:
+        reasons = "; ".join(f"{what}: {n} rows" for what, n in account.reasons.items())
+        lines.append(f"Problems: {guard.summary()}{'; ' + reasons if reasons else ''}.")
+    lines.append("Evaluate with: " + shlex.join(command))
+    return "\n".join(lines)
