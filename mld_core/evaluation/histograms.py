@@ -73,14 +73,8 @@ class RankHistograms:
 
     def auroc(self) -> list[float | None]:
         """One-vs-rest AUROC of each class, None where positives or negatives are missing."""
-        return [
-            auroc_of_counts(p.astype(np.float64), t.astype(np.float64))
-            for p, t in zip(self.positives, self.total, strict=True)
-        ]
+        return [auroc_of_counts(p, t) for p, t in zip(self.positives, self.total, strict=True)]
 
     def average_precision(self) -> list[float | None]:
         """One-vs-rest average precision of each class, None where there are no positives."""
-        return [
-            average_precision_of_counts(p.astype(np.float64), t.astype(np.float64))
-            for p, t in zip(self.positives, self.total, strict=True)
-        ]
+        return [average_precision_of_counts(p, t) for p, t in zip(self.positives, self.total, strict=True)]

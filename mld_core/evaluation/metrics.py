@@ -8,6 +8,7 @@ largest logits goes to the smallest class. Metrics that have no value (no positi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,8 +93,9 @@ def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_])
     return average_precision_of_counts(*counts_by_score(scores, positive))
 
 
-def auroc_of_counts(positives: NDArray[np.floating], total: NDArray[np.floating]) -> float | None:
+def auroc_of_counts(positives: NDArray[Any], total: NDArray[Any]) -> float | None:
     """`auroc` of scores in bins of rising score: (B,) positives and (B,) units of each bin."""
+    positives, total = positives.astype(np.float64), total.astype(np.float64)
     negatives = total - positives
     n_positive, n_negative = float(positives.sum()), float(negatives.sum())
     if n_positive == 0 or n_negative == 0:
@@ -102,8 +104,9 @@ def auroc_of_counts(positives: NDArray[np.floating], total: NDArray[np.floating]
     return float((positives * (below + negatives / 2)).sum() / (n_positive * n_negative))
 
 
-def average_precision_of_counts(positives: NDArray[np.floating], total: NDArray[np.floating]) -> float | None:
+def average_precision_of_counts(positives: NDArray[Any], total: NDArray[Any]) -> float | None:
     """`average_precision` of scores in bins of rising score: (B,) positives and (B,) units of each."""
+    positives, total = positives.astype(np.float64), total.astype(np.float64)
     n_positive = float(positives.sum())
     if n_positive == 0:
         return None

@@ -1,9 +1,9 @@
 """Where results lie: `.results/<name>/` in the run's folder, written once, atomically, and never changed.
 
 A result is a folder: `result.json` (what was asked, of which records, what is wrong with them),
-`metrics.parquet`, `categories.parquet`, `classes.parquet`, `confusion.parquet` and one `units-<n>.parquet`
-for each evaluated pass. It is built under a `.tmp-` name, made durable, and renamed; readers see it whole or
-not at all.
+`metrics.parquet`, `categories.parquet`, `classes.parquet`, `confusion.parquet`, a `units-<n>.parquet`
+for each evaluated pass. It is built under a temporary name, made durable, and renamed; readers see it whole
+or not at all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -22,6 +21,7 @@ from typing import Any
 from mld_core.evaluation.errors import NotFoundError, ResultExistsError, known, near
 from mld_core.records import names
 from mld_core.records.layout import RunKey, Store
+from mld_core.records.manifest import tmp_name
 
 RESULT_FILE = "result.json"
 FORMAT = 1
@@ -79,7 +79,7 @@ class ResultStore:
     def writing(self) -> Iterator[Path]:
         """A folder to build a result in; removed at the end unless `publish` took it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        folder = self.root / f".tmp-{uuid.uuid4().hex}"
+        folder = self.root / tmp_name("result")
         folder.mkdir()
         try:
             yield folder

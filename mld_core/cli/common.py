@@ -1,0 +1,117 @@
+"""What the commands share: options, the store, the names of a run, and errors as one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mld_core.cli.output import note
+from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError
+from mld_core.evaluation.evaluator import find_run
+from mld_core.records.attempts import list_passes
+from mld_core.records.layout import RunKey, Store, subfolders
+from mld_core.records.parts import DamagedPartError
+
+OK, FAILED, USAGE, NOTHING = 0, 1, 2, 3
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", metavar="DIR", help="The store. Default: MLD_HOME, else ~/.mld.", show_default=False
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ModelArgument = Annotated[
+    str | None, typer.Argument(help="Model name. Default: that of the newest run.", show_default=False)
+]
+VersionArgument = Annotated[
+    str | None, typer.Argument(help="Version name. Default: the model's newest.", show_default=False)
+]
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn the errors a user can mend into one line on stderr and an exit code."""
+    try:
+        yield
+    except NotFoundError as error:
+        raise _stop(error, NOTHING) from error
+    except (FilterError, ResultExistsError) as error:
+        raise _stop(error, USAGE) from error
+    except DamagedPartError as error:
+        raise _stop(f"{error}; `mld doctor` lists what is damaged", FAILED) from error
+    except OSError as error:  # the disk, a service, permissions
+        raise _stop(error, FAILED) from error
+    except ValueError as error:
+        raise _stop(error, USAGE) from error
+
+
+def _stop(message: object, code: int) -> typer.Exit:
+    note(f"mld: {message}")
+    return typer.Exit(code)
+
+
+def open_store(path: Path | None) -> Store:
+    """The store, which must hold at least one run.
+
+    Raises:
+        NotFoundError: The folder is missing, or holds no runs.
+    """
+    store = Store(path)
+    if not store.root.is_dir():
+        raise NotFoundError(
+            f"there is no store at {store.root}: record a training first, or say where it is with --store "
+            "DIR or MLD_HOME"
+        )
+    if not store.runs():
+        raise NotFoundError(
+            f"the store {store.root} holds no runs: record a training first, or give another with --store "
+            "DIR or MLD_HOME"
+        )
+    return store
+
+
+def choose_run(store: Store, model: str | None, version: str | None) -> RunKey:
+    """The run that was named; with no version the model's newest, with no names the newest of all.
+
+    Raises:
+        NotFoundError: There is no run of that name; the message lists what exists.
+    """
+    if model is not None and version is not None:
+        return find_run(store, model, version)
+    runs = [run for run in store.runs() if model in {None, run.model_name}]
+    if not runs and model is not None:
+        find_run(store, model, "")
+    return max(
+        runs, key=lambda run: (newest_attempt(store, run), str(store.run_info(run).get("created_at", "")))
+    )
+
+
+def newest_attempt(store: Store, run: RunKey) -> str:
+    """Name of the newest attempt of a run, which begins with the time of the launch; may be empty."""
+    found = [path.name for key in list_passes(store, run) for path in subfolders(store.pass_dir(run, key))]
+    return max(found, default="")
+
+
+def parse_epoch(text: str) -> int | Literal["latest"] | None:
+    """Read an `--epoch` option.
+
+    Raises:
+        typer.BadParameter: It is none of latest, all and a whole number.
+
+    Example:
+        >>> parse_epoch("latest"), parse_epoch("all"), parse_epoch("-1")
+        ('latest', None, -1)
+    """
+    if text == "latest":
+        return "latest"
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: expected latest, all or a whole number") from None

@@ -1,0 +1,87 @@
+"""`mld evaluate`: from records to a stored result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mld_core.cli.common import (
+    JsonOption,
+    ModelArgument,
+    StoreOption,
+    VersionArgument,
+    choose_run,
+    clear_errors,
+    open_store,
+    parse_epoch,
+)
+from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
+from mld_core.evaluation.evaluator import Evaluator
+from mld_core.evaluation.result import Result
+
+
+def evaluate(
+    model: ModelArgument = None,
+    version: VersionArgument = None,
+    *,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the result. Default: MODEL_VERSION_METHOD_DATE.", show_default=False),
+    ] = None,
+    epoch: Annotated[str, typer.Option(help="latest, all, or the number of an epoch.")] = "latest",
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Only this split; may be repeated.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="Evaluation method; default = that of the task.")] = "default",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads. Default: one for each core.", show_default=False)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Print all columns of the metrics.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a recorded run, store the result and print its summary.
+
+    Without names the newest run is evaluated. "latest" takes the last finished pass of each split. The result
+    stays in the store: `mld show` prints it again, `Evaluator(...).get_result(name)` reads it in Python.
+    net_entropy_loss and net_entropy are sums over the units, in nats.
+
+    \b
+    Examples:
+      mld evaluate                           the newest run
+      mld evaluate resnet18 v3
+      mld evaluate resnet18 v3 --epoch all   every epoch, one row each
+      mld evaluate --dataset val --json      for a script
+    """  # noqa: D301  click reads the mark
+    with clear_errors():
+        opened = open_store(store)
+        run = choose_run(opened, model, version)
+        wanted: dict[str, Any] = {"dataset_types": dataset or None, "threads": threads}
+        evaluator = Evaluator(run.model_name, run.version_name, store=store)
+        result = evaluator.request_evaluation(name, parse_epoch(epoch), method_name=method, options=wanted)
+        print_result(result, full=full, as_json=as_json)
+
+
+def print_result(result: Result, *, full: bool, as_json: bool) -> None:
+    """Print a result: the summary on a terminal, its metrics in a pipe, all of it as JSON."""
+    if as_json:
+        emit_json(
+            {
+                "result_name": result.result_name,
+                "model_name": result.model_name,
+                "version_name": result.version_name,
+                "method_name": result.method_name,
+                "metrics": rows_of(result.metrics_summary(full=full)),
+                "categories": rows_of(result.issue_category_summary(full=full)),
+                "problems": result.problems,
+            }
+        )
+        return
+    if on_terminal() and not full:
+        result.get_summary()
+        return
+    emit_frame(result.metrics_summary(full=full), as_json=False)
+    note(f"result: {result.result_name}")
+    for one in result.problems:
+        note(f"{one['severity']}: {one['message']}")

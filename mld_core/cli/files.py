@@ -1,0 +1,175 @@
+"""`mld export`, `mld gc`, `mld merge`: moving records and making room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mld_core.cli.common import (
+    FAILED,
+    JsonOption,
+    ModelArgument,
+    StoreOption,
+    VersionArgument,
+    choose_run,
+    clear_errors,
+    open_store,
+    parse_epoch,
+)
+from mld_core.cli.output import emit, emit_json, note
+from mld_core.evaluation.errors import NotFoundError
+from mld_core.evaluation.evaluator import find_run
+from mld_core.records.export import export_run
+from mld_core.records.layout import Store
+from mld_core.records.retention import GcReport, gc, merge, prune
+
+
+def export(
+    model: ModelArgument = None,
+    version: VersionArgument = None,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .zip file or a folder. Default: here.", show_default=False),
+    ] = None,
+    epoch: Annotated[str, typer.Option(help="latest, all, or the number of an epoch.")] = "all",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the records of a run into one ZIP: features, logits and ground truth.
+
+    \b
+    Examples:
+      mld export resnet18 v3                          into the current folder
+      mld export resnet18 v3 -o out/ --epoch latest
+    """  # noqa: D301  click reads the mark
+    with clear_errors():
+        opened = open_store(store)
+        run = choose_run(opened, model, version)
+        path = export_run(opened, run, output, parse_epoch(epoch))
+        if as_json:
+            emit_json({"path": path, "bytes": path.stat().st_size})
+        else:
+            typer.echo(str(path))
+
+
+def collect(
+    model: Annotated[str | None, typer.Argument(help="Only this model.", show_default=False)] = None,
+    version: Annotated[str | None, typer.Argument(help="Only this version.", show_default=False)] = None,
+    *,
+    keep_vectors: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Also drop feature vectors but those of the last N epochs.", show_default=False
+        ),
+    ] = None,
+    max_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="Also drop feature vectors, oldest first, until the store fits.", show_default=False
+        ),
+    ] = None,
+    min_age: Annotated[float, typer.Option(help="Leave what was changed within so many seconds.")] = 3600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what no reader looks at: leftovers, superseded attempts, recreated tables.
+
+    Logits, labels and all scalars are never touched; feature vectors only go with --keep-vectors or --max-gb.
+    Nothing that may belong to a running process goes.
+
+    \b
+    Examples:
+      mld gc --dry-run                   what would go
+      mld gc --keep-vectors 2            features of the last two epochs of each split stay
+      mld gc resnet18 v3 --min-age 0
+    """  # noqa: D301  click reads the mark
+    with clear_errors():
+        opened = open_store(store)
+        if version is not None and model is not None:
+            runs = [find_run(opened, model, version)]
+        else:
+            runs = [run for run in opened.runs() if model in {None, run.model_name}]
+            if not runs:
+                choose_run(opened, model, None)
+        report = GcReport(dry_run=dry_run)
+        rows: list[dict[str, str | int]] = []
+        warnings: list[str] = []
+        for run in runs:
+            one = gc(opened, run, dry_run=dry_run, min_age_s=min_age)
+            report.items += one.items
+            report.failed += one.failed
+            if keep_vectors is not None:
+                pruned = prune(
+                    opened, run, keep_vectors=keep_vectors, dry_run=dry_run, on_warning=warnings.append
+                )
+                rows += [
+                    {"kind": "features", "bytes": size, "path": str(path)} for path, size in pruned.pruned
+                ]
+        if max_gb is not None:
+            pruned = prune(
+                opened,
+                None,
+                keep_vectors=None,
+                max_store_gb=max_gb,
+                dry_run=dry_run,
+                on_warning=warnings.append,
+            )
+            rows += [{"kind": "features", "bytes": size, "path": str(path)} for path, size in pruned.pruned]
+        rows = [
+            {"kind": item.kind, "bytes": item.bytes, "path": str(item.path)} for item in report.items
+        ] + rows
+        emit(rows, ("kind", "bytes", "path"), as_json=as_json)
+        freed = sum(int(row["bytes"]) for row in rows)
+        note(f"{len(rows)} items, {freed / 1e6:.1f} MB {'would go' if dry_run else 'freed'} in {opened.root}")
+        for message in [*warnings, *report.failed]:
+            note(f"mld: {message}")
+        if report.failed:
+            raise typer.Exit(FAILED)
+
+
+def merge_stores(
+    sources: Annotated[
+        list[Path], typer.Argument(help="The stores to read; they are not changed.", show_default=False)
+    ],
+    *,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            "--into",
+            "--store",
+            metavar="DIR",
+            help="The store to write. Default: MLD_HOME, else ~/.mld.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Join stores that were written on several machines.
+
+    Records that are there already are skipped; what does not fit together is kept as it is and told (exit
+    code 1).
+
+    \b
+    Examples:
+      mld merge /mnt/node0/.mld /mnt/node1/.mld --into all
+      mld merge copied-store
+    """  # noqa: D301  click reads the mark
+    with clear_errors():
+        for source in sources:
+            if not source.expanduser().is_dir():
+                raise NotFoundError(f"there is no store at {source.expanduser().absolute()}")
+        report = merge(sources, Store(into))
+        lines = [
+            *({"state": "copied", "path": str(path)} for path in report.copied),
+            *({"state": "skipped", "path": str(path)} for path in report.skipped),
+            *({"state": "conflict", "path": message} for message in report.conflicts),
+        ]
+        emit(lines, ("state", "path"), as_json=as_json)
+        counts = f"{len(report.copied)} copied, {len(report.skipped)} there already"
+        note(f"{counts}, {len(report.conflicts)} conflicts in {Store(into).root}")
+        if report.conflicts:
+            raise typer.Exit(FAILED)

@@ -1,0 +1,69 @@
+"""The `mld` command: wires the subcommands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mld_core import __version__
+from mld_core.cli.doctor import doctor
+from mld_core.cli.evaluate import evaluate
+from mld_core.cli.files import collect, export, merge_stores
+from mld_core.cli.ls import ls
+from mld_core.cli.show import show
+
+app = typer.Typer(
+    name="mld",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: it reads the same on a terminal, in a pipe and in a log.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """See what your model does, sample by sample: evaluate and look at recorded trainings.
+
+    Tables are printed for people on a terminal, tab-separated in a pipe, and as JSON with --json.
+
+    \b
+    Examples:
+      mld ls               what was recorded
+      mld evaluate         evaluate the newest run
+      mld show --issues    the samples that fail, worst first
+      mld doctor           is everything in order?
+
+    \b
+    Exit codes:
+      0  all is well
+      1  something failed, or doctor found a problem
+      2  the command was not understood
+      3  there is nothing of that name
+    """  # noqa: D301  click reads the mark
+
+
+app.command("ls", short_help="What was recorded: runs, passes, results.")(ls)
+app.command("evaluate", short_help="Evaluate a run and print the summary.")(evaluate)
+app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
+app.command("export", short_help="Write the records of a run into a ZIP.")(export)
+app.command("gc", short_help="Remove leftovers, drop old features.")(collect)
+app.command("merge", short_help="Join stores of several machines.")(merge_stores)
+app.command("doctor", short_help="Versions, the store, and its health.")(doctor)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,126 @@
+"""What the commands print: a table on a terminal, tab-separated text in a pipe, JSON on request.
+
+Results go to stdout; notes, progress and errors to stderr. In a pipe there is no markup, no wrapping and no
+truncation: the first line names the columns, missing values are empty.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def on_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout.isatty()
+
+
+def note(message: str) -> None:
+    """Say something beside the result, on stderr."""
+    typer.echo(message, err=True)
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as plain values.
+
+    Example:
+        >>> rows_of(pd.DataFrame({"a": [1.5, None]}))
+        [{'a': 1.5}, {'a': None}]
+    """
+    return [{str(name): plain(value) for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def plain(value: Any) -> Any:
+    """A value JSON knows: missing values are None, arrays are lists, paths are texts."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def emit_json(value: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def emit(rows: Rows, columns: Sequence[str], *, as_json: bool, title: str | None = None) -> None:
+    """Print rows in the form the reader wants.
+
+    Args:
+        rows: The rows; what a row lacks is missing.
+        columns: The columns, in their order.
+        as_json: A list of objects instead of a table.
+        title: A heading, on a terminal only.
+    """
+    if as_json:
+        emit_json([{name: row.get(name) for name in columns} for row in rows])
+    elif on_terminal():
+        _print_table(rows, columns, title)
+    else:
+        _print_separated(rows, columns)
+
+
+def emit_frame(frame: pd.DataFrame, *, as_json: bool, title: str | None = None) -> None:
+    """Print a frame; on a terminal without the columns that hold nothing, so that it fits."""
+    shown = frame
+    if not as_json and on_terminal():
+        full = [name for name in frame.columns if frame[name].notna().any()]
+        shown = frame[
+            [name for name in full if name not in {"input_hash", "sample_ids", "unit_kind", "flags"}]
+        ]
+    emit(rows_of(shown), [str(name) for name in shown.columns], as_json=as_json, title=title)
+
+
+def cell(value: Any, *, digits: int | None = None) -> str:
+    """One value as text: empty if missing, lists joined by commas, no tabs or line ends.
+
+    Example:
+        >>> cell(["C01", "C10"]), cell(None), cell(0.123456, digits=4)
+        ('C01,C10', '', '0.1235')
+    """
+    value = plain(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and digits is not None:
+        return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.1f}"
+    if isinstance(value, list):
+        value = ",".join(cell(one) for one in value)
+    elif isinstance(value, dict):
+        value = json.dumps(value, ensure_ascii=False)
+    return " ".join(str(value).split("\t")).replace("\r", " ").replace("\n", " ")
+
+
+def _print_separated(rows: Rows, columns: Sequence[str]) -> None:
+    lines: Iterable[Sequence[str]] = (columns, *([cell(row.get(name)) for name in columns] for row in rows))
+    for line in lines:
+        typer.echo("\t".join(line))
+
+
+def _print_table(rows: Rows, columns: Sequence[str], title: str | None) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        numbers = any(isinstance(row.get(name), int | float) for row in rows)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold", header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(name), digits=4)) for name in columns))
+    Console().print(table)

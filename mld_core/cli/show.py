@@ -1,0 +1,181 @@
+"""`mld show`: read a stored result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from mld_core.cli.common import (
+    JsonOption,
+    ModelArgument,
+    StoreOption,
+    VersionArgument,
+    choose_run,
+    clear_errors,
+    open_store,
+)
+from mld_core.cli.evaluate import print_result
+from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
+from mld_core.evaluation.errors import NotFoundError
+from mld_core.evaluation.evaluator import Evaluator
+from mld_core.evaluation.result import Result
+
+TERMINAL_ROWS = 20
+
+
+def show(
+    model: ModelArgument = None,
+    version: VersionArgument = None,
+    *,
+    result: Annotated[
+        str | None, typer.Option(help="Name of the result. Default: the newest.", show_default=False)
+    ] = None,
+    issues: Annotated[
+        bool, typer.Option("--issues", help="List the units with an issue, worst first.")
+    ] = False,
+    classes: Annotated[bool, typer.Option("--classes", help="One line for each class.")] = False,
+    confusion: Annotated[
+        bool, typer.Option("--confusion", help="Counts of each (truth, prediction).")
+    ] = False,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="List the columns of --view, --where and --order-by.")
+    ] = False,
+    view: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Group by this column; up to three times.", show_default=False),
+    ] = None,
+    adjust: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Standardise the groups by this column.", show_default=False),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="FILTER", help="Only these units, for --view.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A further metric for --view; may be repeated.", show_default=False),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this split.", show_default=False)] = None,
+    category: Annotated[str | None, typer.Option(help="Issues of this category.", show_default=False)] = None,
+    code: Annotated[str | None, typer.Option(help="Issues with this code.", show_default=False)] = None,
+    min_severity: Annotated[
+        int | None, typer.Option(min=1, max=5, help="Issues at least this severe.", show_default=False)
+    ] = None,
+    order_by: Annotated[
+        list[str] | None,
+        typer.Option(help="Sort the issues; -COLUMN = descending.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="At most so many rows. Default: 20 on a terminal, else all.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="Compare: VERSION before, this one after.", show_default=False),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="All columns of the metrics.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a stored result: its summary, the issues, or a view of the units.
+
+    \b
+    A filter compares columns with literals:
+      confidence > 0.9 and gt in (3, 5)        not is_error = true
+      entropy between 0.5 and 1                weather = 'fog' or weather is null
+
+    \b
+    Examples:
+      mld show                                          newest result of the newest run
+      mld show resnet18 v3 --issues --dataset val --limit 50
+      mld show --issues --code 'CLS3->7'
+      mld show --view class --view weather              error rate of each group
+      mld show --view class --adjust weather            at equal weather
+      mld show --view confidence:5 --where "dataset = 'val'" --metric accuracy
+      mld show resnet18 v3 --against v2                 what changed from v2
+    """  # noqa: D301  click reads the mark
+    listing = bool(issues or category or code or min_severity or order_by)
+    grouping = bool(view or adjust or where or metric)
+    if listing and grouping:
+        raise typer.BadParameter(
+            "issues are chosen by --dataset, --category, --code, --min-severity; not by a view"
+        )
+    with clear_errors():
+        opened = open_store(store)
+        run = choose_run(opened, model, version)
+        found = _result(run.model_name, run.version_name, result, store)
+        if against is not None:
+            _compare(_result(run.model_name, against, None, store), found, dataset, as_json=as_json)
+        elif columns:
+            rows = [{"column": name, "type": kind} for name, kind in found.columns().items()]
+            emit_frame(pd.DataFrame(rows), as_json=as_json)
+        elif listing:
+            _cut(
+                found.get_issues(
+                    dataset, category, code, min_severity, order_by, _one_more(limit, as_json=as_json)
+                ),
+                limit,
+                as_json=as_json,
+            )
+        elif grouping:
+            _cut(found.get_view(view, adjust, _also(where, dataset), metric), limit, as_json=as_json)
+        elif classes:
+            _cut(found.class_summary(dataset), limit, as_json=as_json)
+        elif confusion:
+            _cut(found.confusion(dataset), limit, as_json=as_json)
+        else:
+            print_result(found, full=full, as_json=as_json)
+
+
+def _result(model: str, version: str, name: str | None, store: Path | None) -> Result:
+    evaluator = Evaluator(model, version, store=store)
+    if name is not None:
+        return evaluator.get_result(name)
+    names = list(evaluator.list_results()["result_name"])
+    if not names:
+        raise NotFoundError(f"{model} {version} has no results yet: run `mld evaluate {model} {version}`")
+    return evaluator.get_result(str(names[-1]))
+
+
+def _also(where: str | None, dataset: str | None) -> str | None:
+    """The filter of a view, narrowed to one split."""
+    if dataset is None:
+        return where
+    text = dataset.replace("\\", "\\\\").replace("'", "\\'")
+    own = f"dataset = '{text}'"
+    return own if where is None else f"({where}) and {own}"
+
+
+def _limit(limit: int | None, *, as_json: bool) -> int | None:
+    return TERMINAL_ROWS if limit is None and on_terminal() and not as_json else limit
+
+
+def _one_more(limit: int | None, *, as_json: bool) -> int | None:
+    """What to ask for, to know whether the limit cut something off."""
+    chosen = _limit(limit, as_json=as_json)
+    return None if chosen is None else chosen + 1
+
+
+def _cut(frame: pd.DataFrame, limit: int | None, *, as_json: bool) -> None:
+    chosen = _limit(limit, as_json=as_json)
+    emit_frame(frame if chosen is None else frame.head(chosen), as_json=as_json)
+    if chosen is not None and len(frame) > chosen:
+        note(f"only the first {chosen} rows are shown (--limit)")
+
+
+def _compare(before: Result, after: Result, dataset: str | None, *, as_json: bool) -> None:
+    compared = before.compare(after, dataset)
+    if as_json:
+        parts = {"units": compared.units, "metrics": compared.metrics, "changed": compared.changed}
+        emit_json(
+            {"a": compared.a, "b": compared.b, **{name: rows_of(frame) for name, frame in parts.items()}}
+        )
+        return
+    emit_frame(compared.units, as_json=False, title=f"{compared.a} -> {compared.b}")
+    if on_terminal():
+        emit_frame(compared.metrics, as_json=False, title="\nMetrics")

@@ -1,0 +1,60 @@
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mld_core.cli.main import app
+
+
+@pytest.fixture(scope="session")
+def records():
+    """The module that writes synthetic runs, shared with the tests of the evaluation."""
+    name = "mld_tests_store_factory"
+    if name not in sys.modules:
+        path = Path(__file__).parent.parent / "evaluation" / "store_factory.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch, tmp_path):
+    """No setting of the machine reaches a test; the default store is an empty folder."""
+    for name in ("MLD_HOME", "MLD_API_ENDPOINT", "MLD_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def evaluated(records, tmp_path_factory):
+    """A store with three runs: net v1 (older) and v2 with results, other v1 in between without any."""
+    root = tmp_path_factory.mktemp("cli") / "store"
+    factory = records.StoreFactory(root)
+    factory.standard("net", "v1", strength=1.5)
+    other = factory.run("other", "v1")
+    factory.add_pass(other, "val", records.make_data(40), world_size=2, sealing=(0,))
+    factory.standard("net", "v2", strength=2.5)
+    for version in ("v1", "v2"):
+        done = CliRunner().invoke(app, ["evaluate", "net", version, "--store", str(root)])
+        assert done.exit_code == 0, done.output
+    return root
+
+
+@pytest.fixture
+def factory(records, tmp_path):
+    return records.StoreFactory(tmp_path / "store")
+
+
+@pytest.fixture
+def mld():
+    """Run `mld`; stdout is no terminal, as in a pipe."""
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(one) for one in arguments], env=dict(os.environ))
+
+    return run
