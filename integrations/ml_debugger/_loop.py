@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 
 from mld_core.tracing.recorder import Recorder
 
+_EXIT_S = 15.0
+
 __all__ = ["LoopRecorder", "TracedLoader"]
 
 
@@ -154,12 +156,12 @@ class LoopRecorder:
             self._walks.pop().pending = False
             self.recorder.abort_pass(reason)
 
-    def finish(self) -> None:
+    def finish(self, timeout: float = 300.0) -> None:
         """Waits for this rank's durability, then the account; walks still open stay partial."""
         status = "exception" if self._walks else "finished"
         while self._walks:
             self._walks.pop()
-        self.recorder.finish(status)
+        self.recorder.finish(status, timeout)
 
 
 class _Noticed:
@@ -245,4 +247,4 @@ def _seen_as(kind: type, is_loader: bool) -> type:
 def _finish(reference: weakref.ref[LoopRecorder]) -> None:
     loop = reference()
     if loop is not None:
-        loop.finish()
+        loop.finish(_EXIT_S)

@@ -5,7 +5,8 @@ loaders and the model's forward, and that is what is recorded (`ml_debugger._loo
 sees float32 under mixed precision (`prepare_model` converts what `forward` returns), so logits are
 float32 and features of inner layers are what the layers made, bfloat16 say.
 
-`Accelerator(log_with="ml_debugger")` writes what `accelerator.log` is given beside the records, with the epoch.
+`Accelerator(log_with="ml_debugger")` writes what `accelerator.log` is given beside the records, with the
+epoch.
 """
 
 from __future__ import annotations

@@ -19,8 +19,10 @@ it in full):
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ except ImportError as error:
 __all__ = ["MLDebuggerCallback"]
 
 RUN_FILE = "mld_run.json"
+_EXIT_S = 15.0
 Fn = Callable[..., Any] | None
 
 
@@ -102,6 +105,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._batch = 0
         self._outer_batch = 0
         self._saved: dict[str, dict[str, Any]] = {}  # optimizer steps at a checkpoint -> the state then
+        atexit.register(_at_exit, weakref.ref(self))
 
     # set-up
 
@@ -139,6 +143,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             rank=self._args.process_index,
             world_size=self._args.world_size,
             framework="huggingface",
+            id_hint="with Hugging Face: TrainingArguments(remove_unused_columns=False) and a data_collator "
+            "that keeps input_id, which is taken out of the batch before forward()",
         )
 
     # training
@@ -214,7 +220,14 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         if args.load_best_model_at_end and state.best_model_checkpoint:
             best = str(state.best_model_checkpoint).rsplit("-", 1)[-1]
             self._epoch = self._saved.get(best, {}).get("last_epoch", self._epoch)
-        self._recorder.finish()
+        self._pause()
+
+    def _pause(self) -> None:
+        """Nothing is under way: the rows are made durable, and the account is given."""
+        if self._args.torch_compile:  # the hooks must stay: new ones would never fire
+            self._recorder.wait_for_save(self._epoch)
+        else:
+            self._recorder.finish()
 
     # evaluation
 
@@ -275,9 +288,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._evaluating, self._batch = False, self._outer_batch
         self._recorder.end_pass(split)
         if not self._training:
-            self._recorder.finish()
-        if self._training or self._args.torch_compile:
-            self._expect_evaluation()
+            self._pause()
+        self._expect_evaluation()
 
     def _commit(self) -> None:
         batch, outputs = self._forward.take()
@@ -305,6 +317,17 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         path = Path(self._args.output_dir) / RUN_FILE
         found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         return found
+
+    def finish(self) -> None:
+        """At the end of the program: what an exception left open is flushed, and stays partial."""
+        self._drop_evaluation()
+        self._recorder.finish("exception" if self._training else "finished", timeout=_EXIT_S)
+
+
+def _at_exit(reference: weakref.ref[MLDebuggerCallback]) -> None:
+    callback = reference()
+    if callback is not None:
+        callback.finish()
 
 
 class _Forward:
