@@ -1,9 +1,9 @@
 """Greedy NMS in numpy: blocks of score order, each cut by what was kept before, then settled within.
 
 A block is settled by fixed-point iteration over its "i suppresses j" edges: keep = no kept box suppresses me,
-until nothing changes. Edges run from higher to lower score: after k rounds the first k links of every chain are
-right and the result is exactly the greedy one. Memory is bounded by the block, not by the square of the
-number of boxes.
+until nothing changes. Edges run from higher to lower score: after k rounds the first k links of every
+chain are right and the result is exactly the greedy one. Memory is bounded by the block, not by the
+square of the number of boxes.
 """
 
 from collections.abc import Iterator

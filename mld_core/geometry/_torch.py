@@ -53,8 +53,8 @@ class _Footprint(torch.autograd.Function):
 
 def footprint(a: Table, b: Table) -> torch.Tensor:
     """Overlap area of footprints, with gradients."""
-    area = _Footprint.apply(a.x, a.y, a.l, a.w, a.yaw, b.x, b.y, b.l, b.w, b.yaw)  # type: ignore[no-untyped-call]
-    return torch.as_tensor(area)
+    columns = a.x, a.y, a.l, a.w, a.yaw, b.x, b.y, b.l, b.w, b.yaw
+    return torch.as_tensor(_Footprint.apply(*columns))  # type: ignore[no-untyped-call]
 
 
 def wide(boxes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Boxes and their shapes: formats, corners, frames, points inside.
 
 2D boxes are rows of four in one of the formats of `FORMATS`. 3D boxes are rows of seven,
-`[cx, cy, cz, w, l, h, yaw]`: metres and radians, the gravity centre, l along the heading, yaw counter-clockwise from
-+x about +z, in the frame the caller says. Numpy arrays and torch tensors (any device, differentiable) alike; the
-dtype is float64 if an argument is float64 or an integer, else float32.
+`[cx, cy, cz, w, l, h, yaw]`: metres and radians, the gravity centre, l along the heading, yaw
+counter-clockwise from +x about +z, in the frame the caller says. Numpy arrays and torch tensors (any
+device, differentiable) alike; the dtype is float64 if an argument is float64 or an integer, else float32.
 """
 
 from typing import Any, TypeAlias
@@ -20,8 +20,8 @@ BOX_3D = "[cx, cy, cz, w, l, h, yaw]"
 
 Matrix: TypeAlias = npt.ArrayLike
 
-# The corner order of `corners_3d`: signs along (length, width, height). 0-3 the bottom face, counter-clockwise seen
-# from above from the front left; 4-7 the top face above them.
+# The corner order of `corners_3d`: signs along (length, width, height). 0-3 the bottom face,
+# counter-clockwise seen from above from the front left; 4-7 the top face above them.
 CORNER_SIGNS = (
     (1, 1, -1),
     (-1, 1, -1),
@@ -46,8 +46,8 @@ def convert_boxes(boxes: A, source: str, target: str, image_size: tuple[float, f
 
     Args:
         boxes: (N, 4) rows in the format `source`.
-        source: "xyxy" [x1, y1, x2, y2], "xywh" [x1, y1, width, height] or "cxcywh" [centre x, centre y, width,
-            height]; with a trailing "n" in parts of the image's width and height.
+        source: "xyxy" [x1, y1, x2, y2], "xywh" [x1, y1, width, height] or "cxcywh" [centre x, centre y,
+            width, height]; with a trailing "n" in parts of the image's width and height.
         target: the format wanted, likewise.
         image_size: (height, width) of the image; needed where exactly one of the formats is normalised.
 
@@ -144,8 +144,8 @@ def corners_bev(boxes: A) -> A:
 def corners_3d(boxes: A) -> A:
     """The eight corners of 3D boxes: the bottom face as `corners_bev`, then the top face above it.
 
-    Order: 0 front left, 1 rear left, 2 rear right, 3 front right, all at the bottom; 4 to 7 the same at the top
-    (`CORNER_SIGNS`). Front is where the heading points, left is to its left seen from above.
+    Order: 0 front left, 1 rear left, 2 rear right, 3 front right, all at the bottom; 4 to 7 the same at
+    the top (`CORNER_SIGNS`). Front is where the heading points, left is to its left seen from above.
 
     Args:
         boxes: (N, 7) rows [cx, cy, cz, w, l, h, yaw].
@@ -205,9 +205,9 @@ def boxes_from_corners(corners: A) -> A:
 def transform_boxes(boxes: A, matrix: Matrix) -> A:
     """Move 3D boxes into another frame.
 
-    The centre is transformed as a point and the heading as a direction; sizes stay. If the frames' vertical axes
-    differ a little (a tilted sensor), the box is set upright in the new frame: its heading is what the old heading
-    looks like from above.
+    The centre is transformed as a point and the heading as a direction; sizes stay. If the frames'
+    vertical axes differ a little (a tilted sensor), the box is set upright in the new frame: its heading
+    is what the old heading looks like from above.
 
     Args:
         boxes: (N, 7) rows [cx, cy, cz, w, l, h, yaw] in the old frame.
@@ -227,7 +227,11 @@ def transform_boxes(boxes: A, matrix: Matrix) -> A:
     rows = _floats(boxes, "boxes", (7,), BOX_3D)
     xp: Any = namespace(rows)
     rotation, shift = rigid_parts(matrix)
-    center = [sum(float(rotation[i, k]) * rows[:, k] for k in range(3)) + float(shift[i]) for i in range(3)]
+    x, y, z = (rows[:, k] for k in range(3))
+    center: list[Any] = [
+        float(r[0]) * x + float(r[1]) * y + float(r[2]) * z + float(s)
+        for r, s in zip(rotation, shift, strict=True)
+    ]
     cos, sin = xp.cos(rows[:, 6]), xp.sin(rows[:, 6])
     ahead_x, ahead_y = (float(rotation[i, 0]) * cos + float(rotation[i, 1]) * sin for i in (0, 1))
     yaw = wrap_yaw(xp.arctan2(ahead_y, ahead_x))
@@ -287,8 +291,8 @@ def points_in_boxes(points: A, boxes: A) -> A:
         boxes: (N, 7) rows [cx, cy, cz, w, l, h, yaw], in the same frame.
 
     Returns:
-        bool (N, P); one byte for each pair, so for long lists `count_points_in_boxes` is the lighter one. A box with
-        a negative size or a NaN holds nothing.
+        bool (N, P); one byte for each pair, so for long lists `count_points_in_boxes` is the lighter one.
+        A box with a negative size or a NaN holds nothing.
 
     Raises:
         TypeError: numpy and torch mixed.
@@ -316,14 +320,9 @@ def count_points_in_boxes(points: A, boxes: A) -> A:
     array([2])
     """
     cloud, rows = _cloud(points, boxes)
-    if not is_tensor(rows):
-        result: A = _count_numpy(cloud, rows)
-        return result
-    import torch
-
-    counts = [_inside(torch, cloud, rows[k]).sum() for k in range(len(rows))]
-    counted: A = torch.stack(counts) if counts else torch.zeros(0, dtype=torch.long, device=rows.device)
-    return counted
+    count: Any = _count_tensors if is_tensor(rows) else _count_numpy
+    result: A = count(cloud, rows)
+    return result
 
 
 def _cloud(points: Any, boxes: Any) -> tuple[Any, Any]:
@@ -340,6 +339,13 @@ def _inside(xp: Any, cloud: Any, box: Any) -> Any:
     ahead, left = cos * dx + sin * dy, cos * dy - sin * dx
     inside = (xp.abs(ahead) <= box[4] / 2) & (xp.abs(left) <= box[3] / 2)
     return inside & (xp.abs(dz) <= box[5] / 2)
+
+
+def _count_tensors(cloud: Any, rows: Any) -> Any:
+    import torch
+
+    counts = [_inside(torch, cloud, rows[k]).sum() for k in range(len(rows))]
+    return torch.stack(counts) if counts else torch.zeros(0, dtype=torch.long, device=rows.device)
 
 
 def _count_numpy(cloud: Any, rows: Any) -> npt.NDArray[np.int64]:

@@ -1,9 +1,10 @@
 """How other code writes 3D boxes, and one converter each to `[cx, cy, cz, w, l, h, yaw]`.
 
-The target is that of `boxes`: metres, radians, gravity centre, l along the heading, yaw counter-clockwise from +x in
-(-pi, pi], z up. Every converter takes native rows (numpy or torch) and gives (boxes (N, 7), velocities (N, 2) or
-None). Sources: the box classes and decoders of mmdetection3d 0.17 and 1.x, MIT BEVFusion, OpenPCDet 0.2 and later,
-det3d (CenterPoint), the KITTI and nuScenes devkits, each checked against point counts in real LiDAR frames.
+The target is that of `boxes`: metres, radians, gravity centre, l along the heading, yaw counter-clockwise
+from +x in (-pi, pi], z up. Every converter takes native rows (numpy or torch) and gives (boxes (N, 7),
+velocities (N, 2) or None). Sources: the box classes and decoders of mmdetection3d 0.17 and 1.x, MIT
+BEVFusion, OpenPCDet 0.2 and later, det3d (CenterPoint), the KITTI and nuScenes devkits, each checked
+against point counts in real LiDAR frames.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,19 +39,19 @@ def to_standard(boxes: A, convention: str, transform: Matrix | None = None) -> t
         boxes: (N, K) native rows; `CONVENTIONS[convention].columns` names them.
         convention: a key of `CONVENTIONS`.
         transform: a (4, 4) rigid transform. KITTI camera: from the LiDAR frame to the rectified camera frame
-            (R0_rect @ Tr_velo_to_cam), required. nuScenes: from the global frame to the frame wanted, optional. The
-            others take none.
+            (R0_rect @ Tr_velo_to_cam), required. nuScenes: from the global frame to the frame wanted,
+            optional. The others take none.
 
     Returns:
-        Boxes (N, 7) and ground-plane velocities (N, 2) in m/s, or None where the rows hold none; floating dtype as
-        in `boxes`.
+        Boxes (N, 7) and ground-plane velocities (N, 2) in m/s, or None where the rows hold none; floating
+        dtype as in `boxes`.
 
     Raises:
         KeyError: an unknown convention.
         ValueError: a wrong shape, a missing or a needless transform.
 
     >>> import numpy as np
-    >>> native = np.array([[10, 5, -1.5, 1.8, 4.5, 1.5, -np.pi / 2]])  # bottom centre, w l h, clockwise from -y
+    >>> native = np.array([[10, 5, -1.5, 1.8, 4.5, 1.5, -np.pi / 2]])  # its yaw is clockwise from -y
     >>> boxes, velocities = to_standard(native, "mmdet3d<1.0")
     >>> boxes.tolist(), velocities
     ([[10.0, 5.0, -0.75, 1.8, 4.5, 1.5, 0.0]], None)
@@ -95,7 +96,8 @@ def _mmdet3d_new(t: Any, _: Matrix | None) -> Converted:
 
 
 def _mit_bevfusion(t: Any, _: Matrix | None) -> Converted:
-    # The class says "bottom", but targets add h/2 and the decoder takes it off: column 2 is the gravity centre.
+    # The class says "bottom", but targets add h/2 and the decoder takes it off: column 2 is the gravity
+    # centre.
     return _rows(t, [t[:, k] for k in range(6)] + [_old_yaw(t[:, 6])]), _velocity(t, 7)
 
 
@@ -116,7 +118,7 @@ def _kitti_camera(t: Any, lidar_to_camera: Matrix | None) -> Converted:
     back = -turn.T @ shift
     center = [sum(float(turn[k, i]) * t[:, k] for k in range(3)) + float(back[i]) for i in range(3)]
     center[2] = center[2] + t[:, 4] / 2
-    return _rows(t, [*center, t[:, 5], t[:, 3], t[:, 4], _old_yaw(t[:, 6])]), _velocity(t, 7)
+    return _rows(t, [*center, t[:, 5], t[:, 3], t[:, 4], _old_yaw(t[:, 6])]), None
 
 
 def _nuscenes(t: Any, from_global: Matrix | None) -> Converted:
@@ -174,8 +176,8 @@ _TABLE = (
     ),
     Convention(
         "kitti_camera",
-        "[x, y, z, l, h, w, ry(, vx, vy)], rectified camera frame",
-        (7, 9),
+        "[x, y, z, l, h, w, ry], rectified camera frame",
+        (7,),
         "bottom",
         "about camera y (down), from camera x",
         True,
