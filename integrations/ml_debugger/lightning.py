@@ -1,0 +1,292 @@
+"""Lightning: `Trainer(callbacks=[MLDebuggerCallback()])` records every prediction of every sample.
+
+Works with `lightning.pytorch` and with `pytorch_lightning`. The callback only translates events; what is
+recorded, and how, is in `mld_core.tracing.recorder`. The order of Lightning's events it relies on:
+
+* `setup` comes before any loader is made: loaders are tapped there, as the strategy processes them;
+* `load_state_dict` comes between `setup` and `on_fit_start`, so the run's name is settled at the latter;
+* validation runs *inside* the train epoch, so passes nest;
+* `on_train_epoch_start` is not fired on a resume in mid-epoch;
+* after an exception `on_exception` is all that is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.taps import install_tap, remove_tap
+
+__all__ = ["MLDebuggerCallback"]
+
+Fn = Callable[..., Any] | None
+
+
+def _callback_bases() -> tuple[type, ...]:
+    """`Callback` of each Lightning installed: trainers of both packages take ours, bare or in a list."""
+    packages = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
+    modules = [module for package, module in packages.items() if importlib.util.find_spec(package)]
+    if not modules:
+        raise ImportError("ml_debugger.lightning needs Lightning: pip install 'ml-debugger[lightning]'")
+    return tuple(importlib.import_module(name).Callback for name in modules)
+
+
+class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
+    """Records train, val, test and predict passes of a Lightning `Trainer`; no argument is required.
+
+    The arguments are those of every wrapper (docs/usage.md). Errors of ours never reach the trainer.
+
+    Example:
+        >>> callback = MLDebuggerCallback(model_name="digits", splits=["val"])
+        >>> callback.state_dict()
+        {}
+    """
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        version_name: str | None = None,
+        *,
+        task: str | None = None,
+        model: Any = None,
+        target_layers: dict[str, str] | None = None,
+        n_class: int | None = None,
+        class_names: list[str] | None = None,
+        id_fn: Fn = None,
+        input_fn: Fn = None,
+        label_fn: Fn = None,
+        image_fn: Fn = None,
+        fields_fn: Fn = None,
+        additional_fields: list[dict[str, Any]] | None = None,
+        additional_label_fields: list[dict[str, Any]] | None = None,
+        splits: list[str] | None = None,
+        every_n_epochs: int = 1,
+        replay_train: bool | float = False,
+        score_thresh: float | None = None,
+        iou_thresh: float | None = None,
+        max_detections: int | None = None,
+        pc_range: list[float] | None = None,
+        ground_truth_provider: Any = None,
+        store: str | None = None,
+        queue_mb: float = 256,
+        on_full: str = "block",
+        roll_mb: float = 64,
+        roll_seconds: float = 10,
+        vector_dtype: str = "float16",
+        keep_vectors: int = 2,
+        input_hash: bool = True,
+        force_table_recreate: bool = False,
+        auto_sync: bool = False,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        super().__init__()
+        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self._recorder = Recorder(**options)
+        self._epoch: int | None = (
+            None  # the epoch last trained; Lightning's own counter is one past it after fit
+        )
+        self._batch_step = 0
+        self._open: list[str] = []
+        self._tapped: list[Any] = []
+
+    # set-up
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Tap the loaders as the strategy processes them: Lightning's samplers are in, no iterator yet."""
+        if trainer.fast_dev_run or "process_dataloader" in vars(trainer.strategy):
+            return
+        lost = "sample ids fall back to the content hash"
+        process = trainer.strategy.process_dataloader
+
+        def process_and_tap(loader: Any) -> Any:
+            processed = process(loader)
+            with self._recorder.guard.catch("tapping a loader", lost=lost):
+                if install_tap(processed) is not None:
+                    self._tapped.append(processed)
+            return processed
+
+        with self._recorder.guard.catch("tapping the loaders", lost=lost):
+            trainer.strategy.process_dataloader = process_and_tap
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take away what was set on the user's objects."""
+        with self._recorder.guard.catch("removing the loader taps"):
+            vars(trainer.strategy).pop("process_dataloader", None)
+            while self._tapped:
+                remove_tap(self._tapped.pop())
+
+    def _start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.fast_dev_run:
+            return
+        names = self._recorder.resolve_names(pl_module) if trainer.is_global_zero else {}
+        names = trainer.strategy.broadcast(names)  # our only collective; every rank is here
+        self._recorder.start(
+            pl_module, names, rank=trainer.global_rank, world_size=trainer.world_size, framework="lightning"
+        )
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """The process group exists, callback states are restored, no forward has run yet."""
+        self._start(trainer, pl_module)
+
+    # training
+
+    def _begin_train(self, trainer: Any, *, resume_step: int | None = None) -> None:
+        self._epoch = trainer.current_epoch
+        self._open.append("train")
+        loader = _pick(trainer.train_dataloader)[1]
+        self._recorder.begin_pass("train", self._epoch, mode="train", loader=loader, resume_step=resume_step)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """A walk over the training split begins."""
+        self._begin_train(trainer)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Arm the capture. With no pass open this is the first event of a resume in mid-epoch."""
+        if not self._open:
+            self._begin_train(trainer, resume_step=trainer.global_step)
+        self._batch_step = trainer.global_step
+        self._recorder.begin_batch(batch)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Every micro-batch, accumulation or not."""
+        self._recorder.record(batch, outputs, batch_idx=batch_idx, global_step=self._batch_step)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Seal the pass; a validation inside the epoch is sealed by now."""
+        self._end("train")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Wait for this rank's durability, then the account."""
+        self._recorder.finish()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Keep what was recorded so far, readable and marked as partial."""
+        while self._open:
+            self._open.pop()
+            self._recorder.abort_pass(f"{type(exception).__name__} in training")
+        self._recorder.finish(status="exception")
+        self.teardown(trainer, pl_module, "exception")
+
+    # evaluation
+
+    def _begin_eval_batch(self, split: str, trainer: Any, loaders: Any, batch: Any, index: int) -> None:
+        if trainer.sanity_checking:
+            return
+        name, loader = _pick(loaders, index)
+        wanted = split if index == 0 else f"{split}/{name}"
+        if not self._open or self._open[-1] != wanted:
+            self._end(split)  # the loader before, of the same walk
+            self._open.append(wanted)
+            self._recorder.begin_pass(wanted, self._epoch, mode="eval", loader=loader)
+        self._recorder.begin_batch(batch)
+
+    def _end_eval_batch(self, trainer: Any, batch: Any, outputs: Any, batch_idx: int) -> None:
+        if not trainer.sanity_checking:
+            self._recorder.record(batch, outputs, batch_idx=batch_idx, global_step=trainer.global_step)
+
+    def _end(self, split: str) -> None:
+        if self._open and self._open[-1].split("/")[0] == split:
+            self._open.pop()
+            self._recorder.end_pass()
+
+    def _end_eval(self, split: str, trainer: Any) -> None:
+        self._end(split)
+        if trainer.state.fn != "fit":  # a walk of its own; inside fit there is more to come
+            self._recorder.finish()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Inside fit the run has started; alone it starts here."""
+        if trainer.state.fn != "fit":
+            self._start(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Arm the capture; a new loader is a new pass."""
+        self._begin_eval_batch("val", trainer, trainer.val_dataloaders, batch, dataloader_idx)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One batch, as the module's own forward gave it."""
+        self._end_eval_batch(trainer, batch, outputs, batch_idx)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Seal the pass."""
+        self._end_eval("val", trainer)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Inside fit the run has started; alone it starts here."""
+        if trainer.state.fn != "fit":
+            self._start(trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Arm the capture; a new loader is a new pass."""
+        self._begin_eval_batch("test", trainer, trainer.test_dataloaders, batch, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One batch, as the module's own forward gave it."""
+        self._end_eval_batch(trainer, batch, outputs, batch_idx)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Seal the pass."""
+        self._end_eval("test", trainer)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Inside fit the run has started; alone it starts here."""
+        if trainer.state.fn != "fit":
+            self._start(trainer, pl_module)
+
+    def on_predict_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Arm the capture; a new loader is a new pass."""
+        self._begin_eval_batch("predict", trainer, trainer.predict_dataloaders, batch, dataloader_idx)
+
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """One batch, as the module's own forward gave it."""
+        self._end_eval_batch(trainer, batch, outputs, batch_idx)
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Seal the pass."""
+        self._end_eval("predict", trainer)
+
+    # checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's names and counters, builtin types only: loads with `weights_only=True`."""
+        state = self._recorder.state()
+        return {**state, "last_epoch": self._epoch} if state else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A resumed training, or a test from a checkpoint, finds its run again."""
+        state = dict(state_dict)
+        self._epoch = state.pop("last_epoch", None)
+        self._recorder.restore(state)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint made without this callback still tells the epoch."""
+        if self._epoch is None:
+            self._epoch = checkpoint.get("epoch")
+
+
+def _pick(loaders: Any, index: int = 0) -> tuple[str, Any]:
+    """Name and loader at a position of `trainer.*_dataloaders`: a loader, a list or a dict of them."""
+    flat = getattr(loaders, "flattened", loaders)
+    if isinstance(loaders, dict):
+        return list(loaders.items())[index]
+    if isinstance(flat, (list, tuple)):
+        return str(index), flat[index] if index < len(flat) else None
+    return str(index), flat
