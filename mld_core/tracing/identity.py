@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 ID_KEY = "input_id"
 _META_KEYS = ("token", "lidar_path", "sample_idx", "img_id", "img_path")
 _TARGET_KEYS = ("labels", "label", "targets", "target", "annotations")
+_INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 _FIX = "give a list of str or int, or a 1-D integer or string array or tensor"
 
 
@@ -135,7 +137,11 @@ def locate_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) ->
 
 
 def _settle(ids: Any) -> Any:
-    """Read ids that are on the host; leave those on a device alone."""
+    """Read ids that are on the host, or copy those of plain kinds; leave those on a device alone."""
+    if isinstance(ids, list) and ids and all(isinstance(part, str) for part in ids):
+        return list(ids)
+    if isinstance(ids, Tensor) and ids.ndim == 1 and ids.dtype in _INTEGERS and ids.device.type == "cpu":
+        return ids.detach().clone()
     parts = ids if isinstance(ids, (list, tuple)) else [ids]
     if any(isinstance(part, Tensor) and part.device.type != "cpu" for part in parts):
         return ids

@@ -61,6 +61,8 @@ def _plain_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _local(tensor: Tensor) -> Tensor:
     """The plain local tensor behind a DTensor or another wrapper subclass."""
+    if type(tensor) is Tensor:
+        return tensor.detach()
     to_local = getattr(tensor, "to_local", None)
     out: Tensor = to_local() if to_local is not None else tensor
     return out.detach()
