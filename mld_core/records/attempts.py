@@ -1,5 +1,6 @@
 """What lies in a store: passes, their attempts, the ranks of an attempt, and which attempt counts."""
 
+import errno
 import re
 import warnings
 from collections.abc import Iterator
@@ -57,8 +58,29 @@ class RankFolder:
         return [PartInfo(name, {}) for _, name in numbers]
 
     def reread(self) -> "RankFolder":
-        """The same folder as it is now."""
+        """The same folder as it is now.
+
+        Raises:
+            FileNotFoundError: it was moved or removed.
+        """
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT, "these records were moved or removed; select again", str(self.path)
+            )
         return RankFolder(self.path, self.rank, self.opened, read_seal(self.path))
+
+    def settled(self) -> tuple["RankFolder", list[PartInfo], list[str]]:
+        """This folder as it is now with its parts, and why others do not count.
+
+        Looks again if the folder was sealed or rewritten while its parts were listed.
+        """
+        current = self.reread()
+        while True:
+            parts, torn = current.parts()
+            after = current.reread()
+            if after.sealed == current.sealed:
+                return current, parts, torn
+            current = after
 
 
 @dataclass

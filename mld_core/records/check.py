@@ -1,5 +1,6 @@
 """Looking a store over, for `mld doctor`: what is damaged, unfinished or of an unknown format."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ def check_store(store: Store, run: RunKey | None = None, *, digests: bool = True
     found: list[Finding] = []
     for key in [run] if run is not None else store.runs():
         found += _check_run(store, key, digests)
-        leftovers = gc(store, key, dry_run=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # unknown formats are findings already
+            leftovers = gc(store, key, dry_run=True)
         if leftovers.items:
             found.append(
                 Finding(
@@ -104,8 +107,8 @@ def _check_pass(store: Store, run: RunKey, key: PassKey, digests: bool) -> Itera
             yield from _check_rank(rank, digests)
     if chosen is not None and not chosen.sealed:
         text = (
-            f"{chosen.path}: ranks {chosen.missing_ranks} of {chosen.world_size} have not sealed; the process "
-            "still runs or was interrupted. Readers take what is there and call it partial"
+            f"{chosen.path}: ranks {chosen.missing_ranks} of {chosen.world_size} have not sealed: "
+            "still running or interrupted. Readers take what is there and call it partial"
         )
         yield Finding("unsealed pass", "warning", chosen.path, text)
 

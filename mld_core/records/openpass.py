@@ -37,7 +37,7 @@ from mld_core.records.vectors import is_vector
 
 Schemas = dict[str, pa.Schema]
 _FIRST_BACKOFF = 0.5
-_LAST_BACKOFF = 15.0
+_LAST_BACKOFF = 8.0
 
 
 class RankTakenError(ValueError):

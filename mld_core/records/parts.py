@@ -148,23 +148,24 @@ def read_part_info(part_dir: Path) -> PartInfo | None:
 
 
 def torn_reason(part_dir: Path, info: PartInfo | None) -> str | None:
-    """Why a part does not count, by sizes and end marks alone; None if it looks whole."""
+    """Why a part does not count, by sizes and footers; None if it looks whole."""
     if info is None:
         return f"{part_dir}: {PART_FILE} is missing or torn"
-    for family, expected in info.files.items():
-        path = part_dir / file_name(family)
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - 4))
-                end = file.read(4)
-        except OSError as error:
-            return f"{path}: {error.strerror or error}"
+    reasons = (_torn_file(part_dir / file_name(family), expected) for family, expected in info.files.items())
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _torn_file(path: Path, expected: FileInfo) -> str | None:
+    try:
+        size = path.stat().st_size
         if size != expected.bytes:
             return f"{path}: {size} bytes, expected {expected.bytes}"
-        if end != b"PAR1":
-            return f"{path}: no Parquet end mark"
-    return None
+        rows = pq.read_metadata(str(path)).num_rows
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    except pa.ArrowInvalid as error:
+        return f"{path}: the Parquet footer can not be read ({error})"
+    return None if rows == expected.rows else f"{path}: {rows} rows, expected {expected.rows}"
 
 
 def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
@@ -177,6 +178,10 @@ def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(str(path))
     except pa.ArrowInvalid as error:
+        raise damaged(path, error) from error
+    except OSError as error:
+        if error.errno is not None:  # the system's word, not Arrow's
+            raise
         raise damaged(path, error) from error
 
 

@@ -277,8 +277,8 @@ def _fit(
         size -= freed
     if size > limit:
         warn(
-            f"{store.root} still holds {size / _GB:.2f} GiB, above max_store_gb={limit / _GB:g}; run `mld gc`, "
-            "delete runs that are no longer needed, or raise the bound"
+            f"{store.root} still holds {size / _GB:.2f} GiB, above max_store_gb={limit / _GB:g}; run "
+            "`mld gc`, delete runs that are no longer needed, or raise the bound"
         )
 
 

@@ -48,8 +48,7 @@ class RankRows:
 
     def refresh(self) -> bool:
         """Look again after a part was gone; False if that was done already and is of no use."""
-        current = self.folder.reread()
-        parts, torn = current.parts()
+        current, parts, torn = self.folder.settled()
         rows = sum(part.files["samples"].rows for part in parts if "samples" in part.files)
         if rows < self.report.rows_read or [part.name for part in parts] == [
             part.name for part in self.parts
@@ -123,8 +122,8 @@ def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> 
     steps: list[int] = []
     for step, (attempt, limit) in enumerate(attempts):
         for folder in attempt.ranks:
-            parts, torn = folder.parts()
-            sources.append(RankRows(folder, parts, torn))
+            current, parts, torn = folder.settled()
+            sources.append(RankRows(current, parts, torn))
             limits.append(limit)
             steps.append(step)
     if not dedup.applies(dataset_type) and len(attempts) == 1:

@@ -214,8 +214,9 @@ class Worker:
             self._intake.trouble = text
         self._intake.tell(
             f"write:{kind}",
-            f"records can not be written to {opened.folder} ({text}); they are kept in memory and tried again, "
-            f"up to {self.options.queue_mb:g} MiB, then dropped and counted. Free the disk or make it writable.",
+            f"records can not be written to {opened.folder} ({text}); they are kept in memory and tried "
+            f"again, up to {self.options.queue_mb:g} MiB, then dropped and counted. "
+            "Free the disk or make it writable.",
         )
 
     def _end(self, handle: int, why_not: str | None, manifest: SealManifest | None = None) -> None:

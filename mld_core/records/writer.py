@@ -29,6 +29,10 @@ The write protocol
 
 import atexit
 import concurrent.futures
+
+# Registers itself at interpreter exit when it is imported, which is too late once the exit has begun; pandas
+# and pyarrow import it lazily, so rows built by the exit handler below would be lost.
+import concurrent.futures.thread
 import os
 import socket
 import threading
