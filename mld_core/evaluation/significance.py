@@ -1,0 +1,69 @@
+"""Tests for many hypotheses at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc, betaincc, ndtr
+
+LEVEL = 0.05
+
+
+def benjamini_hochberg(p_values: NDArray[np.floating], q: float = LEVEL) -> NDArray[np.bool_]:
+    """Which hypotheses are rejected at false discovery rate `q` (Benjamini and Hochberg, 1995); NaN is never rejected.
+
+    Example:
+        >>> benjamini_hochberg(np.array([0.01, 0.04, 0.9, 0.02])).tolist()
+        [True, False, False, True]
+    """
+    made = np.zeros(len(p_values), np.bool_)
+    known = np.flatnonzero(~np.isnan(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    passed = np.flatnonzero(p_values[order] <= q * np.arange(1, len(order) + 1) / max(len(order), 1))
+    if len(passed):
+        made[order[: passed[-1] + 1]] = True
+    return made
+
+
+def binomial_upper(
+    hits: NDArray[np.floating], count: NDArray[np.floating], p: NDArray[np.floating] | float
+) -> NDArray[np.float64]:
+    """P(X >= hits) for X ~ Binomial(count, p).
+
+    Example:
+        >>> binomial_upper(np.array([3.0]), np.array([3.0]), 0.5).tolist()
+        [0.125]
+    """
+    return np.asarray(np.where(hits > 0, betainc(np.maximum(hits, 1e-12), count - hits + 1, p), 1.0))
+
+
+def binomial_lower(
+    hits: NDArray[np.floating], count: NDArray[np.floating], p: NDArray[np.floating] | float
+) -> NDArray[np.float64]:
+    """P(X <= hits) for X ~ Binomial(count, p).
+
+    Example:
+        >>> binomial_lower(np.array([0.0]), np.array([3.0]), 0.5).tolist()
+        [0.125]
+    """
+    return np.asarray(np.where(hits < count, betaincc(hits + 1, np.maximum(count - hits, 1e-12), p), 1.0))
+
+
+def two_proportions_upper(
+    hits: NDArray[np.floating],
+    count: NDArray[np.floating],
+    other_hits: NDArray[np.floating],
+    other_count: NDArray[np.floating],
+) -> NDArray[np.float64]:
+    """One-sided p-value that hits / count is above the other proportion: the pooled z test, 1 where a side is empty."""
+    n, m = np.maximum(count, 1), np.maximum(other_count, 1)
+    pooled = (hits + other_hits) / (n + m)
+    spread = np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+    z = (hits / n - other_hits / m) / np.where(spread > 0, spread, 1)
+    return np.asarray(np.where((count > 0) & (other_count > 0) & (spread > 0), ndtr(-z), 1.0))
+
+
+def two_sided_z(difference: NDArray[np.floating], spread: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Two-sided p-value of a difference of known spread; 1 where the spread is 0."""
+    z = np.abs(difference) / np.where(spread > 0, spread, 1)
+    return np.asarray(np.where(spread > 0, 2 * ndtr(-z), 1.0))
