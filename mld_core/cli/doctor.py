@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mld_core.cli.common import FAILED, NOTHING, JsonOption, StoreOption, clear_errors
-from mld_core.cli.output import emit, emit_json, note
+from mld_core.cli.output import cell, emit, emit_json, note
 from mld_core.records.check import check_store
 from mld_core.records.layout import Store
 
@@ -72,7 +72,9 @@ def doctor(
             rows = [
                 {"section": "version", "name": name, "value": value} for name, value in versions().items()
             ]
-            rows += [{"section": "store", "name": name, "value": value} for name, value in facts.items()]
+            rows += [
+                {"section": "store", "name": name, "value": cell(value)} for name, value in facts.items()
+            ]
             rows += [
                 {"section": one["severity"], "name": one["kind"], "value": f"{one['path']}: {one['message']}"}
                 for one in findings

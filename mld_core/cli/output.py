@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 Rows = Sequence[Mapping[str, Any]]
+
+_NOT_ON_A_TERMINAL = frozenset(
+    {"unit_id", "input_hash", "id_source", "unit_kind", "is_error", "nonfinite", "entropy", "flags"}
+    | {"sample_ids", "neighbour_ids"}
+)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 
 
 def on_terminal() -> bool:
@@ -79,13 +86,12 @@ def emit(rows: Rows, columns: Sequence[str], *, as_json: bool, title: str | None
 
 
 def emit_frame(frame: pd.DataFrame, *, as_json: bool, title: str | None = None) -> None:
-    """Print a frame; on a terminal without the columns that hold nothing, so that it fits."""
+    """Print a frame; on a terminal without the columns a person does without, so that it fits."""
     shown = frame
     if not as_json and on_terminal():
-        full = [name for name in frame.columns if frame[name].notna().any()]
-        shown = frame[
-            [name for name in full if name not in {"input_hash", "sample_ids", "unit_kind", "flags"}]
-        ]
+        named = {name for name in ("gt", "prediction", "class") if f"{name}_name" in frame.columns}
+        hidden = _NOT_ON_A_TERMINAL | named
+        shown = frame[[name for name in frame.columns if name not in hidden and frame[name].notna().any()]]
     emit(rows_of(shown), [str(name) for name in shown.columns], as_json=as_json, title=title)
 
 
@@ -110,6 +116,12 @@ def cell(value: Any, *, digits: int | None = None) -> str:
     return " ".join(str(value).split("\t")).replace("\r", " ").replace("\n", " ")
 
 
+def _shown(value: Any) -> str:
+    """One value for a person: four digits, times to the minute."""
+    text = cell(value, digits=4)
+    return f"{text[:10]} {text[11:16]}Z" if _TIME.fullmatch(text) else text
+
+
 def _print_separated(rows: Rows, columns: Sequence[str]) -> None:
     lines: Iterable[Sequence[str]] = (columns, *([cell(row.get(name)) for name in columns] for row in rows))
     for line in lines:
@@ -119,8 +131,9 @@ def _print_separated(rows: Rows, columns: Sequence[str]) -> None:
 def _print_table(rows: Rows, columns: Sequence[str], title: str | None) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in columns:
-        numbers = any(isinstance(row.get(name), int | float) for row in rows)
+        known = [row[name] for row in rows if row.get(name) is not None]
+        numbers = bool(known) and all(isinstance(value, int | float) for value in known)
         table.add_column(name, justify="right" if numbers else "left", overflow="fold", header_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell(row.get(name), digits=4)) for name in columns))
+        table.add_row(*(Text(_shown(row.get(name))) for name in columns))
     Console().print(table)

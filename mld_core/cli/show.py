@@ -21,7 +21,7 @@ from mld_core.cli.evaluate import print_result
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.result import Result
+from mld_core.evaluation.result import METRIC_COLUMNS, Result
 
 TERMINAL_ROWS = 20
 
@@ -178,4 +178,5 @@ def _compare(before: Result, after: Result, dataset: str | None, *, as_json: boo
         return
     emit_frame(compared.units, as_json=False, title=f"{compared.a} -> {compared.b}")
     if on_terminal():
-        emit_frame(compared.metrics, as_json=False, title="\nMetrics")
+        shown = compared.metrics[compared.metrics["metric"].isin(METRIC_COLUMNS)]
+        emit_frame(shown, as_json=False, title="\nMetrics")

@@ -139,7 +139,7 @@ class EmbeddedEngine:
         ...         return Total(self.value + other.value)
         >>> def add_up(batch, scale):
         ...     return None, Total(scale * sum(batch["x"].to_pylist()))
-        >>> batches = [pa.record_batch({"x": [1, 2]}), pa.record_batch({"x": [3]})]
+        >>> batches = [pa.RecordBatch.from_pydict({"x": [1, 2]}), pa.RecordBatch.from_pydict({"x": [3]})]
         >>> EmbeddedEngine(threads=2).run(Round("total", add_up, Total(0), broadcast=10), batches).value
         60
     """

@@ -1,4 +1,5 @@
 import importlib.util
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -7,6 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
+
+
+def runner():
+    """Keeps stdout and stderr apart, which older clicks must be asked for."""
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**apart)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +47,7 @@ def evaluated(records, tmp_path_factory):
     factory.add_pass(other, "val", records.make_data(40), world_size=2, sealing=(0,))
     factory.standard("net", "v2", strength=2.5)
     for version in ("v1", "v2"):
-        done = CliRunner().invoke(app, ["evaluate", "net", version, "--store", str(root)])
+        done = runner().invoke(app, ["evaluate", "net", version, "--store", str(root)])
         assert done.exit_code == 0, done.output
     return root
 
@@ -55,6 +62,6 @@ def mld():
     """Run `mld`; stdout is no terminal, as in a pipe."""
 
     def run(*arguments):
-        return CliRunner().invoke(app, [str(one) for one in arguments], env=dict(os.environ))
+        return runner().invoke(app, [str(one) for one in arguments], env=dict(os.environ))
 
     return run

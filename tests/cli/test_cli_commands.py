@@ -29,7 +29,7 @@ def test_version_and_help(mld):
     for name in COMMANDS:
         assert name in told.output
         own = mld(name, "--help").output
-        assert "Examples:\n  " in own
+        assert "Examples:" in own
         assert "--json" in own
         assert "--store" in own
     assert "3  there is nothing of that name" in told.output

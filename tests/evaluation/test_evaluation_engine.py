@@ -129,7 +129,7 @@ def test_at_most_two_batches_for_each_thread_are_in_flight():
         for place in range(40):
             alive += 1
             highest = max(highest, alive)
-            yield pa.record_batch({"x": [place]})
+            yield pa.RecordBatch.from_pydict({"x": [place]})
 
     def kernel(batch, _):
         return batch, Count(1)
@@ -190,11 +190,8 @@ def test_without_logits_only_the_samples_are_used():
 
 def test_ties_go_to_the_smallest_class():
     batch = make_batch(1, labels=[1])
-    same = batch.set_column(
-        batch.schema.get_field_index("logits"),
-        batch.schema.field("logits"),
-        from_numpy(np.ones((1, 4), np.float32)),
-    )
+    columns = [*batch.columns[:-1], from_numpy(np.ones((1, 4), np.float32))]
+    same = pa.RecordBatch.from_arrays(columns, schema=batch.schema)
     units, _ = scalars_kernel(same, SPLIT)
     assert units.column("prediction").to_pylist() == [0]
     assert units.column("error_code").to_pylist() == ["CLS1->0"]
