@@ -90,6 +90,12 @@ def held_bytes(held: HeldInputs | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors_in(held.inputs))
 
 
+def sample_count(batch: Any) -> int | None:
+    """Samples of a batch that lists them beside its inputs (OpenMMLab's ``data_samples``), else None."""
+    samples = batch.get("data_samples") if isinstance(batch, Mapping) else None
+    return len(samples) if isinstance(samples, (list, tuple)) else None
+
+
 def rows_of(inputs: Any) -> int | None:
     """The first axis of the first thing in `inputs` that has one."""
     shape = getattr(inputs, "shape", None)

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -47,12 +49,28 @@ def canonical(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
 
 
+# Modules compiled from outside: a wrapper around them is compiled and they do not know it.
+_compiled_from_outside: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def say_compiled(module: nn.Module) -> None:
+    """Note that calls of `module` run through torch.compile, which a framework did around it."""
+    _compiled_from_outside.add(module)
+
+
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of `module` run through torch.compile (wrapped, `.compile()`, or by Lightning)."""
+    """Whether calls of `module` run through torch.compile.
+
+    Wrapped, by `.compile()`, by Lightning, or through a compiled method of the instance (as MMEngine does).
+    """
     return (
         getattr(module, "_orig_mod", None) is not None
         or getattr(module, "_compiled_call_impl", None) is not None
         or getattr(module, "_compiler_ctx", None) is not None
+        or module in _compiled_from_outside
+        or any(
+            inspect.isfunction(v) and hasattr(v, "_torchdynamo_orig_callable") for v in vars(module).values()
+        )
     )
 
 
@@ -262,7 +280,8 @@ class Capture:
                 self.probe(find_module(model, path)[0])
         if not ignore_root and "" not in self.probes:
             self.probe("")
-        for name, _ in _likely_heads(model, n_class):
+        self.compiled_heads = tuple(name for name, _ in _likely_heads(model, n_class))
+        for name in self.compiled_heads:
             self.probe(name)
 
     def probe(self, name: str, *, check_version: bool = False) -> Probe:

@@ -146,6 +146,9 @@ class HeadChooser:
     ) -> tuple[LogitsSource | None, Tensor | None]:
         candidates: list[tuple[str, Any]] = [] if outputs is None else [(OUTPUTS, outputs)]
         candidates += [(call.name, call.output) for call in self.capture.outer_calls()]
+        # A compiled step that returns losses only shows nothing else of what happened inside.
+        heads = self.capture.compiled_heads
+        candidates += [(c.name, c.output) for c in reversed(self.capture.leaf_calls()) if c.name in heads]
         # A stated number of classes picks among several candidates; it may also be wrong.
         for n_class in dict.fromkeys((self.n_class, None)):
             for name, value in candidates:

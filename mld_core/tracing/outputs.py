@@ -169,6 +169,12 @@ def _leaves(output: Any, depth: int = 0) -> Iterator[Tensor]:
         for value in output:
             yield from _leaves(value, depth + 1)
     elif isinstance(output, list):
+        scores = [
+            s for s in (getattr(sample, "pred_score", None) for sample in output) if isinstance(s, Tensor)
+        ]
+        if scores and len(scores) == len(output) and len({s.shape for s in scores}) == 1:
+            yield torch.stack(scores)
+            return
         for value in output[:8]:
             yield from _leaves(value, depth + 1)
     else:

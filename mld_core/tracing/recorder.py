@@ -18,7 +18,7 @@ from torch import nn
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.writer import Account
 from mld_core.tracing.account import account_text, describe_run
-from mld_core.tracing.batches import Batch, row_count, rows_of
+from mld_core.tracing.batches import Batch, row_count, rows_of, sample_count
 from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.identity import locate_ids
@@ -357,6 +357,8 @@ class Recorder:
         n = row_count(labels)
         if n is None:
             n = rows_of(inputs)
+        if n is None:
+            n = sample_count(batch)
         ids, source = self.identify(batch, n, open_pass)
         fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
         return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step)
