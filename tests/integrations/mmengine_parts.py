@@ -6,6 +6,7 @@ from MMEngine's own classes: mmpretrain itself does not install here.
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,7 @@ def runner(work_dir: Any, *hooks: Any, model: Any = None, **options: Any) -> Run
         "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 1e-4}},
         "default_hooks": {"logger": None, "checkpoint": None},
         "log_level": "ERROR",
+        "experiment_name": f"test_{uuid.uuid4().hex}",  # its singletons are named by the second otherwise
     }
     chosen = {k: v for k, v in {**defaults, **options}.items() if v is not None}
     if "val_dataloader" not in chosen:
