@@ -33,6 +33,16 @@ def describe_run(store: Store, run: RunKey, model: nn.Module, options: RecorderO
         )
 
 
+def tell_start(guard: Guard, run: RunKey, store: Store, options: RecorderOptions) -> None:
+    """Says once where records go."""
+    guard.tell_once(
+        f"start:{run}:{store.root}", f"Recording {run.model_name}/{run.version_name} to {store.root}"
+    )
+    endpoint, _ = options.credentials()
+    if endpoint is not None:
+        guard.tell_once("endpoint", f"Nothing is uploaded to {endpoint} by this version; records stay local.")
+
+
 def account_text(session: Session, account: Account, share: tuple[float, float]) -> str:
     """Rows, losses, share of wall time and where, and the one command that evaluates.
 

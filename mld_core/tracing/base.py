@@ -14,11 +14,13 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from mld_core.records.export import export_run
 from mld_core.records.layout import RunKey, Store
 from mld_core.tracing.account import describe_run
 from mld_core.tracing.batches import Batch, class_count, row_count
@@ -71,6 +73,9 @@ class TorchTracer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigurationProblem(f"model={type(model).__name__}: expected a torch.nn.Module.")
+        for name, value in (("model_name", model_name), ("version_name", version_name)):
+            if not isinstance(value, str) or not value:
+                raise ConfigurationProblem(f"{name}={value!r}: expected a non-empty string.")
         self.model = model
         self.recorder = Recorder(
             model_name=model_name,
@@ -374,6 +379,31 @@ class TrainingTracer(TorchTracer):
             f"epoch {n_epoch} was not durable after {timeout} s; writing goes on in the background to "
             f"{session.store.root}. Give a longer timeout, or look at the disk."
         )
+
+    def export(self, output_path: str | Path | None = None, n_epoch: int | None = None) -> Path | None:
+        """Writes features and ground truth of this run into a ZIP file.
+
+        What is queued is written first; passes that are not sealed yet are exported as far as they are there.
+
+        Args:
+            output_path: a file ending in .zip, or a folder that gets a file of the default name; None: the
+                current folder.
+            n_epoch: the epoch; None: every epoch.
+
+        Returns:
+            The file, or None on ranks other than 0.
+
+        Raises:
+            ValueError: nothing was recorded.
+        """
+        session = self.recorder.session
+        rank = rank_and_world()[0] if session is None else session.rank
+        if session is not None:
+            session.flush(None)
+        if rank != 0:
+            return None
+        run = RunKey(str(self.options.model_name), str(self.options.version_name))
+        return export_run(Store(self.options.store), run, output_path, n_epoch)
 
     def _at_exit(self) -> None:
         session = self.recorder.session

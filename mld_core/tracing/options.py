@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -103,11 +104,22 @@ class RecorderOptions:
         if wrong_type or (ok is not None and not ok(value)):
             raise ConfigurationProblem(f"{name}={value!r}: expected {what}.")
 
+        endpoint, key = self.credentials()
+        if key and not endpoint:
+            raise ConfigurationProblem(
+                "An api_key (or MLD_API_KEY) is set but no api_endpoint (or MLD_API_ENDPOINT). Give the "
+                "endpoint of the service, or remove the key to work with local records only."
+            )
         try:
             self.sample_fields()
             self.label_fields()
         except (TypeError, ValueError) as error:
             raise ConfigurationProblem(str(error)) from error
+
+    def credentials(self) -> tuple[str | None, str | None]:
+        """(endpoint, key): an argument beats its environment variable, each on its own."""
+        endpoint = self.api_endpoint or os.environ.get("MLD_API_ENDPOINT") or None
+        return endpoint, self.api_key or os.environ.get("MLD_API_KEY") or None
 
     def sample_fields(self) -> tuple[AdditionalField, ...]:
         """The user's own columns per sample."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.writer import Account
-from mld_core.tracing.account import account_text, describe_run
+from mld_core.tracing.account import account_text, describe_run, tell_start
 from mld_core.tracing.batches import Batch, row_count, rows_of, sample_count
 from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
@@ -52,7 +53,8 @@ class Recorder:
 
     def __init__(self, **options: Any) -> None:
         self.options = RecorderOptions(**options)
-        self.guard = Guard()
+        # A scope of its own: a second run in one process (a notebook) is told its messages anew.
+        self.guard = Guard(scope=uuid.uuid4().hex)
         self.session: Session | None = None
         self._names: dict[str, str] = {}
         self._restored: dict[str, str] = {}
@@ -163,10 +165,7 @@ class Recorder:
             )
             self._started, self._spent = time.perf_counter(), 0.0
             if rank == 0:
-                self.guard.tell_once(
-                    f"start:{run}:{store.root}",
-                    f"Recording {run.model_name}/{run.version_name} to {store.root}",
-                )
+                tell_start(self.guard, run, store, self.options)
         if capture is not None and capture.model is model:
             self.session.adopt(capture)
         else:
@@ -356,9 +355,9 @@ class Recorder:
         inputs = find_inputs(batch) if options.input_fn is None else options.input_fn(batch)
         n = row_count(labels)
         if n is None:
-            n = rows_of(inputs)
-        if n is None:
             n = sample_count(batch)
+        if n is None:
+            n = rows_of(inputs)
         ids, source = self.identify(batch, n, open_pass)
         fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
         return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step)

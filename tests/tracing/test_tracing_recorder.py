@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.reader import select
 from mld_core.records.vectors import to_numpy
+from mld_core.tracing.batches import Batch
 from mld_core.tracing.guard import ConfigurationProblem, forget_told
 from mld_core.tracing.identity import WithInputId
 from mld_core.tracing.recorder import Recorder
@@ -125,23 +126,22 @@ def test_inputs_changed_before_hashing_have_no_hash_and_are_counted(tmp_path):
     model = net().eval()
     x, y = data()
     recorder = started(tmp_path, model)
-    session = recorder.session
-    held = []
-    original = session._writer.put  # the job is kept back, as a busy disk would
-    session._writer.put = lambda handle, job, **k: held.append((handle, job, k)) or True
-    batch = {"x": x, "labels": y, "input_id": [str(i) for i in range(10)]}
     recorder.begin_pass("val", 0, mode="eval")
-    recorder.begin_batch(batch)
-    recorder.record(batch, model(x), batch_idx=0)
-    x.add_(1)
-    session._writer.put = original
-    for handle, job, keywords in held:
-        session._writer.put(handle, job, **keywords)
+    jobs = []
+    for i in range(2):
+        recorder.begin_batch()
+        output = model(x)
+        batch = Batch(inputs=x, labels=y, ids=list("abcdefghij"), id_source="input_id", outputs=output)
+        recorder.record((x, y), output, batch_idx=i)
+        open_pass, session = recorder._stack[-1], recorder.session
+        recorder.begin_batch()
+        captured = session.chooser.take(10, model(x), training=False)
+        jobs.append(session._job(open_pass, open_pass.context, batch, captured, 10))
+    x.add_(1)  # the writer thread comes later, as with a busy disk
+    assert [job()["samples"]["input_hash"].null_count for job in jobs] == [10, 10]
+    assert open_pass.context.counts["inputs changed in place before they were hashed"] >= 20
     recorder.end_pass()
     recorder.finish()
-    (one,) = rows(tmp_path, recorder)
-    assert one.table("samples")["input_hash"].null_count == 10
-    assert one.meta["counts"]["inputs changed in place before they were hashed"] == 10
 
 
 def test_soft_labels_missing_labels_and_empty_batches(tmp_path):
@@ -344,8 +344,9 @@ def test_architecture_mismatch_warns_once(tmp_path, caplog):
     Recorder(store=str(tmp_path), model_name="m").resolve_names(net())
     Recorder(store=str(tmp_path), model_name="m").resolve_names(net())
     assert "architecture" not in caplog.text
+    other = Recorder(store=str(tmp_path), model_name="m")
     for _ in range(2):
-        Recorder(store=str(tmp_path), model_name="m").resolve_names(nn.Linear(6, K))
+        other.resolve_names(nn.Linear(6, K))
     assert caplog.text.count("architecture") == 1
 
 

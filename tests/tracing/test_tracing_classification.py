@@ -1,0 +1,531 @@
+"""The tracer that is called by hand, and the public class paths."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from mld_core.records.layout import RunKey, Store
+from mld_core.records.reader import select
+from mld_core.records.vectors import to_numpy
+from mld_core.tracing.classification import ClassificationTracer
+from mld_core.tracing.guard import ConfigurationProblem, forget_told
+
+transformers = pytest.importorskip("transformers")
+K = 4
+RUN = RunKey("net", "v1")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    forget_told()
+    monkeypatch.setenv("MLD_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLD_API_KEY", raising=False)
+    monkeypatch.delenv("MLD_API_ENDPOINT", raising=False)
+    return tmp_path / "home"
+
+
+def net():
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, K))
+
+
+def batch(n=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 6, generator=generator), torch.arange(n) % K, [f"s{i}" for i in range(n)]
+
+
+def passes(**keywords):
+    keywords.setdefault("n_epoch", None)
+    return select(Store(), RUN, passes="all", **keywords)
+
+
+def samples(**keywords):
+    (one,) = passes(**keywords)
+    return one.table("samples")
+
+
+# -- calls ---------------------------------------------------------------------------------------------------
+
+
+def test_the_output_is_the_models_own():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            self.out = {"logits": self.net(x), "aux": [x]}
+            return self.out
+
+    model = Several()
+    tracer = ClassificationTracer(model, "net", "v1")
+    x, y, ids = batch()
+    output = tracer(x, y, ids, "train", 0)
+    assert output is model.out
+    assert output["logits"].requires_grad
+    tracer.wait_for_save(0)
+    table = samples()
+    assert table["input_id"].to_pylist() == ids
+    assert table["prediction"].to_pylist() == output["logits"].argmax(1).tolist()
+    assert set(table["mode"].to_pylist()) == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (["a", "b", "c"], ["a", "b", "c"]),
+        (("a", "b", "c"), ["a", "b", "c"]),
+        ([3, 1, 2], ["3", "1", "2"]),
+        (np.array([3, 1, 2]), ["3", "1", "2"]),
+        (np.array(["x", "y", "z"]), ["x", "y", "z"]),
+        (torch.tensor([3, 1, 2], dtype=torch.int32), ["3", "1", "2"]),
+        ([torch.tensor(3), torch.tensor(1), torch.tensor(2)], ["3", "1", "2"]),
+    ],
+)
+def test_kinds_of_ids(ids, expected):
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, _ = batch(3)
+    tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save(0)
+    assert samples()["input_id"].to_pylist() == expected
+    assert set(samples()["id_source"].to_pylist()) == {"input_id"}
+
+
+def test_ids_that_do_not_fit_fall_back_to_the_content(caplog):
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, _ = batch(3)
+    tracer(x, y, ["a", "b"], "val", 0)
+    tracer(x, y, None, "val", 0)
+    tracer.wait_for_save(0)
+    (one,) = passes()
+    table = one.table("samples")
+    assert set(table["id_source"].to_pylist()) == {"content_hash"}
+    assert one.report.duplicates_dropped == 3  # the same content twice in val
+    assert "2 input_ids for 3 labels" in caplog.text
+
+
+def test_labels_of_every_kind():
+    tracer = ClassificationTracer(net().eval(), "net", "v1")
+    x, y, ids = batch(3)
+    soft = torch.full((3, K), 1 / K)
+    for epoch, labels in enumerate(
+        [y, y.numpy(), y.tolist(), y[:, None], nn.functional.one_hot(y, K), None, soft]
+    ):
+        tracer(x, labels, ids, "val", epoch)
+        tracer.wait_for_save(epoch)
+    stored = [s.table("samples")["label"].to_pylist() for s in passes()]
+    assert stored[:5] == [y.tolist()] * 5
+    assert stored[5] == [None] * 3
+    assert passes()[6].table("samples")["soft_label"].to_pylist() == [[0.25] * K] * 3
+
+
+def test_zero_dimensional_label_of_one_sample():
+    tracer = ClassificationTracer(net().eval(), "net", "v1")
+    x, _, _ = batch(1)
+    tracer(x, torch.tensor(2), ["only"], "val", 0)
+    tracer.wait_for_save(0)
+    assert samples()["label"].to_pylist() == [2]
+
+
+def test_hugging_face_batches_are_passed_as_keywords():
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32,
+        patch_size=8, num_labels=K,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    tracer = ClassificationTracer(model, "net", "v1")
+    output = tracer(
+        {"pixel_values": torch.randn(3, 3, 32, 32)}, torch.tensor([0, 1, 2]), ["a", "b", "c"], "val", 0
+    )
+    tracer.wait_for_save(0)
+    assert samples()["prediction"].to_pylist() == output.logits.argmax(1).tolist()
+    assert tracer.get_hooked_features("features").shape == (3, 32)
+
+
+def test_additional_fields_come_through_the_call(caplog):
+    tracer = ClassificationTracer(
+        net(), "net", "v1",
+        additional_fields=[{"name": "site", "type": "str", "default": "?"}],
+        additional_label_fields=[{"name": "doubt", "type": "float"}],
+    )  # fmt: skip
+    x, y, ids = batch(2)
+    tracer(x, y, ids, "val", 0, site=["a", None], doubt=torch.tensor([0.5, 1.0]), weather=["sun", "rain"])
+    tracer.wait_for_save(0)
+    assert samples()["site"].to_pylist() == ["a", "?"]
+    assert samples()["doubt"].to_pylist() == [0.5, 1.0]
+    assert "['weather'] belong to no additional field" in caplog.text
+
+
+def test_hooked_features_and_their_key_error():
+    model = torchvision.models.resnet18(num_classes=K).eval()
+    tracer = ClassificationTracer(model, "net", "v1", target_layers={"deep": "layer4", "logits_again": "fc"})
+    with pytest.raises(KeyError, match="nothing yet"):
+        tracer.get_hooked_features("deep")
+    x = torch.randn(2, 3, 32, 32)
+    output = tracer(x, torch.tensor([0, 1]), ["a", "b"], "val", 0)
+    assert tracer.get_hooked_features("deep").shape == (2, 512)
+    assert torch.equal(tracer.get_hooked_features("logits_again"), output)
+    with pytest.raises(KeyError, match="deep"):
+        tracer.get_hooked_features("fc")
+    tracer.wait_for_save(0)
+    (one,) = passes()
+    vectors = one.table("vectors")
+    stored = to_numpy(vectors["deep"], vectors.schema.field("deep"))
+    assert np.allclose(stored, tracer.get_hooked_features("deep").detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_errors_of_the_model_are_raised_and_ours_are_not(caplog, monkeypatch):
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        tracer(x[:, :3], y, ids, "val", 0)
+    assert tracer(x, {"odd": "truth"}, ids, "val", 0).shape == (5, K)
+    assert tracer(x, y, ids, ["not", "a", "split"], 0).shape == (5, K)
+    tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save(0)
+    assert "recording a batch failed" in caplog.text
+
+
+# -- passes --------------------------------------------------------------------------------------------------
+
+
+def test_several_passes_open_at_once_and_the_next_one_after_saving():
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    for split in ("train", "val", "train", "val", "test"):
+        tracer(x, y, ids, split, 0)
+    tracer(x, y, ids, "train", 1)
+    tracer.wait_for_save(0)
+    assert all(s.sealed for s in passes(n_epoch=0))
+    assert not any(s.sealed for s in passes(n_epoch=1))
+    tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save()
+    found = {
+        (s.key.dataset_type, s.key.n_epoch, s.key.pass_no): s.report.rows_read or s.n_rows for s in passes()
+    }
+    assert set(found) == {("train", 0, 0), ("val", 0, 0), ("test", 0, 0), ("train", 1, 0), ("val", 0, 1)}
+    assert all(s.sealed for s in passes())
+
+
+def test_without_an_epoch():
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    tracer(x, y, ids, "deploying")
+    tracer.wait_for_save()
+    (one,) = passes()
+    assert one.key.n_epoch is None
+    assert one.sealed
+
+
+def test_waiting_for_an_epoch_never_traced():
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    with pytest.raises(ValueError, match="epoch 7 was never traced; traced epochs: none"):
+        tracer.wait_for_save(7)
+    for epoch in (2, 0):
+        tracer(x, y, ids, "val", epoch)
+    with pytest.raises(ValueError, match=r"traced epochs: \[0, 2\]"):
+        tracer.wait_for_save(7)
+    tracer.wait_for_save()
+
+
+def test_a_slow_disk_is_a_timeout_and_the_rows_arrive_later(home):
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    tracer(x, y, ids, "val", 0)
+    with pytest.raises(TimeoutError, match=r"after 0\.0 s"):
+        tracer.wait_for_save(0, timeout=0.0)
+    tracer.wait_for_save(0)
+    assert samples().num_rows == 5
+
+
+def test_the_epoch_block():
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    with tracer.epoch(3, "val") as same:
+        assert same is tracer
+        tracer(x, y, ids)
+        tracer(x, y, ids, "test", 3)
+
+    def interrupted():
+        with tracer.epoch(4, "val"):
+            tracer(x, y, ids)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    tracer.wait_for_save(3)
+    tracer.recorder.session.flush(30)
+    found = {(s.key.dataset_type, s.key.n_epoch): s.sealed for s in passes()}
+    assert found == {("val", 3): True, ("test", 3): True, ("val", 4): False}
+
+
+def test_export(tmp_path):
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save(0)
+    path = tracer.export(tmp_path / "out")
+    assert path.parent == tmp_path / "out"
+    assert tracer.export(tmp_path / "named.zip", n_epoch=0) == tmp_path / "named.zip"
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist()
+
+
+def test_ranks_other_than_0_export_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save(0)
+    assert tracer.export(tmp_path) is None
+    (one,) = passes()
+    assert not one.sealed
+    assert one.missing_ranks == [0]
+
+
+# -- configuration -------------------------------------------------------------------------------------------
+
+
+def test_credentials(monkeypatch):
+    with pytest.raises(ConfigurationProblem, match=r"api_key.*api_endpoint"):
+        ClassificationTracer(net(), "net", "v1", api_key="mldbg_x")
+    monkeypatch.setenv("MLD_API_KEY", "mldbg_x")
+    with pytest.raises(ConfigurationProblem, match="MLD_API_ENDPOINT"):
+        ClassificationTracer(net(), "net", "v1")
+    ClassificationTracer(net(), "net", "v1", api_endpoint="http://localhost:1")
+    with pytest.raises(ConfigurationProblem) as raised:
+        ClassificationTracer(net(), "net", "v1", api_key="mldbg_secret")
+    assert "secret" not in str(raised.value)
+
+
+def test_wrong_arguments():
+    with pytest.raises(ConfigurationProblem, match="'layer9'"):
+        ClassificationTracer(torchvision.models.resnet18(), "net", "v1", {"a": "layer9"})
+    with pytest.raises(ConfigurationProblem, match=r"torch\.nn\.Module"):
+        ClassificationTracer(lambda x: x, "net", "v1")
+    with pytest.raises(ConfigurationProblem, match="model_name"):
+        ClassificationTracer(net(), "", "v1")
+    with pytest.raises(ConfigurationProblem, match="version_name"):
+        ClassificationTracer(net(), "net", None)
+
+
+def test_force_table_recreate_starts_anew():
+    x, y, ids = batch()
+    for force, epoch in ((False, 0), (True, 1)):
+        tracer = ClassificationTracer(net(), "net", "v1", force_table_recreate=force)
+        tracer(x, y, ids, "val", epoch)
+        tracer.wait_for_save(epoch)
+    assert [s.key.n_epoch for s in passes()] == [1]
+
+
+def test_public_class_paths():
+    from ml_debugger.tracer import Detection3DOutput, DetectionOutput
+    from ml_debugger.tracer.classification.classification_torchtracer import ClassificationTorchTracer
+    from ml_debugger.training import ClassificationTracer as Public
+    from ml_debugger.training import TrainingTracer
+    from ml_debugger.training.classification.classification_torchtracer import (
+        ClassificationTrainingTorchTracer,
+    )
+
+    assert issubclass(Public, ClassificationTrainingTorchTracer)
+    assert issubclass(ClassificationTrainingTorchTracer, ClassificationTorchTracer)
+    assert issubclass(ClassificationTrainingTorchTracer, TrainingTracer)
+    with pytest.raises(ValueError, match=r"boxes\[0\] has shape \(1, 3\); expected \(N, 4\)"):
+        DetectionOutput(boxes=[[[0, 0, 4]]], scores=[[0.9]], labels=[[1]])
+    with pytest.raises(ValueError, match=r"scores\[0\] has shape \(2,\); expected \(1,\)"):
+        DetectionOutput(boxes=[torch.zeros(1, 4)], scores=[[0.9, 0.1]], labels=[[1]])
+    with pytest.raises(ValueError, match=r"labels has 0 frames; expected 1"):
+        Detection3DOutput(boxes=[np.zeros((1, 7))], scores=[[0.9]], labels=[])
+    with pytest.raises(ValueError, match=r"velocities\[0\] has shape \(1, 3\); expected \(N, 2\)"):
+        Detection3DOutput(
+            boxes=[np.zeros((1, 7))], scores=[[0.9]], labels=[[0]], velocities=[np.zeros((1, 3))]
+        )
+
+
+# -- subclasses ----------------------------------------------------------------------------------------------
+
+
+def test_subclass_parses_its_own_output():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return {"first": torch.randn(len(x), K), "second": self.net(x)}
+
+    class OddTracer(ClassificationTracer):
+        def _parse_model_output(self, model_output):
+            return model_output["second"]
+
+    model = Odd()
+    tracer = OddTracer(model, "net", "v1")
+    x, y, ids = batch()
+    output = tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save(0)
+    assert samples()["prediction"].to_pylist() == output["second"].argmax(1).tolist()
+
+
+def test_fully_custom_subclass():
+    class Custom(ClassificationTracer):
+        def _parse_and_save_io_data(self, model_input, model_output, ground_truth, **kwargs):
+            self.save_batch(
+                model_input, -model_output, ground_truth, kwargs["input_ids"], "custom", kwargs["n_epoch"], {}
+            )
+
+    tracer = Custom(net(), "net", "v1")
+    x, y, ids = batch()
+    output = tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save(0)
+    assert samples(dataset_type="custom")["prediction"].to_pylist() == (-output).argmax(1).tolist()
+
+
+# -- life ----------------------------------------------------------------------------------------------------
+
+
+def test_training_is_bit_identical_with_resnet():
+    def train(traced):
+        torch.manual_seed(0)
+        model = torchvision.models.resnet18(num_classes=K)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        call = ClassificationTracer(model, "net", "v1") if traced else None
+        for step in range(3):
+            x, y = torch.randn(4, 3, 32, 32), torch.arange(4)
+            logits = model(x) if call is None else call(x, y, torch.arange(4), "train", step)
+            loss = nn.functional.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if call is not None:
+            call.wait_for_save()
+        return model.state_dict(), [p.grad for p in model.parameters()], torch.random.get_rng_state()
+
+    plain, traced = train(False), train(True)
+    assert all(torch.equal(plain[0][k], traced[0][k]) for k in plain[0])
+    assert all(torch.equal(a, b) for a, b in zip(plain[1], traced[1], strict=True))
+    assert torch.equal(plain[2], traced[2])
+
+
+def test_deep_copied_models_are_not_recorded():
+    model = net()
+    tracer = ClassificationTracer(model, "net", "v1")
+    x, y, ids = batch()
+    tracer(x, y, ids, "val", 0)
+    twin = copy.deepcopy(model)
+    twin(x)
+    tracer(x, y, [f"t{i}" for i in range(5)], "val", 0)
+    tracer.wait_for_save(0)
+    assert samples().num_rows == 10
+
+
+def test_compiled_model_traced_from_its_first_call():
+    torch._dynamo.reset()
+    model = torch.compile(net(), backend="eager")
+    tracer = ClassificationTracer(model, "net", "v1")
+    x, y, ids = batch()
+    output = tracer(x, y, ids, "val", 0)
+    assert torch.equal(tracer(x, y, ids, "val", 1), output)
+    assert tracer.get_hooked_features("features").shape == (5, 16)
+    tracer.wait_for_save()
+    assert all(s.n_rows == 5 for s in passes())
+
+
+def test_pickled_tracers_go_on():
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    tracer(x, y, ids, "val", 0)
+    twin = pickle.loads(pickle.dumps(tracer))
+    tracer.wait_for_save(0)
+    twin(x, y, ids, "val", 1)
+    twin.wait_for_save(1)
+    assert [s.key.n_epoch for s in passes()] == [0, 1]
+    assert twin.get_hooked_features("features").shape == (5, 16)
+
+
+def _in_child(tracer, epoch):
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    x, y, ids = batch()
+    tracer(x, y, ids, "val", epoch)
+    tracer.wait_for_save(epoch, timeout=60)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_in_another_process(method):
+    torch.set_num_threads(1)
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    tracer(x, y, ids, "val", 0)
+    child = multiprocessing.get_context(method).Process(target=_in_child, args=(tracer, 1))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    tracer.wait_for_save(0)
+    assert [(s.key.n_epoch, s.sealed, s.n_rows) for s in passes()] == [(0, True, 5), (1, True, 5)]
+
+
+@pytest.mark.processes
+def test_a_program_that_ends_without_saving_keeps_its_rows(home):
+    script = textwrap.dedent("""
+        import torch
+        from ml_debugger.training import ClassificationTracer
+        tracer = ClassificationTracer(torch.nn.Linear(6, 4), "net", "v1")
+        tracer(torch.randn(5, 6), torch.arange(5) % 4, list("abcde"), "val", 0)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert "unsealed passes (val epoch 0)" in done.stderr
+    (one,) = passes()
+    assert not one.sealed
+    assert one.n_rows == 5
+
+
+SCRIPT = """
+import os, sys, torch, torch.distributed as dist
+from ml_debugger.training import ClassificationTracer
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+torch.manual_seed(0)
+tracer = ClassificationTracer(torch.nn.Linear(6, 4), "net", "v1", force_table_recreate=True)
+for i in range(rank, 4, 2):
+    tracer(torch.randn(3, 6), torch.arange(3), [f"{i}-{j}" for j in range(3)], "val", 0)
+tracer.wait_for_save(0, timeout=60)
+if rank == 0:  # only one rank tests: the other is not waited for
+    tracer(torch.randn(3, 6), torch.arange(3), list("abc"), "test", 0)
+    tracer.wait_for_save(0, timeout=60)
+print("exported", tracer.export(sys.argv[2] + ".zip") is not None)
+"""
+
+
+@pytest.mark.processes
+def test_two_ranks_share_one_attempt(home, tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path / "rendezvous")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    out = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert ["exported True" in text for text in out] == [True, False]
+    found = {s.key.dataset_type: s for s in passes()}
+    assert found["val"].sealed
+    assert found["val"].n_rows == 12
+    assert not found["test"].sealed
+    assert found["test"].missing_ranks == [1]
