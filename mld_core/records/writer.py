@@ -273,7 +273,8 @@ class Writer:
         """Write what is left, finish the seals that were asked for, stop the thread.
 
         Args:
-            timeout: seconds; after them the rest is given up and counted as lost. None = no limit.
+            timeout: seconds; after them the rest is given up and counted as lost. None = no limit. A disk that
+                refuses or hangs, with no row written for `block_deadline_s`, is given up earlier.
 
         Returns:
             The final account. Calling again returns it again.
@@ -288,7 +289,7 @@ class Writer:
             self._intake.wake.notify_all()
             self._intake.space.notify_all()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+            self._join(thread, timeout)
         with self._intake.lock:
             self._intake.given_up = True
             self._intake.wake.notify_all()
@@ -305,6 +306,24 @@ class Writer:
         for ticket in open_tickets:
             fail(ticket, "the writer was closed before the pass was sealed")
         return self.account()
+
+    def _join(self, thread: threading.Thread, timeout: float | None) -> None:
+        """Wait for the thread to end, for as long as it makes progress."""
+        begun = progress_at = time.monotonic()
+        seen = -1
+        while thread.is_alive():
+            now = time.monotonic()
+            account = self._intake.account
+            done = account.rows_written + account.rows_lost + account.parts
+            if done != seen:
+                seen, progress_at = done, now
+            rest = math.inf if timeout is None else begun + timeout - now
+            if self._intake.trouble is not None or self._intake.tripped:
+                # The disk refuses or hangs; without that a long compaction may take its time.
+                rest = min(rest, progress_at + self.options.block_deadline_s - now)
+            if rest <= 0:
+                return
+            thread.join(min(rest, 1.0))
 
     def account(self) -> Account:
         """What became of the rows so far: a copy."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.writer import Account
-from mld_core.tracing.account import account_text, describe_run, tell_start
+from mld_core.tracing.account import account_text, describe_run, keep_store_small, tell_start
 from mld_core.tracing.batches import Batch, row_count, rows_of, sample_count
 from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
@@ -33,6 +33,7 @@ from mld_core.tracing.taps import install_tap
 
 LOADER_INDEX: Final = "loader_index"
 _WAIT_S: Final = 300.0
+_WAIT_AFTER_ERROR_S: Final = 30.0  # a job that failed should end, even where the disk hangs
 _ROOT_HOOK_TRAPS: Final = frozenset({"lightning"})  # frameworks whose root module's own hook misleads
 
 
@@ -386,17 +387,21 @@ class Recorder:
         Returns:
             False after `timeout` seconds, which is told once.
         """
-        if self.session is None:
+        session = self.session
+        if session is None:
             return True
         done = False
         with self.guard.catch("waiting for the disk", lost="nothing; writing goes on in the background"):
-            done = self.session.wait(n_epoch, timeout)
-            if not done:
+            done = session.wait(n_epoch, timeout)
+            failed = session.failure(n_epoch)
+            if failed is not None:
+                self.guard.tell_once(f"wait:{failed}", f"Epoch {n_epoch} is not sealed: {failed}")
+            elif not done:
                 self.guard.tell_once(
                     "wait",
                     f"The records of epoch {n_epoch} were not durable after {timeout} s; the training goes "
                     f"on and writing continues in the background. Look at the disk under "
-                    f"{self.session.store.root}.",
+                    f"{session.store.root}.",
                 )
         return done
 
@@ -405,7 +410,7 @@ class Recorder:
 
         Args:
             status: "finished" or "exception" (passes still open are left partial).
-            timeout: seconds for the flush.
+            timeout: seconds for the flush; at most 30 after an exception.
         """
         account = Account()
         if self.session is None:
@@ -414,8 +419,9 @@ class Recorder:
             self.abort_pass("still open at the end" if status == "finished" else status)
         session, self.session = self.session, None
         with self.guard.catch("closing the records", lost="the rows of the last seconds"):
-            account = session.close(timeout)
+            account = session.close(timeout if status == "finished" else min(timeout, _WAIT_AFTER_ERROR_S))
             if self._world[0] == 0:
+                keep_store_small(session)
                 share = (self._spent, time.perf_counter() - self._started)
                 self.guard.tell_once(f"account:{self._started}", account_text(session, account, share))
         return account
@@ -454,18 +460,20 @@ class Recorder:
         Returns:
             The names to start with, or to go on with where rows of this process were recorded before.
         """
-        run = {key: str(state[key]) for key in ("model_name", "version_name")}
-        if {**names, **run} == dict(names) or any(self._pass_numbers.values()):
+        with self.guard.catch("joining the checkpoint's run", lost="nothing; a new version is recorded"):
+            run = {key: str(state[key]) for key in ("model_name", "version_name")}
+            if {**names, **run} == dict(names) or any(self._pass_numbers.values()):
+                self.restore(state)
+                return dict(names)
+            if self.session is not None:
+                self.session.close(_WAIT_S)
+                self.session = None
+            if self._world[0] == 0:
+                Store(names["store"]).release_version(RunKey(names["model_name"], names["version_name"]))
             self.restore(state)
-            return dict(names)
-        if self.session is not None:
-            self.session.close(_WAIT_S)
-            self.session = None
-        if self._world[0] == 0:
-            Store(names["store"]).release_version(RunKey(names["model_name"], names["version_name"]))
-        self.restore(state)
-        self._names = {**names, **run}
-        return dict(self._names)
+            self._names = {**names, **run}
+            return dict(self._names)
+        return dict(names)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
