@@ -33,6 +33,7 @@ import concurrent.futures
 # Registers itself at interpreter exit when it is imported, which is too late once the exit has begun; pandas
 # and pyarrow import it lazily, so rows built by the exit handler below would be lost.
 import concurrent.futures.thread
+import math
 import os
 import socket
 import threading
@@ -273,8 +274,8 @@ class Writer:
         """Write what is left, finish the seals that were asked for, stop the thread.
 
         Args:
-            timeout: seconds; after them the rest is given up and counted as lost. None = no limit. A disk that
-                refuses or hangs, with no row written for `block_deadline_s`, is given up earlier.
+            timeout: seconds; after them the rest is given up and counted as lost. None = no limit. A disk
+                that refuses or hangs, with no row written for `block_deadline_s`, is given up earlier.
 
         Returns:
             The final account. Calling again returns it again.
