@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from ml_debugger._loop import LoopRecorder, TracedLoader
 from mld_core.records.layout import RunKey, Store
+from mld_core.tracing.capture import say_compiled
 from mld_core.tracing.recorder import Recorder
 
 try:
@@ -69,6 +70,9 @@ def trace(
     global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
     recorder = Recorder(**options)
     inner = accelerator.unwrap_model(model, keep_torch_compile=False)
+    compiled = hasattr(model, "_orig_mod")
+    if compiled:
+        say_compiled(inner)
     names = recorder.resolve_names(inner) if accelerator.is_main_process else {}
     if accelerator.num_processes > 1:
         names = broadcast_object_list([names])[0]  # our only collective; every rank is here
@@ -80,7 +84,7 @@ def trace(
         world_size=accelerator.num_processes,
         framework="accelerate",
         stepped=lambda: accelerator.sync_gradients,
-        compiled=hasattr(model, "_orig_mod"),
+        compiled=compiled,
     )
     loop.start()
     checkpoints = _Checkpoints(accelerator, loop)

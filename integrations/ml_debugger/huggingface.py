@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from mld_core.tracing.capture import say_compiled
 from mld_core.tracing.recorder import Recorder
 
 try:
@@ -120,6 +121,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def _attach(self, args: Any, model: Any) -> None:
         self._args = args
         if isinstance(model, torch.nn.Module):
+            if args.torch_compile:
+                say_compiled(model)
             self._forward.attach(model)
             self._recorder.attach(model)
 
@@ -198,7 +201,6 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def _end_batch(self) -> None:
         if self._evaluating:  # a forward that nobody claimed came after the step's own
             self._drop_evaluation()
-            self._forward.take()
         else:
             self._commit()
 
@@ -261,6 +263,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         if self._evaluating:
             self._evaluating, self._batch = False, self._outer_batch
             self._recorder.drop_pass()
+            self._forward.take()
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A batch of an evaluation is through; only now its loader is known."""

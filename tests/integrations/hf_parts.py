@@ -1,0 +1,109 @@
+"""A dataset whose sample says its own index and a model whose feature holds it, for the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
+
+from ml_debugger.huggingface import MLDebuggerCallback
+from mld_core.records.layout import Store
+from mld_core.records.reader import load, select
+
+
+class Indexed(torch.utils.data.Dataset):
+    """Sample i is {"x": [i, noise, noise, noise], "labels": i % 3}."""
+
+    def __init__(self, size: int, first: int = 0) -> None:
+        self.size, self.first = size, first
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        i = self.first + index
+        noise = torch.sin(torch.arange(1, 4) * (i + 1.0))
+        return {"x": torch.cat([torch.tensor([float(i)]), noise]), "labels": i % 3}
+
+
+class Net(nn.Module):
+    """One Linear: its input, the default feature, begins with the sample's index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        logits = self.head(x)
+        out = {"logits": logits}
+        return out if labels is None else {"loss": F.cross_entropy(logits, labels), **out}
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    """Quiet, on the CPU, batches of 2; nothing saved unless asked for."""
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+    }
+    return TrainingArguments(**{**defaults, **options})
+
+
+def trainer(
+    folder: Path, *callbacks: Any, model: Any = None, train: Any = 7, val: Any = None, **options: Any
+) -> Trainer:
+    """A Trainer with our callback, unless callbacks are given."""
+    more = {key: options.pop(key) for key in ("data_collator", "model_init") if key in options}
+    return Trainer(
+        model=None if "model_init" in more else model or Net(),
+        args=arguments(folder, **options),
+        train_dataset=Indexed(train) if isinstance(train, int) else train,
+        eval_dataset=Indexed(val) if isinstance(val, int) else val,
+        callbacks=list(callbacks) or [MLDebuggerCallback()],
+        **more,
+    )
+
+
+def rows(version: str = "v1", model: str = "Net", **which: Any) -> pd.DataFrame:
+    """All sample rows with their vectors; `feature0` is the index the feature holds."""
+    samples = load(model, version, **which).to_pandas()
+    vectors = load(model, version, table="vectors", **which).to_pandas()
+    keys = ["dataset_type", "n_epoch", "pass_no", "rank_", "unit"]
+    table = samples.merge(vectors.drop(columns="input_id"), on=keys, validate="one_to_one")
+    if "features" in table:
+        table["feature0"] = [np.nan if f is None else f[0] for f in table.features]
+    return table
+
+
+def ids(table: pd.DataFrame, split: str, n_epoch: int | None = 0, pass_no: int = 0) -> list[str]:
+    """The ids of one pass, sorted as numbers."""
+    epoch = table.n_epoch.isna() if n_epoch is None else table.n_epoch == n_epoch
+    chosen = table[(table.dataset_type == split) & epoch & (table.pass_no == pass_no)]
+    return sorted(chosen.input_id, key=int)
+
+
+def sealed(version: str = "v1", model: str = "Net") -> dict[tuple[str, int | None, int], bool]:
+    """Whether each pass is sealed."""
+    store = Store()
+    [run] = [r for r in store.runs() if (r.model_name, r.version_name) == (model, version)]
+    found = select(store, run, n_epoch=None, passes="all")
+    return {(s.key.dataset_type, s.key.n_epoch, s.key.pass_no): s.sealed for s in found}
+
+
+def upto(n: int) -> list[str]:
+    """["0", .., "n-1"]."""
+    return [str(i) for i in range(n)]
