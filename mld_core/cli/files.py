@@ -22,8 +22,8 @@ from mld_core.cli.output import emit, emit_json, note
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.evaluator import find_run
 from mld_core.records.export import export_run
-from mld_core.records.layout import Store
-from mld_core.records.retention import GcReport, gc, merge, prune
+from mld_core.records.layout import RunKey, Store
+from mld_core.records.retention import gc, merge, prune
 
 
 def export(
@@ -87,48 +87,43 @@ def collect(
       mld gc --keep-vectors 2            features of the last two epochs of each split stay
       mld gc resnet18 v3 --min-age 0
     """  # noqa: D301  click reads the mark
+    if max_gb is not None and model is not None:
+        raise typer.BadParameter("--max-gb is about the whole store: give no MODEL with it")
     with clear_errors():
         opened = open_store(store)
-        if version is not None and model is not None:
-            runs = [find_run(opened, model, version)]
-        else:
-            runs = [run for run in opened.runs() if model in {None, run.model_name}]
-            if not runs:
-                choose_run(opened, model, None)
-        report = GcReport(dry_run=dry_run)
         rows: list[dict[str, str | int]] = []
-        warnings: list[str] = []
-        for run in runs:
-            one = gc(opened, run, dry_run=dry_run, min_age_s=min_age)
-            report.items += one.items
-            report.failed += one.failed
+        failed: list[str] = []
+        for run in _runs(opened, model, version):
+            report = gc(opened, run, dry_run=dry_run, min_age_s=min_age)
+            rows += [_row(item.kind, item.path, item.bytes) for item in report.items]
+            failed += report.failed
             if keep_vectors is not None:
-                pruned = prune(
-                    opened, run, keep_vectors=keep_vectors, dry_run=dry_run, on_warning=warnings.append
-                )
-                rows += [
-                    {"kind": "features", "bytes": size, "path": str(path)} for path, size in pruned.pruned
-                ]
+                pruned = prune(opened, run, keep_vectors=keep_vectors, dry_run=dry_run, on_warning=note)
+                rows += [_row("features", path, size) for path, size in pruned.pruned]
         if max_gb is not None:
-            pruned = prune(
-                opened,
-                None,
-                keep_vectors=None,
-                max_store_gb=max_gb,
-                dry_run=dry_run,
-                on_warning=warnings.append,
-            )
-            rows += [{"kind": "features", "bytes": size, "path": str(path)} for path, size in pruned.pruned]
-        rows = [
-            {"kind": item.kind, "bytes": item.bytes, "path": str(item.path)} for item in report.items
-        ] + rows
+            pruned = prune(opened, keep_vectors=None, max_store_gb=max_gb, dry_run=dry_run, on_warning=note)
+            rows += [_row("features", path, size) for path, size in pruned.pruned]
         emit(rows, ("kind", "bytes", "path"), as_json=as_json)
         freed = sum(int(row["bytes"]) for row in rows)
         note(f"{len(rows)} items, {freed / 1e6:.1f} MB {'would go' if dry_run else 'freed'} in {opened.root}")
-        for message in [*warnings, *report.failed]:
+        for message in failed:
             note(f"mld: {message}")
-        if report.failed:
+        if failed:
             raise typer.Exit(FAILED)
+
+
+def _runs(store: Store, model: str | None, version: str | None) -> list[RunKey]:
+    """The runs that were meant: one, those of a model, or all."""
+    if model is None:
+        return store.runs()
+    if version is not None:
+        return [find_run(store, model, version)]
+    choose_run(store, model, None)
+    return [run for run in store.runs() if run.model_name == model]
+
+
+def _row(kind: str, path: Path, size: int) -> dict[str, str | int]:
+    return {"kind": kind, "bytes": size, "path": str(path)}
 
 
 def merge_stores(

@@ -18,7 +18,7 @@ from mld_core.cli.common import (
     open_store,
 )
 from mld_core.cli.evaluate import print_result
-from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
+from mld_core.cli.output import emit, emit_frame, emit_json, note, on_terminal, rows_of
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.result import METRIC_COLUMNS, Result
@@ -26,59 +26,73 @@ from mld_core.evaluation.result import METRIC_COLUMNS, Result
 TERMINAL_ROWS = 20
 
 
+ResultOption = Annotated[
+    str | None, typer.Option(help="Name of the result. Default: the newest.", show_default=False)
+]
+IssuesFlag = Annotated[bool, typer.Option("--issues", help="List the units with an issue, worst first.")]
+ClassesFlag = Annotated[bool, typer.Option("--classes", help="One line for each class.")]
+ConfusionFlag = Annotated[bool, typer.Option("--confusion", help="Counts of each (truth, prediction).")]
+ColumnsFlag = Annotated[
+    bool, typer.Option("--columns", help="List the columns of --view, --where and --order-by.")
+]
+ViewOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN", help="Group by this column; up to three times.", show_default=False),
+]
+AdjustOption = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="Standardise the groups by this column.", show_default=False),
+]
+WhereOption = Annotated[
+    str | None, typer.Option(metavar="FILTER", help="Only these units, for --view.", show_default=False)
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(help="A further metric for --view; may be repeated.", show_default=False),
+]
+DatasetOption = Annotated[str | None, typer.Option(help="Only this split.", show_default=False)]
+CategoryOption = Annotated[str | None, typer.Option(help="Issues of this category.", show_default=False)]
+CodeOption = Annotated[str | None, typer.Option(help="Issues with this code.", show_default=False)]
+SeverityOption = Annotated[
+    int | None, typer.Option(min=1, max=5, help="Issues at least this severe.", show_default=False)
+]
+OrderOption = Annotated[
+    list[str] | None, typer.Option(help="Sort the issues; -COLUMN = descending.", show_default=False)
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="At most so many rows. Default: 20 on a terminal, else all.", show_default=False
+    ),
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(metavar="VERSION", help="Compare: VERSION before, this one after.", show_default=False),
+]
+FullFlag = Annotated[bool, typer.Option("--full", help="All columns of the metrics.")]
+
+
 def show(
     model: ModelArgument = None,
     version: VersionArgument = None,
     *,
-    result: Annotated[
-        str | None, typer.Option(help="Name of the result. Default: the newest.", show_default=False)
-    ] = None,
-    issues: Annotated[
-        bool, typer.Option("--issues", help="List the units with an issue, worst first.")
-    ] = False,
-    classes: Annotated[bool, typer.Option("--classes", help="One line for each class.")] = False,
-    confusion: Annotated[
-        bool, typer.Option("--confusion", help="Counts of each (truth, prediction).")
-    ] = False,
-    columns: Annotated[
-        bool, typer.Option("--columns", help="List the columns of --view, --where and --order-by.")
-    ] = False,
-    view: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", help="Group by this column; up to three times.", show_default=False),
-    ] = None,
-    adjust: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Standardise the groups by this column.", show_default=False),
-    ] = None,
-    where: Annotated[
-        str | None, typer.Option(metavar="FILTER", help="Only these units, for --view.", show_default=False)
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="A further metric for --view; may be repeated.", show_default=False),
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only this split.", show_default=False)] = None,
-    category: Annotated[str | None, typer.Option(help="Issues of this category.", show_default=False)] = None,
-    code: Annotated[str | None, typer.Option(help="Issues with this code.", show_default=False)] = None,
-    min_severity: Annotated[
-        int | None, typer.Option(min=1, max=5, help="Issues at least this severe.", show_default=False)
-    ] = None,
-    order_by: Annotated[
-        list[str] | None,
-        typer.Option(help="Sort the issues; -COLUMN = descending.", show_default=False),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="At most so many rows. Default: 20 on a terminal, else all.", show_default=False
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="VERSION", help="Compare: VERSION before, this one after.", show_default=False),
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="All columns of the metrics.")] = False,
+    result: ResultOption = None,
+    issues: IssuesFlag = False,
+    classes: ClassesFlag = False,
+    confusion: ConfusionFlag = False,
+    columns: ColumnsFlag = False,
+    view: ViewOption = None,
+    adjust: AdjustOption = None,
+    where: WhereOption = None,
+    metric: MetricOption = None,
+    dataset: DatasetOption = None,
+    category: CategoryOption = None,
+    code: CodeOption = None,
+    min_severity: SeverityOption = None,
+    order_by: OrderOption = None,
+    limit: LimitOption = None,
+    against: AgainstOption = None,
+    full: FullFlag = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,28 +120,24 @@ def show(
             "issues are chosen by --dataset, --category, --code, --min-severity; not by a view"
         )
     with clear_errors():
-        opened = open_store(store)
-        run = choose_run(opened, model, version)
+        run = choose_run(open_store(store), model, version)
         found = _result(run.model_name, run.version_name, result, store)
         if against is not None:
             _compare(_result(run.model_name, against, None, store), found, dataset, as_json=as_json)
-        elif columns:
-            rows = [{"column": name, "type": kind} for name, kind in found.columns().items()]
-            emit_frame(pd.DataFrame(rows), as_json=as_json)
         elif listing:
-            _cut(
-                found.get_issues(
-                    dataset, category, code, min_severity, order_by, _one_more(limit, as_json=as_json)
-                ),
-                limit,
-                as_json=as_json,
-            )
+            asked = _one_more(limit, as_json=as_json)
+            units = found.get_issues(dataset, category, code, min_severity, order_by, asked)
+            _cut(units, limit, as_json=as_json)
         elif grouping:
             _cut(found.get_view(view, adjust, _also(where, dataset), metric), limit, as_json=as_json)
-        elif classes:
-            _cut(found.class_summary(dataset), limit, as_json=as_json)
-        elif confusion:
-            _cut(found.confusion(dataset), limit, as_json=as_json)
+        elif classes or confusion:
+            table = found.class_summary(dataset) if classes else found.confusion(dataset)
+            _cut(table, limit, as_json=as_json)
+        elif columns:
+            kinds = found.columns()
+            emit(
+                [{"column": name, "type": kinds[name]} for name in kinds], ("column", "type"), as_json=as_json
+            )
         else:
             print_result(found, full=full, as_json=as_json)
 

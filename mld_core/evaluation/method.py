@@ -289,6 +289,8 @@ def _value_problems(
     overflow: int,
     context: ClassificationSplit,
 ) -> list[dict[str, Any]]:
+    if state.counts == 0:
+        return [problem("empty", "the pass holds no rows", selection)]
     found = []
     if state.nonfinite:
         text = (

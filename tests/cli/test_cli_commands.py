@@ -246,6 +246,8 @@ def test_export(mld, evaluated, tmp_path):
 def test_gc(mld, factory, records):
     run = factory.standard()
     store = factory.store.root
+    small = table(mld("gc", "--max-gb", "0.000001", "--dry-run", "--store", store).stdout)
+    assert {row["kind"] for row in small} == {"features"}
     rows = table(mld("gc", "--dry-run", "--keep-vectors", "1", "--min-age", "0", "--store", store).stdout)
     assert {row["kind"] for row in rows} == {"features"}
     before = mld("ls", "net", "v1", "--json", "--store", store).stdout
@@ -253,6 +255,7 @@ def test_gc(mld, factory, records):
     assert done.exit_code == 0
     assert "freed" in done.stderr
     assert mld("ls", "net", "v1", "--json", "--store", store).stdout == before
+    assert mld("gc", "net", "--max-gb", "1", "--store", store).exit_code == 2
     factory.store.recreate(run)
     factory.add_pass(run, "val", records.make_data(10))
     assert mld("evaluate", "--store", store, "--dataset", "val").exit_code == 0

@@ -251,6 +251,18 @@ def test_a_store_without_logits_gives_what_the_samples_hold(factory, records):
     assert "no logits are stored" in str(result.summary())
 
 
+def test_an_empty_pass_has_no_values(factory, records):
+    run = factory.run()
+    factory.add_pass(run, "val", records.make_data(0))
+    result = Evaluator("net", "v1").request_evaluation()
+    row = result.metrics_summary().iloc[0]
+    assert row["counts"] == 0
+    assert row[["accuracy", "auroc", "auprc", "net_entropy", "net_entropy_loss"]].isna().all()
+    assert [one["kind"] for one in result.problems] == ["empty"]
+    assert result.get_issues().empty
+    assert result.get_view("class").empty
+
+
 def test_histogram_metrics_agree_with_exact(standard_store):
     evaluator = Evaluator("net", "v1", store=standard_store.root)
     exact = evaluator.request_evaluation().metrics_summary(full=True)
