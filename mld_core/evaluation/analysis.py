@@ -5,23 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation import categories, space
+from mld_core.evaluation.answers import AnalysisOptions, Fitted, Reference, SplitAnalysis
 from mld_core.evaluation.arrays import LogitScores, SplitArrays, score_logits, unit_errors
 from mld_core.evaluation.blocks import Workers
-from mld_core.evaluation.bootstrap import REPLICATES, error_metrics
+from mld_core.evaluation.bootstrap import error_metrics
 from mld_core.evaluation.categories import Flags, Thresholds
-from mld_core.evaluation.density import Density, RiskBins, local_density, risk_bins
+from mld_core.evaluation.density import Density, local_density, risk_bins
 from mld_core.evaluation.diagnoses import CellEvidence, Diagnoses, Evidence, diagnose
 from mld_core.evaluation.error_probability import ErrorProbability, estimate_errors
-from mld_core.evaluation.folds import SALTS, folds_of, group_codes, key_hashes
+from mld_core.evaluation.folds import folds_of, group_codes, key_hashes
 from mld_core.evaluation.kmeans import assign
 from mld_core.evaluation.label_quality import (
     PROBE_CLASSES,
@@ -35,8 +36,7 @@ from mld_core.evaluation.label_quality import (
     suspected_labels,
 )
 from mld_core.evaluation.layers import LayerView, look_at_layers
-from mld_core.evaluation.neighbourhood import CELL_LIMIT, Nearest, Surroundings, surroundings
-from mld_core.evaluation.neighbours import EXACT_LIMIT
+from mld_core.evaluation.neighbourhood import Nearest, Surroundings, surroundings
 from mld_core.evaluation.regions import CellGrid, Region, cut_cells, find_regions
 from mld_core.evaluation.slices import find_slices
 from mld_core.evaluation.stack_features import StackInputs, fixed_columns
@@ -46,119 +46,21 @@ SHOWN_NEIGHBOURS = 8
 NO_PROGRESS: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
 
-@dataclass(frozen=True)
-class AnalysisOptions:
-    """Choices of an analysis.
-
-    Attributes:
-        risk_tolerance: Replaces the threshold t2; None = from the reference split.
-        replicates: Bootstrap replicates; 0 = no intervals.
-        exact_limit: Base units up to which neighbours are exact.
-        cell_limit: Base units above which cells stand for neighbours.
-        threads: None = one for each usable core, at most 16.
-        salts: One repeat of the cross-fit for each.
-        keep_model: Keep what scores units of other splits (`project_units`); costs the columns' memory.
-        permute_errors: Shuffle the errors by hash first: the null, under which nothing may be dense.
-    """
-
-    risk_tolerance: float | None = None
-    replicates: int = REPLICATES
-    exact_limit: int = EXACT_LIMIT
-    cell_limit: int = CELL_LIMIT
-    threads: int | None = None
-    salts: tuple[str, ...] = SALTS
-    keep_model: bool = False
-    permute_errors: bool = False
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What other splits take over from the reference split."""
-
-    thresholds: Thresholds
-    bins: RiskBins
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What scores units of another split."""
-
-    space: space.Space
-    around: Surroundings
-    inputs: StackInputs
-    labels: NDArray[np.int64]
-    group_keys: NDArray[Any]
-    estimate: ErrorProbability
-    density: Density
-    with_train: bool
-
-
-@dataclass(frozen=True)
-class SplitAnalysis:
-    """Answers for one split; arrays are (N,) in the order of the units.
-
-    Attributes:
-        prediction: int64, -1 where the logits were not finite.
-        msp: float64 largest softmax probability.
-        errors: int8 1 wrong, 0 right, -1 unlabelled.
-        error_proba: float64.
-        baseline_risk: float64 isotonic risk of msp.
-        risk_low: float64 `p_lo`.
-        density: k, m, local error rate and its lower bound `r_lo`.
-        flags: The six booleans.
-        category: int8 number in `categories.CATEGORIES`, -1 where unlabelled.
-        projected: int8 category as if no error were known.
-        ambiguity: float32 share of neighbours without the most frequent label, last layer.
-        label_quality: float32 q of the given label, NaN where unlabelled.
-        suggested_label: int64 most plausible label.
-        neighbours: (N, 8) rows of the nearest labelled units, -1 where there are fewer; None for cells.
-        close_classes: (N, 4) classes with at least 15 % of the neighbours, -1 where fewer.
-        region: int32, -1 outside.
-        regions: The table of regions.
-        points: (N, <= 64) float32 PCA coordinates.
-        estimate: Source of the error probability, guard.
-        posterior: Weights of the label posterior and N_hat.
-        diagnoses: Codes, severities, and what could not be computed.
-        reference: Thresholds and bins for other splits.
-        used: The thresholds this split was categorised with.
-        metrics: Metrics of the error probability with intervals.
-        ratios: Category shares.
-        facts: k, m, t1, t2, method of the neighbours, measured recall, ...
-        fitted: What scores other units, if kept.
-    """
-
-    prediction: NDArray[np.int64]
-    msp: NDArray[np.float64]
-    errors: NDArray[np.int8]
-    error_proba: NDArray[np.float64]
-    baseline_risk: NDArray[np.float64]
-    risk_low: NDArray[np.float64]
-    density: Density
-    flags: Flags
-    category: NDArray[np.int8]
-    projected: NDArray[np.int8]
-    ambiguity: NDArray[np.float32]
-    label_quality: NDArray[np.float32]
-    suggested_label: NDArray[np.int64]
-    neighbours: NDArray[np.int64] | None
-    close_classes: NDArray[np.int32]
-    region: NDArray[np.int32]
-    regions: list[Region]
-    points: NDArray[np.float32]
-    estimate: ErrorProbability
-    posterior: LabelPosterior
-    diagnoses: Diagnoses
-    reference: Reference
-    used: Thresholds
-    metrics: Mapping[str, float | None]
-    ratios: Mapping[str, float | None]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    fitted: Fitted | None = None
-
-
 @dataclass
-class _Work:
-    """What the stages of one analysis share."""
+class Work:
+    """What the stages of one analysis share.
+
+    Attributes:
+        arrays: The split.
+        options: Choices.
+        workers: Open pool.
+        scores: Figures of the logits.
+        errors: (N,) 1 wrong, 0 right, -1 unlabelled; permuted where the options say so.
+        known: (M,) rows of the labelled units.
+        groups: (N,) place of each unit's group in `hashes`.
+        hashes: (G,) hashes of the group keys.
+        folds: (N,) folds for each repeat.
+    """
 
     arrays: SplitArrays
     options: AnalysisOptions
@@ -192,7 +94,12 @@ def analyse(
     chosen = options or AnalysisOptions()
     with Workers(chosen.threads) as workers:
         with progress("logits"):
-            work = _prepare(arrays, chosen, workers)
+            work = prepare(arrays, chosen, workers)
+        if len(work.known) == 0:
+            raise ValueError(
+                f"split {arrays.name!r} has {arrays.rows} units and no label: its errors are unknown; "
+                "evaluate a labelled split first and project it onto this one (project_units)"
+            )
         with progress("feature space"):
             fitted_space = space.fit_space(arrays.layers, workers)
             points = space.project(fitted_space, arrays.layers, workers)
@@ -206,7 +113,7 @@ def analyse(
                 cell_limit=chosen.cell_limit,
             )
         with progress("train reference"):
-            train, train_points = _train_reference(work, fitted_space, points)
+            train, train_points = reference_of(work, fitted_space, points)
         with progress("error probability"):
             inputs = _stack_inputs(work, around, points, train)
             estimate = estimate_errors(
@@ -218,7 +125,7 @@ def analyse(
 
 @dataclass
 class _Estimated:
-    work: _Work
+    work: Work
     space: space.Space
     points: NDArray[np.float32]
     around: Surroundings
@@ -228,22 +135,18 @@ class _Estimated:
     estimate: ErrorProbability
 
 
-def _prepare(arrays: SplitArrays, options: AnalysisOptions, workers: Workers) -> _Work:
+def prepare(arrays: SplitArrays, options: AnalysisOptions, workers: Workers) -> Work:
+    """Figures of the logits, errors, groups and folds of a split."""
     scores = score_logits(arrays.logits, workers)
     errors = unit_errors(arrays, scores.prediction)
     known = np.flatnonzero(errors >= 0)
-    if len(known) == 0:
-        raise ValueError(
-            f"split {arrays.name!r} has {arrays.rows} units and no label: its errors are unknown; evaluate a labelled "
-            "split first and project it onto this one (project_units)"
-        )
     keys, groups = group_codes(arrays.group_keys)
     digests = [key_hashes(keys, salt) for salt in options.salts]
     if options.permute_errors:
         errors = errors.copy()
         errors[known] = errors[known][np.argsort(key_hashes(known, "permute"), kind="stable")]
     folds = [folds_of(one)[groups] for one in digests]
-    return _Work(arrays, options, workers, scores, errors, known, groups, digests[0], folds)
+    return Work(arrays, options, workers, scores, errors, known, groups, digests[0], folds)
 
 
 def shared_codes(
@@ -256,9 +159,10 @@ def shared_codes(
     return codes[: len(keys)], codes[len(keys) :]
 
 
-def _train_reference(
-    work: _Work, fitted_space: space.Space, points: NDArray[np.float32]
+def reference_of(
+    work: Work, fitted_space: space.Space, points: NDArray[np.float32]
 ) -> tuple[TrainReference | None, NDArray[np.float32] | None]:
+    """Figures against the train split and its coordinates; None where it is not recorded with the same layers."""
     arrays, train = work.arrays, work.arrays.train
     if arrays.is_train:
         # The train split is its own reference: its groups are left out, so no unit sees its own label.
@@ -299,7 +203,7 @@ def _train_reference(
 
 
 def _stack_inputs(
-    work: _Work, around: Surroundings, points: NDArray[np.float32], train: TrainReference | None
+    work: Work, around: Surroundings, points: NDArray[np.float32], train: TrainReference | None
 ) -> StackInputs:
     arrays = work.arrays
     fixed = fixed_columns(
@@ -513,8 +417,3 @@ def _diagnoses(
         metadata=arrays.metadata,
     )
     return shown, region, regions, found
-
-
-def with_thresholds(options: AnalysisOptions, risk_tolerance: float | None) -> AnalysisOptions:
-    """The same choices with another risk tolerance."""
-    return replace(options, risk_tolerance=risk_tolerance)

@@ -1,6 +1,7 @@
 """What the statistics of a split are computed from: plain arrays, whoever read them.
 
-Classification units are records; detection units are events with `errors` given and their own columns in `extra`.
+Classification units are records; detection units are events with `errors` given and their own columns in
+`extra`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class SplitArrays:
         logits: (N, K) floats, any width; rows with NaN or infinity count as wrong.
         labels: (N,) int64 true classes, -1 where unlabelled.
         features: Alias -> (N, D) vectors, earliest layer first; without any, the logits are the only layer.
-        groups: (N,) group keys (scene, patient, ...) that never straddle a fold, or None = `hashes`, else each its own.
+        groups: (N,) group keys (scene, patient, ...) that never straddle a fold, or None = `hashes`, else
+            each its own.
         hashes: (N,) input hashes, or None.
         errors: (N,) 1 wrong, 0 right, -1 unknown; None = prediction differs from the label.
         extra: (N, F) further columns for the error estimator (box size, range, ...), or None.
@@ -131,8 +133,8 @@ class LogitScores:
         prediction: (N,) int64 largest logit, smallest class on a tie, -1 where the logits are not finite.
         runner_up: (N,) int64 second class; equals the prediction where K = 1.
         msp: (N,) float64 largest softmax probability (1 / K where not finite).
-        columns: (N, 7 or 9) float32: msp, probability margin, logit margin, entropy, log-sum-exp, largest logit,
-            sum p^2, and for K > 2 MaxLogit-pNorm with p = 2 and 4 (Cattelan and Silva, 2024).
+        columns: (N, 7 or 9) float32: msp, probability margin, logit margin, entropy, log-sum-exp,
+            largest logit, sum p^2, and for K > 2 MaxLogit-pNorm with p = 2 and 4 (Cattelan and Silva, 2024).
     """
 
     prediction: NDArray[np.int64]
@@ -166,7 +168,7 @@ def score_logits(logits: NDArray[Any], workers: Workers) -> LogitScores:
 
 
 def _score_block(z: NDArray[np.float64], span: slice, made: LogitScores) -> None:
-    finite = np.isfinite(z).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(z).all(axis=1))
     if not finite.all():
         z = np.where(finite[:, None], z, 0.0)
     here = np.arange(len(z))

@@ -1,7 +1,7 @@
 """Threads and blocks for array work whose result is the same to the last bit for any number of threads.
 
-Work is cut into blocks of a fixed size, every block is computed with one BLAS thread, and block results are folded
-in the order of the blocks. How many run at once changes the time, never a figure.
+Work is cut into blocks of a fixed size, every block is computed with one BLAS thread, and block results are
+folded in the order of the blocks. How many run at once changes the time, never a figure.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,9 +32,13 @@ class VectorSource(Protocol):
     """(N, D) vectors that can only be walked over, such as those of a pass on disk."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+        ...
 
-    def blocks(self, rows: int) -> Iterator[NDArray[Any]]: ...
+    def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Walk over the vectors, about `rows` at a time."""
+        ...
 
 
 Vectors = NDArray[Any] | VectorSource
@@ -48,7 +55,7 @@ _inside = threading.local()
 
 
 def _enter_worker() -> None:
-    """Start of a worker thread: the number of OpenMP threads is a property of the thread that asks for them."""
+    """Start of a worker: the number of OpenMP threads is a property of the thread that asks for them."""
     _inside.worker = True
     threadpool_limits(1, user_api="openmp")
 
@@ -69,7 +76,7 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self._limit: Any = None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Self:
         self._limit = threadpool_limits(1, user_api="blas")
         self._pool = ThreadPoolExecutor(self.threads, initializer=_enter_worker)
         return self
@@ -85,8 +92,8 @@ class Workers:
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply `work` to every item; answers come in the order of the items, few items are held at once.
 
-        Inside a worker (work that maps work) the items are taken one after the other: no thread waits for the pool
-        it stands in.
+        Inside a worker (work that maps work) the items are taken one after the other: no thread waits for
+        the pool it stands in.
         """
         if self._pool is None:
             raise RuntimeError("Workers is not open: use it as `with Workers() as workers:`")

@@ -1,7 +1,8 @@
 """Cluster bootstrap with Poisson(1) weights drawn from hashes: the same interval on every run.
 
-A group (scene, patient, input) is drawn as a whole, B = 200 times. Its weight in a replicate depends on its key and
-the replicate's number only, so that splits, engines and the two sides of a comparison draw the same groups.
+A group (scene, patient, input) is drawn as a whole, B = 200 times. Its weight in a replicate depends on its
+key and the replicate's number only, so that splits, engines and the two sides of a comparison draw the same
+groups.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, factorial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +42,7 @@ def poisson_weights(hashes: NDArray[np.uint64], replicate: int) -> NDArray[np.in
 
 
 def percentile_interval(values: NDArray[np.floating], level: float = LEVEL) -> Interval:
-    """The interval between the quantiles of the replicates that have a value; (None, None) where fewer than 2 do."""
+    """Quantile interval of the replicates that have a value; (None, None) where fewer than 2 do."""
     kept = values[~np.isnan(values)]
     if len(kept) < 2:
         return None, None
@@ -83,7 +85,8 @@ class RankedErrors:
     """Units sorted by a score, for metrics under many sets of weights.
 
     Attributes:
-        place: (N,) number of each unit's distinct score, by rising score; at most 65,536 equal-mass bins beyond that.
+        place: (N,) number of each unit's distinct score, by rising score; at most 65,536 equal-mass bins
+            beyond that.
         places: How many.
         score: (N,) the score.
         wrong: (N,) float64 1 wrong, 0 right.
@@ -123,7 +126,6 @@ class RankedErrors:
         aurc, augrc = _risk_coverage(total, wrong)
         return {
             "error_proba_auroc": auroc_of_counts(wrong, total),
-            # A score over errors and rights: without any right unit every ranking is perfect, so it says nothing.
             "error_proba_auprc": average_precision_of_counts(wrong, total),
             "error_proba_brier": float((w * (self.score - self.wrong) ** 2).sum() / mass),
             "error_proba_ece": calibration_error(self.score, self.wrong, w),
@@ -135,7 +137,7 @@ class RankedErrors:
 METRICS = ("error_proba_auroc", "error_proba_auprc", "error_proba_brier", "error_proba_ece", "aurc", "augrc")
 
 
-def _risk_coverage(total: NDArray[np.float64], wrong: NDArray[np.float64]) -> tuple[float, float]:
+def _risk_coverage(total: NDArray[Any], wrong: NDArray[Any]) -> tuple[float, float]:
     seen, bad = np.cumsum(total), np.cumsum(wrong)
     share = total / seen[-1]
     risk = bad / np.maximum(seen, 1e-300)

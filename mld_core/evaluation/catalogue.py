@@ -15,8 +15,8 @@ class Diagnosis:
         severity: 1 information to 5 blocking.
         action: What to do.
         predicate: When it applies, in words.
-        needs: What must be recorded for it: "hashes", "train", "train_errors", "epochs", "metadata", "labels",
-            "train_split", "other_split", "comparison".
+        needs: What must be recorded for it: "hashes", "train", "train_errors", "epochs", "metadata",
+            "labels", "train_split", "other_split", "comparison".
     """
 
     code: str

@@ -1,7 +1,8 @@
 """Issue categories: an exact partition of the units into six, from six booleans per unit.
 
-Categories are not keyed on right and wrong alone: they say whether errors are dense where a unit lies, whether risk is
-expressed or predicted there, and whether a monitor of the softmax confidence would have noticed.
+Categories are not keyed on right and wrong alone: they say whether errors are dense where a unit lies,
+whether risk is expressed or predicted there, and whether a monitor of the softmax confidence would have
+noticed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MEANINGS = {
     "hotspot": "Errors are dense here, expressed or predicted: collect data.",
     "recessive_hotspot": "The evidence disagrees: an isolated error, or risk only predicted or only around.",
     "critical_hotspot": "Dense errors, wrong, and a confidence monitor would have passed it: collect first.",
-    "aleatoric_hotspot": "Two labels tie here and errors are no more frequent than the tie explains: check the labels.",
+    "aleatoric_hotspot": "Two labels tie here and errors are no more frequent than it explains: check labels.",
 }
 
 Flag = NDArray[np.bool_]
@@ -137,8 +138,8 @@ def category_ratios(flags: Flags, proba: NDArray[np.floating]) -> dict[str, floa
     """Shares of the units in each category, under the names of the public summary and of its full form.
 
     `<category>_ratio` sum to exactly 1 (as counts over the number of units); `aleatoric_overlay_ratio` and
-    `five_way_<category>_ratio` are the overlapping reading; `expected_risk_coverage` is the mean error probability in
-    the two coverage categories, which hold no observed error by definition.
+    `five_way_<category>_ratio` are the overlapping reading; `expected_risk_coverage` is the mean error
+    probability in the two coverage categories, which hold no observed error by definition.
     """
     rows = len(proba)
     six, five = categorise(flags), five_way(flags)

@@ -1,4 +1,4 @@
-"""The two suffixes of classification codes that need the analysis: `|` (confused with) and `**` (features know better)."""
+"""Suffixes of classification codes that need the analysis: `|` confused with, `**` features know better."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LISTED = 4
 
 
 def close_classes(counts: NDArray[np.floating]) -> NDArray[np.int32]:
-    """(N, 4) classes that hold at least 15 % of a unit's neighbours, by falling share, then number; -1 where fewer.
+    """(N, 4) classes that hold at least 15 % of a unit's neighbours, largest share first; -1 = none.
 
     Args:
         counts: (N, K) neighbours of each label.
@@ -38,9 +38,9 @@ def suffixed_codes(
 ) -> NDArray[np.object_]:
     """Error codes with their suffixes.
 
-    In category hotspot the prediction is followed by the other classes that hold at least 15 % of the neighbours, at
-    most 4 classes in all; in critical and aleatoric hotspots a wrong unit whose label is the most plausible one ends
-    in `**`.
+    In category hotspot the prediction is followed by the other classes that hold at least 15 % of the
+    neighbours, at most 4 classes in all; in critical and aleatoric hotspots a wrong unit whose label is the
+    most plausible one ends in `**`.
 
     Args:
         category: (N,) category numbers, -1 where unlabelled.
@@ -54,7 +54,8 @@ def suffixed_codes(
 
     Example:
         >>> close = np.array([[7, 1, -1, -1]] * 2)
-        >>> suffixed_codes(np.array([2, 4]), np.array([3, 9]), np.array([7, 7]), close, np.array([3, 9])).tolist()
+        >>> labels, said = np.array([3, 9]), np.array([7, 7])
+        >>> suffixed_codes(np.array([2, 4], np.int8), labels, said, close, labels).tolist()
         ['CLS3->7|1', 'CLS9->7**']
     """
     knows = np.isin(category, (CRITICAL, ALEATORIC)) & (prediction != labels) & (plausible_label == labels)

@@ -83,7 +83,9 @@ def paired_intervals(
     *,
     replicates: int = REPLICATES,
 ) -> dict[str, tuple[float | None, Interval]]:
-    """Differences after - before of metrics with paired cluster-bootstrap intervals: both sides draw the same groups.
+    """Differences after - before of metrics with paired cluster-bootstrap intervals.
+
+    Both sides draw the same groups.
 
     Args:
         before: Metrics of the first result from (N,) weights, such as `RankedErrors.metrics`.

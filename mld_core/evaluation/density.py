@@ -1,4 +1,4 @@
-"""Local error density: how many errors lie around a unit, and whether they are more than chance puts there."""
+"""Local error density: how many errors lie around a unit, and whether chance puts that many there."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def risk_bins(proba: NDArray[np.floating], errors: NDArray[np.integer]) -> RiskB
     edges = edges[edges > ranked[0]] if len(ranked) else edges
     where = np.searchsorted(edges, proba, side="right")
     count = np.bincount(where, minlength=len(edges) + 1).astype(np.float64)
-    bad = np.bincount(where, weights=(errors == 1).astype(np.float64), minlength=len(edges) + 1)
+    bad = np.bincount(where[errors == 1], minlength=len(edges) + 1).astype(np.float64)
     return RiskBins(edges, bad, count, np.asarray(betaincinv(bad + 0.5, count - bad + 0.5, ALPHA)))
 
 
@@ -177,8 +177,8 @@ class Ambiguity:
 def ambiguity_of(counts: NDArray[np.floating]) -> Ambiguity:
     """Ambiguity from (N, K) label counts, which may be sums of soft labels.
 
-    The test is the upper tail P(X >= n1) of Binomial(n1 + n2, 1/2), as the incomplete beta function I_1/2(n1, n2 + 1),
-    which is the same for whole counts and continues it to soft ones.
+    The test is the upper tail P(X >= n1) of Binomial(n1 + n2, 1/2), as the incomplete beta function
+    I_1/2(n1, n2 + 1), which is the same for whole counts and continues it to soft ones.
 
     Example:
         >>> made = ambiguity_of(np.array([[16, 14, 2], [30, 2, 0], [8, 6, 7]]))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.arrays import EpochArrays
-from mld_core.evaluation.catalogue import BY_CODE, CATALOGUE, NEEDS
+from mld_core.evaluation.catalogue import CATALOGUE, NEEDS, primary_first
 from mld_core.evaluation.categories import CRITICAL, Flags
 from mld_core.evaluation.density import Ambiguity
 from mld_core.evaluation.folds import group_codes
@@ -96,7 +96,7 @@ class Evidence:
     @property
     def wrong(self) -> Mask:
         """Labelled and wrong."""
-        return self.errors == 1
+        return np.asarray(self.errors == 1)
 
     @property
     def missing(self) -> frozenset[str]:
@@ -139,11 +139,11 @@ class Diagnoses:
     def codes_of(self, row: int) -> list[str]:
         """Codes of one unit, primary first."""
         found = [code for code, mask in self.masks.items() if mask[row]]
-        return sorted(found, key=lambda code: (-BY_CODE[code].severity, code))
+        return primary_first(found)
 
 
 def diagnose(evidence: Evidence) -> Diagnoses:
-    """Apply the catalogue; a code that needs something not recorded says so instead of being silently absent."""
+    """Apply the catalogue; a code that needs something not recorded says so, instead of being absent."""
     missing = evidence.missing
     masks: dict[str, Mask] = {}
     reasons: dict[str, str] = {}
@@ -186,8 +186,9 @@ def conflicting_duplicates(hashes: NDArray[Any], labels: NDArray[np.int64]) -> M
 def significant_pairs(labels: NDArray[np.int64], prediction: NDArray[np.int64]) -> set[tuple[int, int]]:
     """(label, prediction) pairs among errors that are more frequent than their margins explain.
 
-    Errors of one label are spread over the other classes in proportion to how often those are wrongly predicted at
-    all (quasi-independence: the diagonal is empty by definition); one-sided binomial, Benjamini-Hochberg over pairs.
+    Errors of one label are spread over the other classes in proportion to how often those are wrongly
+    predicted at all (quasi-independence: the diagonal is empty by definition); one-sided binomial,
+    Benjamini-Hochberg over pairs.
 
     Args:
         labels: (E,) labels of wrong units.
@@ -213,26 +214,26 @@ def _systematic_confusion(e: Evidence) -> Mask:
     made = np.zeros(len(e.labels), np.bool_)
     for t, y in sorted(found):
         made |= usable & (e.labels == t) & (e.prediction == y)
-    return made & e.flags.dense
+    return np.asarray(made & e.flags.dense)
 
 
 def _head_fixable(e: Evidence) -> Mask:
-    return e.wrong & (e.labels >= 0) & (e.neighbours.first == e.labels) & e.neighbours.rejected
+    return np.asarray(e.wrong & (e.labels >= 0) & (e.neighbours.first == e.labels) & e.neighbours.rejected)
 
 
 def _collapse(e: Evidence) -> Mask:
     earlier = np.any([layer.majority for layer in e.layers[:-1]], axis=0)
-    return e.flags.dense & ~e.layers[-1].majority & earlier
+    return np.asarray(e.flags.dense & ~e.layers[-1].majority & earlier)
 
 
 def _uninformative(e: Evidence) -> Mask:
-    return e.flags.dense & ~np.any([layer.majority for layer in e.layers], axis=0)
+    return np.asarray(e.flags.dense & ~np.any([layer.majority for layer in e.layers], axis=0))
 
 
 def _leakage(e: Evidence) -> Mask:
     assert e.hashes is not None
     assert e.train_hashes is not None
-    return np.isin(e.hashes, e.train_hashes)
+    return np.asarray(np.isin(e.hashes, e.train_hashes))
 
 
 def _novel(e: Evidence) -> Mask:

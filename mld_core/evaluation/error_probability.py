@@ -1,8 +1,9 @@
 """Error probability: the cross-fitted stacked error estimator (CSE), its guard and its fall-backs.
 
-Boosted trees and a logistic regression predict from a model's internals whether a unit is wrong. They are fitted on
-the evaluated split itself, each unit scored by models that saw neither it nor its group, three times over with other
-folds. Where that does not beat the isotonic risk of the softmax confidence alone, the latter is published.
+Boosted trees and a logistic regression predict from a model's internals whether a unit is wrong. They are
+fitted on the evaluated split itself, each unit scored by models that saw neither it nor its group, three
+times over with other folds. Where that does not beat the isotonic risk of the softmax confidence alone, the
+latter is published.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class ErrorProbability:
     Attributes:
         error_proba: (N,) float64 estimated probability of being wrong.
         baseline_risk: (N,) float64 cross-fitted isotonic risk of the largest softmax probability.
-        source: "cse", "msp_isotonic" (guard or too few errors) or "constant" (no errors, or nothing but errors).
+        source: "cse", "msp_isotonic" (guard or too few errors) or "constant" (no errors, or nothing but
+            errors).
         reason: Why it is not "cse"; empty where it is.
         guard_z: Paired z of the log-loss gained over the baseline; NaN where the estimator did not run.
         model: Scores further units; None unless asked for.
@@ -146,14 +148,14 @@ def estimate_errors(
     z = guard(proba[known], baseline[known], inputs.errors[known], groups[known])
     source = CSE if z > GUARD_Z else MSP_ISOTONIC
     reason = "" if source == CSE else f"log-loss not significantly below the softmax baseline's (z = {z:.2f})"
-    model = None
+    full: ErrorModel | None = None
     if with_model or unlabelled:
-        model = _full_model(inputs, raw, isotonic, constant, source, workers)
+        full = _full_model(inputs, raw, isotonic, constant, source, workers)
     if unlabelled:
         rows = np.flatnonzero(inputs.errors < 0)
-        assert model is not None
-        proba[rows] = _score_new(model, inputs, rows, msp)
-    return ErrorProbability(proba if source == CSE else baseline.copy(), baseline, source, reason, z, model)
+        assert full is not None
+        proba[rows] = _score_new(full, inputs, rows, msp)
+    return ErrorProbability(proba if source == CSE else baseline.copy(), baseline, source, reason, z, full)
 
 
 def guard(
@@ -162,9 +164,10 @@ def guard(
     errors: NDArray[np.int8],
     groups: NDArray[np.int64],
 ) -> float:
-    """Paired z of the log-loss of the baseline over that of the estimate, group by group; above 0 = the estimate wins.
+    """Paired z of the log-loss of the baseline over that of the estimate, above 0 = the estimate wins.
 
-    Probabilities are held within [1 / (n + 2), 1 - 1 / (n + 2)]: an isotonic 0 would else cost infinitely much.
+    Probabilities are held within [1 / (n + 2), 1 - 1 / (n + 2)]: an isotonic 0 would else cost infinitely
+    much.
     """
     edge = 1 / (len(errors) + 2)
     p, b = (np.clip(value, edge, 1 - edge) for value in (proba, baseline))
@@ -195,7 +198,7 @@ def _isotonic_risk(
 def _cross_fit(
     inputs: StackInputs, folds: list[NDArray[np.int8]], workers: Workers
 ) -> list[NDArray[np.float64]]:
-    """For each repeat (N,) mean log-odds of both models, every labelled unit scored by models without its fold."""
+    """For each repeat (N,) mean log-odds of both models; a unit is scored by models without its fold."""
     made = [np.zeros(len(inputs.errors)) for _ in folds]
 
     def one(task: tuple[int, int]) -> None:
@@ -238,7 +241,7 @@ def _columns(
 def capped(
     errors: NDArray[np.int8], rows: NDArray[np.int64], stream: int, cap: int = TRAIN_CAP
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """At most about `cap` training rows: the rarer outcome whole, the other hash-sampled with inverse weights.
+    """At most about `cap` training rows, the rarer outcome whole, the other hash-sampled, inverse weights.
 
     Where both outcomes exceed half the cap, both are sampled down to half of it.
 
@@ -309,7 +312,7 @@ def _full_model(
     rows, weight = capped(inputs.errors, inputs.base_rows, len(SALTS) * FOLDS)
     trees, linear = _fit_pair(_columns(inputs, rows, None, -1), inputs.errors[rows], weight, workers)
     known = inputs.base_rows
-    # The log-odds of new units are as spread as out-of-fold ones, so those are what the calibration is fitted to.
+    # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
     platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], workers)
     return ErrorModel(trees, linear, platt, isotonic, constant, source)
 

@@ -1,4 +1,4 @@
-"""Folds and random-looking numbers from hashes: no generator, the same on every machine and in any order of rows."""
+"""Folds and random-looking numbers from hashes: no generator, the same on every machine."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def neighbour_member(around: Neighbourhood, base_labels: NDArray[np.int64], n_cl
 def probe_member(
     points: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int8], n_class: int
 ) -> Member:
-    """A logistic probe on the first 32 PCA coordinates, cross-fitted over the folds, at most 20,000 units a fit."""
+    """A logistic probe on the first 32 PCA coordinates, cross-fitted over the folds, 20,000 units a fit."""
     x = points[:, :32]
     spread = x.std(axis=0)
     x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -110,7 +110,7 @@ def probe_member(
 
 
 def _floored(p: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.log(np.maximum(p, FLOOR))
+    return np.asarray(np.log(np.maximum(p, FLOOR)))
 
 
 def pool(members: Sequence[NDArray[np.floating]], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -131,7 +131,9 @@ def pool(members: Sequence[NDArray[np.floating]], weights: NDArray[np.float64]) 
 
 
 def fit_weights(members: Sequence[NDArray[np.floating]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights >= 0 that maximise mean ln(.95 q[y] + .05 / K): a label may be wrong, so a miss costs a bounded amount.
+    """Weights >= 0 that maximise mean ln(.95 q[y] + .05 / K).
+
+    A label may be wrong, so a miss costs a bounded amount.
 
     Args:
         members: (n, K) log-probabilities of each member.
@@ -165,7 +167,8 @@ def label_posterior(
 
     Args:
         members: Each gives log-probabilities of any rows.
-        labels: (N,) given labels, -1 where unlabelled; unlabelled units use the weights of fold 0's complement.
+        labels: (N,) given labels, -1 where unlabelled; unlabelled units use the weights of fold 0's
+            complement.
         folds: (N,) folds.
         n_class: Number of classes.
         workers: Open pool.
@@ -205,9 +208,10 @@ def estimate_wrong_labels(
     best_proba: NDArray[np.floating],
     labels: NDArray[np.int64],
 ) -> int:
-    """N_hat = max(0, round(sum over disagreeing units of (1 - q[y]) - sum over agreeing ones of (1 - max q))).
+    """N_hat: how many labels are probably wrong.
 
-    Disagreement mass, net of the doubt q shows where it agrees.
+    max(0, round(sum of 1 - q[y] over disagreeing units - sum of 1 - max q over agreeing ones)):
+    disagreement mass, net of the doubt q shows where it agrees.
 
     Example:
         >>> given, best = np.array([0.1, 0.9, 0.2]), np.array([1, 1, 0])
@@ -224,7 +228,7 @@ def estimate_wrong_labels(
 def suspected_labels(
     posterior: LabelPosterior, labels: NDArray[np.int64], errors: NDArray[np.int8]
 ) -> NDArray[np.bool_]:
-    """(N,) units of code C01: wrong, q points elsewhere, and among the N_hat worst label qualities of such units."""
+    """(N,) units of code C01: wrong, q points elsewhere, among the N_hat worst label qualities of those."""
     rows = np.flatnonzero((errors == 1) & (labels >= 0) & (posterior.best != labels))
     chosen = rows[np.argsort(posterior.given[rows], kind="stable")[: posterior.n_hat]]
     made = np.zeros(len(labels), np.bool_)

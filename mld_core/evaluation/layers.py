@@ -45,8 +45,8 @@ def look_at_layers(
 ) -> LayerView:
     """Count the labels of the max(k, 32) nearest labelled units in each layer's own 32 coordinates.
 
-    Where one layer is recorded the pooled neighbours are its neighbours: no second search. With cells in place of
-    neighbours (above five million units) the pooled cells stand for every layer.
+    Where one layer is recorded the pooled neighbours are its neighbours: no second search. With cells in
+    place of neighbours (above five million units) the pooled cells stand for every layer.
     """
     wide = max(k, MINIMUM_AMBIGUITY_K)
     close = np.full((arrays.rows, LISTED), -1, np.int32)

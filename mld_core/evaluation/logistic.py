@@ -1,7 +1,7 @@
 """Logistic regression with an L2 penalty, solved to convergence by Newton's method.
 
-Minimises C * sum_i w_i log-loss_i + |beta|^2 / 2 without a penalty on the intercept, scikit-learn's objective. Newton
-reaches the one minimum in a few steps, where a quasi-Newton solver stops at a tolerance.
+Minimises C * sum_i w_i log-loss_i + |beta|^2 / 2 without a penalty on the intercept, scikit-learn's
+objective. Newton reaches the one minimum in a few steps, where a quasi-Newton solver stops at a tolerance.
 """
 
 from __future__ import annotations

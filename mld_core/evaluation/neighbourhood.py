@@ -1,7 +1,7 @@
 """What is around a unit: sums over its nearest neighbours, or, above five million units, over its cells.
 
-Both answer the same questions - sums of a value over ever wider surroundings, counts of the labels, how far away they
-are - so that the estimators do not know which of them they were given.
+Both answer the same questions - sums of a value over ever wider surroundings, counts of the labels, how far
+away they are - so that the estimators do not know which of them they were given.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Neighbourhood(Protocol):
 
 @dataclass
 class Nearest:
-    """Surroundings as lists of neighbours: `index` is (N, k) base rows by rising distance, -1 where there are fewer."""
+    """Surroundings as lists of neighbours: `index` is (N, k) base rows by rising distance, -1 = none."""
 
     index: NDArray[np.int32]
     distance: NDArray[np.float32]
@@ -156,7 +156,7 @@ class Cells:
     def label_counts(
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """See `Neighbourhood.label_counts`; scaled to `k` neighbours, so that tests do not gain from large cells."""
+        """See `Neighbourhood.label_counts`; scaled to `k`, so that no test gains from a large cell."""
         cells = len(self.near)
         known = labels >= 0
         flat = self.base_cell[known].astype(np.int64) * n_class + labels[known]
@@ -196,7 +196,7 @@ def steps_of(k: int) -> int:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A neighbourhood and how it was found: "exact", "lists" or "cells", and the measured recall (1 where exact)."""
+    """A neighbourhood and how it was found: "exact", "lists" or "cells", and the measured recall."""
 
     around: Neighbourhood
     method: str
@@ -256,7 +256,7 @@ def look(
 
 
 def log_distances(squared: NDArray[np.float32], places: tuple[int, ...]) -> NDArray[np.float32]:
-    """Natural logarithms of the distances at the given ranks (1 = nearest); the last finite one where there are fewer."""
+    """Natural logarithms of the distances at the given ranks (1 = nearest), else of the last finite one."""
     have = np.isfinite(squared).sum(axis=1)
     made = np.zeros((len(squared), len(places)), np.float32)
     for column, place in enumerate(places):
@@ -272,7 +272,7 @@ def _cells(points: NDArray[np.float32], base_rows: NDArray[np.int64], workers: W
     count = max(1, len(base_rows) // CELL_SIZE)
     centroids = two_level_centroids(points, count, workers)
     cell = two_level_assign(points, centroids, workers)
-    flat = np.concatenate([leaf for leaf in centroids[1]])
+    flat = np.concatenate(centroids[1])
     near = _near_cells(flat, workers)
     own = np.full(len(points), -1, np.int64)
     own[base_rows] = np.arange(len(base_rows))

@@ -1,14 +1,16 @@
 """Nearest neighbours under L2 with a unit's own group left out.
 
-Up to 200,000 base points the search is exact. Beyond that the base is cut into cells (an inverted file, Jegou, Douze
-and Schmid, 2011): the queries of a cell look into the cells nearest to theirs, more of them until the recall on 500
-exactly searched queries reaches 0.98. All of it is numpy: with or without faiss the answer is the same.
+Up to 200,000 base points the search is exact. Beyond that the base is cut into cells (an inverted file,
+Jegou, Douze and Schmid, 2011): the queries of a cell look into the cells nearest to theirs, more of them
+until the recall on 500 exactly searched queries reaches 0.98. All of it is numpy: with or without faiss the
+answer is the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ _TILE = 2**23
 _STRIDE = 8
 
 Consumer = Callable[[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]], None]
-"""Called with rows (q,), neighbours (q, k) by rising distance, -1 where there are fewer, and squared distances."""
+"""Called with rows (q,), neighbours (q, k) by rising distance, -1 = none, and squared distances (q, k)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Base:
     norms: NDArray[np.float32]
     groups: NDArray[np.int64] | None
     lists: Lists | None = None
+
+    def regrouped(self, groups: NDArray[np.int64] | None) -> Base:
+        """The same points with other group codes."""
+        return replace(self, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,11 @@ def make_base(
     k: int = 128,
     exact_limit: int = EXACT_LIMIT,
 ) -> Base:
-    """Prepare points for searches of up to `k` neighbours; builds the inverted file beyond `exact_limit` points."""
+    """Prepare points for searches of up to `k` neighbours; beyond `exact_limit` with an inverted file."""
     base = Base(points, squared_norms(points), groups)
     if len(points) <= exact_limit:
         return base
-    return Base(base.points, base.norms, groups, _build_lists(base, k, workers))
+    return replace(base, lists=_build_lists(base, k, workers))
 
 
 def search(
@@ -148,7 +154,7 @@ def _nearest(
     points, norms, codes = base.points, base.norms, base.groups
     if members is not None:
         points, norms, codes = points[members], norms[members], None if codes is None else codes[members]
-    distance = (queries * np.float32(-2)) @ points.T
+    distance: NDArray[Any] = (queries * np.float32(-2)) @ points.T
     distance += norms
     if groups is not None and codes is not None:
         distance[groups[:, None] == codes[None, :]] = np.inf
@@ -156,12 +162,12 @@ def _nearest(
     values += squared_norms(queries)[:, None]
     np.maximum(values, 0, out=values)
     found = columns if members is None else members[columns]
-    found = np.where(np.isfinite(values), found, -1).astype(np.int32)
-    if found.shape[1] < k:
-        pad = ((0, 0), (0, k - found.shape[1]))
-        found = np.pad(found, pad, constant_values=-1)
+    near = np.where(np.isfinite(values), found, -1).astype(np.int32)
+    if near.shape[1] < k:
+        pad = ((0, 0), (0, k - near.shape[1]))
+        near = np.pad(near, pad, constant_values=-1)
         values = np.pad(values, pad, constant_values=np.inf)
-    return found, values
+    return near, values
 
 
 def _smallest(distance: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -182,7 +188,8 @@ def _smallest(distance: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64],
 def _candidates(distance: NDArray[np.float32], k: int) -> NDArray[np.int64] | None:
     """Columns that hold the `k` smallest of every row, found by a threshold from every 8th column.
 
-    Comparing with a threshold is several times cheaper than partitioning the row. None where a threshold fell short.
+    Comparing with a threshold is several times cheaper than partitioning the row. None where a threshold
+    fell short.
     """
     sample = np.ascontiguousarray(distance[:, ::_STRIDE])
     place = min(int(k / _STRIDE + 4 * np.sqrt(k / _STRIDE) + 4), sample.shape[1] - 1)
@@ -219,7 +226,7 @@ def _build_lists(base: Base, k: int, workers: Workers) -> Lists:
     near[:, 0] = np.arange(len(centroids))
     lists = Lists(centroids, order, starts, near, 1, 0.0)
     probes, recall = _tune(base, lists, cells, k, workers)
-    return Lists(centroids, order, starts, near, probes, recall)
+    return replace(lists, probes=probes, recall=recall)
 
 
 def _tune(base: Base, lists: Lists, cells: NDArray[np.int32], k: int, workers: Workers) -> tuple[int, float]:

@@ -188,7 +188,7 @@ def region_name(
     errors: NDArray[np.int8],
     metadata: pd.DataFrame | None,
 ) -> str:
-    """The most frequent wrong (label, prediction) pair, and the metadata value most over-represented inside, if any."""
+    """The most frequent wrong (label, prediction) pair @ the metadata value most over-represented inside."""
     wrong = rows[errors[rows] == 1]
     pairs: Counter[tuple[Any, Any]] = Counter(
         zip(labels[wrong].tolist(), prediction[wrong].tolist(), strict=True)
@@ -202,7 +202,7 @@ def region_name(
 
 
 def _telling_value(rows: NDArray[np.int64], metadata: pd.DataFrame) -> str | None:
-    """ "column=value" of the largest significant excess of a value's share inside over outside."""
+    """The "column=value" of the largest significant excess of a value's share inside over outside."""
     found: list[tuple[float, str]] = []
     p_values: list[float] = []
     inside = np.zeros(len(metadata), np.bool_)

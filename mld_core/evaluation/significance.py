@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, betaincc, ndtr
@@ -9,8 +11,10 @@ from scipy.special import betainc, betaincc, ndtr
 LEVEL = 0.05
 
 
-def benjamini_hochberg(p_values: NDArray[np.floating], q: float = LEVEL) -> NDArray[np.bool_]:
-    """Which hypotheses are rejected at false discovery rate `q` (Benjamini and Hochberg, 1995); NaN is never rejected.
+def benjamini_hochberg(p_values: NDArray[Any], q: float = LEVEL) -> NDArray[np.bool_]:
+    """Which hypotheses are rejected at false discovery rate `q` (Benjamini and Hochberg, 1995).
+
+    NaN is never rejected.
 
     Example:
         >>> benjamini_hochberg(np.array([0.01, 0.04, 0.9, 0.02])).tolist()
@@ -25,9 +29,7 @@ def benjamini_hochberg(p_values: NDArray[np.floating], q: float = LEVEL) -> NDAr
     return made
 
 
-def binomial_upper(
-    hits: NDArray[np.floating], count: NDArray[np.floating], p: NDArray[np.floating] | float
-) -> NDArray[np.float64]:
+def binomial_upper(hits: NDArray[Any], count: NDArray[Any], p: NDArray[Any] | float) -> NDArray[np.float64]:
     """P(X >= hits) for X ~ Binomial(count, p).
 
     Example:
@@ -37,9 +39,7 @@ def binomial_upper(
     return np.asarray(np.where(hits > 0, betainc(np.maximum(hits, 1e-12), count - hits + 1, p), 1.0))
 
 
-def binomial_lower(
-    hits: NDArray[np.floating], count: NDArray[np.floating], p: NDArray[np.floating] | float
-) -> NDArray[np.float64]:
+def binomial_lower(hits: NDArray[Any], count: NDArray[Any], p: NDArray[Any] | float) -> NDArray[np.float64]:
     """P(X <= hits) for X ~ Binomial(count, p).
 
     Example:
@@ -50,12 +50,12 @@ def binomial_lower(
 
 
 def two_proportions_upper(
-    hits: NDArray[np.floating],
-    count: NDArray[np.floating],
-    other_hits: NDArray[np.floating],
-    other_count: NDArray[np.floating],
+    hits: NDArray[Any],
+    count: NDArray[Any],
+    other_hits: NDArray[Any],
+    other_count: NDArray[Any],
 ) -> NDArray[np.float64]:
-    """One-sided p-value that hits / count is above the other proportion: the pooled z test, 1 where a side is empty."""
+    """One-sided p-value that hits / count is above the other proportion: pooled z, 1 if a side is empty."""
     n, m = np.maximum(count, 1), np.maximum(other_count, 1)
     pooled = (hits + other_hits) / (n + m)
     spread = np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
@@ -63,7 +63,7 @@ def two_proportions_upper(
     return np.asarray(np.where((count > 0) & (other_count > 0) & (spread > 0), ndtr(-z), 1.0))
 
 
-def two_sided_z(difference: NDArray[np.floating], spread: NDArray[np.floating]) -> NDArray[np.float64]:
+def two_sided_z(difference: NDArray[Any], spread: NDArray[Any]) -> NDArray[np.float64]:
     """Two-sided p-value of a difference of known spread; 1 where the spread is 0."""
     z = np.abs(difference) / np.where(spread > 0, spread, 1)
     return np.asarray(np.where(spread > 0, 2 * ndtr(-z), 1.0))

@@ -1,6 +1,7 @@
 """Metadata slices with more errors than the rest: SliceLine's score over conjunctions of column values.
 
-Score = a (err_S / err - 1) - (1 - a) (n / |S| - 1) with a = 0.6 and at least 10 units (Sagadeeva and Boehm, 2021).
+Score = a (err_S / err - 1) - (1 - a) (n / |S| - 1) with a = 0.6 and at least 10 units (Sagadeeva and Boehm,
+2021).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def find_slices(metadata: pd.DataFrame, errors: NDArray[np.int8]) -> list[Metada
     """The best-scoring slices of one or two conditions, best first, at most 10; scores above 0 only.
 
     Args:
-        metadata: One row per unit. Numbers with many values are cut at quintiles; texts with more than 50 values and
-            columns with one value are left out.
+        metadata: One row per unit. Numbers with many values are cut at quintiles; texts with more than 50
+            values and columns with one value are left out.
         errors: (N,) 1 wrong, 0 right, -1 unlabelled.
     """
     known = np.flatnonzero(errors >= 0)

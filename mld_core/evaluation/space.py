@@ -1,7 +1,7 @@
 """The space neighbours are looked for in: recorded layers, made comparable, concatenated and reduced by PCA.
 
-Each layer is centred and scaled to unit mean squared norm; the covariance of the concatenation is streamed once over
-the vectors, so that only the projections are ever held.
+Each layer is centred and scaled to unit mean squared norm; the covariance of the concatenation is streamed
+once over the vectors, so that only the projections are ever held.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def fit_space(features: Mapping[str, Vectors], workers: Workers) -> Space:
         workers: Open pool.
 
     Returns:
-        The space; at most min(64, D, N - 1) pooled axes, signed so that the largest-magnitude entry is positive.
+        The space; at most min(64, D, N - 1) pooled axes, signed so that the largest-magnitude entry is
+        positive.
     """
     names = tuple(features)
     blocks = joined_blocks(features, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,7 @@ def fixed_columns(
         base_prediction: (M,) predictions of the base units, None = `scores.prediction[base_rows]`.
     """
     base = scores.prediction[base_rows] if base_prediction is None else base_prediction
-    parts: list[NDArray[np.floating]] = [
+    parts: list[NDArray[Any]] = [
         scores.columns,
         same_prediction_share(around, base, scores.prediction, n_class, workers)[:, None],
         around.distance,
@@ -124,8 +125,9 @@ def fold_columns(
 ) -> NDArray[np.float32]:
     """Columns that depend on errors, from the training folds only.
 
-    The error rates of 8, 32 and 96 neighbours shrunk with 4 pseudo-counts to the mean of the training folds, and
-    beyond 64 classes the error rates of the predicted class and the runner-up, for a training unit without its fold.
+    The error rates of 8, 32 and 96 neighbours shrunk with 4 pseudo-counts to the mean of the training
+    folds, and beyond 64 classes the error rates of the predicted class and the runner-up, for a training
+    unit without its fold.
 
     Args:
         inputs: What the estimator is fitted on.
@@ -167,7 +169,7 @@ def _encoded(
     held_out: int,
     mean: float,
 ) -> NDArray[np.float64]:
-    """Error rate of each unit's class, from training folds other than the unit's own, with prior weight 20."""
+    """Error rate of each unit's class from training folds other than the unit's own, prior weight 20."""
     shape = (inputs.n_class + 1, FOLDS + 1)
     train = inputs.base_rows[folds[inputs.base_rows] != held_out] if held_out >= 0 else inputs.base_rows
     # Class -1 and fold -1 (everybody) stand in the last row and column.

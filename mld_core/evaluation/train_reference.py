@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,11 @@ class TrainReference:
     """Per-unit figures against the train split.
 
     Attributes:
-        columns: (N, 4) float32: share of 10 and of 50 train neighbours whose label is the prediction, log trust ratio
-            (10th distance to the nearest other class over 10th distance to the predicted class; Jiang et al., 2018),
-            log 10th distance.
-        novelty: (N,) float32 conformal p-value of the 10th distance against the train units' own; small = novel.
+        columns: (N, 4) float32: share of 10 and of 50 train neighbours whose label is the prediction, log
+            trust ratio (10th distance to the nearest other class over 10th distance to the predicted class;
+            Jiang et al., 2018), log 10th distance.
+        novelty: (N,) float32 conformal p-value of the 10th distance against the train units' own; small =
+            novel.
     """
 
     columns: NDArray[np.float32]
@@ -92,7 +94,7 @@ def train_reference(
 
 
 def _near_trust(agree: NDArray[np.bool_], squared: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Trust ratio from the nearest neighbours: a class that is not met 10 times is at least as far as the last one."""
+    """Trust ratio from the nearest neighbours: a class not met 10 times is at least as far as the last."""
     own = _rank_distance(squared, agree)
     other = _rank_distance(squared, ~agree)
     return np.asarray(
@@ -127,7 +129,7 @@ def exact_trust(
     made = np.empty(len(points), np.float32)
 
     def one(span: slice) -> None:
-        distance = (points[span] * np.float32(-2)) @ sorted_points.T
+        distance: NDArray[Any] = (points[span] * np.float32(-2)) @ sorted_points.T
         distance += sorted_norms
         distance += squared_norms(points[span])[:, None]
         if codes is not None and groups is not None:
