@@ -9,6 +9,7 @@ from torch import nn
 
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.options import Account
+from mld_core.records.retention import prune
 from mld_core.tracing.guard import Guard
 from mld_core.tracing.naming import architecture_hash
 from mld_core.tracing.options import RecorderOptions
@@ -41,6 +42,18 @@ def tell_start(guard: Guard, run: RunKey, store: Store, options: RecorderOptions
     endpoint, _ = options.credentials()
     if endpoint is not None:
         guard.tell_once("endpoint", f"Nothing is uploaded to {endpoint} by this version; records stay local.")
+
+
+def keep_store_small(session: Session) -> None:
+    """Applies `max_store_gb` at the end of a run; each warning is told before anything goes."""
+    limit = session.options.max_store_gb
+    if limit is not None:
+        prune(
+            session.store,
+            keep_vectors=None,
+            max_store_gb=limit,
+            on_warning=lambda message: session.tell("max_store_gb", message),
+        )
 
 
 def account_text(session: Session, account: Account, share: tuple[float, float]) -> str:

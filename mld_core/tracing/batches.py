@@ -90,10 +90,12 @@ def held_bytes(held: HeldInputs | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors_in(held.inputs))
 
 
-def sample_count(batch: Any) -> int | None:
-    """Samples of a batch that lists them beside its inputs (OpenMMLab's ``data_samples``), else None."""
+def count_rows(batch: Any, labels: Any, inputs: Any) -> int | None:
+    """Samples of a batch: as the labels tell, else its list of ``data_samples`` (OpenMMLab), else the inputs."""
+    if (n := row_count(labels)) is not None:
+        return n
     samples = batch.get("data_samples") if isinstance(batch, Mapping) else None
-    return len(samples) if isinstance(samples, (list, tuple)) else None
+    return len(samples) if isinstance(samples, (list, tuple)) else rows_of(inputs)
 
 
 def rows_of(inputs: Any) -> int | None:

@@ -191,8 +191,8 @@ class HeadChooser:
         if head is None:
             self.problems["features"] = (
                 f"No Linear or Conv layer with {n_class} output columns was seen before the logits, so no "
-                "features are recorded, only logits. Name a layer with "
-                "target_layers={'features': '<module path>'}."
+                "features are recorded, only logits. Name a layer with target_layers={'features': '<module "
+                "path>'}; in a compiled model, create the tracer before the model runs."
             )
             return
         tensor = first_tensor(head.args, n_rows)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
+from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from torch import nn
@@ -71,3 +73,20 @@ def architecture_hash(model: nn.Module) -> str:
         shape = "lazy" if is_lazy(parameter) else tuple(parameter.shape)
         digest.update(f"p {canonical(name)} {shape}\n".encode())
     return digest.hexdigest()[:32]
+
+
+def passes_text(numbers: Mapping[tuple[str, int | None], int]) -> str:
+    """The numbers of passes begun, of each split's latest epoch only, as text for a checkpoint.
+
+    >>> passes_text({("val", 0): 1, ("val", 1): 2, ("test", None): 1})
+    '[["val", 1, 2], ["test", null, 1]]'
+    """
+    latest: dict[str, int] = {}
+    for split, epoch in numbers:
+        latest[split] = max(latest.get(split, -1), -1 if epoch is None else epoch)
+    return json.dumps([[s, e, n] for (s, e), n in numbers.items() if e is None or e == latest[s]])
+
+
+def passes_of(text: str) -> dict[tuple[str, int | None], int]:
+    """The inverse of `passes_text`."""
+    return {(split, epoch): number for split, epoch, number in json.loads(text)}

@@ -84,7 +84,12 @@ class RecorderOptions:
         self._expect(
             "vector_dtype", (str,), "'float16' or 'float32'", ok=lambda v: v in {"float16", "float32"}
         )
-        self._expect("keep_vectors", (int,), "a number of epochs, or None to keep all", ok=lambda v: v >= 0)
+        self._expect(
+            "keep_vectors",
+            (int, type(None)),
+            "a number of epochs, or None to keep all",
+            ok=lambda v: v is None or v >= 0,
+        )
         for name in ("input_hash", "force_table_recreate", "auto_sync"):
             self._expect(name, (bool,), "True or False")
         if self.class_names is not None and self.n_class not in {None, len(self.class_names)}:

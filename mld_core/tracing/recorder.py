@@ -8,7 +8,6 @@ goes on.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,12 +18,20 @@ from torch import nn
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.writer import Account
 from mld_core.tracing.account import account_text, describe_run, keep_store_small, tell_start
-from mld_core.tracing.batches import Batch, row_count, rows_of, sample_count
+from mld_core.tracing.batches import Batch, count_rows, row_count
 from mld_core.tracing.capture import Capture
+from mld_core.tracing.frames import FrameSession, is_detector_3d
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.identity import locate_ids
 from mld_core.tracing.labels import find_inputs, find_labels
-from mld_core.tracing.naming import attempt_name, class_name, new_launch_id, restart_count
+from mld_core.tracing.naming import (
+    attempt_name,
+    class_name,
+    new_launch_id,
+    passes_of,
+    passes_text,
+    restart_count,
+)
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.order import sequential_order
 from mld_core.tracing.rows import CONTENT_HASH
@@ -154,14 +161,15 @@ class Recorder:
         framework: str,
         capture: Capture | None,
     ) -> None:
-        if self.options.task not in {None, "classification"}:
+        if self.options.task not in {None, "classification", "detection3d"}:
             raise ConfigurationProblem(f"task={self.options.task!r} is not recorded by this version")
+        frames = self.options.task == "detection3d" or (self.options.task is None and is_detector_3d(model))
         self._names, self._world, self._framework = names, (rank, world_size), framework
         if self.session is None:
             store = Store(names["store"])
             run = RunKey(names["model_name"], names["version_name"])
             attempt = attempt_name(names["launch_id"], names["restart"])
-            self.session = Session(
+            self.session = (FrameSession if frames else Session)(
                 self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
             )
             self._started, self._spent = time.perf_counter(), 0.0
@@ -352,13 +360,10 @@ class Recorder:
     ) -> Batch:
         """Inputs, labels, ids and fields of a framework's batch; the user's functions come first."""
         options = self.options
-        labels = find_labels(batch) if options.label_fn is None else options.label_fn(batch)
+        assert self.session is not None
+        labels = self.session.labels_of(batch) if options.label_fn is None else options.label_fn(batch)
         inputs = find_inputs(batch) if options.input_fn is None else options.input_fn(batch)
-        n = row_count(labels)
-        if n is None:
-            n = sample_count(batch)
-        if n is None:
-            n = rows_of(inputs)
+        n = count_rows(batch, labels, inputs)
         ids, source = self.identify(batch, n, open_pass)
         fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
         return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step)
@@ -481,16 +486,12 @@ class Recorder:
         """What a resumed training needs to find its run: builtin types, alike on every rank."""
         if not self._names:
             return {}
-        latest: dict[str, int] = {}
-        for split, epoch in self._pass_numbers:
-            latest[split] = max(latest.get(split, -1), -1 if epoch is None else epoch)
-        kept = [[s, e, n] for (s, e), n in self._pass_numbers.items() if e is None or e == latest[s]]
         return {
             "format": 1,
             "model_name": self._names["model_name"],
             "version_name": self._names["version_name"],
             "attempt": attempt_name(self._names["launch_id"], self._names["restart"]),
-            "passes": json.dumps(kept),
+            "passes": passes_text(self._pass_numbers),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -499,5 +500,5 @@ class Recorder:
             if not state:
                 return
             self._restored = {k: str(state[k]) for k in ("model_name", "version_name", "attempt")}
-            for split, epoch, number in json.loads(str(state.get("passes", "[]"))):
-                self._pass_numbers[split, epoch] = max(number, self._pass_numbers.get((split, epoch), 0))
+            for key, number in passes_of(str(state.get("passes", "[]"))).items():
+                self._pass_numbers[key] = max(number, self._pass_numbers.get(key, 0))

@@ -133,8 +133,8 @@ class BatchJob:
         for spec in self.context.fields:
             samples[spec.name] = additional_column(spec, self.user.get(spec.name), self.n)
         return {
-            "samples": _table(samples, self.context.samples, self.n),
-            "vectors": _table(vectors, self.context.vectors, self.n),
+            "samples": table_of(samples, self.context.samples, self.n),
+            "vectors": table_of(vectors, self.context.vectors, self.n),
         }
 
     def _hashes(self, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str] | None:
@@ -182,10 +182,10 @@ class BatchJob:
         }
         columns = {
             **own,
-            "id_source": _constant(self.id_source, n),
+            "id_source": constant(self.id_source, n),
             "batch_idx": pa.array(np.full(n, self.batch_idx, np.int32)),
             "row": pa.array(np.arange(n, dtype=np.int32)),
-            "mode": _constant(context.mode, n),
+            "mode": constant(context.mode, n),
             "label": pa.array(labels.hard, mask=~labels.valid),
             "prediction": pa.array(scores.prediction, mask=~scores.finite),
             "confidence": pa.array(scores.confidence, mask=~scores.finite),
@@ -223,11 +223,12 @@ class BatchJob:
         return columns, overflow
 
 
-def _constant(value: str, n: int) -> pa.DictionaryArray:
+def constant(value: str, n: int) -> pa.DictionaryArray:
+    """A dictionary column of n equal texts."""
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([value]))
 
 
-def _table(columns: Mapping[str, pa.Array], schema: pa.Schema, n: int) -> pa.Table:
+def table_of(columns: Mapping[str, pa.Array], schema: pa.Schema, n: int) -> pa.Table:
     """`columns` in the order of `schema`; what a batch does not have is null."""
     arrays = [columns[f.name] if f.name in columns else pa.nulls(n, f.type) for f in schema]
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -30,7 +30,7 @@ from mld_core.tracing.capture import Capture, canonical
 from mld_core.tracing.guard import Guard
 from mld_core.tracing.hashing import input_hash_of
 from mld_core.tracing.heads import Captured, HeadChooser
-from mld_core.tracing.labels import infer_task
+from mld_core.tracing.labels import find_labels, infer_task
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.outputs import find_main_tensor
 from mld_core.tracing.rows import CONTENT_HASH, BatchJob, HeldInputs, PassContext
@@ -121,10 +121,11 @@ class Session:
                 roll_seconds=options.roll_seconds,
                 keep_vectors=options.keep_vectors,
             ),
-            on_problem=self._tell,
+            on_problem=self.tell,
         )
 
-    def _tell(self, key: str, message: str) -> None:
+    def tell(self, key: str, message: str) -> None:
+        """Tells a message once."""
         self.guard.tell_once(key, message)
 
     # -- hooks -----------------------------------------------------------------------------------------------
@@ -239,6 +240,10 @@ class Session:
         return self._stager.spills
 
     # -- batches ---------------------------------------------------------------------------------------------
+
+    def labels_of(self, batch: Any) -> Any:
+        """The labels in a framework's batch, as they are."""
+        return find_labels(batch)
 
     def commit(self, open_pass: OpenPass, batch: Batch) -> Captured | None:
         """Stages one batch and hands it to the writer; returns what was captured, if anything."""

@@ -731,3 +731,45 @@ def test_events_before_start_and_after_finish_do_nothing(tmp_path):
     assert not recorder.enabled
     walk(recorder, model, [(x, y)])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_feature_layer_of_a_run_is_kept_on_a_resume(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, K), nn.Linear(6, K)
+            self.mean = True
+
+        def forward(self, x):
+            first, second = (self.a(x), self.b(x)) if self.mean else (self.b(x), self.a(x))
+            return first + second
+
+    x, y = data()
+    for mean in (True, False):
+        model = Two()
+        model.mean = mean
+        recorder = started(tmp_path, model, model_name="m", version_name="a")
+        walk(recorder, model, [(x, y)], n_epoch=int(mean))
+        recorder.finish()
+        assert recorder.failed_to_start is False
+        assert Store(tmp_path).run_info(RunKey("m", "a"))["features"]["features"]["layer"] == "b"
+
+
+def test_old_features_go_by_epochs_and_by_size(tmp_path, caplog):
+    model = net()
+    x, y = data()
+    recorder = started(tmp_path, model, keep_vectors=1)
+    for epoch in range(3):
+        walk(recorder, model, [(x, y)], n_epoch=epoch)
+        recorder.wait_for_save(epoch)
+    recorder.finish()
+    names = [s.table("vectors").schema.names for s in rows(tmp_path, recorder)]
+    assert ["features" in n for n in names] == [False, False, True]
+    assert all("logits" in n for n in names)
+    small = started(tmp_path, model, keep_vectors=None, max_store_gb=1e-9)
+    for epoch in range(2):
+        walk(small, model, [(x, y)], n_epoch=epoch)
+    small.finish()
+    assert "max_store_gb" in caplog.text
+    names = [s.table("vectors").schema.names for s in rows(tmp_path, small)]
+    assert ["features" in n for n in names] == [False, True]
