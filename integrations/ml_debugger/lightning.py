@@ -282,6 +282,17 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
             self._epoch = checkpoint.get("epoch")
 
 
+class AutoMLDebuggerCallback(MLDebuggerCallback):
+    """What `MLD_AUTO=1` adds to every `Trainer()`; it makes way for a callback of the user's own."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the trainer where the user has a callback; others still iterate over the list as it was."""
+        if any(isinstance(c, MLDebuggerCallback) and c is not self for c in trainer.callbacks):
+            trainer.callbacks = [c for c in trainer.callbacks if c is not self]
+        else:
+            super().setup(trainer, pl_module, stage)
+
+
 def _pick(loaders: Any, index: int = 0) -> tuple[str, Any]:
     """Name and loader at a position of `trainer.*_dataloaders`: a loader, a list or a dict of them."""
     flat = getattr(loaders, "flattened", loaders)
