@@ -22,8 +22,8 @@ from mld_core.geometry._axis import (
     solid_areas,
 )
 from mld_core.geometry._circles import CircleTest, circle_test, row_and_column
-from mld_core.geometry._numpy import circles, footprint
-from mld_core.geometry._pairs import Mode, Table, as_table, pair_values, valid_rows
+from mld_core.geometry._numpy import circles, footprint, table
+from mld_core.geometry._pairs import Mode, pair_values, valid_rows
 
 BLOCK = 512
 ENTRIES = 1 << 16  # matrix entries tested at once
@@ -131,7 +131,7 @@ class RotatedRule:
 
     def __init__(self, boxes: FloatArray, rows: Rows, mode: Mode) -> None:
         valid = valid_rows(np, boxes)
-        self._table: Table = as_table(np, boxes.astype(np.float64))
+        self._table = table(boxes, valid)
         own = circles(self._table, valid)
         self._rows, self._mode, self._test = rows, mode, circle_test(own, own)
         t = self._table

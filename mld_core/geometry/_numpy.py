@@ -33,6 +33,11 @@ def footprint(a: Table, b: Table) -> FloatArray:
     return area
 
 
+def table(boxes: FloatArray, valid: FloatArray) -> Table:
+    """Columns in float64; rows that do not count are zero."""
+    return as_table(np, np.where(valid[:, None], boxes, 0).astype(np.float64, copy=False))
+
+
 def circles(t: Table, rows: FloatArray) -> Circles:
     """The bounding circles of footprints."""
     return Circles(t.x, t.y, np.hypot(t.l, t.w), rows)
@@ -59,7 +64,7 @@ def candidate_pairs(a: Table, b: Table, rows_a: FloatArray, rows_b: FloatArray) 
 def rotated_pairwise(boxes_a: FloatArray, boxes_b: FloatArray, mode: Mode) -> FloatArray:
     """IoU matrix (N, M) of rotated boxes in the boxes' dtype; pairs are computed in float64."""
     valid_a, valid_b = valid_rows(np, boxes_a), valid_rows(np, boxes_b)
-    a, b = (as_table(np, boxes.astype(np.float64)) for boxes in (boxes_a, boxes_b))
+    a, b = table(boxes_a, valid_a), table(boxes_b, valid_b)
     if mode == "giou_3d":
         return _generalised(a, b, valid_a, valid_b, boxes_a.dtype)
     out = np.zeros((len(boxes_a), len(boxes_b)), boxes_a.dtype)

@@ -100,7 +100,7 @@ def rotated_pairwise(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -
         return whole.to(boxes_a.dtype).reshape(n, m)
     i, j = candidates(a, b, valid_a & (a.l * a.w > 0), valid_b & (b.l * b.w > 0))
     values, positions = [], []
-    for start in range(0, len(i), CHUNK >> 4):
+    for start in range(0, max(len(i), 1), CHUNK >> 4):  # once at least: the result stays in the graph
         ci, cj = i[start : start + (CHUNK >> 4)], j[start : start + (CHUNK >> 4)]
         ta, tb = a.take(ci), b.take(cj)
         if mode == "3d":
@@ -108,9 +108,7 @@ def rotated_pairwise(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -
             ci, cj, ta, tb = ci[level], cj[level], ta.take(level), tb.take(level)
         values.append(pair_values(torch, mode, ta, tb, footprint).to(boxes_a.dtype))
         positions.append(ci * m + cj)
-    out = boxes_a.new_zeros(n * m)
-    if values:
-        out = out.index_put((torch.cat(positions),), torch.cat(values))
+    out = boxes_a.new_zeros(n * m).index_put((torch.cat(positions),), torch.cat(values))
     return out.reshape(n, m)
 
 
