@@ -74,7 +74,9 @@ def compact(folder: Path, parts: list[Part], options: WriterOptions) -> list[Par
             made.append(name)
             # What a seal that failed halfway may have left under this name.
             shutil.rmtree(folder / name, ignore_errors=True)
-            result.append(write_part(folder, name, _read(folder, [info for info, _ in group]), options))
+            infos = [info for info, _ in group]
+            raw_bytes = sum(info.raw_bytes for info in infos)
+            result.append(write_part(folder, name, _read(folder, infos), options, raw_bytes))
         if made and options.fsync:
             fsync_dir(folder)
     except BaseException:

@@ -36,6 +36,7 @@ from mld_core.records.parts import write_part
 from mld_core.records.vectors import is_vector
 
 Schemas = dict[str, pa.Schema]
+Built = dict[str, pa.Table | pa.RecordBatch]
 _FIRST_BACKOFF = 0.5
 _LAST_BACKOFF = 8.0
 
@@ -48,7 +49,7 @@ class RankTakenError(ValueError):
 class Pending:
     """Rows that were built and are not yet on disk. `group` changes whenever a schema changes."""
 
-    tables: dict[str, pa.Table]
+    tables: Built
     rows: int
     nbytes: int
     since: float
@@ -137,7 +138,7 @@ class OpenPass:
 
     # -- rows ------------------------------------------------------------------------------------------------
 
-    def append(self, tables: dict[str, pa.Table], *, rows: int, nbytes: int, since: float, seq: int) -> None:
+    def append(self, tables: Built, *, rows: int, nbytes: int, since: float, seq: int) -> None:
         """Add rows in memory."""
         changed = any(
             family in self._schemas and not self._schemas[family].equals(table.schema, check_metadata=True)
@@ -187,7 +188,10 @@ class OpenPass:
         if self._unconfirmed is None:
             taken = self._take()
             tables = _joined(taken)
-            info = self._write(tables) if any(table.num_rows for table in tables.values()) else None
+            raw_bytes = sum(item.nbytes for item in taken)
+            info = (
+                self._write(tables, raw_bytes) if any(table.num_rows for table in tables.values()) else None
+            )
             schemas = {family: table.schema for family, table in tables.items()}
             if info is None:
                 return self._forget(taken, 0)
@@ -201,14 +205,14 @@ class OpenPass:
         self._parts.append((info, schemas))
         return self._forget(taken, info.disk_bytes)
 
-    def _write(self, tables: dict[str, pa.Table]) -> PartInfo:
+    def _write(self, tables: dict[str, pa.Table], raw_bytes: int) -> PartInfo:
         while True:
             name = f"part-{self._next_part:06d}"
             self._next_part += 1
             if not os.path.lexists(self.folder / name):
                 break
         try:
-            return write_part(self.folder, name, tables, self.options)
+            return write_part(self.folder, name, tables, self.options, raw_bytes)
         except OSError:
             self._next_part -= 1
             raise
@@ -332,6 +336,14 @@ def _joined(taken: list[Pending]) -> dict[str, pa.Table]:
     """The tables of one part, chunk after chunk, nothing copied."""
     families = list(dict.fromkeys(family for item in taken for family in item.tables))
     return {
-        family: pa.concat_tables([item.tables[family] for item in taken if family in item.tables])
+        family: _concat([item.tables[family] for item in taken if family in item.tables])
         for family in families
     }
+
+
+def _concat(pieces: list[pa.Table | pa.RecordBatch]) -> pa.Table:
+    if all(isinstance(piece, pa.RecordBatch) for piece in pieces):
+        return pa.Table.from_batches(pieces)
+    return pa.concat_tables(
+        [pa.Table.from_batches([piece]) if isinstance(piece, pa.RecordBatch) else piece for piece in pieces]
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 _MB = 1 << 20
@@ -51,12 +52,12 @@ class WriterOptions:
         if self.codec not in {"zstd", "lz4", "snappy", "none"}:
             raise ValueError(f"codec={self.codec!r}: expected 'zstd', 'lz4', 'snappy' or 'none'")
 
-    @property
+    @cached_property
     def queue_bytes(self) -> int:
         """The bound of the queue in bytes."""
         return max(1, int(self.queue_mb * _MB))
 
-    @property
+    @cached_property
     def roll_bytes(self) -> int:
         """Size at which a part is written, in bytes; at most half of the queue, so that it can drain."""
         return max(1, min(int(self.roll_mb * _MB), self.queue_bytes // 2))

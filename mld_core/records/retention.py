@@ -18,7 +18,6 @@ from mld_core.records.gc import GcItem, GcReport, folder_bytes, gc
 from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.manifest import (
     SEAL_FILE,
-    FileInfo,
     PartInfo,
     fsync_dir,
     make_dirs,
@@ -27,7 +26,7 @@ from mld_core.records.manifest import (
 )
 from mld_core.records.merge import MergeReport, merge
 from mld_core.records.options import WriterOptions
-from mld_core.records.parts import digest, encode, file_name, open_family, publish, read_family
+from mld_core.records.parts import file_name, open_family, publish, read_family, write_family
 
 __all__ = [
     "GcItem",
@@ -113,23 +112,16 @@ def _slim(folder: Path, part: PartInfo, name: str, options: WriterOptions) -> Pa
     with open_family(folder / part.name, "vectors") as file:
         columns = [column for column in file.schema_arrow.names if column in _KEEP]
     table = read_family(folder / part.name, "vectors", columns)
-    data = encode("vectors", table, options.codec)
-    vectors = FileInfo(bytes=data.size, rows=table.num_rows, sha256=digest(data))
-    raw = max(0, part.raw_bytes - part.files["vectors"].bytes + vectors.bytes)
-    info = PartInfo(name=name, files={**part.files, "vectors": vectors}, raw_bytes=raw)
     tmp = folder / tmp_name(name)
     options.step("prune:part")
     try:
         tmp.mkdir()
+        vectors = write_family(tmp / file_name("vectors"), "vectors", table, options)
         for family in part.files:
-            target = tmp / file_name(family)
-            if family == "vectors":
-                with target.open("xb") as out:
-                    out.write(data)
-                    out.flush()
-                    os.fsync(out.fileno())
-            else:
-                _link(folder / part.name / file_name(family), target)
+            if family != "vectors":
+                _link(folder / part.name / file_name(family), tmp / file_name(family))
+        raw_bytes = max(0, part.raw_bytes - part.files["vectors"].bytes + vectors.bytes)
+        info = PartInfo(name=name, files={**part.files, "vectors": vectors}, raw_bytes=raw_bytes)
         publish(tmp, folder / name, info, options)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)

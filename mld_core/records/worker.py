@@ -3,9 +3,7 @@
 import errno
 import time
 
-import pyarrow as pa
-
-from mld_core.records.intake import FlushItem, Intake, Item, OpenItem, PutItem, SealItem, Ticket, fail
+from mld_core.records.intake import FlushItem, Intake, Item, OpenItem, PutItem, SealItem, Tables, Ticket, fail
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.manifest import SealManifest
 from mld_core.records.openpass import OpenPass, RankTakenError
@@ -98,8 +96,8 @@ class Worker:
         reason = "the pass could not be opened"
         if opened is not None:
             try:
-                built = {family: _as_table(table) for family, table in item.build().items()}
-                nbytes = sum(table.nbytes for table in built.values())
+                built = dict(item.build())
+                nbytes = _bytes(built, item.nbytes)
                 opened.append(built, rows=item.rows, nbytes=nbytes, since=item.since, seq=item.seq)
             except Exception as error:  # noqa: BLE001 - build is the caller's code; its rows are lost, not the thread
                 reason = f"rows could not be built: {type(error).__name__}: {error}"
@@ -255,5 +253,7 @@ class Worker:
         self._waiting = rest
 
 
-def _as_table(table: pa.Table | pa.RecordBatch) -> pa.Table:
-    return pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
+def _bytes(built: Tables, told: int) -> int:
+    """Size of built tables. The quick sum counts whole buffers, so slices of large ones are looked at."""
+    quick = sum(table.get_total_buffer_size() for table in built.values())
+    return quick if quick <= 2 * told + 65536 else sum(table.nbytes for table in built.values())

@@ -12,9 +12,9 @@ The write protocol
 3. Batches are built on the thread and kept as *pending* rows of their pass. They become a part when they
    reach `roll_mb`, when the oldest is `roll_seconds` old (the thread wakes on its own for that), when a
    schema changes, on `flush` and at the end. A SIGKILL loses what is pending and no more.
-4. A part is a folder: every family is encoded in memory and hashed (SHA-256), all files and `part.json` are
-   written into `.tmp-part-...` and fsynced, the folder is renamed to `part-<seq>`, and `rank-<r>/` is
-   fsynced. A part is whole or absent; `.tmp*` is ignored by every reader.
+4. A part is a folder: every family is encoded, hashed (SHA-256) and written page by page into
+   `.tmp-part-...`; all files and `part.json` are fsynced, the folder is renamed to `part-<seq>`, and
+   `rank-<r>/` is fsynced. A part is whole or absent; `.tmp*` is ignored by every reader.
 5. When the disk refuses (full, read-only, I/O error), the rows stay pending and are tried again, at growing
    intervals, within the byte bound. Rows that can not be built or encoded are dropped and counted with the
    reason. Each kind of problem is told once through `on_problem`.

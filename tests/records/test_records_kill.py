@@ -57,7 +57,6 @@ STEPS = [
     ("open:mkdir", 1),
     ("open:manifest", 1),
     ("open:done", 1),
-    ("part:encode", 1),
     ("part:write", 2),
     ("part:fsync", 2),
     ("part:rename", 3),

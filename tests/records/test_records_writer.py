@@ -284,7 +284,6 @@ def test_on_problem_that_raises_does_not_end_the_writer(store, run, new_writer, 
     [
         "open:mkdir",
         "open:manifest",
-        "part:encode",
         "part:write",
         "part:fsync",
         "part:rename",
