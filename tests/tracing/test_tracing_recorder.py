@@ -613,6 +613,7 @@ def test_no_tensor_outlives_its_batch(tmp_path):
     model = net()
     x, y = data()
     recorder = started(tmp_path, model)
+    gc.collect()
     recorder.begin_pass("train", 0, mode="train")
     counts = []
     references = []
@@ -627,10 +628,10 @@ def test_no_tensor_outlives_its_batch(tmp_path):
         if i % 100 == 99:
             recorder.session.flush(30)
             gc.collect()
-            counts.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+            counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
     recorder.end_pass()
     recorder.finish()
-    assert counts[0] == counts[1] == counts[2]
+    assert counts[2] <= counts[1] <= counts[0]  # what other tests left behind may go meanwhile
 
 
 @pytest.mark.parametrize("mode", ["bf16", "autocast", "inference", "channels_last"])
