@@ -91,7 +91,7 @@ def held_bytes(held: HeldInputs | None) -> int:
 
 
 def count_rows(batch: Any, labels: Any, inputs: Any) -> int | None:
-    """Samples of a batch: as the labels tell, else its list of ``data_samples`` (OpenMMLab), else the inputs."""
+    """Samples of a batch, by its labels, else its list of ``data_samples`` (OpenMMLab), else its inputs."""
     if (n := row_count(labels)) is not None:
         return n
     samples = batch.get("data_samples") if isinstance(batch, Mapping) else None

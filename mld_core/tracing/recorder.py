@@ -20,7 +20,7 @@ from mld_core.records.writer import Account
 from mld_core.tracing.account import account_text, describe_run, keep_store_small, tell_start
 from mld_core.tracing.batches import Batch, count_rows, row_count
 from mld_core.tracing.capture import Capture
-from mld_core.tracing.frames import FrameSession, is_detector_3d
+from mld_core.tracing.frames import session_class
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.identity import locate_ids
 from mld_core.tracing.labels import find_inputs, find_labels
@@ -161,15 +161,13 @@ class Recorder:
         framework: str,
         capture: Capture | None,
     ) -> None:
-        if self.options.task not in {None, "classification", "detection3d"}:
-            raise ConfigurationProblem(f"task={self.options.task!r} is not recorded by this version")
-        frames = self.options.task == "detection3d" or (self.options.task is None and is_detector_3d(model))
+        kind = session_class(self.options.task, model)
         self._names, self._world, self._framework = names, (rank, world_size), framework
         if self.session is None:
             store = Store(names["store"])
             run = RunKey(names["model_name"], names["version_name"])
             attempt = attempt_name(names["launch_id"], names["restart"])
-            self.session = (FrameSession if frames else Session)(
+            self.session = kind(
                 self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
             )
             self._started, self._spent = time.perf_counter(), 0.0
