@@ -162,7 +162,7 @@ def shared_codes(
 def reference_of(
     work: Work, fitted_space: space.Space, points: NDArray[np.float32]
 ) -> tuple[TrainReference | None, NDArray[np.float32] | None]:
-    """Figures against the train split and its coordinates; None where it is not recorded with the same layers."""
+    """Figures against the train split and its coordinates; None where it has not the same layers."""
     arrays, train = work.arrays, work.arrays.train
     if arrays.is_train:
         # The train split is its own reference: its groups are left out, so no unit sees its own label.
@@ -259,14 +259,8 @@ def _answers(
     made: _Estimated, reference: Reference | None, progress: Callable[[str], AbstractContextManager[Any]]
 ) -> SplitAnalysis:
     work, arrays, estimate = made.work, made.work.arrays, made.estimate
-    known, options = work.known, work.options
-    proba, errors = estimate.error_proba, work.errors
-    own = Reference(
-        categories.thresholds(
-            proba[known], errors[known], reference=arrays.name, risk_tolerance=options.risk_tolerance
-        ),
-        risk_bins(proba[known], errors[known]),
-    )
+    known, proba, errors = work.known, estimate.error_proba, work.errors
+    own = _own_reference(made)
     used = own.thresholds if reference is None else reference.thresholds
     with progress("error density"):
         density = local_density(made.around.around, errors[known], known, used.pi)
@@ -288,22 +282,10 @@ def _answers(
             work.hashes,
             work.groups[known],
             work.workers,
-            replicates=options.replicates,
+            replicates=work.options.replicates,
         )
         labelled = Flags(*(value[known] for value in vars(flags).values()))
         ratios = categories.category_ratios(labelled, proba[known])
-    kept = None
-    if options.keep_model and made.around.base is not None:
-        kept = Fitted(
-            made.space,
-            made.around,
-            made.inputs,
-            arrays.labels[known],
-            arrays.group_keys[known],
-            estimate,
-            density,
-            made.train is not None,
-        )
     return SplitAnalysis(
         prediction=work.scores.prediction,
         msp=work.scores.msp,
@@ -331,8 +313,25 @@ def _answers(
         metrics=metrics,
         ratios=ratios,
         facts=_facts(made, used, density, posterior, found),
-        fitted=kept,
+        fitted=_kept(made, density),
     )
+
+
+def _kept(made: _Estimated, density: Density) -> Fitted | None:
+    work = made.work
+    if not work.options.keep_model or made.around.base is None:
+        return None
+    labels, keys = work.arrays.labels[work.known], work.arrays.group_keys[work.known]
+    has_train = made.train is not None
+    return Fitted(made.space, made.around, made.inputs, labels, keys, made.estimate, density, has_train)
+
+
+def _own_reference(made: _Estimated) -> Reference:
+    work, known = made.work, made.work.known
+    proba, errors = made.estimate.error_proba[known], work.errors[known]
+    tolerance = work.options.risk_tolerance
+    limits = categories.thresholds(proba, errors, reference=work.arrays.name, risk_tolerance=tolerance)
+    return Reference(limits, risk_bins(proba, errors))
 
 
 def _facts(

@@ -30,7 +30,7 @@ MEANINGS = {
     "hotspot": "Errors are dense here, expressed or predicted: collect data.",
     "recessive_hotspot": "The evidence disagrees: an isolated error, or risk only predicted or only around.",
     "critical_hotspot": "Dense errors, wrong, and a confidence monitor would have passed it: collect first.",
-    "aleatoric_hotspot": "Two labels tie here and errors are no more frequent than it explains: check labels.",
+    "aleatoric_hotspot": "Two labels tie here and errors are no more frequent than that: check labels.",
 }
 
 Flag = NDArray[np.bool_]

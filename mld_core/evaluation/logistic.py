@@ -58,42 +58,54 @@ def fit_logistic(
         mean = np.mean(x, axis=0, dtype=np.float64)
         scale = np.std(x, axis=0, dtype=np.float64)
         scale[scale < 1e-12] = 1.0
-    blocks = spans(len(x), _ROWS)
-    target, mass = y.astype(np.float64), c * weight.astype(np.float64)
+    mass = c * weight.astype(np.float64)
+    problem = _Problem(x, y.astype(np.float64), mass, mean, scale, np.append(np.ones(width), 0.0), workers)
     beta = np.zeros(width + 1)
-    rate = float((mass * target).sum() / mass.sum())
+    rate = float((mass * problem.target).sum() / mass.sum())
     beta[-1] = np.log(rate / (1 - rate))
-    penalty = np.append(np.ones(width), 0.0)
-
-    def terms(
-        item: tuple[slice, NDArray[np.float64], bool],
-    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        span, at, curved = item
-        rows = np.column_stack([(x[span] - mean) / scale, np.ones(span.stop - span.start)])
-        logit = rows @ at
-        loss = float((mass[span] * (np.logaddexp(0, logit) - target[span] * logit)).sum())
-        p = expit(logit)
-        slope = rows.T @ (mass[span] * (p - target[span]))
-        curve = (rows * (mass[span] * p * (1 - p))[:, None]).T @ rows if curved else np.empty((0, 0))
-        return loss, slope, curve
-
-    def objective(
-        at: NDArray[np.float64], *, curved: bool
-    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        parts = list(workers.map(terms, [(span, at, curved) for span in blocks]))
-        loss = sum(part[0] for part in parts) + float((penalty * at * at).sum()) / 2
-        slope = sum((part[1] for part in parts), np.zeros(width + 1)) + penalty * at
-        curve = sum((part[2] for part in parts[1:]), parts[0][2])
-        return loss, slope, curve
-
     for _ in range(_STEPS):
-        loss, slope, curve = objective(beta, curved=True)
-        curve = curve + np.diag(penalty + 1e-10)
-        step = np.linalg.solve(curve, slope)
+        loss, slope, curve = problem.at(beta, curved=True)
+        step = np.linalg.solve(curve + np.diag(problem.penalty + 1e-10), slope)
         if float(slope @ step) < 1e-10 * max(1.0, loss):
             break
         size = 1.0
-        while size > 1e-4 and objective(beta - size * step, curved=False)[0] > loss:
+        while size > 1e-4 and problem.at(beta - size * step, curved=False)[0] > loss:
             size /= 2
         beta = beta - size * step
     return Logistic(beta[:-1], float(beta[-1]), mean, scale)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The objective; its sums are over blocks of rows, folded in order."""
+
+    x: NDArray[np.floating]
+    target: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    penalty: NDArray[np.float64]
+    workers: Workers
+
+    def at(
+        self, beta: NDArray[np.float64], *, curved: bool
+    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        """Value, gradient and (where `curved`) the Hessian of the unpenalised part."""
+        parts = list(
+            self.workers.map(lambda span: self._block(span, beta, curved), spans(len(self.x), _ROWS))
+        )
+        loss = sum(part[0] for part in parts) + float((self.penalty * beta * beta).sum()) / 2
+        slope = sum((part[1] for part in parts), np.zeros(len(beta))) + self.penalty * beta
+        return loss, slope, sum((part[2] for part in parts[1:]), parts[0][2])
+
+    def _block(
+        self, span: slice, beta: NDArray[np.float64], curved: bool
+    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        rows = np.column_stack([(self.x[span] - self.mean) / self.scale, np.ones(span.stop - span.start)])
+        mass, target = self.mass[span], self.target[span]
+        logit = rows @ beta
+        loss = float((mass * (np.logaddexp(0, logit) - target * logit)).sum())
+        p = expit(logit)
+        slope = rows.T @ (mass * (p - target))
+        curve = (rows * (mass * p * (1 - p))[:, None]).T @ rows if curved else np.empty((0, 0))
+        return loss, slope, curve

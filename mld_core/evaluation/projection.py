@@ -1,7 +1,8 @@
 """Units of another split, labelled or not, seen with the eyes of an analysed reference split.
 
-Their errors are taken as unknown: the error probability comes from models fitted on all of the reference, density and
-labels from its units, and the category is a projected one (E = 0). All of it assumes that the reference resembles them.
+Their errors are taken as unknown: the error probability comes from models fitted on all of the reference,
+density and labels from its units, and the category is a projected one (E = 0). All of it assumes that the
+reference resembles them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation import space
-from mld_core.evaluation.analysis import prepare, reference_of, shared_codes
+from mld_core.evaluation.analysis import Work, prepare, reference_of, shared_codes
 from mld_core.evaluation.answers import AnalysisOptions, Fitted, SplitAnalysis
 from mld_core.evaluation.arrays import SplitArrays
 from mld_core.evaluation.blocks import Workers, spans
@@ -63,7 +64,7 @@ def project_units(
     """Score units by an analysed split.
 
     Args:
-        arrays: The units; their labels and errors are not read. Needs `train` where the reference was analysed with it.
+        arrays: The units; their labels and errors are not read. Needs `train` where the reference had it.
         reference: An analysis made with `keep_model=True`.
         options: Choices; `threads` counts.
 
@@ -81,24 +82,7 @@ def project_units(
         codes, base_codes = shared_codes(arrays.groups, fitted.group_keys)
         base = fitted.around.base.regrouped(base_codes)
         around = look(points, codes, base, K_GRID[-1], workers)
-        train = reference_of(work, fitted.space, points)[0] if fitted.with_train else None
-        everyone = np.arange(len(fitted.labels))
-        fixed = fixed_columns(
-            work.scores,
-            arrays.n_class,
-            around,
-            everyone,
-            points,
-            workers,
-            reference=train,
-            epochs=arrays.epochs,
-            extra=arrays.extra,
-            base_prediction=fitted.inputs.prediction[fitted.inputs.base_rows],
-        )
-        unknown = np.full(arrays.rows, -1, np.int8)
-        inputs = StackInputs(
-            fixed, work.scores.prediction, work.scores.runner_up, arrays.n_class, unknown, everyone, around
-        )
+        inputs = _inputs(work, fitted, around, points)
         proba = score_units(model, fitted.inputs, inputs, work.scores.msp)
         density = _density(around, fitted, reference.used.pi)
         tie, a, close = _labels(around, fitted, arrays.n_class, workers)
@@ -127,6 +111,25 @@ def project_units(
         close,
         points,
     )
+
+
+def _inputs(work: Work, fitted: Fitted, around: Nearest, points: NDArray[np.float32]) -> StackInputs:
+    arrays, everyone = work.arrays, np.arange(len(fitted.labels))
+    fixed = fixed_columns(
+        work.scores,
+        arrays.n_class,
+        around,
+        everyone,
+        points,
+        work.workers,
+        reference=reference_of(work, fitted.space, points)[0] if fitted.with_train else None,
+        epochs=arrays.epochs,
+        extra=arrays.extra,
+        base_prediction=fitted.inputs.prediction[fitted.inputs.base_rows],
+    )
+    unknown = np.full(arrays.rows, -1, np.int8)
+    scores = work.scores
+    return StackInputs(fixed, scores.prediction, scores.runner_up, arrays.n_class, unknown, everyone, around)
 
 
 def _density(around: Nearest, fitted: Fitted, pi: float) -> Density:
