@@ -202,3 +202,107 @@ def test_lightning(package: str, tmp_path: Path) -> None:
         trainer(max_epochs=1).fit(Broken(), loader)
     version = pl.__version__
     check("lightning", version, seen)
+
+
+def test_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mmengine = pytest.importorskip("mmengine")
+    import torch
+    from mmengine.hooks import Hook
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+
+    whole = torch.load  # 0.10.7 cannot read its own checkpoints with torch >= 2.6 (`weights_only`)
+    monkeypatch.setattr(torch, "load", lambda *a, **k: whole(*a, **{**k, "weights_only": False}))
+    seen: list[str] = []
+
+    def number(loop, name: str) -> str:
+        return str(getattr(loop, name)) if hasattr(loop, name) else "not built"
+
+    class Spy(Hook):
+        priority = "LOW"
+
+        def __getattribute__(self, name: str):
+            if not name.startswith(("before_", "after_")):
+                return super().__getattribute__(name)
+
+            def event(runner, batch_idx=None, data_batch=None, outputs=None, **kwargs):
+                loop = runner._train_loop
+                parts = [name, f"epoch={number(loop, 'epoch')}", f"iter={number(loop, 'iter')}"]
+                if batch_idx is not None:
+                    parts.append(f"batch={batch_idx}")
+                if outputs is not None:
+                    parts.append(f"outputs={type(outputs).__name__}")
+                if "checkpoint" in kwargs:
+                    meta, hub = kwargs["checkpoint"]["meta"], kwargs["checkpoint"]["message_hub"]
+                    parts.append(f"saved epoch={meta['epoch']} iter={meta['iter']}")
+                    parts.append(f"trained epoch={hub['runtime_info']['epoch']}")
+                seen.append(" ".join(parts))
+
+            return event
+
+    class Model(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(3, 2)
+
+        def forward(self, x, mode="tensor"):
+            seen.append(f"FORWARD mode={mode} training={self.training}")
+            return {"loss": self.net(x).sum()} if mode == "loss" else self.net(x)
+
+    class Metric(mmengine.evaluator.BaseMetric):
+        def process(self, data_batch, data_samples) -> None:
+            seen.append("METRIC process")
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            return {}
+
+    class Data(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index):
+            return {"x": torch.zeros(3)}
+
+    def runner(folder: str, cfg: dict, **more) -> Runner:
+        loader = {
+            "dataset": Data(),
+            "batch_size": 2,
+            "num_workers": 0,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "collate_fn": {"type": "default_collate"},
+        }
+        checkpoint = {"type": "CheckpointHook", "interval": 1, "by_epoch": cfg["by_epoch"]}
+        return Runner(
+            model=Model(),
+            work_dir=str(tmp_path / folder),
+            train_dataloader=loader,
+            train_cfg=cfg,
+            val_dataloader=loader,
+            val_cfg={},
+            val_evaluator=[Metric()],
+            test_dataloader=loader,
+            test_cfg={},
+            test_evaluator=[Metric()],
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": 2},
+            default_hooks={"logger": None, "checkpoint": checkpoint},
+            custom_hooks=[Spy()],
+            log_level="ERROR",
+            experiment_name=f"golden_{folder}_{len(seen)}",
+            **more,
+        )
+
+    seen.append("# train: 2 epochs, accumulation 2")
+    first = runner("a", {"by_epoch": True, "max_epochs": 2})
+    first.train()
+    seen.append("# test after it")
+    first.test()
+    seen.append("# resume from the end of epoch 1")
+    runner("a", {"by_epoch": True, "max_epochs": 3}, resume=True).train()
+    seen.append("# test alone, from a checkpoint")
+    runner("b", {"by_epoch": True, "max_epochs": 1}, load_from=str(tmp_path / "a" / "epoch_1.pth")).test()
+    seen.append("# by iteration: 3 iterations, validation every 2")
+    runner("c", {"by_epoch": False, "max_iters": 3, "val_interval": 2}).train()
+    seen.append("# resume by iteration")
+    runner("c", {"by_epoch": False, "max_iters": 4, "val_interval": 2}, resume=True).train()
+    check("mmengine", mmengine.__version__, seen)
