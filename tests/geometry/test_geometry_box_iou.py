@@ -19,7 +19,7 @@ def boxes_at(rng, n, origin, dtype):
 def test_against_shapely(run, dtype, origin):
     shapely = pytest.importorskip("shapely")
     rng = np.random.default_rng(1)
-    a, b = boxes_at(rng, 320, origin, dtype), boxes_at(rng, 400, origin, dtype)
+    a, b = boxes_at(rng, 120, origin, dtype), boxes_at(rng, 110, origin, dtype)
     b[:20] = a[:20]
     first, second = (shapely.box(*(x.astype(np.float64) - origin).T) for x in (a, b))
     inter = shapely.area(shapely.intersection(first[:, None], second))
@@ -56,7 +56,8 @@ def test_against_powerboxes(run):
     a, b = boxes_at(rng, 300, 0, np.float64), boxes_at(rng, 211, 0, np.float64)
     assert np.abs(run(iou.box_iou, a, b) - 1 + powerboxes.iou_distance(a, b)).max() <= 1e-9
     assert np.abs(run(iou.box_giou, a, b) - 1 + powerboxes.giou_distance(a, b)).max() <= 1e-9
-    assert np.abs(run(iou.box_diou, a, b) - 1 + powerboxes.diou_distance(a, b)).max() <= 1e-9
+    # Its diou_distance is no reference: 3.4 for two boxes that overlap, where the distance is at most 2.
+    assert powerboxes.diou_distance(a, b).max() > 2
 
 
 def in_degrees(boxes):
@@ -68,16 +69,26 @@ def test_rotated_against_powerboxes_which_is_wrong_on_equal_boxes(run, geo):
     powerboxes = pytest.importorskip("powerboxes")
     rng = np.random.default_rng(4)
     a, b = geo.random_footprints(rng, 300), geo.random_footprints(rng, 211)
-    assert np.abs(run(iou.bev_iou, a, b) - 1 + powerboxes.rotated_iou_distance(in_degrees(a), in_degrees(b))).max() <= 1e-6
+    assert (
+        np.abs(
+            run(iou.bev_iou, a, b) - 1 + powerboxes.rotated_iou_distance(in_degrees(a), in_degrees(b))
+        ).max()
+        <= 1e-6
+    )
     theirs = 1 - np.diag(powerboxes.rotated_iou_distance(in_degrees(a), in_degrees(a)))
-    assert np.abs(theirs - 1).max() > 0.1  # powerboxes 0.3.1 gives 1/3 and less for some boxes and themselves
+    assert not (
+        np.abs(theirs - 1) < 0.1
+    ).all()  # powerboxes 0.3.1: NaN, 1/3 or 7 for some boxes and themselves
     assert np.abs(np.diag(run(iou.bev_iou, a, a)) - 1).max() <= 1e-9
 
 
 def test_rotated_against_mmcv_which_is_wrong_on_slivers(run, geo):
     ops = pytest.importorskip("mmcv.ops", reason="mmcv with compiled ops is not installed")
     rng = np.random.default_rng(5)
-    a, b = geo.random_footprints(rng, 100).astype(np.float32), geo.random_footprints(rng, 80).astype(np.float32)
+    a, b = (
+        geo.random_footprints(rng, 100).astype(np.float32),
+        geo.random_footprints(rng, 80).astype(np.float32),
+    )
 
     def theirs(p, q):
         rows = [torch.from_numpy(r[:, [0, 1, 3, 2, 4]].copy()) for r in (p, q)]
@@ -90,7 +101,9 @@ def test_rotated_against_mmcv_which_is_wrong_on_slivers(run, geo):
     slivers[:, :2] += 1e3
     slivers[:, 2] = 1e-4
     wrong = theirs(far, slivers)
-    assert ((wrong < -1e-3) | (wrong > 1.001)).any() or np.abs(wrong - run(iou.bev_iou, far, slivers)).max() > 1e-3
+    assert ((wrong < -1e-3) | (wrong > 1.001)).any() or np.abs(
+        wrong - run(iou.bev_iou, far, slivers)
+    ).max() > 1e-3
     own = run(iou.bev_iou, far, slivers)
     assert (own >= 0).all()
     assert (own <= 1).all()
@@ -115,7 +128,15 @@ def test_dense_and_sparse_blocks_give_the_same_bits(geo):
 @pytest.mark.parametrize("aligned", [False, True])
 def test_rows_without_area_or_meaning(run, aligned):
     rows = np.array(
-        [[0, 0, 2, 2], [1, 1, 1, 3], [2, 2, 2, 2], [3, 3, 1, 5], [5, 5, 1, 1], [0, np.nan, 1, 1], [0, 0, np.inf, 1.0]]
+        [
+            [0, 0, 2, 2],
+            [1, 1, 1, 3],
+            [2, 2, 2, 2],
+            [3, 3, 1, 5],
+            [5, 5, 1, 1],
+            [0, np.nan, 1, 1],
+            [0, 0, np.inf, 1.0],
+        ]
     )
     invalid = np.array([False, False, False, True, True, True, True])
     assert np.array_equal(iou.invalid_boxes(rows), invalid)

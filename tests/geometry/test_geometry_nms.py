@@ -41,20 +41,22 @@ def flat_case(geo, kind, rng, n, objects):
 KINDS = ["boxes", "bev", "3d", "circle"]
 
 
-@pytest.mark.parametrize("objects", [1, 40, 1300])
+@pytest.mark.parametrize(
+    ("objects", "count"), [(1, 150), (40, 1100), (1300, 1300)]
+)  # up to three blocks of rows
 @pytest.mark.parametrize("kind", KINDS)
-def test_is_the_plain_loop(run, geo, kind, objects):
+def test_is_the_plain_loop(run, geo, kind, objects, count):
     rng = np.random.default_rng(objects)
-    function, boxes, scores, matrix = flat_case(geo, kind, rng, 1300, objects)  # more than two blocks of rows
+    function, boxes, scores, matrix = flat_case(geo, kind, rng, count, objects)
     limit = 0.7 if kind == "circle" else 0.45
     name = "distance_threshold" if kind == "circle" else "iou_threshold"
-    labels = rng.integers(0, 3, 1300)
-    limits = np.full(1300, limit)
+    labels = rng.integers(0, 3, count)
+    limits = np.full(count, limit)
     for given_labels in (None, labels):
         expected = plain_greedy(matrix, scores, given_labels, limits, near=kind == "circle")
-        assert 1 < len(expected) < 1300
+        assert 1 < len(expected) < count
         assert np.array_equal(run(function, boxes, scores, given_labels, **{name: limit}), expected)
-        for most in (0, 1, len(expected) // 2, len(expected), 5000):
+        for most in (0, len(expected) // 2, 5000):
             found = run(function, boxes, scores, given_labels, **{name: limit}, max_output=most)
             assert np.array_equal(found, expected[:most])
 
@@ -90,7 +92,14 @@ def test_equal_scores_go_by_index_and_nan_last(run, geo, kind):
 def test_rows_that_are_no_boxes_neither_suppress_nor_go(run):
     boxes = np.array([[0, 0, 4, 4], [0, 0, 4, np.nan], [4, 4, 0, 0], [0, 0, 4, 4.1], [2, 2, 2, 2]])
     assert run(nms.nms, boxes, np.array([0.5, 0.9, 0.8, 0.4, 0.3])).tolist() == [1, 2, 0, 4]
-    rows = np.array([[0, 0, 0, 2, 4, 1, 0.1], [0, 0, 0, 2, -4, 1, 0.1], [0, 0, 0, 2, 4, 1, np.nan], [0, 0, 0, 2, 4, 1, 0.2]])
+    rows = np.array(
+        [
+            [0, 0, 0, 2, 4, 1, 0.1],
+            [0, 0, 0, 2, -4, 1, 0.1],
+            [0, 0, 0, 2, 4, 1, np.nan],
+            [0, 0, 0, 2, 4, 1, 0.2],
+        ]
+    )
     for function in (nms.nms_bev, nms.nms_3d):
         assert run(function, rows, np.array([0.5, 0.9, 0.8, 0.4])).tolist() == [1, 2, 0]
 
@@ -104,12 +113,12 @@ def test_nothing_and_one(run, function):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("objects", [20, 200, 2000])
+@pytest.mark.parametrize("objects", [20, 1000])
 def test_against_torchvision(run, geo, dtype, objects):
     ops = pytest.importorskip("torchvision").ops
     rng = np.random.default_rng(5)
-    boxes, scores = geo.image_scene(rng, 2000, objects)
-    boxes, labels = boxes.astype(dtype), rng.integers(0, 8, 2000)
+    boxes, scores = geo.image_scene(rng, 1000, objects)
+    boxes, labels = boxes.astype(dtype), rng.integers(0, 8, 1000)
     tensors = torch.from_numpy(boxes), torch.from_numpy(scores.astype(dtype))
     for limit in (0.3, 0.5, 0.7):
         found = run(nms.nms, boxes, scores.astype(dtype), iou_threshold=limit)
@@ -126,7 +135,9 @@ def test_against_powerboxes(run, geo):
     assert np.array_equal(run(nms.nms, boxes, scores), powerboxes.nms(boxes, scores, 0.5, 0.0))
     rows, scores = geo.scene(rng, 800, 70, spread=30)
     degrees = np.column_stack([rows[:, :2], rows[:, 4], rows[:, 3], np.degrees(rows[:, 6])])
-    assert np.array_equal(run(nms.nms_bev, rows, scores, iou_threshold=0.4), powerboxes.rotated_nms(degrees, scores, 0.4, 0.0))
+    assert np.array_equal(
+        run(nms.nms_bev, rows, scores, iou_threshold=0.4), powerboxes.rotated_nms(degrees, scores, 0.4, 0.0)
+    )
 
 
 def test_against_mmcv(run, geo):
@@ -161,12 +172,12 @@ def test_properties(rows, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_is_bounded(geo, kind):
-    """6,000 boxes all in one heap: the 36 million pairs are never held."""
+    """Thousands of boxes in one heap: the millions of pairs are never held."""
     rng = np.random.default_rng(8)
     if kind == "boxes":
         boxes, scores = geo.image_scene(rng, 6000, 1)
     else:
-        boxes, scores = geo.scene(rng, 6000, 1)
+        boxes, scores = geo.scene(rng, 4000, 1)
     function = {"boxes": nms.nms, "bev": nms.nms_bev, "3d": nms.nms_3d, "circle": nms.nms_circle}[kind]
     tracemalloc.start()
     kept = function(boxes, scores, backend="numpy")
@@ -195,7 +206,9 @@ def test_cuda_style_chunks_are_exact(geo, monkeypatch):
 
 
 def test_tensors_stay_tensors():
-    boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]], dtype=torch.float32, requires_grad=True)
+    boxes = torch.tensor(
+        [[0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]], dtype=torch.float32, requires_grad=True
+    )
     kept = nms.nms(boxes, torch.tensor([0.8, 0.9, 0.7]), torch.tensor([0, 0, 0]))
     assert kept.dtype == torch.int64
     assert kept.tolist() == [1, 2]
