@@ -146,7 +146,7 @@ def test_against_mmcv(run, geo):
     rows, scores = geo.scene(rng, 500, 50, spread=30)
     rows, scores = rows.astype(np.float32), scores.astype(np.float32)
     theirs = torch.from_numpy(rows[:, [0, 1, 4, 3, 6]].copy())
-    _, kept = ops.nms_rotated(theirs, torch.from_numpy(scores), 0.4, clockwise=False)
+    _, kept = ops.nms_rotated(theirs, torch.from_numpy(scores), 0.4)
     assert np.array_equal(run(nms.nms_bev, rows, scores, iou_threshold=0.4), kept.numpy())
 
 
