@@ -37,13 +37,20 @@ def file_name(family: str) -> str:
 
 
 def write_options(family: str, schema: pa.Schema, codec: str) -> dict[str, Any]:
-    """The Parquet settings of a family: vectors plain and without statistics, scalars with both."""
+    """The Parquet settings of a family: vectors and images plain, without statistics; scalars with both."""
     options: dict[str, Any] = {"compression": codec, "row_group_size": SAMPLE_ROW_GROUP}
     if codec == "zstd":
         options["compression_level"] = 1
     if family == "vectors":
         plain = {"use_dictionary": False, "write_statistics": False, "row_group_size": VECTOR_ROW_GROUP}
         return {**options, **plain}
+    if family == "media":  # PNGs are compressed already
+        return {
+            "compression": "none",
+            "row_group_size": VECTOR_ROW_GROUP,
+            "use_dictionary": False,
+            "write_statistics": False,
+        }
     texts = [item for item in schema if pa.types.is_string(item.type) or pa.types.is_dictionary(item.type)]
     repeated = [item.name for item in texts if item.name not in _NO_DICTIONARY]
     return {**options, "use_dictionary": repeated or False, "write_statistics": True}
@@ -89,7 +96,7 @@ def write_family(path: Path, family: str, table: pa.Table, options: WriterOption
         OSError: the disk refused. pyarrow.ArrowException: the rows can not be encoded.
     """
     # Many short scalar columns are written five times faster in one chunk. Vectors are not worth the copy.
-    whole = table if family == "vectors" else table.unify_dictionaries().combine_chunks()
+    whole = table if family in {"vectors", "media"} else table.unify_dictionaries().combine_chunks()
     with contextlib.closing(_HashingFile(path)) as file:
         with pa.PythonFile(file, mode="w") as sink:
             pq.write_table(whole, sink, **write_options(family, table.schema, options.codec))

@@ -115,7 +115,7 @@ class PassSelection:
         """Stream the rows that count, `batch_rows` at a time (the last batch may be shorter).
 
         Args:
-            family: "samples", "vectors", "detections" or "truths".
+            family: "samples", "vectors", "detections", "truths" or "media".
             columns: only these, in this order; None = all.
             batch_rows: rows per batch.
 
@@ -248,7 +248,7 @@ def load(
     Args:
         model_name: the run's model name.
         version_name: the run's version name.
-        table: "samples", "vectors", "detections" or "truths".
+        table: "samples", "vectors", "detections", "truths" or "media".
         dataset_type: a split, several, or None = all.
         n_epoch: an epoch, "latest", or None = all.
         store: a Store or its path; default `MLD_HOME`, else `~/.mld`.

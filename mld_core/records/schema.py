@@ -1,4 +1,4 @@
-"""The Arrow schemas of the four record families, and the user's own columns.
+"""The Arrow schemas of the five record families, and the user's own columns.
 
 Every family carries `unit` (running number of the sample row in this rank's pass) and `rank_`; (rank_, unit)
 names one sample row within an attempt, and rows of the other families refer to it.
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mld_core.records.vectors import vector_field
 
-FAMILIES = ("samples", "vectors", "detections", "truths")
+FAMILIES = ("samples", "vectors", "detections", "truths", "media")
 Task = Literal["classification", "detection", "detection3d"]
 TASKS = ("classification", "detection", "detection3d")
 KEY_FIELDS = (pa.field("unit", pa.int64(), nullable=False), pa.field("rank_", pa.int32(), nullable=False))
@@ -298,6 +298,14 @@ def truths_schema(task: str, additional_label_fields: Sequence[AdditionalField] 
     return pa.schema([*fields, *_own(additional_label_fields)])
 
 
+def media_schema() -> pa.Schema:
+    """The schema of `media`: one row per sample of a pass that stores images.
+
+    `png` is a thumbnail of at most 64 pixels on the longer side, null where there was no image.
+    """
+    return pa.schema([*KEY_FIELDS, _ID, pa.field("png", pa.binary())])
+
+
 def base_schema(family: str, task: str = "classification") -> pa.Schema:
     """The schema of a family of which nothing was stored.
 
@@ -312,4 +320,6 @@ def base_schema(family: str, task: str = "classification") -> pa.Schema:
         return detections_schema("detection" if task == "classification" else task)
     if family == "truths":
         return truths_schema("detection" if task == "classification" else task)
+    if family == "media":
+        return media_schema()
     raise ValueError(f"table={family!r}: expected one of {', '.join(map(repr, FAMILIES))}")

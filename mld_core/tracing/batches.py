@@ -25,6 +25,7 @@ class Batch:
     outputs: Any = None
     batch_idx: int = 0
     global_step: int | None = None
+    images: Any = None
 
 
 def class_count(model: nn.Module) -> int | None:

@@ -18,6 +18,7 @@ from mld_core.tracing.hashing import input_hash_of, to_hex
 from mld_core.tracing.heads import FeatureRule
 from mld_core.tracing.identity import as_id_list
 from mld_core.tracing.labels import Labels, normalise_labels
+from mld_core.tracing.media import media_arrays, media_columns
 from mld_core.tracing.outputs import probabilities_to_logits
 from mld_core.tracing.staging import Staged, to_float32
 
@@ -88,6 +89,7 @@ class PassContext:
     store_hash: bool
     fields: tuple[AdditionalField, ...]
     guard: Guard
+    media: pa.Schema | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -114,9 +116,10 @@ class BatchJob:
     activation: str
     batch_idx: int
     global_step: int | None
+    images: Any = None
 
     def __call__(self) -> dict[str, pa.Table]:
-        """Builds `samples` and `vectors` of this batch.
+        """Builds `samples` and `vectors` of this batch, and `media` where the pass stores images.
 
         Raises:
             ValueError: the batch can not be recorded; the writer counts its rows as lost with this reason.
@@ -132,10 +135,16 @@ class BatchJob:
         samples["overflow"] = pa.array(overflow)
         for spec in self.context.fields:
             samples[spec.name] = additional_column(spec, self.user.get(spec.name), self.n)
-        return {
+        made = {
             "samples": table_of(samples, self.context.samples, self.n),
             "vectors": table_of(vectors, self.context.vectors, self.n),
         }
+        if self.context.media is not None:
+            images = arrays.get("images", self.images)
+            pngs = media_columns(images, self.n, self.context.guard)
+            made["media"] = table_of(media_arrays(own, pngs), self.context.media, self.n)
+        self.images = None
+        return made
 
     def _hashes(self, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str] | None:
         values = arrays.get("input_hash")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.schema import samples_schema, vectors_schema
+from mld_core.records.schema import media_schema, samples_schema, vectors_schema
 from mld_core.records.writer import Account, Writer, WriterOptions
 from mld_core.tracing.batches import (
     Batch,
@@ -31,6 +31,7 @@ from mld_core.tracing.guard import Guard
 from mld_core.tracing.hashing import input_hash_of
 from mld_core.tracing.heads import Captured, HeadChooser
 from mld_core.tracing.labels import find_labels, infer_task
+from mld_core.tracing.media import Pictures
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.outputs import find_main_tensor
 from mld_core.tracing.rows import CONTENT_HASH, BatchJob, HeldInputs, PassContext
@@ -107,6 +108,7 @@ class Session:
         self._checked_task = False
         self._stored_info: dict[str, Any] = {}
         self._stager = Stager()
+        self.pictures = Pictures(options.image_fn, guard)
         self._user_fields = (*options.sample_fields(), *options.label_fields())
         self._writer = Writer(
             store,
@@ -186,6 +188,8 @@ class Session:
         if open_pass.handle is None:
             open_pass.key = open_pass.final_key or open_pass.key
             open_pass.handle = self._open(open_pass, {"mode": open_pass.mode})
+        if open_pass.final_key is not None:
+            self.pictures.renamed(open_pass.key, open_pass.final_key)
         meta = open_pass.context.meta if open_pass.context is not None else {}
         ticket = self._writer.seal(open_pass.handle, meta=meta, key=_new_key(open_pass))
         self.tickets.setdefault(open_pass.key.n_epoch, []).append(ticket)
@@ -362,6 +366,7 @@ class Session:
             store_hash=self.options.input_hash,
             fields=self._user_fields,
             guard=self.guard,
+            media=media_schema() if self.pictures.wanted(open_pass.key) else None,
         )
         meta = {
             "mode": open_pass.mode,
@@ -414,8 +419,8 @@ class Session:
                 names.append("feature:" + rule.alias)
                 tensors.append(feature)
         on_host: dict[str, Any] = {}
-        for name, value in (("labels", batch.labels), ("ids", batch.ids)):
-            fixed = own_copy(value)
+        for name, value in (("labels", batch.labels), ("ids", batch.ids), ("images", batch.images)):
+            fixed = value if name == "images" else own_copy(value)  # images were shrunk into a copy
             if isinstance(fixed, Tensor):
                 names.append(name)
                 tensors.append(fixed)
@@ -440,6 +445,7 @@ class Session:
             activation=captured.source.activation,
             batch_idx=batch.batch_idx,
             global_step=batch.global_step,
+            images=on_host.get("images"),
         )
 
     def _hashing(self, batch: Batch, n: int) -> tuple[HeldInputs | None, Tensor | None]:
