@@ -2,13 +2,14 @@
 
 A walk begins when a traced loader is iterated and ends when it is exhausted or left by `break`. The batch
 in hand is committed when the next one is asked for, when the walk ends, or when another traced loader is
-iterated inside the loop's body. A walk that an exception left open is found by `finish` at the end of the
-program, and stays partial.
+iterated inside the loop's body. A loop that an exception ends looks like one left by `break`: which of the
+two it was is settled by whether the program goes on. A pass that ended the program stays partial.
 """
 
 from __future__ import annotations
 
 import atexit
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,7 +46,6 @@ class LoopRecorder:
         world_size: number of processes.
         framework: name of the framework.
         stepped: says after a training batch whether the optimizer made a step in it.
-        compiled: the model is compiled, so its forward cannot be noticed.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class LoopRecorder:
         world_size: int,
         framework: str,
         stepped: Callable[[], bool] = lambda: True,
-        compiled: bool = False,
     ) -> None:
         self.recorder = recorder
         self.names = names
         self.epoch: int | None = None  # the epoch being trained or trained last
         self.steps = 0
+        self.finished = False
         self.resume_step: int | None = None
         self._model = model
         self._world = {"rank": rank, "world_size": world_size, "framework": framework}
         self._stepped = stepped
         self._walks: list[_Walk] = []
-        self._compiled = compiled
-        self._forward_done = compiled
-        self._hook = model.register_forward_hook(_Noticed(self))
+        # Passes left early: by a `break`, or by an exception, which looks the same until the program goes on.
+        self._left: list[Any] = []
         atexit.register(_finish, weakref.ref(self))
 
     def start(self) -> None:
         """Sets the hooks; does nothing while recording."""
+        self.finished = False
         if not self.recorder.enabled and not self.recorder.failed_to_start:
             self.recorder.start(self._model, self.names, **self._world)
 
@@ -84,30 +84,33 @@ class LoopRecorder:
         """Whether a walk over the training split is open."""
         return any(walk.split == "train" for walk in self._walks)
 
-    def noticed(self, module: torch.nn.Module) -> None:
-        """The model made a forward."""
-        if module is self._model:
-            self._forward_done = True
-
     def walk(self, traced: TracedLoader) -> Iterator[Any]:
         """Iterates a loader and tells the recorder."""
         walk = self._begin(traced)
         try:
-            for batch in traced.loader:
+            # Held: the order of a loader whose iterator is gone is not proven for the batch in hand.
+            iterator = iter(traced.loader)
+            for batch in iterator:
                 self._arm(walk, batch)
                 yield batch
+                self._settle()
                 self._commit(walk)
-        finally:
-            self._end(walk)
+        except GeneratorExit:
+            self._end(walk, self._leave)
+            raise
+        except BaseException as error:
+            self._drop(walk, f"{type(error).__name__} in the loader")
+            raise
+        self._end(walk, self.recorder.end_pass)
 
     def _begin(self, traced: TracedLoader) -> _Walk:
         guard, walk = self.recorder.guard, _Walk(traced.split)
         with guard.catch("beginning a pass", lost="the records of that pass"):
             self.start()
+            self._settle()
             for stale in [w for w in self._walks if w.split == walk.split]:
                 self._drop(stale, "left by an exception")
-            if self._walks and self._forward_done:
-                self._commit(self._walks[-1])
+            self.commit()
             n_epoch, traced.next_epoch = traced.next_epoch, None
             train = traced.split == "train"
             if train:
@@ -128,28 +131,43 @@ class LoopRecorder:
     def _arm(self, walk: _Walk, batch: Any) -> None:
         if walk in self._walks:
             walk.batch, walk.pending = batch, True
-            self._forward_done = self._compiled
             self.recorder.begin_batch(batch)
+
+    def commit(self) -> None:
+        """Records the batch in hand now, as when a checkpoint is saved after its step."""
+        if self._walks and self.recorder.heard:
+            self._commit(self._walks[-1])
 
     def _commit(self, walk: _Walk) -> None:
         """Records the walk's batch in hand, once."""
         if not walk.pending or walk is not self._walks[-1]:
             return
         batch, walk.batch, walk.pending = walk.batch, None, False
+        if not self.recorder.heard:
+            self.recorder.skip_batch(batch)
+            return
         self.recorder.record(batch, batch_idx=walk.batch_idx, global_step=self.steps)
         walk.batch_idx += 1
         if walk.split == "train":
             with self.recorder.guard.catch("counting optimizer steps", lost="the step numbers"):
                 self.steps += bool(self._stepped())
 
-    def _end(self, walk: _Walk) -> None:
+    def _end(self, walk: _Walk, close: Callable[[], None]) -> None:
         if walk not in self._walks:
             return  # closed already, with what was around it
         while self._walks[-1] is not walk:
             self._drop(self._walks[-1], "left inside another pass")
         self._commit(walk)
         self._walks.remove(walk)
-        self.recorder.end_pass()
+        close()
+
+    def _leave(self) -> None:
+        self._left.append(self.recorder.leave_pass())
+
+    def _settle(self) -> None:
+        """The program goes on, so the loops that were left before were left by `break`."""
+        while self._left:
+            self.recorder.settle_pass(self._left.pop(0))
 
     def _drop(self, walk: _Walk, reason: str) -> None:
         while walk in self._walks:
@@ -158,28 +176,19 @@ class LoopRecorder:
 
     def finish(self, timeout: float = 300.0) -> None:
         """Waits for this rank's durability, then the account; walks still open stay partial."""
-        status = "exception" if self._walks else "finished"
-        while self._walks:
-            self._walks.pop()
+        self._settle()
+        self._close(timeout)
+
+    def at_exit(self) -> None:
+        """The program ends: by an exception, if the interpreter has shown one."""
+        if getattr(sys, "last_value", None) is None:
+            self._settle()
+        self._close(_EXIT_S)
+
+    def _close(self, timeout: float) -> None:
+        status = "exception" if self._walks or self._left else "finished"
+        self._walks, self._left, self.finished = [], [], True
         self.recorder.finish(status, timeout)
-
-
-class _Noticed:
-    """Forward hook that tells a `LoopRecorder`; a copied or pickled one tells nobody."""
-
-    def __init__(self, loop: LoopRecorder | None) -> None:
-        self._loop = None if loop is None else weakref.ref(loop)
-
-    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        loop = self._loop() if self._loop is not None and not torch.compiler.is_compiling() else None
-        if loop is not None:
-            loop.noticed(module)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Noticed:
-        return _Noticed(None)
-
-    def __reduce__(self) -> Any:
-        return _Noticed, (None,)
 
 
 class TracedLoader:
@@ -247,4 +256,4 @@ def _seen_as(kind: type, is_loader: bool) -> type:
 def _finish(reference: weakref.ref[LoopRecorder]) -> None:
     loop = reference()
     if loop is not None:
-        loop.finish(_EXIT_S)
+        loop.at_exit()

@@ -70,8 +70,7 @@ def trace(
     global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
     recorder = Recorder(**options)
     inner = accelerator.unwrap_model(model, keep_torch_compile=False)
-    compiled = hasattr(model, "_orig_mod")
-    if compiled:
+    if hasattr(model, "_orig_mod"):
         say_compiled(inner)
     names = recorder.resolve_names(inner) if accelerator.is_main_process else {}
     if accelerator.num_processes > 1:
@@ -84,7 +83,6 @@ def trace(
         world_size=accelerator.num_processes,
         framework="accelerate",
         stepped=lambda: accelerator.sync_gradients,
-        compiled=compiled,
     )
     loop.start()
     checkpoints = _Checkpoints(accelerator, loop)
@@ -105,6 +103,7 @@ class _Checkpoints:
 
     def save(self, models: Any, weights: Any, output_dir: str) -> None:
         loop = self._loop
+        loop.commit()
         if not self._accelerator.is_main_process:
             return
         with loop.recorder.guard.catch(f"writing {RUN_FILE}", lost="a resumed training gets a new version"):
@@ -151,7 +150,8 @@ class MLDebuggerTracker(tracking.GeneralTracker):  # type: ignore[misc]
     @property
     def tracker(self) -> LoopRecorder | None:
         """The run the scalars belong to; None before `trace`."""
-        return _newest() if _newest is not None else None
+        loop = _newest() if _newest is not None else None
+        return None if loop is None or loop.finished else loop
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Keep the configuration given to `init_trackers`."""

@@ -340,6 +340,13 @@ class Capture:
             ]
         return calls
 
+    @property
+    def heard(self) -> bool:
+        """Whether a hooked layer ran since `begin`."""
+        if any(probe.call is not None for probe in self.probes.values()):
+            return True
+        return self.watcher is not None and bool(self.watcher.outer)
+
     def clear(self) -> None:
         """Lets go of every tensor."""
         for probe in self.probes.values():

@@ -305,6 +305,28 @@ class Recorder:
             self._pass_numbers[key.dataset_type, key.n_epoch] = key.pass_no + 1
         self.session.abandon(open_pass)
 
+    def leave_pass(self) -> OpenPass | None:
+        """The innermost pass was left early and takes no more rows; `settle_pass` says what it was."""
+        if self.session is None or not self._stack:
+            return None
+        self.session.disarm()
+        return self._stack.pop()
+
+    def settle_pass(self, open_pass: OpenPass | None) -> None:
+        """A pass that was left early is sealed as it is; one that is never settled stays partial."""
+        if self.session is not None and open_pass is not None:
+            with self.guard.catch("sealing a pass", lost="nothing yet; the pass stays marked as partial"):
+                self.session.seal(open_pass)
+
+    def close_resumed(self, split: str, n_epoch: int, *, mode: str, resume_step: int) -> None:
+        """A training resumed behind this pass: seals what the attempt before recorded, if it did not get to it.
+
+        Args: as in `begin_pass`. A pass that the restored state does not know of is left alone.
+        """
+        if self._pass_numbers.get((split, n_epoch)):
+            self.begin_pass(split, n_epoch, mode=mode, resume_step=resume_step)
+            self.end_pass()
+
     def abort_pass(self, reason: str) -> None:
         """The innermost pass ends early: what is there is flushed and stays marked as partial."""
         if self.session is None or not self._stack:
@@ -349,6 +371,23 @@ class Recorder:
         self.session.disarm()
         self._spent += time.perf_counter() - begun
 
+    @property
+    def heard(self) -> bool:
+        """Whether the model made a forward since `begin_batch`."""
+        return self.session is not None and self.session.capture is not None and self.session.capture.heard
+
+    def skip_batch(self, batch: Any) -> None:
+        """No forward was made with this batch: its place in the loader's order is passed over."""
+        if self.session is None or not self._stack:
+            return
+        open_pass = self._stack[-1]
+        with self.guard.catch("passing over a batch", lost="the loader's order as sample ids"):
+            if open_pass.tap is not None:
+                n = row_count(find_labels(batch))
+                n = rows_of(find_inputs(batch)) if n is None else n
+                open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
+        self.session.disarm()
+
     def _count_lost(self, batch: Any) -> None:
         with self.guard.catch("counting the rows of a lost batch"):
             self.guard.count("rows of failed batches", rows=row_count(find_labels(batch)) or 0, times=0)
@@ -364,7 +403,8 @@ class Recorder:
         n = count_rows(batch, labels, inputs)
         ids, source = self.identify(batch, n, open_pass)
         fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
-        return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step)
+        images = self.session.pictures.of(batch, open_pass.key)
+        return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step, images)
 
     def identify(self, batch: Any, n: int | None, open_pass: OpenPass) -> tuple[Any, str]:
         """The batch's ids and their source, best source first; the content hash is the last resort."""
@@ -488,9 +528,12 @@ class Recorder:
             "format": 1,
             "model_name": self._names["model_name"],
             "version_name": self._names["version_name"],
-            "attempt": attempt_name(self._names["launch_id"], self._names["restart"]),
+            "attempt": self._attempt(),
             "passes": passes_text(self._pass_numbers),
         }
+
+    def _attempt(self) -> str:
+        return attempt_name(self._names["launch_id"], self._names["restart"])
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes up the state of a checkpoint: same run, pass numbers counted on. Before `resolve_names`."""
@@ -498,5 +541,9 @@ class Recorder:
             if not state:
                 return
             self._restored = {k: str(state[k]) for k in ("model_name", "version_name", "attempt")}
+            if self.session is None and self._names and self._attempt() == self._restored["attempt"]:
+                # Resumed in the process that was cut short (a notebook): a new try, or its folders would clash.
+                self._names = {**self._names, "restart": str(int(self._names["restart"]) + 1)}
+                self._pass_numbers = {}
             for key, number in passes_of(str(state.get("passes", "[]"))).items():
                 self._pass_numbers[key] = max(number, self._pass_numbers.get(key, 0))

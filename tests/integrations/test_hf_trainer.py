@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("transformers")
 import torch
-from hf_parts import Indexed, Net, arguments, ids, rows, sealed, trainer, upto
+from hf_parts import arguments, ids, rows, sealed, trainer, upto
+from loop_parts import Indexed, Net
 from torch import nn
 from transformers import Trainer, TrainerCallback
 

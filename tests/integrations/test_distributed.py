@@ -1,0 +1,105 @@
+"""Ranks: no collective of ours after the set-up, uneven ranks, ranks that raise or are killed, four of them."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from loops_run import HERE, collectives, free_port, installed, loops, passes, table
+
+from ml_debugger.evaluator import Evaluator
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
+
+
+def test_no_collective_of_ours_after_the_set_up() -> None:
+    """The only one is the broadcast of the run's names; the tracers called by hand make none."""
+    frameworks = (*installed(), "uneven")
+    root = loops(2, frameworks)
+    for rank in (0, 1):
+        found = collectives(root, rank)
+        ours = Counter((c["framework"], c["call"]) for c in found if c["ours"])
+        assert ours == {(name, "broadcast_object_list"): 1 for name in frameworks if name != "plain"}
+        functions = {c["ours"] for c in found if c["ours"]}
+        assert functions <= {"_start", "trace"}, functions
+        assert any(c["ours"] is None for c in found), "the frameworks' own were seen, so ours would be"
+
+
+def test_ranks_with_different_numbers_of_batches_and_one_that_leaves_its_loop() -> None:
+    root = loops(2, (*installed(), "uneven"))
+    found = {s.key.n_epoch: s for s in passes(root, "uneven")}
+    assert {epoch: s.sealed for epoch, s in found.items()} == {0: True, 1: True, 2: True}
+    for epoch in (0, 2):
+        samples = found[epoch].table("samples").to_pandas()
+        assert sorted(samples.input_id, key=int) == [str(i) for i in range(9)]
+        assert samples.groupby("rank_").size().to_dict() == {0: 5, 1: 4}
+    cut = found[1].table("samples").to_pandas()
+    assert cut.groupby("rank_").size().to_dict() == {0: 5, 1: 4}, "the batch in hand is counted"
+
+
+def test_four_ranks() -> None:
+    root = loops(4, ("accelerate", "plain"))
+    for framework in ("accelerate", "plain"):
+        for selection in passes(root, framework):
+            assert selection.sealed
+            assert not selection.missing_ranks
+            samples = selection.table("samples").to_pandas()
+            size = 11 if selection.key.dataset_type == "train" else 7
+            counts = Counter(samples.input_id)
+            assert set(counts) == {str(i) for i in range(size)}, "the union of the ranks is the dataset"
+            if selection.key.dataset_type == "val":
+                assert set(counts.values()) == {1}
+                assert selection.report.duplicates_dropped > 0, "the padding is reported"
+        assert set(table(root, framework).rank_) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", ["alone", "raise", "ddp"])
+def test_a_rank_that_ends_early(kind: str, store: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, HERE / "kill_script.py", kind],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert ranks[1].returncode == (1 if kind == "raise" else -9), outputs[1]
+    if kind != "ddp":
+        assert ranks[0].returncode == 0, outputs[0]
+        assert "went through" in outputs[0], "nothing of ours waits for the dead rank"
+    else:
+        assert ranks[0].returncode not in {0, None}, (
+            "averaging gradients with a dead rank fails, as without us"
+        )
+        assert "went through" not in outputs[0]
+
+    found = {s.key.n_epoch: s for s in passes(tmp_path, "killed")}
+    assert found[0].sealed
+    assert found[0].n_rows == 40
+    cut = found[1]
+    assert not cut.sealed
+    assert cut.missing_ranks == ([0, 1] if kind == "ddp" else [1])
+    rows = cut.table("samples").to_pandas()
+    per_rank = rows.groupby("rank_").size().to_dict()
+    assert per_rank[1] >= 4, "what rank 1 had written before its last roll"
+    if kind == "raise":
+        assert per_rank[1] == 12, "an exception leaves time to write all"
+    if kind != "ddp":
+        assert per_rank[0] == 20
+        problems = Evaluator("killed", "v1").request_evaluation(n_epoch=1).problems
+        told = [problem["message"] for problem in problems]
+        assert any("val (epoch 1)" in text and "rank 1 did not seal" in text for text in told), told
