@@ -31,7 +31,20 @@ _OPTIONS: Mapping[str, tuple[type, ...]] = {
     "threads": (int,),
     "exact_cells": (int,),
     "progress": (bool,),
+    "error_proba_thresh": (float,),
+    "risk_tolerance": (float,),
+    "group_key": (str,),
+    "repeats": (int,),
+    "null_run": (bool,),
 }
+
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "error_proba_thresh": (0, 1),
+    "risk_tolerance": (0, 1),
+    "repeats": (1, 20),
+    "threads": (1, 1024),
+}
+"""Lowest and highest value; the ends of a probability are not allowed."""
 
 
 class Evaluator:
@@ -88,8 +101,14 @@ class Evaluator:
                 `_2`, ... where that is taken.
             n_epoch: "latest" = the last sealed pass of each split; an epoch; None = every epoch.
             method_name: "default" = the method of the run's task (`classification_v1`).
-            options: `dataset_types` (list of splits), `threads`, `exact_cells` (up to this many units x
-                classes the ranking metrics are exact), `progress` (bool; default: on a terminal).
+            options: `dataset_types` (list of splits); `risk_tolerance` (an error probability strictly between
+                0 and 1 that replaces the threshold t2 of the issue categories); `group_key` (a column you
+                recorded, e.g. scene or patient: units of one group never stand on both sides of a fold, and
+                are drawn together in the intervals; default: the input hash); `repeats` (how often the
+                cross-fit is repeated with other folds, default 3); `null_run` (bool: also analyse shuffled
+                errors, which doubles the time, for `null_hotspot_ratio`); `error_proba_thresh` (detection
+                only, default 0.8); `threads`; `exact_cells` (up to this many units x classes the ranking
+                metrics are exact); `progress` (bool; default: on a terminal).
 
         Raises:
             NotFoundError: The model, version, epoch or split is not in the store.
@@ -244,11 +263,23 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
         if value is not None and not isinstance(value, _OPTIONS[name]):
             kinds = " or ".join(kind.__name__ for kind in _OPTIONS[name])
             raise ValueError(f"option {name}={value!r}: expected {kinds}")
+        if value is not None and name in _RANGES:
+            _check_range(name, value)
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in options.items()
         if value is not None
     }
+
+
+def _check_range(name: str, value: Any) -> None:
+    low, high = _RANGES[name]
+    whole = int in _OPTIONS[name]
+    if isinstance(value, bool) or not (low <= value <= high if whole else low < value < high):
+        what = f"strictly between {low} and {high}"
+        if whole:
+            what = f"a whole number from {low} to {high}"
+        raise ValueError(f"option {name}={value!r}: expected {what}")
 
 
 def _holds(info: Mapping[str, Any], n_epoch: int | str) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from mld_core.evaluation.classification import (
 )
 from mld_core.evaluation.database import database
 from mld_core.evaluation.engine import EmbeddedEngine
-from mld_core.evaluation.passes import PassSource, problem, record_problems, rows_lost
+from mld_core.evaluation.issue_stage import CLASSIFICATION_STAGES
+from mld_core.evaluation.passes import PassSource, describe, problem, record_problems, rows_lost
 from mld_core.evaluation.result_store import ResultStore
 from mld_core.evaluation.stages import (
-    CLASSIFICATION_STAGES,
     Split,
     SplitGroup,
     SplitStage,
@@ -38,6 +38,9 @@ from mld_core.evaluation.units import rewrite_units
 from mld_core.records.reader import PassSelection
 
 METHOD = "classification_v1"
+
+NAMED_PASSES = 4
+"""A note that is true of more passes names the first few."""
 
 _SPLIT_ORDER = ("train", "val", "test", "predict", "deploying")
 
@@ -104,6 +107,30 @@ CLASS_SCHEMA = pa.schema(
         *(pa.field(name, pa.float64()) for name in ("accuracy", "precision", "auroc", "auprc")),
     ]
 )
+REGION_SCHEMA = pa.schema(
+    [
+        *_KEY_FIELDS,
+        pa.field("region_id", pa.int32()),
+        pa.field("n", pa.int64()),
+        pa.field("errors", pa.int64()),
+        *(pa.field(name, pa.float64()) for name in ("rate", "rate_lo", "p_value")),
+        pa.field("bh_sig", pa.bool_()),
+        pa.field("label", pa.string()),
+        pa.field("top_classes", pa.list_(pa.int32())),
+        pa.field("top_codes", pa.list_(pa.string())),
+        *(pa.field(name, pa.string()) for name in ("medoid_unit_id", "medoid_input_id")),
+    ]
+)
+SLICE_SCHEMA = pa.schema(
+    [
+        *_KEY_FIELDS,
+        pa.field("slice", pa.string()),
+        pa.field("n", pa.int64()),
+        pa.field("errors", pa.int64()),
+        *(pa.field(name, pa.float64()) for name in ("rate", "score", "p_value")),
+        pa.field("bh_sig", pa.bool_()),
+    ]
+)
 CONFUSION_SCHEMA = pa.schema(
     [
         *_KEY_FIELDS,
@@ -166,23 +193,20 @@ def evaluate_classification(
         _evaluate_pass(results, one, folder / f"base-{place}.parquet", engine, info, options)
         for place, one in enumerate(ordered)
     ]
+    targets = {id(one.split): folder / f"units-{place}.parquet" for place, one in enumerate(done)}
     outputs: dict[int, StageOutput] = {}
     for group in _groups(done, options):
-        outputs |= {id(split): group_out for split, group_out in _stage_outputs(group, stages, engine)}
-    for place, one in enumerate(done):
-        target = folder / f"units-{place}.parquet"
-        columns = outputs[id(one.split)].columns
-        if columns:
-            rewrite_units(one.split.units, target, columns)
-            one.split.units.unlink()
-        else:
-            one.split.units.rename(target)
+        found = run_stages(group, stages, engine)
+        for split in group.splits:
+            outputs[id(split)] = _write_units(split, targets[id(split)], found[split.dataset])
     _write_tables(folder, done, [outputs[id(one.split)] for one in done])
     return {
         "task": "classification",
         "class_names": info.get("class_names"),
         "passes": [_pass_info(one, f"units-{place}.parquet") for place, one in enumerate(done)],
-        "problems": [problem_ for one in done for problem_ in one.problems] + _notes(done, outputs),
+        "problems": [problem_ for one in done for problem_ in one.problems]
+        + _notes(done, outputs)
+        + _unused_options(options),
         "facts": [
             {"dataset": one.split.dataset, "n_epoch": one.split.n_epoch, **one.split.facts} for one in done
         ],
@@ -344,11 +368,16 @@ def _groups(done: Sequence[_Pass], options: dict[str, Any]) -> list[SplitGroup]:
     ]
 
 
-def _stage_outputs(
-    group: SplitGroup, stages: tuple[SplitStage, ...], engine: EmbeddedEngine
-) -> Iterable[tuple[Split, StageOutput]]:
-    found = run_stages(group, stages, engine)
-    return [(split, found[split.dataset]) for split in group.splits]
+def _write_units(split: Split, target: Path, output: StageOutput) -> StageOutput:
+    """Write the unit table of a split and let go of its columns: many epochs are not held at once."""
+    if output.columns:
+        rewrite_units(split.units, target, output.columns)
+        split.units.unlink()
+    else:
+        split.units.rename(target)
+    split.columns.clear()
+    split.scratch.clear()
+    return replace(output, columns={})
 
 
 def _write_tables(folder: Path, done: Sequence[_Pass], outputs: Sequence[StageOutput]) -> None:
@@ -366,6 +395,9 @@ def _write_tables(folder: Path, done: Sequence[_Pass], outputs: Sequence[StageOu
     pq.write_table(_table(categories, CATEGORY_SCHEMA), folder / "categories.parquet")
     classes = [row for one in done for row in one.classes]
     pq.write_table(pa.Table.from_pylist(classes, CLASS_SCHEMA), folder / "classes.parquet")
+    for name, schema in (("regions", REGION_SCHEMA), ("slices", SLICE_SCHEMA)):
+        rows = [row for output in outputs for row in output.tables.get(name, [])]
+        pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"{name}.parquet")
     confusion = pa.concat_tables([one.confusion for one in done])
     pq.write_table(confusion, folder / "confusion.parquet")
 
@@ -399,8 +431,24 @@ def _pass_info(one: _Pass, units: str) -> dict[str, Any]:
 
 
 def _notes(done: Sequence[_Pass], outputs: dict[int, StageOutput]) -> list[dict[str, Any]]:
-    return [
-        problem("analysis", note, one.split.selection, severity="note")
-        for one in done
-        for note in outputs[id(one.split)].notes
-    ]
+    """What the stages noted, once for all passes it is true of."""
+    passes: dict[str, list[PassSelection]] = {}
+    for one in done:
+        for note in outputs[id(one.split)].notes:
+            passes.setdefault(note, []).append(one.split.selection)
+    made = []
+    for note, where in passes.items():
+        if len(where) == 1:
+            made.append(problem("analysis", note, where[0], severity="note"))
+            continue
+        shown = ", ".join(describe(selection) for selection in where[:NAMED_PASSES])
+        more = f" and {len(where) - NAMED_PASSES} more" if len(where) > NAMED_PASSES else ""
+        made.append(problem("analysis", f"{shown}{more}: {note}", severity="note"))
+    return made
+
+
+def _unused_options(options: dict[str, Any]) -> list[dict[str, Any]]:
+    if "error_proba_thresh" not in options:
+        return []
+    text = "error_proba_thresh marks detection codes with *; a classification has none, so it changes nothing"
+    return [problem("option", text, severity="note")]

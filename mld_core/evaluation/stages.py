@@ -47,6 +47,7 @@ class Split:
         units: Parquet file of the unit table of the metric rounds.
         facts: What earlier stages learned about the split (thresholds, k and m, ...).
         columns: Per-unit columns earlier stages returned.
+        scratch: What a stage keeps in memory for the other splits of the group; never stored.
     """
 
     dataset: str
@@ -59,6 +60,7 @@ class Split:
     units: Path
     facts: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Column] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of the unit table or of an earlier stage, (N,).
@@ -76,11 +78,13 @@ class Split:
         schema = self.selection.schema("vectors")
         return tuple(field.name for field in schema if is_vector(field) and field.name != "logits")
 
+    def width(self, alias: str) -> int | None:
+        """Width of the stored vectors of an alias (or `logits`); None where there are none."""
+        return vector_width(self.selection, alias)
+
     def vectors(self, alias: str, rows: int = 65_536) -> Iterator[NDArray[Any]]:
         """Stream the (n, D) vectors of one alias (or `logits`), in the order of the units."""
-        for batch in self.selection.batches("vectors", [alias], rows):
-            place = batch.schema.get_field_index(alias)
-            yield np.asarray(to_numpy(batch.column(place), batch.schema.field(place)))
+        return stored_vectors(self.selection, alias, rows)
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,11 @@ class SplitGroup:
         return split
 
     def in_reference_order(self) -> tuple[Split, ...]:
-        """The splits, reference candidates first: their facts are there when the others run."""
+        """The splits, labelled ones and reference candidates first: the others need what they find."""
         rank = {name: place for place, name in enumerate(REFERENCE_ORDER)}
-        return tuple(sorted(self.splits, key=lambda split: rank.get(split.dataset, len(rank))))
+        return tuple(
+            sorted(self.splits, key=lambda split: (split.labeled == 0, rank.get(split.dataset, len(rank))))
+        )
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class StageOutput:
         categories: Cells of the split's row in the category table, e.g. `hotspot_ratio`.
         facts: Plain values kept with the result and shown to later stages: thresholds and such.
         notes: Sentences for the summary.
+        tables: Rows of further tables of the result by name, e.g. `regions`.
     """
 
     columns: Mapping[str, Column] = field(default_factory=dict)
@@ -125,6 +132,7 @@ class StageOutput:
     categories: Mapping[str, Value] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 class SplitStage(Protocol):
@@ -138,10 +146,6 @@ class SplitStage(Protocol):
     def __call__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
         """Analyse one split."""
         ...
-
-
-CLASSIFICATION_STAGES: tuple[SplitStage, ...] = ()
-"""The analyses of `classification_v1` after its metrics, in order."""
 
 
 def run_stages(
@@ -162,8 +166,25 @@ def run_stages(
                 {**before.categories, **output.categories},
                 {**before.facts, **output.facts},
                 before.notes + output.notes,
+                {**before.tables, **output.tables},
             )
     return found
+
+
+def vector_width(selection: PassSelection, alias: str) -> int | None:
+    """Width of the stored vectors of an alias (or `logits`) of a pass; None where there are none."""
+    schema = selection.schema("vectors")
+    field = schema.field(alias) if alias in schema.names else None
+    if field is None or not is_vector(field):
+        return None
+    return int(field.type.byte_width) // int(np.dtype(field.metadata[b"dtype"].decode()).itemsize)
+
+
+def stored_vectors(selection: PassSelection, alias: str, rows: int) -> Iterator[NDArray[Any]]:
+    """Stream the (n, D) vectors of one alias of a pass, in the order of its samples."""
+    for batch in selection.batches("vectors", [alias], rows):
+        place = batch.schema.get_field_index(alias)
+        yield np.asarray(to_numpy(batch.column(place), batch.schema.field(place)))
 
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:

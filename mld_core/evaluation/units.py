@@ -39,6 +39,7 @@ FLAGS = pa.struct([pa.field(name, pa.bool_()) for name in ("E", "H", "P", "C", "
 STAGE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("error_proba", pa.float32()),
     pa.field("category", pa.string()),
+    pa.field("projected_category", pa.string()),
     pa.field("primary_code", pa.string()),
     pa.field("diagnosis", pa.list_(pa.string())),
     pa.field("severity", pa.int8()),
@@ -46,12 +47,15 @@ STAGE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("local_error_rate", pa.float32()),
     pa.field("local_error_lo", pa.float32()),
     pa.field("baseline_risk", pa.float32()),
+    pa.field("predicted_risk_lo", pa.float32()),
     pa.field("ambiguity", pa.float32()),
     pa.field("label_quality", pa.float32()),
     pa.field("suggested_label", pa.int32()),
     pa.field("neighbour_ids", pa.list_(pa.string())),
     pa.field("region_id", pa.int32()),
     pa.field("flags", FLAGS),
+    pa.field("pca_1", pa.float32()),
+    pa.field("pca_2", pa.float32()),
 )
 """What the stages of a split fill in; null until one does."""
 
