@@ -90,6 +90,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
             None  # the epoch last trained; Lightning's own counter is one past it after fit
         )
         self._batch_step = 0
+        self._resumed = False
         self._open: list[str] = []
         self._tapped: list[Any] = []
 
@@ -134,8 +135,13 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
 
     # training
 
-    def _begin_train(self, trainer: Any, *, resume_step: int | None = None) -> None:
+    def _begin_train(self, trainer: Any) -> None:
         self._epoch = trainer.current_epoch
+        # After a resume the earlier attempt's rows up to the checkpoint count; Lightning does not always say
+        # whether it resumes inside an epoch, and where it does not, there are no such rows.
+        resume_step, self._resumed = (trainer.global_step if self._resumed else None), False
+        if resume_step is not None:
+            self._recorder.close_resumed("train", self._epoch - 1, mode="train", resume_step=resume_step)
         self._open.append("train")
         loader = _pick(trainer.train_dataloader)[1]
         self._recorder.begin_pass("train", self._epoch, mode="train", loader=loader, resume_step=resume_step)
@@ -147,7 +153,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Arm the capture. With no pass open this is the first event of a resume in mid-epoch."""
         if not self._open:
-            self._begin_train(trainer, resume_step=trainer.global_step)
+            self._begin_train(trainer)
         self._batch_step = trainer.global_step
         self._recorder.begin_batch(batch)
 
@@ -159,6 +165,8 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Seal the pass; a validation inside the epoch is sealed by now."""
+        if not self._open:  # resumed behind the last batch: what the earlier attempt recorded is to be sealed
+            self._begin_train(trainer)
         self._end("train")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -274,6 +282,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         """A resumed training, or a test from a checkpoint, finds its run again."""
         state = dict(state_dict)
         self._epoch = state.pop("last_epoch", None)
+        self._resumed = True
         self._recorder.restore(state)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:

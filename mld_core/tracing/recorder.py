@@ -40,6 +40,7 @@ from mld_core.tracing.taps import install_tap
 
 LOADER_INDEX: Final = "loader_index"
 _WAIT_S: Final = 300.0
+_CHECKPOINT_WAIT_S: Final = 30.0
 _WAIT_AFTER_ERROR_S: Final = 30.0  # a job that failed should end, even where the disk hangs
 _ROOT_HOOK_TRAPS: Final = frozenset({"lightning"})  # frameworks whose root module's own hook misleads
 
@@ -237,6 +238,7 @@ class Recorder:
             if resume_step is not None:
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")
+                self.session.open_resumed(open_pass)
             if loader is not None:
                 with self.guard.catch("tapping the loader", lost="sample ids fall back to the content hash"):
                     open_pass.tap = install_tap(loader)
@@ -319,7 +321,7 @@ class Recorder:
                 self.session.seal(open_pass)
 
     def close_resumed(self, split: str, n_epoch: int, *, mode: str, resume_step: int) -> None:
-        """A training resumed behind this pass: seals what the attempt before recorded, if it did not get to it.
+        """A training resumed behind this pass: seals what the attempt before recorded, if it did not do so.
 
         Args: as in `begin_pass`. A pass that the restored state does not know of is left alone.
         """
@@ -383,14 +385,13 @@ class Recorder:
         open_pass = self._stack[-1]
         with self.guard.catch("passing over a batch", lost="the loader's order as sample ids"):
             if open_pass.tap is not None:
-                n = row_count(find_labels(batch))
-                n = rows_of(find_inputs(batch)) if n is None else n
+                n = count_rows(batch, find_labels(batch), find_inputs(batch))
                 open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
         self.session.disarm()
 
     def _count_lost(self, batch: Any) -> None:
         with self.guard.catch("counting the rows of a lost batch"):
-            self.guard.count("rows of failed batches", rows=row_count(find_labels(batch)) or 0, times=0)
+            self.guard.count("rows of failed batches", rows=row_count(find_labels(batch)) or 0)
 
     def _read(
         self, batch: Any, outputs: Any, open_pass: OpenPass, batch_idx: int, global_step: int | None
@@ -521,9 +522,21 @@ class Recorder:
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, str | int]:
-        """What a resumed training needs to find its run: builtin types, alike on every rank."""
+        """What a resumed training needs to find its run: builtin types, alike on every rank.
+
+        Waits, up to a deadline, until all rows so far are on disk: a resumed training will not show them
+        again, so they must outlive whatever the checkpoint outlives.
+        """
         if not self._names:
             return {}
+        if self.session is not None:
+            with self.guard.catch("making the records durable", lost="nothing yet"):
+                if not self.session.flush(_CHECKPOINT_WAIT_S):
+                    self.guard.tell_once(
+                        "checkpoint",
+                        f"The records before this checkpoint were not durable after {_CHECKPOINT_WAIT_S:g} s; "
+                        "the training goes on. A resume from it after a crash may lack the last seconds' rows.",
+                    )
         return {
             "format": 1,
             "model_name": self._names["model_name"],
@@ -542,7 +555,7 @@ class Recorder:
                 return
             self._restored = {k: str(state[k]) for k in ("model_name", "version_name", "attempt")}
             if self.session is None and self._names and self._attempt() == self._restored["attempt"]:
-                # Resumed in the process that was cut short (a notebook): a new try, or its folders would clash.
+                # Resumed in the process that was cut short (a notebook): a new try, or folders would clash.
                 self._names = {**self._names, "restart": str(int(self._names["restart"]) + 1)}
                 self._pass_numbers = {}
             for key, number in passes_of(str(state.get("passes", "[]"))).items():

@@ -181,6 +181,11 @@ class Session:
 
     # -- passes ----------------------------------------------------------------------------------------------
 
+    def open_resumed(self, open_pass: OpenPass) -> None:
+        """Opens a pass that continues an earlier attempt at once: later resumes follow the chain through it."""
+        if not open_pass.muted and not self.unsupported:
+            open_pass.handle = self._open(open_pass, {"mode": open_pass.mode})
+
     def seal(self, open_pass: OpenPass) -> None:
         """Seals a pass in the background; a rank without a batch seals an empty one, or it stays partial."""
         if open_pass.muted or self.unsupported:
@@ -377,7 +382,8 @@ class Session:
         }
         # The counters are a dict of their own: the writer thread fills it after `seal` was called.
         context.meta.update(meta, counts=context.counts)
-        open_pass.handle = self._open(open_pass, dict(meta))
+        if open_pass.handle is None:
+            open_pass.handle = self._open(open_pass, dict(meta))
         open_pass.context = context
         self._store_info(context)
         return context

@@ -1,12 +1,16 @@
 """A training in a process of its own, for the tests that kill, fork and launch ranks.
 
 usage: lightning_script.py ROOT EPOCHS [--store S] [--devices N] [--strategy S] [--size N] [--slow SECONDS] [--resume] [--raise-at STEP]
+       lightning_script.py --serve
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     last = Path(args.root, "ckpt", "last.ckpt")
     trainer = quiet_trainer(
         args.root,
-        MLDebuggerCallback(store=args.store, roll_seconds=0.05, roll_mb=0.01),
+        MLDebuggerCallback(store=args.store, roll_seconds=0.05, roll_mb=0.01, keep_vectors=99),
         Slow(args.slow, args.raise_at),
         checkpoints,
         max_epochs=args.epochs,
@@ -61,5 +65,29 @@ def main(argv: list[str] | None = None) -> None:
     print("DONE", flush=True)
 
 
+def serve() -> None:
+    """One training for each line of stdin, {"argv": [...], "kill_after": seconds or null}; prints its exit code.
+
+    Everything is imported once, then forked: a training starts at once, and dies for real.
+    """
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+            code = 1
+            try:
+                main(order["argv"])
+                code = 0
+            finally:
+                os._exit(code)
+        if order["kill_after"] is not None:
+            time.sleep(order["kill_after"])
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    serve() if sys.argv[1:] == ["--serve"] else main()

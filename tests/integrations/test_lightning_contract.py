@@ -23,9 +23,9 @@ from lightning_parts import (
     passes,
     quiet_trainer,
 )
-from ml_debugger.records import load
 
 from ml_debugger.lightning import MLDebuggerCallback
+from ml_debugger.records import load
 
 ALL = {str(i) for i in range(20)}
 
