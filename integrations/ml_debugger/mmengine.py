@@ -5,6 +5,8 @@ In a config, importing this module registers the hook:
     custom_imports = dict(imports=["ml_debugger.mmengine"], allow_failed_imports=False)
     custom_hooks = [dict(type="MLDebuggerHook", priority="LOW")]
 
+(In a config that imports classes: `from ml_debugger.mmengine import MLDebuggerHook`, `type=MLDebuggerHook`.)
+
 The hook only translates events; what is recorded, and how, is in `mld_core.tracing.recorder`. What it relies
 on (tests/integrations/golden has the order of events in full):
 
