@@ -534,8 +534,8 @@ class Recorder:
                 if not self.session.flush(_CHECKPOINT_WAIT_S):
                     self.guard.tell_once(
                         "checkpoint",
-                        f"The records before this checkpoint were not durable after {_CHECKPOINT_WAIT_S:g} s; "
-                        "the training goes on. A resume from it after a crash may lack the last seconds' rows.",
+                        f"The records before this checkpoint were not durable after {_CHECKPOINT_WAIT_S:g} "
+                        "s; the training goes on. A resume from it after a crash may lack the last rows.",
                     )
         return {
             "format": 1,

@@ -182,7 +182,7 @@ class Session:
     # -- passes ----------------------------------------------------------------------------------------------
 
     def open_resumed(self, open_pass: OpenPass) -> None:
-        """Opens a pass that continues an earlier attempt at once: later resumes follow the chain through it."""
+        """Opens a pass that continues an earlier attempt at once: a later resume may need the link."""
         if not open_pass.muted and not self.unsupported:
             open_pass.handle = self._open(open_pass, {"mode": open_pass.mode})
 
