@@ -56,8 +56,17 @@ pytest: $(VENV)/.test-ready
 	@mkdir -p .tmp
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $${MLD_TEST_WORKERS:-2} --basetemp=.tmp/pytest $(ARGS)
 
-bench: $(VENV)/.test-ready  ## the benchmarks of docs/performance.md
-	$(PY) tests/benchmarks/run.py $(ARGS)
+# The peers of the tracer benchmark pin what we leave open: an environment of their own.
+.venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt
+	$(PYTHON) -m venv --without-pip .venv-bench
+	$(PYTHON) -m pip --python .venv-bench/bin/python install -q pip
+	.venv-bench/bin/python -m pip install -q "$(TORCH)"
+	.venv-bench/bin/python -m pip install -q -e ".[fast]" -r tests/benchmarks/requirements.txt "$(TORCH)" "$(TORCHVISION)"
+	@if [ -x $(SHARED)/tools/torchvision_on_cpu_torch/install ]; then $(SHARED)/tools/torchvision_on_cpu_torch/install .venv-bench/bin/python; fi
+	@touch $@
+
+bench: .venv-bench/.ready  ## the tracer's benchmark, into docs/performance.md (the other benchmarks: tests/benchmarks/)
+	.venv-bench/bin/python tests/benchmarks/bench_tracer.py $(ARGS)
 
 clean:  ## remove all that make has made
-	rm -rf $(VENV) .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-bench .venv-mmdet3d .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
