@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from mld_core.evaluation.compare import Comparison, Side, compare_sides
 from mld_core.evaluation.database import database, fetch, to_frame
 from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
 from mld_core.evaluation.expression import find_column, quoted
+from mld_core.evaluation.heatmap import heatmap
 from mld_core.evaluation.result_store import ResultStore
 from mld_core.evaluation.summary import Summary, show
+from mld_core.evaluation.units import unit_name
 from mld_core.evaluation.view import ALIASES, view
+from mld_core.records.layout import Store
 
 __all__ = ["CATEGORIES", "CATEGORY_COLUMNS", "METRIC_COLUMNS", "Comparison", "Result"]
 
@@ -52,6 +56,11 @@ class Result:
         self.result_name = str(self.info["result_name"])
 
     # -- what it is ----------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The store the result and its records lie in."""
+        return self._store.store
 
     @property
     def model_name(self) -> str:
@@ -217,6 +226,64 @@ class Result:
                 metrics=metrics,
             )
 
+    def heatmap(
+        self,
+        x: str,
+        y: str,
+        value: str = "error_rate",
+        *,
+        filter: str | None = None,  # noqa: A002  as in get_view
+    ) -> pd.DataFrame:
+        """A rectangular grid over two columns, for plotting; one block of rows for each dataset.
+
+        Useful pairs: `("category", "class")`, `("class", "prediction", "share")` (confusion, each class
+        summing to 1), `("pca_1", "pca_2")` (map of the feature space, 64 x 64), `("n_epoch", "category",
+        "share")`.
+
+        Args:
+            x: A column (`columns()` lists them); floats are cut into 64 bins of equal width,
+                `"confidence:10"` asks for 10. What lies beyond their 0.5 % and 99.5 % quantiles joins the
+                outer bins.
+            y: Another column.
+            value: "error_rate", "counts", "share" (of the units of one x) or a numeric column, whose mean is
+                taken.
+            filter: As in `get_view`.
+
+        Returns:
+            dataset, x, y (the bin's centre where binned), counts, n (units with a value), errors, raw (the
+            cell's own value), value (shrunk to the overall one, (m overall + sum) / (m + n), with the m the
+            error density chose, at most 1,024), value_lo and value_hi (95 % interval of raw), bh_sig (cell
+            above the overall error rate, for other columns different from the overall mean, after
+            Benjamini-Hochberg). Every combination of x and y has a row; an empty one has no raw.
+
+        Raises:
+            FilterError: A name or filter that is not understood, or more than a million cells.
+        """
+        table = pq.read_table(self.folder / "categories.parquet", columns=["dataset", "n_epoch", "m"])
+        weights = {(str(row["dataset"]), row["n_epoch"]): float(row["m"] or 0.0) for row in table.to_pylist()}
+        weights |= {(dataset, None): m for (dataset, _), m in weights.items()}
+        with database(self._store.spill, units=self._unit_files()) as connection:
+            return heatmap(connection, self._schema(), x, y, value, condition=filter, weights=weights)
+
+    def regions(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """Connected regions of the feature space where errors are dense, those with most errors first.
+
+        Returns:
+            dataset, n_epoch, region_id (that of the units), n, errors, rate, rate_lo (its 5 % quantile),
+            p_value (against the split's error rate), bh_sig, label ("truth->prediction @ the metadata that
+            differs most"), top_classes, top_codes, and the unit nearest to the middle.
+        """
+        return self._of_dataset("regions", dataset_type)
+
+    def slices(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """The metadata slices behind code C32: conditions on your own columns under which more fails.
+
+        Returns:
+            dataset, n_epoch, slice, n, errors, rate, score (SliceLine), p_value, bh_sig; at most ten for each
+            split, best score first.
+        """
+        return self._of_dataset("slices", dataset_type)
+
     def columns(self) -> dict[str, str]:
         """Name and Arrow type of every column that `get_view` and its filter may use."""
         return {field.name: str(field.type) for field in self._schema()}
@@ -227,8 +294,31 @@ class Result:
         Args:
             other: A result of any model or version.
             dataset_type: Only this split; default all of both.
+
+        Raises:
+            NotFoundError: A split that neither result holds.
         """
+        if dataset_type is not None and dataset_type not in {*self.datasets, *other.datasets}:
+            self._check_dataset(dataset_type)
         return compare_sides(self._side(dataset_type), other._side(dataset_type), self._store.spill)
+
+    def report(self, path: str | Path, *, image_fn: Callable[[str, str], Any] | None = None) -> Path:
+        """Write one self-contained HTML page about this result; it opens offline.
+
+        Args:
+            path: The file, e.g. "report.html"; it is replaced.
+            image_fn: (dataset, input_id) -> image of that sample (array or PIL image) or None, for samples of
+                which no thumbnail was recorded.
+
+        Returns:
+            The absolute path of the file.
+
+        Raises:
+            ImportError: The extra is missing: `pip install "ml-debugger[report]"`.
+        """
+        # By name: the report is a room above this one and imports it, never the other way round.
+        written = importlib.import_module("mld_core.report").write_report(self, path, image_fn=image_fn)
+        return Path(written.path)
 
     # -- display -------------------------------------------------------------------------------------------
 
@@ -269,6 +359,10 @@ class Result:
         return to_frame(pq.read_table(self.folder / f"{table}.parquet"))
 
     def _of_dataset(self, table: str, dataset_type: str | None) -> pd.DataFrame:
+        if not (self.folder / f"{table}.parquet").exists():
+            raise NotFoundError(
+                f"result {self.result_name!r} has no {table}: it was made before they existed; evaluate again"
+            )
         frame = self._read(table)
         if dataset_type is not None:
             frame = frame[frame["dataset"] == self._check_dataset(dataset_type)].reset_index(drop=True)
@@ -322,7 +416,9 @@ class Result:
         rows = pq.read_table(self.folder / "metrics.parquet").to_pylist()
         metrics = {str(row["dataset"]): row for row in rows}
         units = {str(one["dataset"]): self.folder / str(one["units"]) for one in self.info["passes"]}
+        facts = {str(one["dataset"]): one for one in self.info.get("facts", [])}
         if dataset_type is not None:
             metrics = {name: row for name, row in metrics.items() if name == dataset_type}
             units = {name: path for name, path in units.items() if name == dataset_type}
-        return Side(self.result_name, metrics, units)
+        key = self.info["options"].get("group_key")
+        return Side(self.result_name, metrics, units, facts, None if key is None else unit_name(str(key)))
