@@ -1,0 +1,213 @@
+"""Gathers all that the page of a result shows, within bounds; what was left out is said in `left_out`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mld_core.evaluation.result import Result
+from mld_core.report import charts, maps, samples, tables
+from mld_core.report.texts import CATEGORY_TEXTS
+from mld_core.report.units import PassUnits, passes_of, spread
+
+MAX_PASSES = 24
+IMAGE_BYTES = 5_000_000
+MAX_PROBLEMS = 40
+
+
+class Gathered:
+    """The content of a page as plain values, and notes on what is not in it."""
+
+    def __init__(self) -> None:
+        self.left_out: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Say once what is missing and why."""
+        if text not in self.left_out:
+            self.left_out.append(text)
+
+
+def epoch_name(n_epoch: int | None) -> str:
+    """Name of an epoch for people; it counts from 0 as the trainer does.
+
+    Example:
+        >>> epoch_name(3), epoch_name(-1), epoch_name(None)
+        ('epoch 3', 'before training', 'no epoch')
+    """
+    if n_epoch is None:
+        return "no epoch"
+    return "before training" if n_epoch < 0 else f"epoch {n_epoch}"
+
+
+def last_of_each_split(passes: Sequence[PassUnits]) -> dict[str, int]:
+    """Place of the last epoch of each split."""
+    return {one.dataset: place for place, one in enumerate(passes)}
+
+
+def chosen_passes(passes: Sequence[PassUnits], gathered: Gathered) -> list[int]:
+    """The passes shown in detail: all, or the last epochs and an even choice of the others."""
+    if len(passes) <= MAX_PASSES:
+        return list(range(len(passes)))
+    last = set(last_of_each_split(passes).values())
+    others = [place for place in range(len(passes)) if place not in last]
+    room = max(0, MAX_PASSES - len(last))
+    picked = {others[int(place)] for place in spread(len(others), room)}
+    gathered.note(
+        f"Details are shown for {len(last | picked)} of {len(passes)} passes: the last epoch of each split "
+        "and a choice of the earlier ones. Metrics and category shares over epochs hold all of them."
+    )
+    return sorted(last | picked)
+
+
+def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> dict[str, Any]:
+    """All that the page of one result shows, as plain values.
+
+    Args:
+        result: The result.
+        image_fn: Images of samples without a recorded thumbnail.
+    """
+    gathered = Gathered()
+    passes = passes_of(result)
+    names = result.class_names
+    metrics = tables.metric_rows(result)
+    categories = tables.category_rows(result)
+    last = last_of_each_split(passes)
+    shown = chosen_passes(passes, gathered)
+    details: dict[str, Any] = {}
+    wishes: list[tuple[PassUnits, dict[str, Any]]] = []
+    for place in shown:
+        units = passes[place]
+        facts = categories[place]["facts"]
+        details[str(place)] = pass_content(
+            units, names, facts, gathered, with_samples=last[units.dataset] == place
+        )
+        if last[units.dataset] == place:
+            wishes.append((units, details[str(place)]))
+    images = gather_images(wishes, image_fn, gathered)
+    return {
+        "kind": "report",
+        "head": head(result),
+        "class_names": names,
+        "passes": [
+            {
+                "dataset": one.dataset,
+                "epoch": epoch_name(one.n_epoch),
+                "n_epoch": one.n_epoch,
+                "units": one.rows,
+            }
+            for one in passes
+        ],
+        "first": first_shown(passes, last),
+        "metrics": metrics,
+        "metric_texts": tables.metric_texts(metrics),
+        "categories": categories,
+        "category_texts": [vars(text).copy() for text in CATEGORY_TEXTS],
+        "details": details,
+        "images": images,
+        "problems": problems(result, gathered),
+        "left_out": gathered.left_out,
+    }
+
+
+def first_shown(passes: Sequence[PassUnits], last: dict[str, int]) -> int:
+    """The pass the page opens with: the last epoch of val, else of test, else of the first split."""
+    for name in ("val", "test"):
+        if name in last:
+            return last[name]
+    return last[passes[0].dataset] if passes else 0
+
+
+def head(result: Result) -> dict[str, Any]:
+    """Who the page is about."""
+    return {
+        "model": result.model_name,
+        "version": result.version_name,
+        "result": result.result_name,
+        "method": result.method_name,
+        "completed_at": str(result.info["completed_at"])[:16].replace("T", " "),
+        "package_version": result.info.get("package_version"),
+        "classes": max((int(one["n_class"]) for one in result.info["passes"]), default=0),
+    }
+
+
+def problems(result: Result, gathered: Gathered) -> list[dict[str, str]]:
+    """What is wrong with the records, warnings first."""
+    found = [{"severity": str(one["severity"]), "message": str(one["message"])} for one in result.problems]
+    found.sort(key=lambda one: one["severity"] != "warning")
+    if len(found) > MAX_PROBLEMS:
+        gathered.note(
+            f"{len(found) - MAX_PROBLEMS} more remarks about the records: Result.problems has them all."
+        )
+    return found[:MAX_PROBLEMS]
+
+
+def pass_content(
+    units: PassUnits,
+    names: Sequence[str] | None,
+    facts: dict[str, Any],
+    gathered: Gathered,
+    *,
+    with_samples: bool,
+) -> dict[str, Any]:
+    """One pass: tables and matrices; map and samples only for the last epoch of a split."""
+    n_class = int(units.result.info["passes"][units.index]["n_class"])
+    codes, total = tables.code_rows(units, names)
+    diagnoses = tables.diagnosis_rows(units)
+    where = f"{units.dataset}, {epoch_name(units.n_epoch)}"
+    if total > len(codes):
+        gathered.note(
+            f"Of each pass the {tables.MAX_CODES} most frequent error codes are listed; the table says how "
+            "many there are."
+        )
+    if n_class > charts.MAX_CLASSES:
+        gathered.note(
+            f"Matrices show the {charts.MAX_CLASSES} of {n_class} classes with the most errors; "
+            "Result.confusion() has them all."
+        )
+    made = {
+        "codes": codes,
+        "codes_total": total,
+        "diagnoses": diagnoses,
+        "steps": tables.first_steps(units, codes, diagnoses),
+        "confusion": charts.confusion(units, n_class, names),
+        "category_class": charts.category_by_class(units, n_class, names),
+        "calibration": charts.calibration(units),
+        "map": None,
+        "groups": [],
+        "cards": {},
+    }
+    if with_samples:
+        made["map"] = maps.split_map(units, facts.get("m"))
+        if made["map"] is not None and made["map"]["shown"] < made["map"]["units"]:
+            gathered.note(
+                f"{where}: the map draws {made['map']['shown']:,} of {made['map']['units']:,} samples, an "
+                f"even choice and at least {maps.LEAST_PER_KIND} of each kind; its grid counts all."
+            )
+        made["groups"] = samples.groups(units, codes)
+        rows = list(dict.fromkeys(row for group in made["groups"] for row in group["rows"]))
+        made["cards"] = samples.cards(units, rows, names)
+        gathered.note(
+            "Samples are shown for the last epoch of each split: the worst "
+            f"{samples.PER_GROUP} of each group ({samples.ALL_GROUP} of all errors), error codes for the "
+            f"{samples.MAX_CODES} most frequent. "
+            "Result.get_issues() lists every one."
+        )
+    return made
+
+
+def gather_images(
+    wishes: Sequence[tuple[PassUnits, dict[str, Any]]], image_fn: samples.ImageFn | None, gathered: Gathered
+) -> dict[str, dict[str, str]]:
+    """Base64 PNGs by split and input id, as many as fit into `IMAGE_BYTES`, shared evenly by the splits."""
+    made: dict[str, dict[str, str]] = {}
+    for units, detail in wishes:
+        own = [card["id"] for card in detail["cards"].values()]
+        near = [one["id"] for card in detail["cards"].values() for one in card["near"]]
+        order = list(dict.fromkeys([*own, *near]))
+        found = samples.stored_images(units, set(order))
+        if image_fn is not None:
+            found |= samples.asked_images(units, [one for one in order if one not in found], image_fn)
+        made[units.dataset], dropped = samples.within_budget(found, order, IMAGE_BYTES // len(wishes))
+        if dropped:
+            gathered.note(f"{units.dataset}: {dropped} thumbnails were left out to keep the file small.")
+    return made

@@ -1,0 +1,196 @@
+"""The tables of the page: metrics, categories, error codes, diagnoses, and what to do first."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mld_core.evaluation.catalogue import BY_CODE
+from mld_core.evaluation.codes import parse_classification_code
+from mld_core.evaluation.result import CATEGORIES, Result
+from mld_core.report.texts import METRIC_TEXTS, PAIR_ACTION
+from mld_core.report.units import PassUnits
+
+MAX_CODES = 200
+FIRST_STEPS = 5
+CONFIDENT = 0.9
+
+
+def class_label(number: int, names: Sequence[str] | None) -> str:
+    """Name of a class, its number where there is none, "no prediction" for -1.
+
+    Example:
+        >>> class_label(1, ["cat", "dog"]), class_label(7, None), class_label(-1, None)
+        ('dog', '7', 'no prediction')
+    """
+    if number < 0:
+        return "no prediction"
+    return names[number] if names is not None and number < len(names) else str(number)
+
+
+def plain(value: Any) -> Any:
+    """A cell as JSON holds it: None where missing, floats at 6 significant digits."""
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def metric_rows(result: Result) -> list[dict[str, Any]]:
+    """One row for each pass: names, counts, and the metrics of `METRIC_TEXTS` that are there, with bounds."""
+    wanted = ["dataset", "n_epoch", "counts", "count_labeled", "count_error", "partial"]
+    for text in METRIC_TEXTS:
+        wanted += [text.name, f"{text.name}_lo", f"{text.name}_hi"]
+    frame = result.metrics_summary(full=True)
+    names = [name for name in wanted if name in frame.columns]
+    return [{name: plain(row[name]) for name in names} for row in frame[names].to_dict("records")]
+
+
+def metric_texts(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """What the metrics that have a value mean, in the order of the page."""
+    known = {name for row in rows for name, value in row.items() if value not in {None, 0}}
+    return [vars(text).copy() for text in METRIC_TEXTS if text.name in known]
+
+
+def category_rows(result: Result) -> list[dict[str, Any]]:
+    """The shares of the six categories for each pass, None where not computed, with thresholds."""
+    frame = result.issue_category_summary(full=True)
+    names = [
+        name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name]) or name == "ref_split"
+    ]
+    rows = []
+    for row in frame.to_dict("records"):
+        shares = {name: plain(row.get(f"{name}_ratio")) for name in CATEGORIES}
+        if all(value is None for value in shares.values()):
+            shares = {name: plain(row.get(f"projected_{name}_ratio")) for name in CATEGORIES}
+        computed = any(value is not None for value in shares.values())
+        rows.append(
+            {"shares": shares if computed else None, "facts": {name: plain(row[name]) for name in names}}
+        )
+    return rows
+
+
+def code_rows(units: PassUnits, names: Sequence[str] | None) -> tuple[list[dict[str, Any]], int]:
+    """The error codes of a pass, commonest first, at most `MAX_CODES`; and how many there are in all."""
+    wrong = np.flatnonzero(units.errors == 1)
+    if not len(wrong):
+        return [], 0
+    rows = pa.array(wrong, pa.int64())
+    table = pa.table(
+        {
+            "code": units.column("error_code").cast(pa.string()).take(rows),
+            "confidence": units.column("confidence").cast(pa.float64()).take(rows),
+            "error_proba": units.column("error_proba").cast(pa.float64()).take(rows),
+        }
+    )
+    measures = [("code", "count"), ("confidence", "mean"), ("error_proba", "mean")]
+    found = table.filter(pc.is_valid(table["code"])).group_by("code").aggregate(measures).to_pylist()
+    found.sort(key=lambda row: (-row["code_count"], row["code"]))
+    actions = _actions(units, wrong)
+    made = []
+    for row in found[:MAX_CODES]:
+        truth, said = parse_classification_code(row["code"])
+        action, severity = actions.get(row["code"], (None, None))
+        made.append(
+            {
+                "code": row["code"],
+                "truth": class_label(truth, names),
+                "said": class_label(-1 if said is None else said, names),
+                "n": row["code_count"],
+                "share": plain(row["code_count"] / len(wrong)),
+                "confidence": plain(row["confidence_mean"]),
+                "error_proba": plain(row["error_proba_mean"]),
+                "severity": severity,
+                "action": action or PAIR_ACTION,
+            }
+        )
+    return made, len(found)
+
+
+def _actions(units: PassUnits, wrong: np.ndarray) -> dict[str, tuple[str, int]]:
+    """For each error code the recommended action most of its units carry, and its severity."""
+    if not units.has("recommended_action"):
+        return {}
+    columns = [units.column(name) for name in ("error_code", "recommended_action", "severity")]
+    rows = pa.array(wrong, pa.int64())
+    table = pa.table(
+        dict(zip(("code", "action", "severity"), (one.take(rows) for one in columns), strict=True))
+    )
+    table = table.filter(pc.is_valid(table["action"])).group_by(["code", "action", "severity"])
+    best: dict[str, tuple[int, int, str]] = {}
+    for row in table.aggregate([([], "count_all")]).to_pylist():
+        rank = (row["count_all"], row["severity"] or 0, row["action"])
+        best[row["code"]] = max(best.get(row["code"], (0, 0, "")), rank)
+    return {code: (action, severity) for code, (_, severity, action) in best.items()}
+
+
+def diagnosis_rows(units: PassUnits) -> list[dict[str, Any]]:
+    """The diagnoses of a pass, most severe first: how many units carry each, and how many as their first."""
+    if not units.has("diagnosis"):
+        return []
+    lists = units.column("diagnosis").combine_chunks()
+    counts: Counter[str] = Counter(pc.list_flatten(lists).to_pylist())
+    first: Counter[str | None] = Counter(units.texts("primary_code"))
+    made = []
+    for code, n in counts.items():
+        entry = BY_CODE.get(code)
+        if entry is None:
+            continue
+        made.append(
+            {
+                "code": code,
+                "title": entry.title,
+                "severity": entry.severity,
+                "n": n,
+                "primary": first[code],
+                "share": plain(n / max(units.rows, 1)),
+                "predicate": entry.predicate,
+                "action": entry.action,
+            }
+        )
+    return sorted(made, key=lambda row: (-row["severity"], -row["n"], row["code"]))
+
+
+def first_steps(
+    units: PassUnits, codes: Sequence[dict[str, Any]], diagnoses: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The few things to do first: the most severe diagnoses, else the commonest confusions."""
+    found = [
+        {
+            "title": row["title"],
+            "n": row["n"],
+            "text": row["action"],
+            "group": row["code"],
+            "severity": row["severity"],
+        }
+        for row in diagnoses
+        if row["severity"] >= 3
+    ]
+    if not found:
+        found = [
+            {
+                "title": f"{row['truth']} is taken for {row['said']}",
+                "n": row["n"],
+                "text": f"{row['share']:.0%} of all errors. {PAIR_ACTION}",
+                "group": row["code"],
+                "severity": None,
+            }
+            for row in codes[:3]
+        ]
+        sure = int(((units.errors == 1) & (units.floats("confidence") >= CONFIDENT)).sum())
+        if sure:
+            text = f"Wrong at a confidence of {CONFIDENT} or more: check their labels first."
+            found.insert(
+                0, {"title": "Confidently wrong", "n": sure, "text": text, "group": "sure", "severity": None}
+            )
+    return found[:FIRST_STEPS]
