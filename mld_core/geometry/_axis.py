@@ -5,14 +5,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from mld_core.geometry._arrays import FloatArray
-from mld_core.geometry._circles import Circles, circle_test, row_and_column
+from mld_core.geometry._circles import Circles
 
 Array = Any
 AxisMode: TypeAlias = Literal["iou", "giou", "diou", "ioa"]
 AXIS_MODES: tuple[AxisMode, ...] = ("iou", "giou", "diou", "ioa")
 WORST: dict[AxisMode, float] = {"iou": 0.0, "giou": -1.0, "diou": -1.0, "ioa": 0.0}
-CHUNK = 1 << 16  # matrix entries worked on at once
-SPARSE = 6  # a block is computed pair by pair where fewer than one in so many pairs can overlap
+CHUNK = 1 << 15  # matrix entries worked on at once
 
 
 class Corners(NamedTuple):
@@ -89,26 +88,32 @@ def box_pairwise(boxes_a: FloatArray, boxes_b: FloatArray, mode: AxisMode) -> Fl
 
 
 def _iou_matrix(a: Corners, b: Corners, out: FloatArray) -> None:
-    """Fill `out` with the IoU matrix.
-
-    Blocks of rows in which few pairs can overlap compute just those; the others take in-place passes over
-    buffers that fit the cache. Both give the same bits.
-    """
+    """Fill `out` with the IoU matrix, in blocks of rows that fit the second-level cache."""
     a, b = a._replace(area=solid_areas(a)), b._replace(area=solid_areas(b))
-    test = circle_test(circles_of(a), circles_of(b))
-    if not len(test.left):
-        out[:] = 0
-    buffers: FloatArray | None = None
-    for start, stop, found in test.blocks():
-        block = out[start:stop]
-        if len(found) * SPARSE > block.size:
-            if buffers is None:
-                buffers = np.zeros((3, *block.shape), out.dtype)
-            iou_block(a.rows(np.s_[start:stop, None]), b, block, buffers[:, : len(block)])
-            continue
-        i, j = row_and_column(found, len(b.x1))
-        block[:] = 0
-        block.reshape(-1)[found] = iou_of_pairs(a, i + start, b, j)
+    step = max(1, CHUNK // max(out.shape[1], 1))
+    buffers = np.empty((2, min(step, len(out)), out.shape[1]), out.dtype)
+    for start in range(0, len(out), step):
+        block = out[start : start + step]
+        iou_block(a.rows(np.s_[start : start + step, None]), b, block, buffers[:, : len(block)])
+
+
+def iou_block(a: Corners, b: Corners, out: FloatArray, buffers: FloatArray) -> None:
+    """IoU of a block of rows (as columns) with all of b into `out`; areas solid, two buffers of its shape."""
+    height, spare = buffers
+    _span(a.x1, a.x2, b.x1, b.x2, out, spare)
+    _span(a.y1, a.y2, b.y1, b.y2, height, spare)
+    np.multiply(out, height, out=out)
+    np.add(a.area, b.area, out=spare)
+    np.subtract(spare, out, out=spare)
+    np.divide(out, spare, out=out)
+
+
+def _span(lo_a: Any, hi_a: Any, lo_b: Any, hi_b: Any, out: FloatArray, spare: FloatArray) -> None:
+    """Shared length of intervals into `out`, 0 where they are apart."""
+    np.minimum(hi_a, hi_b, out=out)
+    np.maximum(lo_a, lo_b, out=spare)
+    np.maximum(out, spare, out=out)  # not maximum(difference, 0): against a scalar it is not vectorised
+    np.subtract(out, spare, out=out)
 
 
 def solid_areas(c: Corners) -> FloatArray:
@@ -128,27 +133,6 @@ def iou_of_pairs(a: Corners, i: FloatArray, b: Corners, j: FloatArray) -> FloatA
     height = np.minimum(a.y2[i], b.y2[j]) - np.maximum(a.y1[i], b.y1[j])
     inter = width * (width > 0) * (height * (height > 0))
     return np.asarray(inter / (a.area[i] + b.area[j] - inter))
-
-
-def iou_block(a: Corners, b: Corners, out: FloatArray, buffers: FloatArray) -> None:
-    """IoU of all pairs of a block of rows (as columns) into `out`, areas solid; `buffers[2]` is zero."""
-    height, spare, zero = buffers
-    _span(a.x1, a.x2, b.x1, b.x2, out, spare, zero)
-    _span(a.y1, a.y2, b.y1, b.y2, height, spare, zero)
-    np.multiply(out, height, out=out)
-    np.add(a.area, b.area, out=spare)
-    np.subtract(spare, out, out=spare)
-    np.divide(out, spare, out=out)
-
-
-def _span(
-    lo_a: Any, hi_a: Any, lo_b: Any, hi_b: Any, out: FloatArray, spare: FloatArray, zero: FloatArray
-) -> None:
-    """Shared length of intervals into `out`, 0 where they are apart."""
-    np.minimum(hi_a, hi_b, out=out)
-    np.maximum(lo_a, lo_b, out=spare)
-    np.subtract(out, spare, out=out)
-    np.maximum(out, zero, out=out)  # against an array: numpy's maximum with a scalar is not vectorised
 
 
 def box_aligned(boxes_a: FloatArray, boxes_b: FloatArray, mode: AxisMode) -> FloatArray:

@@ -13,7 +13,6 @@ import numpy as np
 
 from mld_core.geometry._arrays import FloatArray
 from mld_core.geometry._axis import (
-    SPARSE,
     Corners,
     as_corners,
     circles_of,
@@ -27,6 +26,7 @@ from mld_core.geometry._pairs import Mode, pair_values, valid_rows
 
 BLOCK = 512
 ENTRIES = 1 << 16  # matrix entries tested at once
+CROWDED = 0.15  # share of pairs that can overlap from which on all are computed
 
 Hits = Iterator[tuple[FloatArray, FloatArray]]
 
@@ -106,9 +106,9 @@ class BoxRule:
         for start, part in _row_chunks(i, j):
             found = _touching(self._test, part, j)
             limits = self._rows.limits[part]
-            if len(found) * SPARSE > len(part) * len(j):
+            if len(found) > CROWDED * len(part) * len(j):
                 matrix = np.empty((len(part), len(j)), b.x1.dtype)
-                iou_block(self._boxes.rows((part, None)), b, matrix, np.zeros((3, *matrix.shape), b.x1.dtype))
+                iou_block(self._boxes.rows((part, None)), b, matrix, np.empty((2, *matrix.shape), b.x1.dtype))
                 over = matrix > limits[:, None]
                 over &= self._rows.same(part[:, None], j)
                 p, q = row_and_column(np.flatnonzero(over), len(j))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mld_core.geometry._arrays import FloatArray
-from mld_core.geometry._axis import AXIS_MODES, WORST, AxisMode, Corners, as_corners, solid_areas
+from mld_core.geometry._axis import AXIS_MODES, WORST, AxisMode, Corners, as_corners
 
 try:
     import numba
@@ -31,8 +31,26 @@ def compiled(function: Kernel) -> Kernel:
 
 
 @compiled
-def _iou_matrix(a: Any, area_a: Any, b: Any, area_b: Any, out: Any) -> None:
+def _columns(boxes: Any) -> Any:
+    """Box columns and areas; rows that are no boxes become points at 0, areas of 0 become 1 (0 / 1 is 0)."""
+    n = len(boxes)
+    columns, area = np.zeros((4, n), boxes.dtype), np.ones(n, boxes.dtype)
+    for i in range(n):
+        x1, y1, x2, y2 = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+        # Any NaN or infinity makes the sum of the differences from themselves NaN.
+        if x2 >= x1 and y2 >= y1 and (x1 - x1) + (y1 - y1) + (x2 - x2) + (y2 - y2) == 0:
+            columns[0, i], columns[1, i], columns[2, i], columns[3, i] = x1, y1, x2, y2
+            size = (x2 - x1) * (y2 - y1)
+            if size > 0:
+                area[i] = size
+    return columns, area
+
+
+@compiled
+def _iou_matrix(boxes_a: Any, boxes_b: Any, out: Any) -> None:
     zero = out.dtype.type(0)
+    a, area_a = _columns(boxes_a)
+    b, area_b = _columns(boxes_b)
     for i in range(out.shape[0]):
         ax1, ay1, ax2, ay2, area = a[0, i], a[1, i], a[2, i], a[3, i], area_a[i]
         for j in range(out.shape[1]):
@@ -75,12 +93,12 @@ def _value_matrix(mode: int, a: Any, valid_a: Any, b: Any, valid_b: Any, worst: 
 
 def box_pairwise(boxes_a: FloatArray, boxes_b: FloatArray, mode: AxisMode) -> FloatArray:
     """As `_axis.box_pairwise`."""
-    a, b = as_corners(np, boxes_a), as_corners(np, boxes_b)
     out = np.empty((len(boxes_a), len(boxes_b)), boxes_a.dtype)
     if mode == "iou":
-        _iou_matrix(_stacked(a), solid_areas(a), _stacked(b), solid_areas(b), out)
-    else:
-        _value_matrix(AXIS_MODES.index(mode), _stacked(a), a.valid, _stacked(b), b.valid, WORST[mode], out)
+        _iou_matrix(boxes_a, boxes_b, out)
+        return out
+    a, b = as_corners(np, boxes_a), as_corners(np, boxes_b)
+    _value_matrix(AXIS_MODES.index(mode), _stacked(a), a.valid, _stacked(b), b.valid, WORST[mode], out)
     return out
 
 
@@ -89,8 +107,9 @@ def _stacked(corners: Corners) -> FloatArray:
 
 
 @compiled
-def greedy_boxes(b: Any, area: Any, labels: Any, limits: Any, most: int, kept: Any) -> int:
-    """Greedy NMS over box columns in score order; fills `kept`, returns how many."""
+def greedy_boxes(boxes: Any, labels: Any, limits: Any, most: int, kept: Any) -> int:
+    """Greedy NMS over boxes in score order; fills `kept`, returns how many."""
+    b, area = _columns(boxes)
     n = b.shape[1]
     zero = b.dtype.type(0)
     gone = np.zeros(n, np.int32)
@@ -151,10 +170,8 @@ def greedy_circles(x: Any, y: Any, labels: Any, limits: Any, most: int, kept: An
 
 def nms_boxes(boxes: FloatArray, codes: FloatArray, limits: FloatArray, most: int) -> FloatArray:
     """Rows kept of boxes in score order, ascending."""
-    corners = as_corners(np, boxes)
     kept = np.empty(len(boxes), np.int64)
-    count = greedy_boxes(_stacked(corners), solid_areas(corners), codes, limits, most, kept) if most else 0
-    return kept[:count]
+    return kept[: greedy_boxes(boxes, codes, limits, most, kept) if most else 0]
 
 
 def nms_circles(x: FloatArray, y: FloatArray, codes: FloatArray, limits: FloatArray, most: int) -> FloatArray:
