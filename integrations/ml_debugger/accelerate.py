@@ -23,6 +23,7 @@ import pyarrow as pa
 from ml_debugger._loop import LoopRecorder, TracedLoader
 from mld_core.records.layout import RunKey, Store
 from mld_core.tracing.capture import say_compiled
+from mld_core.tracing.naming import unwrap
 from mld_core.tracing.recorder import Recorder
 
 try:
@@ -69,7 +70,7 @@ def trace(
     """
     global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
     recorder = Recorder(**options)
-    inner = accelerator.unwrap_model(model, keep_torch_compile=False)
+    inner = unwrap(model)
     if hasattr(model, "_orig_mod"):
         say_compiled(inner)
     names = recorder.resolve_names(inner) if accelerator.is_main_process else {}
@@ -133,6 +134,7 @@ class _Checkpoints:
 class MLDebuggerTracker(tracking.GeneralTracker):  # type: ignore[misc]
     """What `accelerator.log` is given, beside the records of the run that `trace` began in this process.
 
+    Where Accelerate cannot register trackers by name yet, give it `log_with=MLDebuggerTracker()`.
     Each call adds one line to `scalars.jsonl` in the run's folder, with the step and the epoch; `scalars`
     reads it.
     """

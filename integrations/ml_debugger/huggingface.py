@@ -114,14 +114,14 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         """The model is there, unless `model_init` makes it later."""
         with self._recorder.guard.catch("setting up", lost="all records of this run"):
             self._attach(args, model)
-            if args.torch_compile and model is not None:
+            if _is_compiled(args) and model is not None:
                 self._start(model)  # hooks set after the first compiled call never fire
                 self._expect_evaluation()
 
     def _attach(self, args: Any, model: Any) -> None:
         self._args = args
         if isinstance(model, torch.nn.Module):
-            if args.torch_compile:
+            if _is_compiled(args):
                 say_compiled(model)
             self._forward.attach(model)
             self._recorder.attach(model)
@@ -226,7 +226,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _pause(self) -> None:
         """Nothing is under way: the rows are made durable, and the account is given."""
-        if self._args.torch_compile:  # the hooks must stay: new ones would never fire
+        if _is_compiled(self._args):  # the hooks must stay: new ones would never fire
             self._recorder.wait_for_save(self._epoch)
         else:
             self._recorder.finish()
@@ -254,7 +254,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _expect_evaluation(self) -> None:
         """A compiled forward cannot tell that it begins: its pass is opened wherever one may come."""
-        if self._args.torch_compile and not self._evaluating:
+        if _is_compiled(self._args) and not self._evaluating:
             self._begin_evaluation()
             self._recorder.begin_batch()
 
@@ -272,7 +272,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if self._batch == 0:
                 self._recorder.use_loader(kwargs.get("eval_dataloader"))
             self._commit()
-            if args.torch_compile:
+            if _is_compiled(args):
                 self._recorder.begin_batch()
 
     def on_evaluate(
@@ -380,6 +380,14 @@ class _Forward:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"begins": None, "model": None, "batch": None, "outputs": None, "_handles": []}
+
+
+def _is_compiled(args: Any) -> bool:
+    """Whether Accelerate compiles the model: by the arguments, or by `accelerate launch --dynamo_backend`."""
+    return bool(args.torch_compile) or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in {
+        "",
+        "no",
+    }
 
 
 def _split_of(metrics: Mapping[str, Any]) -> str:

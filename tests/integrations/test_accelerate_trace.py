@@ -12,14 +12,14 @@ import pytest
 
 pytest.importorskip("accelerate")
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from accelerate.data_loader import DataLoaderShard
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DynamoBackend
 from loop_parts import Indexed, Net
 from torch.utils.data import DataLoader
 
-from ml_debugger.accelerate import scalars, trace
+from ml_debugger.accelerate import MLDebuggerTracker, scalars, trace
 from mld_core.records.layout import Store
 from mld_core.records.reader import load, select
 from mld_core.tracing.guard import forget_told
@@ -277,7 +277,10 @@ def test_nothing_piles_up() -> None:
 
 
 def test_the_tracker_ties_scalars_to_the_run(store: Path) -> None:
-    accelerator, model, optimizer, train, _val = prepare(log_with="ml_debugger")
+    by_name = hasattr(tracking, "register_tracker_class")
+    accelerator, model, optimizer, train, _val = prepare(
+        log_with="ml_debugger" if by_name else MLDebuggerTracker()
+    )
     accelerator.init_trackers("project", config={"lr": 0.1})
     accelerator.log({"before": 1.0}, step=0)  # no run yet: kept until there is one
     model, train = trace(accelerator, model, train=train)
