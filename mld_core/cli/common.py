@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from mld_core.cli.output import note
-from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError
-from mld_core.evaluation.evaluator import find_run
+from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError, known
+from mld_core.evaluation.evaluator import Evaluator, find_run
+from mld_core.evaluation.result import Result
+from mld_core.evaluation.result_store import ResultStore
 from mld_core.records.attempts import list_passes
 from mld_core.records.layout import RunKey, Store, subfolders
 from mld_core.records.parts import DamagedPartError
@@ -95,6 +97,46 @@ def newest_attempt(store: Store, run: RunKey) -> str:
     """Name of the newest attempt of a run, which begins with the time of the launch; may be empty."""
     found = [path.name for key in list_passes(store, run) for path in subfolders(store.pass_dir(run, key))]
     return max(found, default="")
+
+
+def newest_result(store: Store, run: RunKey) -> Result:
+    """The newest result of a run.
+
+    Raises:
+        NotFoundError: It has none yet.
+    """
+    evaluator = Evaluator(run.model_name, run.version_name, store=store.root)
+    names = list(evaluator.list_results()["result_name"])
+    if not names:
+        names_of_run = f"{run.model_name} {run.version_name}"
+        raise NotFoundError(f"{names_of_run} has no results yet: run `mld evaluate {names_of_run}`")
+    return evaluator.get_result(str(names[-1]))
+
+
+def find_result(store: Store, text: str, model: str | None = None) -> Result:
+    """The result a text names: a result, `MODEL/VERSION`, or a version of `model` (default: the newest).
+
+    Raises:
+        NotFoundError: Nothing has that name, or several results do.
+    """
+    runs = store.runs()
+    named = [
+        run
+        for run in runs
+        if any(info["result_name"] == text for info in ResultStore(store, run).all())
+        and model in {None, run.model_name}
+    ]
+    if len(named) == 1:
+        run = named[0]
+        return Evaluator(run.model_name, run.version_name, store=store.root).get_result(text)
+    if named:
+        owners = known(f"{run.model_name}/{run.version_name}" for run in named)
+        raise NotFoundError(f"several results are named {text!r} (of {owners}): name the run instead")
+    for run in runs:
+        if text == f"{run.model_name}/{run.version_name}":
+            return newest_result(store, run)
+    chosen = model if model is not None else choose_run(store, None, None).model_name
+    return newest_result(store, find_run(store, chosen, text))
 
 
 def parse_epoch(text: str) -> int | Literal["latest"] | None:

@@ -37,6 +37,15 @@ def evaluate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads. Default: one for each core.", show_default=False)
     ] = None,
+    group_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Units with the same value belong together (scene).", show_default=False
+        ),
+    ] = None,
+    risk_tolerance: Annotated[
+        float | None, typer.Option(help="Error probability you accept. Default: learned.", show_default=False)
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print all columns of the metrics.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -57,7 +66,12 @@ def evaluate(
     with clear_errors():
         opened = open_store(store)
         run = choose_run(opened, model, version)
-        wanted: dict[str, Any] = {"dataset_types": dataset or None, "threads": threads}
+        wanted: dict[str, Any] = {
+            "dataset_types": dataset or None,
+            "threads": threads,
+            "group_key": group_key,
+            "risk_tolerance": risk_tolerance,
+        }
         evaluator = Evaluator(run.model_name, run.version_name, store=store)
         result = evaluator.request_evaluation(name, parse_epoch(epoch), method_name=method, options=wanted)
         print_result(result, full=full, as_json=as_json)

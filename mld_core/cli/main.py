@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mld_core import __version__
+from mld_core.cli.compare import compare
 from mld_core.cli.doctor import doctor
 from mld_core.cli.evaluate import evaluate
 from mld_core.cli.files import collect, export, merge_stores
@@ -45,6 +46,7 @@ def main(
       mld ls               what was recorded
       mld evaluate         evaluate the newest run
       mld show --issues    the samples that fail, worst first
+      mld compare v1 v2    what changed between two versions
       mld doctor           is everything in order?
 
     \b
@@ -59,6 +61,7 @@ def main(
 app.command("ls", short_help="What was recorded: runs, passes, results.")(ls)
 app.command("evaluate", short_help="Evaluate a run and print the summary.")(evaluate)
 app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
+app.command("compare", short_help="Two results side by side: what got better, what worse.")(compare)
 app.command("export", short_help="Write the records of a run into a ZIP.")(export)
 app.command("gc", short_help="Remove leftovers, drop old features.")(collect)
 app.command("merge", short_help="Join stores of several machines.")(merge_stores)

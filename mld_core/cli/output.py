@@ -25,7 +25,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 _NOT_ON_A_TERMINAL = frozenset(
     {"unit_id", "input_hash", "id_source", "unit_kind", "is_error", "nonfinite", "entropy", "flags"}
-    | {"sample_ids", "neighbour_ids"}
+    | {"sample_ids", "neighbour_ids", "diagnosis", "local_error_rate", "local_error_lo", "baseline_risk"}
+    | {"predicted_risk_lo", "ambiguity", "region_id", "pca_1", "pca_2", "severity", "projected_category"}
 )
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 
@@ -51,7 +52,7 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """A value JSON knows: missing values are None, arrays are lists, paths are texts."""
+    """A value JSON knows: missing values are None, arrays are lists, paths and infinity are texts."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
@@ -60,6 +61,8 @@ def plain(value: Any) -> Any:
         value = value.item()
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
     return str(value) if isinstance(value, Path) else value
 
 

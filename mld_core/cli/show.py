@@ -15,13 +15,14 @@ from mld_core.cli.common import (
     VersionArgument,
     choose_run,
     clear_errors,
+    newest_result,
     open_store,
 )
+from mld_core.cli.compare import print_comparison
 from mld_core.cli.evaluate import print_result
-from mld_core.cli.output import emit, emit_frame, emit_json, note, on_terminal, rows_of
-from mld_core.evaluation.errors import NotFoundError
-from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.result import METRIC_COLUMNS, Result
+from mld_core.cli.output import emit, emit_frame, note, on_terminal
+from mld_core.evaluation.evaluator import Evaluator, find_run
+from mld_core.evaluation.result import Result
 
 TERMINAL_ROWS = 20
 
@@ -32,6 +33,7 @@ ResultOption = Annotated[
 IssuesFlag = Annotated[bool, typer.Option("--issues", help="List the units with an issue, worst first.")]
 ClassesFlag = Annotated[bool, typer.Option("--classes", help="One line for each class.")]
 ConfusionFlag = Annotated[bool, typer.Option("--confusion", help="Counts of each (truth, prediction).")]
+RegionsFlag = Annotated[bool, typer.Option("--regions", help="Regions where errors are dense.")]
 ColumnsFlag = Annotated[
     bool, typer.Option("--columns", help="List the columns of --view, --where and --order-by.")
 ]
@@ -80,6 +82,7 @@ def show(
     issues: IssuesFlag = False,
     classes: ClassesFlag = False,
     confusion: ConfusionFlag = False,
+    regions: RegionsFlag = False,
     columns: ColumnsFlag = False,
     view: ViewOption = None,
     adjust: AdjustOption = None,
@@ -108,6 +111,8 @@ def show(
       mld show                                          newest result of the newest run
       mld show resnet18 v3 --issues --dataset val --limit 50
       mld show --issues --code 'CLS3->7'
+      mld show --issues --code C01                      labels that are probably wrong
+      mld show --regions --dataset val                  where errors are dense
       mld show --view class --view weather              error rate of each group
       mld show --view class --adjust weather            at equal weather
       mld show --view confidence:5 --where "dataset = 'val'" --metric accuracy
@@ -123,16 +128,17 @@ def show(
         run = choose_run(open_store(store), model, version)
         found = _result(run.model_name, run.version_name, result, store)
         if against is not None:
-            _compare(_result(run.model_name, against, None, store), found, dataset, as_json=as_json)
+            before = _result(run.model_name, against, None, store)
+            print_comparison(before.compare(found, dataset), changed=False, as_json=as_json)
         elif listing:
             asked = _one_more(limit, as_json=as_json)
             units = found.get_issues(dataset, category, code, min_severity, order_by, asked)
             _cut(units, limit, as_json=as_json)
         elif grouping:
             _cut(found.get_view(view, adjust, _also(where, dataset), metric), limit, as_json=as_json)
-        elif classes or confusion:
-            table = found.class_summary(dataset) if classes else found.confusion(dataset)
-            _cut(table, limit, as_json=as_json)
+        elif classes or confusion or regions:
+            wanted = found.class_summary if classes else found.confusion if confusion else found.regions
+            _cut(wanted(dataset), limit, as_json=as_json)
         elif columns:
             kinds = found.columns()
             emit(
@@ -143,13 +149,10 @@ def show(
 
 
 def _result(model: str, version: str, name: str | None, store: Path | None) -> Result:
-    evaluator = Evaluator(model, version, store=store)
     if name is not None:
-        return evaluator.get_result(name)
-    names = list(evaluator.list_results()["result_name"])
-    if not names:
-        raise NotFoundError(f"{model} {version} has no results yet: run `mld evaluate {model} {version}`")
-    return evaluator.get_result(str(names[-1]))
+        return Evaluator(model, version, store=store).get_result(name)
+    opened = open_store(store)
+    return newest_result(opened, find_run(opened, model, version))
 
 
 def _also(where: str | None, dataset: str | None) -> str | None:
@@ -176,17 +179,3 @@ def _cut(frame: pd.DataFrame, limit: int | None, *, as_json: bool) -> None:
     emit_frame(frame if chosen is None else frame.head(chosen), as_json=as_json)
     if chosen is not None and len(frame) > chosen:
         note(f"only the first {chosen} rows are shown (--limit)")
-
-
-def _compare(before: Result, after: Result, dataset: str | None, *, as_json: bool) -> None:
-    compared = before.compare(after, dataset)
-    if as_json:
-        parts = {"units": compared.units, "metrics": compared.metrics, "changed": compared.changed}
-        emit_json(
-            {"a": compared.a, "b": compared.b, **{name: rows_of(frame) for name, frame in parts.items()}}
-        )
-        return
-    emit_frame(compared.units, as_json=False, title=f"{compared.a} -> {compared.b}")
-    if on_terminal():
-        shown = compared.metrics[compared.metrics["metric"].isin(METRIC_COLUMNS)]
-        emit_frame(shown, as_json=False, title="\nMetrics")

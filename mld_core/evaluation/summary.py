@@ -13,8 +13,12 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from mld_core.evaluation.catalogue import BY_CODE
+from mld_core.evaluation.categories import MEANINGS
+
 MAX_COLUMNS = 4
 MAX_CODES = 6
+MAX_DIAGNOSES = 6
 
 _METRICS = (
     *("counts", "accuracy", "auroc", "auprc", "net_entropy_loss", "net_entropy"),
@@ -55,10 +59,11 @@ class Summary:
     def tables(self) -> list[tuple[str, pd.DataFrame]]:
         """Title and cells (texts) of each table, metrics as rows and datasets as columns."""
         made = [("Metrics (entropies: sums in nats)", _turned(self.metrics, _METRICS))]
+        last = " of the last epoch" if self.metrics["dataset"].duplicated().any() else ""
         if self.categories[list(_RATIOS)].notna().to_numpy().any():
-            made.append(("Issue categories (share of units)", _turned(self.categories, _RATIOS)))
-        several = self.metrics["dataset"].duplicated().any()
-        made.append(("Error codes of the last epoch" if several else "Error codes", self._codes()))
+            made.append(("Issue categories (share of units)", self._meant()))
+            made.append((f"What to do (diagnoses{last})", self._actions()))
+        made.append((f"Error codes{last}", self._codes()))
         return made
 
     def notes(self) -> list[str]:
@@ -73,11 +78,32 @@ class Summary:
             notes.append("Issue categories and error probabilities are not computed in this result.")
         return notes
 
+    def _meant(self) -> pd.DataFrame:
+        """The shares, and what each category means."""
+        turned = _turned(self.categories, _RATIOS)
+        return turned.assign(means=[MEANINGS[name] for name in turned[""]])
+
+    def _actions(self) -> pd.DataFrame:
+        """The gravest diagnoses of each dataset: how many units, and what to do."""
+        rows = []
+        last = {str(one["dataset"]): one for one in self.info.get("facts", [])}
+        for dataset, facts in last.items():
+            counts = {code: n for code, n in facts.get("code_counts", {}).items() if n}
+            grave = sorted(counts, key=lambda code: (-BY_CODE[code].severity, -counts[code], code))
+            for code in grave[:MAX_DIAGNOSES]:
+                found = BY_CODE[code]
+                text = {"code": f"{code} {found.title}", "severity": f"{found.severity}"}
+                rows.append({"dataset": dataset, **text, "counts": f"{counts[code]}", "action": found.action})
+        return pd.DataFrame(rows, columns=["dataset", "code", "severity", "counts", "action"])
+
     def _codes(self) -> pd.DataFrame:
         """The commonest codes of each category; right units stand there only if there are categories."""
         rows = []
         last = self.metrics.drop_duplicates("dataset", keep="last")[["dataset", "n_epoch"]]
         codes = last.merge(self.codes, on=["dataset", "n_epoch"])
+        place = {name: number for number, name in enumerate(reversed(MEANINGS))}
+        order = codes["category"].map(place).fillna(-1)
+        codes = codes.assign(order_=order).sort_values(["dataset", "order_"], kind="stable")
         keys = ["dataset", "category"]
         for key, group in codes.groupby(keys, dropna=False, sort=False):
             dataset, category = cast("tuple[str, str | None]", key)
@@ -151,8 +177,13 @@ def _cell(value: Any) -> str:
 def _table(cells: pd.DataFrame) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate(cells.columns):
-        text = name in {"", "dataset", "category", "codes"}
-        table.add_column(str(name), justify="left" if text else "right", overflow="fold", no_wrap=place == 0)
+        text = name in {"", "dataset", "category", "codes", "means", "code", "action"}
+        table.add_column(
+            str(name),
+            justify="left" if text else "right",
+            overflow="fold",
+            no_wrap=place == 0 or name == "severity",
+        )
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(str(value)) for value in row))
     return table

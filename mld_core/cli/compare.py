@@ -1,0 +1,104 @@
+"""`mld compare`: two results side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mld_core.cli.common import FAILED, JsonOption, StoreOption, clear_errors, find_result, open_store
+from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
+from mld_core.evaluation.compare import Comparison
+from mld_core.evaluation.result import METRIC_COLUMNS
+
+TERMINAL_ROWS = 20
+LEVEL = 0.05
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Before: a version, MODEL/VERSION or a result name.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="After: the same.")],
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Model of the versions. Default: the newest run's.", show_default=False)
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this split.", show_default=False)] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="List the fixed and regressed units.")] = False,
+    fail_on_regression: Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-regression",
+            help="Exit with 1 where significantly more units regressed than were fixed.",
+        ),
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two results: metrics with intervals, fixed and regressed units, category transitions.
+
+    A version stands for its newest result. Units are paired by content hash or id. Categories of both sides
+    are cut at the thresholds of A.
+
+    \b
+    Examples:
+      mld compare v2 v3                          newest results of two versions of the newest model
+      mld compare resnet18/v2 resnet50/v1
+      mld compare v2 v3 --dataset val --changed  which units were fixed, which regressed
+      mld compare v2 v3 --fail-on-regression     for a script: 1 where it got significantly worse
+
+    \b
+    Exit codes: 0 compared; 1 regressed (only with --fail-on-regression) or failed; 2 not understood; 3 not
+    found.
+    """  # noqa: D301  click reads the mark
+    with clear_errors():
+        opened = open_store(store)
+        found = find_result(opened, a, model).compare(find_result(opened, b, model), dataset)
+        print_comparison(found, changed=changed, as_json=as_json)
+    worse = regressed_datasets(found)
+    if fail_on_regression and worse:
+        note(f"mld: significantly more units regressed than were fixed in {', '.join(worse)}")
+        raise typer.Exit(FAILED)
+
+
+def regressed_datasets(found: Comparison) -> list[str]:
+    """Datasets where more units regressed than were fixed, significantly at 5 % (exact McNemar)."""
+    units = found.units
+    worse = (units["n_regressed"] > units["n_fixed"]) & (units["mcnemar_p"].astype(float) < LEVEL)
+    return [str(name) for name in units.loc[worse.fillna(False), "dataset"]]
+
+
+def print_comparison(found: Comparison, *, changed: bool, as_json: bool) -> None:
+    """Print a comparison: counts and the main metrics on a terminal or in a pipe, everything as JSON."""
+    if as_json:
+        frames = {
+            "units": found.units,
+            "metrics": found.metrics,
+            "changed": found.changed,
+            "transitions": found.transitions,
+            "classes": found.classes,
+            "regions": found.regions,
+            "codes": found.codes,
+        }
+        emit_json({"a": found.a, "b": found.b, **{name: rows_of(frame) for name, frame in frames.items()}})
+        return
+    if changed:
+        emit_frame(found.changed, as_json=False, title=f"{found.a} -> {found.b}")
+        return
+    emit_frame(found.units, as_json=False, title=f"{found.a} -> {found.b}")
+    if not on_terminal():
+        return
+    shown = found.metrics[found.metrics["metric"].isin((*METRIC_COLUMNS, "error_rate"))]
+    emit_frame(shown, as_json=False, title="\nMetrics (delta_lo, delta_hi: 95 % interval on paired units)")
+    moved = found.transitions[found.transitions["category_a"] != found.transitions["category_b"]]
+    moved = moved[moved["counts"] > 0].sort_values("counts", ascending=False, kind="stable")
+    if len(moved):
+        emit_frame(
+            moved.head(TERMINAL_ROWS), as_json=False, title="\nUnits that changed category, most first"
+        )
+    for title, frame in (("classes", found.classes), ("regions of A", found.regions)):
+        sure = frame[frame["bh_sig"].astype(bool)] if len(frame) else frame
+        if len(sure):
+            emit_frame(sure.head(TERMINAL_ROWS), as_json=False, title=f"\nError rate changed in {title}")
+    new = found.codes[found.codes["new"].astype(bool)] if len(found.codes) else found.codes
+    if len(new):
+        emit_frame(new, as_json=False, title="\nDiagnoses that are new")
