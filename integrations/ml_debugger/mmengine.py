@@ -149,7 +149,7 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
 
     def _find_state(self, runner: Any, done: int) -> dict[str, Any]:
         """The state kept last before iteration `done`, beside the checkpoint or in the work_dir."""
-        if self._recorder.state():  # trained in this process: nothing to find
+        if self._recorder.state(durable=False):  # trained in this process: nothing to find
             return {}
         loaded = getattr(runner, "_load_from", None)
         folders = [Path(runner.work_dir), *([Path(loaded).parent] if loaded else [])]
@@ -211,13 +211,13 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Beside the checkpoint goes what a resumed training needs to find its run; on rank 0 only."""
-        self._keep_state(runner, (checkpoint.get("meta") or {}).get("iter", self._done))
+        self._keep_state(runner, (checkpoint.get("meta") or {}).get("iter", self._done), durable=True)
 
-    def _keep_state(self, runner: Any, done: int | None) -> None:
+    def _keep_state(self, runner: Any, done: int | None, *, durable: bool) -> None:
         if not (self._training and self._recorder.enabled and runner.rank == 0):
             return
         with self._recorder.guard.catch("writing mld_run.json", lost="a resumed training gets a new version"):
-            self._states[str(done)] = dict(self._recorder.state())
+            self._states[str(done)] = dict(self._recorder.state(durable=durable))
             path = Path(runner.work_dir) / RUN_FILE
             temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
             temporary.write_text(json.dumps({"states": self._states}, indent=1))
@@ -248,7 +248,7 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Seal the pass."""
         self._recorder.end_pass()
-        self._keep_state(runner, self._done)
+        self._keep_state(runner, self._done, durable=False)  # a resume must not count this pass again
 
     def before_test_epoch(self, runner: Any) -> None:
         """A walk over the test split begins; the run starts here, unless it is inside a training."""

@@ -290,15 +290,16 @@ class RunLife:
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, str | int]:
+    def state(self, *, durable: bool = True) -> dict[str, str | int]:
         """What a resumed training needs to find its run: builtin types, alike on every rank.
 
-        Waits, up to a deadline, until all rows so far are on disk: a resumed training will not show them
-        again, so they must outlive whatever the checkpoint outlives.
+        Args:
+            durable: wait, up to a deadline, until all rows so far are on disk: a resumed training will not
+                show them again, so they must outlive whatever the checkpoint outlives.
         """
         if not self._names:
             return {}
-        if self.session is not None:
+        if durable and self.session is not None:
             with self.guard.catch("making the records durable", lost="nothing yet"):
                 if not self.session.flush(_CHECKPOINT_WAIT_S):
                     self.guard.tell_once(
