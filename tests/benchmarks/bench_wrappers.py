@@ -1,0 +1,193 @@
+"""What the callback adds to a step of each framework's own trainer: training-thread CPU, with and without us.
+
+    python tests/benchmarks/bench_wrappers.py [--quick]
+
+The same batches as in bench_tracer.py (64 x 3 x 64 x 64, ids on, 512 features, 100 logits), a model that makes logits
+from given features: the trainer's own work is all there is beside ours. Medians over the steps of each training,
+trainings with and without us in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _table import markdown, write_section
+from bench_tracer import CLASSES, GivenFeatures, batches, verdict
+from torch import nn
+from torch.utils.data import DataLoader
+
+Clock = list[float]
+
+
+class Batches(torch.utils.data.Dataset[Any]):
+    """Whole batches as items: no collating beside what is measured."""
+
+    def __init__(self, steps: int) -> None:
+        self.data = batches(8)
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.data[index % len(self.data)])
+
+
+def lightning(steps: int, clock: Clock, store: str | None) -> None:
+    """One epoch of `lightning.pytorch.Trainer`."""
+    import lightning.pytorch as pl
+
+    from ml_debugger.lightning import MLDebuggerCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = GivenFeatures()
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.net(batch["image"]), batch["label"])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    class Ticks(pl.Callback):
+        def on_before_zero_grad(self, *_: Any) -> None:
+            clock.append(time.thread_time())
+
+    ours = [MLDebuggerCallback(store=store)] if store else []
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[*ours, Ticks()], **quiet)
+    trainer.fit(Module(), DataLoader(Batches(steps), batch_size=None))
+
+
+def huggingface(steps: int, clock: Clock, store: str | None) -> None:
+    """One epoch of `transformers.Trainer`."""
+    import transformers
+
+    from ml_debugger.huggingface import MLDebuggerCallback
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = GivenFeatures()
+
+        def forward(self, image: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.net(image)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    class Ticks(transformers.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            clock.append(time.thread_time())
+
+    def collate(items: list[Any]) -> dict[str, Any]:
+        return {"image": items[0]["image"], "labels": items[0]["label"], "input_id": items[0]["input_id"]}
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = transformers.TrainingArguments(
+            folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=1,
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            report_to="none",
+        )
+
+        # Without us nobody takes `input_id` out of the batch again.
+        def bare(items):
+            return {k: v for k, v in collate(items).items() if k != "input_id"}
+
+        trainer = transformers.Trainer(
+            Model(),
+            args,
+            train_dataset=Batches(steps),
+            data_collator=collate if store else bare,
+            callbacks=[*([MLDebuggerCallback(store=store)] if store else []), Ticks()],
+        )
+        trainer.train()
+
+
+def mmengine(steps: int, clock: Clock, store: str | None) -> None:
+    """One epoch of `mmengine.runner.Runner`."""
+    from mmengine.hooks import Hook
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+
+    from ml_debugger.mmengine import MLDebuggerHook
+
+    class Model(BaseModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = GivenFeatures()
+
+        def forward(
+            self, image: torch.Tensor, label: torch.Tensor, input_id: Any, mode: str = "tensor"
+        ) -> Any:
+            logits = self.net(image)
+            return {"loss": nn.functional.cross_entropy(logits, label)} if mode == "loss" else logits
+
+    class Ticks(Hook):
+        def before_train_iter(self, *_: Any, **__: Any) -> None:
+            clock.append(time.thread_time())
+
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner(
+            Model(),
+            folder,
+            train_dataloader=DataLoader(Batches(steps), batch_size=1, collate_fn=lambda items: items[0]),
+            train_cfg={"by_epoch": True, "max_epochs": 1},
+            optim_wrapper={"optimizer": {"type": "SGD", "lr": 1e-3}},
+            custom_hooks=[*([MLDebuggerHook(store=store)] if store else []), Ticks()],
+            default_hooks={"checkpoint": None, "logger": None},
+            experiment_name=f"bench-{time.monotonic_ns()}",
+        )
+        runner.train()
+
+
+def step_time(train: Callable[[int, Clock, str | None], None], steps: int, store: str | None) -> float:
+    """Median training-thread CPU of a step in ms; the first 20 steps are left out."""
+    clock: Clock = []
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train(steps, clock, store)
+    return statistics.median(b - a for a, b in itertools.pairwise(clock[20:])) * 1e3
+
+
+def main() -> None:
+    """Measure the three, print, write docs/performance.md."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few steps; nothing is written to the docs")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    steps = 60 if args.quick else 300
+    rows = []
+    for train in (lightning, huggingface, mmengine):
+        pairs = []
+        for _ in range(1 if args.quick else 3):
+            with tempfile.TemporaryDirectory() as store:
+                pairs.append((step_time(train, steps, None), step_time(train, steps, store)))
+        bare, added = statistics.median(p[0] for p in pairs), statistics.median(p[1] - p[0] for p in pairs)
+        rows.append([train.__name__, f"{bare:.3f} ms", f"{added:.3f} ms", verdict(added, 0.15, at_most=True)])
+    table = markdown(["trainer", "its step without us", "added by us", "target <= 0.15 ms"], rows)
+    print(table)
+    if not args.quick:
+        command = f"Command: `python tests/benchmarks/bench_wrappers.py`; {CLASSES} classes, hash on.\n\n"
+        write_section("performance.md", "wrappers", command + table)
+
+
+if __name__ == "__main__":
+    main()
