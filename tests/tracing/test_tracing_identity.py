@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from mld_core.tracing.identity import DatasetIndexId, WithInputId, as_id_list, base_id, find_ids, locate_ids
+from ml_debugger.training import WithInputId
+from mld_core.tracing.identity import DatasetIndexId, as_id_list, base_id, find_ids, locate_ids
 
 
 @pytest.mark.parametrize(
