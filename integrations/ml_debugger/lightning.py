@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -90,9 +91,11 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
             None  # the epoch last trained; Lightning's own counter is one past it after fit
         )
         self._batch_step = 0
-        self._resumed = False
+        self._trained = False  # a train pass was recorded, by this fit or by one before
+        self._loaded = False  # a checkpoint was loaded for what comes next
+        self._resumed = False  # likewise, and it had our state
         self._open: list[str] = []
-        self._tapped: list[Any] = []
+        self._tapped: weakref.WeakSet[Any] = weakref.WeakSet()  # users reload loaders, dataset and all
 
     # set-up
 
@@ -107,14 +110,15 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
             processed = process(loader)
             with self._recorder.guard.catch("tapping a loader", lost=lost):
                 if install_tap(processed) is not None:
-                    self._tapped.append(processed)
+                    self._tapped.add(processed)
             return processed
 
         with self._recorder.guard.catch("tapping the loaders", lost=lost):
             trainer.strategy.process_dataloader = process_and_tap
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Take away what was set on the user's objects."""
+        """Take away what was set on the user's objects; a fit with nothing left to train ends here."""
+        self._recorder.finish()
         with self._recorder.guard.catch("removing the loader taps"):
             vars(trainer.strategy).pop("process_dataloader", None)
             while self._tapped:
@@ -131,19 +135,23 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """The process group exists, callback states are restored, no forward has run yet."""
+        if self._trained and not self._loaded and trainer.current_epoch == 0 and trainer.global_step == 0:
+            # Another training from scratch (a fold, a cell run again): no passes of the one before.
+            self._recorder.renew(same_run=False)
+            self._epoch = None
         self._start(trainer, pl_module)
 
     # training
 
     def _begin_train(self, trainer: Any) -> None:
-        self._epoch = trainer.current_epoch
+        self._epoch, self._trained, self._loaded = trainer.current_epoch, True, False
         # After a resume the earlier attempt's rows up to the checkpoint count; Lightning does not always say
         # whether it resumes inside an epoch, and where it does not, there are no such rows.
         resume_step, self._resumed = (trainer.global_step if self._resumed else None), False
         if resume_step is not None:
             self._recorder.close_resumed("train", self._epoch - 1, mode="train", resume_step=resume_step)
         self._open.append("train")
-        loader = _pick(trainer.train_dataloader)[1]
+        loader = _only(trainer.train_dataloader)
         self._recorder.begin_pass("train", self._epoch, mode="train", loader=loader, resume_step=resume_step)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -179,6 +187,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
             self._open.pop()
             self._recorder.abort_pass(f"{type(exception).__name__} in training")
         self._recorder.finish(status="exception")
+        self._loaded = self._resumed = False
         self.teardown(trainer, pl_module, "exception")
 
     # evaluation
@@ -207,6 +216,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         self._end(split)
         if trainer.state.fn != "fit":  # a walk of its own; inside fit there is more to come
             self._recorder.finish()
+            self._loaded = self._resumed = False  # its checkpoint says nothing about a later fit
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Inside fit the run has started; alone it starts here."""
@@ -280,6 +290,8 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A resumed training, or a test from a checkpoint, finds its run again."""
+        if self._recorder.enabled:  # the way back of a learning rate search inside a fit, not a resume
+            return
         state = dict(state_dict)
         self._epoch = state.pop("last_epoch", None)
         self._resumed = True
@@ -287,6 +299,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """A checkpoint made without this callback still tells the epoch."""
+        self._loaded = not self._recorder.enabled
         if self._epoch is None:
             self._epoch = checkpoint.get("epoch")
 
@@ -300,6 +313,12 @@ class AutoMLDebuggerCallback(MLDebuggerCallback):
             trainer.callbacks = [c for c in trainer.callbacks if c is not self]
         else:
             super().setup(trainer, pl_module, stage)
+
+
+def _only(loaders: Any) -> Any:
+    """The loader of `trainer.train_dataloader`, None where several make one batch: whose order is it then?"""
+    several = isinstance(loaders, (dict, list, tuple)) and len(loaders) > 1
+    return None if several else _pick(loaders)[1]
 
 
 def _pick(loaders: Any, index: int = 0) -> tuple[str, Any]:
