@@ -106,6 +106,9 @@ class Writer:
         self.restart = restart if restart is not None else int(tail) if tail.isdigit() else 0
         self.options = options or WriterOptions()
         self.on_problem = on_problem
+        # pyarrow imports pandas at its first conversion of an array: at start-up, please, not on the writer
+        # thread, where the import would hold the interpreter's lock against the first training steps.
+        pa.array(np.zeros(1))
         self._reset()
 
     def _reset(self) -> None:
