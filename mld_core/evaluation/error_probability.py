@@ -174,6 +174,8 @@ def guard(
     gain = np.where(errors == 1, np.log(p) - np.log(b), np.log1p(-p) - np.log1p(-b))
     by_group = np.bincount(groups, weights=gain)
     size = np.bincount(groups)
+    if np.count_nonzero(size) < 2:
+        return 0.0  # one observation has no spread to compare its gain with
     # Sums over groups of unequal size: the ratio estimator's variance, centred at the mean gain of a unit.
     spread = np.sqrt((((by_group - size * gain.mean()) ** 2)[size > 0]).sum())
     return float(gain.sum() / spread) if spread > 0 else 0.0

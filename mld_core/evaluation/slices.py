@@ -48,7 +48,7 @@ class MetadataSlice:
 
 
 def find_slices(metadata: pd.DataFrame, errors: NDArray[np.int8]) -> list[MetadataSlice]:
-    """The best-scoring slices of one or two conditions, best first, at most 10; scores above 0 only.
+    """The best-scoring slices of one or two conditions with more errors than the split, at most 10.
 
     Args:
         metadata: One row per unit. Numbers with many values are cut at quintiles; texts with more than 50
@@ -76,7 +76,7 @@ def find_slices(metadata: pd.DataFrame, errors: NDArray[np.int8]) -> list[Metada
     slices = [
         MetadataSlice(conditions, size, bad, score, float(p), bool(ok), known[rows])
         for (conditions, rows, size, bad, score), p, ok in zip(made, p_values, passed, strict=True)
-        if score > 0
+        if bad > size * rate
     ]
     return sorted(slices, key=lambda one: (-one.score, sorted(one.conditions.items())))[:TOP]
 

@@ -38,3 +38,43 @@ def standard_store(records, tmp_path_factory):
     made = records.StoreFactory(tmp_path_factory.mktemp("standard") / "store")
     made.standard()
     return made.store
+
+
+@pytest.fixture(scope="session")
+def make_split():
+    """`make_split(n, n_class, seed, ...)`: arrays of a split with a failing slice, and who is in it."""
+    name = "mld_tests_synthetic_split"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("synthetic_split.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module.make_split
+
+
+@pytest.fixture(scope="session")
+def planted():
+    """The function `planted` of the sibling module planted.py."""
+    name = "mld_tests_planted"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("planted.py"))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name].planted
+
+
+@pytest.fixture(scope="session")
+def planted_run(records, planted, tmp_path_factory):
+    """A run with three epochs of train and val (faults planted in val) and a test split without labels."""
+    made = records.StoreFactory(tmp_path_factory.mktemp("planted") / "store")
+    run = made.run("plan", "v1", n_class=6, class_names=[f"c{number}" for number in range(6)])
+    for epoch in range(3):
+        train = planted(records, 1000, seed=1, skill=0.8 + 0.1 * epoch, jitter=epoch).data
+        made.add_pass(run, "train", train, n_epoch=epoch, batch=500)
+        skill = 0.8 + 0.1 * epoch
+        val = planted(records, 1400, seed=2, start=5000, noise=0.05, broken=0.06, skill=skill, jitter=epoch)
+        made.add_pass(run, "val", val.data, n_epoch=epoch, batch=500)
+    test = planted(records, 300, seed=3, start=9000, broken=0.1)
+    test.data.labels[:] = -200
+    made.add_pass(run, "test", test.data, n_epoch=2, batch=500)
+    return made, run, val, test

@@ -1,0 +1,125 @@
+"""Local density, risk bins and ambiguity, against frozen arrays and scipy's distributions."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mld_core.evaluation.blocks import Workers
+from mld_core.evaluation.density import (
+    K_GRID,
+    M_GRID,
+    ambiguity_of,
+    beta_quantile,
+    choose_density,
+    density_of,
+    local_density,
+    risk_bins,
+)
+from mld_core.evaluation.neighbourhood import Nearest
+
+
+def test_r_lo_is_the_beta_quantile_frozen():
+    total, count = np.array([0.0, 2, 8, 16]), np.full(4, 16.0)
+    made = density_of(total, count, 16, 4.0, 0.1)
+    wanted = stats.beta.ppf(0.05, 0.4 + total, 3.6 + 16 - total)
+    assert np.allclose(made.low, wanted)
+    assert made.low.round(4).tolist() == FROZEN_R_LO
+    assert np.allclose(made.rate, (0.4 + total) / 20)
+
+
+FROZEN_R_LO = [0.0, 0.0284, 0.2472, 0.6655]
+
+
+def test_without_structure_nothing_is_dense():
+    made = density_of(np.array([0.0, 8.0]), np.array([8.0, 8.0]), 8, float("inf"), 0.2)
+    assert made.low.tolist() == [0.2, 0.2]
+
+
+def test_k_and_m_maximise_the_leave_one_out_likelihood():
+    rng = np.random.default_rng(0)
+    errors = (rng.random(400) < 0.3).astype(np.int8)
+    count = np.tile(np.array(K_GRID, float), (400, 1))
+    total = np.floor(count * np.where(errors[:, None] == 1, 0.7, 0.1))
+    k, m = choose_density(total, count, errors, 0.3)
+
+    def likelihood(k, m):
+        place = K_GRID.index(k)
+        p = np.full(400, 0.3) if np.isinf(m) else (m * 0.3 + total[:, place]) / (m + count[:, place])
+        return np.where(errors == 1, np.log(p), np.log(1 - p)).sum()
+
+    best = max(likelihood(a, b) for a in K_GRID for b in M_GRID)
+    assert likelihood(k, m) == pytest.approx(best)
+    assert m < 16
+
+
+def test_ties_go_to_the_larger_m_then_the_larger_k():
+    zero = np.zeros((10, 5))
+    assert choose_density(zero, zero, np.array([0, 1] * 5), 0.5) == (128, float("inf"))
+
+
+def test_permuted_errors_have_no_dense_neighbourhood():
+    rng = np.random.default_rng(1)
+    errors = (rng.random(2_000) < 0.15).astype(np.int8)
+    index = np.stack([rng.permutation(2_000)[:128] for _ in range(2_000)]).astype(np.int32)
+    with Workers(1) as workers:
+        around = Nearest(index, np.zeros((2_000, 2), np.float32), workers)
+        pi = (errors.sum() + 1) / 2_002
+        made = local_density(around, errors, np.arange(2_000), float(pi))
+    assert (made.low > pi).mean() <= 0.005
+
+
+def test_risk_bins_frozen():
+    proba = np.linspace(0, 1, 100)
+    errors = (proba > 0.7).astype(np.int8)
+    bins = risk_bins(proba, errors)
+    # min(30, 70) / 10 = 3 bins of equal mass.
+    assert bins.count.tolist() == [33, 33, 34]
+    assert bins.errors.tolist() == [0, 0, 30]
+    assert np.allclose(bins.low, stats.beta.ppf(0.05, bins.errors + 0.5, bins.count - bins.errors + 0.5))
+    assert bins.low.round(4).tolist() == FROZEN_P_LO
+    assert bins.lower_bound(np.array([0.0, 0.99])).round(4).tolist() == [FROZEN_P_LO[0], FROZEN_P_LO[2]]
+
+
+FROZEN_P_LO = [0.0001, 0.0001, 0.7689]
+
+
+@pytest.mark.parametrize(("wrong", "n", "bins"), [(0, 50, 2), (5, 50, 2), (35, 100, 3), (900, 2_000, 20)])
+def test_number_of_bins(wrong, n, bins):
+    errors = (np.arange(n) < wrong).astype(np.int8)
+    assert len(risk_bins(np.linspace(0, 1, n), errors).count) == bins
+
+
+def test_equal_scores_share_a_bin():
+    bins = risk_bins(np.full(100, 0.3), (np.arange(100) < 40).astype(np.int8))
+    assert bins.count.tolist() == [100]
+
+
+def test_ambiguity_needs_a_tie_that_holds_a_majority():
+    counts = np.array([[16, 14, 2, 0], [24, 8, 0, 0], [8, 7, 9, 8], [32, 0, 0, 0], [0, 0, 0, 0]], float)
+    made = ambiguity_of(counts)
+    assert made.tie.tolist() == [True, False, True, False, False]
+    assert made.rejected.tolist() == [False, True, False, True, False]
+    assert made.majority.tolist() == [True, True, True, True, False]
+    assert made.first.tolist() == [0, 0, 2, 0, -1]
+    assert made.a[:2].tolist() == [0.5, 0.25]
+    tail = stats.binom.sf(23, 32, 0.5)
+    assert tail < 0.05
+    assert not ambiguity_of(np.array([[8.0, 7, 8, 9]])[:, [0, 1, 2, 3]] * 1.0).rejected[0]
+
+
+def test_soft_labels_count_as_fractions():
+    hard = ambiguity_of(np.array([[10.0, 9.0, 1.0]]))
+    soft = ambiguity_of(np.array([[10.2, 9.1, 0.7]]))
+    assert hard.tie[0]
+    assert soft.tie[0]
+
+
+def test_one_class_is_never_ambiguous():
+    made = ambiguity_of(np.array([[32.0]]))
+    assert not made.tie[0]
+    assert made.a[0] == 0
+
+
+def test_beta_quantile_of_many_equal_pairs():
+    a = np.tile([1.0, 2.0], 500)
+    assert np.allclose(beta_quantile(a, a[::-1]), stats.beta.ppf(0.05, a, a[::-1]))

@@ -1,0 +1,168 @@
+"""The feature space and the neighbours in it."""
+
+import numpy as np
+import pytest
+
+from mld_core.evaluation.blocks import Workers, row_blocks
+from mld_core.evaluation.kmeans import assign, fit_centroids
+from mld_core.evaluation.neighbourhood import look, surroundings
+from mld_core.evaluation.neighbours import _candidates, make_base, search
+from mld_core.evaluation.space import fit_space, project
+
+
+class Walk:
+    """Vectors that can only be walked over, in pieces of an awkward size."""
+
+    def __init__(self, values, piece=777):
+        self.values, self.piece = values, piece
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def blocks(self, rows):
+        for start in range(0, len(self.values), self.piece):
+            yield self.values[start : start + self.piece]
+
+
+def brute(queries, base, k, query_groups, groups):
+    distance = ((queries[:, None, :].astype(np.float64) - base[None, :, :]) ** 2).sum(2)
+    distance[query_groups[:, None] == groups[None, :]] = np.inf
+    return np.argsort(distance, axis=1, kind="stable")[:, :k]
+
+
+def found_by(points, groups, k, threads, exact_limit=10**9):
+    made = np.empty((len(points), k), np.int32)
+
+    def keep(rows, found, _):
+        made[rows] = found
+
+    with Workers(threads) as workers:
+        base = make_base(points, groups, workers, k=k, exact_limit=exact_limit)
+        search(points, groups, base, k, keep, workers)
+    return made, base
+
+
+def test_exact_search_equals_brute_force_and_leaves_the_own_group_out():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(900, 8)).astype(np.float32)
+    groups = np.arange(900) // 3
+    found, _ = found_by(points, groups, 20, 2)
+    assert (groups[found] != groups[:, None]).all()
+    assert np.array_equal(found, brute(points, points, 20, groups, groups))
+
+
+def test_threshold_selection_equals_a_full_sort():
+    rng = np.random.default_rng(1)
+    distance = rng.random((40, 6_000)).astype(np.float32)
+    columns = _candidates(distance, 32)
+    assert columns is not None
+    wanted = np.sort(np.sort(distance, axis=1)[:, :32], axis=1)
+    assert np.array_equal(np.sort(np.take_along_axis(distance, columns, axis=1), axis=1), wanted)
+
+
+def test_search_by_lists_reaches_its_recall_and_says_so():
+    rng = np.random.default_rng(2)
+    centres = rng.normal(size=(60, 16)) * 3
+    points = (centres[rng.integers(0, 60, 6_000)] + rng.normal(size=(6_000, 16))).astype(np.float32)
+    groups = np.arange(6_000)
+    exact, _ = found_by(points, groups, 32, 2)
+    listed, base = found_by(points, groups, 32, 2, exact_limit=1_000)
+    recall = np.mean([np.isin(exact[row], listed[row]).mean() for row in range(0, 6_000, 7)])
+    assert base.lists is not None
+    assert base.lists.recall >= 0.98
+    assert recall >= 0.975
+
+
+@pytest.mark.parametrize("exact_limit", [10**9, 500])
+def test_neighbours_do_not_depend_on_the_number_of_threads(exact_limit):
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(2_000, 12)).astype(np.float32)
+    groups = np.arange(2_000) // 2
+    one, _ = found_by(points, groups, 16, 1, exact_limit)
+    two, _ = found_by(points, groups, 16, 2, exact_limit)
+    assert np.array_equal(one, two)
+
+
+def test_fewer_neighbours_than_asked_for_are_marked():
+    points = np.arange(10, dtype=np.float32).reshape(5, 2)
+    found, _ = found_by(points, np.array([0, 0, 1, 1, 1]), 8, 1)
+    assert (found >= 0).sum(axis=1).tolist() == [3, 3, 2, 2, 2]
+
+
+def test_space_of_a_stream_equals_the_space_of_an_array():
+    rng = np.random.default_rng(4)
+    first, second = (
+        rng.normal(size=(9_000, 20)).astype(np.float32),
+        rng.normal(size=(9_000, 6)).astype(np.float32) * 50,
+    )
+    with Workers(2) as workers:
+        whole = fit_space({"a": first, "b": second}, workers)
+        walked = fit_space({"a": Walk(first), "b": Walk(second, 1_234)}, workers)
+        points = project(walked, {"a": Walk(first), "b": Walk(second)}, workers)
+    assert np.array_equal(whole.pooled, walked.pooled)
+    scaled = (np.concatenate([first, second], axis=1) - whole.mean) * whole.scale
+    # Each layer counts the same: unit mean squared norm.
+    assert np.allclose(
+        [(scaled[:, :20] ** 2).sum(1).mean(), (scaled[:, 20:] ** 2).sum(1).mean()], 1, atol=1e-3
+    )
+    largest = np.abs(whole.pooled).argmax(axis=0)
+    assert (whole.pooled[largest, np.arange(whole.pooled.shape[1])] > 0).all()
+    assert np.allclose(np.var(points, axis=0)[:3], np.linalg.eigvalsh(np.cov(scaled.T))[::-1][:3], rtol=1e-2)
+
+
+def test_an_overflow_does_not_erase_the_space():
+    values = np.random.default_rng(5).normal(size=(300, 4)).astype(np.float16)
+    values[3, 1], values[4, 2] = np.inf, np.nan
+    blocks = np.concatenate(list(row_blocks(values, 64)))
+    assert np.isfinite(blocks).all()
+    assert blocks[3, 1] == 65_504
+    with Workers(1) as workers:
+        assert np.isfinite(fit_space({"a": values}, workers).pooled).all()
+
+
+def test_missing_layer_is_told_with_both_widths():
+    values = np.zeros((10, 4), np.float32)
+    with Workers(1) as workers:
+        space = fit_space({"a": values}, workers)
+        with pytest.raises(ValueError, match="width 3 here and 4"):
+            project(space, {"a": values[:, :3]}, workers)
+
+
+def test_centroids_do_not_depend_on_the_number_of_threads():
+    points = np.random.default_rng(6).normal(size=(5_000, 8)).astype(np.float32)
+    made = []
+    for threads in (1, 2):
+        with Workers(threads) as workers:
+            centroids = fit_centroids(points, 40, workers)
+            made.append((centroids, assign(points, centroids, workers)))
+    assert np.array_equal(made[0][0], made[1][0])
+    assert np.array_equal(made[0][1], made[1][1])
+
+
+def test_cells_agree_with_neighbours_about_dense_errors():
+    rng = np.random.default_rng(7)
+    points = rng.normal(size=(20_000, 4)).astype(np.float32)
+    errors = (rng.random(20_000) < np.where(points[:, 0] > 1, 0.8, 0.05)).astype(np.float32)
+    groups = np.arange(20_000)
+    with Workers(2) as workers:
+        near = surroundings(points, groups, groups, workers)
+        cells = surroundings(points, groups, groups, workers, cell_limit=1_000)
+        a, n = near.around.sums(errors, (128,))
+        b, m = cells.around.sums(errors, (8,))
+        labels = (points[:, 0] > 1).astype(np.int64)
+        counts = cells.around.label_counts(labels, 2, 8, np.arange(20_000))
+    assert (near.method, cells.method) == ("exact", "cells")
+    assert np.corrcoef(a[:, 0] / n[:, 0], b[:, 0] / m[:, 0])[0, 1] > 0.8
+    assert (counts.sum(axis=1) <= 8 + 1e-3).all()
+    assert (counts[labels == 1, 1] > 4).mean() > 0.8
+
+
+def test_sums_skip_units_that_are_not_there():
+    points = np.arange(6, dtype=np.float32)[:, None]
+    with Workers(1) as workers:
+        around = look(points, np.arange(6), make_base(points, np.arange(6), workers), 5, workers)
+        total, count = around.sums(np.array([1, np.nan, 1, 1, 0, 0]), (2, 8))
+    # Unit 0: of 1, 2, 3, 4, 5 the first is missing.
+    assert total[0].tolist() == [2, 2]
+    assert count[0].tolist() == [2, 4]
