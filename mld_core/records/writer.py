@@ -43,6 +43,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from mld_core.records.intake import (
     AbandonItem,
     Build,
