@@ -95,7 +95,10 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         self._loaded = False  # a checkpoint was loaded for what comes next
         self._resumed = False  # likewise, and it had our state
         self._open: list[str] = []
-        self._tapped: weakref.WeakSet[Any] = weakref.WeakSet()  # users reload loaders, dataset and all
+        self._tapped: list[weakref.ref[Any]] = []  # weak: users reload loaders, dataset and all
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tapped": []}
 
     # set-up
 
@@ -110,7 +113,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
             processed = process(loader)
             with self._recorder.guard.catch("tapping a loader", lost=lost):
                 if install_tap(processed) is not None:
-                    self._tapped.add(processed)
+                    self._tapped.append(weakref.ref(processed))
             return processed
 
         with self._recorder.guard.catch("tapping the loaders", lost=lost):
@@ -122,7 +125,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         with self._recorder.guard.catch("removing the loader taps"):
             vars(trainer.strategy).pop("process_dataloader", None)
             while self._tapped:
-                remove_tap(self._tapped.pop())
+                remove_tap(self._tapped.pop()())
 
     def _start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.fast_dev_run:

@@ -94,7 +94,7 @@ def test_a_learning_rate_search_inside_a_fit_is_no_resume(
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), self.lr)
 
-    callback = MLDebuggerCallback(model_name="IndexModule")
+    callback = MLDebuggerCallback(model_name="IndexModule", keep_vectors=None)
     search = Search(num_training_steps=4, early_stop_threshold=None)
     quiet_trainer(tmp_path, callback, search, max_epochs=3).fit(Module(), loader(8, shuffle=True))
     assert keys(store) == [("train", epoch, 0, 8) for epoch in range(3)]
