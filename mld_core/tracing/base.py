@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import inspect
+import operator
 import os
 import time
 import weakref
@@ -190,7 +191,11 @@ class TrainingTracer(TorchTracer):
         with self.guard.catch("preparing a batch", lost="the rows of that batch"):
             self._arm()
         self.recorder.spend(time.perf_counter() - begun)
-        model_output = self._run_model(model_input)
+        try:
+            model_output = self._run_model(model_input)
+        except BaseException:
+            self._disarm()  # an out-of-memory error is retried: nothing of the failed try may stay alive
+            raise
         begun = time.perf_counter()
         with self.guard.catch(
             "recording a batch", lost="the rows of that batch", rows=row_count(input_ids) or 0
@@ -204,10 +209,13 @@ class TrainingTracer(TorchTracer):
                 n_epoch=n_epoch,
                 **kwargs,
             )
-        if self.recorder.session is not None:
-            self.recorder.session.disarm()
+        self._disarm()
         self.recorder.spend(time.perf_counter() - begun)
         return model_output
+
+    def _disarm(self) -> None:
+        if self.recorder.session is not None:
+            self.recorder.session.disarm()
 
     def _run_model(self, model_input: Any) -> Any:
         if isinstance(model_input, Mapping) and takes_keywords(self.model, model_input):
@@ -240,10 +248,15 @@ class TrainingTracer(TorchTracer):
         fields: Mapping[str, Any],
     ) -> None:
         """Puts one batch into its pass. `outputs`: (B, K) logits, or anything they are found in."""
+        n_epoch = epoch_number(n_epoch)
+        self._traced.add(n_epoch)
+        if not isinstance(dataset_type, str) or not dataset_type:
+            raise ConfigurationProblem(
+                f"dataset_type={dataset_type!r}: expected a non-empty string such as 'train' or 'val'."
+            )
         session = self._session()
         if session is None:
             return
-        self._traced.add(n_epoch)
         known = {spec.name for spec in (*self.options.sample_fields(), *self.options.label_fields())}
         unknown = sorted(set(fields) - known)
         if unknown:
@@ -294,8 +307,14 @@ class TrainingTracer(TorchTracer):
             if session is not None:
                 session.tickets.clear()
                 return session
-        if self.recorder.failed_to_start:
-            return None
+        if not self.recorder.failed_to_start:
+            lost = "all records of this tracer (MLD_HOME says where the store is)"
+            with self.guard.catch("starting to record", lost=lost) as caught:
+                self._start()
+            self.recorder.failed_to_start |= caught.failed
+        return self.recorder.session
+
+    def _start(self) -> None:
         rank, world_size = rank_and_world()
         assert self.options.model_name is not None
         assert self.options.version_name is not None
@@ -321,7 +340,6 @@ class TrainingTracer(TorchTracer):
         self.recorder.start(
             self.model, names, rank=rank, world_size=world_size, framework="", capture=self._capture
         )
-        return self.recorder.session
 
     # -- end of an epoch -------------------------------------------------------------------------------------
 
@@ -331,6 +349,7 @@ class TrainingTracer(TorchTracer):
 
         Sealing goes on in the background; `wait_for_save(n_epoch)` waits for it.
         """
+        n_epoch = epoch_number(n_epoch)
         before, self._default = self._default, (dataset_type, n_epoch)
         try:
             yield self
@@ -360,10 +379,11 @@ class TrainingTracer(TorchTracer):
             timeout: seconds to wait; None: as long as it takes.
 
         Raises:
-            ValueError: the epoch was never traced; the message lists those that were.
+            ValueError: the epoch was never traced, or is no integer; the message lists those that were.
             TimeoutError: not durable in time; writing goes on in the background.
             RuntimeError: a pass could not be sealed; the message holds the reason.
         """
+        n_epoch = epoch_number(n_epoch)
         if n_epoch is not None and n_epoch not in self._traced:
             traced = sorted(e for e in self._traced if e is not None)
             raise ValueError(f"epoch {n_epoch} was never traced; traced epochs: {traced or 'none'}.")
@@ -424,6 +444,22 @@ def _at_exit(reference: weakref.ref[TrainingTracer]) -> None:
     tracer = reference()
     if tracer is not None:
         tracer._at_exit()  # noqa: SLF001 - module's own
+
+
+def epoch_number(n_epoch: Any) -> int | None:
+    """The epoch as an int: numpy's and one-element tensors' integers too, which are no equal keys.
+
+    Raises:
+        ConfigurationProblem: neither an integer nor None.
+    """
+    if n_epoch is None:
+        return None
+    try:
+        return operator.index(n_epoch)
+    except TypeError:
+        raise ConfigurationProblem(
+            f"n_epoch={n_epoch!r}: expected an integer, or None without epochs; give int(...) of it."
+        ) from None
 
 
 def takes_keywords(model: nn.Module, values: Mapping[Any, Any]) -> bool:

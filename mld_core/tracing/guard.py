@@ -173,7 +173,7 @@ class Guard:
             reason = f"{type(error).__name__}: {error}"
         self.tell_once(
             f"catch:{what}",
-            f"{what} failed: {reason}. The training continues; "
+            f"{what} failed: {reason.removesuffix('.')}. The training continues; "
             f"lost: {lost or 'what this would have recorded'}. Further failures of this kind are "
             "only counted; the count is in the account at the end.",
         )

@@ -1,5 +1,6 @@
 """The tracer that is called by hand, and the public class paths."""
 
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import weakref
 import zipfile
 
 import numpy as np
@@ -237,6 +239,55 @@ def test_waiting_for_an_epoch_never_traced():
     with pytest.raises(ValueError, match=r"traced epochs: \[0, 2\]"):
         tracer.wait_for_save(7)
     tracer.wait_for_save()
+
+
+@pytest.mark.parametrize("epoch", [3, np.int64(3), torch.tensor(3)])
+def test_an_epoch_is_an_integer_of_any_kind(epoch):
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    for _ in range(2):
+        tracer(x, y, ids, "train", copy.deepcopy(epoch))
+    tracer.wait_for_save(epoch)
+    (one,) = passes()
+    assert (one.key.n_epoch, one.n_rows, one.sealed) == (3, 10, True)
+
+
+def test_wrong_epochs_and_splits_are_told(caplog):
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    assert tracer(x, y, ids, "train", 1.5).shape == (5, K)
+    assert "n_epoch=1.5: expected an integer" in caplog.text
+    with pytest.raises(ValueError, match=r"n_epoch='a': expected an integer"):
+        tracer.wait_for_save("a")
+    assert passes() == []
+
+
+def test_a_store_that_can_not_be_made_is_told_once_and_stops_nothing(home, caplog):
+    home.write_text("a file stands where the store should be")
+    tracer = ClassificationTracer(net(), "net", "v1")
+    x, y, ids = batch()
+    for _ in range(2):
+        assert tracer(x, y, ids, "train", 0).shape == (5, K)
+    tracer.wait_for_save(0)
+    assert caplog.text.count("starting to record failed") == 1
+    assert "MLD_HOME" in caplog.text
+
+
+def test_a_failed_forward_keeps_nothing_alive():
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, K)
+
+        def forward(self, x):
+            self.kept = weakref.ref(self.first(x))
+            raise torch.OutOfMemoryError("a try too large")
+
+    model = Failing()
+    tracer = ClassificationTracer(model, "net", "v1")
+    with contextlib.suppress(torch.OutOfMemoryError):
+        tracer(*batch(), "train", 0)
+    assert model.kept() is None
 
 
 def test_a_slow_disk_is_a_timeout_and_the_rows_arrive_later(home):
