@@ -5,13 +5,18 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from mld_core.geometry._arrays import FloatArray
-from mld_core.geometry._circles import Circles
+from mld_core.geometry._circles import Circles, row_and_column
+from mld_core.geometry._overlaps import WIDTH, OverlapTable
 
 Array = Any
 AxisMode: TypeAlias = Literal["iou", "giou", "diou", "ioa"]
 AXIS_MODES: tuple[AxisMode, ...] = ("iou", "giou", "diou", "ioa")
 WORST: dict[AxisMode, float] = {"iou": 0.0, "giou": -1.0, "diou": -1.0, "ioa": 0.0}
 CHUNK = 1 << 15  # matrix entries worked on at once
+ROWS = 8  # and so many times more where only pairs that overlap are computed
+PAIRS = 1 << 13  # pairs computed at once
+SMALL = 1 << 14  # entries up to which finding those pairs costs more than it saves
+CROWDED = 0.12  # and the share of them from which on it does, too
 
 
 class Corners(NamedTuple):
@@ -88,13 +93,36 @@ def box_pairwise(boxes_a: FloatArray, boxes_b: FloatArray, mode: AxisMode) -> Fl
 
 
 def _iou_matrix(a: Corners, b: Corners, out: FloatArray) -> None:
-    """Fill `out` with the IoU matrix, in blocks of rows that fit the second-level cache."""
+    """Fill `out` with the IoU matrix: all pairs or, where few overlap, just those; the bits are the same."""
     a, b = a._replace(area=solid_areas(a)), b._replace(area=solid_areas(b))
+    for first in range(0, out.shape[1], WIDTH):
+        columns = np.s_[first : first + WIDTH]
+        _iou_columns(a, b.rows(columns), out[:, columns])
+
+
+def _iou_columns(a: Corners, b: Corners, out: FloatArray) -> None:
+    """As `_iou_matrix`, for a slice of its columns."""
+    table = OverlapTable(b.x1, b.y1, b.x2, b.y2) if out.size > SMALL else None
     step = max(1, CHUNK // max(out.shape[1], 1))
     buffers = np.empty((2, min(step, len(out)), out.shape[1]), out.dtype)
-    for start in range(0, len(out), step):
-        block = out[start : start + step]
-        iou_block(a.rows(np.s_[start : start + step, None]), b, block, buffers[:, : len(block)])
+    start = 0
+    while start < len(out):
+        part = np.s_[start : start + (step if table is None else ROWS * step)]
+        own, block = a.rows(part), out[part]
+        start += len(block)
+        if table is None:
+            iou_block(own.rows(np.s_[:, None]), b, block, buffers[:, : len(block)])
+            continue
+        found = table.pairs(own.x1, own.y1, own.x2, own.y2)
+        if len(found) > CROWDED * block.size:
+            table, start = None, part.start
+            continue
+        values = np.zeros(block.size, out.dtype)
+        for at in range(0, len(found), PAIRS):
+            flat = found[at : at + PAIRS]
+            i, j = row_and_column(flat, out.shape[1])
+            values[flat] = iou_of_pairs(own, i, b, j)
+        block[:] = values.reshape(block.shape)
 
 
 def iou_block(a: Corners, b: Corners, out: FloatArray, buffers: FloatArray) -> None:
