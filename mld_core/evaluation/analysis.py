@@ -39,7 +39,7 @@ from mld_core.evaluation.layers import LayerView, look_at_layers
 from mld_core.evaluation.neighbourhood import Nearest, Surroundings, surroundings
 from mld_core.evaluation.regions import CellGrid, Region, cut_cells, find_regions
 from mld_core.evaluation.slices import find_slices
-from mld_core.evaluation.stack_features import StackInputs, fixed_columns
+from mld_core.evaluation.stack_features import StackInputs, fixed_columns, has_epoch_columns
 from mld_core.evaluation.train_reference import TrainReference, train_reference
 
 SHOWN_NEIGHBOURS = 8
@@ -323,7 +323,10 @@ def _kept(made: _Estimated, density: Density) -> Fitted | None:
         return None
     labels, keys = work.arrays.labels[work.known], work.arrays.group_keys[work.known]
     has_train = made.train is not None
-    return Fitted(made.space, made.around, made.inputs, labels, keys, made.estimate, density, has_train)
+    has_epochs = has_epoch_columns(work.arrays.epochs)
+    return Fitted(
+        made.space, made.around, made.inputs, labels, keys, made.estimate, density, has_train, has_epochs
+    )
 
 
 def _own_reference(made: _Estimated) -> Reference:

@@ -68,6 +68,7 @@ class Fitted:
     estimate: ErrorProbability
     density: Density
     with_train: bool
+    with_epochs: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,12 @@ from mld_core.evaluation.code_suffixes import close_classes
 from mld_core.evaluation.density import MINIMUM_AMBIGUITY_K, Density, ambiguity_of, density_of
 from mld_core.evaluation.error_probability import score_units
 from mld_core.evaluation.neighbourhood import K_GRID, Nearest, look
-from mld_core.evaluation.stack_features import StackInputs, fixed_columns
+from mld_core.evaluation.stack_features import (
+    EPOCH_COLUMNS,
+    StackInputs,
+    fixed_columns,
+    has_epoch_columns,
+)
 
 _CELLS = 2**22
 
@@ -123,13 +128,24 @@ def _inputs(work: Work, fitted: Fitted, around: Nearest, points: NDArray[np.floa
         points,
         work.workers,
         reference=reference_of(work, fitted.space, points)[0] if fitted.with_train else None,
-        epochs=arrays.epochs,
+        epochs=arrays.epochs if fitted.with_epochs else None,
         extra=arrays.extra,
         base_prediction=fitted.inputs.prediction[fitted.inputs.base_rows],
     )
+    if fitted.with_epochs and not has_epoch_columns(arrays.epochs):
+        fixed = _with_mean_epochs(fixed, fitted.inputs.fixed, arrays)
     unknown = np.full(arrays.rows, -1, np.int8)
     scores = work.scores
     return StackInputs(fixed, scores.prediction, scores.runner_up, arrays.n_class, unknown, everyone, around)
+
+
+def _with_mean_epochs(
+    fixed: NDArray[np.float32], reference: NDArray[np.float32], arrays: SplitArrays
+) -> NDArray[np.float32]:
+    """Columns with those of other epochs at the reference's mean: units of which no other epoch is known."""
+    place = fixed.shape[1] - (0 if arrays.extra is None else arrays.extra.shape[1])
+    means = reference[:, place : place + EPOCH_COLUMNS].mean(axis=0)
+    return np.asarray(np.insert(fixed, [place] * EPOCH_COLUMNS, means, axis=1))
 
 
 def _density(around: Nearest, fitted: Fitted, pi: float) -> Density:

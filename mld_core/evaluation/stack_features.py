@@ -20,6 +20,9 @@ PCA_COLUMNS = 32
 PSEUDO_COUNTS = 4.0
 ENCODING_WEIGHT = 20.0
 
+EPOCH_COLUMNS = 2
+"""Columns that need at least three epochs: flips of the prediction, deviation of msp."""
+
 
 @dataclass(frozen=True)
 class StackInputs:
@@ -83,7 +86,7 @@ def fixed_columns(
         parts += [scores.prediction[:, None] == classes, scores.runner_up[:, None] == classes]
     if reference is not None:
         parts.append(reference.stacked())
-    if epochs is not None and len(epochs.predictions) >= 3:
+    if epochs is not None and has_epoch_columns(epochs):
         parts += [prediction_flips(epochs)[:, None], np.std(epochs.msp, axis=0)[:, None]]
     if extra is not None:
         parts.append(np.nan_to_num(extra))
@@ -93,6 +96,11 @@ def fixed_columns(
         made[:, start : start + part.shape[1]] = part
         start += part.shape[1]
     return made
+
+
+def has_epoch_columns(epochs: EpochArrays | None) -> bool:
+    """Whether enough epochs are known for the columns that need them."""
+    return epochs is not None and len(epochs.predictions) >= 3
 
 
 def prediction_flips(epochs: EpochArrays) -> NDArray[np.int64]:

@@ -11,9 +11,10 @@ import pytest
 
 from mld_core import __version__
 from mld_core.cli.output import cell, plain
+from mld_core.evaluation.categories import CATEGORIES
 from mld_core.evaluation.evaluator import Evaluator
 
-COMMANDS = ("ls", "evaluate", "show", "export", "gc", "merge", "doctor")
+COMMANDS = ("ls", "evaluate", "show", "compare", "export", "gc", "merge", "doctor")
 
 
 def table(text):
@@ -65,7 +66,7 @@ def test_evaluate_takes_the_newest_run(mld, factory, records):
     expected = Evaluator("mm", "v7", store=factory.store.root).list_results()["result_name"][0]
     summary = Evaluator("mm", "v7", store=factory.store.root).get_result(expected).metrics_summary()
     assert float(rows[1]["accuracy"]) == summary["accuracy"][1]
-    assert rows[0]["error_proba_auroc"] == ""
+    assert float(rows[0]["error_proba_auroc"]) == summary["error_proba_auroc"][0]
     assert "\x1b" not in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) > 80  # not wrapped
 
@@ -91,7 +92,8 @@ def test_evaluate_options(mld, factory):
     )
     assert found["result_name"] == "mine"
     assert [(row["dataset"], row["n_epoch"]) for row in found["metrics"]] == [("val", 0), ("val", 1)]
-    assert found["metrics"][0]["error_proba_auroc"] is None
+    assert 0 < found["metrics"][0]["error_proba_auroc"] < 1
+    assert sum(found["categories"][0][f"{name}_ratio"] for name in CATEGORIES) == pytest.approx(1)
     again = mld("evaluate", "net", "v1", "--name", "mine", "--store", store)
     assert again.exit_code == 2
     assert "exists and results are never changed" in again.stderr
@@ -169,6 +171,45 @@ def test_compare(mld, evaluated):
     assert len(
         [one for one in found["changed"] if one["change"] == "fixed" and one["dataset"] == "val"]
     ) == int(rows["val"]["n_fixed"])
+
+
+def test_compare_command(mld, evaluated):
+    store = ("--store", evaluated)
+    done = mld("compare", "net/v1", "net/v2", *store)
+    assert done.exit_code == 0
+    rows = {row["dataset"]: row for row in table(done.stdout)}
+    assert int(rows["val"]["n_fixed"]) > int(rows["val"]["n_regressed"]) >= 0
+    by_version = json.loads(mld("compare", "v1", "v2", "--model", "net", "--json", *store).stdout)
+    assert set(by_version) == {
+        *("a", "b", "units", "metrics", "changed", "transitions", "classes", "regions", "codes"),
+    }
+    assert by_version["a"].startswith("net_v1")
+    assert sum(one["counts"] for one in by_version["transitions"] if one["dataset"] == "val") == 200
+    moved = next(
+        one for one in by_version["metrics"] if (one["dataset"], one["metric"]) == ("val", "accuracy")
+    )
+    assert moved["delta_lo"] < moved["delta"] < moved["delta_hi"]
+    by_name = mld("compare", by_version["a"], by_version["b"], "--changed", "--dataset", "val", *store)
+    assert len(table(by_name.stdout)) == int(rows["val"]["n_fixed"]) + int(rows["val"]["n_regressed"])
+    assert mld("compare", "net/v1", "net/v2", "--fail-on-regression", *store).exit_code == 0
+    worse = mld("compare", "net/v2", "net/v1", "--fail-on-regression", *store)
+    assert worse.exit_code == 1
+    assert "more units regressed than were fixed" in worse.stderr
+    for arguments, code, words in [
+        (("net/v1", "net/v9"), 3, "no version"),
+        (("net/v1", "other/v1"), 3, "other v1 has no results yet"),
+        (("net/v1", "net/v2", "--dataset", "vall"), 3, "did you mean 'val'"),
+        (("net/v1",), 2, "Missing argument"),
+    ]:
+        done = mld("compare", *arguments, *store)
+        assert done.exit_code == code, done.output
+        assert words in done.stderr
+
+
+def test_show_regions(mld, evaluated):
+    done = mld("show", "net", "v2", "--regions", "--store", evaluated)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("dataset\tn_epoch\tregion_id\tn\terrors")
 
 
 def test_wrong_names_are_one_line_and_code_3(mld, evaluated):

@@ -33,27 +33,30 @@ def units(result):
 
 def test_issues_are_the_errors_worst_first(result, units):
     issues = result.get_issues()
-    assert len(issues) == int(units["is_error"].sum())
-    assert issues["loss"].is_monotonic_decreasing
-    assert (
-        issues["error_code"] == "CLS" + issues["gt"].astype(str) + "->" + issues["prediction"].astype(str)
-    ).all()
+    expected = units["is_error"] | (units["severity"].fillna(0) >= 2)
+    assert len(issues) == int(expected.sum())
+    assert issues["severity"].fillna(0).is_monotonic_decreasing
+    plain = "CLS" + issues["gt"].astype(str) + "->" + issues["prediction"].astype(str)
+    assert all(code.startswith(one) for code, one in zip(issues["error_code"], plain, strict=True))
     names = ["cat", "dog", "cow", "hen", "pig"]
     assert (issues["gt_name"] == issues["gt"].map(dict(enumerate(names)))).all()
-    assert issues["category"].isna().all()
-    assert issues["error_proba"].isna().all()
+    assert issues["category"].notna().all()
+    assert issues["error_proba"].between(0, 1).all()
 
 
 def test_issue_filters(result, units):
     val = result.get_issues("val")
     assert set(val["dataset"]) == {"val"}
-    assert len(val) == int(units[units["dataset"] == "val"]["is_error"].sum())
+    own = units[units["dataset"] == "val"]
+    assert len(val) == int((own["is_error"] | (own["severity"].fillna(0) >= 2)).sum())
     code = val["error_code"].iloc[0]
     assert set(result.get_issues(code=code)["error_code"]) == {code}
     # A code that is no error can be asked for too.
     assert len(result.get_issues(code="CLS0->0")) == int((units["error_code"] == "CLS0->0").sum()) > 0
-    assert result.get_issues(min_severity=1).empty
-    assert result.get_issues(category="hotspot").empty
+    assert len(result.get_issues(min_severity=1)) == int(units["severity"].notna().sum())
+    found = result.get_issues(category="recessive_hotspot")
+    assert set(found["category"]) == {"recessive_hotspot"}
+    assert len(found) == int((units["category"] == "recessive_hotspot").sum()) > 0
     assert len(result.get_issues(limit=5)) == 5
     ordered = result.get_issues(order_by=["dataset", "-confidence"])
     for _, group in ordered.groupby("dataset"):
@@ -278,7 +281,15 @@ def test_compare(factory, records):
         (after.logits.argmax(1) == after.labels).mean() - (before.logits.argmax(1) == before.labels).mean()
     )
     assert ("val", "n_epoch") not in moved.index
-    assert compared.transitions.empty
+    assert set(compared.transitions["dataset"]) == {"val"}
+    assert compared.transitions["counts"].sum() == 90
+    row = compared.metrics.set_index(["dataset", "metric"]).loc[("val", "error_rate")]
+    assert row["delta_lo"] <= row["delta_paired"] <= row["delta_hi"]
+    assert row["delta_paired"] == pytest.approx((2 - 4) / 90)
+    assert set(compared.regressed["code"]) == {"C90"}
+    assert set(compared.fixed["code"]) == {"C91"}
+    classes = compared.classes.set_index("class")
+    assert (classes["delta"] * classes["n"]).sum() == pytest.approx(2 - 4)
     assert "n_fixed" in repr(compared)
     assert "<table" in compared._repr_html_()
 
@@ -310,7 +321,8 @@ def test_summary_fits_a_terminal(result):
     shown = "\n".join(lines)
     for word in ("accuracy", "net_entropy_loss", "error_proba_auprc", "train", "val", "test", "CLS"):
         assert word in shown
-    assert "not computed" in shown
+    for word in ("collect first", "What to do", "C21 Overconfident", "could not be"):
+        assert word in shown
 
 
 def test_get_summary_prints_and_returns_nothing(result, capsys):
