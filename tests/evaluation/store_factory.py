@@ -45,7 +45,9 @@ def make_data(rows: int, classes: int = 5, *, seed: int = 0, strength: float = 2
     return Data(logits, labels, ids, hashes, {"weather": when}, features=features)
 
 
-FIELDS = parse_fields([{"name": "weather", "type": "str"}])
+def text_fields(data: Data) -> list[Any]:
+    """The user's columns of some rows, all of them texts."""
+    return parse_fields([{"name": name, "type": "str"} for name in data.fields])
 
 
 def tables(
@@ -78,7 +80,7 @@ def tables(
         "overflow": np.zeros(rows, bool),
         **{name: values[part] for name, values in data.fields.items()},
     }
-    schema = samples_schema("classification", FIELDS)
+    schema = samples_schema("classification", text_fields(data))
     made = [_column(columns[item.name], item.type) for item in schema]
     found = {"samples": pa.Table.from_arrays(made, schema=schema)}
     if with_vectors:
