@@ -2,7 +2,8 @@
 
 Logits are what the model says: the output of its own call where that parses as (B, K) logits (DeiT's mean of
 two heads, GoogLeNet's main output), except where that is only the softmax or log-softmax of the head layer's
-output; then the head layer's output. Features default to the input of the head: the last executed Linear or
+output; then the head layer's output. Of several modules the last one called speaks, a trained one before a
+frozen one of the same shape. Features default to the input of the head: the last executed Linear or
 Conv layer that gives K columns (auxiliary heads are registered behind or beside it, so registration order
 says nothing).
 """
@@ -145,7 +146,8 @@ class HeadChooser:
         self, outputs: Any, n_rows: int | None, min_class: int
     ) -> tuple[LogitsSource | None, Tensor | None]:
         candidates: list[tuple[str, Any]] = [] if outputs is None else [(OUTPUTS, outputs)]
-        candidates += [(call.name, call.output) for call in self.capture.outer_calls()]
+        outer = self.capture.outer_calls()
+        candidates += [(call.name, call.output) for call in outer]
         # A compiled step that returns losses only shows nothing else of what happened inside.
         heads = self.capture.compiled_heads
         candidates += [(c.name, c.output) for c in reversed(self.capture.leaf_calls()) if c.name in heads]
@@ -153,10 +155,40 @@ class HeadChooser:
         for n_class in dict.fromkeys((self.n_class, None)):
             for name, value in candidates:
                 logits = find_logits(value, n_rows, n_class)
-                if logits is None or logits.shape[1] < min_class or n_class not in {None, logits.shape[1]}:
+                if logits is None or n_class not in {None, logits.shape[1]}:
                     continue
-                return self._trace_back(name, logits)
+                # A stated width stands, however large a label is (255 for "none").
+                if n_class is None and logits.shape[1] < min_class:
+                    continue
+                return self._trace_back(*self._among_rivals(name, logits, outer))
         return None, None
+
+    def _among_rivals(self, name: str, logits: Tensor, outer: list[LeafCall]) -> tuple[str, Tensor]:
+        """Of modules that gave outputs of one shape, a trained one before a frozen one; a tie is told."""
+        chosen = next((call for call in outer if name and call.name == name), None)
+        if chosen is None:
+            return name, logits
+        fed = {id(value) for value in chosen.args} if isinstance(chosen.args, tuple) else set()
+        rivals = [
+            call
+            for call in outer
+            if call.name != name
+            and id(call.output) not in fed
+            and isinstance(call.output, Tensor)
+            and call.output.shape == logits.shape
+        ]
+        if rivals and not _trainable(chosen.module):
+            trained = next((call for call in rivals if _trainable(call.module)), None)
+            return (name, logits) if trained is None else (trained.name, trained.output.detach())
+        names = [name, *(call.name for call in rivals if _trainable(call.module))]
+        if len(names) > 1:
+            self.problems["rivals"] = (
+                f"Several modules gave an output of shape {tuple(logits.shape)}: "
+                f"{', '.join(f'`{canonical(n)}`' for n in names)}. `{canonical(name)}`, which ran last, is "
+                "recorded against the batch's labels. If another one answers them, return {'loss': ..., "
+                "'logits': ...} from the step, or give model=<that module> and label_fn(batch)."
+            )
+        return name, logits
 
     def _trace_back(self, name: str, logits: Tensor) -> tuple[LogitsSource, Tensor]:
         """The head layer's output where `logits` is only its softmax or log-softmax, else `logits` itself."""
@@ -269,6 +301,11 @@ class HeadChooser:
                 )
             out[alias] = pool(tensor, rule.axis)
         return out
+
+
+def _trainable(module: nn.Module) -> bool:
+    """Whether training changes the module: a distillation's teacher, frozen, is not what is debugged."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _input_width(call: LeafCall, n_rows: int) -> int:

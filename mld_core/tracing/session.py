@@ -280,8 +280,8 @@ class Session:
     def _take(self, batch: Batch, n: int | None) -> Captured | None:
         assert self.chooser is not None
         choosing = self.chooser.needs_watch(training=self._training)
-        min_class = 2 if not choosing else largest_label(batch.labels) + 1
-        captured = self.chooser.take(n, batch.outputs, training=self._training, min_class=max(2, min_class))
+        min_class = max(2, largest_label(batch.labels) + 1) if choosing else 2
+        captured = self.chooser.take(n, batch.outputs, training=self._training, min_class=min_class)
         if choosing or not self._checked_task:
             self._check_task(batch, captured)
         if self.unsupported:
@@ -292,12 +292,31 @@ class Session:
             self.guard.count("no logits found in a batch", rows=n or 0)
             self.guard.tell_once(
                 "no logits",
-                "No class logits of shape (batch, classes) were found in what the model or the step "
-                f"returned, so this batch is not recorded{f' ({n} rows)' if n else ''}. The tracer must "
-                "exist before the first compiled call; else return the logits from the step, or give "
-                "model=<the classifier>.",
+                f"No class logits of shape ({n or 'batch'}, classes), classes >= {min_class} as the labels "
+                "have it, were found in what the model or the step returned, so this batch is not recorded. "
+                + self._why_none(batch, min_class)
+                + "The tracer must exist before the first compiled call; else return the logits from the "
+                "step, or give model=<the classifier>.",
             )
         return captured
+
+    def _why_none(self, batch: Batch, min_class: int) -> str:
+        """What the model did return, where that explains why it holds no logits for these labels."""
+        main = self._main_output(batch.outputs)
+        if main is None:
+            return ""
+        shape = tuple(main.shape)
+        if main.ndim == 1 or shape[1:] == (1,):
+            return (
+                f"It returned shape {shape}, one number z per sample: return the two logits "
+                "torch.stack([-z / 2, z / 2], -1) beside it, their softmax is sigmoid(z). "
+            )
+        if main.ndim == 2 and shape[1] < min_class:
+            return (
+                f"It returned shape {shape}, but the labels go up to {min_class - 1}: if what was taken for "
+                "the labels is another column of the batch (an index), give label_fn(batch). "
+            )
+        return f"It returned shape {shape}. "
 
     def _check_task(self, batch: Batch, captured: Captured | None) -> None:
         """Regression, segmentation and multi-label are said once; nothing is recorded of them."""

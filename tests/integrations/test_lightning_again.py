@@ -1,4 +1,4 @@
-"""One callback, several walks: a second fit, a learning rate search inside a fit, loaders made anew."""
+"""One callback, several walks or several models: a second fit, a search inside a fit, a teacher, two heads."""
 
 from __future__ import annotations
 
@@ -133,3 +133,42 @@ def test_a_batch_of_several_loaders_does_not_take_the_first_ones_ids(store: Path
     (selection,) = passes(store)
     assert len(set(ids_of(selection))) == 16
     assert set(selection.table("samples").column("id_source").to_pylist()) == {"content_hash"}
+
+
+class TwoModels(pl.LightningModule):
+    """Two heads that always say class 2 and class 0, called in this order or the other."""
+
+    def __init__(self, *, frozen: bool, teacher_last: bool) -> None:
+        super().__init__()
+        self.teacher, self.student = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+        for head, says in ((self.teacher, 2), (self.student, 0)):
+            torch.nn.init.zeros_(head.weight)
+            head.bias.data = 9.0 * torch.eye(3)[says]
+        self.teacher.requires_grad_(not frozen)
+        self.heads = [self.student, self.teacher] if teacher_last else [self.teacher, self.student]
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return sum(torch.nn.functional.cross_entropy(head(batch[0]), batch[1]) for head in self.heads)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        for head in self.heads:
+            head(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.student.parameters(), 1e-6)
+
+
+@pytest.mark.parametrize("teacher_last", [False, True])
+def test_a_frozen_teacher_is_not_what_is_recorded(store: Path, tmp_path: Path, teacher_last: bool) -> None:
+    module = TwoModels(frozen=True, teacher_last=teacher_last)
+    quiet_trainer(tmp_path, MLDebuggerCallback(), max_epochs=1).fit(module, loader(8), loader(4))
+    for selection in passes(store, "TwoModels"):
+        assert set(selection.table("samples")["prediction"].to_pylist()) == {0}
+
+
+def test_two_heads_of_one_shape_are_told(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = TwoModels(frozen=False, teacher_last=True)
+    quiet_trainer(tmp_path, MLDebuggerCallback(), max_epochs=1).fit(module, loader(8))
+    assert "Several modules gave an output of shape (4, 3): `teacher`, `student`" in caplog.text

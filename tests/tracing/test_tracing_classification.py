@@ -273,6 +273,30 @@ def test_a_store_that_can_not_be_made_is_told_once_and_stops_nothing(home, caplo
     assert "MLD_HOME" in caplog.text
 
 
+def test_a_label_beyond_the_classes_says_so_or_is_left_out(caplog):
+    model = net()
+    x, y, ids = batch()
+    y[2] = 255
+    ClassificationTracer(model, "other", "v1")(x, y, ids, "val", 0)
+    assert "It returned shape (5, 4), but the labels go up to 255" in caplog.text
+    model.num_classes = K
+    tracer = ClassificationTracer(model, "net", "v1")
+    tracer(x, y, ids, "val", 0)
+    tracer.wait_for_save(0)
+    assert samples()["label"].to_pylist() == [0, 1, None, 3, 0]
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5,)])
+def test_one_number_per_sample_is_told_with_the_way_out(caplog, shape):
+    class Binary(nn.Module):
+        def forward(self, x):
+            return x.sum(1).reshape(shape)
+
+    x, y, ids = batch()
+    ClassificationTracer(Binary(), "net", "v1")(x, (y > 1).float(), ids, "val", 0)
+    assert f"It returned shape {shape}, one number z per sample" in caplog.text
+
+
 def test_a_failed_forward_keeps_nothing_alive():
     class Failing(nn.Module):
         def __init__(self):
