@@ -97,6 +97,7 @@ class RecorderOptions:
                 f"n_class={self.n_class} but class_names has {len(self.class_names)} names; give as many "
                 "names as classes, or leave n_class out."
             )
+        self._check_service_and_fields()
 
     def _expect(
         self, name: str, types: tuple[type, ...], what: str, ok: Callable[[Any], bool] | None = None
@@ -109,6 +110,7 @@ class RecorderOptions:
         if wrong_type or (ok is not None and not ok(value)):
             raise ConfigurationProblem(f"{name}={value!r}: expected {what}.")
 
+    def _check_service_and_fields(self) -> None:
         endpoint, key = self.credentials()
         if key and not endpoint:
             raise ConfigurationProblem(
