@@ -12,6 +12,7 @@ from mld_core.cli.doctor import doctor
 from mld_core.cli.evaluate import evaluate
 from mld_core.cli.files import collect, export, merge_stores
 from mld_core.cli.ls import ls
+from mld_core.cli.report import report
 from mld_core.cli.show import show
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ def main(
       mld evaluate         evaluate the newest run
       mld show --issues    the samples that fail, worst first
       mld compare v1 v2    what changed between two versions
+      mld report           the newest result as an HTML page
       mld doctor           is everything in order?
 
     \b
@@ -62,6 +64,7 @@ app.command("ls", short_help="What was recorded: runs, passes, results.")(ls)
 app.command("evaluate", short_help="Evaluate a run and print the summary.")(evaluate)
 app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
 app.command("compare", short_help="Two results side by side: what got better, what worse.")(compare)
+app.command("report", short_help="A result as one HTML page, or two compared.")(report)
 app.command("export", short_help="Write the records of a run into a ZIP.")(export)
 app.command("gc", short_help="Remove leftovers, drop old features.")(collect)
 app.command("merge", short_help="Join stores of several machines.")(merge_stores)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.result import CATEGORIES
 from mld_core.report.tables import class_label
+from mld_core.report.texts import CATEGORY_TEXTS
 from mld_core.report.units import PassUnits, rounded
 
 MAX_CLASSES = 30
@@ -70,15 +70,16 @@ def category_by_class(units: PassUnits, n_class: int, names: Sequence[str] | Non
     if not known.any():
         return None
     classes = shown_classes(units, n_class)
-    number = {name: place for place, name in enumerate(CATEGORIES)}
+    categories = [text.name for text in CATEGORY_TEXTS]
+    number = {name: place for place, name in enumerate(categories)}
     row = np.array([number.get(str(name), -1) for name in units.category[known]], np.int64)
     truth = units.truth[known]
-    counts = np.zeros((len(CATEGORIES), n_class), np.int64)
+    counts = np.zeros((len(categories), n_class), np.int64)
     np.add.at(counts, (row[row >= 0], truth[row >= 0]), 1)
     total = counts.sum(axis=0, keepdims=True)
     share = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     return {
-        "rows": list(CATEGORIES),
+        "rows": categories,
         "columns": [class_label(int(one), names) for one in classes],
         "counts": counts[:, classes].tolist(),
         "share": [rounded(one) for one in share[:, classes]],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mld_core.evaluation.catalogue import BY_CODE
 from mld_core.evaluation.compare import Comparison
 from mld_core.evaluation.result import CATEGORIES, Result
 from mld_core.report import samples
@@ -89,7 +90,8 @@ def _split(name: str, compared: Comparison, sides: Sequence[_Side], gathered: Ga
         "metrics": _metrics(_of(compared.metrics, name)),
         "categories": [side.categories[side.last[name]]["shares"] for side in sides],
         "transitions": _transitions(_of(compared.transitions, name)),
-        "classes": _classes(sides, name, names),
+        "classes": _classes(sides, name, names, _of(compared.classes, name)),
+        "codes": _codes(_of(compared.codes, name)),
     }
     for kind in ("regressed", "fixed"):
         own = changed[changed["change"] == kind]
@@ -127,8 +129,11 @@ def _transitions(frame: pd.DataFrame) -> list[list[int]] | None:
     return table
 
 
-def _classes(sides: Sequence[_Side], dataset: str, names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Accuracy of each class on both sides, largest change first."""
+def _classes(
+    sides: Sequence[_Side], dataset: str, names: Sequence[str] | None, tested: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Accuracy of each class on both sides, largest change first, and whether chance explains it."""
+    sure = {int(row["class"]): bool(row["bh_sig"]) for row in tested.to_dict("records")}
     frames = [_of_epoch(side.result.class_summary(dataset), side.units(dataset).n_epoch) for side in sides]
     both = frames[0].merge(frames[1], on="class", suffixes=("_a", "_b"))
     both["delta"] = both["accuracy_b"] - both["accuracy_a"]
@@ -140,9 +145,28 @@ def _classes(sides: Sequence[_Side], dataset: str, names: Sequence[str] | None) 
             "a": plain(row["accuracy_a"]),
             "b": plain(row["accuracy_b"]),
             "delta": plain(row["delta"]),
+            "sig": sure.get(int(row["class"])),
         }
         for row in both.head(CLASS_ROWS).to_dict("records")
     ]
+
+
+def _codes(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Samples that carry each diagnosis on both sides, most severe first."""
+    found = [
+        {
+            "code": str(row["code"]),
+            "title": BY_CODE[str(row["code"])].title,
+            "severity": BY_CODE[str(row["code"])].severity,
+            "action": BY_CODE[str(row["code"])].action,
+            "a": int(row["counts_a"]),
+            "b": int(row["counts_b"]),
+            "fresh": bool(row["new"]),
+        }
+        for row in frame.to_dict("records")
+        if str(row["code"]) in BY_CODE and row["counts_a"] + row["counts_b"] > 0
+    ]
+    return sorted(found, key=lambda row: (-row["severity"], row["code"]))
 
 
 def _of_epoch(frame: pd.DataFrame, n_epoch: int | None) -> pd.DataFrame:
@@ -163,4 +187,6 @@ def _card(row: dict[Any, Any], names: Sequence[str] | None) -> dict[str, Any]:
         "confidence_after": plain(row["confidence_b"]),
         "code_before": plain(row["error_code_a"]),
         "code_after": plain(row["error_code_b"]),
+        "category_before": plain(row["category_a"]),
+        "category_after": plain(row["category_b"]),
     }

@@ -77,10 +77,7 @@ def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> d
     wishes: list[tuple[PassUnits, dict[str, Any]]] = []
     for place in shown:
         units = passes[place]
-        facts = categories[place]["facts"]
-        details[str(place)] = pass_content(
-            units, names, facts, gathered, with_samples=last[units.dataset] == place
-        )
+        details[str(place)] = pass_content(units, names, gathered, with_samples=last[units.dataset] == place)
         if last[units.dataset] == place:
             wishes.append((units, details[str(place)]))
     images = gather_images(wishes, image_fn, gathered)
@@ -144,7 +141,6 @@ def problems(result: Result, gathered: Gathered) -> list[dict[str, str]]:
 def pass_content(
     units: PassUnits,
     names: Sequence[str] | None,
-    facts: dict[str, Any],
     gathered: Gathered,
     *,
     with_samples: bool,
@@ -164,7 +160,7 @@ def pass_content(
             f"Matrices show the {charts.MAX_CLASSES} of {n_class} classes with the most errors; "
             "Result.confusion() has them all."
         )
-    made = {
+    made: dict[str, Any] = {
         "codes": codes,
         "codes_total": total,
         "diagnoses": diagnoses,
@@ -173,11 +169,13 @@ def pass_content(
         "category_class": charts.category_by_class(units, n_class, names),
         "calibration": charts.calibration(units),
         "map": None,
+        "regions": tables.region_rows(units, names),
+        "slices": tables.slice_rows(units),
         "groups": [],
         "cards": {},
     }
     if with_samples:
-        made["map"] = maps.split_map(units, facts.get("m"))
+        made["map"] = maps.split_map(units, tables.pseudo_counts(units))
         if made["map"] is not None and made["map"]["shown"] < made["map"]["units"]:
             gathered.note(
                 f"{where}: the map draws {made['map']['shown']:,} of {made['map']['units']:,} samples, an "

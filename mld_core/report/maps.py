@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.heatmap import STRONGEST, TAIL
+from mld_core.evaluation.significance import benjamini_hochberg, binomial_upper
 from mld_core.records.reader import PassSelection
 from mld_core.records.vectors import is_vector, to_numpy
 from mld_core.report.tables import plain
@@ -15,6 +17,7 @@ from mld_core.report.units import PassUnits, rounded, spread
 MAX_POINTS = 2_500
 LEAST_PER_KIND = 60
 GRID = 64
+UNITS_PER_CELL = 8
 FIT_ROWS = 20_000
 PSEUDO_COUNTS = 4.0
 
@@ -91,7 +94,7 @@ def split_map(units: PassUnits, pseudo_counts: float | None) -> dict[str, Any] |
     if found is None:
         return None
     points, source = found
-    finite = np.isfinite(points).all(axis=1)
+    finite = np.asarray(np.isfinite(points).all(axis=1), np.bool_)
     if finite.sum() < 3:
         return None
     kinds = units.category if (units.category != "").any() else _kinds(units)
@@ -121,32 +124,38 @@ def _kinds(units: PassUnits) -> NDArray[np.str_]:
 def error_grid(
     points: Floats, errors: NDArray[np.int8], pseudo_counts: float | None
 ) -> dict[str, Any] | None:
-    """64 x 64 cells over the central 99 % of the map: units, errors, and the shrunk error rate.
+    """Cells over the central 99 % of the map, as `Result.heatmap("pca_1:<bins>", "pca_2:<bins>")` has them.
+
+    64 x 64 of them, fewer (at least 16 x 16) where that would leave under `UNITS_PER_CELL` units to a cell.
 
     Returns:
-        Only the cells that hold labelled units: place `i` (column), `j` (row), `n`, `errors`, `rate`.
+        `bins`, the number of columns and of rows; then, only of the cells that hold labelled units, place `i`
+        (column), `j` (row), `n`, `errors`, `rate` (shrunk) and `sig` (above the overall rate after
+        Benjamini-Hochberg).
     """
     known = errors >= 0
     if not known.any():
         return None
-    low, high = np.percentile(points, [0.5, 99.5], axis=0)
+    low, high = np.quantile(points, [TAIL, 1 - TAIL], axis=0)
     width = np.where(high > low, high - low, 1.0)
-    cell = np.clip(((points[known] - low) / width * GRID).astype(np.int64), 0, GRID - 1)
-    flat = cell[:, 1] * GRID + cell[:, 0]
-    n = np.bincount(flat, minlength=GRID * GRID)
-    bad = np.bincount(flat, weights=errors[known] == 1, minlength=GRID * GRID)
+    bins = int(np.clip(np.sqrt(len(points) / UNITS_PER_CELL), 16, GRID))
+    cell = np.clip(np.floor((points[known] - low) / width * bins).astype(np.int64), 0, bins - 1)
+    flat = cell[:, 1] * bins + cell[:, 0]
+    n = np.bincount(flat, minlength=bins * bins)
+    bad = np.bincount(flat, weights=errors[known] == 1, minlength=bins * bins)
     overall = float((errors[known] == 1).mean())
-    usable = pseudo_counts is not None and np.isfinite(pseudo_counts)
-    m = float(pseudo_counts) if usable and pseudo_counts is not None else PSEUDO_COUNTS
+    m = PSEUDO_COUNTS if pseudo_counts is None else min(pseudo_counts, STRONGEST)
     there = np.flatnonzero(n)
     return {
+        "bins": bins,
         "x": [plain(low[0]), plain(high[0])],
         "y": [plain(low[1]), plain(high[1])],
-        "i": (there % GRID).tolist(),
-        "j": (there // GRID).tolist(),
+        "i": (there % bins).tolist(),
+        "j": (there // bins).tolist(),
         "n": n[there].tolist(),
         "errors": bad[there].astype(np.int64).tolist(),
         "rate": rounded((m * overall + bad[there]) / (m + n[there]), 3),
+        "sig": benjamini_hochberg(binomial_upper(bad[there], n[there].astype(np.float64), overall)).tolist(),
         "overall": plain(overall),
         "m": m,
     }

@@ -30,8 +30,8 @@ except ImportError as error:
         f'the report needs plotly and jinja2 ({error.name} is missing): pip install "ml-debugger[report]"'
     ) from error
 
-SCRIPTS = ("core.js", "plots.js", "sections.js", "samples.js", "compare.js", "start.js")
-STYLES = ("base.css", "parts.css")
+SCRIPTS = ("core.js", "plots.js", "sections.js", "matrices.js", "samples.js", "compare.js", "start.js")
+STYLES = ("base.css", "gallery.css", "parts.css")
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def _styles() -> str:
     dark = _asset("dark.css")
     chosen = f':root[data-theme="dark"] {{\n{dark}}}'
     system = f'@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{\n{dark}}} }}'
-    base, parts = (_asset(name) for name in STYLES)
-    return f"{base}\n{system}\n{chosen}\n{parts}"
+    base, *others = (_asset(name) for name in STYLES)
+    return "\n".join([base, system, chosen, *others])
 
 
 def _digest(script: str) -> str:

@@ -19,6 +19,7 @@ from mld_core.report.texts import METRIC_TEXTS, PAIR_ACTION
 from mld_core.report.units import PassUnits
 
 MAX_CODES = 200
+MAX_REGIONS = 20
 FIRST_STEPS = 5
 CONFIDENT = 0.9
 
@@ -194,3 +195,60 @@ def first_steps(
                 0, {"title": "Confidently wrong", "n": sure, "text": text, "group": "sure", "severity": None}
             )
     return found[:FIRST_STEPS]
+
+
+def region_rows(units: PassUnits, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The regions of dense errors, those with most errors first, at most `MAX_REGIONS`."""
+    return [
+        {
+            "region": int(row["region_id"]),
+            "label": _named_label(str(row["label"]), names),
+            "n": int(row["n"]),
+            "errors": int(row["errors"]),
+            "rate": plain(row["rate"]),
+            "sig": bool(row["bh_sig"]),
+            "classes": [class_label(int(one), names) for one in row["top_classes"]],
+            "codes": [str(one) for one in row["top_codes"]],
+            "medoid": str(row["medoid_input_id"]),
+        }
+        for row in _rows_of(units, "regions")[:MAX_REGIONS]
+    ]
+
+
+def _named_label(label: str, names: Sequence[str] | None) -> str:
+    """The name of a region with class names: `3->7 @ scene=fog` as `cat → dog @ scene=fog`."""
+    pair, at, rest = label.partition(" @ ")
+    truth, arrow, said = pair.partition("->")
+    if arrow and truth.isdigit() and said.lstrip("-").isdigit():
+        pair = f"{class_label(int(truth), names)} → {class_label(int(said), names)}"
+    return pair + at + rest
+
+
+def slice_rows(units: PassUnits) -> list[dict[str, Any]]:
+    """The metadata slices in which more fails."""
+    return [
+        {
+            "slice": str(row["slice"]),
+            "n": int(row["n"]),
+            "errors": int(row["errors"]),
+            "rate": plain(row["rate"]),
+            "sig": bool(row["bh_sig"]),
+        }
+        for row in _rows_of(units, "slices")
+    ]
+
+
+def _rows_of(units: PassUnits, name: str) -> list[dict[Any, Any]]:
+    """The rows of a further table that belong to the pass; none where an older result lacks the table."""
+    if not (units.result.folder / f"{name}.parquet").exists():
+        return []
+    frame = units.result.regions() if name == "regions" else units.result.slices()
+    epoch = frame["n_epoch"].isna() if units.n_epoch is None else frame["n_epoch"] == units.n_epoch
+    return frame[(frame["dataset"] == units.dataset) & epoch].to_dict("records")
+
+
+def pseudo_counts(units: PassUnits) -> float | None:
+    """The weight m of the overall error rate that the density of the pass chose; None where not computed."""
+    frame = units.result.issue_category_summary(full=True)
+    value = frame["m"].iloc[units.index]
+    return None if pd.isna(value) else float(value)

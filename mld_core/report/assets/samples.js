@@ -1,146 +1,4 @@
-/* Error codes, confusion, calibration, the map, and the gallery of the worst samples. */
-const FEW = 12;
-const CODE_COLUMNS = [
-  { key: "code", title: "Code", cell: (row) => h("code", { class: "nowrap" }, row.code) },
-  { key: "truth", title: "Label", cell: (row) => row.truth },
-  { key: "said", title: "Taken for", cell: (row) => row.said },
-  { key: "n", title: "Samples", num: true, cell: (row) => count(row.n) },
-  { key: "share", title: "Of all errors", num: true, cell: (row) => [percent(row.share), h("span", { class: "sharebar", "aria-hidden": "true" }, h("i", { style: { width: `${100 * row.share}%` } }))] },
-  { key: "confidence", title: "Confidence", num: true, cell: (row) => decimal(row.confidence, 2) },
-  { key: "error_proba", title: "Error probability", num: true, cell: (row) => decimal(row.error_proba, 2) },
-  { key: "severity", title: "Severity", cell: (row) => severity(row.severity) },
-  { key: "action", title: "What to do", wide: true, cell: (row) => row.action },
-  { key: null, title: "", cell: (row) => (hasGroup(row.code) ? h("button", { type: "button", class: "link", onclick: () => showGroup(row.code) }, "Samples", h("span", { class: "sr" }, ` of ${row.code}`)) : "") },
-];
-
-function sortedCodes() {
-  const { key, down } = state.sort, wanted = state.filter.trim().toLowerCase();
-  const rows = detail().codes.filter((row) => !wanted || [row.code, row.truth, row.said, row.action].some((text) => String(text).toLowerCase().includes(wanted)));
-  const compare = (a, b) => {
-    if (a[key] === b[key]) return 0;
-    if (a[key] === null) return 1;
-    if (b[key] === null) return -1;
-    const order = typeof a[key] === "number" ? a[key] - b[key] : String(a[key]).localeCompare(String(b[key]), "en", { numeric: true });
-    return down ? -order : order;
-  };
-  return [...rows].sort(compare);
-}
-
-function drawCodes() {
-  const now = detail();
-  if (!now.codes.length) {
-    fill("codes", notice("No errors with a label in this pass."));
-    return;
-  }
-  const search = h("input", { type: "search", id: "code-filter", placeholder: "class, code or action", value: state.filter, autocomplete: "off", oninput: (event) => { state.filter = event.target.value; drawCodeTable(); } });
-  const legend = "CLS3->7: label 3, prediction 7. After | stand further classes the features are easily confused with. ** means that the features point at the label although the prediction differs.";
-  fill("codes", h("p", { class: "lead" }, legend), h("div", { class: "panel" }, h("div", { class: "tools" }, h("label", {}, "Find ", search)), h("div", { "data-part": "code-table" })));
-  drawCodeTable();
-}
-
-function drawCodeTable(focus) {
-  const now = detail(), rows = sortedCodes();
-  const columns = CODE_COLUMNS.filter((column) => column.key === null || now.codes.some((row) => row[column.key] !== null));
-  const shown = state.allCodes || state.filter ? rows : rows.slice(0, FEW);
-  const more = now.codes_total > now.codes.length ? ` (the ${count(now.codes.length)} most frequent of ${count(now.codes_total)})` : "";
-  const made = table(`Error codes of ${passName(state.pass)}: ${plural(rows.length, "code")}${more}; the headings sort`, columns, shown, {
-    sorted: (column) => (column.key === null ? null : state.sort.key === column.key ? (state.sort.down ? "descending" : "ascending") : "none"),
-    head: (column) => (column.key === null ? h("span", { class: "sr" }, "Show") : h("button", { type: "button", class: "sort", "data-key": column.key, onclick: () => sortBy(column) }, column.title)),
-  });
-  const rest = rows.length > shown.length || state.allCodes ? h("button", { type: "button", onclick: () => { state.allCodes = !state.allCodes; drawCodeTable(); document.querySelector("#more-codes").focus(); }, id: "more-codes", "aria-expanded": state.allCodes }, state.allCodes ? "Show fewer" : `Show all ${count(rows.length)} codes`) : null;
-  fill("code-table", made, rest);
-  if (focus) document.querySelector(`[data-part="code-table"] button[data-key="${focus}"]`).focus();
-}
-
-function sortBy(column) {
-  state.sort = { key: column.key, down: state.sort.key === column.key ? !state.sort.down : Boolean(column.num) || column.key === "severity" };
-  drawCodeTable(column.key);
-  announce(`Sorted by ${column.title}, ${state.sort.down ? "descending" : "ascending"}`);
-}
-
-function drawConfusion() {
-  const matrix = detail().confusion;
-  if (!matrix) {
-    fill("confusion", notice("No labels in this pass, so there is nothing to confuse."));
-    return;
-  }
-  const views = { share: "Share of the true class", counts: "Counts", errors: "Errors only" };
-  const choice = h("fieldset", { class: "choice" }, h("legend", {}, "Cells show"), Object.entries(views).map(([key, title]) => h("label", {}, h("input", { type: "radio", name: "confusion", value: key, checked: state.confusion === key || null, onchange: () => { state.confusion = key; redraw(); } }), title)));
-  const off = (row, column) => matrix.rows[row] !== matrix.columns[column] || row !== column;
-  const size = Math.max(340, Math.min(760, 26 * matrix.rows.length + 120));
-  fill("confusion", chart("confusion", {
-    title: `True class against predicted class, ${passName(state.pass)}`, height: narrow() ? Math.min(size, 420) : size, below: choice,
-    how: `Rows are the label, columns what the model said; each row sums to 1 as shares.${matrix.left_out ? ` The ${matrix.rows.length} classes with the most errors are shown, ${count(matrix.left_out)} others are left out.` : ""}`,
-    describe: "Confusion matrix; the table below holds the counts.",
-    data: () => matrixTable("Counts: label in rows, prediction in columns", "Label", matrix, (row, column) => count(matrix.counts[row][column])),
-    draw: () => {
-      const view = state.confusion;
-      const z = matrix.counts.map((line, row) => line.map((n, column) => (view === "counts" ? n : view === "errors" && !off(row, column) ? null : matrix.share[row][column])));
-      const largest = Math.max(...z.flat().filter((one) => one !== null), view === "counts" ? 1 : 0.01);
-      const fits = matrix.columns.length <= (narrow() ? 6 : 16);
-      return {
-        traces: [heatTrace({ x: matrix.columns, y: matrix.rows, z, max: view === "share" ? 1 : largest, title: view === "counts" ? "samples" : "share of the class", hover: "%{customdata}", text: matrix.counts.map((line, row) => line.map((n, column) => `${escaped(matrix.rows[row])} taken for ${escaped(matrix.columns[column])}<br>${count(n)} samples, ${percent(matrix.share[row][column])}`)), cellText: fits ? z.map((line) => line.map((one) => (!one ? "" : view === "counts" ? one : (100 * one).toFixed(one < 0.0995 ? 1 : 0)))) : undefined })],
-        look: { xaxis: { ...ticks(matrix.columns, 14), title: "predicted class", tickangle: matrix.columns.length > 6 ? -45 : 0 }, yaxis: { ...ticks(matrix.rows, narrow() ? 10 : 18), title: "true class", autorange: "reversed" } },
-      };
-    },
-  }));
-}
-
-function drawCalibration() {
-  const { confidence, error_proba: risk } = detail().calibration;
-  const made = [];
-  if (confidence) made.push(reliabilityChart("reliability", confidence, "Is the confidence right?", "On the dotted line, samples at 80 % confidence are right 80 % of the time; below it the model is too sure of itself. Grey bars: where the samples are.", "stated confidence", "share that is right"));
-  if (risk) made.push(reliabilityChart("reliability-error", risk, "Is the error probability right?", "On the dotted line, samples with an error probability of 30 % are wrong 30 % of the time. Grey bars: where the samples are.", "stated error probability", "share that is wrong"));
-  fill("calibration", made.length ? h("div", { class: "pair" }, made) : notice("Calibration needs labels and stored confidences."));
-}
-
-function drawMap() {
-  const points = detail().map;
-  if (!points) {
-    const last = DATA.passes.map((one) => one.dataset).lastIndexOf(DATA.passes[state.pass].dataset);
-    fill("map", notice(last === state.pass ? "No features are stored for this pass, so it has no map." : "The map and the samples are in the last epoch of each split. ", last === state.pass ? null : h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`)));
-    return;
-  }
-  const names = DATA.class_names;
-  const label = (number) => (number < 0 ? "none" : names && names[number] !== undefined ? names[number] : String(number));
-  const drawn = points.kinds.slice().sort((a, b) => order(a) - order(b));
-  const made = [chart("map-points", {
-    title: `Samples by ${CATEGORY[points.kinds[0]] ? "issue category" : "right and wrong"}`, height: narrow() ? 420 : 480,
-    how: `${points.shown < points.units ? `${count(points.shown)} of ${count(points.units)} samples` : plural(points.units, "sample")} on the two ${points.source}; near means alike to the model. Click a name to hide it.`,
-    describe: `Scatter plot of ${points.shown} samples on two principal axes by kind; counts are in the table below.`,
-    data: () => table("Points drawn of each kind", [{ title: "Kind", cell: (name) => kindTitle(name) }, { title: "Points", num: true, cell: (name) => count(points.kind.filter((one) => points.kinds[one] === name).length) }], drawn),
-    draw: () => ({
-      traces: drawn.map((name) => {
-        const number = points.kinds.indexOf(name), own = points.kind.map((one, place) => (one === number ? place : -1)).filter((place) => place >= 0);
-        return { type: "scatter", mode: "markers", name: `${LETTER[name] ? `${LETTER[name]} ` : ""}${kindTitle(name)}`, x: own.map((one) => points.x[one]), y: own.map((one) => points.y[one]), text: own.map((one) => `${escaped(points.id[one])}<br>label ${escaped(label(points.truth[one]))}, predicted ${escaped(label(points.said[one]))}`), hovertemplate: `%{text}<br>${kindTitle(name)}<extra></extra>`, marker: { color: kindColour(name), symbol: SYMBOL[name], size: 6, opacity: 0.85, line: { width: 1, color: SYMBOL[name].endsWith("open") ? kindColour(name) : cssColour("surface") } } };
-      }),
-      look: { showlegend: true, dragmode: "pan", xaxis: { title: "axis 1", showticklabels: false, zeroline: false }, yaxis: { title: "axis 2", showticklabels: false, zeroline: false } },
-      config: { displayModeBar: !narrow(), modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"] },
-    }),
-  })];
-  if (points.grid) made.push(errorGrid(points.grid));
-  fill("map", h("div", { class: "pair" }, made));
-}
-function order(name) { const place = DATA.category_texts.findIndex((text) => text.name === name); return place < 0 ? ["right", "wrong", "unlabelled"].indexOf(name) : place; }
-
-function errorGrid(grid) {
-  const size = 64, z = Array.from({ length: size }, () => Array(size).fill(null)), text = Array.from({ length: size }, () => Array(size).fill(""));
-  grid.i.forEach((i, place) => { z[grid.j[place]][i] = grid.rate[place]; text[grid.j[place]][i] = `${count(grid.errors[place])} wrong of ${count(grid.n[place])}<br>shrunk error rate ${percent(grid.rate[place])}`; });
-  const axis = (bounds) => Array.from({ length: size }, (_, place) => bounds[0] + ((place + 0.5) * (bounds[1] - bounds[0])) / size);
-  const worst = grid.i.map((_, place) => place).sort((a, b) => grid.rate[b] - grid.rate[a]).slice(0, 20);
-  return chart("map-grid", {
-    title: "Error rate over the map", height: narrow() ? 420 : 480,
-    how: `All labelled samples in 64 × 64 cells. A cell's rate is drawn towards the overall ${percent(grid.overall)} where it holds few samples (${decimal(grid.m, 0)} pseudo-counts). Dark or bright patches are where to collect data.`,
-    describe: "Heat map of the error rate on the two principal axes; the twenty worst cells are in the table below.",
-    data: () => table("The twenty cells with the highest error rate", [{ title: "Axis 1", num: true, cell: (one) => decimal(axis(grid.x)[grid.i[one]], 2) }, { title: "Axis 2", num: true, cell: (one) => decimal(axis(grid.y)[grid.j[one]], 2) }, { title: "Samples", num: true, cell: (one) => count(grid.n[one]) }, { title: "Wrong", num: true, cell: (one) => count(grid.errors[one]) }, { title: "Error rate", num: true, cell: (one) => percent(grid.rate[one]) }], worst),
-    draw: () => ({
-      traces: [{ ...heatTrace({ x: axis(grid.x), y: axis(grid.y), z, max: Math.max(...grid.rate, 0.01), title: "error rate", hover: "%{customdata}", text }), x: axis(grid.x), y: axis(grid.y), xgap: 0, ygap: 0 }],
-      look: { xaxis: { title: "axis 1", showticklabels: false, zeroline: false, showgrid: false, fixedrange: true }, yaxis: { title: "axis 2", showticklabels: false, zeroline: false, showgrid: false, fixedrange: true } },
-    }),
-  });
-}
-
-/* -- gallery ---------------------------------------------------------------------------------------------- */
+/* The gallery of the worst samples. */
 const groupsOf = () => detail().groups;
 const hasGroup = (key) => groupsOf().some((group) => group.key === key);
 function showGroup(key) {
@@ -153,49 +11,196 @@ function showGroup(key) {
 function picture(id, small) {
   const images = DATA.images[currentSplit()] || {};
   const png = Object.prototype.hasOwnProperty.call(images, id) ? images[id] : null;
-  if (png) return h("img", { src: `data:image/png;base64,${png}`, alt: small ? "" : `Thumbnail of sample ${id}`, loading: "lazy" });
+  if (png)
+    return h("img", {
+      src: `data:image/png;base64,${png}`,
+      alt: small ? "" : `Thumbnail of sample ${id}`,
+      loading: "lazy",
+    });
   return h("div", { class: "noimage" }, small ? "" : "no image");
 }
-const currentSplit = () => (DATA.kind === "report" ? DATA.passes[state.pass].dataset : DATA.splits[state.split].dataset);
+const currentSplit = () =>
+  DATA.kind === "report" ? DATA.passes[state.pass].dataset : DATA.splits[state.split].dataset;
 
 function drawSamples() {
   const groups = groupsOf();
   if (!groups.length) {
     const last = DATA.passes.map((one) => one.dataset).lastIndexOf(DATA.passes[state.pass].dataset);
-    fill("samples", last === state.pass ? notice("No errors and no issues in this pass.") : notice("Samples are shown for the last epoch of each split. ", h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`)));
+    fill(
+      "samples",
+      last === state.pass
+        ? notice("No errors and no issues in this pass.")
+        : notice(
+            "Samples are shown for the last epoch of each split. ",
+            h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`),
+          ),
+    );
     return;
   }
   const group = groups.find((one) => one.key === state.group) || groups[0];
   const kinds = [...new Set(groups.map((one) => one.kind))];
-  const select = h("select", { id: "group", onchange: (event) => { state.group = event.target.value; drawSamples(); document.getElementById("group").focus(); announce(`${event.target.selectedOptions[0].textContent}`); } }, kinds.map((kind) => h("optgroup", { label: kind }, groups.filter((one) => one.kind === kind).map((one) => option(one.key, `${one.title} (${count(one.n)})`, one === group)))));
+  const select = h(
+    "select",
+    {
+      id: "group",
+      onchange: (event) => {
+        state.group = event.target.value;
+        drawSamples();
+        document.getElementById("group").focus();
+        announce(`${event.target.selectedOptions[0].textContent}`);
+      },
+    },
+    kinds.map((kind) =>
+      h(
+        "optgroup",
+        { label: kind },
+        groups
+          .filter((one) => one.kind === kind)
+          .map((one) => option(one.key, `${one.title} (${count(one.n)})`, one === group)),
+      ),
+    ),
+  );
   const cards = detail().cards;
-  fill("samples",
+  fill(
+    "samples",
     h("div", { class: "tools" }, h("label", {}, "Samples of ", select)),
     groupText(group),
-    h("p", { class: "lead" }, group.rows.length < group.n ? `The worst ${count(group.rows.length)} of ${count(group.n)}.` : plural(group.n, "sample", "samples, worst first") + "."),
-    h("ul", { class: "gallery" }, group.rows.map((row) => h("li", {}, sampleCard(cards[String(row)])))),
+    h(
+      "p",
+      { class: "lead" },
+      group.rows.length < group.n
+        ? `The worst ${count(group.rows.length)} of ${count(group.n)}.`
+        : plural(group.n, "sample", "samples, worst first") + ".",
+    ),
+    h(
+      "ul",
+      { class: "gallery" },
+      group.rows.map((row) => h("li", {}, sampleCard(cards[String(row)]))),
+    ),
   );
 }
 
 function groupText(group) {
-  const category = CATEGORY[group.key], diagnosis = detail().diagnoses.find((one) => one.code === group.key), code = detail().codes.find((one) => one.code === group.key);
-  if (category) return notice(h("b", {}, "What it means: "), category.means, " ", h("b", {}, "What to do: "), category.do);
-  if (diagnosis) return notice(h("b", {}, "Why: "), `${diagnosis.predicate}. `, h("b", {}, "What to do: "), diagnosis.action);
+  const category = CATEGORY[group.key],
+    diagnosis = detail().diagnoses.find((one) => one.code === group.key),
+    code = detail().codes.find((one) => one.code === group.key);
+  if (category)
+    return notice(
+      h("b", {}, "What it means: "),
+      category.means,
+      " ",
+      h("b", {}, "What to do: "),
+      category.do,
+    );
+  if (diagnosis)
+    return notice(
+      h("b", {}, "Why: "),
+      `${diagnosis.predicate}. `,
+      h("b", {}, "What to do: "),
+      diagnosis.action,
+    );
   if (code) return notice(h("b", {}, "What to do: "), code.action);
   return null;
 }
 
 function sampleCard(card) {
-  const verdict = card.wrong === null ? null : card.wrong ? h("span", { class: "wrongmark" }, "✕ ") : h("span", { class: "rightmark" }, "✓ ");
-  const facts = [["Label", card.truth === null ? "none" : card.truth], ["Predicted", [verdict, card.said, card.wrong ? h("span", { class: "sr" }, " (wrong)") : null]]];
+  const verdict =
+    card.wrong === null
+      ? null
+      : card.wrong
+        ? h("span", { class: "wrongmark" }, "✕ ")
+        : h("span", { class: "rightmark" }, "✓ ");
+  const facts = [
+    ["Label", card.truth === null ? "none" : card.truth],
+    ["Predicted", [verdict, card.said, card.wrong ? h("span", { class: "sr" }, " (wrong)") : null]],
+  ];
   if (card.suggested) facts.push(["Suggested", h("b", {}, card.suggested)]);
-  facts.push(card.error_proba === null ? ["Confidence", decimal(card.confidence, 2)] : ["Error prob.", decimal(card.error_proba, 2)]);
+  facts.push(
+    card.error_proba === null
+      ? ["Confidence", decimal(card.confidence, 2)]
+      : ["Error prob.", decimal(card.error_proba, 2)],
+  );
   const rest = [];
-  if (card.category) rest.push(h("p", { class: "cat" }, mark(card.category), h("span", {}, kindTitle(card.category))));
-  if (card.top.length) rest.push(h("div", {}, h("p", { class: "minor" }, "Softmax, largest five"), h("ol", { class: "probs" }, card.top.map((one) => h("li", { class: one.truth ? "truth" : null }, h("span", { class: "name", title: one.name }, one.name, one.truth ? h("span", { class: "sr" }, " (the label)") : null), h("span", { class: "bar", "aria-hidden": "true" }, h("i", { style: { width: `${100 * one.p}%` } })), h("span", { class: "num" }, decimal(one.p, 3)))))));
-  if (card.near.length) rest.push(h("div", {}, h("p", { class: "minor" }, "Nearest samples and their labels"), h("ul", { class: "near" }, card.near.map((one) => h("li", { title: one.id }, picture(one.id, true), h("span", { class: "sr" }, `${one.id}: `), one.truth === null ? "–" : one.truth)))));
+  if (card.category)
+    rest.push(h("p", { class: "cat" }, mark(card.category), h("span", {}, kindTitle(card.category))));
+  if (card.top.length)
+    rest.push(
+      h(
+        "div",
+        {},
+        h("p", { class: "minor" }, "Softmax, largest five"),
+        h(
+          "ol",
+          { class: "probs" },
+          card.top.map((one) =>
+            h(
+              "li",
+              { class: one.truth ? "truth" : null },
+              h(
+                "span",
+                { class: "name", title: one.name },
+                one.name,
+                one.truth ? h("span", { class: "sr" }, " (the label)") : null,
+              ),
+              h(
+                "span",
+                { class: "bar", "aria-hidden": "true" },
+                h("i", { style: { width: `${100 * one.p}%` } }),
+              ),
+              h("span", { class: "num" }, decimal(one.p, 3)),
+            ),
+          ),
+        ),
+      ),
+    );
+  if (card.near.length)
+    rest.push(
+      h(
+        "div",
+        {},
+        h("p", { class: "minor" }, "Nearest samples and their labels"),
+        h(
+          "ul",
+          { class: "near" },
+          card.near.map((one) =>
+            h(
+              "li",
+              { title: one.id },
+              picture(one.id, true),
+              h("span", { class: "sr" }, `${one.id}: `),
+              one.truth === null ? "–" : one.truth,
+            ),
+          ),
+        ),
+      ),
+    );
   const codes = [card.code, ...card.diagnosis].filter(Boolean);
-  if (codes.length) rest.push(h("p", { class: "codes-line" }, codes.map((code, place) => [place ? " · " : "", h("code", { title: codeTitle(code) }, code)])));
-  return h("article", { class: "card" }, picture(card.id, false), h("div", {}, h("h4", {}, card.id), h("dl", { class: "facts" }, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))), h("div", { class: "rest" }, rest));
+  if (codes.length)
+    rest.push(
+      h(
+        "p",
+        { class: "codes-line" },
+        codes.map((code, place) => [place ? " · " : "", h("code", { title: codeTitle(code) }, code)]),
+      ),
+    );
+  return h(
+    "article",
+    { class: "card" },
+    picture(card.id, false),
+    h(
+      "div",
+      {},
+      h("h4", {}, card.id),
+      h(
+        "dl",
+        { class: "facts" },
+        facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
+      ),
+    ),
+    h("div", { class: "rest" }, rest),
+  );
 }
-const codeTitle = (code) => { const found = detail().diagnoses.find((one) => one.code === code); return found ? found.title : null; };
+const codeTitle = (code) => {
+  const found = detail().diagnoses.find((one) => one.code === code);
+  return found ? found.title : null;
+};

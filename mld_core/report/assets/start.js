@@ -21,6 +21,7 @@ function drawComparison() {
   drawCompareMetrics();
   drawCompareCategories();
   drawCompareClasses();
+  drawCompareCodes();
   drawChanged("regressed", "Right before, wrong now:");
   drawChanged("fixed", "Wrong before, right now:");
   redraw();
@@ -36,9 +37,13 @@ function choosePass(place) {
 function fillEpochs() {
   const split = DATA.passes[state.pass].dataset;
   document.getElementById("split").value = split;
-  const own = Object.keys(DATA.details).map(Number).filter((place) => DATA.passes[place].dataset === split);
+  const own = Object.keys(DATA.details)
+    .map(Number)
+    .filter((place) => DATA.passes[place].dataset === split);
   const select = document.getElementById("epoch");
-  select.replaceChildren(...own.map((place) => option(place, DATA.passes[place].epoch, place === state.pass)));
+  select.replaceChildren(
+    ...own.map((place) => option(place, DATA.passes[place].epoch, place === state.pass)),
+  );
   select.value = String(state.pass);
 }
 
@@ -46,16 +51,26 @@ function setUpReport() {
   const splits = [...new Set(DATA.passes.map((one) => one.dataset))];
   const select = document.getElementById("split");
   select.replaceChildren(...splits.map((name) => option(name, name)));
-  select.addEventListener("change", () => choosePass(DATA.passes.map((one) => one.dataset).lastIndexOf(select.value)));
-  document.getElementById("epoch").addEventListener("change", (event) => choosePass(Number(event.target.value)));
+  select.addEventListener("change", () =>
+    choosePass(DATA.passes.map((one) => one.dataset).lastIndexOf(select.value)),
+  );
+  document
+    .getElementById("epoch")
+    .addEventListener("change", (event) => choosePass(Number(event.target.value)));
   fillEpochs();
   drawReport();
 }
 
 function setUpComparison() {
   const select = document.getElementById("split");
-  select.replaceChildren(...DATA.splits.map((one, place) => option(place, one.dataset, place === state.split)));
-  select.addEventListener("change", () => { state.split = Number(select.value); drawComparison(); announce(`Showing ${currentSplit()}`); });
+  select.replaceChildren(
+    ...DATA.splits.map((one, place) => option(place, one.dataset, place === state.split)),
+  );
+  select.addEventListener("change", () => {
+    state.split = Number(select.value);
+    drawComparison();
+    announce(`Showing ${currentSplit()}`);
+  });
   drawComparison();
 }
 

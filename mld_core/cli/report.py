@@ -1,0 +1,79 @@
+"""`mld report`: a result, or two of them, as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mld_core.cli.common import (
+    FAILED,
+    JsonOption,
+    StoreOption,
+    choose_run,
+    clear_errors,
+    find_result,
+    newest_result,
+    open_store,
+)
+from mld_core.cli.output import emit_json, note
+
+
+def report(
+    a: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RESULT",
+            help="A result name, MODEL/VERSION or a version. Default: the newest run's newest result.",
+            show_default=False,
+        ),
+    ] = None,
+    b: Annotated[
+        str | None,
+        typer.Argument(metavar="AFTER", help="Compare: RESULT before, this one after.", show_default=False),
+    ] = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it is replaced.")] = Path(
+        "report.html"
+    ),
+    model: Annotated[
+        str | None, typer.Option(help="Model of the versions. Default: the newest run's.", show_default=False)
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a result as one HTML page, or two results side by side.
+
+    The file is complete: it opens offline in any browser and can be sent as it is. Samples have thumbnails
+    where the training recorded them (image_fn). Needs the extra: pip install "ml-debugger[report]".
+
+    \b
+    Examples:
+      mld report                              newest result of the newest run, into report.html
+      mld report resnet18/v3 -o v3.html
+      mld report v2 v3 -o change.html         what changed from v2 to v3
+    """  # noqa: D301  click reads the mark
+    try:
+        from mld_core.report import pages  # noqa: PLC0415 - an extra: the other commands work without it
+    except ImportError as error:
+        note(f"mld: {error}")
+        raise typer.Exit(FAILED) from error
+    with clear_errors():
+        opened = open_store(store)
+        before = (
+            newest_result(opened, choose_run(opened, model, None))
+            if a is None
+            else find_result(opened, a, model)
+        )
+        if b is None:
+            written = pages.write_report(before, output)
+        else:
+            written = pages.write_comparison(before, find_result(opened, b, model), output)
+    if as_json:
+        emit_json({"path": written.path, "bytes": written.bytes, "left_out": written.left_out})
+        return
+    typer.echo(str(written.path))
+    note(f"{written.bytes / 1e6:.1f} MB")
+    for text in written.left_out:
+        note(f"note: {text}")
