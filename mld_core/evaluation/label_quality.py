@@ -20,7 +20,9 @@ from mld_core.evaluation.folds import FOLDS, hash_uniform
 from mld_core.evaluation.neighbourhood import Neighbourhood
 
 NEIGHBOURS = 32
-PSEUDO_COUNTS = 4.0
+PSEUDO_COUNTS = 1.5
+"""Spread over the classes of the neighbours' labels; sharper or flatter makes N_hat larger or smaller."""
+
 FIT_UNITS = 20_000
 PROBE_UNITS = 20_000
 PROBE_CLASSES = 200
@@ -69,7 +71,7 @@ def probability_member(probability: NDArray[np.floating]) -> Member:
 
 
 def neighbour_member(around: Neighbourhood, base_labels: NDArray[np.int64], n_class: int) -> Member:
-    """Labels of the 32 nearest units, own group left out, with 4 pseudo-counts spread over the classes."""
+    """Labels of the 32 nearest units, own group left out, with 1.5 pseudo-counts spread over the classes."""
 
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
         counts = around.label_counts(base_labels, n_class, NEIGHBOURS, rows).astype(np.float64)

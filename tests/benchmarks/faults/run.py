@@ -25,7 +25,25 @@ import mld_core.evaluation
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-STATISTICS = ["analysis", "arrays", "bootstrap", "categories", "density", "diagnoses", "error_probability", "folds", "kmeans", "label_quality", "layers", "logistic", "neighbourhood", "neighbours", "space", "stack_features", "train_reference"]
+STATISTICS = [
+    "analysis",
+    "arrays",
+    "bootstrap",
+    "categories",
+    "density",
+    "diagnoses",
+    "error_probability",
+    "folds",
+    "kmeans",
+    "label_quality",
+    "layers",
+    "logistic",
+    "neighbourhood",
+    "neighbours",
+    "space",
+    "stack_features",
+    "train_reference",
+]
 
 
 def digest() -> str:
