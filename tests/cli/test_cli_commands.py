@@ -197,7 +197,7 @@ def test_compare_command(mld, evaluated):
     assert "more units regressed than were fixed" in worse.stderr
     for arguments, code, words in [
         (("net/v1", "net/v9"), 3, "no version"),
-        (("net/v1", "other/v1"), 3, "other v1 has no results yet"),
+        (("net/v1", "nobody/v1"), 3, "has no version 'nobody/v1'"),
         (("net/v1", "net/v2", "--dataset", "vall"), 3, "did you mean 'val'"),
         (("net/v1",), 2, "Missing argument"),
     ]:
