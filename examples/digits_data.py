@@ -1,11 +1,11 @@
 """Real handwritten digits (scikit-learn's bundled set) with faults planted on purpose, for the demos.
 
-The 1,797 images are split by *base image* into a training and a validation pool, enlarged to 16 x 16 and augmented
-(rotation, shift, zoom, noise). Three faults are planted, each with a fixed seed, so that a demo can be held to finding
-them:
+The 1,797 images are split by *base image* into a training and a validation pool, enlarged to 16 x 16 and
+augmented (rotation, shift, zoom, noise). Three faults are planted, each with a fixed seed, so that a demo can
+be held to finding them:
 
 * `wrong_label`: 5% of the validation labels are replaced by another class;
-* `corrupted`: 5% of the validation images, one subgroup, look as if taken by a broken scanner;
+* `corrupted`: 5% of the validation images come from a broken scanner, as negatives with bright scan lines;
 * `confused`: in training, 9 of 10 clockwise-tilted 4s are labelled 9, so the model learns to confuse the two.
 """
 
@@ -22,8 +22,9 @@ __all__ = ["Digits", "make_digits"]
 
 @dataclass
 class Digits:
-    """One split. `images` is (n, 1, 16, 16) float32 in [0, 1], `labels` (n,) int64, `base` (n,) the source image's index.
+    """One split.
 
+    `images` is (n, 1, 16, 16) float32 in [0, 1], `labels` (n,) int64, `base` (n,) the source image's index,
     `planted` maps a fault's name to the indices of the samples it was planted in.
     """
 
@@ -36,7 +37,9 @@ class Digits:
         return len(self.labels)
 
 
-def make_digits(n_train: int = 8000, n_val: int = 4000, *, seed: int = 0, faults: bool = True) -> tuple[Digits, Digits]:
+def make_digits(
+    n_train: int = 8000, n_val: int = 4000, *, seed: int = 0, faults: bool = True
+) -> tuple[Digits, Digits]:
     """Training and validation split, drawn from disjoint base images."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
@@ -76,9 +79,8 @@ def _confuse(split: Digits, angle: np.ndarray, rng: np.random.Generator) -> None
 
 def _corrupt(split: Digits, rng: np.random.Generator, *, share: float) -> None:
     chosen = np.sort(rng.choice(len(split), int(share * len(split)), replace=False))
-    images = split.images[chosen]
-    images[:, :, :, 8:] = images[:, :, :, 8:][:, :, :, ::-1]  # the right half is read mirrored,
-    images[:, :, ::3] = 0.9  # with bright scan lines over it
+    images = 1 - split.images[chosen]
+    images[:, :, ::3] = 0.9
     split.images[chosen] = images
     split.planted["corrupted"] = chosen
 
