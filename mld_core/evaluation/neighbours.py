@@ -111,31 +111,32 @@ def search(
         workers: Open pool.
     """
 
-    def one(task: tuple[NDArray[np.int64], NDArray[np.int64] | None]) -> None:
-        rows, members = task
-        groups = None if query_groups is None else query_groups[rows]
-        consume(rows, *_nearest(queries[rows], groups, base, members, k))
+    def one(task: tuple[NDArray[np.int64], int]) -> None:
+        rows, cell = task
+        members = None if base.lists is None else _members(base.lists, cell, base.lists.probes)
+        size = len(base.points) if members is None else len(members)
+        for span in spans(len(rows), max(16, _TILE // max(size, 1))):
+            here = rows[span]
+            groups = None if query_groups is None else query_groups[here]
+            consume(here, *_nearest(queries[here], groups, base, members, k))
 
     workers.each(one, _tasks(queries, base, workers))
 
 
 def _tasks(
     queries: NDArray[np.float32], base: Base, workers: Workers
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64] | None]]:
-    """Blocks of query rows with the base rows they are compared with (None = all)."""
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Blocks of query rows with the cell they lie in."""
     if base.lists is None:
         everyone = np.arange(len(queries))
         for span in spans(len(queries), max(16, _TILE // max(len(base.points), 1))):
-            yield everyone[span], None
+            yield everyone[span], -1
         return
     cells = assign(queries, base.lists.centroids, workers)
     order = np.argsort(cells, kind="stable")
     starts = np.searchsorted(cells[order], np.arange(len(base.lists.centroids) + 1))
     for cell in np.flatnonzero(np.diff(starts)):
-        rows = order[starts[cell] : starts[cell + 1]]
-        members = _members(base.lists, int(cell), base.lists.probes)
-        for span in spans(len(rows), max(16, _TILE // max(len(members), 1))):
-            yield rows[span], members
+        yield order[starts[cell] : starts[cell + 1]], int(cell)
 
 
 def _members(lists: Lists, cell: int, probes: int) -> NDArray[np.int64]:

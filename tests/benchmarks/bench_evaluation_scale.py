@@ -41,7 +41,7 @@ class Stored:
 def generate(folder: Path, n: int) -> None:
     """Four clusters a class in 24 directions; 5 % of the units in clusters where the model is sure and wrong."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(CLASSES * 4, 24)).astype(np.float32) * 0.6
+    centres = rng.normal(size=(CLASSES * 4, 24)).astype(np.float32) * 1.5
     spread = (rng.normal(size=(24, WIDTH)) / 5).astype(np.float32)
     failing = rng.permutation(CLASSES * 4)[: CLASSES * 4 // 20]
     labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.int64, (n,))
@@ -60,7 +60,7 @@ def generate(folder: Path, n: int) -> None:
             wrong = rng.random(m) < np.where(inside, 0.8, 0.08)
             answer = np.where(wrong, (label + rng.integers(1, CLASSES, m)) % CLASSES, label)
             z = rng.normal(size=(m, CLASSES)).astype(np.float32)
-            z[np.arange(m), answer] += 4 + 2 * rng.random(m) - wrong
+            z[np.arange(m), answer] += 4 + 2 * rng.random(m) - wrong * rng.random(m)
             labels[start : start + m], hit[start : start + m], logits[start : start + m] = label, inside, z
 
 
