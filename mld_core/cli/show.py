@@ -102,28 +102,22 @@ def show(
     """Print a stored result: its summary, the issues, or a view of the units.
 
     \b
-    A filter compares columns with literals:
-      confidence > 0.9 and gt in (3, 5)        not is_error = true
-      entropy between 0.5 and 1                weather = 'fog' or weather is null
+    Filters: confidence > 0.9 and gt in (3, 5); not is_error = true; weather = 'fog' or weather is null
 
     \b
     Examples:
       mld show                                          newest result of the newest run
       mld show resnet18 v3 --issues --dataset val --limit 50
-      mld show --issues --code 'CLS3->7'
       mld show --issues --code C01                      labels that are probably wrong
-      mld show --regions --dataset val                  where errors are dense
-      mld show --view class --view weather              error rate of each group
-      mld show --view class --adjust weather            at equal weather
+      mld show --view class --adjust weather            error rate of each class at equal weather
       mld show --view confidence:5 --where "dataset = 'val'" --metric accuracy
       mld show resnet18 v3 --against v2                 what changed from v2
     """  # noqa: D301  click reads the mark
-    listing = bool(issues or category or code or min_severity or order_by)
-    grouping = bool(view or adjust or where or metric)
-    if listing and grouping:
-        raise typer.BadParameter(
-            "issues are chosen by --dataset, --category, --code, --min-severity; not by a view"
-        )
+    listing, grouping = (
+        any((issues, category, code, min_severity, order_by)),
+        any((view, adjust, where, metric)),
+    )
+    _one_kind(listing=listing, grouping=grouping)
     with clear_errors():
         run = choose_run(open_store(store), model, version)
         found = _result(run.model_name, run.version_name, result, store)
@@ -131,21 +125,25 @@ def show(
             before = _result(run.model_name, against, None, store)
             print_comparison(before.compare(found, dataset), changed=False, as_json=as_json)
         elif listing:
-            asked = _one_more(limit, as_json=as_json)
-            units = found.get_issues(dataset, category, code, min_severity, order_by, asked)
-            _cut(units, limit, as_json=as_json)
+            asked = (dataset, category, code, min_severity, order_by, _one_more(limit, as_json=as_json))
+            _cut(found.get_issues(*asked), limit, as_json=as_json)
         elif grouping:
             _cut(found.get_view(view, adjust, _also(where, dataset), metric), limit, as_json=as_json)
         elif classes or confusion or regions:
             wanted = found.class_summary if classes else found.confusion if confusion else found.regions
             _cut(wanted(dataset), limit, as_json=as_json)
         elif columns:
-            kinds = found.columns()
-            emit(
-                [{"column": name, "type": kinds[name]} for name in kinds], ("column", "type"), as_json=as_json
-            )
+            rows = [{"column": name, "type": kind} for name, kind in found.columns().items()]
+            emit(rows, ("column", "type"), as_json=as_json)
         else:
             print_result(found, full=full, as_json=as_json)
+
+
+def _one_kind(*, listing: bool, grouping: bool) -> None:
+    if listing and grouping:
+        raise typer.BadParameter(
+            "issues are chosen by --dataset, --category, --code, --min-severity; not by a view"
+        )
 
 
 def _result(model: str, version: str, name: str | None, store: Path | None) -> Result:
