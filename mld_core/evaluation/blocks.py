@@ -87,7 +87,7 @@ class Workers:
         assert self._pool is not None
         self._pool.shutdown(cancel_futures=True)
         self._pool = None
-        self._limit.restore_original_limits()
+        self._limit.__exit__(kind, error, trace)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply `work` to every item; answers come in the order of the items, few items are held at once.
