@@ -46,7 +46,12 @@ AdjustOption = Annotated[
     typer.Option(metavar="COLUMN", help="Standardise the groups by this column.", show_default=False),
 ]
 WhereOption = Annotated[
-    str | None, typer.Option(metavar="FILTER", help="Only these units, for --view.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="FILTER",
+        help="Only these units, for --view: confidence > 0.9 and gt in (3, 5) and weather = 'fog'.",
+        show_default=False,
+    ),
 ]
 MetricOption = Annotated[
     list[str] | None,
@@ -102,16 +107,12 @@ def show(
     """Print a stored result: its summary, the issues, or a view of the units.
 
     \b
-    Filters: confidence > 0.9 and gt in (3, 5); not is_error = true; weather = 'fog' or weather is null
-
-    \b
     Examples:
       mld show                                          newest result of the newest run
       mld show resnet18 v3 --issues --dataset val --limit 50
       mld show --issues --code C01                      labels that are probably wrong
       mld show --view class --adjust weather            error rate of each class at equal weather
       mld show --view confidence:5 --where "dataset = 'val'" --metric accuracy
-      mld show resnet18 v3 --against v2                 what changed from v2
     """  # noqa: D301  click reads the mark
     listing, grouping = (
         any((issues, category, code, min_severity, order_by)),
