@@ -55,8 +55,10 @@ class Account(pl.Callback):
         self.account: Any = None
 
         def finish_and_keep(*args: Any, **kwargs: Any) -> Any:
-            self.account = finish(*args, **kwargs)
-            return self.account
+            account = finish(*args, **kwargs)
+            if account.rows_put:  # a second call, at teardown, finds nothing left to close
+                self.account = account
+            return account
 
         recorder.finish = finish_and_keep  # type: ignore[method-assign]
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Started as processes by the tests; they read their arguments when imported.
+collect_ignore_glob = ["*_script.py"]
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
