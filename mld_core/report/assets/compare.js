@@ -295,7 +295,7 @@ function drawChanged(kind, text) {
         h(
           "div",
           {},
-          h("h4", {}, card.id),
+          h("h3", {}, card.id),
           h(
             "dl",
             { class: "facts" },

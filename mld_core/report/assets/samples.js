@@ -190,7 +190,7 @@ function sampleCard(card) {
     h(
       "div",
       {},
-      h("h4", {}, card.id),
+      h("h3", {}, card.id),
       h(
         "dl",
         { class: "facts" },

@@ -1,0 +1,138 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mld_core.evaluation.evaluator import Evaluator
+from mld_core.records.png import encode_png
+from mld_core.records.schema import media_schema
+
+CHROMIUM_ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+HOSTILE = (
+    "plain",
+    "<script>document.title='broken'</script>",
+    '"><img src=x onerror="document.title=\'broken\'">',
+    "a&b</script>",
+)
+"""What the ids of val begin with."""
+
+
+def _sibling(name):
+    """A module of the tests of the evaluation, loaded by path, once."""
+    known = f"mld_tests_{name}"
+    if known not in sys.modules:
+        path = Path(__file__).parent.parent / "evaluation" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(known, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[known] = module
+        spec.loader.exec_module(module)
+    return sys.modules[known]
+
+
+@pytest.fixture(scope="session")
+def records():
+    """The module that writes synthetic runs."""
+    return _sibling("store_factory")
+
+
+@pytest.fixture(scope="session")
+def planted():
+    """The function that makes a split with faults."""
+    return _sibling("planted").planted
+
+
+def with_media(records, monkeypatch):
+    """Let the store factory write a picture beside each sample: a grey patch as bright as its number."""
+    plain = records.tables
+
+    def tables(data, part, **keywords):
+        made = plain(data, part, **keywords)
+        ids = made["samples"]["input_id"].to_pylist()
+        shades = [np.full((8, 8), sum(one.encode()) % 256, np.uint8) for one in ids]
+        columns = [made["samples"][name].combine_chunks() for name in ("unit", "rank_", "input_id")]
+        columns.append(pa.array([encode_png(shade) for shade in shades], pa.binary()))
+        return {**made, "media": pa.Table.from_arrays(columns, schema=media_schema())}
+
+    monkeypatch.setattr(records, "tables", tables)
+
+
+@pytest.fixture(scope="session")
+def results(records, planted, tmp_path_factory):
+    """Results of two versions of a model: names and ids that hold HTML, images, two epochs, faults, metadata."""
+    patch = pytest.MonkeyPatch()
+    root = tmp_path_factory.mktemp("report") / "store"
+    factory = records.StoreFactory(root)
+    names = ["<b>cat</b>", "dog & co", "cow", "hen", "pig", "a class with a rather long name"]
+    made = {}
+    for version, skill in (("v1", 0.7), ("v2", 1.0)):
+        run = factory.run("net", version, n_class=6, class_names=names)
+        for epoch in range(2):
+            if epoch == 0:
+                with_media(records, patch)
+            train = planted(records, 700, seed=1, skill=skill, jitter=epoch).data
+            val = planted(
+                records, 900, seed=2, start=5000, noise=0.06, broken=0.08, skill=skill, jitter=epoch
+            ).data
+            val.ids = [f"{HOSTILE[number % 4]}{number}" for number in range(len(val.ids))]
+            factory.add_pass(run, "train", train, n_epoch=epoch, batch=350)
+            factory.add_pass(run, "val", val, n_epoch=epoch, batch=450)
+            patch.undo()
+        evaluator = Evaluator("net", version, store=root)
+        options = {"progress": False, "threads": 2}
+        made[version] = evaluator.request_evaluation(f"all-{version}", None, options=options)
+    made["latest"] = evaluator.request_evaluation("latest-v2", options=options)
+    return made
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium; what needs it is skipped where it is missing."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright (extra dev) drives the browser"
+    )
+    path = next((path for path in BROWSERS if Path(path).exists()), None)
+    if path is None:
+        pytest.skip(f"no browser at {', '.join(BROWSERS)}: install the package chromium")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=path, args=list(CHROMIUM_ARGUMENTS))
+        yield started
+        started.close()
+
+
+class Opened:
+    """A page in the browser, with all that went wrong on it."""
+
+    def __init__(self, browser, path, **options):
+        self.context = browser.new_context(offline=True, **options)
+        self.page = self.context.new_page()
+        self.problems, self.requests = [], []
+        self.page.on("console", lambda said: self.problems.append(f"{said.type}: {said.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda asked: self.requests.append(asked.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready]", timeout=60_000)
+
+    def outside(self):
+        """Requests for anything but the file itself and what is inside it."""
+        return [url for url in self.requests[1:] if not url.startswith(("data:", "blob:"))]
+
+
+@pytest.fixture
+def opened(browser):
+    """`opened(path, **options)` opens a page; all are closed at the end."""
+    pages = []
+
+    def start(path, **options):
+        pages.append(Opened(browser, path, **options))
+        return pages[-1]
+
+    yield start
+    for one in pages:
+        one.context.close()
