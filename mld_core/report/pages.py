@@ -72,7 +72,7 @@ def write_comparison(a: Result, b: Result, path: str | Path, *, image_fn: ImageF
 def _write(content: dict[str, Any], path: str | Path) -> Written:
     target = Path(path).absolute()
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; make it or give another")
+        raise FileNotFoundError(f"{target}: the folder {target.parent} is not there; make it or give another")
     data = page(content).encode("utf-8")
     # Beside the target and renamed: a page that is open in a browser is never half there.
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -67,7 +67,11 @@ def test_the_snippets_run(document, recorded, monkeypatch, tmp_path, capsys):
     names: dict[str, object] = {}
     for name, code in blocks(document):
         exec(compile(code, f"{document.name}: {name}", "exec"), names)
-    checks = {"evaluation.md": check_evaluation, "record_format.md": check_record_format}
+    checks = {
+        "evaluation.md": check_evaluation,
+        "record_format.md": check_record_format,
+        "report.md": check_report,
+    }
     assert document.name in checks, f"{document.name} has snippets: say here what they must lead to"
     checks[document.name](names)
 
@@ -84,6 +88,11 @@ def check_evaluation(names):
 
 def check_record_format(names):
     assert names["frame"]["input_id"].nunique() == len(names["frame"]) == 800
+
+
+def check_report(names):
+    for name in ("report.html", "with_images.html"):
+        assert Path(name).stat().st_size > 1_000_000
 
 
 def test_the_catalogue_of_the_document_is_the_one_of_the_code():

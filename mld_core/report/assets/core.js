@@ -190,6 +190,9 @@ function setUpNavigation() {
     links.forEach((link, place) =>
       place === now ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"),
     );
+    // Where the list is one line (narrow windows), the current entry is kept in sight.
+    const bar = links[now].closest("nav");
+    if (bar.scrollWidth > bar.clientWidth) bar.scrollLeft = links[now].offsetLeft - 0.3 * bar.clientWidth;
   };
   let waiting = false;
   addEventListener(

@@ -335,7 +335,7 @@ function drawMap() {
           showlegend: true,
           legend: {
             orientation: "h",
-            y: -0.08,
+            y: -0.13,
             yanchor: "top",
             x: 0,
             font: { size: 12 },

@@ -186,7 +186,7 @@ function categoryBar(label, shares) {
       "div",
       { class: "stack", role: "img", "aria-label": `${label}: ${spoken}` },
       known.map((text) => {
-        const wide = shares[text.name] >= (narrow() ? 0.13 : 0.06);
+        const wide = shares[text.name] >= (narrow() ? 0.19 : 0.06);
         return h(
           "span",
           {
