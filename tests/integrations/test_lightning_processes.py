@@ -100,7 +100,7 @@ def test_10_sigkill_at_random_times_then_resume(store: Path, tmp_path: Path) -> 
     )
 
     def training(kill_after: float | None) -> int:
-        argv = [str(tmp_path), "30", "--slow", "0.02", "--resume", "--store", str(store)]
+        argv = [str(tmp_path), "30", "--slow", "0.16", "--resume", "--store", str(store)]
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(json.dumps({"argv": argv, "kill_after": kill_after}) + "\n")
