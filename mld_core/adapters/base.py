@@ -1,0 +1,202 @@
+"""What every detector adapter answers: who it is for, where its thresholds are, what one forward call said.
+
+An adapter reads attributes of the framework's objects and never imports the framework. It is asked in three
+places: at start (`detect`, `n_class`, `class_names`, `thresholds`), around a hand-called traced call
+(`applied`), and after a forward call (`parse`). Between the call and `parse` only references are held;
+`parse` runs on the writer thread, without gradients, and changes nothing it reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from mld_core.adapters.outputs import Array, Detection3DOutput, DetectionOutput
+
+# What counts where neither the user nor the model states a threshold.
+FALL_BACK_2D: Final = {"score": 0.05, "iou": 0.5, "max_detections": 300}
+FALL_BACK_3D: Final = {"score": 0.1, "iou": 0.2, "max_detections": 300}
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits on final detections.
+
+    Attributes:
+        score: smallest score that is kept.
+        iou: overlap above which non-maximum suppression drops the lower-scored box.
+        max_detections: most boxes kept per image or frame.
+
+    None means: not stated.
+    """
+
+    score: float | None = None
+    iou: float | None = None
+    max_detections: int | None = None
+
+    def over(self, other: Thresholds) -> Thresholds:
+        """These limits, and where one is None the other's.
+
+        >>> Thresholds(score=0.3).over(Thresholds(0.05, 0.5, 100))
+        Thresholds(score=0.3, iou=0.5, max_detections=100)
+        """
+        return Thresholds(
+            other.score if self.score is None else self.score,
+            other.iou if self.iou is None else self.iou,
+            other.max_detections if self.max_detections is None else self.max_detections,
+        )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward call of a watched module: references to what went in and what came out."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One forward call of the detector.
+
+    Attributes:
+        args, kwargs, output: of the detector itself.
+        watched: alias of `Adapter.watched` -> its calls during this one, oldest first.
+        training: `model.training` at the time of the call.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+    watched: Mapping[str, Sequence[Call]] = field(default_factory=dict)
+    training: bool = False
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """Where the boxes of one image live.
+
+    Attributes:
+        height, width: pixels of the image the boxes are relative to (the tracer's input tensor).
+        affine: (6,) row-major 2x3 matrix from those pixels to the original image's, None: identity/unknown.
+    """
+
+    height: int
+    width: int
+    affine: tuple[float, ...] | None = None
+
+
+@dataclass
+class Parsed:
+    """Final detections of one forward call.
+
+    Attributes:
+        output: boxes, scores, labels, logits, features; one entry per image or frame. 2D boxes are xyxy
+            pixels of the tensor the tracer was given; 3D boxes are in the model's frame.
+        activation: what turns the logits into scores: "softmax" (with a background or no-object column
+            where `background` is set), "sigmoid", or "none" (no logits).
+        background: column of the logits that means background or no object, None where there is none.
+        cap_hit: per frame, whether the limit on their number cut detections off.
+        thresholds: the limits these detections went through.
+        quality: per frame (N,) a factor beside the class score (objectness, centerness, IoU), or None.
+        geometry: per image, or None (3D).
+    """
+
+    output: DetectionOutput | Detection3DOutput
+    activation: str
+    background: int | None
+    cap_hit: list[bool]
+    thresholds: Thresholds
+    quality: list[Array] | None = None
+    geometry: list[FrameGeometry] | None = None
+
+
+@dataclass
+class Truth:
+    """The true boxes of one image or frame, in the frame of `Parsed.output`.
+
+    Attributes:
+        boxes: (N, 4) xyxy pixels, or (N, 7) cx, cy, cz, w, l, h, yaw.
+        labels: (N,) int, from 0.
+        input_id: the id the framework has for the frame, None if it has none.
+        velocities: (N, 2) m/s or None.
+        columns: further columns of the truths table, (N,) each: ignore, crowd, difficulty, occlusion,
+            truncation, n_points.
+    """
+
+    boxes: Array
+    labels: Array
+    input_id: str | None = None
+    velocities: Array | None = None
+    columns: dict[str, Array] = field(default_factory=dict)
+
+
+class Adapter(ABC):
+    """Reads one family of detectors. Made for one model; holds a reference to it and no other state.
+
+    Attributes:
+        family: name of the family, as the run's info shows it.
+        task: "detection" or "detection3d".
+        uses_nms: False where `iou_thresh` has no effect (the tracer says so once).
+    """
+
+    family: ClassVar[str]
+    task: ClassVar[str] = "detection"
+    uses_nms: ClassVar[bool] = True
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @staticmethod
+    @abstractmethod
+    def detect(model: Any) -> bool:
+        """Whether `model` (already unwrapped) is of this family."""
+
+    @abstractmethod
+    def n_class(self) -> int:
+        """Number of foreground classes.
+
+        Raises:
+            ValueError: the model does not tell; the message says what was looked at.
+        """
+
+    def class_names(self) -> list[str] | None:
+        """Names of the foreground classes in label order, None if the model holds none."""
+        return None
+
+    def thresholds(self) -> Thresholds:
+        """The limits the model itself states; None each where it states none."""
+        return Thresholds()
+
+    @contextlib.contextmanager
+    def applied(self, limits: Thresholds) -> Iterator[None]:
+        """Within it the model works with `limits` (where it has such attributes); restored at the end."""
+        del limits
+        yield
+
+    def watched(self) -> dict[str, Any]:
+        """Alias -> sub-module whose calls `parse` needs beside the detector's own."""
+        return {}
+
+    @abstractmethod
+    def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
+        """The final detections of a call; None where it made none (losses only).
+
+        Args:
+            call: the call.
+            limits: what the user asked for over what the model states; filters, never widens.
+        """
+
+    def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
+        """True boxes from what the framework handed the model or the batch; None if not understood.
+
+        Args:
+            call: the call (its inputs tell sizes; its arguments may hold the targets).
+            truth: targets as the framework's batch has them, or None: look into the call.
+        """
+        del call, truth
+        return None
