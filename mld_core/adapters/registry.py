@@ -67,5 +67,6 @@ def find_adapter(model: Any, task: str | None = None) -> Adapter:
     kind = f"{type(inner).__module__}.{type(inner).__qualname__}"
     raise UnknownDetectorError(
         f"{kind} is not a detector of a known family (asked: {names}). Subclass "
-        "mld_core.adapters.base.Adapter and mld_core.adapters.registry.register it, or subclass the tracer (docs/usage.md, own detectors)."
+        "mld_core.adapters.base.Adapter and mld_core.adapters.registry.register it, or subclass the tracer "
+        "(docs/usage.md, own detectors)."
     )
