@@ -134,12 +134,12 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             settled: dict[str, Any] = {}
             if self._args.process_index == 0:
                 settled["saved"] = self._read_saved() if resume_step else {}
-                self._recorder.restore(settled["saved"].get(str(resume_step), {}))
+                self._recorder.restore(_state_at(settled["saved"], resume_step))
                 settled["names"] = self._recorder.resolve_names(model)
             if self._args.world_size > 1:
                 settled = broadcast_object_list([settled])[0]  # our only collective; every rank is here
             self._names, self._saved = settled["names"], settled["saved"]
-            self._recorder.restore(self._saved.get(str(resume_step), {}))
+            self._recorder.restore(_state_at(self._saved, resume_step))
         self._recorder.start(
             model,
             self._names,
@@ -160,11 +160,12 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if failed or self._epoch is not None:
                 self._names = self._recorder.renew(same_run=failed or state.global_step > 0)
                 if state.global_step > 0:
-                    self._recorder.restore(self._saved.get(str(state.global_step), {}))
+                    self._recorder.restore(_state_at(self._saved, state.global_step))
             self._training, self._in_step = True, False
             self._epoch = int(state.epoch or 0) - 1
             self._attach(args, model)
             self._start(model, state.global_step)
+            self._save(state)  # a kill between a checkpoint and its `on_save` must not cost the run its name
             self._expect_evaluation()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -304,14 +305,18 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Beside the checkpoints goes what a resumed training needs to find its run."""
-        if not self._recorder.enabled:
+        self._save(state)
+
+    def _save(self, state: Any) -> None:
+        if not self._recorder.enabled or str(self._args.save_strategy).endswith("no"):
             return
         self._saved[str(state.global_step)] = {**self._recorder.state(), "last_epoch": self._epoch}
         if state.is_world_process_zero:
             with self._recorder.guard.catch(
                 "writing mld_run.json", lost="a resumed training gets a new version"
             ):
-                path = Path(args.output_dir) / RUN_FILE
+                path = Path(self._args.output_dir) / RUN_FILE
+                path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
                 temporary.write_text(json.dumps(self._saved, indent=1))
                 temporary.replace(path)
@@ -388,6 +393,16 @@ def _is_compiled(args: Any) -> bool:
         "",
         "no",
     }
+
+
+def _state_at(saved: Mapping[str, dict[str, Any]], step: int) -> dict[str, Any]:
+    """The state of a checkpoint; of the one before it, where a kill came before its own was written.
+
+    >>> _state_at({"0": {"a": 1}, "4": {"a": 2}}, 6)
+    {'a': 2}
+    """
+    earlier = [int(key) for key in saved if int(key) <= step]
+    return saved[str(max(earlier))] if earlier else {}
 
 
 def _split_of(metrics: Mapping[str, Any]) -> str:

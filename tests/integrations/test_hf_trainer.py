@@ -440,7 +440,7 @@ def test_pickles_before_and_after(tmp_path: Path) -> None:
 def test_run_file_holds_builtin_types(tmp_path: Path) -> None:
     trainer(tmp_path, save_strategy="steps", save_steps=2).train()
     saved = json.loads((tmp_path / "mld_run.json").read_text())
-    assert set(saved) == {"2", "4"}
+    assert set(saved) == {"0", "2", "4"}
     assert saved["2"]["last_epoch"] == 0
     assert saved["2"]["version_name"] == "v1"
 

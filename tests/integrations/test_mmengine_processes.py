@@ -79,12 +79,13 @@ def wait_for_rows(store: Path, split: str, n_epoch: int, rows: int) -> None:
     raise AssertionError(f"no {rows} rows of {split} {n_epoch} within a minute")
 
 
-def test_10_a_killed_training_is_readable_and_goes_on(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_10_a_killed_training_is_readable_and_goes_on(store: Path, tmp_path: Path, kill: int) -> None:
     process = start(tmp_path / "work", "--slow", "0.3")
     try:
         wait_for_rows(store, "train", 1, 4)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, kill)
         process.wait(30)
     before = summary(store)
     assert before[0] == ("train", 0, 0, 21)
