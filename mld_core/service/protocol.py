@@ -1,0 +1,400 @@
+"""What client and server say to each other: routes, headers, bodies, problems. Nothing but the standard
+library.
+
+**Version.** The base address is `MLD_API_ENDPOINT`; every path below hangs on it. Client and server send
+`MLD-Protocol: <major>.<minor>`. The same major works together; a side ignores members it does not know, and
+a member that came with a later minor is never required of the other side.
+
+**Authentication.** `Authorization: Bearer mldbg_<key id>_<secret>`, nothing else (no cookie, no query).
+401: no key, or one that is wrong, expired or revoked. 403: the key lacks the scope the route asks for. What
+belongs to another organization is 404, as if it were not there.
+
+**Problems.** Every answer of 400 and above is `application/problem+json` with a `Problem`: `type` is one of
+`PROBLEMS`, and `value`, `expectation`, `fix` say what came, what was expected, what to do. Some carry more:
+see the members after `fix`.
+
+**Uploads** (content-addressed, resumable). A blob is named by the SHA-256 of its content, 64 lower-case hex
+digits.
+
+1. `HEAD /v1/blobs/{sha256}`: 404 = nothing there, start at 0. 200 with `Upload-Offset` (bytes there),
+   `Upload-Length` (bytes in all) and `Upload-Complete` (`?1` or `?0`).
+2. `PUT /v1/blobs/{sha256}?offset=N`, `Upload-Length: <bytes in all>`, `Upload-Complete: ?1` if this body
+   reaches the end, else `?0`; the body holds the bytes from N on. 201 = the blob is complete now, 200 =
+   more is expected or it was complete before (a replay: the body is not looked at). Both answer
+   `BlobState`. 409 `wrong-offset` carries `offset`: continue there. 409 `digest-mismatch`: the bytes in all
+   have another SHA-256; what was there is discarded, start at 0. 413: larger than the server takes. 429
+   with `Retry-After`: too many requests, or another connection is uploading this very blob (`upload-busy`).
+   507 with `Retry-After`: the server's disk or the organization's quota is full; what arrived is kept. 408:
+   the body came too slowly. A body may be cut into any number of PUTs; a broken one keeps the bytes that
+   arrived.
+3. `POST /v1/runs/{run_id}/seals`, once per rank, when all files of its manifest are complete. All are
+   committed at once or nothing. 201 = sealed, 200 = this very seal was there. 409 `missing-blobs` carries
+   `missing` (digests): upload those and seal again. 409 `seal-conflict`: this rank of this attempt was
+   sealed with other files; the first stands. 422 `refused-part` carries `refused`: files that are not what
+   the manifest says, or not Parquet we accept. 503 with `Retry-After`: the check of the files has not
+   finished; post again.
+
+**Downloads.** `GET /v1/blobs/{sha256}` with an optional single `Range: bytes=a-b`.
+
+**Evaluations.** `POST /v1/runs/{run_id}/evaluations` answers 202 and a `Job`; poll `GET /v1/jobs/{job_id}`.
+`DELETE` cancels. A `Result`'s files are blobs: `GET /v1/results/{result_id}/files`.
+
+**Lists** answer `{"items": [...], "next": cursor or null}`; pass `cursor=` and `limit=` (at most
+`MAX_PAGE`).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING or sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:
+    try:  # the server builds its document from these classes, which before 3.12 takes the backport
+        from typing_extensions import TypedDict
+    except ImportError:
+        from typing import TypedDict
+
+PROTOCOL_MAJOR = 1
+PROTOCOL_MINOR = 0
+PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
+
+HEADER_PROTOCOL = "MLD-Protocol"
+HEADER_OFFSET = "Upload-Offset"
+HEADER_LENGTH = "Upload-Length"
+HEADER_COMPLETE = "Upload-Complete"
+HEADER_REQUEST_ID = "X-Request-ID"
+TRUE, FALSE = "?1", "?0"
+
+KEY_PREFIX = "mldbg_"
+PROBLEM_JSON = "application/problem+json"
+PROBLEM_TYPE = "urn:mld:problem:"
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+MAX_JSON_BYTES = 64 << 20
+"""The largest JSON body a server takes: the manifest of a rank with ten thousands of parts."""
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Scope = Literal["read", "write", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+"""`read` looks, `write` uploads, seals and evaluates, `admin` manages keys. None implies another."""
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+JOB_STATES: tuple[JobState, ...] = ("queued", "running", "done", "failed", "cancelled")
+FINISHED_STATES: tuple[JobState, ...] = ("done", "failed", "cancelled")
+
+PROBLEMS: dict[str, int] = {
+    "bad-request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not-found": 404,
+    "method-not-allowed": 405,
+    "too-slow": 408,
+    "wrong-offset": 409,
+    "digest-mismatch": 409,
+    "missing-blobs": 409,
+    "seal-conflict": 409,
+    "name-taken": 409,
+    "conflict": 409,
+    "too-large": 413,
+    "unsupported-media-type": 415,
+    "range-not-satisfiable": 416,
+    "wrong-host": 421,
+    "invalid": 422,
+    "refused-part": 422,
+    "protocol": 426,
+    "too-many-requests": 429,
+    "upload-busy": 429,
+    "headers-too-large": 431,
+    "internal": 500,
+    "unavailable": 503,
+    "check-pending": 503,
+    "storage-full": 507,
+}
+"""Short name -> HTTP status; `Problem.type` is `PROBLEM_TYPE` and the short name."""
+
+RETRYABLE = frozenset({408, 429, 500, 502, 503, 504, 507})
+"""Answers after which the same request may be sent again (after `Retry-After`, where it is there)."""
+
+
+class Problem(TypedDict, total=False):
+    """The body of every answer of 400 and above."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    value: Any
+    expectation: str
+    fix: str
+    request_id: str
+    offset: int
+    missing: list[str]
+    refused: list[dict[str, str]]
+    """Each with `sha256`, `part`, `family`, `reason`."""
+
+
+class Whoami(TypedDict):
+    """`GET /v1/whoami`."""
+
+    organization: str
+    organization_id: str
+    key_id: str
+    key_name: str
+    scopes: list[Scope]
+    expires_at: str | None
+    server_version: str
+    protocol: str
+    max_blob_bytes: int
+
+
+class RunBody(TypedDict, total=False):
+    """`POST /v1/runs`: finds or creates; `info` adds the members that are not there, as `Store.ensure_run`."""
+
+    model_name: str
+    version_name: str
+    info: dict[str, Any]
+
+
+class RunPatch(TypedDict):
+    """`PATCH /v1/runs/{run_id}`: sets members of `info` (last writer wins)."""
+
+    info: dict[str, Any]
+
+
+class Run(TypedDict):
+    """A run of the key's organization."""
+
+    run_id: str
+    model_name: str
+    version_name: str
+    info: dict[str, Any]
+    created_at: str
+    updated_at: str
+
+
+class BlobState(TypedDict):
+    """The answer to a PUT."""
+
+    offset: int
+    complete: bool
+
+
+class SealBody(TypedDict):
+    """`POST /v1/runs/{run_id}/seals`: one rank's seal.json and attempt.json as they are on disk."""
+
+    dataset_type: str
+    n_epoch: int | None
+    pass_no: int
+    attempt: str
+    rank: int
+    manifest: dict[str, Any]
+    opening: dict[str, Any]
+
+
+class Seal(TypedDict):
+    """The answer to a seal."""
+
+    seal_id: str
+    pass_id: str
+    sealed_ranks: list[int]
+    """Ranks of this attempt that have sealed."""
+    world_size: int
+    complete: bool
+    """Whether all ranks have."""
+
+
+class Pass(TypedDict):
+    """One pass; `attempts` are oldest first."""
+
+    pass_id: str
+    run_id: str
+    dataset_type: str
+    n_epoch: int | None
+    pass_no: int
+    sealed: bool
+    attempts: list[PassAttempt]
+
+
+class PassAttempt(TypedDict):
+    """One attempt at a pass: the ranks that sealed."""
+
+    attempt: str
+    world_size: int
+    sealed: bool
+    ranks: list[int]
+    rows: dict[str, int]
+    bytes: int
+
+
+class PassFile(TypedDict):
+    """One file of a sealed rank."""
+
+    part: str
+    family: str
+    sha256: str
+    bytes: int
+    rows: int
+
+
+class PassRank(TypedDict):
+    """One sealed rank with everything that is needed to lay it out on disk again."""
+
+    attempt: str
+    rank: int
+    manifest: dict[str, Any]
+    opening: dict[str, Any]
+    files: list[PassFile]
+
+
+class PassDetail(Pass):
+    """`GET /v1/runs/{run_id}/passes/{pass_id}`."""
+
+    ranks: list[PassRank]
+
+
+class EvaluationBody(TypedDict, total=False):
+    """`POST /v1/runs/{run_id}/evaluations`; as the arguments of `Evaluator.request_evaluation`."""
+
+    result_name: str | None
+    n_epoch: int | Literal["latest"] | None
+    method_name: str
+    options: dict[str, Any] | None
+
+
+class Job(TypedDict):
+    """An evaluation on its way."""
+
+    job_id: str
+    run_id: str
+    state: JobState
+    progress: float
+    """0 to 1."""
+    stage: str
+    reason: str | None
+    """Why it failed or was cancelled."""
+    error: str | None
+    """Class of the error where it is one of the evaluator's: NotFoundError, ValueError ..."""
+    result_id: str | None
+    attempts: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class ResultInfo(TypedDict):
+    """A stored result; `info` is its whole result.json."""
+
+    result_id: str
+    run_id: str
+    result_name: str
+    method_name: str
+    n_epoch: int | str | None
+    options: dict[str, Any]
+    created_at: str
+    completed_at: str
+    info: dict[str, Any]
+
+
+class ResultFile(TypedDict):
+    """One file of a result's folder."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class KeyBody(TypedDict, total=False):
+    """`POST /v1/keys`."""
+
+    name: str
+    scopes: list[Scope]
+    expires_in_days: float | None
+    organization_id: str
+    """Only the root organization may name another than its own."""
+
+
+class Key(TypedDict):
+    """A key without its secret."""
+
+    key_id: str
+    name: str
+    organization_id: str
+    scopes: list[Scope]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class NewKey(Key):
+    """The answer to `POST /v1/keys`: the only time the key is shown."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route: method, path template, and the scope a key must have (None: no key is asked for)."""
+
+    method: str
+    path: str
+    scope: Scope | None
+    summary: str
+    root_only: bool = False
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/healthz", None, "Is the server up, and can it reach its database and storage?"),
+    Route("GET", "/metrics", "read", "Prometheus metrics of the whole server.", root_only=True),
+    Route("GET", "/v1/openapi.json", "read", "This interface as an OpenAPI document."),
+    Route("GET", "/v1/whoami", "read", "Whose key is this, and what may it do?"),
+    Route("POST", "/v1/runs", "write", "Find or create a run."),
+    Route("GET", "/v1/runs", "read", "List runs."),
+    Route("GET", "/v1/runs/{run_id}", "read", "One run."),
+    Route("PATCH", "/v1/runs/{run_id}", "write", "Set members of a run's info."),
+    Route("HEAD", "/v1/blobs/{sha256}", "read", "How much of a blob is there?"),
+    Route("PUT", "/v1/blobs/{sha256}", "write", "Upload a blob, or continue an upload."),
+    Route("GET", "/v1/blobs/{sha256}", "read", "Download a blob."),
+    Route("POST", "/v1/runs/{run_id}/seals", "write", "Seal one rank of a pass."),
+    Route("GET", "/v1/runs/{run_id}/passes", "read", "List the passes of a run."),
+    Route("GET", "/v1/runs/{run_id}/passes/{pass_id}", "read", "One pass with its manifests and files."),
+    Route("POST", "/v1/runs/{run_id}/evaluations", "write", "Ask for an evaluation."),
+    Route("GET", "/v1/jobs/{job_id}", "read", "How far is an evaluation?"),
+    Route("DELETE", "/v1/jobs/{job_id}", "write", "Cancel an evaluation."),
+    Route("GET", "/v1/runs/{run_id}/results", "read", "List the results of a run."),
+    Route("GET", "/v1/results/{result_id}", "read", "One result."),
+    Route(
+        "GET", "/v1/results/{result_id}/files", "read", "The files of a result, to be downloaded as blobs."
+    ),
+    Route("POST", "/v1/keys", "admin", "Create a key; it is shown this once."),
+    Route("GET", "/v1/keys", "admin", "List keys."),
+    Route("DELETE", "/v1/keys/{key_id}", "admin", "Revoke a key."),
+    Route("POST", "/v1/organizations", "admin", "Create an organization.", root_only=True),
+    Route("GET", "/v1/organizations", "admin", "List organizations.", root_only=True),
+)
+"""Every route there is; a test compares the server with this list."""
+
+
+def parse_protocol(text: str) -> tuple[int, int] | None:
+    """The two numbers of an `MLD-Protocol` header, or None if it is not one.
+
+    >>> parse_protocol("1.4"), parse_protocol("x")
+    ((1, 4), None)
+    """
+    match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})", text.strip())
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def problem_name(problem: Problem | dict[str, Any]) -> str:
+    """The short name of a problem, empty if it is not one of ours.
+
+    >>> problem_name({"type": "urn:mld:problem:wrong-offset"})
+    'wrong-offset'
+    """
+    kind = str(problem.get("type", ""))
+    return kind[len(PROBLEM_TYPE) :] if kind.startswith(PROBLEM_TYPE) else ""
