@@ -1,5 +1,4 @@
-"""What client and server say to each other: routes, headers, bodies, problems. Nothing but the standard
-library.
+"""What client and server say to each other: routes, headers, bodies, problems. Standard library only.
 
 **Version.** The base address is `MLD_API_ENDPOINT`; every path below hangs on it. Client and server send
 `MLD-Protocol: <major>.<minor>`. The same major works together; a side ignores members it does not know, and
@@ -153,7 +152,7 @@ class Whoami(TypedDict):
 
 
 class RunBody(TypedDict, total=False):
-    """`POST /v1/runs`: finds or creates; `info` adds the members that are not there, as `Store.ensure_run`."""
+    """`POST /v1/runs`: finds or creates; `info` adds members that are not there, as `Store.ensure_run`."""
 
     model_name: str
     version_name: str
