@@ -138,7 +138,7 @@ def locate_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) ->
 
 def _settle(ids: Any) -> Any:
     """Read ids that are on the host, or copy those of plain kinds; leave those on a device alone."""
-    if isinstance(ids, list) and ids and all(isinstance(part, str) for part in ids):
+    if isinstance(ids, list) and set(map(type, ids)) == {str}:  # the common case, quickly
         return list(ids)
     if isinstance(ids, Tensor) and ids.ndim == 1 and ids.dtype in _INTEGERS and ids.device.type == "cpu":
         return ids.detach().clone()
