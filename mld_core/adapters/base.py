@@ -67,6 +67,8 @@ class ModelCall:
         args, kwargs, output: of the detector itself.
         watched: alias of `Adapter.watched` -> its calls during this one, oldest first.
         training: `model.training` at the time of the call.
+        thresholds: what `Adapter.thresholds` said at the time of the call (`applied` may have ended before
+            `parse` runs); None: it is asked in `parse`.
     """
 
     args: tuple[Any, ...]
@@ -74,6 +76,7 @@ class ModelCall:
     output: Any
     watched: Mapping[str, Sequence[Call]] = field(default_factory=dict)
     training: bool = False
+    thresholds: Thresholds | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Parsed:
 
     Attributes:
         output: boxes, scores, labels, logits, features; one entry per image or frame. 2D boxes are xyxy
-            pixels of the tensor the tracer was given; 3D boxes are in the model's frame.
+            pixels of the tensor the tracer was given; 3D boxes are in the model's frame. Features may be
+            wider than the store's limit: the tracer narrows them.
         activation: what turns the logits into scores: "softmax" (with a background or no-object column
             where `background` is set), "sigmoid", or "none" (no logits).
         background: column of the logits that means background or no object, None where there is none.
@@ -181,6 +185,19 @@ class Adapter(ABC):
     def watched(self) -> dict[str, Any]:
         """Alias -> sub-module whose calls `parse` needs beside the detector's own."""
         return {}
+
+    def keep(self, alias: str | None, call: Call) -> Call:
+        """The part of a call that `parse` needs; the rest is let go at once.
+
+        Asked in the hook, where nothing can have changed the tensors yet: what the framework overwrites in
+        place is cloned here. No synchronisation with the device.
+
+        Args:
+            alias: of the watched module, None: the detector itself.
+            call: its call.
+        """
+        del alias
+        return call
 
     @abstractmethod
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
