@@ -49,7 +49,8 @@ CATALOGUE: tuple[Diagnosis, ...] = (
         "Suspected wrong label",
         4,
         "Relabel (the suggested label is shown), retrain, re-evaluate.",
-        "wrong, the label posterior points elsewhere, among the N_hat worst label qualities",
+        "wrong, the label posterior points elsewhere, among the worst label qualities, as many as labels are "
+        "probably wrong",
         ("labels",),
     ),
     Diagnosis(

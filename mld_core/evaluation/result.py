@@ -140,6 +140,7 @@ class Result:
         min_severity: int | None = None,
         order_by: str | Sequence[str] | None = None,
         limit: int | None = None,
+        cursor: int = 0,
     ) -> pd.DataFrame:
         """The units with an issue, worst first.
 
@@ -154,9 +155,10 @@ class Result:
             order_by: Columns to sort by, `-` before a name for descending; default severity, error
                 probability and loss, each descending.
             limit: At most so many rows.
+            cursor: Where to go on: `attrs["cursor"]` of the frame before, which is None on the last page.
 
         Raises:
-            FilterError: An unknown column in `order_by`.
+            FilterError: An unknown column in `order_by`, a negative `cursor`.
             NotFoundError: A split the result does not hold.
         """
         tests, values = ["is_error OR severity >= 2"], []
@@ -181,12 +183,23 @@ class Result:
             parameters.append(int(min_severity))
         where = " AND ".join(f"({test})" for test in tests)
         sql = f"SELECT * FROM units WHERE {where} ORDER BY {self._order(order_by)}"  # noqa: S608
+        if cursor < 0:
+            raise FilterError(f"cursor={cursor}: expected the `attrs['cursor']` of an earlier page, or 0")
         if limit is not None:
             sql += " LIMIT ?"
-            parameters.append(int(limit))
+            parameters.append(int(limit) + 1)  # one more tells whether there is a next page
+        if cursor:
+            sql += " OFFSET ?"
+            parameters.append(int(cursor))
         with database(self._store.spill, units=self._unit_files()) as connection:
             frame = fetch(connection, sql, parameters)
-        return self._named(frame, {"gt": "gt_name", "prediction": "prediction_name"})
+        more = limit is not None and len(frame) > limit
+        frame = self._named(
+            frame.head(limit) if limit is not None else frame,
+            {"gt": "gt_name", "prediction": "prediction_name"},
+        )
+        frame.attrs["cursor"] = cursor + len(frame) if more else None
+        return frame
 
     def get_view(
         self,
@@ -389,6 +402,7 @@ class Result:
 
     def _order(self, order_by: str | Sequence[str] | None) -> str:
         names = [order_by] if isinstance(order_by, str) else list(order_by or _ISSUE_ORDER)
+        names += [name for name in _ISSUE_ORDER[3:] if name not in names]  # pages need a total order
         schema = self._schema()
         parts = []
         for name in names:

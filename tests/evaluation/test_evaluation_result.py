@@ -58,6 +58,12 @@ def test_issue_filters(result, units):
     assert set(found["category"]) == {"recessive_hotspot"}
     assert len(found) == int((units["category"] == "recessive_hotspot").sum()) > 0
     assert len(result.get_issues(limit=5)) == 5
+    whole, pages, cursor = result.get_issues(order_by="severity"), [], 0
+    while cursor is not None:
+        page = result.get_issues(order_by="severity", limit=7, cursor=cursor)
+        pages += page.unit_id.tolist()
+        cursor = page.attrs["cursor"]
+    assert pages == whole.unit_id.tolist()
     ordered = result.get_issues(order_by=["dataset", "-confidence"])
     for _, group in ordered.groupby("dataset"):
         assert group["confidence"].is_monotonic_decreasing
