@@ -250,12 +250,12 @@ def coco_metrics(state: CocoState) -> CocoMetrics:
     return CocoMetrics(precision, recall, few, state.truths)
 
 
-def needed(truths: Ints) -> Ints:
-    """(K, 101) smallest number of found truths whose recall reaches each of the 101 points, at least 1."""
+def needed(truths: Ints, points: Floats = RECALLS) -> Ints:
+    """(K, R) smallest number of found truths whose recall reaches each recall point, at least 1."""
     n = np.maximum(truths, 1)[:, None]
-    k = np.ceil(RECALLS[None] * n)
-    k = np.where((k - 1) / n >= RECALLS, k - 1, k)
-    return np.maximum(np.where(k / n < RECALLS, k + 1, k), 1).astype(np.int64)
+    k = np.ceil(points[None] * n)
+    k = np.where((k - 1) / n >= points, k - 1, k)
+    return np.maximum(np.where(k / n < points, k + 1, k), 1).astype(np.int64)
 
 
 @dataclass(frozen=True)
