@@ -1,1 +1,9 @@
-"""What a detector said, read from its own objects: one file per family, no framework imported."""
+"""What a detector said, read from its own objects: one file per family, no framework imported.
+
+Importing the package registers the built-in families; those that read tensors only where torch is installed.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("torch") is not None:
+    from mld_core.adapters import torchvision_dense, torchvision_rcnn  # noqa: F401

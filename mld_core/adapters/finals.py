@@ -1,0 +1,244 @@
+"""What the 2D families share: final detections of one image as tensors, their limits, true boxes as lists."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mld_core.adapters.base import FALL_BACK_2D, FrameGeometry, Parsed, Thresholds, Truth
+from mld_core.adapters.outputs import DetectionOutput, as_array
+from mld_core.geometry.nms import nms
+
+MAX_FEATURES: Final = 512
+_FALL_BACK: Final = Thresholds(
+    float(FALL_BACK_2D["score"]), float(FALL_BACK_2D["iou"]), int(FALL_BACK_2D["max_detections"])
+)
+
+
+@dataclass
+class Finals:
+    """Final detections of one image, by descending score.
+
+    Attributes:
+        boxes: (N, 4) xyxy pixels of the tracer's input tensor.
+        scores: (N,).
+        labels: (N,) int64, from 0.
+        logits: (N, K) or None.
+        features: (N, D) or None.
+        quality: (N,) objectness or centerness as a probability, or None.
+        source: (N,) int64 anchor, proposal or query; -1: not found.
+        cut: whether a limit on the number of detections dropped some.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    logits: Tensor | None = None
+    features: Tensor | None = None
+    quality: Tensor | None = None
+    source: Tensor | None = None
+    cut: bool = False
+
+    def pick(self, index: Tensor | slice) -> Finals:
+        """The detections at `index` (positions, a mask or a slice)."""
+
+        def rows(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[index]
+
+        return Finals(
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            logits=rows(self.logits),
+            features=rows(self.features),
+            quality=rows(self.quality),
+            source=rows(self.source),
+            cut=self.cut,
+        )
+
+
+def filled(limits: Thresholds) -> Thresholds:
+    """`limits` with the fall-back values where neither the user nor the model states one.
+
+    >>> filled(Thresholds(iou=0.7))
+    Thresholds(score=0.05, iou=0.7, max_detections=300)
+    """
+    return limits.over(_FALL_BACK)
+
+
+def stricter(a: Thresholds, b: Thresholds) -> Thresholds:
+    """What detections went through that passed both.
+
+    >>> stricter(Thresholds(0.1, 0.5, 100), Thresholds(0.05, 0.4, None))
+    Thresholds(score=0.1, iou=0.4, max_detections=100)
+    """
+    return Thresholds(
+        max((v for v in (a.score, b.score) if v is not None), default=None),
+        min((v for v in (a.iou, b.iou) if v is not None), default=None),
+        min((v for v in (a.max_detections, b.max_detections) if v is not None), default=None),
+    )
+
+
+def limited(frame: Finals, limits: Thresholds, done: Thresholds) -> Finals:
+    """Drops what is beyond `limits`; `done` are the limits the detections have passed already."""
+    if limits.score is not None and (done.score is None or limits.score > done.score):
+        frame = frame.pick(frame.scores >= limits.score)
+    if limits.iou is not None and (done.iou is None or limits.iou < done.iou) and len(frame.scores) > 1:
+        frame = frame.pick(nms(frame.boxes.float(), frame.scores.float(), frame.labels, limits.iou))
+    most = limits.max_detections
+    if most is not None and len(frame.scores) > most:
+        frame = replace(frame.pick(slice(0, most)), cut=True)
+    return frame
+
+
+def parsed(
+    frames: Sequence[Finals],
+    activation: str,
+    background: int | None,
+    thresholds: Thresholds,
+    geometry: list[FrameGeometry] | None,
+) -> Parsed:
+    """The answer of `Adapter.parse` from each image's detections."""
+
+    def column(name: str) -> list[Any] | None:
+        values = [getattr(frame, name) for frame in frames]
+        return None if not values or any(v is None for v in values) else values
+
+    quality = column("quality")
+    return Parsed(
+        output=DetectionOutput(
+            boxes=[frame.boxes for frame in frames],
+            scores=[frame.scores for frame in frames],
+            labels=[frame.labels for frame in frames],
+            logits=column("logits"),
+            features=column("features"),
+            source_index=column("source"),
+        ),
+        activation=activation,
+        background=background,
+        cap_hit=[frame.cut for frame in frames],
+        thresholds=thresholds,
+        quality=None if quality is None else [as_array(q) for q in quality],
+        geometry=geometry,
+    )
+
+
+def sizes_of(images: Any) -> list[FrameGeometry] | None:
+    """Height and width of each image: of a batch (B, C, H, W), one image (C, H, W) or a list of images."""
+    shape = getattr(images, "shape", None)
+    if shape is not None:
+        if len(shape) == 4:
+            return [FrameGeometry(int(shape[-2]), int(shape[-1]))] * int(shape[0])
+        return [FrameGeometry(int(shape[-2]), int(shape[-1]))] if len(shape) == 3 else None
+    if not isinstance(images, (list, tuple)) or not all(len(getattr(i, "shape", ())) == 3 for i in images):
+        return None
+    return [FrameGeometry(int(i.shape[-2]), int(i.shape[-1])) for i in images]
+
+
+def detached(value: Any) -> Any:
+    """The same tensors without their graph, in the same lists, tuples and dicts; other values as they are."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {key: detached(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [detached(v) for v in value]
+    return value
+
+
+def level_features(maps: Sequence[Tensor], image: int, anchors: Tensor, per_cell: Sequence[int]) -> Tensor:
+    """The feature vectors at the cells that final anchors belong to.
+
+    Args:
+        maps: per level (B, D_l, H_l, W_l). Where the widths differ, wider levels are averaged over
+            neighbouring channels and narrower ones filled with zeros, to the widest of at most 512.
+        image: row of the batch.
+        anchors: (N,) indices into the anchors of all levels, level by level, cell by cell (row-major).
+        per_cell: anchors at each cell, per level.
+
+    Returns:
+        (N, D) float32; -1 as an anchor gives a row of NaN.
+    """
+    width = min(MAX_FEATURES, max(m.shape[1] for m in maps))
+    out = torch.full((len(anchors), width), math.nan, device=anchors.device)
+    start = 0
+    for level, count in zip(maps, per_cell, strict=True):
+        cells = level.shape[-2] * level.shape[-1]
+        inside = torch.where((anchors >= start) & (anchors < start + cells * count))[0]
+        if len(inside):
+            cell = torch.div(anchors[inside] - start, count, rounding_mode="floor")
+            rows = level[image].flatten(1)[:, cell.to(level.device)].T.float().to(out.device)
+            out[inside] = _to_width(rows, width)
+        start += cells * count
+    return out
+
+
+def _to_width(rows: Tensor, width: int) -> Tensor:
+    if rows.shape[1] > width:
+        return torch.nn.functional.adaptive_avg_pool1d(rows[:, None], width)[:, 0]
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))
+
+
+_COLUMNS: Final = {
+    "iscrowd": ("crowd", np.bool_),
+    "crowd": ("crowd", np.bool_),
+    "ignore": ("ignore", np.bool_),
+    "difficult": ("difficulty", np.int32),
+}
+
+
+def truths_of(truth: Any, offset: int = 0) -> list[Truth] | None:
+    """True boxes in the layout of torchvision: per image boxes (N, 4) xyxy pixels and labels (N,).
+
+    Args:
+        truth: a list of {"boxes", "labels", "image_id"?, "iscrowd"?}, or one such dict of lists.
+        offset: label of the first foreground class; smaller labels are background and no objects.
+
+    Returns:
+        One entry per image with labels from 0, or None if it is laid out otherwise.
+    """
+    targets = list(_targets(truth))
+    if not targets:
+        return [] if isinstance(truth, (list, tuple)) and not truth else None
+    return [_truth(target, offset) for target in targets]
+
+
+def _targets(truth: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(truth, Mapping) and isinstance(truth.get("boxes"), (list, tuple)) and "labels" in truth:
+        count = len(truth["boxes"])
+        columns = {k: v for k, v in truth.items() if isinstance(v, (list, tuple)) and len(v) == count}
+        truth = [{k: v[i] for k, v in columns.items()} for i in range(count)]
+    if isinstance(truth, (list, tuple)) and all(
+        isinstance(t, Mapping) and "boxes" in t and "labels" in t for t in truth
+    ):
+        yield from truth
+
+
+def _truth(target: Mapping[str, Any], offset: int) -> Truth:
+    labels = as_array(target["labels"]).astype(np.int64).reshape(-1) - offset
+    boxes = as_array(target["boxes"]).astype(np.float32).reshape(-1, 4)
+    known = labels >= 0
+    columns: dict[str, Any] = {
+        column: as_array(target[key]).reshape(-1)[known].astype(dtype)
+        for key, (column, dtype) in _COLUMNS.items()
+        if key in target and as_array(target[key]).size == len(labels)
+    }
+    return Truth(boxes[known], labels[known], id_of(target.get("image_id")), columns=columns)
+
+
+def id_of(value: Any) -> str | None:
+    """The id in a number, a text or a tensor with one element.
+
+    >>> id_of(7), id_of("a.jpg"), id_of(None)
+    ('7', 'a.jpg', None)
+    """
+    if value is None or isinstance(value, str):
+        return value
+    array = as_array(value)
+    return str(array.reshape(-1)[0]) if array.size == 1 else None

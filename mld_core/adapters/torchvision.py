@@ -1,0 +1,285 @@
+"""torchvision's detectors: what Faster R-CNN, RetinaNet, FCOS and SSD have in common.
+
+A final detection's class logits are found by running the model's own chain of filters again on what its
+head put out, carrying indices. The chain is run as the model ran it (its thresholds, its data type, autocast)
+and its result is compared with what the model returned; the values that are recorded are the model's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
+from mld_core.adapters.finals import Finals, detached, limited, parsed, sizes_of, stricter, truths_of
+from mld_core.adapters.registry import type_names
+
+_HALF: Final = (torch.float16, torch.bfloat16)
+_SAME_SCORE: Final = 1e-6
+_PACKAGE: Final = "torchvision.models.detection."
+
+
+@dataclass
+class Chain:
+    """What the chain of filters left of one image, in the frame of the resized image.
+
+    Attributes:
+        boxes: (N, 4) xyxy.
+        scores: (N,), descending.
+        labels: (N,) as the model numbers them.
+        rows: (N,) anchors or proposals of this image.
+        cut: whether the limit on the number of detections dropped some.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    rows: Tensor
+    cut: bool
+
+
+class TorchvisionAdapter(Adapter):
+    """Common part of the families.
+
+    Attributes:
+        classes: names of the family's classes in `torchvision.models.detection`.
+        first_label: label of the first foreground class in targets and outputs.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    first_label: ClassVar[int]
+    activation: ClassVar[str]
+
+    def settings(self) -> Any:
+        """The object that holds `score_thresh`, `nms_thresh` and `detections_per_img`."""
+        return self.model
+
+    def thresholds(self) -> Thresholds:
+        """Read from the model."""
+        holder = self.settings()
+        return Thresholds(
+            float(holder.score_thresh), float(holder.nms_thresh), int(holder.detections_per_img)
+        )
+
+    @contextlib.contextmanager
+    def applied(self, limits: Thresholds) -> Iterator[None]:
+        """Sets the three attributes of `settings()`."""
+        holder = self.settings()
+        before = {
+            name: getattr(holder, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")
+        }
+        wanted = (limits.score, limits.iou, limits.max_detections)
+        try:
+            for name, value in zip(before, wanted, strict=True):
+                if value is not None:
+                    setattr(holder, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(holder, name, value)
+
+    def keep(self, alias: str | None, call: Call) -> Call:
+        """Masks, normalised images, feature maps without use and the losses' graph are let go."""
+        if alias == "transform":
+            return Call((), {}, [tuple(map(int, s)) for s in call.output[0].image_sizes])
+        if alias is not None:
+            return Call(detached(call.args), detached(call.kwargs), detached(call.output))
+        if isinstance(call.output, list):
+            rows = [{k: d[k].detach() for k in ("boxes", "scores", "labels") if k in d} for d in call.output]
+            return Call(call.args, call.kwargs, rows)
+        return Call(call.args, call.kwargs, detached(call.output))
+
+    @abstractmethod
+    def _chains(self, call: ModelCall, *, single: bool) -> Chains | None:
+        """The captured head outputs, ready to be filtered; None where they are missing.
+
+        Args:
+            call: the call.
+            single: in float32 whatever the head's type (there are no kernels for all of them), as there is
+                nothing to compare with.
+        """
+
+    def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
+        """The model's detections with logits and features; in train those its head outputs would give."""
+        sizes = sizes_of(call.args[0] if call.args else call.kwargs.get("images"))
+        if sizes is None:
+            return None
+        stated = call.thresholds or self.thresholds()
+        wanted = limits.over(stated)
+        outputs = _detections(call.output, len(sizes))
+        with torch.no_grad():
+            chains = self._chains(call, single=outputs is None)
+            if chains is None and outputs is None:
+                return None
+            frames = []
+            for image, size in enumerate(sizes):
+                own = None if outputs is None else outputs[image]
+                frame = self._frame(chains, image, own, size, [stated, wanted])
+                frames.append(limited(frame, wanted, stated))
+        return parsed(
+            frames,
+            "none" if chains is None else self.activation,
+            self.first_label - 1 if self.first_label and chains is not None else None,
+            stricter(wanted, stated),
+            sizes,
+        )
+
+    def _frame(
+        self,
+        chains: Chains | None,
+        image: int,
+        own: Mapping[str, Tensor] | None,
+        size: FrameGeometry,
+        limits: Sequence[Thresholds],
+    ) -> Finals:
+        if chains is None:
+            assert own is not None
+            return Finals(own["boxes"], own["scores"], own["labels"] - self.first_label)
+        if own is None:
+            chain = chains.run(image, limits[0])
+            found = chain.rows
+            boxes, scores, labels = chains.resized(chain.boxes, image, size), chain.scores, chain.labels
+            cut = chain.cut
+        else:
+            boxes, scores, labels = own["boxes"], own["scores"], own["labels"]
+            found, cut = _matching(chains, image, own, limits, size)
+        rows = found.clamp(min=0)
+        logits = chains.logits(image)[rows].float()
+        logits[found < 0] = torch.nan
+        quality = chains.quality(image)
+        return Finals(
+            boxes=boxes,
+            scores=scores,
+            labels=labels - self.first_label,
+            logits=logits,
+            features=chains.features(image, found),
+            quality=None if quality is None else quality[rows].float(),
+            source=found,
+            cut=cut,
+        )
+
+    def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
+        """Targets as torchvision has them; without `truth` those the model was called with."""
+        if truth is None:
+            truth = call.args[1] if len(call.args) > 1 else call.kwargs.get("targets")
+        return truths_of(truth, self.first_label)
+
+    @classmethod
+    def _is_family(cls, model: Any) -> bool:
+        return any(name in cls.classes and module.startswith(_PACKAGE) for module, name in type_names(model))
+
+
+class Chains(ABC):
+    """The chain of filters over one call's head outputs; subclasses hold the tensors."""
+
+    def __init__(self, model: Any, network_sizes: Sequence[tuple[int, int]]) -> None:
+        self.model = model
+        self.network_sizes = network_sizes
+
+    @abstractmethod
+    def logits(self, image: int) -> Tensor:
+        """(A, K) of all anchors or proposals of an image."""
+
+    @abstractmethod
+    def scores(self, image: int) -> Tensor:
+        """(A, K) as the model scores them."""
+
+    @abstractmethod
+    def run(self, image: int, limits: Thresholds) -> Chain:
+        """The chain with `limits`."""
+
+    @abstractmethod
+    def decoded(self, image: int, rows: Tensor, labels: Tensor) -> Tensor:
+        """(N, 4) boxes of candidates in the resized image, clipped."""
+
+    @abstractmethod
+    def features(self, image: int, rows: Tensor) -> Tensor | None:
+        """(N, D) of final detections; `rows` of -1 give NaN."""
+
+    def quality(self, image: int) -> Tensor | None:
+        """(A,) a factor beside the class score, if the family has one."""
+        del image
+        return None
+
+    def resized(self, boxes: Tensor, image: int, size: FrameGeometry) -> Tensor:
+        """From the resized image to the tracer's input tensor, rounded as torchvision rounds."""
+        height, width = self.network_sizes[image]
+        ratios = [
+            torch.tensor(to, dtype=torch.float32) / torch.tensor(of, dtype=torch.float32)
+            for to, of in ((size.width, width), (size.height, height))
+        ]
+        return boxes * torch.stack(ratios * 2).to(boxes.device)
+
+    def clipped(self, boxes: Tensor, image: int) -> Tensor:
+        """(N, 4) boxes cut at the borders of the resized image."""
+        height, width = self.network_sizes[image]
+        x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+        return torch.stack((x, y), dim=2).reshape(boxes.shape)
+
+
+def batched_nms() -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    """The library's own function: it is loaded, as the model is made of it."""
+    found: Callable[[Tensor, Tensor, Tensor, float], Tensor] = sys.modules[
+        "torchvision.ops.boxes"
+    ].batched_nms
+    return found
+
+
+def _detections(output: Any, count: int) -> list[Mapping[str, Tensor]] | None:
+    """The list of detections in what the model returned (scripted models: after the losses)."""
+    if isinstance(output, tuple) and len(output) == 2:
+        output = output[1]
+    if not isinstance(output, list) or len(output) != count:
+        return None
+    return output if all(isinstance(d, Mapping) and "boxes" in d for d in output) else None
+
+
+def _contexts(logits: Tensor) -> list[AbstractContextManager[Any]]:
+    """Autocast as the model may have run: unknown where the head's output is half precision."""
+    plain: list[AbstractContextManager[Any]] = [contextlib.nullcontext()]
+    if logits.dtype in _HALF:
+        plain.append(torch.autocast(logits.device.type, dtype=logits.dtype))
+    return plain
+
+
+def _matching(
+    chains: Chains, image: int, own: Mapping[str, Tensor], limits: Sequence[Thresholds], size: FrameGeometry
+) -> tuple[Tensor, bool]:
+    """Rows of the model's own detections: by the chain; where it gives others, by their values."""
+    scores, labels = own["scores"], own["labels"]
+    for i, limit in enumerate(limits):
+        if limit in limits[:i]:
+            continue
+        for context in _contexts(chains.logits(image)):
+            with (
+                context,
+                contextlib.suppress(RuntimeError),
+            ):  # no kernel for this type: the model ran otherwise
+                chain = chains.run(image, limit)
+                if torch.equal(chain.scores, scores) and torch.equal(chain.labels, labels):
+                    return chain.rows, chain.cut
+    cap = limits[0].max_detections
+    return _by_value(chains, image, own, size), cap is not None and len(scores) >= cap
+
+
+def _by_value(chains: Chains, image: int, own: Mapping[str, Tensor], size: FrameGeometry) -> Tensor:
+    """The row with the same score and label and the nearest box; -1 where no score is the same."""
+    table = chains.scores(image).float()
+    found = torch.full_like(own["labels"], -1)
+    for i, (box, score, label) in enumerate(zip(own["boxes"], own["scores"], own["labels"], strict=True)):
+        rows = torch.where((table[:, int(label)] - score.float()).abs() <= _SAME_SCORE)[0]
+        if len(rows) > 1:
+            candidates = chains.decoded(image, rows, label.expand(len(rows)))
+            distance = (chains.resized(candidates, image, size) - box).abs().sum(1)
+            rows = rows[distance.argmin()][None]
+        if len(rows):
+            found[i] = rows[0]
+    return found
