@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def ours(data, parts=1):
     p, t = data.predictions, data.truths
     edges = np.linspace(0, 1 + max(p.frame.max(initial=0), t.frame.max(initial=0)), parts + 1).astype(int)
     states = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         a = slice(*np.searchsorted(p.frame, (low, high)))
         b = slice(*np.searchsorted(t.frame, (low, high)))
         states.append(
@@ -116,7 +117,7 @@ def test_equal_to_the_devkit(setting) -> None:
     theirs, curves = devkit(data, frames)
     mine = ours(data, parts=3)
     for c, name in enumerate(NUSCENES):
-        for t, most in enumerate(DISTANCES):
+        for most in DISTANCES:
             assert mine.of_class(c)[f"ap_d{most:g}".replace(".", "")] == (
                 pytest.approx(theirs.get_label_ap(name, most), abs=1e-6) if mine.truths[c] else None
             )
