@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from mld_core.adapters.outputs import DetectionOutput, as_array
 from mld_core.geometry.nms import nms
 
 MAX_FEATURES: Final = 512
+_SAME_SCORE: Final = 1e-6
 _FALL_BACK: Final = Thresholds(
     float(FALL_BACK_2D["score"]), float(FALL_BACK_2D["iou"]), int(FALL_BACK_2D["max_detections"])
 )
@@ -150,6 +151,38 @@ def detached(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [detached(v) for v in value]
     return value
+
+
+def rows_by_value(
+    table: Tensor,
+    boxes_of: Callable[[Tensor, Tensor], Tensor],
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """The anchors of detections whose way through the filters is not known.
+
+    Args:
+        table: (A, K) scores of all anchors.
+        boxes_of: anchors (n,) and one label to their boxes (n, 4), in the frame of `boxes`.
+        boxes: (N, 4) of the detections.
+        scores: (N,).
+        labels: (N,) columns of `table`.
+
+    Returns:
+        (N,) int64: the anchor with the same score for the label, of several the one with the nearest box; -1
+        where none has the score.
+    """
+    table = table.float()
+    found = torch.full((len(labels),), -1, dtype=torch.int64, device=table.device)
+    for i, (box, score, label) in enumerate(zip(boxes, scores.float(), labels.long(), strict=True)):
+        rows = torch.where((table[:, label] - score).abs() <= _SAME_SCORE)[0]
+        if len(rows) > 1:
+            distance = (boxes_of(rows, label) - box).abs().sum(1)
+            rows = rows[distance.nan_to_num(torch.inf).argmin()][None]
+        if len(rows):
+            found[i] = rows[0]
+    return found
 
 
 def level_features(maps: Sequence[Tensor], image: int, anchors: Tensor, per_cell: Sequence[int]) -> Tensor:

@@ -19,11 +19,19 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
-from mld_core.adapters.finals import Finals, detached, limited, parsed, sizes_of, stricter, truths_of
+from mld_core.adapters.finals import (
+    Finals,
+    detached,
+    limited,
+    parsed,
+    rows_by_value,
+    sizes_of,
+    stricter,
+    truths_of,
+)
 from mld_core.adapters.registry import type_names
 
 _HALF: Final = (torch.float16, torch.bfloat16)
-_SAME_SCORE: Final = 1e-6
 _PACKAGE: Final = "torchvision.models.detection."
 
 
@@ -267,19 +275,9 @@ def _matching(
                 if torch.equal(chain.scores, scores) and torch.equal(chain.labels, labels):
                     return chain.rows, chain.cut
     cap = limits[0].max_detections
-    return _by_value(chains, image, own, size), cap is not None and len(scores) >= cap
 
+    def boxes_of(rows: Tensor, label: Tensor) -> Tensor:
+        return chains.resized(chains.decoded(image, rows, label.expand(len(rows))), image, size)
 
-def _by_value(chains: Chains, image: int, own: Mapping[str, Tensor], size: FrameGeometry) -> Tensor:
-    """The row with the same score and label and the nearest box; -1 where no score is the same."""
-    table = chains.scores(image).float()
-    found = torch.full_like(own["labels"], -1)
-    for i, (box, score, label) in enumerate(zip(own["boxes"], own["scores"], own["labels"], strict=True)):
-        rows = torch.where((table[:, int(label)] - score.float()).abs() <= _SAME_SCORE)[0]
-        if len(rows) > 1:
-            candidates = chains.decoded(image, rows, label.expand(len(rows)))
-            distance = (chains.resized(candidates, image, size) - box).abs().sum(1)
-            rows = rows[distance.argmin()][None]
-        if len(rows):
-            found[i] = rows[0]
-    return found
+    found = rows_by_value(chains.scores(image), boxes_of, own["boxes"], scores, labels)
+    return found, cap is not None and len(scores) >= cap
