@@ -19,6 +19,8 @@ Tables = dict[str, pa.Table | pa.RecordBatch]
 Build = Callable[[], Tables]
 Ticket = Future[SealManifest | None]
 OnProblem = Callable[[str, str], None]
+# What is sealed with a pass, or a function that tells it when all rows are built; None: there was no pass.
+SealMeta = dict[str, Any] | Callable[[], dict[str, Any] | None]
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class SealItem:
     """Seal a pass, as `key` if that was not known before."""
 
     handle: int
-    meta: dict[str, Any]
+    meta: SealMeta
     key: PassKey | None = None
 
 

@@ -301,7 +301,8 @@ def truths_schema(task: str, additional_label_fields: Sequence[AdditionalField] 
 def media_schema() -> pa.Schema:
     """The schema of `media`: one row per sample of a pass that stores images.
 
-    `png` is a thumbnail of at most 64 pixels on the longer side, null where there was no image.
+    `png` is a thumbnail of at most 64 pixels on the longer side (256 for detection), null where there was no
+    image.
     """
     return pa.schema([*KEY_FIELDS, _ID, pa.field("png", pa.binary())])
 

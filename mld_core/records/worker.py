@@ -71,14 +71,25 @@ class Worker:
         elif item.handle not in self._passes:
             self._end(item.handle, "its folder could not be made")
         elif isinstance(item, SealItem):
-            self._passes[item.handle].sealing = item.meta
-            if item.key is not None:
-                folder = self.store.rank_dir(self.run_key, item.key, self.attempt, self.rank)
-                self._passes[item.handle].rename(folder, item.key)
+            self._seal(item)
         elif item.discard:
             self._discard(self._passes[item.handle])
         else:
             self._passes[item.handle].leaving = True
+
+    def _seal(self, item: SealItem) -> None:
+        meta = item.meta() if callable(item.meta) else item.meta
+        if meta is None:
+            with self._intake.lock:
+                ticket = self._intake.tickets.pop(item.handle, None)
+            if ticket is not None and not ticket.done():
+                ticket.set_result(None)
+            self._discard(self._passes[item.handle])
+            return
+        self._passes[item.handle].sealing = meta
+        if item.key is not None:
+            folder = self.store.rank_dir(self.run_key, item.key, self.attempt, self.rank)
+            self._passes[item.handle].rename(folder, item.key)
 
     def _discard(self, opened: OpenPass) -> None:
         """Forget rows that are not on disk; `_advance` removes those that are."""
@@ -97,6 +108,9 @@ class Worker:
         if opened is not None:
             try:
                 built = dict(item.build())
+                if not built:
+                    self._forget(item)
+                    return
                 nbytes = _bytes(built, item.nbytes)
                 opened.append(built, rows=item.rows, nbytes=nbytes, since=item.since, seq=item.seq)
             except Exception as error:  # noqa: BLE001 - build is the caller's code; its rows are lost, not the thread
@@ -110,6 +124,12 @@ class Worker:
                 return
         with self._intake.lock:
             self._intake.lose_late(item.handle, item.rows, reason)
+            self._intake.freed(item.nbytes)
+
+    def _forget(self, item: PutItem) -> None:
+        """There were no rows after all."""
+        with self._intake.lock:
+            self._intake.account.rows_put -= item.rows
             self._intake.freed(item.nbytes)
 
     def _tend(self) -> None:

@@ -56,6 +56,7 @@ from mld_core.records.intake import (
     OpenItem,
     PutItem,
     SealItem,
+    SealMeta,
     Tables,
     Ticket,
     fail,
@@ -186,7 +187,7 @@ class Writer:
         Args:
             handle: from `open`.
             build: makes {family: table}; runs once, on the writer thread. What it refers to must stay
-                unchanged.
+                unchanged. {} says that there were no rows after all: they count as never put.
             rows: sample rows in it, for the account.
             nbytes: size in memory, for the bound of the queue.
 
@@ -207,12 +208,13 @@ class Writer:
         self._intake.tell(f"lost:{reason}", f"records are dropped and counted: {reason}; training goes on")
         return False
 
-    def seal(self, handle: int, *, meta: dict[str, Any] | None = None, key: PassKey | None = None) -> Ticket:
+    def seal(self, handle: int, *, meta: SealMeta | None = None, key: PassKey | None = None) -> Ticket:
         """Ask for a pass to be sealed; returns at once.
 
         Args:
             handle: from `open`; takes no rows from now on.
-            meta: plain values for `seal.json`.
+            meta: plain values for `seal.json`, or a function that gives them, called on the writer thread
+                when all rows are built. Where it gives None there was nothing to record: the pass is removed.
             key: the pass this turned out to be, where that was not known at `open`; its folder is renamed.
 
         Returns:
@@ -226,7 +228,7 @@ class Writer:
             if handle in self._intake.taking and not self._intake.closing:
                 self._intake.ended[handle] = self._intake.taking.pop(handle)
                 self._intake.tickets[handle] = ticket
-                self._push(SealItem(handle, dict(meta or {}), key))
+                self._push(SealItem(handle, meta if callable(meta) else dict(meta or {}), key))
                 return ticket
         ticket.set_exception(RuntimeError(f"pass {handle} can not be sealed: it is not open in this process"))
         return ticket

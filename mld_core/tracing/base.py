@@ -54,6 +54,7 @@ class TorchTracer:
         force_table_recreate: drop what is recorded under these two names and start anew.
         api_endpoint: address of a service; default `MLD_API_ENDPOINT`; none: local records only.
         api_key: key for it; default `MLD_API_KEY`.
+        **options: further options of the recorder, from the task's own tracer.
 
     Raises:
         ConfigurationProblem: a module path that does not exist, a key without an endpoint, a malformed field.
@@ -71,6 +72,7 @@ class TorchTracer:
         force_table_recreate: bool = False,
         api_endpoint: str | None = None,
         api_key: str | None = None,
+        **options: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigurationProblem(f"model={type(model).__name__}: expected a torch.nn.Module.")
@@ -88,10 +90,10 @@ class TorchTracer:
             force_table_recreate=force_table_recreate,
             api_endpoint=api_endpoint,
             api_key=api_key,
-            task="classification",
+            **{"task": "classification", **options},
         )
         self._features: dict[str, torch.Tensor] = {}
-        self._capture: Capture | None = None
+        self._capture: Any = None
         self._register_model_hooks(model)
 
     @property
@@ -140,8 +142,8 @@ class TorchTracer:
             )
         return self._features[layer_name]
 
-    def _keep_features(self, captured: Captured | None) -> None:
-        if captured is not None:
+    def _keep_features(self, captured: Any) -> None:
+        if isinstance(captured, Captured):
             self._features = {alias: tensor.detach() for alias, tensor in captured.features.items()}
 
 
@@ -192,7 +194,7 @@ class TrainingTracer(TorchTracer):
             self._arm()
         self.recorder.spend(time.perf_counter() - begun)
         try:
-            model_output = self._run_model(model_input)
+            model_output = self._run_model(model_input, ground_truth)
         except BaseException:
             self._disarm()  # an out-of-memory error is retried: nothing of the failed try may stay alive
             raise
@@ -217,7 +219,7 @@ class TrainingTracer(TorchTracer):
         if self.recorder.session is not None:
             self.recorder.session.disarm()
 
-    def _run_model(self, model_input: Any) -> Any:
+    def _run_model(self, model_input: Any, ground_truth: Any) -> Any:  # noqa: ARG002 - detectors are trained with it
         if isinstance(model_input, Mapping) and takes_keywords(self.model, model_input):
             return self.model(**model_input)
         return self.model(model_input)
@@ -271,8 +273,13 @@ class TrainingTracer(TorchTracer):
             self._open[key] = self.recorder.new_pass(dataset_type, n_epoch, mode=mode)
         open_pass = self._open[key]
         ids, source = self._ids(input_ids, ground_truth)
-        batch = Batch(model_input, ground_truth, ids, source, fields, outputs, open_pass.batches)
+        inputs = self._inputs(model_input)
+        batch = Batch(inputs, ground_truth, ids, source, fields, outputs, open_pass.batches)
         self._keep_features(session.commit(open_pass, batch))
+
+    def _inputs(self, model_input: Any) -> Any:
+        """The content that the input hash is made of."""
+        return model_input
 
     def _ids(self, input_ids: Any, ground_truth: Any) -> tuple[Any, str]:
         if input_ids is None:

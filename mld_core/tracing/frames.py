@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from mld_core.records.schema import additional_column, detections_schema, samples_schema, truths_schema
 from mld_core.tracing.batches import Batch, held_bytes, own_copy
 from mld_core.tracing.capture import Capture
-from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.hashing import input_hash_of, to_hex
 from mld_core.tracing.identity import as_id_list
 from mld_core.tracing.rows import CONTENT_HASH, HeldInputs, PassContext, constant, table_of
@@ -226,6 +225,20 @@ class FrameSession(Session):
         """Hooks set earlier are not needed."""
         capture.close()
 
+    def detach(self) -> None:
+        """Nothing is hooked."""
+
+    def arm(self) -> None:
+        """Nothing is hooked."""
+
+    def disarm(self) -> None:
+        """Nothing is hooked."""
+
+    @property
+    def heard(self) -> bool:
+        """Nothing is hooked."""
+        return False
+
     def labels_of(self, batch: Any) -> Boxes | None:
         """The true boxes of a framework's batch."""
         return read_truths(batch)
@@ -238,10 +251,11 @@ class FrameSession(Session):
         if predictions is None:
             self._tell_no_frames(open_pass)
             return
-        if open_pass.context is None:
-            open_pass.context = self._begin_frames(open_pass, predictions.convention)
+        context = open_pass.context
+        if not isinstance(context, PassContext):
+            context = open_pass.context = self._begin_frames(open_pass, predictions.convention)
         n = len(predictions.counts)
-        job = self._frame_job(open_pass, open_pass.context, batch, predictions)
+        job = self._frame_job(open_pass, context, batch, predictions)
         nbytes = job.staged.nbytes + held_bytes(job.hash_from) + 128 * n
         assert open_pass.handle is not None
         if not self._writer.put(open_pass.handle, job, rows=n, nbytes=nbytes):
@@ -309,14 +323,3 @@ class FrameSession(Session):
             batch_idx=batch.batch_idx,
             global_step=batch.global_step,
         )
-
-
-def session_class(task: str | None, model: nn.Module) -> type[Session]:
-    """The session that records a task; None is inferred from the model.
-
-    Raises:
-        ConfigurationProblem: a task that is not recorded.
-    """
-    if task not in {None, "classification", "detection3d"}:
-        raise ConfigurationProblem(f"task={task!r} is not recorded by this version")
-    return FrameSession if task == "detection3d" or (task is None and is_detector_3d(model)) else Session

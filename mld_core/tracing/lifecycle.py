@@ -15,8 +15,6 @@ from torch import nn
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.writer import Account
 from mld_core.tracing.account import account_text, describe_run, keep_store_small, tell_start
-from mld_core.tracing.capture import Capture
-from mld_core.tracing.frames import session_class
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.naming import (
     attempt_name,
@@ -28,6 +26,7 @@ from mld_core.tracing.naming import (
 )
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.session import OpenPass, Session
+from mld_core.tracing.sessions import session_class
 
 _WAIT_S: Final = 300.0
 _CHECKPOINT_WAIT_S: Final = 30.0
@@ -53,6 +52,7 @@ class RunLife:
         self._started = 0.0
         self._spent = 0.0
         self.failed_to_start = False
+        self.kind: type[Session] | None = None  # None: by task and model
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "session": None, "_stack": []}
@@ -105,7 +105,7 @@ class RunLife:
         rank: int,
         world_size: int,
         framework: str,
-        capture: Capture | None = None,
+        capture: Any = None,
         id_hint: str = "",
     ) -> None:
         """Opens store and writer and sets the hooks. A configuration problem is told once and disables us.
@@ -138,9 +138,9 @@ class RunLife:
         rank: int,
         world_size: int,
         framework: str,
-        capture: Capture | None,
+        capture: Any,
     ) -> None:
-        kind = session_class(self.options.task, model)
+        kind = self.kind or session_class(self.options.task, self.options.model or model)
         self._names, self._world, self._framework = names, (rank, world_size), framework
         if self.session is None:
             store = Store(names["store"])
@@ -152,7 +152,7 @@ class RunLife:
             self._started, self._spent = time.perf_counter(), 0.0
             if rank == 0:
                 tell_start(self.guard, run, store, self.options)
-        if capture is not None and capture.model is model:
+        if capture is not None and (self.kind is not None or capture.model is model):
             self.session.adopt(capture)
         else:
             self._attach(model)

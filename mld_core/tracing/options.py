@@ -64,7 +64,8 @@ class RecorderOptions:
             self._expect(name, (str,), "a non-empty string", ok=bool)
         self._expect("task", (str,), f"one of {_TASKS}", ok=lambda v: v in _TASKS)
         self._expect("target_layers", (Mapping,), "a mapping alias -> module path", ok=_all_strings)
-        self._expect("n_class", (int,), "an integer of at least 2", ok=lambda v: v >= 2)
+        fewest = 2 if self.task == "classification" else 1  # a detector may know one class
+        self._expect("n_class", (int,), f"an integer of at least {fewest}", ok=lambda v: v >= fewest)
         self._expect(
             "class_names", (list, tuple), "a list of strings", ok=lambda v: all(isinstance(x, str) for x in v)
         )
@@ -78,6 +79,9 @@ class RecorderOptions:
         self._expect(
             "replay_train", (bool, int, float), "False, True or a fraction", ok=lambda v: 0 <= v <= 1
         )
+        self._expect("max_detections", (int,), "an integer of at least 1", ok=lambda v: v >= 1)
+        for name in ("score_thresh", "iou_thresh"):
+            self._expect(name, (int, float), "a number from 0 to 1", ok=lambda v: 0 <= v <= 1)
         for name in ("queue_mb", "roll_mb", "roll_seconds", "max_store_gb"):
             self._expect(name, (int, float), "a positive number", ok=lambda v: math.isfinite(v) and v > 0)
         self._expect("on_full", (str,), "'block' or 'drop'", ok=lambda v: v in {"block", "drop"})

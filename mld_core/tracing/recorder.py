@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mld_core.records.layout import PassKey
-from mld_core.tracing.batches import Batch, count_rows, row_count
+from mld_core.tracing.batches import Batch, row_count
 from mld_core.tracing.identity import locate_ids
-from mld_core.tracing.labels import find_inputs, find_labels
+from mld_core.tracing.labels import find_labels
 from mld_core.tracing.lifecycle import RunLife
 from mld_core.tracing.order import sequential_order
 from mld_core.tracing.rows import CONTENT_HASH
@@ -202,7 +202,7 @@ class Recorder(RunLife):
     @property
     def heard(self) -> bool:
         """Whether the model made a forward since `begin_batch`."""
-        return self.session is not None and self.session.capture is not None and self.session.capture.heard
+        return self.session is not None and self.session.heard
 
     def skip_batch(self, batch: Any) -> None:
         """No forward was made with this batch: its place in the loader's order is passed over."""
@@ -211,7 +211,8 @@ class Recorder(RunLife):
         open_pass = self._stack[-1]
         with self.guard.catch("passing over a batch", lost="the loader's order as sample ids"):
             if open_pass.tap is not None:
-                n = count_rows(batch, find_labels(batch), find_inputs(batch))
+                session = self.session
+                n = session.rows_in(batch, session.labels_of(batch), session.inputs_of(batch))
                 open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
         self.session.disarm()
 
@@ -225,12 +226,13 @@ class Recorder(RunLife):
         """Inputs, labels, ids and fields of a framework's batch; the user's functions come first."""
         options = self.options
         assert self.session is not None
-        labels = self.session.labels_of(batch) if options.label_fn is None else options.label_fn(batch)
-        inputs = find_inputs(batch) if options.input_fn is None else options.input_fn(batch)
-        n = count_rows(batch, labels, inputs)
+        session = self.session
+        labels = session.labels_of(batch) if options.label_fn is None else options.label_fn(batch)
+        inputs = session.inputs_of(batch) if options.input_fn is None else options.input_fn(batch)
+        n = session.rows_in(batch, labels, inputs)
         ids, source = self.identify(batch, n, open_pass)
         fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
-        images = self.session.pictures.of(batch, open_pass.key)
+        images = session.pictures.of(batch, open_pass.key)
         return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step, images)
 
     def identify(self, batch: Any, n: int | None, open_pass: OpenPass) -> tuple[Any, str]:

@@ -75,28 +75,34 @@ class HeldInputs:
         return any(tensor._version != version for tensor, version in self.versions)  # noqa: SLF001
 
 
-@dataclass
-class PassContext:
+@dataclass(kw_only=True)
+class PassState:
     """What all batches of a pass share; `counts` is filled on the writer thread and sealed with the pass."""
 
     rank: int
     mode: str
-    n_class: int
-    samples: pa.Schema
-    vectors: pa.Schema
-    rules: tuple[FeatureRule, ...]
-    vector_dtype: str
     store_hash: bool
+    vector_dtype: str
     fields: tuple[AdditionalField, ...]
     guard: Guard
     media: pa.Schema | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def count(self, what: str, times: int) -> None:
+    def count(self, what: str, times: int = 1) -> None:
         """Adds to a counter of the pass."""
         if times:
             self.counts[what] = self.counts.get(what, 0) + times
+
+
+@dataclass(kw_only=True)
+class PassContext(PassState):
+    """What all batches of a classifier's pass share."""
+
+    n_class: int
+    samples: pa.Schema
+    vectors: pa.Schema
+    rules: tuple[FeatureRule, ...]
 
 
 @dataclass

@@ -518,7 +518,7 @@ def test_other_tasks_are_told_once_and_record_nothing(tmp_path, caplog, model, l
     ("options", "message"),
     [
         ({"every_n_epochs": 0}, "every_n_epochs=0"),
-        ({"n_class": 1}, "n_class=1"),
+        ({"task": "classification", "n_class": 1}, "n_class=1"),
         ({"on_full": "wait"}, "'block' or 'drop'"),
         ({"target_layers": ["fc"]}, "target_layers"),
         ({"id_fn": "id"}, "id_fn='id'"),

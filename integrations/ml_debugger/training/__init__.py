@@ -2,6 +2,14 @@
 
 from mld_core.tracing.base import TrainingTracer
 from mld_core.tracing.classification import ClassificationTracer
+from mld_core.tracing.detection3d import ObjectDetection3DTracer
 from mld_core.tracing.identity import WithInputId
+from mld_core.tracing.object_detection import ObjectDetectionTracer
 
-__all__ = ["ClassificationTracer", "TrainingTracer", "WithInputId"]
+__all__ = [
+    "ClassificationTracer",
+    "ObjectDetection3DTracer",
+    "ObjectDetectionTracer",
+    "TrainingTracer",
+    "WithInputId",
+]

@@ -1,0 +1,1 @@
+"""Bases of the 2D detection tracers."""

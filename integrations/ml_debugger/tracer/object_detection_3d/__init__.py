@@ -1,0 +1,1 @@
+"""Bases of the 3D detection tracers."""

@@ -1,0 +1,1 @@
+"""2D detection tracers for training."""

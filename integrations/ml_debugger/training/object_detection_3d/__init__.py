@@ -1,0 +1,1 @@
+"""3D detection tracers for training."""

@@ -1,0 +1,324 @@
+"""One started run of a detector on one rank: from hooked calls to `DetectionJob`s, in 2D and 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from mld_core.adapters.base import FALL_BACK_2D, FALL_BACK_3D, Adapter, ModelCall, Parsed, Thresholds
+from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
+from mld_core.records.schema import media_schema
+from mld_core.tracing.activations import ready
+from mld_core.tracing.batches import Batch, own_copy, tensors_in
+from mld_core.tracing.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
+from mld_core.tracing.detectors import DetectorCapture, find_detector
+from mld_core.tracing.features import stored_width
+from mld_core.tracing.holding import Holder
+from mld_core.tracing.media import DETECTION_LONG_SIDE, DETECTION_PICTURES, Pictures
+from mld_core.tracing.session import OpenPass, Session
+from mld_core.tracing.truths import count_frames, find_images, find_truth
+
+_ROW_BYTES: Final = 512
+
+
+class DetectionSession(Session):
+    """Records final detections, true boxes, logits and features of a detector.
+
+    Attributes:
+        capture: the hooks on the detector, None until `attach` or `adopt`.
+        task: "detection" or "detection3d".
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.capture: DetectorCapture | None = None
+        self.task = self.options.task or "detection"
+        self.pictures = Pictures(
+            self.options.image_fn, self.guard, long_side=DETECTION_LONG_SIDE, most=DETECTION_PICTURES
+        )
+        self._root: nn.Module | None = None
+        self._streams: dict[torch.device, Any] = {}
+
+    # -- hooks -----------------------------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, *, ignore_root: bool) -> None:  # noqa: ARG002 - the adapter's model is hooked
+        """Finds the detector in `model` and sets the hooks on it.
+
+        Raises:
+            UnknownDetectorError: there is none of a known family. ConfigurationProblem: there are several, or
+                a module path in `target_layers` does not exist.
+        """
+        if self._root is model and self.capture is not None:
+            return
+        adapter = find_detector(model, self.options.task)
+        if self.capture is None or self.capture.model is not adapter.model:
+            self.adopt(DetectorCapture(adapter, self.options.target_layers))
+        self._root = model
+
+    def adopt(self, capture: Any) -> None:
+        """Takes over hooks that are set already."""
+        self.detach()
+        self.capture = capture
+        adapter: Adapter | None = capture.adapter
+        if adapter is None:
+            return
+        self.task = adapter.task
+        if self.options.iou_thresh is not None and not adapter.uses_nms:
+            self.guard.tell_once(
+                "iou_thresh",
+                f"iou_thresh has no effect: {adapter.family} models suppress no overlapping boxes.",
+            )
+
+    def detach(self) -> None:
+        """Takes every hook off."""
+        if self.capture is not None:
+            self.capture.close()
+        self.capture = self._root = None
+
+    def arm(self) -> None:
+        """A batch begins: clears the stash, lets the hooks keep references."""
+        if self.capture is not None and not self.unsupported:
+            self.capture.begin()
+
+    def disarm(self) -> None:
+        """The batch is over: lets go of every reference."""
+        if self.capture is not None:
+            self.capture.end()
+
+    @property
+    def heard(self) -> bool:
+        """Whether the detector was called since `arm`."""
+        return self.capture is not None and self.capture.heard
+
+    # -- batches ---------------------------------------------------------------------------------------------
+
+    def labels_of(self, batch: Any) -> Any:
+        """The targets in a framework's batch, as they are."""
+        return find_truth(batch)
+
+    def inputs_of(self, batch: Any) -> Any:
+        """Images or points in a framework's batch, as they are."""
+        return find_images(batch)
+
+    def rows_in(self, batch: Any, labels: Any, inputs: Any) -> int | None:
+        """Frames of a framework's batch."""
+        return count_frames(batch, labels, inputs)
+
+    def commit(self, open_pass: OpenPass, batch: Batch) -> DetectorCapture | None:
+        """Hands the call of one batch to the writer thread; returns what was captured, if anything."""
+        if self.capture is None or open_pass.muted or self.unsupported:
+            return None
+        holder = Holder()
+        source = self._source(self.capture, batch, holder)
+        if source is None:
+            return None
+        context = open_pass.context
+        if not isinstance(context, DetectionContext):
+            context = self._begin(open_pass, self.capture.adapter)
+        if self.unsupported or (context.silent and context.mode == "train"):
+            return self.capture
+        n = count_frames(None, batch.labels, batch.inputs)
+        job = self._job(context, batch, source, n)
+        assert open_pass.handle is not None
+        rows = n or 1
+        self._writer.put(open_pass.handle, job, rows=rows, nbytes=holder.nbytes + _ROW_BYTES * rows)
+        open_pass.batches += 1
+        return self.capture
+
+    def _source(self, capture: DetectorCapture, batch: Batch, holder: Holder) -> Source | None:
+        call, error = capture.call(), capture.error()
+        if error is not None:
+            self.guard.report(
+                "keeping what the detector returned", error, lost="some of its logits or features"
+            )
+        made = isinstance(batch.outputs, (DetectionOutput, Detection3DOutput))
+        if call is None and not made:
+            self.guard.count("batches in which the detector was not called")
+            self.guard.tell_once(
+                "not called",
+                f"The detector ({type(capture.model).__name__}) was not called in a batch, so that batch is "
+                "not recorded. If the step calls another one (an EMA copy, a wrapper), give model=<the one "
+                "called>.",
+            )
+            return None
+        adapter = capture.adapter
+        limits = self.limits_of(call)
+        if call is not None and adapter is not None:
+            call = type(call)(
+                holder.keep(call.args),
+                holder.keep(call.kwargs),
+                holder.keep(call.output, own=True),
+                holder.keep(call.watched),
+                call.training,
+                call.thresholds,
+            )
+        else:
+            call = None
+        return Source(
+            adapter=adapter,
+            call=call,
+            parsed=ready(batch.outputs, limits, self.n_class) if made else None,
+            limits=limits,
+            layers=holder.keep(capture.layer_outputs(), own=True),
+            holder=holder,
+        )
+
+    def limits_of(self, call: ModelCall | None) -> Thresholds:
+        """What counts for final detections: the user's word, the model's, the fall-back."""
+        options, fall_back = self.options, FALL_BACK_3D if self.task == "detection3d" else FALL_BACK_2D
+        given = Thresholds(options.score_thresh, options.iou_thresh, options.max_detections)
+        last = Thresholds(fall_back["score"], fall_back["iou"], int(fall_back["max_detections"]))
+        stated = None if call is None else call.thresholds
+        return given.over(stated or Thresholds()).over(last)
+
+    def _job(self, context: DetectionContext, batch: Batch, source: Source, n: int | None) -> DetectionJob:
+        holder = source.holder
+        truth, ids = holder.keep(batch.labels, own=True), own_copy(batch.ids)
+        held, on_device = self._hashing(batch, n)
+        if held is not None:
+            holder.count(tensors_in(held.inputs))
+        device = next((d for d in holder.devices if d.type == "cuda"), None)
+        if device is not None:
+            self._mark(source, device)
+        self._tell_id_source(batch.id_source)
+        return DetectionJob(
+            context=context,
+            source=source,
+            truth=truth,
+            ids=ids,
+            id_source=batch.id_source,
+            hash_from=held,
+            device_hash=on_device,
+            sizes=image_sizes(batch.inputs),
+            user=dict(batch.fields),
+            batch_idx=batch.batch_idx,
+            global_step=batch.global_step,
+            images=batch.images,
+        )
+
+    def _mark(self, source: Source, device: torch.device) -> None:
+        """Behind this event, on this stream, the writer thread may read."""
+        with torch.cuda.device(device):
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            source.stream = self._streams[device]
+            source.event = torch.cuda.current_stream(device).record_event()
+
+    # -- passes ----------------------------------------------------------------------------------------------
+
+    def _begin(self, open_pass: OpenPass, adapter: Adapter | None) -> DetectionContext:
+        """The first batch of a pass: what is known of the run goes to run.json, once."""
+        self._describe(adapter)
+        provider = self.options.ground_truth_provider
+        split = open_pass.key.dataset_type
+        context = DetectionContext(
+            rank=self.rank,
+            mode=open_pass.mode,
+            store_hash=self.options.input_hash,
+            vector_dtype=self.options.vector_dtype,
+            fields=self.options.sample_fields(),
+            guard=self.guard,
+            media=media_schema() if self.pictures.wanted(open_pass.key) else None,
+            task=self.task,
+            n_class=self.n_class,
+            label_fields=self.options.label_fields(),
+            settled=lambda parsed, widths: self._settle(context, parsed, widths),
+            provider=None if provider is None else lambda ids: provider.get(ids, split),
+        )
+        context.meta.update(mode=open_pass.mode, task=self.task, counts=context.counts)
+        if open_pass.handle is None:
+            open_pass.handle = self._open(open_pass, {"mode": open_pass.mode, "task": self.task})
+        open_pass.context = context
+        return context
+
+    def _describe(self, adapter: Adapter | None) -> None:
+        """Task, classes and their names in run.json, from rank 0; another class count stops the recording."""
+        if self._stored_info:
+            return
+        found: dict[str, Any] = {"task": self.task, "vector_dtype": self.options.vector_dtype}
+        if adapter is not None:
+            found["family"] = adapter.family
+            with self.guard.catch(
+                "asking the model for its classes", lost="the check of labels against them"
+            ):
+                n_class = self.options.known_n_class or adapter.n_class()
+                stored = self.info.get("n_class")
+                if stored not in {None, n_class}:
+                    self.unsupported = f"a model of {n_class} classes in a run of {stored}"
+                    self.guard.tell_once(
+                        "width",
+                        f"The run {self.run.model_name}/{self.run.version_name} has {stored} classes, this "
+                        f"model has {n_class}; nothing of it is recorded. Give another version_name, or "
+                        "force_table_recreate=True.",
+                    )
+                self.n_class = n_class
+                names = adapter.class_names()
+                if names and not self.info.get("class_names"):
+                    found["class_names"] = list(names)
+        if self.n_class is not None:
+            found["n_class"] = self.n_class
+        self._stored_info = found
+        if self.rank == 0 and not self.unsupported:
+            self._write_info(found)
+
+    def _settle(self, context: DetectionContext, parsed: Parsed, widths: dict[str, int]) -> set[str]:
+        """The first detections show activation and widths; on the writer thread.
+
+        Returns:
+            The aliases that are recorded: those whose width is the run's.
+        """
+        facts = {"activation": parsed.activation, "background": parsed.background}
+        context.meta.update(facts)
+        stored = self.info.get("features") or {}
+        wanted = {
+            a for a, w in widths.items() if a == "logits" or stored.get(a, {}).get("width") in {None, w}
+        }
+        for alias in sorted(set(widths) - wanted):
+            self.guard.tell_once(
+                f"width:{alias}",
+                f"The feature {alias!r} is {stored[alias]['width']} wide in this run and {widths[alias]} in "
+                "this model; it is not recorded now. Give another version_name or force_table_recreate=True.",
+            )
+        features = {a: {"width": stored_width(widths[a]), "rule": _rule(a)} for a in wanted - {"logits"}}
+        found = {**facts, "features": {**stored, **features}}
+        if self.rank == 0 and any(self.info.get(name) != value for name, value in found.items()):
+            self._write_info(found)
+        return wanted
+
+    def _write_info(self, found: dict[str, Any]) -> None:
+        with self.guard.catch("writing run.json", lost="the run's classes and feature rules"):
+            self.info = self.store.update_run_info(self.run, **found) or self.info
+
+    def _meta(self, open_pass: OpenPass) -> dict[str, Any] | Callable[[], dict[str, Any] | None]:
+        """What is sealed with a pass; None, once all is read, where the model made no detections at all."""
+        context = open_pass.context
+        if not isinstance(context, DetectionContext):
+            return {}
+
+        def meta() -> dict[str, Any] | None:
+            return None if context.silent and not context.units else context.meta
+
+        return meta
+
+
+def _rule(alias: str) -> str:
+    if alias == FEATURES:
+        return "the vector before the class logits of each detection"
+    return "output of the layer at each detection: its query, or the cell under the box's centre"
+
+
+def image_sizes(images: Any) -> Sequence[tuple[int, int]] | None:
+    """(height, width) of each image of a batch (B, C, H, W) or a list of (C, H, W); None of anything else."""
+    shape = getattr(images, "shape", None)
+    if shape is not None:
+        return [(int(shape[-2]), int(shape[-1]))] * int(shape[0]) if len(shape) == 4 else None
+    if (
+        isinstance(images, (list, tuple))
+        and images
+        and all(len(getattr(i, "shape", ())) == 3 for i in images)
+    ):
+        return [(int(i.shape[-2]), int(i.shape[-1])) for i in images]
+    return None
