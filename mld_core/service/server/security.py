@@ -1,0 +1,143 @@
+"""Keys: made once, kept as hashes, compared in constant time.
+
+A key is `mldbg_<id>_<secret>`: the id finds the row, the secret is 256 random bits. Because it is random and
+long, one SHA-256 is enough; a slow password hash would only slow every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from mld_core.records.manifest import utc_now
+from mld_core.service.protocol import KEY_PREFIX, SCOPES
+from mld_core.service.server.database import Database
+from mld_core.service.server.models import ApiKey, Organization, new_id
+
+ROOT_NAME = "default"
+_KEY = re.compile(rf"{KEY_PREFIX}([0-9a-f]{{24}})_([0-9a-f]{{64}})")
+# What a wrong id is compared with, so that it takes as long as a wrong secret.
+_NOBODY = hashlib.sha256(b"nobody").hexdigest()
+_TOUCH_AFTER = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Whose key came with a request."""
+
+    key_id: str
+    key_name: str
+    organization_pk: int
+    organization_id: str
+    organization: str
+    is_root: bool
+    scopes: frozenset[str]
+    expires_at: str | None
+
+
+def hash_secret(secret: str) -> str:
+    """What is stored of a secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def create_key(
+    session: Session,
+    organization: Organization,
+    name: str,
+    scopes: Sequence[str],
+    expires_in_days: float | None = None,
+) -> tuple[ApiKey, str]:
+    """Add a key and return its row and the key itself, which is not kept.
+
+    Raises:
+        ValueError: an unknown scope, or none.
+    """
+    wanted = [scope for scope in SCOPES if scope in scopes]
+    if not wanted or set(scopes) - set(SCOPES):
+        raise ValueError(f"scopes={list(scopes)}: expected one or more of {', '.join(SCOPES)}")
+    secret = secrets.token_hex(32)
+    until = None
+    if expires_in_days is not None:
+        until = datetime.now(timezone.utc) + timedelta(days=expires_in_days)
+    row = ApiKey(
+        id=new_id("key"),
+        organization_pk=organization.pk,
+        name=name,
+        secret_hash=hash_secret(secret),
+        scopes=",".join(wanted),
+        created_at=utc_now(),
+        expires_at=until.isoformat(timespec="microseconds") if until else None,
+    )
+    session.add(row)
+    session.flush()
+    return row, f"{KEY_PREFIX}{row.id.removeprefix('key_')}_{secret}"
+
+
+def find_or_create_organization(session: Session, name: str, *, root: bool = False) -> Organization:
+    """The organization of that name."""
+    found = session.scalar(select(Organization).where(Organization.name == name))
+    if found is None:
+        found = Organization(id=new_id("org"), name=name, is_root=root, blob_bytes=0, created_at=utc_now())
+        session.add(found)
+        session.flush()
+    return found
+
+
+def bootstrap(database: Database) -> str | None:
+    """In an empty database, make the root organization and its first key; return the key, else None."""
+    with database.write() as session:
+        if session.scalar(select(Organization.pk).limit(1)) is not None:
+            return None
+        root = find_or_create_organization(session, ROOT_NAME, root=True)
+        return create_key(session, root, "first key", SCOPES)[1]
+
+
+def authenticate(database: Database, header: str | None) -> Principal | None:
+    """Whose key an `Authorization` header holds; None if it is none, or wrong, expired or revoked."""
+    scheme, _, text = (header or "").partition(" ")
+    match = _KEY.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
+    if match is None:
+        return None
+    now = utc_now()
+    query = (
+        select(ApiKey, Organization)
+        .join(Organization, Organization.pk == ApiKey.organization_pk)
+        .where(ApiKey.id == f"key_{match[1]}")
+    )
+    with database.read() as session:
+        found = session.execute(query).one_or_none()
+    expected = found[0].secret_hash if found is not None else _NOBODY
+    right = hmac.compare_digest(expected, hash_secret(match[2]))
+    if found is None or not right:
+        return None
+    key, organization = found
+    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+        return None
+    _touch(database, key, now)
+    return Principal(
+        key_id=key.id,
+        key_name=key.name,
+        organization_pk=organization.pk,
+        organization_id=organization.id,
+        organization=organization.name,
+        is_root=organization.is_root,
+        scopes=frozenset(key.scopes.split(",")),
+        expires_at=key.expires_at,
+    )
+
+
+def _touch(database: Database, key: ApiKey, now: str) -> None:
+    """Note the use, at most once a minute: a read must not become a write each time."""
+    last = datetime.fromisoformat(key.last_used_at) if key.last_used_at else None
+    if last is not None and datetime.now(timezone.utc) - last < _TOUCH_AFTER:
+        return
+    with database.write() as session:
+        session.execute(update(ApiKey).where(ApiKey.pk == key.pk).values(last_used_at=now))
