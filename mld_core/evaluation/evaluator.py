@@ -126,7 +126,7 @@ class Evaluator:
         created = utc_now()
         today = datetime.now(timezone.utc).strftime("%Y%m%d")
         wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
-        with results.writing() as folder, Reporter(enabled=chosen.get("progress")) as reporter:
+        with results.writing() as folder, self._reporter(chosen) as reporter:
             engine = EmbeddedEngine(chosen.get("threads"), reporter)
             found = evaluate_classification(results, selections, folder, engine, options=chosen)
             info = {
@@ -178,6 +178,10 @@ class Evaluator:
         return Result(self._results(), result_name)
 
     # -- checks --------------------------------------------------------------------------------------------
+
+    def _reporter(self, options: Mapping[str, Any]) -> Reporter:
+        """Where progress goes; a worker of the service has its own."""
+        return Reporter(enabled=options.get("progress"))
 
     def _results(self) -> ResultStore:
         if self._endpoint is not None:
