@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,8 @@ def analyse(
             estimate = estimate_errors(
                 inputs, work.scores.msp, work.groups, work.folds, workers, with_model=chosen.keep_model
             )
+            if chosen.refine is not None:
+                estimate = chosen.refine(estimate, inputs, work)
         fitted = _Estimated(work, fitted_space, points, around, train, train_points, inputs, estimate)
         return _answers(fitted, reference, progress)
 
@@ -138,6 +140,8 @@ class _Estimated:
 def prepare(arrays: SplitArrays, options: AnalysisOptions, workers: Workers) -> Work:
     """Figures of the logits, errors, groups and folds of a split."""
     scores = score_logits(arrays.logits, workers)
+    if arrays.prediction is not None:
+        scores = replace(scores, prediction=arrays.prediction)
     errors = unit_errors(arrays, scores.prediction)
     known = np.flatnonzero(errors >= 0)
     keys, groups = group_codes(arrays.group_keys)

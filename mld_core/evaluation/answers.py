@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ class AnalysisOptions:
         salts: One repeat of the cross-fit for each.
         keep_model: Keep what scores units of other splits (`project_units`); costs the columns' memory.
         permute_errors: Shuffle the errors by hash first: the null, under which nothing may be dense.
+        refine: Called with the error probability, what it was fitted on and the shared work of the analysis;
+            its answer is used instead (boxes: the recalibrated product of two probabilities).
     """
 
     risk_tolerance: float | None = None
@@ -46,6 +48,7 @@ class AnalysisOptions:
     salts: tuple[str, ...] = SALTS
     keep_model: bool = False
     permute_errors: bool = False
+    refine: Callable[[ErrorProbability, StackInputs, Any], ErrorProbability] | None = None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class SplitArrays:
             each its own.
         hashes: (N,) input hashes, or None.
         errors: (N,) 1 wrong, 0 right, -1 unknown; None = prediction differs from the label.
+        prediction: (N,) predicted classes where they are not the largest logit (boxes), or None.
         extra: (N, F) further columns for the error estimator (box size, range, ...), or None.
         soft_labels: (N, K) label distributions with NaN rows where there is none, or None.
         train: The train split, or None.
@@ -80,6 +81,7 @@ class SplitArrays:
     groups: NDArray[Any] | None = None
     hashes: NDArray[Any] | None = None
     errors: NDArray[np.int8] | None = None
+    prediction: NDArray[np.int64] | None = None
     extra: NDArray[np.floating] | None = None
     soft_labels: NDArray[np.floating] | None = None
     train: TrainArrays | None = None
@@ -92,7 +94,7 @@ class SplitArrays:
         rows = len(self.labels)
         if self.logits.ndim != 2 or len(self.logits) != rows:
             raise ValueError(f"logits of shape {self.logits.shape} with {rows} labels: expected ({rows}, K)")
-        for name in ("groups", "hashes", "errors", "extra", "soft_labels", "metadata"):
+        for name in ("groups", "hashes", "errors", "prediction", "extra", "soft_labels", "metadata"):
             value = getattr(self, name)
             if value is not None and len(value) != rows:
                 raise ValueError(f"{name} has {len(value)} rows, labels {rows}: give one row for each unit")

@@ -36,7 +36,7 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def take(self, rows: NDArray[Any]) -> Predictions:
+    def take(self, rows: NDArray[Any] | slice) -> Predictions:
         """The boxes of some rows."""
         return Predictions(self.frame[rows], self.label[rows], self.score[rows], self.box[rows])
 
@@ -62,7 +62,7 @@ class Truths:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def take(self, rows: NDArray[Any]) -> Truths:
+    def take(self, rows: NDArray[Any] | slice) -> Truths:
         """The boxes of some rows."""
         return Truths(self.frame[rows], self.label[rows], self.box[rows], self.ignore[rows], self.crowd[rows])
 
