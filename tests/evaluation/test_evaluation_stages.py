@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from mld_core.evaluation.engine import EmbeddedEngine
-from mld_core.evaluation.method import evaluate_classification, split_order
+from mld_core.evaluation.method import evaluate_classification
 from mld_core.evaluation.result_store import ResultStore
+from mld_core.evaluation.result_tables import split_order
 from mld_core.evaluation.stages import StageOutput
 from mld_core.records.reader import select
 
