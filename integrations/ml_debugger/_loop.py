@@ -102,6 +102,9 @@ class LoopRecorder:
             self._drop(walk, f"{type(error).__name__} in the loader")
             raise
         self._end(walk, self.recorder.end_pass)
+        if traced.split == "train":
+            loader = getattr(traced.loader, "base_dataloader", traced.loader)
+            self.recorder.replay(loader, self.epoch, global_step=self.steps)
 
     def _begin(self, traced: TracedLoader) -> _Walk:
         guard, walk = self.recorder.guard, _Walk(traced.split)

@@ -31,6 +31,7 @@ import torch
 
 from mld_core.tracing.capture import say_compiled
 from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.replay import moved
 
 try:
     from accelerate.utils import broadcast_object_list
@@ -102,6 +103,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._training = False  # between on_train_begin and on_train_end
         self._in_step = False  # between on_step_begin and on_pre_optimizer_step
         self._evaluating = False  # an evaluation pass is open
+        self._replaying = False  # the walk over the training data after an epoch
         self._step = 0
         self._batch = 0
         self._outer_batch = 0
@@ -210,11 +212,28 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._step = state.global_step
         self._expect_evaluation()
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Seal the pass; the epoch's evaluation comes after this event."""
         self._drop_evaluation()
         self._recorder.end_pass()
+        self._replay(kwargs.get("train_dataloader"), kwargs.get("model"))
         self._expect_evaluation()
+
+    def _replay(self, loader: Any, model: Any) -> None:
+        """With `replay_train`: the training data once more; its forwards are no evaluation."""
+        if not isinstance(model, torch.nn.Module):
+            return
+        self._replaying = True
+        try:
+            self._recorder.replay(
+                loader,
+                self._epoch,
+                forward=lambda batch: model(**moved(batch, next(model.parameters()).device)),
+                global_step=self._step,
+            )
+        finally:
+            self._replaying = False
+            self._forward.take()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Wait for this rank's durability, then the account. What follows has the best model, if loaded."""
@@ -236,6 +255,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _forward_begins(self, module: torch.nn.Module) -> None:
         """Called by the hook before each forward that is not being compiled."""
+        if self._replaying:
+            return
         with self._recorder.guard.catch("arming the hooks", lost="the records of that batch"):
             if module.training:
                 if self._in_step:

@@ -179,6 +179,13 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         if not self._open:  # resumed behind the last batch: what the earlier attempt recorded is to be sealed
             self._begin_train(trainer)
         self._end("train")
+        if not trainer.sanity_checking:
+            self._recorder.replay(
+                _only(trainer.train_dataloader),
+                self._epoch,
+                context=trainer.precision_plugin.forward_context,
+                global_step=trainer.global_step,
+            )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Wait for this rank's durability, then the account."""

@@ -208,6 +208,13 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def after_train_epoch(self, runner: Any) -> None:
         """Seal the pass. An EpochBasedTrainLoop validates after this, an IterBasedTrainLoop before."""
         self._recorder.end_pass()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._recorder.replay(
+            getattr(runner.train_loop, "dataloader", None),
+            self._epoch,
+            forward=model.test_step,
+            global_step=self._done,
+        )
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Beside the checkpoint goes what a resumed training needs to find its run; on rank 0 only."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import inspect
 import operator
 import os
 import time
@@ -24,7 +23,7 @@ from torch import nn
 from mld_core.records.export import export_run
 from mld_core.records.layout import RunKey, Store
 from mld_core.tracing.account import describe_run
-from mld_core.tracing.batches import Batch, class_count, row_count
+from mld_core.tracing.batches import Batch, class_count, row_count, takes_keywords
 from mld_core.tracing.capture import Capture
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.heads import Captured
@@ -467,16 +466,3 @@ def epoch_number(n_epoch: Any) -> int | None:
         raise ConfigurationProblem(
             f"n_epoch={n_epoch!r}: expected an integer, or None without epochs; give int(...) of it."
         ) from None
-
-
-def takes_keywords(model: nn.Module, values: Mapping[Any, Any]) -> bool:
-    """Whether the mapping's keys are argument names of the model's forward (a Hugging Face batch)."""
-    if not all(isinstance(key, str) for key in values):
-        return False
-    forward = getattr(getattr(model, "_orig_mod", model), "forward", None)
-    if forward is None:
-        return False
-    parameters = inspect.signature(forward).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return True
-    return set(values) <= set(parameters)

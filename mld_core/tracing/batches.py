@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,3 +113,16 @@ def rows_of(inputs: Any) -> int | None:
             if n is not None:
                 return n
     return None
+
+
+def takes_keywords(model: nn.Module, values: Mapping[Any, Any]) -> bool:
+    """Whether the mapping's keys are argument names of the model's forward (a Hugging Face batch)."""
+    if not all(isinstance(key, str) for key in values):
+        return False
+    forward = getattr(getattr(model, "_orig_mod", model), "forward", None)
+    if forward is None:
+        return False
+    parameters = inspect.signature(forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return True
+    return set(values) <= set(parameters)

@@ -115,10 +115,13 @@ class DetectionSession(Session):
         source = self._source(self.capture, batch, holder)
         if source is None:
             return None
+        self._describe(self.capture.adapter)
+        if self.unsupported:
+            return self.capture
         context = open_pass.context
         if not isinstance(context, DetectionContext):
-            context = self._begin(open_pass, self.capture.adapter)
-        if self.unsupported or (context.silent and context.mode == "train"):
+            context = self._begin(open_pass)
+        if context.silent and context.mode == "train":
             return self.capture
         n = count_frames(None, batch.labels, batch.inputs)
         job = self._job(context, batch, source, n)
@@ -209,9 +212,8 @@ class DetectionSession(Session):
 
     # -- passes ----------------------------------------------------------------------------------------------
 
-    def _begin(self, open_pass: OpenPass, adapter: Adapter | None) -> DetectionContext:
-        """The first batch of a pass: what is known of the run goes to run.json, once."""
-        self._describe(adapter)
+    def _begin(self, open_pass: OpenPass) -> DetectionContext:
+        """The first batch of a pass opens it."""
         provider = self.options.ground_truth_provider
         split = open_pass.key.dataset_type
         context = DetectionContext(

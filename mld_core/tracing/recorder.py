@@ -9,7 +9,8 @@ goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mld_core.records.layout import PassKey
@@ -18,6 +19,7 @@ from mld_core.tracing.identity import locate_ids
 from mld_core.tracing.labels import find_labels
 from mld_core.tracing.lifecycle import RunLife
 from mld_core.tracing.order import sequential_order
+from mld_core.tracing.replay import plan
 from mld_core.tracing.rows import CONTENT_HASH
 from mld_core.tracing.session import OpenPass
 from mld_core.tracing.taps import install_tap
@@ -78,6 +80,8 @@ class Recorder(RunLife):
             else:
                 open_pass = self.new_pass(split, n_epoch, mode=mode)
             open_pass.max_ahead = max_ahead
+            if mode == "train" and self.options.replay_train:
+                open_pass.muted = True  # the split is recorded in the walk after the epoch
             if resume_step is not None:
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")
@@ -198,6 +202,44 @@ class Recorder(RunLife):
             self._count_lost(batch)
         self.session.disarm()
         self._spent += time.perf_counter() - begun
+
+    def replay(
+        self,
+        loader: Any,
+        n_epoch: int | None,
+        *,
+        forward: Callable[[Any], Any] | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        global_step: int | None = None,
+    ) -> None:
+        """With `replay_train`: walks the training data once more, in evaluation mode, and records that.
+
+        Args:
+            loader: the training loader; only its data set, collate function and batch size are used.
+            n_epoch: the epoch just trained.
+            forward: runs the model on a batch as the loader gives it; None: by the batch's own form.
+            context: makes what the forward runs in (autocast).
+            global_step: optimizer steps done.
+        """
+        if self.session is None or not self.options.replay_train or not self.enabled:
+            return
+        begun = time.perf_counter()
+        depth = len(self._stack)
+        with self.guard.catch("walking the training data once more", lost="the train split of that epoch"):
+            walk = plan(self.session, loader, float(self.options.replay_train), self._world)
+            self.begin_pass("train", n_epoch, mode="eval")
+            open_pass = self._stack[-1]
+            open_pass.tap = walk.order()
+            if not open_pass.muted:
+                with walk.untouched(), context():
+                    for index, batch in enumerate(walk.batches()):
+                        self.begin_batch(batch)
+                        outputs = walk.forward(batch) if forward is None else forward(batch)
+                        self.record(batch, outputs, batch_idx=index, global_step=global_step)
+            self.end_pass()
+        while len(self._stack) > depth:
+            self.abort_pass("the walk after the epoch failed")
+        self.spend(time.perf_counter() - begun)
 
     @property
     def heard(self) -> bool:

@@ -233,18 +233,15 @@ def check_truth(truth: Truth, n_class: int | None, size: tuple[int, int] | None)
         ignore |= np.asarray(given).astype(np.bool_)
     finite = np.isfinite(boxes).all(axis=1)
     with np.errstate(invalid="ignore"):
-        if boxes.shape[1] == 4:
-            sized = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        else:
-            sized = (boxes[:, 3:6] > 0).all(axis=1)
+        extent = boxes[:, 2:4] - boxes[:, :2] if boxes.shape[1] == 4 else boxes[:, 3:6]
+        sized = np.asarray((extent > 0).all(axis=1))
     faults = {"true boxes with NaN": ~finite, "true boxes without extent": finite & ~sized}
     if size is not None and boxes.shape[1] == 4:
         height, width = size
         inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
         faults["true boxes outside the image"] = finite & sized & ~inside
-    faults["true labels out of range"] = (labels < 0) & ~ignore
-    if n_class is not None:
-        faults["true labels out of range"] |= labels >= n_class
+    beyond = np.inf if n_class is None else n_class
+    faults["true labels out of range"] = np.logical_or((labels < 0) & ~ignore, labels >= beyond)
     for bad in faults.values():
         np.logical_or(ignore, bad, out=ignore)
     return Checked(truth, ignore, {what: int(bad.sum()) for what, bad in faults.items() if bad.any()})
