@@ -16,7 +16,8 @@ from mld_core.adapters.outputs import DetectionOutput, as_array
 from mld_core.geometry.nms import nms
 
 MAX_FEATURES: Final = 512
-_SAME_SCORE: Final = 1e-6
+_SAME_SCORE: Final = 1e-6  # kernels round the last bit as the position in memory has it
+_AT_ONCE: Final = 32
 _FALL_BACK: Final = Thresholds(
     float(FALL_BACK_2D["score"]), float(FALL_BACK_2D["iou"]), int(FALL_BACK_2D["max_detections"])
 )
@@ -153,6 +154,14 @@ def detached(value: Any) -> Any:
     return value
 
 
+def same_detections(a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]) -> bool:
+    """Whether two lists (boxes, scores, labels) are the same up to the rounding of the last bits."""
+    if len(a[1]) != len(b[1]) or not torch.equal(a[2].long(), b[2].long()):
+        return False
+    scores = torch.allclose(a[1].float(), b[1].float(), rtol=0, atol=_SAME_SCORE)
+    return scores and torch.allclose(a[0].float(), b[0].float(), rtol=1e-4, atol=0.01, equal_nan=True)
+
+
 def rows_by_value(
     table: Tensor,
     boxes_of: Callable[[Tensor, Tensor], Tensor],
@@ -173,15 +182,30 @@ def rows_by_value(
         (N,) int64: the anchor with the same score for the label, of several the one with the nearest box; -1
         where none has the score.
     """
-    table = table.float()
+    table, scores, labels = table.float(), scores.float(), labels.long()
     found = torch.full((len(labels),), -1, dtype=torch.int64, device=table.device)
-    for i, (box, score, label) in enumerate(zip(boxes, scores.float(), labels.long(), strict=True)):
-        rows = torch.where((table[:, label] - score).abs() <= _SAME_SCORE)[0]
-        if len(rows) > 1:
-            distance = (boxes_of(rows, label) - box).abs().sum(1)
-            rows = rows[distance.nan_to_num(torch.inf).argmin()][None]
-        if len(rows):
-            found[i] = rows[0]
+    several = []
+    for start in range(0, len(labels), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        same = table[:, labels[part]] == scores[part]
+        counts = same.sum(0)
+        found[part] = torch.where(counts == 1, same.int().argmax(0), -1)
+        several += (torch.where(counts != 1)[0] + start).tolist()
+    taken = set(zip(found.tolist(), labels.tolist(), strict=True))
+    for i in several:
+        label = int(labels[i])
+        difference = (table[:, label] - scores[i]).abs()
+        close = difference == difference.nan_to_num(torch.inf).min()
+        rows = [
+            r for r in torch.where(close & (difference <= _SAME_SCORE))[0].tolist() if (r, label) not in taken
+        ]
+        if not rows:
+            continue
+        candidates = torch.tensor(rows, device=table.device)
+        distance = (boxes_of(candidates, labels[i]) - boxes[i]).abs().sum(1)
+        row = rows[int(distance.nan_to_num(torch.inf).argmin())]
+        found[i] = row
+        taken.add((row, label))
     return found
 
 

@@ -25,6 +25,7 @@ from mld_core.adapters.finals import (
     limited,
     parsed,
     rows_by_value,
+    same_detections,
     sizes_of,
     stricter,
     truths_of,
@@ -220,11 +221,12 @@ class Chains(ABC):
     def resized(self, boxes: Tensor, image: int, size: FrameGeometry) -> Tensor:
         """From the resized image to the tracer's input tensor, rounded as torchvision rounds."""
         height, width = self.network_sizes[image]
-        ratios = [
+        ratio_x, ratio_y = (
             torch.tensor(to, dtype=torch.float32) / torch.tensor(of, dtype=torch.float32)
             for to, of in ((size.width, width), (size.height, height))
-        ]
-        return boxes * torch.stack(ratios * 2).to(boxes.device)
+        )
+        columns = boxes.unbind(1)  # times numbers, not a row: boxes in half precision stay so
+        return torch.stack([c * r for c, r in zip(columns, (ratio_x, ratio_y) * 2, strict=True)], 1)
 
     def clipped(self, boxes: Tensor, image: int) -> Tensor:
         """(N, 4) boxes cut at the borders of the resized image."""
@@ -272,7 +274,10 @@ def _matching(
                 contextlib.suppress(RuntimeError),
             ):  # no kernel for this type: the model ran otherwise
                 chain = chains.run(image, limit)
-                if torch.equal(chain.scores, scores) and torch.equal(chain.labels, labels):
+                if same_detections(
+                    (chains.resized(chain.boxes, image, size), chain.scores, chain.labels),
+                    (own["boxes"], scores, labels),
+                ):
                     return chain.rows, chain.cut
     cap = limits[0].max_detections
 
