@@ -1,9 +1,9 @@
 """Checks one uploaded file after another, in a process of its own with little memory and no way out.
 
 Started by `mld_core.service.server.checks`. Each line on stdin is a request (JSON: path and limits), each
-line on stdout its answer. A file is decoded to the end in small batches: what a footer claims about sizes is
-not believed. A file that needs more memory or time than allowed takes this process down; the parent then
-refuses it.
+line on stdout its answer. A file is decoded to the end in small batches: what a footer claims about sizes
+is not believed. A file that needs more memory or time than allowed takes this process down; the parent
+then refuses it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The database: SQLite in WAL mode or PostgreSQL, brought to the newest schema by Alembic at start.
 
-SQLite has one writer at a time. Every write goes through `Database.write`, which begins with the write lock
-in hand (`BEGIN IMMEDIATE`), so that no transaction fails half-way because another wrote in between.
+SQLite has one writer at a time. Every write goes through `Database.write`, which begins with the write
+lock in hand (`BEGIN IMMEDIATE`), so that no transaction fails half-way because another wrote in between.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keys: made once, kept as hashes, compared in constant time.
 
-A key is `mldbg_<id>_<secret>`: the id finds the row, the secret is 256 random bits. Because it is random and
-long, one SHA-256 is enough; a slow password hash would only slow every request.
+A key is `mldbg_<id>_<secret>`: the id finds the row, the secret is 256 random bits. Because it is random
+and long, one SHA-256 is enough; a slow password hash would only slow every request.
 """
 
 from __future__ import annotations

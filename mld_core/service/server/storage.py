@@ -1,6 +1,7 @@
 """Where complete blobs lie: a folder, or a bucket of S3-compatible storage through pyarrow.
 
-A blob's place is made of the organization's opaque id and the digest, never of anything else a client said.
+A blob's place is made of the organization's opaque id and the digest, never of anything else a client
+said.
 """
 
 from __future__ import annotations

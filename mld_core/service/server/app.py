@@ -1,0 +1,115 @@
+"""The application: routes, errors, the document, and the gate in front of all of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio.to_thread
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from mld_core import __version__
+from mld_core.service.protocol import PROBLEM_JSON, PROTOCOL, ROUTES
+from mld_core.service.server import (
+    problems,
+    routes_admin,
+    routes_blobs,
+    routes_jobs,
+    routes_runs,
+    routes_system,
+)
+from mld_core.service.server.gate import Gate
+from mld_core.service.server.service import Service
+
+_THREADS = 64
+_DESCRIPTION = (
+    "A team's store of training records. Errors are problem+json: the value, the expectation and the fix. "
+    "The docstring of mld_core/service/protocol.py describes uploads and seals step by step."
+)
+
+
+def create_app(service: Service | None) -> FastAPI:
+    """The application on a service; None builds one that only knows its document."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        assert service is not None
+        service.start()
+        try:
+            yield
+        finally:
+            await anyio.to_thread.run_sync(service.stop)
+
+    app = FastAPI(
+        title="ml_debugger service",
+        version=PROTOCOL,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for module in (routes_system, routes_runs, routes_blobs, routes_jobs, routes_admin):
+        app.include_router(module.router)
+    problems.install(app)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+    if service is not None:
+        app.add_middleware(Gate, service=service)
+    return app
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the key, the scopes and the problems in it."""
+    if app.openapi_schema is None:
+        made = get_openapi(
+            title=app.title,
+            version=PROTOCOL,
+            description=_DESCRIPTION,
+            routes=app.routes,
+            openapi_version="3.1.0",
+        )
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schemas["Problem"] = _PROBLEM
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        answer = {
+            "description": "A problem",
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for route in ROUTES:
+            operation = made["paths"][route.path][route.method.lower()]
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = answer
+            operation["summary"] = route.summary
+            operation["operationId"] = f"{route.method} {route.path}"
+            if route.scope is not None:
+                operation["security"] = [{"key": []}]
+                operation["x-mld-scope"] = route.scope
+                operation["x-mld-root-only"] = route.root_only
+        made["info"]["x-mld-release"] = __version__
+        app.openapi_schema = made
+    return app.openapi_schema
+
+
+_PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "value": {},
+        "expectation": {"type": "string"},
+        "fix": {"type": "string"},
+        "request_id": {"type": "string"},
+        "offset": {"type": "integer"},
+        "missing": {"type": "array", "items": {"type": "string"}},
+        "refused": {"type": "array", "items": {"type": "object"}},
+    },
+}

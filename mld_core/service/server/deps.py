@@ -1,0 +1,92 @@
+"""What every route asks for: the service, whose key it is, and rows that belong to that organization."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from sqlalchemy import select
+
+from mld_core.service.server.database import Database
+from mld_core.service.server.models import Base, Job, Pass, Result, Run
+from mld_core.service.server.problems import not_found
+from mld_core.service.server.security import Principal
+from mld_core.service.server.service import Service
+
+T = TypeVar("T", bound=Base)
+
+
+def get_service(request: Request) -> Service:
+    """The server's parts."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def get_principal(request: Request) -> Principal:
+    """Whose key came; the gate has checked it."""
+    found = request.scope["state"]["principal"]
+    assert isinstance(found, Principal)
+    return found
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+def own_run(database: Database, principal: Principal, run_id: str) -> Run:
+    """A run of the organization.
+
+    Raises:
+        ProblemError: there is none (404).
+    """
+    query = select(Run).where(Run.id == run_id, Run.organization_pk == principal.organization_pk)
+    return _one(database, Run, query, "run", run_id)
+
+
+def own_pass(database: Database, principal: Principal, run: Run, pass_id: str) -> Pass:
+    """A pass of a run of the organization."""
+    del principal
+    return _one(
+        database, Pass, select(Pass).where(Pass.id == pass_id, Pass.run_pk == run.pk), "pass", pass_id
+    )
+
+
+def own_job(database: Database, principal: Principal, job_id: str) -> Job:
+    """A job of the organization."""
+    query = select(Job).join(Run, Run.pk == Job.run_pk).where(Job.id == job_id)
+    return _one(database, Job, query.where(Run.organization_pk == principal.organization_pk), "job", job_id)
+
+
+def own_result(database: Database, principal: Principal, result_id: str) -> Result:
+    """A result of the organization."""
+    query = select(Result).join(Run, Run.pk == Result.run_pk).where(Result.id == result_id)
+    return _one(
+        database, Result, query.where(Run.organization_pk == principal.organization_pk), "result", result_id
+    )
+
+
+def _one(database: Database, model: type[T], query: Any, kind: str, value: str) -> T:
+    with database.read() as session:
+        found = session.scalar(query)
+    if found is None:
+        raise not_found(kind, value)
+    assert isinstance(found, model)
+    return found
+
+
+def page(
+    database: Database, query: Any, model: type[T], limit: int, cursor: str | None
+) -> tuple[list[T], str | None]:
+    """One page of rows in the order they were made, and the cursor of the next (None: this was the last)."""
+    columns: Any = model
+    with database.read() as session:
+        if cursor is not None:
+            after = session.scalar(query.where(columns.id == cursor))
+            if after is None:
+                raise not_found("cursor", cursor)
+            query = query.where(columns.pk > after.pk)
+        rows: list[Any] = list(session.scalars(query.order_by(columns.pk).limit(limit + 1)))
+    more = len(rows) > limit
+    shown = rows[:limit]
+    return shown, (shown[-1].id if more else None)

@@ -1,0 +1,96 @@
+"""One evaluation in a process of its own.
+
+What to do comes as JSON on stdin, what happens goes out as JSON lines. Started by
+`mld_core.service.server.worker`. Ends at once when stdin is closed, so that nothing goes on working for a
+worker that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from mld_core.evaluation.engine import Reporter, Stage
+from mld_core.evaluation.errors import NotFoundError, ResultExistsError
+from mld_core.evaluation.evaluator import Evaluator
+from mld_core.records.layout import RunKey, Store
+from mld_core.records.parts import DamagedPartError
+from mld_core.records.reader import select
+
+# Stages the method goes through for one pass; only the progress figure depends on it.
+_STAGES = 15
+_TOLD = (NotFoundError, ResultExistsError, DamagedPartError, ValueError, KeyError, TypeError)
+
+
+def say(**event: Any) -> None:
+    """Tell the worker something."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+class LineReporter(Reporter):
+    """Tells each stage that begins."""
+
+    def __init__(self, expected: int) -> None:
+        super().__init__(enabled=False)
+        self._expected = expected
+        self._begun = 0
+
+    def stage(self, name: str, total: int | None = None) -> Stage:
+        """See `Reporter`."""
+        say(stage=name, progress=min(0.99, self._begun / max(1, self._expected)))
+        self._begun += 1
+        return super().stage(name, total)
+
+
+class ChildEvaluator(Evaluator):
+    """The ordinary evaluator with its progress told to the worker."""
+
+    expected = 1
+
+    def _reporter(self, options: Mapping[str, Any]) -> Reporter:
+        del options
+        return LineReporter(self.expected)
+
+
+def evaluate(work: dict[str, Any]) -> None:
+    """Run the evaluation that `work` describes."""
+    store = Store(work["root"])
+    run = RunKey(work["model_name"], work["version_name"])
+    request = work["request"]
+    n_epoch = request.get("n_epoch", "latest")
+    evaluator = ChildEvaluator(run.model_name, run.version_name, store=store.root)
+    evaluator.expected = _STAGES * len(select(store, run, n_epoch=n_epoch))
+    result = evaluator.request_evaluation(
+        request.get("result_name"),
+        n_epoch,
+        method_name=request.get("method_name") or "default",
+        options={**(request.get("options") or {}), "progress": False},
+    )
+    say(done=result.result_name, folder=result.folder.name)
+
+
+def main() -> None:
+    """Read what to do, do it, say how it went."""
+    line = sys.stdin.readline()
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    work = json.loads(line)
+    try:
+        evaluate(work)
+    except _TOLD as error:
+        # The scratch folder means nothing to whoever asked.
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        say(failed=type(error).__name__, reason=str(text).replace(str(work["root"]), "the store")[:2000])
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.read()
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The bodies and parameters of requests, checked before anything is done with them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Path, Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from mld_core.service.protocol import DEFAULT_PAGE, MAX_PAGE, Scope
+
+_MAX_NAME = 300
+_MAX_RESULT_NAME = 600
+_INT = 1 << 31
+
+
+def _storable(text: str) -> str:
+    """Refuse what no database keeps: lone surrogates and NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds a lone surrogate, which is no text") from None
+    if "\x00" in text:
+        raise ValueError("it holds a NUL character")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME), AfterValidator(_storable)]
+ResultName = Annotated[str, Field(min_length=1, max_length=_MAX_RESULT_NAME), AfterValidator(_storable)]
+Epoch = Annotated[int, Field(ge=-_INT, lt=_INT)]
+Count = Annotated[int, Field(ge=0, lt=_INT)]
+
+RunId = Annotated[str, Path(pattern=r"^run_[0-9a-f]{24}$")]
+PassId = Annotated[str, Path(pattern=r"^pass_[0-9a-f]{24}$")]
+JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$")]
+ResultId = Annotated[str, Path(pattern=r"^result_[0-9a-f]{24}$")]
+KeyId = Annotated[str, Path(pattern=r"^key_[0-9a-f]{24}$")]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the content")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Cursor = Annotated[
+    str | None, Query(pattern=r"^[a-z]+_[0-9a-f]{24}$", description="`next` of the page before")
+]
+NameFilter = Annotated[str | None, Query(max_length=_MAX_NAME), AfterValidator(lambda v: v and _storable(v))]
+PAGE = DEFAULT_PAGE
+
+
+class Form(BaseModel):
+    """Members of later minors are ignored; numbers are numbers, not texts that look like one."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class RunForm(Form):
+    """`protocol.RunBody`."""
+
+    model_name: Name
+    version_name: Name
+    info: dict[str, Any] = {}
+
+
+class RunPatchForm(Form):
+    """`protocol.RunPatch`."""
+
+    info: dict[str, Any]
+
+
+class SealForm(Form):
+    """`protocol.SealBody`."""
+
+    dataset_type: Name
+    n_epoch: Epoch | None
+    pass_no: Count
+    attempt: Annotated[str, Field(min_length=1, max_length=120)]
+    rank: Count
+    manifest: dict[str, Any]
+    opening: dict[str, Any]
+
+
+class EvaluationForm(Form):
+    """`protocol.EvaluationBody`."""
+
+    result_name: ResultName | None = None
+    n_epoch: Epoch | Literal["latest"] | None = "latest"
+    method_name: Annotated[str, Field(max_length=100), AfterValidator(_storable)] = "default"
+    options: dict[str, Any] | None = None
+
+
+class KeyForm(Form):
+    """`protocol.KeyBody`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]
+    expires_in_days: Annotated[float, Field(gt=0, le=36500)] | None = None
+    organization_id: str | None = Field(default=None, pattern=r"^org_[0-9a-f]{24}$")
+
+
+class OrganizationForm(Form):
+    """A new organization."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]

@@ -1,0 +1,123 @@
+"""Evaluations and their results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from mld_core.service import protocol
+from mld_core.service.server import forms
+from mld_core.service.server.deps import PrincipalDep, ServiceDep, own_job, own_result, own_run, page
+from mld_core.service.server.models import Blob, Job, Result, ResultFile, Run
+from mld_core.service.server.service import Service
+
+router = APIRouter(prefix="/v1", tags=["evaluations"])
+
+
+def job_out(service: Service, job: Job) -> protocol.Job:
+    """What a client sees of a job."""
+    with service.database.read() as session:
+        run_id = session.scalars(select(Run.id).where(Run.pk == job.run_pk)).one()
+        result_id = session.scalar(select(Result.id).where(Result.pk == job.result_pk))
+    return {
+        "job_id": job.id,
+        "run_id": run_id,
+        "state": job.state,  # type: ignore[typeddict-item]  # a text in the database
+        "progress": job.progress,
+        "stage": job.stage,
+        "reason": job.reason,
+        "error": job.error,
+        "result_id": result_id,
+        "attempts": job.attempts,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+    }
+
+
+def result_out(run_id: str, result: Result) -> protocol.ResultInfo:
+    """What a client sees of a result."""
+    info = result.info
+    return {
+        "result_id": result.id,
+        "run_id": run_id,
+        "result_name": result.result_name,
+        "method_name": str(info.get("method_name", "")),
+        "n_epoch": info.get("n_epoch"),
+        "options": dict(info.get("options") or {}),
+        "created_at": str(info.get("created_at", result.created_at)),
+        "completed_at": str(info.get("completed_at", result.created_at)),
+        "info": info,
+    }
+
+
+@router.post("/runs/{run_id}/evaluations", status_code=202)
+def create_evaluation(
+    run_id: forms.RunId, form: forms.EvaluationForm, service: ServiceDep, principal: PrincipalDep
+) -> protocol.Job:
+    """Queue an evaluation of what was sealed so far."""
+    run = own_run(service.database, principal, run_id)
+    return job_out(service, service.jobs.add(run, form.model_dump()))
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: forms.JobId, service: ServiceDep, principal: PrincipalDep) -> protocol.Job:
+    """How far an evaluation is."""
+    return job_out(service, own_job(service.database, principal, job_id))
+
+
+@router.delete("/jobs/{job_id}")
+def cancel_job(job_id: forms.JobId, service: ServiceDep, principal: PrincipalDep) -> protocol.Job:
+    """Cancel an evaluation; one that is finished stays as it is."""
+    service.jobs.cancel(own_job(service.database, principal, job_id))
+    return job_out(service, own_job(service.database, principal, job_id))
+
+
+@router.get("/runs/{run_id}/results")
+def list_results(
+    run_id: forms.RunId,
+    service: ServiceDep,
+    principal: PrincipalDep,
+    result_name: forms.NameFilter = None,
+    limit: forms.Limit = forms.PAGE,
+    cursor: forms.Cursor = None,
+) -> dict[str, Any]:
+    """The results of a run, oldest first."""
+    run = own_run(service.database, principal, run_id)
+    query = select(Result).where(Result.run_pk == run.pk)
+    if result_name is not None:
+        query = query.where(Result.result_name == result_name)
+    rows, after = page(service.database, query, Result, limit, cursor)
+    return {"items": [result_out(run_id, row) for row in rows], "next": after}
+
+
+@router.get("/results/{result_id}")
+def get_result(
+    result_id: forms.ResultId, service: ServiceDep, principal: PrincipalDep
+) -> protocol.ResultInfo:
+    """One result."""
+    result = own_result(service.database, principal, result_id)
+    with service.database.read() as session:
+        run_id = session.scalars(select(Run.id).where(Run.pk == result.run_pk)).one()
+    return result_out(run_id, result)
+
+
+@router.get("/results/{result_id}/files")
+def get_result_files(
+    result_id: forms.ResultId, service: ServiceDep, principal: PrincipalDep
+) -> dict[str, Any]:
+    """The files of a result's folder; each is a blob."""
+    result = own_result(service.database, principal, result_id)
+    query = (
+        select(ResultFile.name, Blob.sha256, Blob.size)
+        .join(Blob, Blob.pk == ResultFile.blob_pk)
+        .where(ResultFile.result_pk == result.pk)
+        .order_by(ResultFile.name)
+    )
+    with service.database.read() as session:
+        files: list[protocol.ResultFile] = [
+            {"name": name, "sha256": sha256, "bytes": size} for name, sha256, size in session.execute(query)
+        ]
+    return {"items": files, "next": None}

@@ -1,0 +1,178 @@
+"""Starting a server, and the commands on keys: what `mld serve` and `mld keys` call."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from sqlalchemy import select
+
+from mld_core.records.manifest import utc_now
+from mld_core.service.server.app import create_app, document
+from mld_core.service.server.connection import limited_protocol
+from mld_core.service.server.database import Database
+from mld_core.service.server.logs import setup_logs
+from mld_core.service.server.models import ApiKey, Organization
+from mld_core.service.server.security import bootstrap, create_key, find_or_create_organization
+from mld_core.service.server.service import Service, lock_data
+from mld_core.service.server.settings import Settings
+
+log = logging.getLogger("mld.server")
+
+_KEEP_ALIVE = 65
+_GRACE = 20
+
+
+def serve(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: the port is taken, or another server has the data folder.
+        sqlalchemy.exc.OperationalError: the database can not be reached.
+        ValueError: a setting is wrong.
+    """
+    setup_logs(settings.log_level)
+    with lock_data(settings), contextlib.closing(_listen(settings)) as listener:
+        service = Service(settings)
+        service.database.migrate()
+        key = bootstrap(service.database)
+        scheme = "https" if settings.tls_cert else "http"
+        address = f"{scheme}://{_shown(settings.bind)}:{listener.getsockname()[1]}"
+        _greet(address, key, settings)
+        config = uvicorn.Config(
+            create_app(service),
+            http=limited_protocol(settings.head_timeout),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.connections,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=_GRACE,
+            proxy_headers=False,
+            ssl_certfile=settings.tls_cert or None,
+            ssl_keyfile=settings.tls_key or None,
+        )
+        log.info("server is up", extra={"address": address, "database": repr(service.database)})
+        uvicorn.Server(config).run(sockets=[listener])
+        log.info("server is down", extra={"address": address})
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.bind, settings.port))
+    except OSError as error:
+        listener.close()
+        where = f"{settings.bind}:{settings.port}"
+        raise OSError(
+            error.errno, f"cannot listen on {where}: {error.strerror}; give another --port"
+        ) from error
+    listener.listen(1024)
+    return listener
+
+
+def _shown(bind: str) -> str:
+    if bind in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{bind}]" if ":" in bind else bind
+
+
+def _greet(address: str, key: str | None, settings: Settings) -> None:
+    """Say on stdout where the server is and, once, its first key."""
+    lines = [f"ml_debugger server at {address} (data in {settings.data})"]
+    if key is not None:
+        lines += [
+            "",
+            "This is the first key, with all scopes. It is shown this once; only its hash is kept.",
+            f"  export MLD_API_ENDPOINT={address}",
+            f"  export MLD_API_KEY={key}",
+            "Give people keys of their own: mld keys create --name alice --scope read --scope write",
+        ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _database(settings: Settings) -> Database:
+    database = Database(settings.database_url)
+    database.migrate()
+    return database
+
+
+def keys_create(
+    settings: Settings, name: str, scopes: Sequence[str], organization: str | None, days: float | None
+) -> dict[str, Any]:
+    """Create a key in the database itself; the organization is made if it is not there.
+
+    Returns:
+        The key's row, with the key under "key".
+
+    Raises:
+        ValueError: an unknown scope.
+    """
+    database = _database(settings)
+    with contextlib.closing(database):
+        bootstrap(database)
+        with database.write() as session:
+            root = session.scalars(select(Organization).where(Organization.is_root)).one()
+            owner = root if organization is None else find_or_create_organization(session, organization)
+            row, key = create_key(session, owner, name, scopes, days)
+        return {**_row(row, owner.name), "key": key}
+
+
+def keys_list(settings: Settings) -> list[dict[str, Any]]:
+    """All keys of all organizations, without their secrets."""
+    database = _database(settings)
+    query = select(ApiKey, Organization.name).join(Organization, Organization.pk == ApiKey.organization_pk)
+    with contextlib.closing(database), database.read() as session:
+        return [_row(key, name) for key, name in session.execute(query.order_by(ApiKey.pk))]
+
+
+def keys_revoke(settings: Settings, key_id: str) -> dict[str, Any]:
+    """Revoke a key by its id.
+
+    Raises:
+        LookupError: there is none of that id.
+    """
+    database = _database(settings)
+    with contextlib.closing(database), database.write() as session:
+        key = session.scalar(select(ApiKey).where(ApiKey.id == key_id))
+        if key is None:
+            known = ", ".join(session.scalars(select(ApiKey.id).limit(20))) or "none"
+            raise LookupError(f"there is no key {key_id!r} (keys: {known}); `mld keys list` shows them")
+        key.revoked_at = key.revoked_at or utc_now()
+        return _row(
+            key,
+            session.scalars(select(Organization.name).where(Organization.pk == key.organization_pk)).one(),
+        )
+
+
+def _row(key: ApiKey, organization: str) -> dict[str, Any]:
+    return {
+        "key_id": key.id,
+        "name": key.name,
+        "organization": organization,
+        "scopes": key.scopes,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+        "last_used_at": key.last_used_at,
+    }
+
+
+def write_document(path: Path) -> None:
+    """Write the OpenAPI document."""
+    path.write_text(json.dumps(document(create_app(None)), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_document(Path(sys.argv[1]))

@@ -1,0 +1,164 @@
+"""What the parts of one server share, and what it does in the background."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import IO, Any
+
+from sqlalchemy import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from mld_core.records.manifest import make_dirs
+from mld_core.service.server.checks import Checks
+from mld_core.service.server.database import Database
+from mld_core.service.server.jobs import Jobs
+from mld_core.service.server.limits import Buckets
+from mld_core.service.server.metrics import Metrics
+from mld_core.service.server.models import Audit
+from mld_core.service.server.seals import Sealer
+from mld_core.service.server.settings import Settings, to_env
+from mld_core.service.server.storage import open_storage
+from mld_core.service.server.uploads import Uploads
+
+log = logging.getLogger("mld.server")
+
+_WRONG_KEYS_BURST = 50
+_AUDIT_ROWS = 500
+_AUDIT_SECONDS = 0.5
+_SWEEP_SECONDS = 3600.0
+_REAP_SECONDS = 2.0
+
+
+class Service:
+    """Database, storage, uploads, checks, jobs, limits and metrics of one server process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url)
+        self.storage = open_storage(settings)
+        self.uploads = Uploads(settings, self.database, self.storage)
+        self.checks = Checks(settings, self.database, self.storage)
+        self.sealer = Sealer(self.database, self.checks)
+        self.jobs = Jobs(self.database, settings.lease_seconds)
+        self.metrics = Metrics()
+        self.requests = Buckets(settings.requests_per_second, settings.requests_per_second * 2)
+        self.wrong_keys = Buckets(settings.wrong_keys_per_second, _WRONG_KEYS_BURST)
+        self._audit: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._workers: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Begin the background work."""
+        self.checks.start()
+        for work in (self._write_audit, self._look_after_jobs, self._sweep, *self._worker_keepers()):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End the background work and the workers; what is under way stays to be continued."""
+        self._stop.set()
+        for process in self._workers:
+            if process.stdin is not None:
+                process.stdin.close()
+        for process in list(self._workers):
+            _ended(process)
+        self.checks.stop()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self.database.close()
+
+    def audit(self, **row: Any) -> None:
+        """Note who wrote what. The log line of the request has it too, should the server be killed."""
+        self._audit.put(row)
+
+    def _write_audit(self) -> None:
+        while True:
+            stopping = self._stop.wait(_AUDIT_SECONDS)
+            rows = [self._audit.get_nowait() for _ in range(min(_AUDIT_ROWS, self._audit.qsize()))]
+            if rows:
+                what = f"{len(rows)} rows of the audit are in this log only"
+                with self._told(what), self.database.write() as session:
+                    session.execute(insert(Audit), rows)
+            elif stopping:
+                return
+
+    def _look_after_jobs(self) -> None:
+        while not self._stop.wait(_REAP_SECONDS):
+            with self._told("jobs could not be looked after"):
+                self.jobs.reap()
+
+    @staticmethod
+    @contextmanager
+    def _told(what: str) -> Iterator[None]:
+        """Tell of a database that failed, and go on."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            log.warning("%s (%s)", what, type(error).__name__)
+
+    def _sweep(self) -> None:
+        while not self._stop.is_set():
+            removed = self.uploads.sweep()
+            if removed:
+                log.info("removed %d unfinished uploads that nobody continued", removed)
+            self._stop.wait(_SWEEP_SECONDS)
+
+    def _worker_keepers(self) -> list[Any]:
+        return [self._keep_worker] * self.settings.workers
+
+    def _keep_worker(self) -> None:
+        """Keep one worker process alive."""
+        command = [sys.executable, "-m", "mld_core.service.server.worker", "--with-parent"]
+        pause = 1.0
+        while not self._stop.is_set():
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=_worker_env(self.settings))  # noqa: S603
+            self._workers.append(process)
+            process.wait()
+            self._workers.remove(process)
+            if not self._stop.is_set():
+                log.warning("the worker ended (exit code %s) and is started again", process.returncode)
+                self._stop.wait(pause)
+                pause = min(60.0, pause * 2)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _worker_env(settings: Settings) -> dict[str, str]:
+
+    return {**os.environ, **to_env(settings)}
+
+
+def lock_data(settings: Settings) -> IO[str]:
+    """Take the data folder for this process; keep what is returned open.
+
+    Raises:
+        BlockingIOError: another server has it.
+    """
+    make_dirs(settings.data)
+    settings.data.chmod(0o700)
+    file = (settings.data / "server.lock").open("w", encoding="ascii")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise BlockingIOError(
+            error.errno,
+            f"another server runs on {settings.data}: stop it, or give this one another --data",
+        ) from error
+    return file
