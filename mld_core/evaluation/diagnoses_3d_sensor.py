@@ -1,0 +1,243 @@
+"""Faults of a sensor rather than of an object: range drop-off (T11) and sector dropout (T12)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit, ndtr
+from sklearn.linear_model import LogisticRegression
+
+from mld_core.evaluation.boxes import Bools, Floats, Ints, Predictions, Truths
+from mld_core.evaluation.folds import FOLDS, assign_folds
+from mld_core.evaluation.road_bins import SECTORS, polar, range_bin, sector
+from mld_core.evaluation.significance import benjamini_hochberg, binomial_upper
+
+PSEUDO = 4.0
+"""Pseudo-counts that pull the rate of a cell towards the overall one."""
+
+FEWEST_EVENTS = 10
+FEWEST_FRAMES = 20
+LEFT = 0.05
+"""Share of predictions that a dead sector still has, and of truths that are found in it."""
+
+WINDOWS = (2, 3, 4, 6, 9, 18, 36)
+"""Numbers of consecutive 10-degree sectors that are looked at."""
+
+
+@dataclass(frozen=True)
+class RangeBins:
+    """T11: (N,) false predictions and (G,) missed truths in the flagged bins, and the figures of those."""
+
+    predictions: Bools
+    truths: Bools
+    rows: list[dict[str, int | float]] = field(default_factory=list)
+
+
+def range_drop_off(
+    predictions: Predictions, wrong: Bools, counted: Bools, truths: Truths, missed: Bools
+) -> RangeBins:
+    """Classes that fail in a 10 m range bin more than they do elsewhere and more than others do there.
+
+    A bin's error rate (false predictions and missed truths among all events) must be significantly above that
+    of its class, and, where there are several classes, above what the bin's difficulty for the other classes
+    and the class's own level explain: on the log-odds scale class + bin is fitted robustly, and the residual
+    is compared with the spread of all residuals.
+
+    Args:
+        predictions: (N,) kept predictions.
+        wrong: (N,) false.
+        counted: (N,) right or wrong.
+        truths: (G,) truths.
+        missed: (G,) counts and was not found.
+    """
+    there, where = range_bin(polar(predictions.box)[0]), range_bin(polar(truths.box)[0])
+    n_class = 1 + max(int(predictions.label.max(initial=0)), int(truths.label.max(initial=0)))
+    n_bin = 1 + max(int(there.max(initial=0)), int(where.max(initial=0)))
+    shape = (n_class, n_bin)
+
+    def count(label: Ints, bins: Ints, rows: Bools) -> Floats:
+        use = rows & (label >= 0) & (bins >= 0)
+        flat = np.bincount(label[use] * n_bin + bins[use], minlength=n_class * n_bin)
+        return flat.reshape(shape).astype(np.float64)
+
+    errors = count(predictions.label, there, wrong & counted) + count(truths.label, where, missed)
+    events = count(predictions.label, there, counted) + count(truths.label, where, missed)
+    flagged, p = _standing_out(errors, events)
+    rows: list[dict[str, int | float]] = [
+        {
+            "class": int(c),
+            "range_bin": int(b),
+            "n": int(events[c, b]),
+            "errors": int(errors[c, b]),
+            "p": float(p[c, b]),
+        }
+        for c, b in np.argwhere(flagged)
+    ]
+    hit = wrong & counted & (predictions.label >= 0)
+    hit[hit] = flagged[predictions.label[hit], there[hit]]
+    lost = missed & (truths.label >= 0)
+    lost[lost] = flagged[truths.label[lost], where[lost]]
+    return RangeBins(hit, lost, rows)
+
+
+def _standing_out(errors: Floats, events: Floats) -> tuple[Bools, Floats]:
+    """(K, B) cells above their class and above what class and bin explain, and the p-value of the latter."""
+    of_class, in_class = errors.sum(axis=1, keepdims=True), events.sum(axis=1, keepdims=True)
+    overall = errors.sum() / max(events.sum(), 1.0)
+    rate = (of_class + PSEUDO * overall) / (in_class + PSEUDO)
+    full = events >= FEWEST_EVENTS
+    own = np.where(full, binomial_upper(errors, events, np.broadcast_to(rate, errors.shape)), np.nan)
+    above = benjamini_hochberg(own.ravel()).reshape(errors.shape)
+    if full.any(axis=1).sum() < 2:
+        return above, own
+    value = logit((errors + 0.5) / (events + 1))
+    noise = np.sqrt(1 / (errors + 0.5) + 1 / (events - errors + 0.5))
+    cells = np.where(full, value, np.nan)
+    level = np.zeros((len(errors), 1))
+    for _ in range(10):
+        # Medians: a fault in fewer than half of the cells moves neither the class nor the bin.
+        bins = _medians(cells - level, axis=0)
+        level = _medians(cells - bins, axis=1)
+    gap = cells - level - bins
+    known = gap[full]
+    spread = 1.4826 * np.median(np.abs(known)) if len(known) else 0.0
+    p = np.where(full, ndtr(-gap / np.sqrt(noise**2 + spread**2)), np.nan)
+    return above & benjamini_hochberg(p.ravel()).reshape(errors.shape), p
+
+
+def _medians(values: Floats, axis: int) -> Floats:
+    known = np.where(np.isnan(values).all(axis=axis, keepdims=True), 0.0, values)
+    return np.asarray(np.nanmedian(known, axis=axis, keepdims=True))
+
+
+@dataclass(frozen=True)
+class SectorDropouts:
+    """T12: (G,) missed truths in dead sectors, the frames and sectors, or why it could not be looked for."""
+
+    truths: Bools
+    rows: list[dict[str, int | float]] = field(default_factory=list)
+    reason: str = ""
+
+
+def sector_dropout(
+    truths: Truths,
+    silent: Bools,
+    missed: Bools,
+    recorded: Predictions,
+    frames: int,
+    n_points: NDArray[np.integer] | None = None,
+) -> SectorDropouts:
+    """Frames in which two or more consecutive 10-degree sectors fall silent.
+
+    For each window of sectors the log-likelihood ratio of "dead" (5 % of predictions left, 95 % of truths
+    without any) to "as usual" is summed: truths against their own probability to have no prediction of any
+    score near them, predictions against the sector's history and the truths in it. The largest of a frame is
+    compared with the distribution over all frames (Gumbel, from its quartiles), Benjamini-Hochberg at 5 %.
+
+    Args:
+        truths: (G,) truths.
+        silent: (G,) no prediction of any class and score is near.
+        missed: (G,) counts and was not found at the operating threshold.
+        recorded: every recorded prediction.
+        frames: number of frames.
+        n_points: (G,) points in the truths, negative unknown.
+    """
+    nothing = np.zeros(len(truths), np.bool_)
+    if frames < FEWEST_FRAMES:
+        return SectorDropouts(nothing, reason=f"fewer than {FEWEST_FRAMES} frames")
+    counts = truths.counts
+    where = sector(polar(truths.box)[1])
+    usual = _silence(truths, silent & counts, n_points)
+    evidence = np.where(silent, np.log((1 - LEFT) / usual), np.log(LEFT / (1 - usual)))
+    cell = truths.frame * SECTORS + where
+    silence = np.bincount(cell[counts], weights=evidence[counts], minlength=frames * SECTORS)
+    score = silence.reshape(frames, SECTORS).astype(np.float64) + _fewer(truths, where, recorded, frames)
+    best, start, length = _windows(score)
+    p = _gumbel_upper(best)
+    found = np.flatnonzero(benjamini_hochberg(p) & (best > 0))
+    dead = np.zeros((frames, SECTORS), np.bool_)
+    rows: list[dict[str, int | float]] = []
+    for f in found.tolist():
+        dead[f, (start[f] + np.arange(length[f])) % SECTORS] = True
+        first = float(start[f] * 360 / SECTORS - 180)
+        rows.append(
+            {"frame": f, "azimuth": first, "degrees": int(length[f]) * 360 // SECTORS, "p": float(p[f])}
+        )
+    return SectorDropouts(np.asarray(missed & counts & dead[truths.frame, where]), rows)
+
+
+def _silence(truths: Truths, silent: Bools, n_points: NDArray[np.integer] | None) -> Floats:
+    """(G,) probability of each truth to have no prediction near it; cross-fitted logistic regression."""
+    rate = (silent.sum() + 0.5) / (truths.counts.sum() + 1.0)
+    made = np.full(len(truths), rate)
+    known = np.flatnonzero(truths.counts)
+    distance = polar(truths.box)[0]
+    size = np.log(np.maximum(truths.box[:, 3:6].astype(np.float64), 1e-3)).sum(axis=1)
+    columns = [distance / 10, (distance / 30) ** 2, size]
+    if n_points is not None:
+        log_points = np.log1p(np.maximum(n_points, 0))
+        columns += [log_points, log_points**2 / 4, n_points < 0, n_points == 0]
+    columns += [truths.label == one for one in np.unique(truths.label[known])[1:]]
+    table = np.column_stack(columns).astype(np.float64)
+    folds = assign_folds(truths.frame, "0") if len(truths) else np.empty(0, np.int8)
+    for fold in range(FOLDS):
+        held, rest = np.flatnonzero(folds == fold), known[folds[known] != fold]
+        if len(held) and silent[rest].any() and not silent[rest].all():
+            fitted = LogisticRegression(C=1.0, max_iter=500).fit(table[rest], silent[rest])
+            made[held] = fitted.predict_proba(table[held])[:, 1]
+    where = sector(polar(truths.box)[1])
+    seen = np.bincount(where[known], weights=silent[known], minlength=SECTORS)
+    expected = np.bincount(where[known], weights=made[known], minlength=SECTORS)
+    history = (seen + PSEUDO) / (expected + PSEUDO)
+    odds = logit(np.clip(made, 1e-4, 1 - 1e-4)) + np.log(history[where])
+    return np.asarray(np.clip(expit(odds), 1e-3, 1 - 1e-3))
+
+
+def _fewer(truths: Truths, where: Ints, recorded: Predictions, frames: int) -> Floats:
+    """(F, 36) log-likelihood ratio of the number of predictions: 5 % of the expected ones to all of them.
+
+    Expected are those of the sector's history, scaled by the frame's number of predictions, and a share for
+    each truth in it; counts vary as a negative binomial.
+    """
+    shape = (frames, SECTORS)
+    there = sector(polar(recorded.box)[1]) if len(recorded) else np.empty(0, np.int64)
+    found = np.bincount(recorded.frame * SECTORS + there, minlength=frames * SECTORS).reshape(shape)
+    true = np.bincount(
+        truths.frame[truths.counts] * SECTORS + where[truths.counts], minlength=frames * SECTORS
+    ).reshape(shape)
+    deviation = true - true.mean(axis=0)
+    varying = float((deviation**2).sum())
+    slope = float((deviation * found).sum()) / varying if varying > 0 else 0.0
+    slope = max(slope, 0.0)
+    busy = found.sum(axis=1, keepdims=True) / max(found.sum(axis=1).mean(), 1e-9)
+    rest = np.maximum(found.mean(axis=0) - slope * true.mean(axis=0), 0.05 * found.mean(axis=0))
+    expected = np.maximum(rest[None] * busy + slope * true, 1e-6)
+    excess = ((found - expected) ** 2 - expected).sum()
+    size = float((expected**2).sum() / excess) if excess > 0 else 1e6
+    ratio = found * np.log(LEFT) + (found + size) * np.log((size + expected) / (size + LEFT * expected))
+    return np.asarray(ratio)
+
+
+def _windows(score: Floats) -> tuple[Floats, Ints, Ints]:
+    """Largest sum over a window of each frame, the sector it begins with and its length."""
+    frames = len(score)
+    best, start = np.full(frames, -np.inf), np.zeros(frames, np.int64)
+    length = np.full(frames, WINDOWS[0])
+    around = np.concatenate([np.zeros((frames, 1)), np.cumsum(np.tile(score, 2), axis=1)], axis=1)
+    for size in WINDOWS:
+        sums = around[:, size : size + SECTORS] - around[:, :SECTORS]
+        place = sums.argmax(axis=1)
+        value = sums[np.arange(frames), place]
+        better = value > best
+        best[better], start[better], length[better] = value[better], place[better], size
+    return best, start, length
+
+
+def _gumbel_upper(values: Floats) -> Floats:
+    """(F,) upper-tail probability under the Gumbel distribution with the quartiles of `values`."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    scale = max((high - low) / (np.log(np.log(4)) - np.log(np.log(4 / 3))), 1e-9)
+    place = low + scale * np.log(np.log(4))
+    return np.asarray(-np.expm1(-np.exp(-(values - place) / scale)))
