@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
+ULTRALYTICS ?= ultralytics==8.4.190
 SHARED ?= ../shared
 
 export HF_HOME := $(CURDIR)/.tmp/huggingface
@@ -15,6 +16,7 @@ export XDG_CONFIG_HOME := $(CURDIR)/.tmp/config
 export PRE_COMMIT_HOME := $(CURDIR)/.tmp/pre-commit
 export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
+export YOLO_OFFLINE := True
 
 .PHONY: help demo test check lint types pytest bench clean
 
@@ -33,7 +35,9 @@ $(VENV)/.demo-ready: pyproject.toml | $(PY)
 
 $(VENV)/.test-ready: pyproject.toml $(VENV)/.demo-ready | $(PY)
 	@echo "installing what the tests need into $(VENV)"
-	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,fast]" "$(TORCH)" "$(TORCHVISION)" timm
+	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,server,postgres,fast]" "$(TORCH)" "$(TORCHVISION)" timm
+	@# AGPL: only tests import it. Without its dependencies, which would bring a CUDA runtime; those its models need are here.
+	$(PY) -m pip install -q --no-deps "$(ULTRALYTICS)"
 	@if [ -x $(SHARED)/tools/torchvision_on_cpu_torch/install ]; then $(SHARED)/tools/torchvision_on_cpu_torch/install $(PY); fi
 	@touch $@
 

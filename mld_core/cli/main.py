@@ -13,6 +13,7 @@ from mld_core.cli.evaluate import evaluate
 from mld_core.cli.files import collect, export, merge_stores
 from mld_core.cli.ls import ls
 from mld_core.cli.report import report
+from mld_core.cli.serve import keys, serve, worker
 from mld_core.cli.show import show
 
 app = typer.Typer(
@@ -68,6 +69,9 @@ app.command("report", short_help="A result as one HTML page, or two compared.")(
 app.command("export", short_help="Write the records of a run into a ZIP.")(export)
 app.command("gc", short_help="Remove leftovers, drop old features.")(collect)
 app.command("merge", short_help="Join stores of several machines.")(merge_stores)
+app.command("serve", short_help="Run a server for a team.")(serve)
+app.command("worker", short_help="Run evaluations for a server.")(worker)
+app.add_typer(keys, name="keys", short_help="Keys of a server: create, list, revoke.")
 app.command("doctor", short_help="Versions, the store, and its health.")(doctor)
 
 

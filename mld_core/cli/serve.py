@@ -1,0 +1,251 @@
+"""`mld serve`, `mld worker` and `mld keys`: a server of one's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mld_core.cli.common import FAILED, NOTHING, USAGE, JsonOption
+from mld_core.cli.output import emit, emit_json, note
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the server. Default: MLD_SERVER_DATA, else ~/.mld-server.",
+        show_default=False,
+    ),
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="postgresql://... Default: SQLite in the data folder.", show_default=False
+    ),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Folder, or s3://bucket/prefix. Default: in the data folder.",
+        show_default=False,
+    ),
+]
+_KEY_COLUMNS = (
+    "key_id",
+    "name",
+    "organization",
+    "scopes",
+    "created_at",
+    "expires_at",
+    "revoked_at",
+    "last_used_at",
+)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except LookupError as error:
+        note(f"mld: {error.args[0] if error.args else error}")
+        raise typer.Exit(NOTHING) from error
+    except ValueError as error:
+        note(f"mld: {error}")
+        raise typer.Exit(USAGE) from error
+    except (ImportError, OSError) as error:
+        note(f"mld: {error}")
+        raise typer.Exit(FAILED) from error
+    except Exception as error:
+        # SQLAlchemy can not be named here: it belongs to the extra.
+        if not type(error).__module__.startswith("sqlalchemy."):
+            raise
+        cause = str(getattr(error, "orig", error)).strip().splitlines()
+        note(f"mld: the database can not be used ({cause[0] if cause else type(error).__name__})")
+        raise typer.Exit(FAILED) from error
+
+
+def _load(name: str) -> Any:
+    """A module of the server; an ImportError with the install command where the extra is missing."""
+    return importlib.import_module(f"mld_core.service.server.{name}")
+
+
+def _settings(**changes: Any) -> Any:
+    return _load("settings").load_settings(changes)
+
+
+def serve(
+    *,
+    data: DataOption = None,
+    bind: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Listen here. Default: 127.0.0.1.", show_default=False),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port. Default: 8765; 0 = any free one.", show_default=False),
+    ] = None,
+    database: DatabaseOption = None,
+    storage: StorageOption = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name clients reach it by; may be repeated.", show_default=False),
+    ] = None,
+    tls_cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Certificate chain (PEM).", show_default=False)
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Its key (PEM).", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Evaluation workers to start. Default: 1; 0 = `mld worker`.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Run a server for a team: records are uploaded to it and evaluated by it.
+
+    It needs nothing else: the database is SQLite and the files lie in one folder. The first start prints a
+    key with all scopes, once. Logs go to stderr, one JSON object a line. Every option can be given as a
+    variable instead (MLD_SERVER_PORT, ...); docs/service.md lists those that have no option, with quotas,
+    limits, S3 and PostgreSQL. Needs the extra: pip install "ml-debugger[server]".
+
+    \b
+    Examples:
+      mld serve                                        on this machine, http://127.0.0.1:8765
+      mld serve --bind 0.0.0.0 --allowed-host mld.lan  for the network, behind a proxy with TLS
+      mld serve --data /srv/mld --port 80
+      mld serve --database postgresql://mld@db/mld --storage s3://records/mld --workers 0
+
+    \b
+    Then, where you train (the key is the one that was printed):
+      export MLD_API_ENDPOINT=http://127.0.0.1:8765 MLD_API_KEY=mldbg_...
+      python train.py && mld sync
+      mld evaluate
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        settings = _settings(
+            data=data,
+            bind=bind,
+            port=port,
+            database=database,
+            storage=storage,
+            allowed_hosts=tuple(allowed_host) if allowed_host else None,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            workers=workers,
+        )
+        _load("run").serve(settings)
+
+
+def worker(
+    *, data: DataOption = None, database: DatabaseOption = None, storage: StorageOption = None
+) -> None:
+    """Run evaluations for a server, one at a time, until stopped.
+
+    A server starts one worker itself. Start more where there are cores to spare; they need the same database
+    and storage as the server, which for several machines means PostgreSQL and S3. A worker that dies loses
+    nothing: its evaluation is given to another.
+
+    \b
+    Examples:
+      mld worker --data /srv/mld
+      mld worker --database postgresql://mld@db/mld --storage s3://records/mld
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        settings = _settings(data=data, database=database, storage=storage)
+        _load("worker").run_worker(settings)
+
+
+keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@keys.callback()
+def keys_group() -> None:
+    """Create, list and revoke the keys of a server, on the machine it runs on.
+
+    \b
+    Examples:
+      mld keys create --name alice --scope read --scope write
+      mld keys create --name ci --scope write --expires-in-days 90 --organization vision
+      mld keys list
+      mld keys revoke key_0123456789abcdef01234567
+    """  # noqa: D301  click reads the mark
+
+
+@keys.command("create", short_help="Make a key; it is shown once.")
+def keys_create(
+    *,
+    name: Annotated[str, typer.Option(help="Whose key it is.")],
+    scope: Annotated[list[str], typer.Option(help="read, write or admin; may be repeated.")],
+    organization: Annotated[
+        str | None,
+        typer.Option(help="Organization; made if it is not there. Default: the first.", show_default=False),
+    ] = None,
+    expires_in_days: Annotated[
+        float | None, typer.Option(min=0.0, help="Default: never.", show_default=False)
+    ] = None,
+    data: DataOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key and print it. Only its hash is kept, so it is shown this once.
+
+    read looks at records and results, write uploads and evaluates, admin manages keys. None implies another.
+
+    \b
+    Examples:
+      mld keys create --name alice --scope read --scope write
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        settings = _settings(data=data, database=database)
+        made = _load("run").keys_create(settings, name, scope, organization, expires_in_days)
+    if as_json:
+        emit_json(made)
+        return
+    note(
+        f"{made['key_id']} for {made['name']} of {made['organization']} ({made['scopes']}); shown this once:"
+    )
+    typer.echo(made["key"])
+
+
+@keys.command("list", short_help="All keys, without their secrets.")
+def keys_list(
+    *, data: DataOption = None, database: DatabaseOption = None, as_json: JsonOption = False
+) -> None:
+    """List the keys of all organizations, revoked ones too.
+
+    \b
+    Examples:
+      mld keys list --json
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        rows = _load("run").keys_list(_settings(data=data, database=database))
+    emit(rows, _KEY_COLUMNS, as_json=as_json)
+
+
+@keys.command("revoke", short_help="Refuse a key from now on.")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `mld keys list` shows it.")],
+    *,
+    data: DataOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a key: the server refuses it from the next request on.
+
+    \b
+    Examples:
+      mld keys revoke key_0123456789abcdef01234567
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        row = _load("run").keys_revoke(_settings(data=data, database=database), key_id)
+    if as_json:
+        emit_json(row)
+        return
+    note(f"{row['key_id']} of {row['name']} is revoked")
