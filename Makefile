@@ -36,7 +36,7 @@ $(VENV)/.demo-ready: pyproject.toml | $(PY)
 $(VENV)/.test-ready: pyproject.toml $(VENV)/.demo-ready | $(PY)
 	@echo "installing what the tests need into $(VENV)"
 	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,server,postgres,fast]" "$(TORCH)" "$(TORCHVISION)" timm
-	@# AGPL: only tests import it. Without its dependencies, which would bring a CUDA runtime; those its models need are here.
+	@# AGPL: only tests import it. Of its dependencies its models need none that is not there already.
 	$(PY) -m pip install -q --no-deps "$(ULTRALYTICS)"
 	@if [ -x $(SHARED)/tools/torchvision_on_cpu_torch/install ]; then $(SHARED)/tools/torchvision_on_cpu_torch/install $(PY); fi
 	@touch $@
