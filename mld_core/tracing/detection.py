@@ -93,6 +93,12 @@ class DetectionSession(Session):
         """Whether the detector was called since `arm`."""
         return self.capture is not None and self.capture.heard
 
+    @property
+    def heard_input(self) -> Any:
+        """The first argument of the detector's latest call."""
+        call = None if self.capture is None else self.capture.call()
+        return call.args[0] if call is not None and call.args else None
+
     # -- batches ---------------------------------------------------------------------------------------------
 
     def labels_of(self, batch: Any) -> Any:
@@ -115,8 +121,7 @@ class DetectionSession(Session):
         source = self._source(self.capture, batch, holder)
         if source is None:
             return None
-        self._describe(self.capture.adapter)
-        if self.unsupported:
+        if not self._stored_info and not self._describe(self.capture.adapter):
             return self.capture
         context = open_pass.context
         if not isinstance(context, DetectionContext):
@@ -236,10 +241,8 @@ class DetectionSession(Session):
         open_pass.context = context
         return context
 
-    def _describe(self, adapter: Adapter | None) -> None:
-        """Task, classes and their names in run.json, from rank 0; another class count stops the recording."""
-        if self._stored_info:
-            return
+    def _describe(self, adapter: Adapter | None) -> bool:
+        """Task, classes and their names in run.json, from rank 0; False: the run has other classes."""
         found: dict[str, Any] = {"task": self.task, "vector_dtype": self.options.vector_dtype}
         if adapter is not None:
             found["family"] = adapter.family
@@ -263,8 +266,11 @@ class DetectionSession(Session):
         if self.n_class is not None:
             found["n_class"] = self.n_class
         self._stored_info = found
-        if self.rank == 0 and not self.unsupported:
+        if self.unsupported:
+            return False
+        if self.rank == 0:
             self._write_info(found)
+        return True
 
     def _settle(self, context: DetectionContext, parsed: Parsed, widths: dict[str, int]) -> set[str]:
         """The first detections show activation and widths; on the writer thread.

@@ -197,7 +197,10 @@ class DetectionTrainingTracer(TrainingTracer, DetectionTorchTracer):
             if self.model.training and ground_truth is not None and _wants_targets(self.model):
                 n = count_frames(None, ground_truth, model_input)
                 return self.model(model_input, as_frames(ground_truth, n or 0))
-            return super()._run_model(model_input, ground_truth)
+            output = super()._run_model(model_input, ground_truth)
+        if self._capture is not None:
+            self._capture.note((model_input,), output)
+        return output
 
     def _inputs(self, model_input: Any) -> Any:
         return find_images(model_input) if isinstance(model_input, Mapping) else model_input

@@ -209,6 +209,11 @@ class DetectorCapture:
             probe.clear()
         self.root.thresholds = None
 
+    def note(self, args: tuple[Any, ...], output: Any) -> None:
+        """A call that no hook saw, of a class that does not go through `Module.__call__`."""
+        if not self.root.calls:
+            self.root.after(self.model, args, {}, output)
+
     def call(self) -> ModelCall | None:
         """The detector's latest call since `begin`; the stash's own references, not copies."""
         if not self.root.calls:

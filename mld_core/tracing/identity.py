@@ -213,6 +213,9 @@ def _image_ids(batch: Any) -> tuple[Any, str] | None:
 def _meta_ids(batch: Any) -> tuple[Any, str] | None:
     """Find the ids of OpenMMLab's data samples (``metainfo``) or of the older ``img_metas``."""
     parts = _parts(batch)
+    files = _get(batch, "im_file")  # Ultralytics
+    if isinstance(files, (list, tuple)):
+        return files, "metainfo"
     for samples in (*(_column(part, key) for part in parts for key in ("data_samples", "img_metas")), *parts):
         if not isinstance(samples, (list, tuple)):
             continue

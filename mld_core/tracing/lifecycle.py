@@ -171,6 +171,12 @@ class RunLife:
         with self.guard.catch("hooking the model", lost="features and logits of what follows"):
             self._attach(model)
 
+    def detach(self) -> None:
+        """Takes the hooks off until `attach`: the model is about to be pickled."""
+        if self.session is not None:
+            with self.guard.catch("taking the hooks off"):
+                self.session.detach()
+
     def spend(self, seconds: float) -> None:
         """Adds to the time spent on the training thread."""
         self._spent += seconds

@@ -246,6 +246,11 @@ class Recorder(RunLife):
         """Whether the model made a forward since `begin_batch`."""
         return self.session is not None and self.session.heard
 
+    @property
+    def heard_input(self) -> Any:
+        """What a detector was called with in its latest forward since `begin_batch`: its first argument."""
+        return None if self.session is None else self.session.heard_input
+
     def skip_batch(self, batch: Any) -> None:
         """No forward was made with this batch: its place in the loader's order is passed over."""
         if self.session is None or not self._stack:

@@ -145,6 +145,11 @@ class Session(ABC):
     def heard(self) -> bool:
         """Whether the model made a forward since `arm`."""
 
+    @property
+    def heard_input(self) -> Any:
+        """The first argument of the model's latest call, where the hooks keep it."""
+        return None
+
     # -- passes ----------------------------------------------------------------------------------------------
 
     def open_resumed(self, open_pass: OpenPass) -> None:

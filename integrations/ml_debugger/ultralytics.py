@@ -1,0 +1,258 @@
+"""Ultralytics: `attach(YOLO(...))` records every box of every image, through the trainer's own callbacks.
+
+    from ml_debugger.ultralytics import attach
+    model = YOLO("yolo11n.pt")
+    attach(model, model_name="traffic")
+    model.train(data="coco8.yaml", epochs=3)
+
+The callbacks only translate events; what is recorded, and how, is in `mld_core.tracing.recorder`. Nothing of
+the package is imported here. What they rely on:
+
+* the trainer builds its own model: hooks are set at `on_pretrain_routine_end`, which every rank reaches, and
+  taken off before a checkpoint pickles the model;
+* a callback gets no batch: in training the model itself is called with it, in validation
+  `validator.update_metrics` is;
+* validation runs the moving average of the weights, another module, and `on_val_end` comes on rank 0 only;
+* the validation of the best weights after the last epoch is of no epoch: it is not recorded;
+* `teardown` comes on every rank, also after an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from mld_core.adapters.registry import unwrap
+from mld_core.tracing.recorder import Recorder
+
+__all__ = ["attach"]
+
+RUN_FILE = "mld_run.json"
+Fn = Callable[..., Any] | None
+_EVENTS = (
+    "on_pretrain_routine_end",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_fit_epoch_end",
+    "on_model_save",
+    "on_train_end",
+    "on_val_start",
+    "on_val_batch_start",
+    "on_val_batch_end",
+    "teardown",
+)
+
+
+def attach(
+    model: Any,
+    model_name: str | None = None,
+    version_name: str | None = None,
+    *,
+    task: str | None = "detection",
+    target_layers: dict[str, str] | None = None,
+    n_class: int | None = None,
+    class_names: list[str] | None = None,
+    id_fn: Fn = None,
+    input_fn: Fn = None,
+    label_fn: Fn = None,
+    image_fn: Fn = None,
+    fields_fn: Fn = None,
+    additional_fields: list[dict[str, Any]] | None = None,
+    additional_label_fields: list[dict[str, Any]] | None = None,
+    splits: list[str] | None = None,
+    every_n_epochs: int = 1,
+    replay_train: bool | float = False,
+    score_thresh: float | None = None,
+    iou_thresh: float | None = None,
+    max_detections: int | None = None,
+    store: str | None = None,
+    queue_mb: float = 256,
+    on_full: str = "block",
+    roll_mb: float = 64,
+    roll_seconds: float = 10,
+    vector_dtype: str = "float16",
+    keep_vectors: int = 2,
+    input_hash: bool = True,
+    force_table_recreate: bool = False,
+    auto_sync: bool = False,
+    api_endpoint: str | None = None,
+    api_key: str | None = None,
+) -> Any:
+    """Records what follows: training and its validations of a `YOLO`, an `RTDETR` or a trainer.
+
+    Args: as of every wrapper (docs/usage.md). `score_thresh` and the like filter what is recorded; the
+    package's own metrics see what they always see.
+
+    Returns:
+        `model`.
+    """
+    options = {k: v for k, v in locals().items() if k != "model"}
+    callbacks = _Callbacks(Recorder(**options))
+    for event in _EVENTS:
+        model.add_callback(event, getattr(callbacks, event))
+    return model
+
+
+class _Callbacks:
+    """What the package calls. Travels, by pickle, to the processes of a training on several devices."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._trainer: Any = None
+        self._open: list[str] = []
+        self._step = 0
+        self._batch = 0
+        self._restore: list[tuple[Any, str]] = []
+        self._finished = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None, "_restore": [], "_open": []}
+
+    # training
+
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
+        """The process group exists, weights and optimizer are loaded, no forward has run yet."""
+        with self._recorder.guard.catch("starting to record", lost="all records of this run"):
+            rank, world = max(int(os.environ.get("RANK", "-1")), 0), max(int(trainer.world_size or 1), 1)
+            if self._recorder.enabled:
+                self._recorder.renew(same_run=False)
+            self._trainer, self._finished = trainer, False
+            model = unwrap(trainer.model)
+            settled = [self._settle(trainer, model) if rank == 0 else None]
+            if world > 1 and dist.is_initialized():
+                dist.broadcast_object_list(settled)  # our only collective; every rank is here
+            names, state = settled[0] or ({}, {})
+            if rank != 0:
+                self._recorder.restore(state)
+            self._recorder.start(model, names, rank=rank, world_size=world, framework="ultralytics")
+
+    def _settle(self, trainer: Any, model: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        path = Path(trainer.save_dir) / RUN_FILE
+        state: dict[str, Any] = json.loads(path.read_text()) if trainer.start_epoch and path.is_file() else {}
+        self._recorder.restore(state)
+        return self._recorder.resolve_names(model), state
+
+    def on_train_epoch_start(self, trainer: Any) -> None:
+        """A walk over the training split begins, or begins anew with a smaller batch."""
+        while self._open:
+            self._open.pop()
+            self._recorder.abort_pass("the epoch began anew")
+        self._recorder.attach(unwrap(trainer.model))
+        self._begin("train", trainer.epoch, "train")
+
+    def _begin(self, split: str, n_epoch: int | None, mode: str) -> None:
+        self._open.append(split)
+        self._batch = 0
+        self._recorder.begin_pass(split, n_epoch, mode=mode)
+
+    def on_train_batch_start(self, trainer: Any) -> None:
+        """The average of the weights counts the optimizer's steps."""
+        self._step = int(getattr(getattr(trainer, "ema", None), "updates", self._step))
+        self._recorder.begin_batch()
+
+    def on_train_batch_end(self, trainer: Any) -> None:
+        """The model itself was called with the batch."""
+        self._record(self._recorder.heard_input)
+
+    def _record(self, batch: Any) -> None:
+        self._recorder.record(batch, batch_idx=self._batch, global_step=self._step)
+        self._batch += 1
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        """Seal the pass; the epoch's validation comes after this event."""
+        self._end("train")
+        net = unwrap(trainer.model)
+        self._recorder.replay(
+            trainer.train_loader,
+            trainer.epoch,
+            forward=lambda batch: net(trainer.preprocess_batch(batch)["img"]),
+            global_step=self._step,
+        )
+        self._recorder.detach()
+
+    def _end(self, split: str) -> None:
+        if self._open and self._open[-1] == split:
+            self._open.pop()
+            self._recorder.end_pass()
+
+    def on_fit_epoch_end(self, trainer: Any) -> None:
+        """The epoch's validation is over on every rank."""
+        self._end_validation()
+
+    def on_model_save(self, trainer: Any) -> None:
+        """Beside the checkpoint goes what a resumed training needs to find its run; on rank 0."""
+        with self._recorder.guard.catch("writing mld_run.json", lost="a resumed training gets a new version"):
+            state = self._recorder.state()
+            if state:
+                path = Path(trainer.save_dir) / RUN_FILE
+                temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
+                temporary.write_text(json.dumps(state))
+                temporary.replace(path)
+
+    def on_train_end(self, trainer: Any) -> None:
+        """On rank 0, after the validation of the best weights."""
+        self._finish("finished")
+
+    def teardown(self, trainer: Any) -> None:
+        """On every rank, also after an exception."""
+        self._finish("exception" if self._open else "finished")
+
+    def _finish(self, status: str) -> None:
+        if not self._finished:
+            self._finished = True
+            self._open.clear()
+            self._give_back()
+            self._recorder.finish(status)
+        self._trainer = None
+
+    # validation
+
+    def on_val_start(self, validator: Any) -> None:
+        """Within a training: the averaged weights are about to be validated."""
+        trainer = self._trainer
+        if trainer is None or not validator.training:
+            return
+        with self._recorder.guard.catch("beginning a val pass", lost="the records of that pass"):
+            average = getattr(getattr(trainer, "ema", None), "ema", None)
+            self._recorder.attach(unwrap(trainer.model) if average is None else average)
+            self._begin("val", trainer.epoch, "eval")
+            self._watch(validator)
+
+    def _watch(self, validator: Any) -> None:
+        """`update_metrics` is the one place that is given the batch."""
+        update = validator.update_metrics
+
+        def update_metrics(preds: Any, batch: Any) -> Any:
+            self._record(batch)
+            return update(preds, batch)
+
+        validator.update_metrics = update_metrics
+        self._restore.append((validator, "update_metrics"))
+
+    def on_val_batch_start(self, validator: Any) -> None:
+        """Arm the capture."""
+        if "val" in self._open:
+            self._recorder.begin_batch()
+
+    def on_val_batch_end(self, validator: Any) -> None:
+        """The last batch ends the walk, also on ranks that see no `on_val_end`."""
+        with self._recorder.guard.catch("counting validation batches"):
+            if "val" in self._open and validator.batch_i + 1 >= len(validator.dataloader):
+                self._end_validation()
+
+    def _end_validation(self) -> None:
+        self._end("val")
+        self._give_back()
+        self._recorder.detach()
+
+    def _give_back(self) -> None:
+        for owner, name in self._restore:
+            vars(owner).pop(name, None)
+        self._restore.clear()
