@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from mld_core.evaluation.catalogue_detection import DETECTION_CATALOGUE
+from mld_core.evaluation.catalogue_entry import Diagnosis
 
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """One entry.
-
-    Attributes:
-        code: C01 to C91.
-        title: Short name.
-        severity: 1 information to 5 blocking.
-        action: What to do.
-        predicate: When it applies, in words.
-        needs: What must be recorded for it: "hashes", "train", "train_errors", "epochs", "metadata",
-            "labels", "train_split", "other_split", "comparison".
-    """
-
-    code: str
-    title: str
-    severity: int
-    action: str
-    predicate: str
-    needs: tuple[str, ...] = ()
+__all__ = ["BY_CODE", "CATALOGUE", "NEEDS", "Diagnosis", "primary_first"]
 
 
 NEEDS = {
@@ -207,7 +188,8 @@ CATALOGUE: tuple[Diagnosis, ...] = (
     Diagnosis("C91", "Fixed", 1, "Keep in the regression set.", "wrong before, right now", ("comparison",)),
 )
 
-BY_CODE = {entry.code: entry for entry in CATALOGUE}
+BY_CODE = {entry.code: entry for entry in (*CATALOGUE, *DETECTION_CATALOGUE)}
+"""Entries of all tasks; `CATALOGUE` holds those of classification."""
 
 
 def primary_first(codes: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
-"""The catalogue of detection diagnoses D01 to D23; the entries are those of `catalogue.Diagnosis`."""
+"""The catalogue of detection diagnoses D01 to D23; see `catalogue`."""
 
 from __future__ import annotations
 
-from mld_core.evaluation.catalogue import Diagnosis
+from mld_core.evaluation.catalogue_entry import Diagnosis
 
 DETECTION_CATALOGUE: tuple[Diagnosis, ...] = (
     Diagnosis(

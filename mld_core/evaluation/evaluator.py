@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from mld_core import __version__
+from mld_core.evaluation.box_method import METHOD_2D, METHOD_3D, evaluate_boxes
 from mld_core.evaluation.endpoint import resolve_endpoint
 from mld_core.evaluation.engine import EmbeddedEngine, Reporter
 from mld_core.evaluation.errors import NotFoundError, known, near
@@ -19,7 +20,7 @@ from mld_core.evaluation.result_store import FORMAT, ResultStore, utc_now
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.reader import PassSelection, select
 
-METHODS: Mapping[str, str] = {"classification": METHOD}
+METHODS: Mapping[str, str] = {"classification": METHOD, "detection": METHOD_2D, "detection3d": METHOD_3D}
 """Task of a run and the method that `method_name="default"` stands for."""
 
 _LIST_COLUMNS = ("result_name", "method_name", "n_epoch", "created_at", "completed_at", "options")
@@ -100,7 +101,7 @@ class Evaluator:
             result_name: Name of the result; None makes `{model}_{version}_{method}_{YYYYMMDD}` (UTC), with
                 `_2`, ... where that is taken.
             n_epoch: "latest" = the last sealed pass of each split; an epoch; None = every epoch.
-            method_name: "default" = the method of the run's task (`classification_v1`).
+            method_name: "default" = the method of the run's task (`classification_v1`, `od_v1`, `od3d_v1`).
             options: `dataset_types` (list of splits); `risk_tolerance` (an error probability strictly between
                 0 and 1 that replaces the threshold t2 of the issue categories); `group_key` (a column you
                 recorded, e.g. scene or patient: units of one group never stand on both sides of a fold, and
@@ -128,7 +129,8 @@ class Evaluator:
         wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
         with results.writing() as folder, self._reporter(chosen) as reporter:
             engine = EmbeddedEngine(chosen.get("threads"), reporter)
-            found = evaluate_classification(results, selections, folder, engine, options=chosen)
+            evaluate = evaluate_classification if method == METHOD else evaluate_boxes
+            found = evaluate(results, selections, folder, engine, options=chosen)
             info = {
                 "format": FORMAT,
                 "result_name": wanted,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.answers import SplitAnalysis
 from mld_core.evaluation.arrays import SplitArrays
-from mld_core.evaluation.catalogue import CATALOGUE
+from mld_core.evaluation.catalogue import CATALOGUE, Diagnosis
 from mld_core.evaluation.categories import CATEGORIES, Flags
 from mld_core.evaluation.code_suffixes import suffixed_codes
 from mld_core.evaluation.diagnoses import Diagnoses
@@ -99,13 +99,13 @@ def flag_structs(flags: Flags) -> pa.StructArray:
     return pa.StructArray.from_arrays([pa.array(value) for value in values], fields=list(FLAGS))
 
 
-def diagnosis_lists(found: Diagnoses) -> pa.ListArray:
+def diagnosis_lists(found: Diagnoses, catalogue: Sequence[Diagnosis] = CATALOGUE) -> pa.ListArray:
     """The codes of every unit, primary first; an empty list where none applies."""
     rows = len(found.primary)
-    ranked = sorted(range(len(CATALOGUE)), key=lambda place: (-CATALOGUE[place].severity, place))
+    ranked = sorted(range(len(catalogue)), key=lambda place: (-catalogue[place].severity, place))
     counts = np.zeros(rows + 1, np.int64)
-    there = [place for place in ranked if CATALOGUE[place].code in found.masks]
-    hits = [np.flatnonzero(found.masks[CATALOGUE[place].code]) for place in there]
+    there = [place for place in ranked if catalogue[place].code in found.masks]
+    hits = [np.flatnonzero(found.masks[catalogue[place].code]) for place in there]
     for hit in hits:
         counts[hit + 1] += 1
     offsets = np.cumsum(counts)
@@ -114,7 +114,7 @@ def diagnosis_lists(found: Diagnoses) -> pa.ListArray:
     for place, hit in zip(there, hits, strict=True):
         values[where[hit]] = place
         where[hit] += 1
-    codes = pa.array([entry.code for entry in CATALOGUE], pa.string()).take(pa.array(values))
+    codes = pa.array([entry.code for entry in catalogue], pa.string()).take(pa.array(values))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), codes)
 
 

@@ -88,16 +88,16 @@ def _analyse(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOu
     extra: dict[str, Value] = {}
     if group.options.get("null_run"):
         extra["null_hotspot_ratio"] = _null_share(arrays, group, engine)
-    notes = [*gathered.notes, *_notes(split, analysis)]
+    notes = [*gathered.notes, *analysis_notes(split, analysis)]
     return StageOutput(
         columns=analysis_columns(analysis, arrays, split),
         metrics=metrics,
-        categories={**_category_row(analysis), **extra},
-        facts={"labeled": split.labeled, **_plain_facts(analysis.facts)},
+        categories={**category_row(analysis), **extra},
+        facts={"labeled": split.labeled, **plain_facts(analysis.facts)},
         notes=tuple(notes),
         tables={
-            "regions": _region_rows(split, analysis.regions),
-            "slices": _slice_rows(split, arrays, analysis),
+            "regions": region_rows(split, analysis.regions),
+            "slices": slice_rows(split, arrays, analysis),
         },
     )
 
@@ -136,7 +136,8 @@ def _intervals(
     }
 
 
-def _category_row(analysis: SplitAnalysis) -> dict[str, Value]:
+def category_row(analysis: SplitAnalysis) -> dict[str, Value]:
+    """Cells of the split's row in the category table."""
     row: dict[str, Value] = {
         f"{name.removeprefix('five_way_')}_five_way" if name.startswith("five_way_") else name: value
         for name, value in analysis.ratios.items()
@@ -167,7 +168,7 @@ def _projected_ratios(category: NDArray[np.int8]) -> dict[str, Value]:
     }
 
 
-def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts as JSON holds them: no NaN, infinity as a text."""
     made: dict[str, Any] = {}
     for name, value in facts.items():
@@ -179,7 +180,8 @@ def _plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _notes(split: Split, analysis: SplitAnalysis) -> list[str]:
+def analysis_notes(split: Split, analysis: SplitAnalysis) -> list[str]:
+    """What to know when reading the figures of a split."""
     made = []
     estimate = analysis.estimate
     if estimate.source == "constant":
@@ -205,7 +207,8 @@ def _notes(split: Split, analysis: SplitAnalysis) -> list[str]:
 # --- tables -------------------------------------------------------------------------------------------------
 
 
-def _region_rows(split: Split, regions: list[Region]) -> list[dict[str, Any]]:
+def region_rows(split: Split, regions: list[Region]) -> list[dict[str, Any]]:
+    """Rows of the table of regions."""
     if not regions:
         return []
     ids = pq.read_table(split.units, columns=["unit_id", "input_id"])
@@ -231,7 +234,7 @@ def _region_rows(split: Split, regions: list[Region]) -> list[dict[str, Any]]:
     ]
 
 
-def _slice_rows(split: Split, arrays: SplitArrays, analysis: SplitAnalysis) -> list[dict[str, Any]]:
+def slice_rows(split: Split, arrays: SplitArrays, analysis: SplitAnalysis) -> list[dict[str, Any]]:
     """The metadata slices behind C32."""
     if arrays.metadata is None:
         return []
