@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.tracing.recorder import Recorder
 
 _EXIT_S = 15.0

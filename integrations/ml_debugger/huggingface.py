@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.tracing.capture import say_compiled
 from mld_core.tracing.recorder import Recorder
 from mld_core.tracing.replay import moved

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.tracing.recorder import Recorder
 from mld_core.tracing.taps import install_tap, remove_tap
 

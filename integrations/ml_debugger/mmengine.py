@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.tracing.recorder import Recorder
 from mld_core.tracing.taps import remove_tap
 

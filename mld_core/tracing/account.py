@@ -14,6 +14,7 @@ from mld_core.tracing.guard import Guard
 from mld_core.tracing.naming import architecture_hash
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.session import Session
+from mld_core.tracing.uploads import where_to
 
 
 def describe_run(store: Store, run: RunKey, model: nn.Module, options: RecorderOptions, guard: Guard) -> None:
@@ -39,9 +40,9 @@ def tell_start(guard: Guard, run: RunKey, store: Store, options: RecorderOptions
     guard.tell_once(
         f"start:{run}:{store.root}", f"Recording {run.model_name}/{run.version_name} to {store.root}"
     )
-    endpoint, _ = options.credentials()
-    if endpoint is not None:
-        guard.tell_once("endpoint", f"Nothing is uploaded to {endpoint} by this version; records stay local.")
+    uploads = where_to(options)
+    if uploads:
+        guard.tell_once("endpoint", uploads)
 
 
 def keep_store_small(session: Session) -> None:
@@ -83,5 +84,7 @@ def account_text(session: Session, account: Account, share: tuple[float, float])
     if guard.problems or account.reasons:
         reasons = "; ".join(f"{what}: {n} rows" for what, n in account.reasons.items())
         lines.append(f"Problems: {guard.summary()}{'; ' + reasons if reasons else ''}.")
+    if session.uploads is not None:
+        lines.append(session.uploads.summary())
     lines.append("Evaluate with: " + shlex.join(command))
     return "\n".join(lines)

@@ -49,7 +49,7 @@ class TorchTracer:
         additional_fields: the user's own columns per sample, `{"name", "type", "default"?}` each; their
             values come through `**kwargs` of the call.
         additional_label_fields: likewise, about the label.
-        auto_sync: upload in the background.
+        auto_sync: upload each pass when it is sealed; else when `wait_for_save` is called, or at the end.
         force_table_recreate: drop what is recorded under these two names and start anew.
         api_endpoint: address of a service; default `MLD_API_ENDPOINT`; none: local records only.
         api_key: key for it; default `MLD_API_KEY`.
@@ -378,15 +378,18 @@ class TrainingTracer(TorchTracer):
                 session.abandon(open_pass)
 
     def wait_for_save(self, n_epoch: int | None = None, *, timeout: float | None = None) -> None:
-        """Seals the passes of an epoch and waits until they are durable.
+        """Seals the passes of an epoch and waits until they are durable and, with an endpoint, uploaded.
 
         Args:
             n_epoch: the epoch; None: every pass that is open.
-            timeout: seconds to wait; None: as long as it takes.
+            timeout: seconds to wait; None: for the disk as long as it takes, for the upload up to a minute,
+                after which it is told once and the training goes on (a service that is down costs that
+                minute once).
 
         Raises:
             ValueError: the epoch was never traced, or is no integer; the message lists those that were.
-            TimeoutError: not durable in time; writing goes on in the background.
+            TimeoutError: not durable, or not uploaded, in time; both go on in the background.
+            PermissionError: the service refuses the key (only with a timeout).
             RuntimeError: a pass could not be sealed; the message holds the reason.
         """
         n_epoch = epoch_number(n_epoch)
@@ -396,7 +399,12 @@ class TrainingTracer(TorchTracer):
         session = self.recorder.session
         for key in [k for k in self._open if n_epoch is None or k[1] == n_epoch]:
             self._close_pass(key, seal=True)
-        if session is None or session.wait(n_epoch, timeout, every=n_epoch is None):
+        begun = time.monotonic()
+        if session is None:
+            return
+        if session.wait(n_epoch, timeout, every=n_epoch is None):
+            rest = None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
+            session.wait_for_upload(n_epoch, rest, every=n_epoch is None)
             return
         failed = session.failure(n_epoch, every=n_epoch is None)
         if failed is not None:
@@ -444,6 +452,9 @@ class TrainingTracer(TorchTracer):
                     "partial. Call wait_for_save(n_epoch) at the end of each epoch.",
                 )
             session.flush(15.0)
+        if session.uploads is not None:
+            with self.guard.catch("starting the upload", lost="nothing; `mld sync` sends what is left"):
+                session.uploads.finish()
 
 
 def _at_exit(reference: weakref.ref[TrainingTracer]) -> None:

@@ -27,6 +27,7 @@ from mld_core.tracing.naming import (
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.session import OpenPass, Session
 from mld_core.tracing.sessions import session_class
+from mld_core.tracing.uploads import uploads_for
 
 _WAIT_S: Final = 300.0
 _CHECKPOINT_WAIT_S: Final = 30.0
@@ -147,6 +148,9 @@ class RunLife:
             run = RunKey(names["model_name"], names["version_name"])
             attempt = attempt_name(names["launch_id"], names["restart"])
             self.session = kind(
+                self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
+            )
+            self.session.uploads = uploads_for(
                 self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
             )
             self._started, self._spent = time.perf_counter(), 0.0

@@ -25,6 +25,7 @@ from mld_core.tracing.media import Pictures
 from mld_core.tracing.options import RecorderOptions
 from mld_core.tracing.rows import CONTENT_HASH, HeldInputs, PassState
 from mld_core.tracing.staging import Stager
+from mld_core.tracing.uploads import RunUploads
 
 _SOURCE_MEANING: Final = {
     CONTENT_HASH: (
@@ -91,6 +92,7 @@ class Session(ABC):
         self.id_source = ""
         self.id_hint = ""
         self.tickets: dict[int | None, list[Future[Any]]] = {}
+        self.uploads: RunUploads | None = None
         self._stored_info: dict[str, Any] = {}
         self._stager = Stager()
         self.pictures = Pictures(options.image_fn, guard)
@@ -168,6 +170,8 @@ class Session(ABC):
             self.pictures.renamed(open_pass.key, open_pass.final_key)
         ticket = self._writer.seal(open_pass.handle, meta=self._meta(open_pass), key=_new_key(open_pass))
         self.tickets.setdefault(open_pass.key.n_epoch, []).append(ticket)
+        if self.uploads is not None:
+            ticket.add_done_callback(self.uploads.sealed)
 
     def _meta(self, open_pass: OpenPass) -> dict[str, Any] | Callable[[], dict[str, Any] | None]:
         """What is sealed with a pass."""
@@ -192,16 +196,25 @@ class Session(ABC):
 
     def wait(self, n_epoch: int | None, timeout: float | None, *, every: bool = False) -> bool:
         """Waits until the sealed passes of an epoch (or of all) are durable on this rank."""
+        return self._writer.wait(self._tickets(n_epoch, every=every), timeout)
+
+    def _tickets(self, n_epoch: int | None, *, every: bool) -> list[Future[Any]]:
         if every:
-            tickets = [t for group in self.tickets.values() for t in group]
-        else:
-            tickets = list(self.tickets.get(n_epoch, []))
-        return self._writer.wait(tickets, timeout)
+            return [t for group in self.tickets.values() for t in group]
+        return list(self.tickets.get(n_epoch, []))
+
+    def wait_for_upload(self, n_epoch: int | None, timeout: float | None, *, every: bool = False) -> None:
+        """Waits until passes that are durable are uploaded, too; at once where nothing is uploaded.
+
+        Raises:
+            TimeoutError, PermissionError, RuntimeError: see `RunUploads.wait`.
+        """
+        if self.uploads is not None:
+            self.uploads.wait(self._tickets(n_epoch, every=every), timeout)
 
     def failure(self, n_epoch: int | None, *, every: bool = False) -> BaseException | None:
         """Why a pass of that epoch could not be sealed, None if none failed (yet)."""
-        groups = self.tickets.values() if every else [self.tickets.get(n_epoch, [])]
-        done = [ticket for group in groups for ticket in group if ticket.done()]
+        done = [ticket for ticket in self._tickets(n_epoch, every=every) if ticket.done()]
         return next((error for ticket in done if (error := ticket.exception()) is not None), None)
 
     def flush(self, timeout: float | None) -> bool:
@@ -213,9 +226,12 @@ class Session(ABC):
         return self._writer.account()
 
     def close(self, timeout: float | None) -> Account:
-        """Takes the hooks off, flushes, stops the writer."""
+        """Takes the hooks off, flushes, stops the writer; what is not uploaded yet goes in the background."""
         self.detach()
-        return self._writer.close(timeout)
+        account = self._writer.close(timeout)
+        if self.uploads is not None:
+            self.uploads.finish()
+        return account
 
     @property
     def spills(self) -> int:
