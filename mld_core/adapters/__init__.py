@@ -6,4 +6,11 @@ Importing the package registers the built-in families; those that read tensors o
 from importlib.util import find_spec
 
 if find_spec("torch") is not None:
-    from mld_core.adapters import centernet, torchvision_dense, torchvision_rcnn, ultralytics  # noqa: F401
+    from mld_core.adapters import (  # noqa: F401
+        centernet,
+        detr,
+        detr_huggingface,
+        torchvision_dense,
+        torchvision_rcnn,
+        ultralytics,
+    )
