@@ -1,0 +1,74 @@
+"""det3d: the original CenterPoint and CenterFormer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mld_core.adapters.base import Call, Truth
+from mld_core.adapters.detection3d.frames import NativeFrame
+from mld_core.adapters.detection3d.heads.base import has
+from mld_core.adapters.detection3d.layouts import Layout, names_of, tensor, truth_of
+from mld_core.adapters.detection3d.openpcdet import frame_ids
+from mld_core.adapters.detection3d.settings import read
+from mld_core.adapters.outputs import as_array
+
+
+class Det3d(Layout):
+    """`forward(example, return_loss)`; yaw is the LAST column of a predicted box with velocity."""
+
+    name: ClassVar[str] = "det3d"
+    head_paths: ClassVar[tuple[str, ...]] = ("single_det.bbox_head", "bbox_head")
+    range_paths: ClassVar[tuple[str, ...]] = (
+        "reader.pc_range",
+        "single_det.reader.pc_range",
+        "voxel_generator.range",
+        "cfg.voxel_generator.range",
+    )
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """reader, backbone, neck and bbox_head; two-stage: single_det and roi_head."""
+        if has(model, "data_preprocessor") or has(model, "simple_test"):
+            return False
+        one = has(model, "reader", "backbone", "neck", "bbox_head")
+        return one or has(model, "single_det", "second_stage", "roi_head")
+
+    def roi_head(self) -> Any:
+        """`model.roi_head` of two-stage detectors."""
+        return read(self.model, "roi_head")
+
+    def frames(self, output: Any) -> list[NativeFrame] | None:
+        """`box3d_lidar`, `scores`, `label_preds` (from 0)."""
+        if not isinstance(output, (list, tuple)) or not output:
+            return None
+        if not all(isinstance(part, Mapping) and "box3d_lidar" in part for part in output):
+            return None
+        found = []
+        for part in output:
+            boxes = tensor(part["box3d_lidar"])
+            name = "det3d_velocity" if boxes.ndim == 2 and boxes.shape[1] == 9 else "det3d"
+            found.append(NativeFrame(boxes, tensor(part["scores"]), tensor(part["label_preds"]), name))
+        return found
+
+    def truths(self, truth: Any) -> list[Truth] | None:
+        """`gt_boxes_and_cls` (B, M, 10): x, y, z, w, l, h, yaw, vx, vy, class from 1; 0 fills up."""
+        rows = truth.get("gt_boxes_and_cls") if isinstance(truth, Mapping) else None
+        if rows is None or getattr(rows, "ndim", 0) != 3 or rows.shape[-1] != 10:
+            return None
+        frames = []
+        for table, name in zip(as_array(rows), frame_ids(truth, len(rows)), strict=True):
+            real = table[table[:, -1] > 0]
+            # There yaw comes before the velocity; in predictions it comes after.
+            boxes = real[:, [0, 1, 2, 3, 4, 5, 7, 8, 6]]
+            frames.append(truth_of(boxes, real[:, 9] - 1, "det3d_velocity", name))
+        return frames
+
+    def truth_in(self, call: Call) -> Any:
+        """The example."""
+        example = call.args[0] if call.args else call.kwargs.get("example")
+        return example if isinstance(example, Mapping) and "gt_boxes_and_cls" in example else None
+
+    def class_names(self) -> list[str] | None:
+        """Of the model; heads have them by task."""
+        return names_of(self.model)

@@ -1,0 +1,221 @@
+"""The 3D detection adapters: one per family, all made of a layout (the framework) and a head reader."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from mld_core.adapters.base import Adapter, Call, ModelCall, Parsed, Thresholds, Truth
+from mld_core.adapters.detection3d.frames import Collected, NativeFrame
+from mld_core.adapters.detection3d.layouts import Range
+from mld_core.adapters.detection3d.probe import (
+    BEVFORMER,
+    BEVFUSION,
+    CENTERPOINT,
+    OTHER,
+    POINTPILLARS,
+    Identity,
+    identify,
+)
+from mld_core.adapters.detection3d.settings import changed, read
+from mld_core.adapters.registry import register
+
+
+class Detector3D(Adapter):
+    """A 3D detector of a known framework; without a known head its boxes are read and its logits are not.
+
+    Boxes come out as [cx, cy, cz, w, l, h, yaw], gravity centre, in the model's own point-cloud frame,
+    whatever the framework's box class means (`mld_core.geometry.conventions`).
+    """
+
+    family: ClassVar[str] = OTHER
+    task: ClassVar[str] = "detection3d"
+    uses_nms: ClassVar[bool] = False  # iou_thresh acts for PointPillars only
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        found = identify(model)
+        if found is None:
+            raise ValueError(f"{type(model).__name__} is no 3D detector of a known framework")
+        self.identity: Identity = found
+
+    @staticmethod
+    def detect(model: Any) -> bool:
+        """Any 3D detector of a known framework that no family claims."""
+        return identify(model) is not None
+
+    @classmethod
+    def _is(cls, model: Any) -> bool:
+        found = identify(model)
+        return found is not None and found.family == cls.family
+
+    # -- what the model states -------------------------------------------------------------------------------
+
+    def n_class(self) -> int:
+        """Foreground classes: of the head, else as many as there are names."""
+        head, names = self.identity.head, self.class_names()
+        found = None if head is None else head.n_class()
+        if found is None and names:
+            found = len(names)
+        if found is None:
+            stated = read(self.model, "num_class", "num_classes")
+            found = int(stated) if isinstance(stated, int) else None
+        if found is None:
+            raise ValueError(
+                f"{type(self.model).__name__} does not tell its number of classes (looked at the head's "
+                "num_classes, class names, model.num_class); give n_class="
+            )
+        return found
+
+    def class_names(self) -> list[str] | None:
+        """Names in label order: the head's own, else what the framework keeps beside it."""
+        head, layout = self.identity.head, self.identity.layout
+        return (None if head is None else head.class_names()) or layout.class_names()
+
+    def pc_range(self) -> Range | None:
+        """x_min, y_min, z_min, x_max, y_max, z_max in metres, None where the model does not tell."""
+        return self.identity.layout.pc_range()
+
+    def thresholds(self) -> Thresholds:
+        """What the head's post-processing reads."""
+        head = self.identity.head
+        return Thresholds() if head is None else head.limits()
+
+    @contextlib.contextmanager
+    def applied(self, limits: Thresholds) -> Iterator[None]:
+        """Sets them where the post-processing reads them; iou for PointPillars only."""
+        head = self.identity.head
+        if not self.uses_nms:
+            limits = Thresholds(limits.score, None, limits.max_detections)
+        with changed([] if head is None else head.settings(limits)):
+            yield
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    def watched(self) -> dict[str, Any]:
+        """What the head reader needs."""
+        return {} if self.identity.head is None else self.identity.head.watched()
+
+    def keep(self, alias: str | None, call: Call) -> Call:
+        """Of the detector its final boxes and the arguments with true boxes: never the points."""
+        if alias is not None:
+            head = self.identity.head
+            return call if head is None else head.keep(alias, call)
+        layout = self.identity.layout
+        frames = layout.frames(call.output)
+        if frames is None:
+            return Call((), {}, None)
+        return Call((), {"truth": layout.truth_in(call)}, frames)
+
+    def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
+        """Final detections; None where the call returned losses."""
+        frames = _kept(call.output)
+        if frames is None:
+            frames = self.identity.layout.frames(call.output)
+        if frames is None:
+            return None
+        stated = call.thresholds or self.thresholds()
+        asked = limits if self.uses_nms else Thresholds(limits.score, None, limits.max_detections)
+        head = self.identity.head
+        collected = Collected()
+        for index, frame in enumerate(frames):
+            origin = None if head is None else head.origin(call, index, frame)
+            hit = head is not None and head.capped(frame, stated)
+            collected.add(frame, origin, asked, stated, hit)
+        activation, background = ("none", None) if head is None else head.activation()
+        passed = Thresholds(
+            _largest(asked.score, stated.score),
+            _smallest(asked.iou, stated.iou) if self.uses_nms else None,
+            _most(asked.max_detections, stated.max_detections),
+        )
+        return collected.parsed(activation, background, passed)
+
+    def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
+        """True boxes in the framework's own forms; the public form is read by the tracer."""
+        layout = self.identity.layout
+        if truth is not None:
+            return layout.truths(truth)
+        own = call.kwargs.get("truth")
+        if own is None:
+            own = layout.truth_in(Call(call.args, call.kwargs, None))
+        return None if own is None else layout.truths(own)
+
+    def arguments(self, points: Sequence[Tensor], batch: Mapping[str, Any]) -> Any:
+        """What the model is called with for bare points, (args, kwargs)."""
+        return self.identity.layout.arguments(points, batch)
+
+
+def _kept(output: Any) -> list[NativeFrame] | None:
+    if isinstance(output, list) and all(isinstance(frame, NativeFrame) for frame in output):
+        return output
+    return None
+
+
+def _largest(a: float | None, b: float | None) -> float | None:
+    return max((v for v in (a, b) if v is not None), default=None)
+
+
+def _smallest(a: float | None, b: float | None) -> float | None:
+    return min((v for v in (a, b) if v is not None), default=None)
+
+
+def _most(a: int | None, b: int | None) -> int | None:
+    return min((v for v in (a, b) if v is not None), default=None)
+
+
+class CenterPoint(Detector3D):
+    """CenterPoint, CenterFormer, VoxelNeXt, TransFusion, Voxel R-CNN, det3d's PointPillars and VoxelNet."""
+
+    family: ClassVar[str] = CENTERPOINT
+
+    @staticmethod
+    def detect(model: Any) -> bool:
+        """LiDAR only, with a centre head or a second stage."""
+        return CenterPoint._is(model)
+
+
+class BevFusion(Detector3D):
+    """BEVFusion (MMDetection3D, MIT, OpenPCDet, ADLab) and its descendants: LiDAR and cameras."""
+
+    family: ClassVar[str] = BEVFUSION
+
+    @staticmethod
+    def detect(model: Any) -> bool:
+        """LiDAR and cameras that meet in the bird's-eye view."""
+        return BevFusion._is(model)
+
+
+class BevFormer(Detector3D):
+    """BEVFormer, BEVDet, BEVDet4D, BEVDepth, StreamPETR: cameras only.
+
+    Those with a memory (BEVFormer, BEVDet4D, StreamPETR) are called once per frame and in order, never again.
+    BEVDet 2 and later write boxes in the ego frame of the key frame, BEVDet4D of 2022 a displacement between
+    frames where others write a velocity: both are recorded as the model wrote them.
+    """
+
+    family: ClassVar[str] = BEVFORMER
+    needs_pc_range: ClassVar[bool] = True
+
+    @staticmethod
+    def detect(model: Any) -> bool:
+        """Cameras only."""
+        return BevFormer._is(model)
+
+
+class PointPillars(Detector3D):
+    """PointPillars in MMDetection3D (VoxelNet, MVXFasterRCNN with pillars) and OpenPCDet, and descendants."""
+
+    family: ClassVar[str] = POINTPILLARS
+    uses_nms: ClassVar[bool] = True
+
+    @staticmethod
+    def detect(model: Any) -> bool:
+        """LiDAR only, pillars, an anchor head."""
+        return PointPillars._is(model)
+
+
+for _family in (Detector3D, CenterPoint, BevFusion, BevFormer, PointPillars):
+    register(_family)

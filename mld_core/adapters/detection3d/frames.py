@@ -1,0 +1,211 @@
+"""What all 3D layouts and heads speak: the final detections of one frame, as the framework wrote them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from mld_core.adapters.base import Parsed, Thresholds
+from mld_core.adapters.finals import rows_by_value
+from mld_core.adapters.outputs import Detection3DOutput, as_array
+from mld_core.geometry.conventions import to_standard
+from mld_core.geometry.nms import nms_bev
+
+# The logit that stands for "this class was not asked at that place": a probability of 2e-9.
+ABSENT_LOGIT: Final = -20.0
+_SAME_SCORE: Final = 2e-6
+_NEAR: Final = 1e-2  # metres
+
+
+@dataclass
+class NativeFrame:
+    """Final detections of one frame in the framework's own terms.
+
+    Attributes:
+        boxes: (N, 7 or 9) native rows.
+        scores: (N,).
+        labels: (N,) from 0.
+        convention: key of `mld_core.geometry.conventions.CONVENTIONS`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    convention: str
+
+    def __post_init__(self) -> None:
+        self.boxes = _columns(self.boxes.detach())
+        self.scores = self.scores.detach().reshape(-1)
+        self.labels = self.labels.detach().reshape(-1).long()
+
+    def __len__(self) -> int:
+        return int(self.boxes.shape[0])
+
+
+def _columns(boxes: Tensor) -> Tensor:
+    if boxes.ndim != 2:
+        return boxes.reshape(0, 7) if boxes.numel() == 0 else boxes
+    return boxes if boxes.shape[1] in {7, 9} else boxes[:, :7]
+
+
+@dataclass
+class Origin:
+    """Where the detections of one frame come from.
+
+    Attributes:
+        source: (N,) int64 anchor, cell, voxel or query; -1: not found.
+        logits: (N, K) or None.
+        features: (N, D) or None.
+        quality: (N,) factor beside the class score, or None.
+    """
+
+    source: Tensor
+    logits: Tensor | None = None
+    features: Tensor | None = None
+    quality: Tensor | None = None
+
+
+def gathered(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]` (N, D) float32, NaN where a row is -1."""
+    if not len(rows):
+        return table.new_zeros((0, *table.shape[1:]), dtype=torch.float32)
+    picked = table[rows.clamp(min=0).to(table.device)].float()
+    picked[(rows < 0).to(table.device)] = math.nan
+    return picked
+
+
+def find_rows(
+    table: Tensor,
+    places: Callable[[Tensor], Tensor],
+    centers: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """The candidates that final detections were made of.
+
+    Args:
+        table: (A, C) the score of each candidate for each class.
+        places: candidates (n,) to where they were decoded to, (n, P), in the frame of `centers`.
+        centers: (N, P) of the detections.
+        scores: (N,).
+        labels: (N,) columns of `table`.
+
+    Returns:
+        (N,) int64. The candidate with the same score for the label, of several the nearest; where none has
+        the score (a rectified one), the one at the same place to 1 cm; else -1.
+    """
+    if not len(labels) or not len(table):
+        return torch.full((len(labels),), -1, dtype=torch.int64, device=labels.device)
+    likely = torch.where(table.amax(1).float() >= scores.float().min() - _SAME_SCORE)[0]
+
+    def placed(rows: Tensor, _: Tensor) -> Tensor:
+        return places(likely[rows])
+
+    found = rows_by_value(table[likely], placed, centers, scores, labels)
+    found = torch.where(found >= 0, likely[found.clamp(min=0)] if len(likely) else found, found)
+    for i in torch.where(found < 0)[0].tolist():
+        everywhere = places(torch.arange(len(table), device=table.device))
+        distance = (everywhere - centers[i]).abs().amax(1)
+        nearest = distance.nan_to_num(torch.inf).argmin()
+        if distance[nearest] <= _NEAR:
+            found[i] = nearest
+    return found
+
+
+def same_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Index in `table` (A, D) of each of `rows` (N, D), equal in every number; -1 where none is."""
+    found = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
+    for i, row in enumerate(rows):
+        equal = torch.where((table == row.to(table.dtype)).all(1))[0]
+        if len(equal):
+            found[i] = equal[0]
+    return found
+
+
+def per_class(parts: Sequence[tuple[Tensor, Sequence[int]]], n_class: int) -> Tensor:
+    """(N, K) from parts (N, C_t) with the classes their columns stand for; other columns `ABSENT_LOGIT`."""
+    first = parts[0][0]
+    full = torch.full((first.shape[0], n_class), ABSENT_LOGIT, dtype=torch.float32, device=first.device)
+    for values, classes in parts:
+        full[:, list(classes)] = values.float()
+    return full
+
+
+@dataclass
+class Collected:
+    """The frames of one call on their way to `Parsed`."""
+
+    boxes: list[Any] = field(default_factory=list)
+    scores: list[Any] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    velocities: list[Any] = field(default_factory=list)
+    origins: list[Origin | None] = field(default_factory=list)
+    cap_hit: list[bool] = field(default_factory=list)
+
+    def add(
+        self, frame: NativeFrame, origin: Origin | None, limits: Thresholds, stated: Thresholds, hit: bool
+    ) -> None:
+        """One frame: converted, then what is beyond `limits` dropped.
+
+        Args:
+            frame: as the framework wrote it.
+            origin: where its detections come from, None if unknown.
+            limits: what is asked for.
+            stated: limits that the detections have passed already.
+            hit: whether the model's own limit on their number may have cut some off.
+        """
+        boxes, velocities = to_standard(frame.boxes.float().cpu(), frame.convention)
+        scores, labels = frame.scores.float().cpu(), frame.labels.cpu()
+        keep = torch.arange(len(scores))
+        if limits.score is not None and (stated.score is None or limits.score > stated.score):
+            keep = keep[scores >= limits.score]
+        if limits.iou is not None and stated.iou is not None and limits.iou < stated.iou and len(keep) > 1:
+            kept = nms_bev(boxes[keep], scores[keep], labels[keep], limits.iou)
+            keep = keep[kept.sort().values]
+        most = limits.max_detections
+        if most is not None and len(keep) > most:
+            best = scores[keep].argsort(descending=True, stable=True)[:most]
+            keep, hit = keep[best.sort().values], True
+        self.boxes.append(boxes[keep])
+        self.scores.append(scores[keep])
+        self.labels.append(labels[keep])
+        self.velocities.append(None if velocities is None else velocities[keep])
+        self.origins.append(None if origin is None else _picked(origin, keep))
+        self.cap_hit.append(hit)
+
+    def _column(self, name: str) -> list[Any] | None:
+        values = [None if origin is None else getattr(origin, name) for origin in self.origins]
+        return None if not values or any(value is None for value in values) else values
+
+    def parsed(self, activation: str, background: int | None, limits: Thresholds) -> Parsed:
+        """The answer of `Adapter.parse`."""
+        logits, quality = self._column("logits"), self._column("quality")
+        velocities = None if any(v is None for v in self.velocities) else self.velocities
+        return Parsed(
+            output=Detection3DOutput(
+                boxes=self.boxes,
+                scores=self.scores,
+                labels=self.labels,
+                logits=logits,
+                features=self._column("features"),
+                velocities=velocities,
+                source_index=self._column("source"),
+            ),
+            activation=activation if logits is not None else "none",
+            background=background if logits is not None else None,
+            cap_hit=self.cap_hit,
+            thresholds=limits,
+            quality=None if quality is None else [as_array(q) for q in quality],
+        )
+
+
+def _picked(origin: Origin, keep: Tensor) -> Origin:
+    def rows(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.cpu()[keep]
+
+    return Origin(origin.source.cpu()[keep], rows(origin.logits), rows(origin.features), rows(origin.quality))

@@ -1,0 +1,170 @@
+"""What a framework's 3D detectors have in common: where things are, what a call returns, how truth looks.
+
+One subclass per framework; see `mmdet3d`, `openpcdet`, `det3d`, `mit_bevfusion` beside this file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mld_core.adapters.base import Call, Truth
+from mld_core.adapters.detection3d.frames import NativeFrame
+from mld_core.adapters.detection3d.heads.base import flat_names
+from mld_core.adapters.detection3d.settings import follow, numbers, read, read_child
+from mld_core.adapters.outputs import as_array
+from mld_core.geometry.conventions import to_standard
+
+Range = tuple[float, float, float, float, float, float]
+
+
+class Layout(ABC):
+    """How one framework lays out a 3D detector.
+
+    Attributes:
+        name: of the framework, as run.json shows it.
+        head_paths: where a head may be, dotted, first that exists.
+        range_paths: where six numbers of the point cloud's range may be.
+    """
+
+    name: ClassVar[str]
+    head_paths: ClassVar[tuple[str, ...]] = ()
+    range_paths: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @staticmethod
+    @abstractmethod
+    def fits(model: Any) -> bool:
+        """Whether the (unwrapped) model is of this framework: by its attributes."""
+
+    def heads(self) -> Iterator[Any]:
+        """The modules that may be the first stage's head."""
+        for path in self.head_paths:
+            module = child(self.model, path)
+            if isinstance(module, torch.nn.Module):
+                yield module
+
+    def roi_head(self) -> Any:
+        """The second stage, None in one-stage detectors."""
+        return None
+
+    @abstractmethod
+    def frames(self, output: Any) -> list[NativeFrame] | None:
+        """The final detections in what a call returned; None where it is something else (losses)."""
+
+    @abstractmethod
+    def truths(self, truth: Any) -> list[Truth] | None:
+        """True boxes in what the framework's batch (or its arguments) holds; None if not understood."""
+
+    def truth_in(self, call: Call) -> Any:
+        """The part of a call's arguments that may hold true boxes, None if none does."""
+        del call
+        return None
+
+    def class_names(self) -> list[str] | None:
+        """Names in label order as the framework keeps them beside the head, None if it does not."""
+        return None
+
+    def pc_range(self) -> Range | None:
+        """x_min, y_min, z_min, x_max, y_max, z_max in metres; None where the model does not tell."""
+        for path in self.range_paths:
+            found = numbers(follow(self.model, path))
+            if found is not None and len(found) == 6:
+                return (found[0], found[1], found[2], found[3], found[4], found[5])
+        return None
+
+    def arguments(self, points: Sequence[Tensor], batch: Mapping[str, Any]) -> Any:
+        """What the model is called with for bare points: (args, kwargs).
+
+        Args:
+            points: per frame (N, C).
+            batch: what else was given: `img`, `img_metas`, `input_ids`.
+
+        Raises:
+            ValueError: this framework's models take their own batches only; the message says which.
+        """
+        del points, batch
+        raise ValueError(
+            f"a {self.name} model takes no bare points: give its own batch, as the framework's loader "
+            "collates it"
+        )
+
+
+def child(model: Any, path: str) -> Any:
+    """The sub-module at a dotted path, None if there is none."""
+    for name in path.split("."):
+        model = read_child(model, name)
+        if model is None:
+            return None
+    return model
+
+
+def box_convention(boxes: Any) -> str:
+    """The convention of an MMDetection3D box object in the LiDAR frame: `YAW_AXIS` came with 1.0.0rc0.
+
+    Raises:
+        ValueError: camera or depth boxes, which say nothing without their calibration.
+    """
+    kind = type(boxes).__name__
+    if "Camera" in kind or "Depth" in kind:
+        raise ValueError(
+            f"{kind} are not in the LiDAR frame; convert them first (boxes.convert_to(Box3DMode.LIDAR, ...))"
+        )
+    return "mmdet3d>=1.0" if hasattr(boxes, "YAW_AXIS") else "mmdet3d<1.0"
+
+
+def tensor(value: Any) -> Tensor:
+    """A tensor of a box object, an array, a list or a tensor."""
+    value = getattr(value, "tensor", value)
+    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+
+
+def truth_of(boxes: Any, labels: Any, convention: str, input_id: str | None = None, **columns: Any) -> Truth:
+    """A `Truth` from native rows; labels below 0 (to be ignored) are kept and flagged."""
+    rows = as_array(tensor(boxes)).astype(np.float32)
+    rows = rows.reshape(0, 7) if rows.size == 0 else rows
+    rows = rows if rows.shape[1] in {7, 9} else rows[:, :7]
+    standard, velocities = to_standard(rows, convention)
+    names = as_array(tensor(labels)).astype(np.int64).reshape(-1)
+    found = {key: as_array(value) for key, value in columns.items() if value is not None}
+    if (names < 0).any():
+        found["ignore"] = names < 0
+    if velocities is not None and not np.isfinite(velocities).any():
+        velocities = None
+    return Truth(np.asarray(standard, np.float32), names, input_id, velocities, found)
+
+
+def unpacked(value: Any) -> Any:
+    """What mmcv's DataContainers and the outer lists of test-time augmentation hold.
+
+    >>> unpacked([[1, 2]])
+    [1, 2]
+    """
+    while True:
+        if hasattr(value, "data") and hasattr(value, "cpu_only"):
+            value = value.data
+        elif (
+            isinstance(value, (list, tuple))
+            and len(value) == 1
+            and (isinstance(value[0], (list, tuple)) or hasattr(value[0], "cpu_only"))
+        ):
+            value = value[0]
+        else:
+            return value
+
+
+def names_of(*holders: Any) -> list[str] | None:
+    """The first class names among `CLASSES`, `classes` and `class_names` of these holders."""
+    for holder in holders:
+        found = read(holder, "classes", "CLASSES", "class_names")
+        names = flat_names(list(found) if isinstance(found, tuple) else found)
+        if names:
+            return names
+    return None

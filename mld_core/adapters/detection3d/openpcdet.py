@@ -1,0 +1,112 @@
+"""OpenPCDet and its forks (VoxelNeXt): one dict goes in, every module writes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mld_core.adapters.base import Call, Truth
+from mld_core.adapters.detection3d.frames import NativeFrame
+from mld_core.adapters.detection3d.heads.base import flat_names, has
+from mld_core.adapters.detection3d.layouts import Layout, tensor, truth_of
+from mld_core.adapters.detection3d.settings import read
+from mld_core.adapters.outputs import as_array
+
+
+class OpenPcdet(Layout):
+    """Detectors on `Detector3DTemplate`. Labels, predicted and true, count from 1 there."""
+
+    name: ClassVar[str] = "openpcdet"
+    head_paths: ClassVar[tuple[str, ...]] = ("dense_head", "point_head")
+    range_paths: ClassVar[tuple[str, ...]] = ("dataset.point_cloud_range", "dense_head.point_cloud_range")
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """What the template's constructor sets."""
+        return has(model, "module_topology", "model_cfg", "dataset")
+
+    def roi_head(self) -> Any:
+        """`model.roi_head`."""
+        return read(self.model, "roi_head")
+
+    def frames(self, output: Any) -> list[NativeFrame] | None:
+        """`(pred_dicts, recall_dicts)`; raw scores become probabilities."""
+        if isinstance(output, tuple) and output:
+            output = output[0]
+        if not isinstance(output, (list, tuple)) or not all(
+            isinstance(part, Mapping) and "pred_boxes" in part for part in output
+        ):
+            return None
+        raw = bool(read(read(read(self.model, "model_cfg"), "POST_PROCESSING"), "OUTPUT_RAW_SCORE"))
+        found = []
+        for part in output:
+            scores = tensor(part["pred_scores"])
+            found.append(
+                NativeFrame(
+                    tensor(part["pred_boxes"]),
+                    scores.sigmoid() if raw else scores,
+                    tensor(part["pred_labels"]).long() - 1,
+                    "openpcdet",
+                )
+            )
+        return found
+
+    def truths(self, truth: Any) -> list[Truth] | None:
+        """`gt_boxes` (B, M, 8 or 10): the class from 1 is the last column, rows of zeros fill up."""
+        boxes = truth.get("gt_boxes") if isinstance(truth, Mapping) else None
+        if boxes is None or getattr(boxes, "ndim", 0) != 3 or boxes.shape[-1] not in {8, 10}:
+            return None
+        ids = list(frame_ids(truth, len(boxes)))
+        frames = []
+        for rows, name in zip(as_array(boxes), ids, strict=True):
+            real = rows[rows[:, -1] > 0]
+            frames.append(truth_of(real[:, :-1], real[:, -1] - 1, "openpcdet", name))
+        return frames
+
+    def truth_in(self, call: Call) -> Any:
+        """The batch."""
+        batch = call.args[0] if call.args else call.kwargs.get("batch_dict")
+        return batch if isinstance(batch, Mapping) and "gt_boxes" in batch else None
+
+    def class_names(self) -> list[str] | None:
+        """`model.class_names`."""
+        names = read(self.model, "class_names")
+        return flat_names(list(names)) if isinstance(names, (list, tuple)) else None
+
+    def arguments(self, points: Sequence[Tensor], batch: Mapping[str, Any]) -> Any:
+        """Voxels as the model's data set makes them, collated, on the model's device."""
+        dataset = self.model.dataset
+        if not has(dataset, "prepare_data", "collate_batch"):
+            return super().arguments(points, batch)
+        ids = batch.get("input_ids") or range(len(points))
+        items = [
+            dataset.prepare_data({"points": as_array(cloud), "frame_id": name})
+            for cloud, name in zip(points, ids, strict=True)
+        ]
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return (on_device(dataset.collate_batch(items), device),), {}
+
+
+_STAYS = ("frame_id", "metadata", "calib", "image_paths", "ori_shape", "img_process_infos")
+
+
+def on_device(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """A collated batch with its arrays as tensors on a device; names and calibrations stay as they are."""
+    out: dict[str, Any] = dict(batch)
+    for key, value in batch.items():
+        if key not in _STAYS and getattr(getattr(value, "dtype", None), "kind", "O") in "fiub":
+            moved = torch.as_tensor(value).to(device)
+            out[key] = moved if moved.dtype == torch.int64 or key == "image_shape" else moved.float()
+    return out
+
+
+def frame_ids(batch: Mapping[str, Any], n: int) -> Iterator[str | None]:
+    """`metadata[i]["token"]` (nuScenes), else `frame_id`."""
+    metas, names = batch.get("metadata"), batch.get("frame_id")
+    for i in range(n):
+        token = metas[i].get("token") if metas is not None and isinstance(metas[i], Mapping) else None
+        name = token if token is not None else names[i] if names is not None else None
+        yield None if name is None else str(name)
