@@ -15,6 +15,13 @@ from mld_core.evaluation.box_matching import BoxGeometry, match_events
 from mld_core.evaluation.box_records import BoxRecords
 from mld_core.evaluation.boxes import Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.metrics_coco import CocoMetrics, CocoState, coco_metrics, match_coco
+from mld_core.evaluation.metrics_nuscenes import (
+    NuscenesMetrics,
+    NuscenesProfile,
+    NuscenesState,
+    match_nuscenes,
+    nuscenes_metrics,
+)
 
 CHUNK_BOXES = 50_000
 DEFAULT_THRESHOLD = 0.5
@@ -53,6 +60,7 @@ class PassMatch:
         near: (G,) closeness of the closest prediction of any class and score.
         evidence: (G,) largest score times closeness over all predictions.
         coco: COCO metrics, None for 3D.
+        road: nuScenes metrics, None for 2D.
         costs: TIDE costs.
     """
 
@@ -62,6 +70,7 @@ class PassMatch:
     near: Floats
     evidence: Floats
     coco: CocoMetrics | None
+    road: NuscenesMetrics | None
     costs: dict[str, float | None]
 
 
@@ -73,6 +82,8 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
     found = np.zeros(len(truths), np.bool_)
     near, evidence = np.zeros(len(truths)), np.zeros(len(truths))
     cocos: list[CocoState] = []
+    roads: list[NuscenesState] = []
+    profile = NuscenesProfile.of(records.class_names)
     tides: list[tide.TideState] = []
     judged = records.labelled[predictions.frame]
     for chunk in frame_chunks(records.frames.num_rows, predictions, truths):
@@ -88,6 +99,8 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
         np.maximum.at(evidence[chunk.truths], pairs.right, pairs.value * p.score[pairs.left])
         if records.task == "detection":
             cocos.append(match_coco(p, t, records.n_class))
+        else:
+            roads.append(_road(records, p, rows, t, chunk.truths, profile))
         tides.append(_tide(p, t, geometry, records.n_class))
     return PassMatch(
         right,
@@ -96,7 +109,25 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
         near,
         evidence,
         coco_metrics(CocoState.merge(cocos)) if cocos else None,
+        nuscenes_metrics(NuscenesState.merge(roads), profile) if roads else None,
         tide.tide_costs(tide.TideState.merge(tides)) if tides else dict.fromkeys(("ap", *tide.TYPES)),
+    )
+
+
+def _road(
+    records: BoxRecords, p: Predictions, rows: Ints, t: Truths, span: slice, profile: NuscenesProfile
+) -> NuscenesState:
+    points = None
+    if "n_points" in records.truth_columns.column_names:
+        points = records.truth_columns["n_points"].fill_null(-1).to_numpy()[span]
+    said, true = records.velocity, records.truth_velocity
+    return match_nuscenes(
+        p,
+        t,
+        profile,
+        velocities=None if said is None else said[rows],
+        true_velocities=None if true is None else true[span],
+        n_points=points,
     )
 
 

@@ -13,6 +13,7 @@ from mld_core.evaluation.box_records import BoxRecords
 from mld_core.evaluation.box_units import BoxUnits
 from mld_core.evaluation.boxes import Floats, Ints
 from mld_core.evaluation.metrics import auroc, macro, ratio
+from mld_core.evaluation.metrics_nuscenes import ERRORS
 from mld_core.evaluation.metrics_tide import TYPES, average_precisions
 from mld_core.evaluation.result_tables import CLASS_SCHEMA, CONFUSION_SCHEMA, METRICS_SCHEMA
 
@@ -23,7 +24,7 @@ _FIGURES = (
     *(f"dap_{name}" for name in TYPES),
     *("miss_proba_auroc", "miss_proba_auprc", "frame_error_proba_auroc", "frame_error_rate"),
     *("det_error_proba_auroc", "cls_error_proba_auroc"),
-    *("nds", "mate", "mase", "maoe", "mave", "maae"),
+    *("nds", "mate", "mase", "maoe", "mave", "maae", "map_d05", "map_d1", "map_d2", "map_d4"),
 )
 BOX_METRICS_SCHEMA = pa.schema(
     [
@@ -38,7 +39,7 @@ BOX_CLASS_SCHEMA = pa.schema(
         *CLASS_SCHEMA,
         *(pa.field(name, pa.int64()) for name in ("n_pred", "n_tp", "n_fp", "n_fn")),
         *(pa.field(name, pa.float64()) for name in ("recall", "f1", "score_threshold")),
-        *(pa.field(name, pa.float64()) for name in ("map_50", "map_75")),
+        *(pa.field(name, pa.float64()) for name in ("map_50", "map_75", *ERRORS)),
     ]
 )
 
@@ -82,7 +83,11 @@ def box_metrics(
         "precision": precision,
         "recall": recall,
         "f1": ratio(2 * tp, 2 * tp + fp + fn),
-        "n_gt": gt, "n_pred": len(units.kept), "n_tp": tp, "n_fp": fp, "n_fn": fn,
+        "n_gt": gt,
+        "n_pred": len(units.kept),
+        "n_tp": tp,
+        "n_fp": fp,
+        "n_fn": fn,
         "n_missed": len(units.missed),
         "n_recorded": len(records.predictions),
         **{f"dap_{name}": match.costs[name] for name in TYPES},
@@ -96,6 +101,11 @@ def box_metrics(
         row["auprc"] = found.pop("map")
         row |= found
         row["profile"] = "coco"
+    if match.road is not None:
+        found = match.road.summary()
+        row["auprc"] = found.pop("map")
+        row |= found
+        row["profile"] = "nuscenes"
     row |= _entropies(figures, records.n_class)
     return row
 
@@ -158,6 +168,7 @@ def class_rows(
         if gt + tp + fp == 0:
             continue
         coco = {} if match.coco is None else match.coco.of_class(number)
+        road = {} if match.road is None else match.road.of_class(number)
         rows.append(
             {
                 "dataset": key.dataset_type,
@@ -168,13 +179,17 @@ def class_rows(
                 "accuracy": ratio(tp, tp + fp + fn),
                 "precision": ratio(tp, tp + fp),
                 "auroc": aurocs[number],
-                "auprc": coco.get("map") if coco else (float(ap_50[number]) if gt else None),
-                "n_pred": tp + fp, "n_tp": tp, "n_fp": fp, "n_fn": fn,
+                "auprc": coco.get("map") if coco else road.get("ap"),
+                "n_pred": tp + fp,
+                "n_tp": tp,
+                "n_fp": fp,
+                "n_fn": fn,
                 "recall": ratio(tp, gt),
                 "f1": ratio(2 * tp, 2 * tp + fp + fn),
                 "score_threshold": float(thresholds[number]),
                 "map_50": coco.get("map_50") if coco else (float(ap_50[number]) if gt else None),
                 "map_75": coco.get("map_75"),
+                **{name: road.get(name) for name in ERRORS},
             }
         )
     return rows

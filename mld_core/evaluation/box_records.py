@@ -44,6 +44,7 @@ class BoxRecords:
         gt_idx: (G,) its number within the frame.
         truth_columns: Further columns of the truths: difficulty, n_points, the user's own, ...
         n_class: Number of classes.
+        class_names: (K,) their names, `class_<k>` where the run has none.
         activation: "softmax", "sigmoid" or "none".
         background: Column of the stored logits that means background, or None.
         velocity: (N, 2) m/s or None.
@@ -62,6 +63,7 @@ class BoxRecords:
     gt_idx: Ints
     truth_columns: pa.Table
     n_class: int
+    class_names: tuple[str, ...]
     activation: str
     background: int | None
     velocity: NDArray[np.float32] | None = None
@@ -126,6 +128,8 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     }
     more = [name for name in truths.column_names if name not in stored]
     activation, background = _head(selection, info)
+    n_class = _count_classes(selection, info, predictions, true, background)
+    given = list(info.get("class_names") or ())
     return BoxRecords(
         selection,
         frames,
@@ -135,7 +139,8 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
         true,
         _ints(truths, "gt_idx")[gt_rows],
         truths.select(more).take(pa.array(gt_rows)),
-        _count_classes(selection, info, predictions, true, background),
+        n_class,
+        tuple(str(given[k]) if k < len(given) else f"class_{k}" for k in range(n_class)),
         activation,
         background,
         _list_column(detections, "velocity", 2, det_rows) if has_velocity else None,
