@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 
@@ -46,6 +47,29 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "threads": (1, 1024),
 }
 """Lowest and highest value; the ends of a probability are not allowed."""
+
+
+class Remote(Protocol):
+    """What a service does for an evaluator; see `mld_core.service.remote`."""
+
+    def request_evaluation(
+        self,
+        result_name: str | None,
+        n_epoch: Epochs,
+        *,
+        method_name: str,
+        options: Mapping[str, Any],
+    ) -> Result:
+        """Evaluate at the service."""
+        ...
+
+    def infos(self) -> list[dict[str, Any]]:
+        """The `result.json` of every result, oldest first."""
+        ...
+
+    def get_result(self, result_name: str) -> Result:
+        """Bring a result here."""
+        ...
 
 
 class Evaluator:
@@ -118,8 +142,12 @@ class Evaluator:
             ConnectionError: A service was named and cannot be reached.
             AuthenticationError: The service did not accept the key.
         """
-        results = self._results()
         chosen = _check_options(dict(options or {}))
+        if self._endpoint is not None:
+            return self._remote().request_evaluation(
+                result_name, n_epoch, method_name=method_name, options=chosen
+            )
+        results = self._results()
         if result_name is not None:
             results.check_free(result_name)
         method = self._method(results, method_name)
@@ -164,7 +192,7 @@ class Evaluator:
         """
         rows = [
             {name: info.get(name) for name in _LIST_COLUMNS}
-            for info in self._results().all()
+            for info in (self._results().all() if self._endpoint is None else self._remote().infos())
             if result_name in {None, info["result_name"]}
             and method_name in {None, info["method_name"]}
             and (n_epoch is None or _holds(info, n_epoch))
@@ -177,6 +205,8 @@ class Evaluator:
         Raises:
             NotFoundError: There is no result of that name; the message lists those that exist.
         """
+        if self._endpoint is not None:
+            return self._remote().get_result(result_name)
         return Result(self._results(), result_name)
 
     # -- checks --------------------------------------------------------------------------------------------
@@ -185,9 +215,17 @@ class Evaluator:
         """Where progress goes; a worker of the service has its own."""
         return Reporter(enabled=options.get("progress"))
 
+    def _remote(self) -> Remote:
+        """The service's side of every method."""
+        assert self._endpoint is not None
+        # By name: the service is a room above this one and imports it, never the other way round.
+        room = importlib.import_module("mld_core.service.remote")
+        remote: Remote = room.RemoteEvaluator(
+            self._endpoint.url, self._endpoint.api_key, self._store, self.model_name, self.version_name
+        )
+        return remote
+
     def _results(self) -> ResultStore:
-        if self._endpoint is not None:
-            self._endpoint.check()
         return ResultStore(self._store, find_run(self._store, self.model_name, self.version_name))
 
     def _method(self, results: ResultStore, method_name: str) -> str:

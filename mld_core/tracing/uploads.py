@@ -177,4 +177,4 @@ def where_to(options: RecorderOptions) -> str:
             "ml_debugger, or send the records with `mld sync`."
         )
     when = "as soon as they are sealed" if options.auto_sync else "at the end of the run"
-    return f"Sealed passes are uploaded to {endpoint} {when}, beside the training; nothing waits for it."
+    return f"Sealed passes are uploaded to {endpoint} {when}, beside the training."
