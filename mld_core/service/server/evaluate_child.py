@@ -1,4 +1,4 @@
-"""One evaluation in a process of its own.
+"""Evaluations in a process of their own.
 
 What to do comes as JSON on stdin, what happens goes out as JSON lines. Started by
 `mld_core.service.server.worker`. Ends at once when stdin is closed, so that nothing goes on working for a
@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
+from queue import SimpleQueue
 from typing import Any
 
 from mld_core.evaluation.engine import Reporter, Stage
@@ -75,20 +76,23 @@ def evaluate(work: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Read what to do, do it, say how it went."""
-    line = sys.stdin.readline()
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    work = json.loads(line)
-    try:
-        evaluate(work)
-    except _TOLD as error:
-        # The scratch folder means nothing to whoever asked.
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        say(failed=type(error).__name__, reason=str(text).replace(str(work["root"]), "the store")[:2000])
+    """Do one job after another and say how each went."""
+    lines: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_read_stdin, args=(lines,), daemon=True).start()
+    while True:
+        work = json.loads(lines.get())
+        try:
+            evaluate(work)
+        except _TOLD as error:
+            # The scratch folder means nothing to whoever asked.
+            text = error.args[0] if isinstance(error, KeyError) and error.args else error
+            reason = str(text).replace(str(work["root"]), "the store")[:2000]
+            say(failed=type(error).__name__, reason=reason)
 
 
-def _end_with_stdin() -> None:
-    sys.stdin.read()
+def _read_stdin(lines: SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
     os._exit(3)
 
 

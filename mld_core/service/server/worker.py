@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +10,6 @@ import queue
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +23,7 @@ from sqlalchemy.orm import Session
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.manifest import make_dirs, utc_now
 from mld_core.service.server.database import Database
+from mld_core.service.server.evaluation_process import EvaluationProcess
 from mld_core.service.server.jobs import Claim, Jobs
 from mld_core.service.server.logs import setup_logs
 from mld_core.service.server.materialise import lay_out
@@ -36,7 +35,6 @@ log = logging.getLogger("mld.worker")
 
 _POLL = 0.5
 _BEAT = 1.0
-_TAIL = 2000
 
 
 class Lost(Exception):  # noqa: N818 - an event, not a fault of ours
@@ -52,7 +50,7 @@ class Worker:
         self._storage: Storage = open_storage(settings)
         self._jobs = Jobs(self._database, settings.lease_seconds)
         self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"[:120]
-        self._why = ""
+        self._process = EvaluationProcess()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -74,6 +72,7 @@ class Worker:
                 log.warning("the database failed", extra={"error": type(error).__name__})
                 pause = min(30.0, max(1.0, pause * 2))
             self._stopping.wait(pause)
+        self._process.stop()
         self._database.close()
         log.info("worker is down", extra={"worker": self._name})
 
@@ -100,17 +99,22 @@ class Worker:
     def _evaluate(self, claim: Claim, scratch: Path) -> None:
         run = RunKey(claim.model_name, claim.version_name)
         store = self._laid_out(claim, run, scratch)
-        with (scratch / "stderr").open("w+b") as errors:
-            event = self._watched(claim, scratch, errors)
-            if event is None:
-                errors.seek(0, os.SEEK_END)
-                errors.seek(max(0, errors.tell() - _TAIL))
-                log.error(
-                    "evaluation died",
-                    extra={"job": claim.job_id, "stderr": errors.read().decode("utf-8", "replace")},
-                )
+        work = {
+            "root": str(scratch / "store"),
+            "model_name": claim.model_name,
+            "version_name": claim.version_name,
+            "request": claim.request,
+        }
+        self._process.begin(work)
+        try:
+            event = self._last_event(claim)
+        except Lost:
+            self._process.stop()
+            raise
         if event is None:
-            self._jobs.died(claim, self._name, self._why)
+            why, text = self._process.death()
+            log.error("the evaluation died", extra={"job": claim.job_id, "why": why, "stderr": text})
+            self._jobs.died(claim, self._name, why)
         elif "failed" in event:
             self._jobs.fail(claim, self._name, event["reason"], event["failed"])
         else:
@@ -159,50 +163,17 @@ class Worker:
         if not kept:
             raise Lost
 
-    def _watched(self, claim: Claim, scratch: Path, errors: Any) -> dict[str, Any] | None:
-        """Run the child; its last event, or None if it died without one (then `_why` says how)."""
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mld_core.service.server.evaluate_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("MLD_", "AWS_"))},
-        )
-        assert child.stdin is not None
-        work = {
-            "root": str(scratch / "store"),
-            "model_name": claim.model_name,
-            "version_name": claim.version_name,
-            "request": claim.request,
-        }
-        events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=_read_events, args=(child, events), daemon=True).start()
-        try:
-            with contextlib.suppress(OSError):
-                child.stdin.write(json.dumps(work) + "\n")
-                child.stdin.flush()
-            last = self._events(claim, events)
-            child.wait(timeout=30)
-        finally:
-            child.kill()
-            child.wait()
-            child.stdin.close()
-        self._why = _death(child.returncode)
-        return last
-
-    def _events(self, claim: Claim, events: queue.Queue[dict[str, Any] | None]) -> dict[str, Any] | None:
+    def _last_event(self, claim: Claim) -> dict[str, Any] | None:
+        """Keep the lease until the evaluation ends; how it did, or None if its process died."""
         stage, progress, beaten = "starting", 0.0, 0.0
         deadline = time.monotonic() + self._settings.job_seconds
         while True:
-            try:
-                event = events.get(timeout=_BEAT)
-            except queue.Empty:
-                event = {}
+            event = self._process.event(_BEAT)
             if event is None or "done" in event or "failed" in event:
                 return event
             stage, progress = event.get("stage", stage), event.get("progress", progress)
             if time.monotonic() > deadline:
+                self._process.stop()
                 limit = f"it took longer than {self._settings.job_seconds:.0f} s (MLD_SERVER_JOB_SECONDS)"
                 return {"failed": "TimeoutError", "reason": limit}
             if time.monotonic() - beaten >= _BEAT:
@@ -283,23 +254,6 @@ class Worker:
                 session.add(blob)
                 session.flush()
             session.add(ResultFile(result_pk=result_pk, blob_pk=blob.pk, name=name))
-
-
-def _read_events(child: subprocess.Popen[str], events: queue.Queue[dict[str, Any] | None]) -> None:
-    assert child.stdout is not None
-    with child.stdout as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                events.put(json.loads(line))
-    events.put(None)
-
-
-def _death(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = ": out of memory?" if name == "SIGKILL" else ""
-        return f"the evaluation was ended by {name}{hint}"
-    return f"the evaluation ended unexpectedly (exit code {code}); the worker's log has the trace"
 
 
 def run_worker(settings: Settings, *, with_parent: bool = False) -> None:

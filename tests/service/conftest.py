@@ -1,0 +1,75 @@
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason='the server is not installed: pip install "ml-debugger[server]"')
+
+
+def _load():
+    name = "mld_tests_server_parts"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("server_parts.py"))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def parts():
+    """The module with the processes these tests start."""
+    return _load()
+
+
+@pytest.fixture(scope="session")
+def records():
+    """The module that writes synthetic runs."""
+    return _load().store_factory_module()
+
+
+@pytest.fixture(scope="session")
+def server(parts, tmp_path_factory):
+    """`mld serve` as anyone starts it: SQLite, a folder, one worker."""
+    process = parts.ServerProcess(tmp_path_factory.mktemp("server") / "data")
+    process.start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def api(server):
+    """Requests with the first key: all scopes, the root organization."""
+    return server.api()
+
+
+@pytest.fixture(scope="session")
+def recorded(records, tmp_path_factory):
+    """A store with one run (train, val, test) and its key."""
+    factory = records.StoreFactory(tmp_path_factory.mktemp("recorded") / "store")
+    return factory.store, factory.standard()
+
+
+@pytest.fixture(scope="session")
+def postgres(parts):
+    """A running PostgreSQL."""
+    with tempfile.TemporaryDirectory(prefix="mld-pg-") as folder:
+        found = parts.Postgres(Path(folder) / "pg")
+        if found.missing:
+            pytest.skip(found.missing)
+        found.start()
+        yield found
+        found.down("immediate")
+
+
+@pytest.fixture(scope="session")
+def s3(parts, tmp_path_factory):
+    """A running S3-compatible server with one bucket."""
+    found = parts.S3Server(tmp_path_factory.mktemp("s3"))
+    if found.missing:
+        pytest.skip(found.missing)
+    found.start()
+    yield found
+    found.stop()
