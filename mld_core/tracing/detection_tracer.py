@@ -237,17 +237,18 @@ def _wants_targets(model: nn.Module) -> bool:
 
 
 def tracer_class(base: type[DetectionTrainingTracer], model: Any) -> type[DetectionTrainingTracer]:
-    """The tracer for a model: subclasses of `base` defined last are asked first, `base` itself last.
+    """The tracer for a model: subclasses with a `detect` of their own, those defined last first, then `base`.
 
     Raises:
         UnknownDetectorError: none of them is for it; the message says how to add one.
     """
-    kinds: list[type[DetectionTrainingTracer]] = [*_below(base), base]
+    below = [kind for kind in _below(base) if kind.detect is not base.detect]
+    kinds: list[type[DetectionTrainingTracer]] = [*below, base]
     for kind in kinds:
         if kind.detect(model):
             return kind
     names = ", ".join(family.family for family in families(base.task)) or "none"
-    own = ", ".join(kind.__name__ for kind in _below(base))
+    own = ", ".join(kind.__name__ for kind in below)
     shown = f"{type(model).__module__}.{type(model).__qualname__}"
     raise UnknownDetectorError(
         f"{shown} is not a detector of a known family. Asked: {names}{'; tracers: ' + own if own else ''}. "
