@@ -282,7 +282,9 @@ class _Run:
             inside = np.append(analysis.region == one.region_id, np.zeros(len(self.units.missed), np.bool_))
             counts = {code: int((mask & inside).sum()) for code, mask in found.found.masks.items()}
             top = sorted((code for code in counts if counts[code]), key=lambda code: (-counts[code], code))
-            made.append(replace(one, top_codes=top[:3]))
+            classes = [number for number in one.top_classes if number < self.records.n_class]
+            label = _named_background(one.label, self.records.n_class)
+            made.append(replace(one, top_codes=top[:3], top_classes=classes, label=label))
         return made
 
     # -- metrics -------------------------------------------------------------------------------------------
@@ -337,6 +339,13 @@ class _Run:
             found = bootstrap(accuracy, key_hashes(names, "0"), groups, workers)
         low, high = found.get("accuracy", (None, None))
         return {"accuracy_lo": low, "accuracy_hi": high}
+
+
+def _named_background(label: str, background: int) -> str:
+    """A region's "truth->prediction @ metadata" with `bg` for the background's number."""
+    pair, at, where = label.partition(" @ ")
+    sides = ["bg" if side == str(background) else side for side in pair.split("->")]
+    return "->".join(sides) + at + where
 
 
 def _padded(values: NDArray[Any], missed: int) -> NDArray[np.float64]:

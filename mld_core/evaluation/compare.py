@@ -2,7 +2,7 @@
 
 Units are paired within a dataset by `input_hash` or by `input_id`, whichever pairs more of them (a content
 hash does not survive augmentation, an id may be missing); repeats of a key are paired in order. Units of one
-side only are counted, never dropped silently.
+side only are counted, never dropped silently. Of detections the truths are paired: found or missed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from mld_core.evaluation.paired import (
 )
 
 KEYS = ("input_hash", "input_id")
+TRUTH_KEYS = ("truth_id",)
+"""Detection: a unit stands for a truth (found or missed); predictions without one have no counterpart."""
+
 _SHOWN = ("prediction", "confidence", "error_code", "category")
 
 
@@ -95,6 +98,7 @@ class Side:
         units: Unit tables.
         facts: Thresholds and counts of the analysis.
         group_key: Column of the unit table that keeps units together, or None.
+        keys: Columns units may be paired by.
     """
 
     name: str
@@ -102,6 +106,7 @@ class Side:
     units: Mapping[str, Path]
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     group_key: str | None = None
+    keys: tuple[str, ...] = KEYS
 
 
 @dataclass
@@ -151,10 +156,13 @@ def _compare_dataset(
     connection: duckdb.DuckDBPyConnection, dataset: str, a: Side, b: Side, found: _Found, workers: Workers
 ) -> None:
     key = a.group_key if a.group_key is not None and a.group_key == b.group_key else None
-    found.units.append(_paired(connection, dataset, key))
+    found.units.append(_paired(connection, dataset, key, a.keys if a.keys == b.keys else KEYS))
     found.changed.append(_changed(connection))
     pairs = read_pairs(connection, key)
     intervals = difference_intervals(pairs, workers)
+    if a.keys == TRUTH_KEYS:
+        # Of the paired truths: the share that is found.
+        intervals = {"recall": intervals["accuracy"]} if "accuracy" in intervals else {}
     found.metrics += _moved(dataset, a.metrics[dataset], b.metrics[dataset], intervals)
     found.transitions.append(_transitions(dataset, pairs, a, b))
     found.classes += group_rows(dataset, "class", pairs.columns["gt_a"], pairs)
@@ -239,10 +247,12 @@ def _moved(
     return rows
 
 
-def _paired(connection: duckdb.DuckDBPyConnection, dataset: str, key: str | None) -> dict[str, object]:
+def _paired(
+    connection: duckdb.DuckDBPyConnection, dataset: str, key: str | None, keys: tuple[str, ...]
+) -> dict[str, object]:
     """Make the table `both_` by the key that pairs more units, and count them."""
-    best, size = KEYS[-1], -1
-    for name in KEYS:
+    best, size = keys[-1], -1
+    for name in keys:
         tallies = f"{_tally('a', name)} x JOIN {_tally('b', name)} y USING (k)"
         found = _count(connection, f"SELECT sum(least(x.n, y.n)) FROM {tallies}")  # noqa: S608
         if found > size:
@@ -261,6 +271,7 @@ def _paired(connection: duckdb.DuckDBPyConnection, dataset: str, key: str | None
         f"FROM side_a x JOIN side_b y ON x.{best} = y.{best} AND x.nth_ = y.nth_"
     )
     paired = _count(connection, "SELECT count(*) FROM both_")
+    there = "truth_id" if keys == TRUTH_KEYS else "*"
     fixed = _count(connection, "SELECT count(*) FROM both_ WHERE is_error_a AND NOT is_error_b")
     regressed = _count(connection, "SELECT count(*) FROM both_ WHERE is_error_b AND NOT is_error_a")
     return {
@@ -269,8 +280,8 @@ def _paired(connection: duckdb.DuckDBPyConnection, dataset: str, key: str | None
         "n_paired": paired,
         "n_fixed": fixed,
         "n_regressed": regressed,
-        "n_only_a": _count(connection, "SELECT count(*) FROM a") - paired,
-        "n_only_b": _count(connection, "SELECT count(*) FROM b") - paired,
+        "n_only_a": _count(connection, f"SELECT count({there}) FROM a") - paired,  # noqa: S608
+        "n_only_b": _count(connection, f"SELECT count({there}) FROM b") - paired,  # noqa: S608
         "mcnemar_p": mcnemar_exact(fixed, regressed),
     }
 

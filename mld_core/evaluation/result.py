@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console, ConsoleOptions, RenderResult
 
-from mld_core.evaluation.compare import Comparison, Side, compare_sides
+from mld_core.evaluation.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides
 from mld_core.evaluation.database import database, fetch, to_frame
 from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
 from mld_core.evaluation.expression import find_column, quoted
@@ -76,6 +76,11 @@ class Result:
     def method_name(self) -> str:
         """The evaluation method, e.g. `classification_v1`."""
         return str(self.info["method_name"])
+
+    @property
+    def task(self) -> str:
+        """What was evaluated: "classification", "detection" or "detection3d"."""
+        return str(self.info.get("task", "classification"))
 
     @property
     def class_names(self) -> list[str] | None:
@@ -288,6 +293,21 @@ class Result:
         """
         return self._of_dataset("regions", dataset_type)
 
+    def frames(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """Detection: one row for each image or frame.
+
+        Returns:
+            dataset, n_epoch, input_id, labelled, n_gt, n_pred (boxes at the operating threshold), n_tp, n_fp,
+            n_fn, frame_error_proba (that the frame holds an error) and the mean and largest error_proba,
+            det_error_proba and cls_error_proba of its boxes.
+
+        Raises:
+            NotFoundError: The result is of a classification.
+        """
+        if self.task == "classification":
+            raise NotFoundError("a classification has no frames; get_issues() lists its units")
+        return self._of_dataset("frames", dataset_type)
+
     def slices(self, dataset_type: str | None = None) -> pd.DataFrame:
         """The metadata slices behind code C32: conditions on your own columns under which more fails.
 
@@ -435,4 +455,7 @@ class Result:
             metrics = {name: row for name, row in metrics.items() if name == dataset_type}
             units = {name: path for name, path in units.items() if name == dataset_type}
         key = self.info["options"].get("group_key")
-        return Side(self.result_name, metrics, units, facts, None if key is None else unit_name(str(key)))
+        keys = KEYS if self.task == "classification" else TRUTH_KEYS
+        return Side(
+            self.result_name, metrics, units, facts, None if key is None else unit_name(str(key)), keys
+        )

@@ -24,6 +24,14 @@ _METRICS = (
     *("counts", "accuracy", "auroc", "auprc", "net_entropy_loss", "net_entropy"),
     *("error_proba_auroc", "error_proba_auprc"),
 )
+_BOX_METRICS = (
+    *("counts", "n_gt", "n_pred", "accuracy", "precision", "recall", "auroc", "auprc"),
+    *("net_entropy_loss", "net_entropy", "error_proba_auroc", "error_proba_auprc"),
+)
+_MORE = {
+    "coco": ("map_50", "map_75", "dap_cls", "dap_loc", "dap_both", "dap_dupe", "dap_bkg", "dap_miss"),
+    "nuscenes": ("nds", "mate", "mase", "maoe", "mave"),
+}
 _RATIOS = (
     *("stable_coverage_ratio", "operational_coverage_ratio", "hotspot_ratio"),
     *("recessive_hotspot_ratio", "critical_hotspot_ratio", "aleatoric_hotspot_ratio"),
@@ -58,7 +66,7 @@ class Summary:
 
     def tables(self) -> list[tuple[str, pd.DataFrame]]:
         """Title and cells (texts) of each table, metrics as rows and datasets as columns."""
-        made = [("Metrics (entropies: sums in nats)", _turned(self.metrics, _METRICS))]
+        made = [self._figures()]
         last = " of the last epoch" if self.metrics["dataset"].duplicated().any() else ""
         if self.categories[list(_RATIOS)].notna().to_numpy().any():
             made.append(("Issue categories (share of units)", self._meant()))
@@ -77,6 +85,19 @@ class Summary:
         if not self.categories[list(_RATIOS)].notna().to_numpy().any():
             notes.append("Issue categories and error probabilities are not computed in this result.")
         return notes
+
+    def _figures(self) -> tuple[str, pd.DataFrame]:
+        """The metrics; of detections what counts are of, and the profile's own."""
+        if "n_gt" not in self.metrics:
+            return "Metrics (entropies: sums in nats)", _turned(self.metrics, _METRICS)
+        profile = next((str(one) for one in self.metrics["profile"].dropna()), "")
+        names = (*_BOX_METRICS, *_MORE.get(profile, ()))
+        title = (
+            f"Metrics (counts: frames; auprc: mAP, profile {profile}; dap: what an error type costs in AP50)"
+        )
+        if profile != "coco":
+            title = f"Metrics (counts: frames; auprc: mAP, profile {profile})"
+        return title, _turned(self.metrics, names)
 
     def _meant(self) -> pd.DataFrame:
         """The shares, and what each category means."""
