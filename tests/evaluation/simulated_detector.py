@@ -83,6 +83,7 @@ def simulate(
     faults: dict[str, float] | None = None,
     jitter: int = 0,
     confused: float = 0.0,
+    skill: float = 1.0,
 ) -> Scene:
     """Make one pass.
 
@@ -96,6 +97,7 @@ def simulate(
         faults: Fault -> share of the truths that is changed.
         jitter: Another epoch of the same detector on the same scenes has another number.
         confused: Share of class 2 that is said to be class 5 at night.
+        skill: Divides the difficulty of the objects and the clutter.
     """
     rng = np.random.default_rng(seed)
     centroids, traps = world(n_class, width)
@@ -104,11 +106,11 @@ def simulate(
     frame = np.repeat(np.arange(frames), per_frame)
     count = len(frame)
     label = rng.choice(n_class, count, p=_shares(n_class))
-    hard = rng.beta(1.2, 4, count)
+    hard = rng.beta(1.2, 4, count) / skill
     box = _boxes(rng, count)
     truth_label, truth_box, kept, fault, extra = _plant(rng, frame, label, box, n_class, faults or {})
     blur = rng.normal(size=(count, width))
-    trap = rng.poisson(clutter, frames)
+    trap = rng.poisson(clutter / skill, frames)
 
     rng = np.random.default_rng([seed, 77, jitter])
     size = np.sqrt((box[:, 2:] - box[:, :2]).prod(axis=1))
@@ -116,7 +118,7 @@ def simulate(
     features += 0.15 * rng.normal(size=features.shape)
     swapped = (label == 2) & night[frame] & (rng.random(count) < confused)
     features[swapped] += centroids[min(5, n_class - 1)] - centroids[2]
-    missed = rng.random(count) < _sigmoid(-4.2 + 5 * hard + 1.2 * (size < 40))
+    missed = rng.random(count) < _sigmoid(-3.2 - skill + 5 * hard + 1.2 * (size < 40))
     weak = missed & (rng.random(count) < 0.5)
     seen = ~missed | weak
     spread = (0.03 + 0.09 * hard + 0.15 * weak)[:, None] * np.tile(box[:, 2:] - box[:, :2], 2)
@@ -228,13 +230,14 @@ def tables(
     rank: int = 0,
     start: int = 0,
     sigmoid: bool = True,
+    labelled: bool = True,
 ) -> dict[str, pa.Table]:
     """The families of some frames (numbers of the scene), as a tracer writes them."""
     unit_of = {int(number): first_unit + place for place, number in enumerate(frames)}
     ids = [f"img{start + number:06d}" for number in frames]
     rows = len(frames)
     dets = np.flatnonzero(np.isin(scene.frame, frames))
-    trues = np.flatnonzero(np.isin(scene.truth_frame, frames))
+    trues = np.flatnonzero(np.isin(scene.truth_frame, frames) & labelled)
     samples = {
         "unit": np.arange(first_unit, first_unit + rows),
         "rank_": np.full(rows, rank),
@@ -247,7 +250,7 @@ def tables(
         "mode": ["eval"] * rows,
         "n_detections": [int((scene.frame == number).sum()) for number in frames],
         "n_truths": [int((scene.truth_frame == number).sum()) for number in frames],
-        "labelled": np.ones(rows, bool),
+        "labelled": np.full(rows, labelled),
         "image_height": np.full(rows, HEIGHT),
         "image_width": np.full(rows, WIDTH),
         "when": ["night" if scene.night[number] else "day" for number in frames],
@@ -320,6 +323,7 @@ def write(
     world_size: int = 1,
     repeat: int = 0,
     sigmoid: bool = True,
+    labelled: bool = True,
     attempt: str | None = None,
 ) -> None:
     """Write one pass with the real writer.
@@ -334,6 +338,7 @@ def write(
         world_size: Ranks; frames are dealt in turn.
         repeat: So many frames are written once more by the last rank, as a distributed sampler pads.
         sigmoid: Write logits and features.
+        labelled: Write the truths.
         attempt: Name of the attempt.
     """
     name = attempt or f"20261121T{(n_epoch or 0) + 10:06d}-{'cd' * 3}-000"
@@ -356,7 +361,9 @@ def write(
             mine = np.append(mine, np.arange(repeat) * world_size)
         for first in range(0, len(mine), 100):
             numbers = mine[first : first + 100]
-            made = tables(scene, numbers, first_unit=first, rank=rank, start=start, sigmoid=sigmoid)
+            made = tables(
+                scene, numbers, first_unit=first, rank=rank, start=start, sigmoid=sigmoid, labelled=labelled
+            )
             assert writer.put(
                 handle, lambda made=made: made, rows=len(numbers), nbytes=made["samples"].nbytes
             )
