@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +18,11 @@ from mld_core.cli.common import (
     parse_epoch,
 )
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
+from mld_core.cli.remote import client_of, newest_run
+from mld_core.evaluation.endpoint import resolve_endpoint
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.result import Result
+from mld_core.records.layout import RunKey
 
 
 def evaluate(
@@ -52,7 +56,8 @@ def evaluate(
 ) -> None:
     """Evaluate a recorded run, store the result and print its summary.
 
-    Without names the newest run is evaluated. "latest" takes the last finished pass of each split. The result
+    Without names the newest run is evaluated; where MLD_API_ENDPOINT is set, at that service (--store DIR
+    evaluates here). "latest" takes the last finished pass of each split. The result
     stays in the store: `mld show` prints it again, `Evaluator(...).get_result(name)` reads it in Python.
     net_entropy_loss and net_entropy are sums over the units, in nats.
 
@@ -64,8 +69,7 @@ def evaluate(
       mld evaluate --dataset val --json      for a script
     """  # noqa: D301  click reads the mark
     with clear_errors():
-        opened = open_store(store)
-        run = choose_run(opened, model, version)
+        run = _chosen(store, model, version)
         wanted: dict[str, Any] = {
             "dataset_types": dataset or None,
             "threads": threads,
@@ -75,6 +79,16 @@ def evaluate(
         evaluator = Evaluator(run.model_name, run.version_name, store=store)
         result = evaluator.request_evaluation(name, parse_epoch(epoch), method_name=method, options=wanted)
         print_result(result, full=full, as_json=as_json)
+
+
+def _chosen(store: Path | None, model: str | None, version: str | None) -> RunKey:
+    """The run that was meant: of the service, where one is set and no store was named."""
+    service = resolve_endpoint() if store is None else None
+    if service is None:
+        return choose_run(open_store(store), model, version)
+    if model is not None and version is not None:
+        return RunKey(model, version)
+    return newest_run(client_of(service), model, version)
 
 
 def print_result(result: Result, *, full: bool, as_json: bool) -> None:

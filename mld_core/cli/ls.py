@@ -8,6 +8,9 @@ import typer
 
 from mld_core.cli.common import JsonOption, StoreOption, choose_run, clear_errors, open_store
 from mld_core.cli.output import emit, emit_frame
+from mld_core.cli.remote import PASS_COLUMNS as REMOTE_PASS_COLUMNS
+from mld_core.cli.remote import RUN_COLUMNS as REMOTE_RUN_COLUMNS
+from mld_core.cli.remote import client_of, newest_run, pass_rows, remote_runs, run_row, the_service
 from mld_core.evaluation.evaluator import Evaluator, find_run
 from mld_core.evaluation.passes import rows_lost
 from mld_core.evaluation.result_store import ResultStore
@@ -36,6 +39,9 @@ def ls(
     ] = None,
     *,
     results: Annotated[bool, typer.Option("--results", help="List evaluation results instead.")] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="What the service at MLD_API_ENDPOINT holds.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,9 +56,13 @@ def ls(
       mld ls resnet18                 the versions of a model
       mld ls resnet18 v3              the passes of a run
       mld ls resnet18 v3 --results    its evaluation results
+      mld ls --remote                 the runs of your team's service
       mld ls | cut -f1,2              names only (tab-separated in a pipe)
     """  # noqa: D301  click reads the mark
     with clear_errors():
+        if remote:
+            _remote(model, version, results=results, as_json=as_json)
+            return
         opened = open_store(store)
         if results:
             run = choose_run(opened, model, version)
@@ -66,6 +76,23 @@ def ls(
                 choose_run(opened, model, None)
             runs = [run for run in opened.runs() if model in {None, run.model_name}]
             emit([_run(opened, run) for run in runs], RUN_COLUMNS, as_json=as_json, title=str(opened.root))
+
+
+def _remote(model: str | None, version: str | None, *, results: bool, as_json: bool) -> None:
+    service = the_service()
+    client = client_of(service)
+    if results:
+        run = newest_run(client, model, version)
+        evaluator = Evaluator(run.model_name, run.version_name, service.url, service.api_key)
+        title = f"Results of {run.model_name} {run.version_name}"
+        emit_frame(evaluator.list_results(), as_json=as_json, title=title)
+        return
+    runs = remote_runs(client, model, version)
+    if version is not None:
+        rows = pass_rows(client, str(runs[0]["run_id"]))
+        emit(rows, REMOTE_PASS_COLUMNS, as_json=as_json, title=f"{model} {version}")
+    else:
+        emit([run_row(one) for one in runs], REMOTE_RUN_COLUMNS, as_json=as_json, title=client.url)
 
 
 def _run(store: Store, run: RunKey) -> dict[str, Any]:

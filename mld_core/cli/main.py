@@ -15,6 +15,7 @@ from mld_core.cli.ls import ls
 from mld_core.cli.report import report
 from mld_core.cli.serve import keys, serve, worker
 from mld_core.cli.show import show
+from mld_core.cli.sync import sync
 
 app = typer.Typer(
     name="mld",
@@ -50,6 +51,7 @@ def main(
       mld show --issues    the samples that fail, worst first
       mld compare v1 v2    what changed between two versions
       mld report           the newest result as an HTML page
+      mld sync             send what was recorded to your team's service
       mld doctor           is everything in order?
 
     \b
@@ -69,6 +71,7 @@ app.command("report", short_help="A result as one HTML page, or two compared.")(
 app.command("export", short_help="Write the records of a run into a ZIP.")(export)
 app.command("gc", short_help="Remove leftovers, drop old features.")(collect)
 app.command("merge", short_help="Join stores of several machines.")(merge_stores)
+app.command("sync", short_help="Send recorded passes to a team's service.")(sync)
 app.command("serve", short_help="Run a server for a team.")(serve)
 app.command("worker", short_help="Run evaluations for a server.")(worker)
 app.add_typer(keys, name="keys", short_help="Keys of a server: create, list, revoke.")

@@ -1,0 +1,152 @@
+"""`mld sync`: from the local store to a team's service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from mld_core.cli.common import (
+    FAILED,
+    JsonOption,
+    ModelArgument,
+    StoreOption,
+    VersionArgument,
+    choose_run,
+    clear_errors,
+    open_store,
+)
+from mld_core.cli.output import emit, note
+from mld_core.cli.remote import the_service
+from mld_core.records.layout import RunKey, Store
+from mld_core.service.client import Client
+from mld_core.service.sealed import SealedRank
+from mld_core.service.sync import Sync, SyncRow
+
+COLUMNS = ("state", "model", "version", "dataset", "epoch", "pass", "rank", "files", "bytes", "message")
+
+
+def sync(
+    model: ModelArgument = None,
+    version: VersionArgument = None,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Every run of the store.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Ask the service about all, also about what was sent before.")
+    ] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The service. Default: MLD_API_ENDPOINT.", show_default=False),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send recorded passes to a team's service: what is not there yet, each exactly once.
+
+    Trainings upload by themselves where MLD_API_ENDPOINT and MLD_API_KEY are set; this sends what they could
+    not, or what was recorded before. It may be stopped and called again at any time: files are known by their
+    content, a file that was cut goes on where it stopped. Passes that were not finished stay here.
+
+    \b
+    Examples:
+      mld sync                     the newest run
+      mld sync resnet18 v3
+      mld sync --all               the whole store: moving from a local store to a service
+      mld sync --all --again       after the service lost something
+    """  # noqa: D301  click reads the mark
+    if everything and model is not None:
+        raise typer.BadParameter("--all means every run: give no MODEL with it")
+    with clear_errors():
+        service = the_service(endpoint)
+        opened = open_store(store)
+        runs = _chosen(opened, model, version, everything=everything)
+        with _bar() as (progress, task):
+            job = Sync(
+                opened,
+                Client(service.url, service.api_key),
+                again=again,
+                on_bytes=lambda count: progress.advance(task, count),
+                on_problem=note,
+            )
+            ranks = job.plan(runs)
+            progress.update(task, total=sum(rank.bytes for rank in ranks))
+            rows = _send(job, ranks, progress, task, as_json=as_json)
+        failed = [row for row in rows if row.state == "failed"]
+        sent = sum(row.bytes for row in rows)
+        note(
+            f"{len(rows) - len(failed)} of {len(ranks)} passes sent to {service.url} ({sent / 1e6:.1f} MB), "
+            f"{job.skipped} were there already"
+        )
+        if failed:
+            note(f"mld: {len(failed)} could not be sent: {failed[0].message}")
+            raise typer.Exit(FAILED)
+
+
+def _chosen(store: Store, model: str | None, version: str | None, *, everything: bool) -> list[RunKey]:
+    if everything:
+        return store.runs()
+    if model is not None and version is None:
+        choose_run(store, model, None)  # says so where there is no such model
+        return [run for run in store.runs() if run.model_name == model]
+    return [choose_run(store, model, version)]
+
+
+def _send(
+    job: Sync, ranks: list[SealedRank], progress: Progress, task: TaskID, *, as_json: bool
+) -> list[SyncRow]:
+    """Send them one by one; what was done is printed also where the service goes away meanwhile."""
+    rows: list[SyncRow] = []
+    through = 0
+    try:
+        for number, rank in enumerate(ranks):
+            progress.update(task, description=f"{number + 1}/{len(ranks)} {rank.label}")
+            rows += job.send([rank])
+            through += rank.bytes
+            progress.update(task, completed=through)  # files the service had count, too
+    finally:
+        progress.stop()
+        emit([_row(row) for row in rows], COLUMNS, as_json=as_json)
+    return rows
+
+
+def _row(row: SyncRow) -> dict[str, Any]:
+    opened = row.rank.opened
+    return {
+        "state": row.state,
+        "model": opened.model_name,
+        "version": opened.version_name,
+        "dataset": opened.dataset_type,
+        "epoch": opened.n_epoch,
+        "pass": opened.pass_no,
+        "rank": opened.rank,
+        "files": row.files,
+        "bytes": row.bytes,
+        "message": row.message,
+    }
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar in bytes on stderr, where a person looks."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress, progress.add_task("looking", total=None)
