@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from mld_core.evaluation.boxes import Bools, Floats, Ints, Pairs, Predictions, Truths
+from mld_core.evaluation.boxes import Bools, Floats, Ints, Pairs, Predictions, Truths, group_pairs
 from mld_core.evaluation.diagnoses_3d_sensor import range_drop_off, sector_dropout
 from mld_core.evaluation.folds import FOLDS, assign_folds
 from mld_core.evaluation.metrics_nuscenes import NuscenesProfile, near_pairs, tp_errors
 from mld_core.evaluation.road_bins import polar
 from mld_core.geometry.boxes import wrap_yaw
+from mld_core.geometry.iou import bev_iou_aligned
 
 MAD_TO_SIGMA = 1.4826
 DEVIATIONS = 3.0
@@ -33,6 +34,9 @@ MOVING = 1.0
 AGREEING_EPOCHS = 2
 AGREEMENT_METRES = 0.5
 SEARCH_METRES = 4.0
+LEAST_OVERLAP = 0.1
+"""Footprint IoU from which a prediction is about a truth that is there."""
+
 LEAST_PAIRS = 50
 """Matched pairs below which offsets are judged by the class alone."""
 
@@ -45,8 +49,7 @@ class RoadEvidence:
         predictions: (N,) boxes at the operating threshold.
         truths: (G,) truths.
         truth: (N,) truth of its own class each prediction found closer than 2 m, -1 for none.
-        background: (N,) predictions that are false and near no truth (TIDE Bkg).
-        counted: (N,) predictions that are right or wrong.
+        counted: (N,) predictions that are right or wrong; false are those of them without a truth.
         missed: (G,) truths that count and were not found.
         silent: (G,) truths with no prediction of any class and score closer than 2 m.
         profile: what differs between classes.
@@ -64,7 +67,6 @@ class RoadEvidence:
     predictions: Predictions
     truths: Truths
     truth: Ints
-    background: Bools
     counted: Bools
     missed: Bools
     silent: Bools
@@ -135,11 +137,11 @@ def diagnose_roads(e: RoadEvidence) -> RoadDiagnoses:
     pairs = offsets_of(e)
     masks, swapped = _pair_masks(e, pairs)
     suspicion, reasons = {}, {}
+    alone = e.counted & (e.truth < 0) & ~_overlapping_truth(e)
     if e.error_proba is None:
         reasons["T20"] = "not computable: the error probability was not estimated"
     else:
-        suspicion["T20"] = np.where(e.background, 1 - e.error_proba, np.nan)
-        masks["T20"] = np.asarray(e.background & (e.error_proba <= e.likely))
+        suspicion["T20"], masks["T20"] = _unlabelled(e, alone, e.error_proba)
     votes = _votes(e, pairs)
     suspicion["T21"], masks["T21"] = _shifted(e, pairs, votes, masks)
     suspicion["T22"], masks["T22"] = _flipped(e, pairs, votes, masks["T06"])
@@ -149,7 +151,7 @@ def diagnose_roads(e: RoadEvidence) -> RoadDiagnoses:
     if e.points_inside is None:
         reasons["T13"] = "not computable: the points inside predicted boxes are not recorded"
     else:
-        masks["T13"] = np.asarray(e.background & (e.points_inside > 0))
+        masks["T13"] = np.asarray(alone & (e.points_inside > 0))
     truths: dict[str, Bools] = {}
     if e.n_points is None or not (e.n_points >= 0).any():
         reasons["T10"] = "not computable: the points inside truths are not recorded (n_points)"
@@ -298,6 +300,43 @@ def _nearest(frame: Ints, label: Ints, box: Floats, other: Predictions) -> Ints:
 
 
 # --- suspected labels ---------------------------------------------------------------------------------------
+
+
+def _overlapping_truth(e: RoadEvidence) -> Bools:
+    """(N,) predictions whose footprint overlaps a truth of any class."""
+    made = np.zeros(len(e.predictions), np.bool_)
+    said, true = e.predictions.box.astype(np.float64), e.truths.box.astype(np.float64)
+    reach, other = np.hypot(said[:, 3], said[:, 4]) / 2, np.hypot(true[:, 3], true[:, 4]) / 2
+    order = np.argsort(e.truths.frame, kind="stable")
+    for i, at in group_pairs(e.predictions.frame, e.truths.frame[order]):
+        j = order[at]
+        near = np.hypot(said[i, 0] - true[j, 0], said[i, 1] - true[j, 1]) < reach[i] + other[j]
+        a, b = i[near], j[near]
+        made[a[bev_iou_aligned(said[a], true[b]) >= LEAST_OVERLAP]] = True
+    return made
+
+
+def _unlabelled(e: RoadEvidence, alone: Bools, error_proba: Floats) -> tuple[Floats, Bools]:
+    """A false prediction that overlaps no truth and looks like a right one, here and in other epochs."""
+    rows = np.flatnonzero(alone)
+    box, label, frame = (
+        e.predictions.box[rows].astype(np.float64),
+        e.predictions.label[rows],
+        e.predictions.frame[rows],
+    )
+    said = e.predictions.score[rows]
+    votes = np.zeros(len(rows))
+    for other in e.epochs:
+        found = _nearest(frame, label, box, other)
+        there = np.flatnonzero(found >= 0)
+        votes[there] += other.score[found[there]] >= said[there] / 2
+    belief = np.clip(1 - error_proba[rows], 1e-6, 1 - 1e-6)
+    # Each vote counts as one of a coin tossed with a flat prior.
+    odds = belief / (1 - belief) * (votes + 1) / (len(e.epochs) - votes + 1)
+    suspicion, mask = np.full(len(e.predictions), np.nan), np.zeros(len(e.predictions), np.bool_)
+    suspicion[rows] = odds / (1 + odds)
+    mask[rows] = (error_proba[rows] <= e.likely) & (votes * 2 >= len(e.epochs))
+    return suspicion, mask
 
 
 def _belief(e: RoadEvidence, rows: Ints) -> Floats:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 from scipy.special import expit, logit, ndtr
 from sklearn.linear_model import LogisticRegression
 
@@ -134,7 +135,7 @@ def sector_dropout(
     For each window of sectors the log-likelihood ratio of "dead" (5 % of predictions left, 95 % of truths
     without any) to "as usual" is summed: truths against their own probability to have no prediction of any
     score near them, predictions against the sector's history and the truths in it. The largest of a frame is
-    compared with the distribution over all frames (Gumbel, from its quartiles), Benjamini-Hochberg at 5 %.
+    compared with those of all other frames, Benjamini-Hochberg at 5 %.
 
     Args:
         truths: (G,) truths.
@@ -153,10 +154,12 @@ def sector_dropout(
     evidence = np.where(silent, np.log((1 - LEFT) / usual), np.log(LEFT / (1 - usual)))
     cell = truths.frame * SECTORS + where
     silence = np.bincount(cell[counts], weights=evidence[counts], minlength=frames * SECTORS)
-    score = silence.reshape(frames, SECTORS).astype(np.float64) + _fewer(truths, where, recorded, frames)
+    score = silence.reshape(frames, SECTORS).astype(np.float64) + _fewer(
+        cell[counts], 1 - usual[counts], recorded, frames
+    )
     best, start, length = _windows(score)
-    p = _gumbel_upper(best)
-    found = np.flatnonzero(benjamini_hochberg(p) & (best > 0))
+    flagged, p = _flagged(best)
+    found = np.flatnonzero(flagged)
     dead = np.zeros((frames, SECTORS), np.bool_)
     rows: list[dict[str, int | float]] = []
     for f in found.tolist():
@@ -195,29 +198,39 @@ def _silence(truths: Truths, silent: Bools, n_points: NDArray[np.integer] | None
     return np.asarray(np.clip(expit(odds), 1e-3, 1 - 1e-3))
 
 
-def _fewer(truths: Truths, where: Ints, recorded: Predictions, frames: int) -> Floats:
+def _fewer(cell: Ints, seen: Floats, recorded: Predictions, frames: int) -> Floats:
     """(F, 36) log-likelihood ratio of the number of predictions: 5 % of the expected ones to all of them.
 
-    Expected are those of the sector's history, scaled by the frame's number of predictions, and a share for
-    each truth in it; counts vary as a negative binomial.
+    Expected is what least squares with positive weights makes of the sector's history scaled by the frame's
+    number of predictions, of the truths in it that are usually found, and of the frames before and after
+    (which get little weight where frames are in no order); counts vary as a negative binomial.
+
+    Args:
+        cell: (T,) frame * 36 + sector of each truth.
+        seen: (T,) its probability to have a prediction near it.
+        recorded: every recorded prediction.
+        frames: number of frames.
     """
     shape = (frames, SECTORS)
     there = sector(polar(recorded.box)[1]) if len(recorded) else np.empty(0, np.int64)
     found = np.bincount(recorded.frame * SECTORS + there, minlength=frames * SECTORS).reshape(shape)
-    true = np.bincount(
-        truths.frame[truths.counts] * SECTORS + where[truths.counts], minlength=frames * SECTORS
-    ).reshape(shape)
-    deviation = true - true.mean(axis=0)
-    varying = float((deviation**2).sum())
-    slope = float((deviation * found).sum()) / varying if varying > 0 else 0.0
-    slope = max(slope, 0.0)
+    true = np.bincount(cell, weights=seen, minlength=frames * SECTORS).reshape(shape)
     busy = found.sum(axis=1, keepdims=True) / max(found.sum(axis=1).mean(), 1e-9)
-    rest = np.maximum(found.mean(axis=0) - slope * true.mean(axis=0), 0.05 * found.mean(axis=0))
-    expected = np.maximum(rest[None] * busy + slope * true, 1e-6)
+    history = found.mean(axis=0)[None] * busy
+    columns = np.stack([history, true, _neighbouring(found)], axis=-1).reshape(-1, 3)
+    shares, _ = nnls(columns, found.ravel().astype(np.float64))
+    expected = np.maximum((columns @ shares).reshape(shape), 1e-3)
     excess = ((found - expected) ** 2 - expected).sum()
     size = float((expected**2).sum() / excess) if excess > 0 else 1e6
     ratio = found * np.log(LEFT) + (found + size) * np.log((size + expected) / (size + LEFT * expected))
     return np.asarray(ratio)
+
+
+def _neighbouring(found: NDArray[np.integer]) -> Floats:
+    """(F, 36) median over the two frames before and the two after."""
+    padded = np.pad(found.astype(np.float64), ((2, 2), (0, 0)), mode="edge")
+    frames = len(found)
+    return np.asarray(np.median([padded[k : k + frames] for k in (0, 1, 3, 4)], axis=0))
 
 
 def _windows(score: Floats) -> tuple[Floats, Ints, Ints]:
@@ -235,9 +248,23 @@ def _windows(score: Floats) -> tuple[Floats, Ints, Ints]:
     return best, start, length
 
 
-def _gumbel_upper(values: Floats) -> Floats:
-    """(F,) upper-tail probability under the Gumbel distribution with the quartiles of `values`."""
-    low, high = np.quantile(values, [0.25, 0.75])
-    scale = max((high - low) / (np.log(np.log(4)) - np.log(np.log(4 / 3))), 1e-9)
-    place = low + scale * np.log(np.log(4))
-    return np.asarray(-np.expm1(-np.exp(-(values - place) / scale)))
+def _flagged(values: Floats) -> tuple[Bools, Floats]:
+    """(F,) values that stand out of the others, and their p-values.
+
+    The upper quarter of usual values falls off exponentially, at a rate read from the median of its excess;
+    what stands out is left out and the rate read again, until nothing changes.
+    """
+    usual = np.ones(len(values), np.bool_)
+    p = np.ones(len(values))
+    for _ in range(20):
+        start = float(np.quantile(values[usual], 0.75))
+        excess = values[usual & (values > start)] - start
+        if len(excess) == 0:
+            break
+        scale = max(float(np.median(excess)) / np.log(2), 1e-9)
+        p = np.where(values > start, 0.25 * np.exp(-np.maximum(values - start, 0) / scale), 1.0)
+        found = benjamini_hochberg(p) & (values > 0)
+        if np.array_equal(usual, ~found):
+            break
+        usual = ~found
+    return ~usual, p
