@@ -10,7 +10,10 @@ if find_spec("torch") is not None:
         centernet,
         detr,
         detr_huggingface,
+        mmdet,
         torchvision_dense,
         torchvision_rcnn,
         ultralytics,
+        ultralytics_rtdetr,
     )
+    from mld_core.adapters.detection3d import families  # noqa: F401

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +28,30 @@ _PREDICT: Final = Thresholds(0.25, 0.7, 300)  # what the wrapper predicts with u
 _NETS: Final = ("ultralytics.nn.tasks", "ultralytics.yolo.nn.tasks")
 _WRAPPERS: Final = ("ultralytics.engine.model", "ultralytics.yolo.engine.model")
 _OTHER_TASKS: Final = ("Segment", "Pose", "OBB")
+
+
+class Heads(Protocol):
+    """What a head's output tells of each anchor or query.
+
+    Attributes:
+        logits: (B, K, A).
+        end2end: whether no suppression is needed.
+    """
+
+    logits: Tensor
+    end2end: bool
+
+    def count(self) -> int:
+        """Images in the batch."""
+
+    def scores(self, image: int) -> Tensor:
+        """(A, K)."""
+
+    def boxes(self, image: int) -> Tensor:
+        """(A, 4) in the frame of the network's input."""
+
+    def to_original(self, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+        """(N, 4) pixels of an original image of (H, W)."""
 
 
 class UltralyticsBase(Adapter):
@@ -117,33 +142,6 @@ class UltralyticsBase(Adapter):
             return batch_geometry(images)
         return image_sizes(images)
 
-
-@register
-class YOLOAdapter(UltralyticsBase):
-    """Anchor-free heads: sigmoid per class, no objectness; with or without non-maximum suppression.
-
-    With an end-to-end head the score and number limits act, `iou` does not.
-    """
-
-    family = "Ultralytics YOLO"
-
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """By the names of base classes; segmentation, pose and rotated boxes are other tasks."""
-        return _head_is(model, "Detect") and not any(_head_is(model, other) for other in _OTHER_TASKS)
-
-    def watched(self) -> dict[str, Any]:
-        """The head, and the last layer of each level's class branch, whose inputs are the features."""
-        head = self.head()
-        if head is None:
-            return {}
-        out = {"head": head}
-        for alias, name in (("many", "cv3"), ("one", "one2one_cv3")):
-            branches = getattr(head, name, None)
-            for i, branch in enumerate(branches if branches is not None else ()):
-                out[f"{alias}{i}"] = branch[-1]
-        return out
-
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """Final detections from results, from a bare model's output or from its training step."""
         with torch.no_grad():
@@ -155,45 +153,38 @@ class YOLOAdapter(UltralyticsBase):
             if raw is None or sizes is None or len(sizes) != raw.count():
                 return None
             wanted = filled(limits.over(call.thresholds or self.thresholds()))
-            frames = [self._frame(call, raw, image, wanted) for image in range(len(sizes))]
-        if raw.end2end:
-            wanted = Thresholds(wanted.score, None, wanted.max_detections)
+            if raw.end2end:
+                wanted = Thresholds(wanted.score, None, wanted.max_detections)
+            frames = [self._frame(call, raw, image, size, wanted) for image, size in enumerate(sizes)]
         return parsed(frames, "sigmoid", None, wanted, sizes)
 
-    def _raw(self, call: ModelCall) -> Raw | None:
+    @abstractmethod
+    def _read(self, output: Any, head: Any) -> Heads | None:
+        """The head's output, None if it is laid out otherwise."""
+
+    @abstractmethod
+    def _frame(
+        self, call: ModelCall, raw: Any, image: int, size: FrameGeometry, limits: Thresholds
+    ) -> Finals:
+        """Final detections of one image of a bare model."""
+
+    @abstractmethod
+    def _features(self, call: ModelCall, raw: Any, image: int, rows: Tensor) -> Tensor | None:
+        """(N, D) of anchors or queries."""
+
+    def _eligible(self, raw: Heads, image: int) -> Tensor:
+        """(A, K) scores that results may hold."""
+        return raw.scores(image)
+
+    def _raw(self, call: ModelCall) -> Heads | None:
         """The head's output, of its own call if it was seen."""
         seen = call.watched.get("head", ())
         head = self.head()
         output = seen[-1].output if seen else None if self.wrapped else call.output
-        return None if head is None else raw_output(output, head)
-
-    def _frame(self, call: ModelCall, raw: Raw, image: int, limits: Thresholds) -> Finals:
-        most = limits.max_detections
-        assert limits.score is not None
-        assert limits.iou is not None
-        if raw.end2end:
-            found = best_of(raw, image, getattr(self.head(), "max_det", 300))
-            above = found.scores > limits.score
-            frame = found.pick(above)
-            frame.cut = most is not None and len(frame.scores) > most
-            frame = frame.pick(slice(0, most))
-        else:
-            frame = suppressed(raw, image, limits.score, limits.iou, most)
-        assert frame.source is not None
-        frame.logits = raw.logits[image].T[frame.source].float()
-        frame.features = self._features(call, raw, image, frame.source)
-        return frame
-
-    def _features(self, call: ModelCall, raw: Raw, image: int, anchors: Tensor) -> Tensor | None:
-        branch = "one" if raw.end2end else "many"
-        seen = [call.watched.get(f"{branch}{i}", ()) for i in range(len(raw.sizes))]
-        maps = [calls[-1].args[0] for calls in seen if calls and calls[-1].args]
-        if len(maps) != len(raw.sizes) or maps[0].shape[0] != raw.count():
-            return None
-        return level_features(maps, image, anchors, [1] * len(maps))
+        return None if head is None or output is None else self._read(output, head)
 
     def _from_results(
-        self, call: ModelCall, limits: Thresholds, rows: Sequence[ResultRows], raw: Raw | None
+        self, call: ModelCall, limits: Thresholds, rows: Sequence[ResultRows], raw: Heads | None
     ) -> Parsed:
         """The wrapper's detections, in pixels of the image it was given."""
         stated = _kwargs(call.kwargs).over(call.thresholds or self.thresholds())
@@ -212,11 +203,9 @@ class YOLOAdapter(UltralyticsBase):
         return parsed(frames, "none" if raw is None or first < 0 else "sigmoid", None, wanted, geometry)
 
     def _looked_up(
-        self, call: ModelCall, raw: Raw, image: int, frame: Finals, shape: tuple[int, int]
+        self, call: ModelCall, raw: Heads, image: int, frame: Finals, shape: tuple[int, int]
     ) -> None:
-        best, label = raw.scores(image).float().max(1)  # results hold the best class of an anchor only
-        scores = torch.full_like(raw.logits[image].T, -1.0, dtype=torch.float32)
-        scores.scatter_(1, label[:, None], best[:, None])
+        scores = self._eligible(raw, image)
 
         def boxes_of(anchors: Tensor, label: Tensor) -> Tensor:
             del label
@@ -227,6 +216,68 @@ class YOLOAdapter(UltralyticsBase):
         frame.logits = raw.logits[image].T[found.clamp(min=0)].float()
         frame.logits[found < 0] = torch.nan
         frame.features = self._features(call, raw, image, found)
+
+
+@register
+class YOLOAdapter(UltralyticsBase):
+    """Anchor-free heads: sigmoid per class, no objectness; with or without non-maximum suppression.
+
+    With an end-to-end head the score and number limits act, `iou` does not.
+    """
+
+    family = "Ultralytics YOLO"
+
+    @staticmethod
+    def detect(model: Any) -> bool:
+        """By the names of base classes; segmentation, pose and rotated boxes are other tasks."""
+        return head_is(model, "Detect") and not any(head_is(model, other) for other in _OTHER_TASKS)
+
+    def watched(self) -> dict[str, Any]:
+        """The head, and the last layer of each level's class branch, whose inputs are the features."""
+        head = self.head()
+        if head is None:
+            return {}
+        out = {"head": head}
+        for alias, name in (("many", "cv3"), ("one", "one2one_cv3")):
+            branches = getattr(head, name, None)
+            for i, branch in enumerate(branches if branches is not None else ()):
+                out[f"{alias}{i}"] = branch[-1]
+        return out
+
+    def _read(self, output: Any, head: Any) -> Raw | None:
+        return raw_output(output, head)
+
+    def _eligible(self, raw: Heads, image: int) -> Tensor:
+        """The predictor keeps the best class of an anchor only."""
+        best, label = raw.scores(image).float().max(1)
+        return torch.full_like(raw.scores(image), -1.0, dtype=torch.float32).scatter(
+            1, label[:, None], best[:, None]
+        )
+
+    def _frame(
+        self, call: ModelCall, raw: Raw, image: int, size: FrameGeometry, limits: Thresholds
+    ) -> Finals:
+        del size
+        most, score = limits.max_detections, limits.score or 0.0
+        if limits.iou is None:  # end to end
+            found = best_of(raw, image, getattr(self.head(), "max_det", 300))
+            frame = found.pick(found.scores > score)
+            frame.cut = most is not None and len(frame.scores) > most
+            frame = frame.pick(slice(0, most))
+        else:
+            frame = suppressed(raw, image, score, limits.iou, most)
+        assert frame.source is not None
+        frame.logits = raw.logits[image].T[frame.source].float()
+        frame.features = self._features(call, raw, image, frame.source)
+        return frame
+
+    def _features(self, call: ModelCall, raw: Raw, image: int, rows: Tensor) -> Tensor | None:
+        branch = "one" if raw.end2end else "many"
+        seen = [call.watched.get(f"{branch}{i}", ()) for i in range(len(raw.sizes))]
+        maps = [calls[-1].args[0] for calls in seen if calls and calls[-1].args]
+        if len(maps) != len(raw.sizes) or maps[0].shape[0] != raw.count():
+            return None
+        return level_features(maps, image, rows, [1] * len(maps))
 
 
 def is_wrapper(model: Any) -> bool:
@@ -247,7 +298,8 @@ def _is_net(model: Any) -> bool:
     return any(name == "BaseModel" and module in _NETS for module, name in type_names(model))
 
 
-def _head_is(model: Any, name: str) -> bool:
+def head_is(model: Any, name: str) -> bool:
+    """Whether the network's last layer is of the library's class `name`."""
     net = network(model) if is_wrapper(model) else model if _is_net(model) else None
     layers = getattr(net, "model", None)
     if layers is None or not len(layers):

@@ -294,3 +294,54 @@ def test_parse_changes_nothing(yolo: Any, watched: Any) -> None:
 def test_other_tasks_are_not_taken(name: str) -> None:
     with pytest.raises(UnknownDetectorError):
         find_adapter(ultralytics.YOLO(name).model)
+
+
+def _small_rtdetr() -> Any:
+    """A decoder of the library on maps of an untrained backbone of a few layers."""
+    torch.manual_seed(0)
+    layers = {
+        "nc": 4,
+        "backbone": [
+            [-1, 1, "Conv", [8, 3, 4]],
+            [-1, 1, "Conv", [16, 3, 2]],
+            [-1, 1, "Conv", [16, 3, 2]],
+            [-1, 1, "Conv", [16, 3, 2]],
+        ],
+        "head": [[[1, 2, 3], 1, "RTDETRDecoder", ["nc", 32, 20, 4, 4, 2, 64]]],
+    }
+    net = ultralytics.nn.tasks.RTDETRDetectionModel(layers, ch=3, nc=4, verbose=False).eval()
+    with torch.no_grad():
+        for layer in net.model[-1].dec_score_head:
+            layer.weight.normal_(std=0.3)
+            layer.bias.zero_()
+    return net
+
+
+def test_rtdetr_queries(watched: Any) -> None:
+    net = _small_rtdetr()
+    model = watched(net)
+    assert model.adapter.family == "Ultralytics RT-DETR"
+    assert model.adapter.n_class() == 4
+    with torch.no_grad():
+        call = model(_images())
+    final = net(_images())[0].detach()
+    limits = Thresholds(score=0.0, max_detections=final.shape[1])
+    parsed = model.adapter.parse(call, limits)
+    for i in range(2):
+        x, y, w, h = (final[i, :, :4] * torch.tensor([96.0, 64, 96, 64])).T
+        boxes = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), 1)
+        np.testing.assert_allclose(parsed.output.boxes[i], boxes.numpy(), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(parsed.output.scores[i], final[i, :, 4].numpy(), rtol=ROUNDING)
+        np.testing.assert_array_equal(parsed.output.labels[i], final[i, :, 5].numpy())
+        rows = torch.from_numpy(parsed.output.logits[i]).sigmoid()
+        picked = rows[torch.arange(len(rows)), torch.from_numpy(parsed.output.labels[i])]
+        np.testing.assert_allclose(picked.numpy(), parsed.output.scores[i], rtol=ROUNDING)
+        assert parsed.output.features[i].shape == (len(rows), 32)
+    # in train the queries of the denoising task come first and are left out
+    head = call.watched["head"][-1]
+    boxes, scores, *rest = head.output[1]
+    extra = [torch.cat((torch.zeros_like(t[:, :, :6]), t), 2) for t in (boxes, scores)]
+    train = replace(head, output=(*extra, *rest[:2], {"dn_num_split": [6, scores.shape[2]]}))
+    got = model.adapter.parse(replace(call, watched={**call.watched, "head": [train]}), limits)
+    np.testing.assert_array_equal(got.output.source_index[0], parsed.output.source_index[0])
+    assert got.thresholds.iou is None
