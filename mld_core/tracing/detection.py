@@ -40,6 +40,7 @@ class DetectionSession(Session):
             self.options.image_fn, self.guard, long_side=DETECTION_LONG_SIDE, most=DETECTION_PICTURES
         )
         self._root: nn.Module | None = None
+        self._early: tuple[Any, Any] = (None, None)
         self._streams: dict[torch.device, Any] = {}
 
     # -- hooks -----------------------------------------------------------------------------------------------
@@ -83,8 +84,15 @@ class DetectionSession(Session):
         if self.capture is not None and not self.unsupported:
             self.capture.begin()
 
+    def preview(self, batch: Any) -> None:
+        """Keeps the targets as they are before the step, which may write to them."""
+        if self.options.label_fn is None:
+            truth = find_truth(batch)
+            self._early = (truth, Holder().keep(truth, own=True))
+
     def disarm(self) -> None:
         """The batch is over: lets go of every reference."""
+        self._early = (None, None)
         if self.capture is not None:
             self.capture.end()
 
@@ -96,8 +104,8 @@ class DetectionSession(Session):
     @property
     def heard_input(self) -> Any:
         """The first argument of the detector's latest call."""
-        call = None if self.capture is None else self.capture.call()
-        return call.args[0] if call is not None and call.args else None
+        held = None if self.capture is None else self.capture.take()
+        return held.call.args[0] if held is not None and held.call.args else None
 
     # -- batches ---------------------------------------------------------------------------------------------
 
@@ -117,8 +125,7 @@ class DetectionSession(Session):
         """Hands the call of one batch to the writer thread; returns what was captured, if anything."""
         if self.capture is None or open_pass.muted or self.unsupported:
             return None
-        holder = Holder()
-        source = self._source(self.capture, batch, holder)
+        source = self._source(self.capture, batch)
         if source is None:
             return None
         if not self._stored_info and not self._describe(self.capture.adapter):
@@ -132,46 +139,37 @@ class DetectionSession(Session):
         job = self._job(context, batch, source, n)
         assert open_pass.handle is not None
         rows = n or 1
-        self._writer.put(open_pass.handle, job, rows=rows, nbytes=holder.nbytes + _ROW_BYTES * rows)
+        self._writer.put(open_pass.handle, job, rows=rows, nbytes=source.holder.nbytes + _ROW_BYTES * rows)
         open_pass.batches += 1
         return self.capture
 
-    def _source(self, capture: DetectorCapture, batch: Batch, holder: Holder) -> Source | None:
-        call, error = capture.call(), capture.error()
+    def _source(self, capture: DetectorCapture, batch: Batch) -> Source | None:
+        error = capture.error()
         if error is not None:
-            self.guard.report(
-                "keeping what the detector returned", error, lost="some of its logits or features"
-            )
+            what = "keeping what the detector returned"
+            self.guard.report(what, error, lost="some of its logits or features")
         made = isinstance(batch.outputs, (DetectionOutput, Detection3DOutput))
-        if call is None and not made:
-            self.guard.count("batches in which the detector was not called")
-            self.guard.tell_once(
-                "not called",
-                f"The detector ({type(capture.model).__name__}) was not called in a batch, so that batch is "
-                "not recorded. If the step calls another one (an EMA copy, a wrapper), give model=<the one "
-                "called>.",
-            )
+        held = capture.take()
+        if held is None and not made:
+            self._tell_not_called(capture)
             return None
-        adapter = capture.adapter
+        call = None if held is None else held.call
         limits = self.limits_of(call)
-        if call is not None and adapter is not None:
-            call = type(call)(
-                holder.keep(call.args),
-                holder.keep(call.kwargs),
-                holder.keep(call.output, own=True),
-                holder.keep(call.watched),
-                call.training,
-                call.thresholds,
-            )
-        else:
-            call = None
         return Source(
-            adapter=adapter,
+            adapter=capture.adapter,
             call=call,
             parsed=ready(batch.outputs, limits, self.n_class) if made else None,
             limits=limits,
-            layers=holder.keep(capture.layer_outputs(), own=True),
-            holder=holder,
+            layers={} if held is None else held.layers,
+            holder=Holder() if held is None else held.holder,
+        )
+
+    def _tell_not_called(self, capture: DetectorCapture) -> None:
+        self.guard.count("batches in which the detector was not called")
+        self.guard.tell_once(
+            "not called",
+            f"The detector ({type(capture.model).__name__}) was not called in a batch, so that batch is not "
+            "recorded. If the step calls another one (an EMA copy, a wrapper), give model=<the one called>.",
         )
 
     def limits_of(self, call: ModelCall | None) -> Thresholds:
@@ -184,7 +182,9 @@ class DetectionSession(Session):
 
     def _job(self, context: DetectionContext, batch: Batch, source: Source, n: int | None) -> DetectionJob:
         holder = source.holder
-        truth, ids = holder.keep(batch.labels, own=True), own_copy(batch.ids)
+        seen, kept = self._early
+        same = seen is not None and batch.labels is seen
+        truth, ids = kept if same else holder.keep(batch.labels, own=True), own_copy(batch.ids)
         held, on_device = self._hashing(batch, n)
         if held is not None:
             holder.count(tensors_in(held.inputs))

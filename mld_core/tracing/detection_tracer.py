@@ -127,13 +127,13 @@ class DetectionTorchTracer(TorchTracer):
         Raises:
             ValueError: the call made no detections (losses only).
         """
-        call = None if self._capture is None else self._capture.call()
+        held = None if self._capture is None else self._capture.take()
         parsed = None
-        if self.adapter is not None and call is not None:
+        if self.adapter is not None and held is not None:
             session = self.recorder.session
             assert isinstance(session, DetectionSession)
             with torch.no_grad():
-                parsed = self.adapter.parse(call, session.limits_of(call))
+                parsed = self.adapter.parse(held.call, session.limits_of(held.call))
         if parsed is None:
             raise ValueError(
                 "the call made no detections: the model was not called, or it returned losses only"
@@ -158,7 +158,8 @@ class DetectionTorchTracer(TorchTracer):
         if not isinstance(captured, DetectorCapture):
             return
         self._features = {}
-        for alias, output in captured.layer_outputs().items():
+        held = captured.take()
+        for alias, output in ({} if held is None else held.layers).items():
             parts = output if isinstance(output, (tuple, list)) else [output]
             tensor = next((part for part in parts if isinstance(part, Tensor)), None)
             if tensor is not None:

@@ -8,17 +8,19 @@ nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from mld_core.adapters.base import Adapter, Call, ModelCall, Thresholds
+from mld_core.adapters.base import Adapter, Call, ModelCall
 from mld_core.adapters.registry import UnknownDetectorError, families, find_adapter, unwrap
 from mld_core.tracing.capture import Switch, find_module
 from mld_core.tracing.guard import ConfigurationProblem
+from mld_core.tracing.holding import Holder
 
 _DEPTH: Final = 3
 _MOST_CALLS: Final = 64  # of one watched module in one forward; a runaway loop keeps no more alive
@@ -111,16 +113,42 @@ class LayerProbe(CallProbe):
         return Call((), {}, call.output)
 
 
+@dataclass
+class HeldCall:
+    """The detector's call as it was when it returned: what the user's step does to it later is its own.
+
+    Attributes:
+        call: with detached tensors, small ones cloned.
+        layers: alias of `target_layers` -> the layer's latest output in that call.
+        holder: watches the large tensors.
+    """
+
+    call: ModelCall
+    layers: dict[str, Any]
+    holder: Holder
+
+
 class RootProbe(CallProbe):
     """The hooks of the detector itself: its latest call, with what the watched modules did in it."""
 
     def __init__(
-        self, module: nn.Module, switch: Switch, adapter: Adapter | None, inner: Sequence[CallProbe]
+        self,
+        module: nn.Module,
+        switch: Switch,
+        adapter: Adapter | None,
+        watched: Mapping[str, CallProbe],
+        layers: Mapping[str, CallProbe],
     ) -> None:
         super().__init__(module, switch, adapter, None)
-        self.inner = list(inner)
+        self.watched = dict(watched)
+        self.layers = dict(layers)
         self.training = False
-        self.thresholds: Thresholds | None = None
+        self.held: HeldCall | None = None
+
+    @property
+    def inner(self) -> list[CallProbe]:
+        """The probes of the other hooked modules."""
+        return [*self.watched.values(), *self.layers.values()]
 
     def before(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002 - as torch calls it
         """Forward pre-hook: what the watched modules did so far belongs to a call before this one."""
@@ -135,14 +163,46 @@ class RootProbe(CallProbe):
             return
         if torch.compiler.is_compiling():
             self.calls = [Call(args, kwargs, output)]
-        elif self.switch.armed:
-            self.calls = [self._kept(Call(args, kwargs, output))]
             self.training = module.training
-            with contextlib.suppress(Exception):  # parse asks again, and its error is told
-                self.thresholds = self.adapter.thresholds() if self.adapter is not None else None
+        elif self.switch.armed:
+            self.calls, self.held = [], None
+            self.training = module.training
+            try:
+                self.held = self._hold(self._kept(Call(args, kwargs, output)))
+            except Exception as error:  # noqa: BLE001 - told with the batch
+                self.error = error
+
+    def take(self) -> HeldCall | None:
+        """The latest call; of a compiled module it is held only now."""
+        if self.held is None and self.calls:
+            self.held = self._hold(self.calls[-1])
+        return self.held
+
+    def _hold(self, call: Call) -> HeldCall:
+        holder = Holder()
+        thresholds = None
+        with contextlib.suppress(Exception):  # parse asks again, and its error is told
+            thresholds = self.adapter.thresholds() if self.adapter is not None else None
+        watched = {alias: tuple(probe.calls) for alias, probe in self.watched.items()}
+        kept = ModelCall(
+            holder.keep(call.args),
+            holder.keep(call.kwargs),
+            holder.keep(call.output, own=True),
+            holder.keep(watched),
+            self.training,
+            thresholds,
+        )
+        layers = {alias: probe.calls[-1].output for alias, probe in self.layers.items() if probe.calls}
+        return HeldCall(kept, holder.keep(layers, own=True), holder)
+
+    def clear(self) -> None:
+        """Lets go of every tensor."""
+        super().clear()
+        self.held = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "inner": [], "training": False, "thresholds": None}
+        dead: dict[str, Any] = {"watched": {}, "layers": {}, "training": False, "held": None}
+        return {**super().__getstate__(), **dead}
 
 
 class DetectorCapture:
@@ -170,16 +230,15 @@ class DetectorCapture:
         self.model: nn.Module = inner
         self.switch = Switch()
         self._handles: list[RemovableHandle] = []
-        self._watched = {
+        watched = {
             alias: self._hook(CallProbe(module, self.switch, adapter, alias))
             for alias, module in ({} if adapter is None else adapter.watched()).items()
         }
-        self.layers = {
+        layers = {
             alias: self._hook(LayerProbe(find_module(self.model, path)[1], self.switch, adapter, alias))
             for alias, path in (target_layers or {}).items()
         }
-        parts = [*self._watched.values(), *self.layers.values()]
-        self.root = RootProbe(self.model, self.switch, adapter, parts)
+        self.root = RootProbe(self.model, self.switch, adapter, watched, layers)
         self._handles.append(self.model.register_forward_pre_hook(self.root.before))
         self._hook(self.root)
 
@@ -191,7 +250,7 @@ class DetectorCapture:
     @property
     def heard(self) -> bool:
         """Whether the detector was called since `begin`."""
-        return bool(self.root.calls)
+        return self.root.held is not None or bool(self.root.calls)
 
     def begin(self) -> None:
         """Clears the stash and arms the hooks."""
@@ -207,30 +266,19 @@ class DetectorCapture:
         """Lets go of every tensor."""
         for probe in (self.root, *self.root.inner):
             probe.clear()
-        self.root.thresholds = None
 
     def note(self, args: tuple[Any, ...], output: Any) -> None:
         """A call that no hook saw, of a class that does not go through `Module.__call__`."""
-        if not self.root.calls:
+        if not self.heard:
             self.root.after(self.model, args, {}, output)
 
-    def call(self) -> ModelCall | None:
-        """The detector's latest call since `begin`; the stash's own references, not copies."""
-        if not self.root.calls:
-            return None
-        call = self.root.calls[-1]
-        watched = {alias: tuple(probe.calls) for alias, probe in self._watched.items()}
-        return ModelCall(
-            call.args, call.kwargs, call.output, watched, self.root.training, self.root.thresholds
-        )
+    def take(self) -> HeldCall | None:
+        """The detector's latest call since `begin`."""
+        return self.root.take()
 
     def error(self) -> Exception | None:
         """What `Adapter.keep` raised in that call."""
         return next((p.error for p in (self.root, *self.root.inner) if p.error is not None), None)
-
-    def layer_outputs(self) -> dict[str, Any]:
-        """Alias of `target_layers` -> the layer's latest output in that call."""
-        return {alias: probe.calls[-1].output for alias, probe in self.layers.items() if probe.calls}
 
     def close(self) -> None:
         """Removes every hook."""

@@ -171,13 +171,20 @@ class Recorder(RunLife):
 
     # -- batches ---------------------------------------------------------------------------------------------
 
-    def begin_batch(self, batch: Any = None) -> None:  # noqa: ARG002 - part of the protocol
-        """A batch begins: clears what hooks kept before, lets them keep references."""
+    def begin_batch(self, batch: Any = None) -> None:
+        """A batch begins: clears what hooks kept before, lets them keep references.
+
+        Args:
+            batch: the batch, where the event brings it: a detector's targets are read before the step can
+                write to them.
+        """
         if self.session is None or not self._stack or self._stack[-1].muted:
             return
         begun = time.perf_counter()
         with self.guard.catch("arming the hooks", lost="the records of that batch"):
             self.session.arm()
+            if batch is not None:
+                self.session.preview(batch)
         self._spent += time.perf_counter() - begun
 
     def record(

@@ -138,6 +138,9 @@ class Session(ABC):
     def arm(self) -> None:
         """A batch begins: clears the stash, lets the hooks keep references."""
 
+    def preview(self, batch: Any) -> None:  # noqa: B027 - most tasks need nothing of it
+        """The batch that is about to go through the step."""
+
     @abstractmethod
     def disarm(self) -> None:
         """The batch is over: lets go of every reference."""

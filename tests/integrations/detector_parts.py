@@ -1,0 +1,174 @@
+"""Detectors small enough for a test, real ones: torchvision's and Hugging Face's, and scenes to train them on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+HEIGHT, WIDTH, CLASSES = 48, 64, 3
+
+
+def scene(index: int) -> Tensor:
+    """Image `index`: noise of its own."""
+    return torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(index))
+
+
+def boxes(index: int) -> tuple[Tensor, Tensor]:
+    """`index % 3` true boxes, xyxy pixels, and their classes from 0."""
+    n = index % 3
+    corner = torch.arange(n, dtype=torch.float32)[:, None] * 4 + 4
+    return torch.cat([corner, corner, corner + 16, corner + 12], 1), (torch.arange(n) + index) % CLASSES
+
+
+class Scenes(Dataset[Any]):
+    """(image, target) as torchvision has them."""
+
+    def __init__(self, size: int, *, first_label: int = 1) -> None:
+        self.size, self.first_label = size, first_label
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        box, label = boxes(index)
+        return scene(index), {"boxes": box, "labels": label + self.first_label, "image_id": index}
+
+
+class PixelScenes(Scenes):
+    """A dict as Hugging Face's image processors make it: boxes cxcywh, as parts of the image."""
+
+    def __getitem__(self, index: int) -> Any:
+        box, label = boxes(index)
+        whole = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
+        centre = torch.cat([(box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]], 1) / whole
+        labels = {"class_labels": label, "boxes": centre, "image_id": torch.tensor([index])}
+        return {"pixel_values": scene(index), "labels": labels}
+
+
+def pairs(batch: list[Any]) -> Any:
+    """Torchvision's collate."""
+    return tuple(zip(*batch, strict=True))
+
+
+def pixels(batch: list[Any]) -> dict[str, Any]:
+    """Hugging Face's collate."""
+    return {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in batch]),
+        "labels": [sample["labels"] for sample in batch],
+    }
+
+
+class _Tiny(nn.Module):
+    """A backbone of one level."""
+
+    out_channels = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, stride=8, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Any:
+        return OrderedDict([("0", self.body(x))])
+
+
+def torchvision_model(family: str) -> Any:
+    """A `FasterRCNN` or `RetinaNet` with random weights."""
+    from torchvision.models import detection
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.ops import MultiScaleRoIAlign
+
+    torch.manual_seed(0)
+    size = {"min_size": HEIGHT, "max_size": WIDTH}
+    anchors = AnchorGenerator(((16,),), ((0.5, 1.0, 2.0),))
+    if family == "retinanet":
+        model = detection.RetinaNet(_Tiny(), CLASSES, anchor_generator=anchors, **size, score_thresh=0.0)
+        nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.5)
+        return model
+    pool = MultiScaleRoIAlign(["0"], output_size=4, sampling_ratio=1)
+    return detection.FasterRCNN(
+        _Tiny(),
+        CLASSES + 1,
+        rpn_anchor_generator=anchors,
+        box_roi_pool=pool,
+        box_score_thresh=0.0,
+        box_detections_per_img=20,
+        rpn_post_nms_top_n_train=50,
+        rpn_post_nms_top_n_test=50,
+        **size,
+    )
+
+
+def yolos() -> Any:
+    """A query detector of Hugging Face's with random weights."""
+    import transformers
+
+    torch.manual_seed(0)
+    return transformers.YolosForObjectDetection(
+        transformers.YolosConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=32,
+            image_size=[HEIGHT, WIDTH],
+            num_detection_tokens=6,
+            num_labels=CLASSES,
+        )
+    )
+
+
+class TorchvisionModule(pl.LightningModule):
+    """As users write it: losses in training, detections in validation."""
+
+    def __init__(self, family: str = "retinanet") -> None:
+        super().__init__()
+        self.net = torchvision_model(family)
+        self.teacher = nn.Linear(2, 2)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, targets = batch
+        loss = sum(self.net(list(images), list(targets)).values())
+        self.losses.append(float(loss))
+        for target in targets:
+            target["boxes"].zero_()  # the step may do what it likes with its batch
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        found = self.net(list(batch[0]))
+        for frame in found:
+            frame["boxes"][:, 2:] -= frame["boxes"][:, :2]  # as COCO's metrics want them, in place
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 1e-4)
+
+
+class HuggingFaceModule(pl.LightningModule):
+    """A query detector in a LightningModule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detr = yolos()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.detr(**batch).loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.detr(**batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 1e-4)
+
+
+def scenes(size: int, first_label: int = 1, **options: Any) -> DataLoader[Any]:
+    """A loader of pairs."""
+    return DataLoader(Scenes(size, first_label=first_label), batch_size=2, collate_fn=pairs, **options)
+
+
+def pixel_scenes(size: int, **options: Any) -> DataLoader[Any]:
+    """A loader of dicts."""
+    return DataLoader(PixelScenes(size), batch_size=2, collate_fn=pixels, **options)

@@ -1,0 +1,285 @@
+"""Detectors in Lightning, the Hugging Face Trainer, MMEngine and Ultralytics' trainer, on one rank and two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+pytest.importorskip("torchvision.models.detection")
+from detector_parts import (
+    CLASSES,
+    HEIGHT,
+    WIDTH,
+    HuggingFaceModule,
+    PixelScenes,
+    TorchvisionModule,
+    boxes,
+    pixel_scenes,
+    pixels,
+    scenes,
+    yolos,
+)
+from lightning_parts import passes, quiet_trainer
+
+from ml_debugger.records import load
+from mld_core.records.layout import RunKey, Store
+
+SCRIPT = Path(__file__).with_name("detection_script.py")
+
+
+def table(family: str = "samples", version: str = "v", **which: Any) -> pd.DataFrame:
+    return load("net", version, family, **which).to_pandas()
+
+
+def walks(store: Path, version: str = "v") -> list[tuple[str, int | None, bool, int]]:
+    """(split, epoch, sealed and whole, rows) of every pass."""
+    found = passes(store, "net", version)
+    return [(s.key.dataset_type, s.key.n_epoch, s.sealed and not s.missing_ranks, s.n_rows) for s in found]
+
+
+def check_truths(split: str, version: str = "v") -> None:
+    """Every image's true boxes are those of its index, in pixels, classes from 0."""
+    samples, truths = table(version=version, dataset_type=split), table("truths", version, dataset_type=split)
+    keys = ["n_epoch", "pass_no", "rank_", "unit"]
+    assert len(samples)
+    assert samples.labelled.all()
+    for row in samples.itertuples():
+        mine = truths[np.all([truths[key] == getattr(row, key) for key in keys], axis=0)]
+        box, label = boxes(int(row.input_id))
+        assert len(mine) == len(box) == row.n_truths
+        if len(mine):
+            np.testing.assert_allclose(np.stack(list(mine.box)), box, atol=1e-4)
+            assert mine.label.tolist() == label.tolist()
+            assert not mine.ignore.any()
+
+
+def check_detections(split: str, version: str = "v") -> None:
+    """Scores follow from the stored logits; boxes lie in the image."""
+    found, vectors = (
+        table("detections", version, dataset_type=split),
+        table("vectors", version, dataset_type=split),
+    )
+    assert len(found) == len(vectors) > 0
+    assert found.label.between(0, CLASSES - 1).all()
+    box = np.stack(list(found.box))
+    assert (box >= -1).all()
+    assert (box[:, 2] <= WIDTH + 1).all()
+    assert (box[:, 3] <= HEIGHT + 1).all()
+    assert (box[:, 2] > box[:, 0]).all(), "changed in place by the user's metrics"
+    logits = torch.tensor(np.stack(list(vectors.logits)))
+    activation = found.activation.iloc[0]
+    if activation == "sigmoid":
+        scores = logits.sigmoid()[torch.arange(len(found)), torch.tensor(found.label.to_numpy())]
+    else:
+        shift = int(Store().run_info(RunKey("net", version)).get("background") == 0)
+        scores = logits.softmax(1)[torch.arange(len(found)), torch.tensor(found.label.to_numpy()) + shift]
+    np.testing.assert_allclose(found.score, scores, rtol=1e-4, atol=1e-6)
+
+
+# -- Lightning ---------------------------------------------------------------------------------------------------
+
+
+def test_lightning_with_a_detector_that_is_read_in_training_too(store: Path, tmp_path: Path) -> None:
+    from ml_debugger.lightning import MLDebuggerCallback
+
+    trainer = quiet_trainer(tmp_path, MLDebuggerCallback("net", "v"), max_epochs=2)
+    trainer.fit(TorchvisionModule("retinanet"), scenes(4, 0, shuffle=True), scenes(3, 0))
+    assert walks(store) == [
+        ("train", 0, True, 4),
+        ("train", 1, True, 4),
+        ("val", 0, True, 3),
+        ("val", 1, True, 3),
+    ]
+    for split in ("train", "val"):
+        check_truths(split)
+        check_detections(split)
+    samples = table()
+    assert set(samples.id_source) == {"image_id"}
+    assert set(samples[samples.dataset_type == "train"]["mode"]) == {"train"}
+    assert Store(store).run_info(RunKey("net", "v"))["task"] == "detection"
+
+
+def test_lightning_with_losses_only_and_without_replay(store: Path, tmp_path: Path) -> None:
+    from ml_debugger.lightning import MLDebuggerCallback
+
+    plain = TorchvisionModule("faster")
+    traced = TorchvisionModule("faster")
+    for module, callbacks in ((plain, []), (traced, [MLDebuggerCallback("net", "v")])):
+        torch.manual_seed(1)
+        trainer = quiet_trainer(tmp_path, *callbacks, max_epochs=2)
+        trainer.fit(module, scenes(4, shuffle=True), scenes(3))
+    assert walks(store) == [("val", 0, True, 3), ("val", 1, True, 3)]
+    check_detections("val")
+    assert traced.losses == plain.losses
+
+
+def test_lightning_replays_losses_only_and_trains_the_same(store: Path, tmp_path: Path) -> None:
+    from ml_debugger.lightning import MLDebuggerCallback
+
+    plain, traced = TorchvisionModule("faster"), TorchvisionModule("faster")
+    for module, callbacks in ((plain, []), (traced, [MLDebuggerCallback("net", "v", replay_train=True)])):
+        torch.manual_seed(1)
+        trainer = quiet_trainer(tmp_path, *callbacks, max_epochs=3)
+        trainer.fit(module, scenes(6, shuffle=True), scenes(3))
+    assert traced.losses == plain.losses
+    assert [w for w in walks(store) if w[0] == "train"] == [("train", n, True, 6) for n in range(3)]
+    check_truths("train")
+    check_detections("train")
+    assert set(table(dataset_type="train")["mode"]) == {"eval"}
+
+
+def test_lightning_with_a_query_detector(store: Path, tmp_path: Path) -> None:
+    from ml_debugger.lightning import MLDebuggerCallback
+
+    trainer = quiet_trainer(tmp_path, MLDebuggerCallback("net", "v", score_thresh=0.0), max_epochs=1)
+    trainer.fit(HuggingFaceModule(), pixel_scenes(4), pixel_scenes(3))
+    assert walks(store) == [("train", 0, True, 4), ("val", 0, True, 3)]
+    for split in ("train", "val"):
+        check_truths(split)
+        check_detections(split)
+    assert (table().n_detections == 6).all()
+
+
+def test_lightning_with_two_detectors_says_model(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ml_debugger.lightning import MLDebuggerCallback
+
+    module: Any = TorchvisionModule("faster")
+    module.teacher = TorchvisionModule("retinanet").net.requires_grad_(False)
+    quiet_trainer(tmp_path, MLDebuggerCallback("net", "two"), max_epochs=1).fit(module, scenes(2), scenes(2))
+    assert "holds 2 detectors: net (FasterRCNN), teacher (RetinaNet). Give model=" in caplog.text
+    quiet_trainer(tmp_path, MLDebuggerCallback("net", "v", model=module.net), max_epochs=1).fit(
+        module, scenes(2), scenes(2)
+    )
+    assert walks(store) == [("val", 0, True, 2)]
+
+
+# -- Hugging Face ------------------------------------------------------------------------------------------------
+
+
+def test_the_hugging_face_trainer(store: Path, tmp_path: Path) -> None:
+    from hf_parts import trainer
+
+    from ml_debugger.huggingface import MLDebuggerCallback
+
+    options = {"remove_unused_columns": False, "eval_do_concat_batches": False, "eval_strategy": "epoch"}
+    callback = MLDebuggerCallback("net", "v", score_thresh=0.0)
+    trained = trainer(
+        tmp_path,
+        callback,
+        model=yolos(),
+        train=PixelScenes(5),
+        val=PixelScenes(4),
+        data_collator=pixels,
+        num_train_epochs=2,
+        **options,
+    )
+    trained.train()
+    assert walks(store) == [
+        ("train", 0, True, 5),
+        ("train", 1, True, 5),
+        ("val", 0, True, 4),
+        ("val", 1, True, 4),
+    ]
+    for split in ("train", "val"):
+        check_truths(split)
+        check_detections(split)
+    assert set(table().id_source) == {"image_id"}
+
+
+def test_the_hugging_face_trainer_replays(store: Path, tmp_path: Path) -> None:
+    from hf_parts import trainer
+
+    from ml_debugger.huggingface import MLDebuggerCallback
+
+    weights = []
+    for callbacks in ([], [MLDebuggerCallback("net", "v", score_thresh=0.0, replay_train=0.6)]):
+        trained = trainer(
+            tmp_path,
+            *(callbacks or [_Nothing()]),
+            model=yolos(),
+            train=PixelScenes(5),
+            val=PixelScenes(4),
+            data_collator=pixels,
+            num_train_epochs=2,
+            remove_unused_columns=False,
+            eval_do_concat_batches=False,
+            eval_strategy="epoch",
+        )
+        trained.train()
+        weights.append(trained.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert walks(store) == [
+        ("train", 0, True, 3),
+        ("train", 1, True, 3),
+        ("val", 0, True, 4),
+        ("val", 1, True, 4),
+    ]
+    check_truths("train")
+    assert table(dataset_type="train", n_epoch=0).input_id.tolist() == ["0", "2", "4"]
+    assert set(table(dataset_type="train")["mode"]) == {"eval"}
+
+
+def _nothing() -> Any:
+    from transformers import TrainerCallback
+
+    return TrainerCallback()
+
+
+_Nothing = _nothing
+
+
+# -- two ranks ---------------------------------------------------------------------------------------------------
+
+
+def launch(framework: str, root: Path) -> None:
+    """Starts the script; Lightning makes its second rank itself, torchrun makes both for the others."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable]
+    if framework != "lightning":
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(SCRIPT), framework, str(root)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_two_ranks_of_lightning(store: Path, tmp_path: Path) -> None:
+    launch("lightning", tmp_path)
+    assert walks(store) == [
+        ("train", 0, True, 9),
+        ("train", 1, True, 9),
+        ("val", 0, True, 5),
+        ("val", 1, True, 5),
+    ]
+    for split in ("train", "val"):
+        check_truths(split)
+        check_detections(split)
+    assert set(table().rank_) == {0, 1}
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_two_ranks_of_the_hugging_face_trainer(store: Path, tmp_path: Path) -> None:
+    launch("huggingface", tmp_path)
+    assert walks(store) == [("train", 0, True, 8), ("val", 0, True, 5)]
+    for split in ("train", "val"):
+        check_truths(split)
+        check_detections(split)
+    assert set(table().rank_) == {0, 1}
