@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ from mld_core.cli.output import emit, emit_json, note
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.evaluator import find_run
 from mld_core.records.export import export_run
+from mld_core.records.formats import export_boxes
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.retention import gc, merge, prune
 
@@ -35,19 +36,41 @@ def export(
         typer.Option("--output", "-o", help="A .zip file or a folder. Default: here.", show_default=False),
     ] = None,
     epoch: Annotated[str, typer.Option(help="latest, all, or the number of an epoch.")] = "all",
+    form: Annotated[
+        Literal["zip", "coco", "kitti", "nuscenes"],
+        typer.Option(
+            "--format", help="zip: everything. coco (2D), kitti, nuscenes (3D): detections and truths."
+        ),
+    ] = "zip",
+    class_names: Annotated[
+        str | None,
+        typer.Option(help="Names by label, with commas. Default: those of the run.", show_default=False),
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the records of a run into one ZIP: features, logits and ground truth.
 
+    With --format the detections and truths of each pass go into a folder that the data set's own tools read.
+
     \b
     Examples:
       mld export resnet18 v3                          into the current folder
       mld export resnet18 v3 -o out/ --epoch latest
+      mld export centerpoint v1 --format nuscenes -o out/
     """  # noqa: D301  click reads the mark
     with clear_errors():
         opened = open_store(store)
         run = choose_run(opened, model, version)
+        if form != "zip":
+            given = class_names.split(",") if class_names else None
+            folders = export_boxes(opened, run, form, output, parse_epoch(epoch), class_names=given)
+            if as_json:
+                emit_json({"format": form, "paths": folders})
+            else:
+                for folder in folders:
+                    typer.echo(str(folder))
+            return
         path = export_run(opened, run, output, parse_epoch(epoch))
         if as_json:
             emit_json({"path": path, "bytes": path.stat().st_size})
