@@ -337,12 +337,25 @@ class Client:
         Raises:
             As `send`; NoServiceError also where the answer is no JSON object.
         """
+        return self.json_status(method, path, params=params, body=body, once=once, patience=patience)[1]
 
-        def try_once() -> dict[str, Any]:
+    def json_status(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        once: bool = False,
+        patience: Patience | None = None,
+    ) -> tuple[int, dict[str, Any]]:
+        """As `json`; the HTTP status with it, which tells 201 (made now) from 200 (was there)."""
+
+        def try_once() -> tuple[int, dict[str, Any]]:
             with self.send(method, path, params=params, body=body) as response:
-                return self.read_object(response)
+                return response.status_code, self.read_object(response)
 
-        found: dict[str, Any] = try_once() if once else self.again(try_once, patience)
+        found: tuple[int, dict[str, Any]] = try_once() if once else self.again(try_once, patience)
         return found
 
     def read_object(self, response: requests.Response) -> dict[str, Any]:

@@ -118,9 +118,8 @@ class RankUploader:
         run_id = self._run_id(rank.run)
         sent = files = 0
         for _ in range(_ROUNDS):
-            missing = self._seal(run_id, rank)
-            if missing is None:
-                state: State = "uploaded" if files else "there"
+            state, missing = self._seal(run_id, rank)
+            if not missing:
                 self._note(rank, run_id)
                 return Outcome(state, sent, files)
             wanted = {file.sha256: file for file in rank.files if file.sha256 in missing}
@@ -157,8 +156,8 @@ class RankUploader:
             with self._lock:
                 self._on_bytes(count)
 
-    def _seal(self, run_id: str, rank: SealedRank) -> set[str] | None:
-        """Ask for the seal; the digests that are missing, None if it is sealed."""
+    def _seal(self, run_id: str, rank: SealedRank) -> tuple[State, set[str]]:
+        """Ask for the seal: whether it is sealed now or was before, or which digests are missing."""
         opened = rank.opened
         body = {
             "dataset_type": opened.dataset_type,
@@ -172,20 +171,21 @@ class RankUploader:
         until = time.monotonic() + _CHECK_SECONDS
         while True:
             try:
-                self._client.json("POST", f"/v1/runs/{run_id}/seals", body=body)
+                status, _ = self._client.json_status("POST", f"/v1/runs/{run_id}/seals", body=body)
             except ServiceUnreachableError as error:  # noqa: PERF203 - asking again is the protocol
                 if error.name != "check-pending" or time.monotonic() > until:
                     raise
                 time.sleep(max(error.retry_after, 0.5))
             except ServiceError as error:
-                if error.name == "missing-blobs":
-                    return {str(digest) for digest in error.problem.get("missing", [])}
+                missing = error.problem.get("missing")
+                if error.name == "missing-blobs" and missing:
+                    return "there", {str(digest) for digest in missing}
                 if error.name != "seal-conflict":
                     raise
                 self._settle(rank, error)
-                return None
+                return "there", set()
             else:
-                return None
+                return "uploaded" if status == 201 else "there", set()
 
     def _settle(self, rank: SealedRank, error: ServiceError) -> None:
         """The service holds this rank with other files: the same rows, where features were dropped here."""

@@ -97,5 +97,8 @@ class Sync:
         if outcome.state == "gone":
             return SyncRow(rank, "failed", message=f"{folder} was removed meanwhile")
         return SyncRow(
-            rank, "uploaded" if outcome.files_sent else "there", outcome.files_sent, outcome.bytes_sent
+            rank,
+            "there" if outcome.state == "noted" else outcome.state,
+            outcome.files_sent,
+            outcome.bytes_sent,
         )
