@@ -54,7 +54,9 @@ class RCNNAdapter(TorchvisionAdapter):
         return {"roi_pool": heads.box_roi_pool, "box_predictor": heads.box_predictor}
 
     def keep(self, alias: str | None, call: Call) -> Call:
-        """The feature pyramid is let go."""
+        """The feature pyramid is let go; in train, where no detections can be read, everything."""
+        if alias is not None and self.model.training:
+            return Call((), {}, None)
         if alias == "roi_pool":
             values = [*call.args, *call.kwargs.values()]
             return Call((), {}, (list(values[1]), [tuple(map(int, s)) for s in values[2]]))
