@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from mld_core.evaluation import metrics_tide as tide
 from mld_core.evaluation.box_analysis import BoxAnswers
@@ -25,6 +26,7 @@ ROBUST_Z = 3.0
 MAD_TO_SIGMA = 1.4826
 SMALL_QUANTILE = 0.1
 AGREEING_EPOCHS = 2
+_EDGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class BoxDiagnoses:
     detail: NDArray[np.int8]
 
 
-DETAILS = ("shift", "scale", "aspect")
+DETAILS = ("shift", "scale", "aspect", "swapped")
+"""`swapped` is of 3D: width and length exchanged."""
 
 
 def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
@@ -146,17 +149,18 @@ def _suspects(e: BoxEvidence, answers: BoxAnswers) -> dict[str, tuple[Floats, Bo
 
 
 def _missing(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:
-    """Background by the labels although the internals say object, least risky first."""
+    """Background by the labels although the internals say object, least risky first.
+
+    Two opinions, averaged as log-odds: the error probability and the posterior of background. As many are
+    expected to be objects as the belief in the unlikely errors among them adds up to.
+    """
     kind = np.where(e.units.judged, e.units.events.type, tide.IGNORED)
     asked = kind == tide.BKG
-    proba = answers.analysis.error_proba
-    score = np.where(asked, 1 - proba, np.nan)
-    # Disagreement mass net of the doubt where labels and estimate agree, as for wrong class labels.
-    right = e.units.judged & e.units.events.right
-    likely = proba <= e.t2
-    doubt = proba[right & likely].sum()
-    expected = max(0, round(float((1 - proba[asked & likely]).sum() - min(doubt, 0.0))))
-    return score, _top(score, np.asarray(asked & likely), expected)
+    proba = np.clip(answers.analysis.error_proba, _EDGE, 1 - _EDGE)
+    background = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
+    score = np.where(asked, expit(-(logit(proba) + logit(background)) / 2), np.nan)
+    likely = np.asarray(asked & (proba <= e.t2))
+    return score, _top(score, likely, round(float((1 - proba[likely]).sum())))
 
 
 def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:

@@ -24,11 +24,13 @@ class OtherEpochs:
         count: How many epochs were read.
         agree: (N,) epochs with a prediction of the same class close to the kept one (IoU 0.75; 3D: 1 m).
         near: (G,) largest closeness of a truth to any prediction of any epoch.
+        predictions: of each epoch, under the frame numbers of this one; 3D only.
     """
 
     count: int
     agree: Ints
     near: Floats
+    predictions: tuple[Predictions, ...] = ()
 
 
 def look_at_epochs(
@@ -55,9 +57,15 @@ def look_at_epochs(
     as_truths = Truths(
         own.frame, own.label, own.box, np.zeros(len(own), np.bool_), np.zeros(len(own), np.bool_)
     )
+    seen = []
+    kept_epochs: list[Predictions] = []
     for one in others[:MOST_EPOCHS]:
         there = read_boxes(one, info)
         predictions = _in_frames_of(there, records)
+        if records.task == "detection3d":
+            seen.append(predictions)
+        if records.task == "detection3d":
+            kept_epochs.append(predictions)
         pairs = geometry.close(predictions, records.truths)
         np.maximum.at(near, pairs.right, pairs.value)
         good = predictions.score >= thresholds[np.clip(predictions.label, 0, len(thresholds) - 1)]
@@ -65,7 +73,7 @@ def look_at_epochs(
         pairs = geometry.close(votes, as_truths)
         same = (pairs.value >= AGREEMENT) & (votes.label[pairs.left] == own.label[pairs.right])
         agree[np.unique(pairs.right[same])] += 1
-    return OtherEpochs(min(len(others), MOST_EPOCHS), agree, near)
+    return OtherEpochs(min(len(others), MOST_EPOCHS), agree, near, tuple(seen))
 
 
 def _in_frames_of(there: BoxRecords, records: BoxRecords) -> Predictions:

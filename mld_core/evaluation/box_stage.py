@@ -50,6 +50,7 @@ from mld_core.evaluation.issue_stage import (
 )
 from mld_core.evaluation.metrics import auroc, average_precision
 from mld_core.evaluation.regions import Region
+from mld_core.evaluation.road_stage import CATALOGUE_3D, road_columns, road_facts, with_roads
 from mld_core.evaluation.stages import Split, SplitGroup, StageOutput
 from mld_core.evaluation.units import Column
 
@@ -116,7 +117,9 @@ class _Run:
             self.miss_t2(),
         )
         with self.progress("diagnoses"):
-            found = diagnose_boxes(evidence)
+            found, road = diagnose_boxes(evidence), None
+            if self.records.task == "detection3d":
+                found, road = with_roads(evidence, found)
         columns = self.columns(answers, misses, found)
         metrics = self.metrics(answers, misses)
         facts: dict[str, Any] = {"labeled": self.split.labeled, "other_epochs": epochs.count}
@@ -135,6 +138,9 @@ class _Run:
             notes = ("no kept prediction can be judged: there are no error probabilities and categories",)
         facts["not_computable"] = dict(found.found.not_computable)
         facts["code_counts"] = dict(found.found.counts)
+        if road is not None:
+            facts |= plain_facts(road_facts(self.records, road))
+            columns |= road_columns(self.records, self.units)
         return StageOutput(columns, metrics, categories, facts, notes, tables)
 
     def analysis(self) -> tuple[SplitArrays | None, BoxAnswers | None]:
@@ -185,7 +191,7 @@ class _Run:
     def columns(
         self, answers: BoxAnswers | None, misses: ErrorProbability | None, found: BoxDiagnoses
     ) -> dict[str, Column]:
-        entries = DETECTION_CATALOGUE
+        entries = CATALOGUE_3D if self.records.task == "detection3d" else DETECTION_CATALOGUE
         diagnoses = found.found
         made: dict[str, Column] = {
             "primary_code": named([entry.code for entry in entries], diagnoses.primary),

@@ -83,6 +83,8 @@ def box_fields(task: str) -> tuple[pa.Field, ...]:
     if task == "detection3d":
         spatial = [pa.field("range", pa.float32()), pa.field("azimuth", pa.float32())]
         spatial.append(pa.field("range_bin", pa.string()))
+        spatial += [pa.field(name, pa.float32()) for name in ("ate", "ase", "aoe", "ave", "speed")]
+        spatial += [pa.field(name, pa.string()) for name in ("speed_bin", "points_bin")]
     return (*BOX_FIELDS, *boxes, *spatial, *BOX_STAGE_FIELDS)
 
 

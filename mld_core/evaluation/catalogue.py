@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mld_core.evaluation.catalogue_3d import ROAD_CATALOGUE
 from mld_core.evaluation.catalogue_detection import DETECTION_CATALOGUE
 from mld_core.evaluation.catalogue_entry import Diagnosis
 
@@ -188,7 +189,7 @@ CATALOGUE: tuple[Diagnosis, ...] = (
     Diagnosis("C91", "Fixed", 1, "Keep in the regression set.", "wrong before, right now", ("comparison",)),
 )
 
-BY_CODE = {entry.code: entry for entry in (*CATALOGUE, *DETECTION_CATALOGUE)}
+BY_CODE = {entry.code: entry for entry in (*CATALOGUE, *DETECTION_CATALOGUE, *ROAD_CATALOGUE)}
 """Entries of all tasks; `CATALOGUE` holds those of classification."""
 
 
