@@ -259,7 +259,7 @@ def test_under_autocast(watched: Any, build: Any, name: str, monkeypatch: pytest
             40,
         )  # bfloat16 is slow without the instructions
     model = watched(inner)
-    images = _images()[2:]
+    images = _images()[1:]  # one image alone has too few cells for the group norm of FCOS
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         call = model(images)
     monkeypatch.setattr("mld_core.adapters.torchvision.rows_by_value", None)
