@@ -14,10 +14,13 @@ from mld_core.records.schema import media_schema
 from mld_core.tracing.activations import ready
 from mld_core.tracing.batches import Batch, own_copy, tensors_in
 from mld_core.tracing.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
-from mld_core.tracing.detectors import DetectorCapture, find_detector
+from mld_core.tracing.convention import ConventionProbe
+from mld_core.tracing.detectors import DetectorCapture, find_detector, point_range
 from mld_core.tracing.features import stored_width
 from mld_core.tracing.holding import Holder
 from mld_core.tracing.media import DETECTION_LONG_SIDE, DETECTION_PICTURES, Pictures
+from mld_core.tracing.modalities import frames_in, modalities
+from mld_core.tracing.rows import CONTENT_HASH, HeldInputs
 from mld_core.tracing.session import OpenPass, Session
 from mld_core.tracing.truths import count_frames, find_images, find_truth
 
@@ -67,10 +70,13 @@ class DetectionSession(Session):
         if adapter is None:
             return
         self.task = adapter.task
+        point_range(adapter, self.options.pc_range)
         if self.options.iou_thresh is not None and not adapter.uses_nms:
             self.guard.tell_once(
                 "iou_thresh",
-                f"iou_thresh has no effect: {adapter.family} models suppress no overlapping boxes.",
+                f"iou_thresh has no effect on {adapter.family} models"
+                + ("; in 3D it acts for PointPillars only." if self.task == "detection3d" else ".")
+                + " What the model itself does stays as it is.",
             )
 
     def detach(self) -> None:
@@ -115,11 +121,21 @@ class DetectionSession(Session):
 
     def inputs_of(self, batch: Any) -> Any:
         """Images or points in a framework's batch, as they are."""
-        return find_images(batch)
+        return modalities(batch) if self.task == "detection3d" else find_images(batch)
 
     def rows_in(self, batch: Any, labels: Any, inputs: Any) -> int | None:
         """Frames of a framework's batch."""
-        return count_frames(batch, labels, inputs)
+        n = frames_in(inputs) if self.task == "detection3d" else None
+        return count_frames(batch, labels, inputs) if n is None else n
+
+    def _hashing(self, batch: Batch, n: int | None) -> tuple[HeldInputs | None, Any]:
+        """Frames of 3D lie in lists or in one tensor with their numbers: divided on the writer thread."""
+        if self.task != "detection3d":
+            return super()._hashing(batch, n)
+        if batch.inputs is None or not (self.options.input_hash or batch.id_source == CONTENT_HASH):
+            return None, None
+        tensors = [t for t in tensors_in(batch.inputs) if not t.is_inference()]
+        return HeldInputs(batch.inputs, [(t, t._version) for t in tensors]), None  # noqa: SLF001
 
     def commit(self, open_pass: OpenPass, batch: Batch) -> DetectorCapture | None:
         """Hands the call of one batch to the writer thread; returns what was captured, if anything."""
@@ -135,7 +151,7 @@ class DetectionSession(Session):
             context = self._begin(open_pass)
         if context.silent and context.mode == "train":
             return self.capture
-        n = count_frames(None, batch.labels, batch.inputs)
+        n = self.rows_in(None, batch.labels, batch.inputs)
         job = self._job(context, batch, source, n)
         assert open_pass.handle is not None
         rows = n or 1
@@ -236,6 +252,8 @@ class DetectionSession(Session):
             provider=None if provider is None else lambda ids: provider.get(ids, split),
         )
         context.meta.update(mode=open_pass.mode, task=self.task, counts=context.counts)
+        if self.task == "detection3d":
+            context.probe = ConventionProbe(self.options.class_names or self.info.get("class_names"))
         if open_pass.handle is None:
             open_pass.handle = self._open(open_pass, {"mode": open_pass.mode, "task": self.task})
         open_pass.context = context
@@ -245,7 +263,10 @@ class DetectionSession(Session):
         """Task, classes and their names in run.json, from rank 0; False: the run has other classes."""
         found: dict[str, Any] = {"task": self.task, "vector_dtype": self.options.vector_dtype}
         if adapter is not None:
-            found["family"] = adapter.family
+            found.update(family=adapter.family, **adapter.facts())
+            limits = point_range(adapter, self.options.pc_range)
+            if limits is not None:
+                found["pc_range"] = list(limits)
             with self.guard.catch(
                 "asking the model for its classes", lost="the check of labels against them"
             ):

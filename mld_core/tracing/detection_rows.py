@@ -23,16 +23,18 @@ from mld_core.records.schema import (
     vectors_schema,
 )
 from mld_core.records.vectors import cast_vectors, from_numpy, nonfinite_rows
+from mld_core.tracing.box_tables import Arrays, as_arrays, box_table, fixed_lists, joined, places, stacked
+from mld_core.tracing.convention import ConventionProbe
 from mld_core.tracing.features import project
 from mld_core.tracing.hashing import input_hash_of, to_hex
 from mld_core.tracing.holding import Holder
 from mld_core.tracing.identity import as_id_list
 from mld_core.tracing.layers import layer_features
 from mld_core.tracing.media import DETECTION_LONG_SIDE, media_arrays, media_columns
+from mld_core.tracing.modalities import by_frame
 from mld_core.tracing.rows import CONTENT_HASH, HeldInputs, PassState, constant, table_of
 from mld_core.tracing.truths import Checked, check_truth, read_truths
 
-Arrays = dict[str, pa.Array]
 _TRUTH_TYPES: Final = {
     "crowd": pa.bool_(),
     "difficulty": pa.int32(),
@@ -61,6 +63,7 @@ class DetectionContext(PassState):
         silent: the model made no detections in this pass so far (a training that gives losses only).
         settled: told what the first detections showed: run-wide facts.
         provider: asked for the truth of frames that came without any: (ids) -> truth.
+        probe: judges 3D boxes, None in 2D.
     """
 
     task: str
@@ -71,6 +74,7 @@ class DetectionContext(PassState):
     silent: bool = False
     settled: Callable[[Parsed, dict[str, int]], set[str]]
     provider: Callable[[list[str]], Any] | None = None
+    probe: ConventionProbe | None = None
 
     @property
     def box_width(self) -> int:
@@ -167,6 +171,11 @@ class DetectionJob:
             ids = self._ids(hashes, n)
             truths = self._truths(parsed, ids, n)
             layers = self._layers(parsed)
+            if isinstance(self.images, list):
+                self.images = [None if image is None else as_array(image) for image in self.images]
+            elif self.images is not None:
+                self.images = as_array(self.images)
+        self._judge(parsed, truths)
         ids = self._truth_ids(ids, truths, n)
         tables = self._tables(parsed, truths, layers, ids, hashes, n)
         context.silent = False
@@ -182,7 +191,8 @@ class DetectionJob:
             if self.hash_from.changed():
                 self.context.count("inputs changed in place before they were hashed", n)
             else:
-                values = input_hash_of(self.hash_from.inputs, n)
+                inputs = self.hash_from.inputs
+                values = input_hash_of(by_frame(inputs, n) if self.context.box_width == 7 else inputs, n)
         self.hash_from = None  # lets go of the inputs
         return None if values is None or len(values) != n else to_hex(values)
 
@@ -217,7 +227,7 @@ class DetectionJob:
                 truth = context.provider(ids)
             found = read_truths(self.source.adapter, self.source.call, truth, n, context.box_width)
             checked = [
-                None if t is None else check_truth(_as_arrays(t), context.n_class, self._size(parsed, i))
+                None if t is None else check_truth(as_arrays(t), context.n_class, self._size(parsed, i))
                 for i, t in enumerate(found or [None] * n)
             ]
             self._tell_scale(checked)
@@ -228,6 +238,19 @@ class DetectionJob:
             for what, times in ({} if frame is None else frame.faults).items():
                 context.count(what, times)
         return checked
+
+    def _judge(self, parsed: Parsed, truths: Sequence[Checked | None]) -> None:
+        """3D: warns where boxes look like those of another convention."""
+        probe, output = self.context.probe, parsed.output
+        if probe is None:
+            return
+        seen = [probe.see("true", t.truth.boxes, t.truth.labels) for t in truths if t is not None]
+        for boxes, labels, scores in zip(output.boxes, output.labels, output.scores, strict=True):
+            seen.append(probe.see("predicted", boxes, labels, scores))
+        for warning in seen:
+            if warning is not None:
+                self.context.count("passes with vehicles wider than long")
+                self.context.guard.tell_once(f"convention:{warning[:12]}", warning)
 
     def _tell_scale(self, checked: Sequence[Checked | None]) -> None:
         boxes = [frame.truth.boxes for frame in checked if frame is not None and len(frame.truth.boxes)]
@@ -273,8 +296,8 @@ class DetectionJob:
         context, output = self.context, parsed.output
         counts = [len(boxes) for boxes in output.boxes]
         vectors, bad, overflow = self._vectors(parsed, layers, counts, ids)
-        finite = np.isfinite(_joined(output.boxes, (0, context.box_width))).all(axis=1)
-        finite &= np.isfinite(_joined(output.scores, (0,)))
+        finite = np.isfinite(joined(output.boxes, (0, context.box_width))).all(axis=1)
+        finite &= np.isfinite(joined(output.scores, (0,)))
         owner = np.repeat(np.arange(n), counts)
         nonfinite = np.bincount(owner, weights=bad | ~finite, minlength=n) > 0
         context.count("detections not finite", int((bad | ~finite).sum()))
@@ -290,9 +313,8 @@ class DetectionJob:
             made["vectors"] = vectors
         if context.media is not None and self.images is not None:
             own = self._own(np.arange(n), ids)
-            images = self.images if isinstance(self.images, list) else as_array(self.images)
             made["media"] = table_of(
-                media_arrays(own, media_columns(images, n, context.guard, DETECTION_LONG_SIDE)),
+                media_arrays(own, media_columns(self.images, n, context.guard, DETECTION_LONG_SIDE)),
                 context.media,
                 n,
             )
@@ -345,34 +367,34 @@ class DetectionJob:
 
     def _detections(self, parsed: Parsed, counts: list[int], ids: list[str]) -> pa.Table:
         output, total = parsed.output, sum(counts)
-        frames, index = _places(counts)
+        frames, index = places(counts)
         columns = {
             **self._own(frames, ids),
             "det_idx": pa.array(index),
-            "label": pa.array(_joined(output.labels, (0,)).astype(np.int64)),
-            "score": pa.array(_joined(output.scores, (0,)).astype(np.float32)),
+            "label": pa.array(joined(output.labels, (0,)).astype(np.int64)),
+            "score": pa.array(joined(output.scores, (0,)).astype(np.float32)),
             "activation": constant(parsed.activation, total),
-            "box": _fixed_lists(_joined(output.boxes, (0, self.context.box_width))),
+            "box": fixed_lists(joined(output.boxes, (0, self.context.box_width))),
         }
         if parsed.quality is not None:
-            columns["quality"] = pa.array(_joined(parsed.quality, (0,)).astype(np.float32))
+            columns["quality"] = pa.array(joined(parsed.quality, (0,)).astype(np.float32))
         if output.source_index is not None:
-            columns["source_index"] = pa.array(_joined(output.source_index, (0,)).astype(np.int64))
+            columns["source_index"] = pa.array(joined(output.source_index, (0,)).astype(np.int64))
         if output.velocities is not None:
-            columns["velocity"] = _fixed_lists(_joined(output.velocities, (0, 2)))
-        return _box_table(columns, detections_schema(self.context.task), total)
+            columns["velocity"] = fixed_lists(joined(output.velocities, (0, 2)))
+        return box_table(columns, detections_schema(self.context.task), total)
 
     def _truth_table(self, truths: Sequence[Checked | None], ids: list[str]) -> pa.Table:
         found = [t for t in truths if t is not None]
         counts = [0 if t is None else len(t.ignore) for t in truths]
         total = sum(counts)
-        frames, index = _places(counts)
+        frames, index = places(counts)
         columns = {
             **self._own(frames, ids),
             "gt_idx": pa.array(index),
-            "label": pa.array(_joined([t.truth.labels for t in found], (0,)).astype(np.int64)),
-            "box": _fixed_lists(_joined([t.truth.boxes for t in found], (0, self.context.box_width))),
-            "ignore": pa.array(_joined([t.ignore for t in found], (0,)).astype(np.bool_)),
+            "label": pa.array(joined([t.truth.labels for t in found], (0,)).astype(np.int64)),
+            "box": fixed_lists(joined([t.truth.boxes for t in found], (0, self.context.box_width))),
+            "ignore": pa.array(joined([t.ignore for t in found], (0,)).astype(np.bool_)),
         }
         for name, kind in _TRUTH_TYPES.items():
             if any(name in t.truth.columns for t in found):
@@ -385,12 +407,12 @@ class DetectionJob:
                 ]
                 columns[name] = pa.array(rows).cast(kind, safe=False)
         if found and all(t.truth.velocities is not None for t in found):
-            columns["velocity"] = _fixed_lists(
-                _joined([t.truth.velocities for t in found if t.truth.velocities is not None], (0, 2))
+            columns["velocity"] = fixed_lists(
+                joined([t.truth.velocities for t in found if t.truth.velocities is not None], (0, 2))
             )
         for spec in self.context.label_fields:
             columns[spec.name] = additional_column(spec, self._label_values(spec.name, counts), total)
-        return _box_table(columns, truths_schema(self.context.task, self.context.label_fields), total)
+        return box_table(columns, truths_schema(self.context.task, self.context.label_fields), total)
 
     def _label_values(self, name: str, counts: list[int]) -> list[Any] | None:
         """Values of a user's label field for each true box: given by frame, or standing in the truth."""
@@ -428,10 +450,10 @@ class DetectionJob:
             return None, bad, overflow
         values: dict[str, npt.NDArray[np.float32]] = {}
         if parsed.output.logits is not None:
-            values["logits"] = _stacked(parsed.output.logits)
+            values["logits"] = stacked(parsed.output.logits)
             bad = nonfinite_rows(values["logits"])
         if parsed.output.features is not None:
-            values[FEATURES] = project(_stacked(parsed.output.features))
+            values[FEATURES] = project(stacked(parsed.output.features))
         values.update({alias: project(rows) for alias, rows in layers.items()})
         values = {alias: rows for alias, rows in values.items() if rows.shape[1]}
         if context.widths is None and values:
@@ -440,7 +462,7 @@ class DetectionJob:
             context.widths = {alias: width for alias, width in widths.items() if alias in wanted}
         if not context.widths:
             return None, bad, overflow
-        frames, index = _places(counts)
+        frames, index = places(counts)
         columns = {**self._own(frames, ids), "det_idx": pa.array(index)}
         for alias, width in context.widths.items():
             rows = values.get(alias)
@@ -458,46 +480,3 @@ class DetectionJob:
         features = {a: (w, context.vector_dtype) for a, w in context.widths.items() if a != "logits"}
         schema = vectors_schema(context.task, context.widths.get("logits"), features)
         return table_of(columns, schema, total), bad, overflow
-
-
-def _as_arrays(truth: Any) -> Any:
-    """A truth whose tensors are arrays."""
-    truth.boxes = as_array(truth.boxes).astype(np.float32)
-    truth.labels = as_array(truth.labels).astype(np.int64)
-    truth.columns = {name: as_array(value) for name, value in truth.columns.items()}
-    if truth.velocities is not None:
-        truth.velocities = as_array(truth.velocities).astype(np.float32)
-    return truth
-
-
-def _joined(parts: Sequence[Any], empty: tuple[int, ...]) -> npt.NDArray[Any]:
-    return np.concatenate([np.asarray(part) for part in parts]) if len(parts) else np.zeros(empty, np.float32)
-
-
-def _stacked(parts: Sequence[Any]) -> npt.NDArray[np.float32]:
-    """(N, D) of the frames that have rows; frames without any may not know D."""
-    rows = [np.asarray(part, np.float32) for part in parts if len(part)]
-    return np.concatenate(rows) if len({r.shape[1] for r in rows}) == 1 else np.zeros((0, 0), np.float32)
-
-
-def _places(counts: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Frame of each row, and its number in the frame.
-
-    >>> [part.tolist() for part in _places([2, 0, 1])]
-    [[0, 0, 2], [0, 1, 0]]
-    """
-    frames = np.repeat(np.arange(len(counts)), counts)
-    first = np.repeat(np.cumsum([0, *counts])[:-1], counts)
-    return frames, (np.arange(len(frames)) - first).astype(np.int32)
-
-
-def _fixed_lists(values: npt.NDArray[Any]) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def _box_table(columns: Arrays, schema: pa.Schema, n: int) -> pa.Table:
-    """As `table_of`. Without velocities there is no such column: pyarrow < 26 cannot read null lists back."""
-    if "velocity" not in columns and "velocity" in schema.names:
-        schema = schema.remove(schema.get_field_index("velocity"))
-    return table_of(columns, schema, n)

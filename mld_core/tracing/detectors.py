@@ -53,6 +53,33 @@ def find_detector(model: Any, task: str | None = None) -> Adapter:
     return find_adapter(next(iter(found.values()))[1] if found else model, task)
 
 
+def point_range(adapter: Adapter | None, given: Any) -> tuple[float, ...] | None:
+    """The range of the point cloud in metres: the user's word, else what the model tells, else None.
+
+    Raises:
+        ConfigurationProblem: no six ascending numbers were given; or the family needs a range and there is
+            none.
+    """
+    if given is not None:
+        values = tuple(float(v) for v in given)
+        if len(values) != 6 or any(values[i] >= values[i + 3] for i in range(3)):
+            raise ConfigurationProblem(
+                f"pc_range={given!r}: expected [x_min, y_min, z_min, x_max, y_max, z_max] in metres, each "
+                "minimum below its maximum."
+            )
+        return values
+    if adapter is None:
+        return None
+    found = adapter.pc_range()
+    if found is None and adapter.needs_pc_range:
+        raise ConfigurationProblem(
+            f"{type(adapter.model).__name__} ({adapter.family}) does not tell the range of its bird's-eye "
+            "view; give pc_range=[x_min, y_min, z_min, x_max, y_max, z_max] in metres, as in its config "
+            "(point_cloud_range)."
+        )
+    return found
+
+
 def has_detector(model: Any, task: str | None = None) -> bool:
     """Whether a family knows the model or a part of it."""
     try:

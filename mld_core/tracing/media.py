@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mld_core.adapters.outputs import as_array
 from mld_core.records.layout import PassKey
 from mld_core.records.png import encode_png
 from mld_core.tracing.guard import Guard
@@ -110,9 +111,9 @@ def _shrink_tensor(images: Tensor, long_side: int) -> Tensor:
     return whole.to(torch.uint8) if planes.dtype == torch.uint8 else whole
 
 
-def _shrink_one(image: Any, long_side: int) -> npt.NDArray[Any]:
+def _shrink_one(image: Any, long_side: int) -> Any:
     if isinstance(image, Tensor):
-        return np.asarray(shrink(image[None], long_side)[0].cpu().float())
+        return shrink(image[None], long_side)[0]  # where it is: the writer thread brings it to the host
     array = np.asarray(image)
     step = math.ceil(max(_height_width(array)) / long_side)
     rows_last = array.ndim == 2 or array.shape[-1] in _CHANNELS
@@ -146,7 +147,7 @@ def thumbnails(images: Any, rows: int, long_side: int = LONG_SIDE) -> list[bytes
     """
     if len(images) != rows:
         raise ValueError(f"image_fn returned {len(images)} images for {rows} samples: return one for each")
-    return [None if image is None else encode_png(_pixels(np.asarray(image), long_side)) for image in images]
+    return [None if image is None else encode_png(_pixels(as_array(image), long_side)) for image in images]
 
 
 def _pixels(image: npt.NDArray[Any], long_side: int) -> npt.NDArray[np.uint8]:

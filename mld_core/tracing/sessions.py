@@ -8,7 +8,6 @@ from mld_core.adapters.registry import UnknownDetectorError
 from mld_core.tracing.classifying import ClassificationSession
 from mld_core.tracing.detection import DetectionSession
 from mld_core.tracing.detectors import find_detector
-from mld_core.tracing.frames import FrameSession, is_detector_3d
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.session import Session
 
@@ -25,8 +24,6 @@ def session_class(task: str | None, model: nn.Module) -> type[Session]:
     try:
         find_detector(model, task)
     except UnknownDetectorError as error:
-        if task == "detection3d" or (task is None and is_detector_3d(model)):
-            return FrameSession
         if task is None:
             return ClassificationSession
         raise ConfigurationProblem(f"task={task!r}: {error}") from error

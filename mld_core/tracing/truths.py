@@ -21,7 +21,9 @@ from mld_core.tracing.labels import INPUT_KEYS, find_inputs
 _TRUTH_KEYS: Final = (
     "labels", "targets", "target", "annotations", "ground_truth", "data_samples", "instances", "gt", "y",
 )  # fmt: skip
-_BOX_KEYS: Final = frozenset({"boxes", "bboxes", "gt_bboxes", "gt_boxes", "boxes_3d", "gt_bboxes_3d"})
+_BOX_KEYS: Final = frozenset(
+    {"boxes", "bboxes", "gt_bboxes", "gt_boxes", "boxes_3d", "gt_bboxes_3d", "gt_boxes_and_cls"}
+)
 _COLUMNS: Final = {
     "ignore": "ignore", "crowd": "crowd", "iscrowd": "crowd", "difficulty": "difficulty",
     "difficult": "difficulty", "occlusion": "occlusion", "truncation": "truncation", "n_points": "n_points",
@@ -72,6 +74,9 @@ def count_frames(batch: Any, truth: Any, images: Any) -> int | None:
     samples = batch.get("data_samples") if isinstance(batch, Mapping) else None
     if isinstance(samples, (list, tuple)):
         return len(samples)
+    stated = batch.get("batch_size") if isinstance(batch, Mapping) else None
+    if isinstance(stated, int):
+        return stated
     shape = getattr(images, "shape", None)
     if shape is not None and len(shape) >= 4:
         return int(shape[0])
@@ -89,7 +94,7 @@ def _length(truth: Any) -> int | None:
         for key in ("boxes", "boxes_3d"):
             if isinstance(truth.get(key), (list, tuple)):
                 return len(truth[key])
-        return None
+        return truth["batch_size"] if isinstance(truth.get("batch_size"), int) else None
     return len(truth) if isinstance(truth, (list, tuple)) else None
 
 

@@ -283,3 +283,149 @@ def test_two_ranks_of_the_hugging_face_trainer(store: Path, tmp_path: Path) -> N
         check_truths(split)
         check_detections(split)
     assert set(table().rank_) == {0, 1}
+
+
+# -- MMEngine ----------------------------------------------------------------------------------------------------
+
+
+def test_mmengine(store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mmengine")
+    from mmengine_detector import DetectorAdapter, DetectorModel, PackedScenes, pack_scenes
+    from mmengine_parts import loader, runner
+
+    from ml_debugger.mmengine import MLDebuggerHook
+    from mld_core.adapters import registry
+
+    registry.register(DetectorAdapter)
+    try:
+        weights = []
+        for hooks in ([], [MLDebuggerHook("net", "v", replay_train=True)]):
+            torch.manual_seed(0)
+            made = runner(
+                tmp_path / str(len(hooks)),
+                *hooks,
+                model=DetectorModel(),
+                train_dataloader=loader(PackedScenes(5), 2, shuffle=True, collate_fn=pack_scenes),
+                val_dataloader=loader(PackedScenes(4), 2, collate_fn=pack_scenes),
+                randomness={"seed": 3},
+            )
+            made.train()
+            weights.append(made.model.state_dict())
+    finally:
+        registry._registered.remove(DetectorAdapter)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert walks(store) == [
+        ("train", 0, True, 5),
+        ("train", 1, True, 5),
+        ("val", 0, True, 4),
+        ("val", 1, True, 4),
+    ]
+    for split in ("train", "val"):
+        check_truths(split)
+        check_detections(split)
+    assert set(table().id_source) == {"metainfo"}
+
+
+# -- Ultralytics -------------------------------------------------------------------------------------------------
+
+
+def yolo_data(root: Path) -> Path:
+    """Scenes as files, and the data set's yaml."""
+    cv2 = pytest.importorskip("cv2")
+    for split, size in (("train", 6), ("val", 5)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for index in range(size):
+            picture = np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8)
+            cv2.imwrite(str(root / "images" / split / f"{index}.png"), picture)
+            lines = [f"{k % 2} 0.5 0.5 0.4 0.3" for k in range(index % 3)]
+            (root / "labels" / split / f"{index}.txt").write_text("\n".join(lines))
+    file = root / "data.yaml"
+    file.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: {{0: cat, 1: dog}}\n")
+    return file
+
+
+@pytest.fixture
+def yolo_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains a small YOLO from scratch for two epochs; the last checkpoint."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    pytest.importorskip("polars")  # of the package's own dependencies, the trainer needs it
+    ultralytics = pytest.importorskip("ultralytics")
+    data = yolo_data(tmp_path / "data")
+
+    def run(name: str, before: Any, **options: Any) -> Any:
+        model = before(ultralytics.YOLO("yolov8n.yaml"))
+        settings = {
+            "epochs": 2,
+            "imgsz": 64,
+            "batch": 2,
+            "workers": 0,
+            "amp": False,
+            "mosaic": 0.0,
+            **options,
+        }
+        model.train(
+            data=str(data),
+            device="cpu",
+            plots=False,
+            verbose=False,
+            project=str(tmp_path),
+            name=name,
+            exist_ok=True,
+            **settings,
+        )
+        return model, tmp_path / name / "weights" / "last.pt"
+
+    return run
+
+
+@pytest.mark.slow
+def test_ultralytics_own_trainer(store: Path, yolo_train: Any) -> None:
+    from ml_debugger.ultralytics import attach
+
+    _, plain = yolo_train("plain", lambda model: model)
+    _, traced = yolo_train("traced", lambda m: attach(m, "net", "v", score_thresh=0.0, max_detections=30))
+    assert walks(store) == [
+        ("train", 0, True, 6),
+        ("train", 1, True, 6),
+        ("val", 0, True, 5),
+        ("val", 1, True, 5),
+    ]
+    samples, truths, info = table(), table("truths"), Store(store).run_info(RunKey("net", "v"))
+    assert samples.n_detections.between(1, 30).all()
+    assert samples.labelled.all()
+    index = samples.input_id.map(lambda path: int(Path(path).stem))
+    assert (samples.n_truths == index % 3).all()
+    assert set(samples.id_source) == {"metainfo"}
+    assert set(samples[samples.dataset_type == "train"]["mode"]) == {"train"}
+    assert set(samples[samples.dataset_type == "val"]["mode"]) == {"eval"}
+    assert not truths.ignore.any()
+    assert (info["task"], info["n_class"], info["class_names"]) == ("detection", 2, ["cat", "dog"])
+    assert len(table("vectors")) == len(table("detections")) == samples.n_detections.sum()
+    # The training is the same, and nothing of ours is in the checkpoint.
+    states = [
+        torch.load(path, weights_only=False, map_location="cpu")["model"].state_dict()
+        for path in (plain, traced)
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert b"mld_core" not in traced.read_bytes()
+
+
+@pytest.mark.slow
+def test_ultralytics_replays_and_ends_well_after_an_exception(store: Path, yolo_train: Any) -> None:
+    from ml_debugger.ultralytics import attach
+
+    def stop(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            raise RuntimeError("planted")
+
+    def prepare(model: Any) -> Any:
+        attach(model, "net", "v", score_thresh=0.0, replay_train=True)
+        model.add_callback("on_train_batch_end", stop)
+        return model
+
+    with pytest.raises(RuntimeError, match="planted"):
+        yolo_train("stopped", prepare)
+    assert walks(store) == [("train", 0, True, 6), ("val", 0, True, 5)]
+    assert set(table(dataset_type="train")["mode"]) == {"eval"}
