@@ -20,13 +20,18 @@ Event = dict[str, Any]
 
 
 class EvaluationProcess:
-    """A process of `evaluate_child`. It costs seconds to start, so it is kept; after a while it is replaced."""
+    """A process of `evaluate_child`. It takes seconds to start, so it is kept for many jobs."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[str] | None = None
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._uses = 0
+
+    def warm_up(self) -> None:
+        """Start it before there is work."""
+        if self._child is None:
+            self._start()
 
     def begin(self, work: dict[str, Any]) -> None:
         """Hand a job over; its events come from `event`."""

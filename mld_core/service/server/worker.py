@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -33,6 +33,7 @@ from mld_core.service.server.storage import Storage, open_storage
 
 log = logging.getLogger("mld.worker")
 
+_LOCK = "lock"
 _POLL = 0.5
 _BEAT = 1.0
 
@@ -52,6 +53,9 @@ class Worker:
         self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"[:120]
         self._process = EvaluationProcess()
         self._stopping = threading.Event()
+        self._scratch = settings.folder("work") / self._name
+        make_dirs(self._scratch, fsync=False)
+        self._lock = _locked(self._scratch / _LOCK)
 
     def stop(self) -> None:
         """End after giving back the job in hand."""
@@ -60,6 +64,8 @@ class Worker:
     def run(self) -> None:
         """Work until stopped. A database that is away is waited for."""
         log.info("worker is up", extra={"worker": self._name, "database": repr(self._database)})
+        self._process.warm_up()
+        sweep(self._settings.folder("work"))
         pause = _POLL
         while not self._stopping.is_set():
             try:
@@ -74,11 +80,12 @@ class Worker:
             self._stopping.wait(pause)
         self._process.stop()
         self._database.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
         log.info("worker is down", extra={"worker": self._name})
 
     def _work(self, claim: Claim) -> None:
         log.info("job begins", extra={"job": claim.job_id, "attempt": claim.attempts})
-        scratch = self._settings.folder("work") / f"{claim.job_id}-{os.urandom(4).hex()}"
+        scratch = self._scratch / f"{claim.job_id}-{os.urandom(4).hex()}"
         make_dirs(scratch, fsync=False)
         try:
             self._evaluate(claim, scratch)
@@ -254,6 +261,29 @@ class Worker:
                 session.add(blob)
                 session.flush()
             session.add(ResultFile(result_pk=result_pk, blob_pk=blob.pk, name=name))
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """Take a lock for as long as what is returned is open; None if another process has it."""
+    file = path.open("a", encoding="ascii")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def sweep(folder: Path) -> int:
+    """Remove what killed workers left behind; return how many there were."""
+    removed = 0
+    for path in folder.iterdir():
+        lock = _locked(path / _LOCK) if path.is_dir() else None
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            lock.close()
+            removed += 1
+    return removed
 
 
 def run_worker(settings: Settings, *, with_parent: bool = False) -> None:
