@@ -135,12 +135,12 @@ def _company(predictions: Predictions) -> list[Floats]:
     rank[order] = ordinal(predictions.frame[order])
     crowd, same, other = np.zeros(count), np.zeros(count), np.zeros(count)
     corners = _corners(predictions.box)
+    area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     for i, j in group_pairs(predictions.frame, predictions.frame):
         width = np.minimum(corners[i, 2], corners[j, 2]) - np.maximum(corners[i, 0], corners[j, 0])
         height = np.minimum(corners[i, 3], corners[j, 3]) - np.maximum(corners[i, 1], corners[j, 1])
         near = np.flatnonzero((width > 0) & (height > 0) & (i != j))
         a, b, shared = i[near], j[near], width[near] * height[near]
-        area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
         iou = shared / np.maximum(area[a] + area[b] - shared, 1e-12)
         crowd += np.bincount(a[iou >= 0.3], minlength=count)
         ahead = rank[b] < rank[a]

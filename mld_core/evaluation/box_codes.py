@@ -31,7 +31,8 @@ class BoxEvents:
         ignored: (N,) counts neither as right nor as wrong.
         code: (N,) int8 number in `CODES`.
         type: (N,) int8 TIDE error, see `metrics_tide`.
-        truth: (N,) truth it is judged by: the matched one (of any class), else the closest, else -1.
+        truth: (N,) truth it is judged by: the matched one (of any class), else the one of a TIDE Loc error,
+            else the closest, else -1.
         said_of: (N,) class of that truth, -1 for background.
         matched: (N,) whether it found a truth of any class.
         quality: (N,) IoU (3D: aligned IoU) with that truth, 0 without.
@@ -63,6 +64,9 @@ def find_events(predictions: Predictions, truths: Truths, geometry: BoxGeometry)
     right = (own.truth >= 0) & ~own.ignored
     matched = right | (rest.truth >= 0)
     closest, near = best_pairs(real, real.value >= geometry.background, len(predictions))
+    # A badly localised box is judged by the truth of its class, even where another lies closer.
+    loc = np.flatnonzero(errors.type == tide.LOC)
+    closest[loc], near[loc] = errors.truth[loc], errors.value[loc]
     truth = np.select([right, rest.truth >= 0], [own.truth, rest.truth], default=closest)
     there = np.flatnonzero(truth >= 0)
     value = np.where(right, own.closeness, np.where(rest.truth >= 0, rest.closeness, near))[there]

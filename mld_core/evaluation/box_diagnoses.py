@@ -168,14 +168,20 @@ def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:
     events = e.units.events
     kind = np.where(e.units.judged, events.type, tide.IGNORED)
     loose = e.units.judged & events.right & (events.quality < ALIGNED_IOU)
-    asked = (kind == tide.LOC) | loose
+    loc = (kind == tide.LOC) & _not_found(e)
+    asked = loc | loose
     placed = 1 - answers.probabilities.det_error
     score = np.where(asked, placed * (1 - events.quality), np.nan)
     distance = _robust_z(events.quality, events.said_of, e.units.judged & events.right)
-    voted = (kind == tide.LOC) & (e.epochs.agree >= AGREEING_EPOCHS)
+    voted = loc & (e.epochs.agree >= AGREEING_EPOCHS)
     far = asked & (distance > ROBUST_Z)
     flagged = voted | (far & (placed > 0.5)) if e.epochs.count >= AGREEING_EPOCHS else far & (placed > 0.5)
     return score, np.asarray(flagged)
+
+
+def _not_found(e: BoxEvidence) -> Bools:
+    """(N,) the truth a box is judged by has no right prediction: one would confirm its label."""
+    return ~np.append(e.units.events.found, True)[e.units.events.truth]
 
 
 def _robust_z(quality: Floats, label: Ints, right: Bools) -> Floats:
@@ -195,7 +201,7 @@ def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:
     """Fits a truth of another class; the label posterior gives that class little."""
     events = e.units.events
     kind = np.where(e.units.judged, events.type, tide.IGNORED)
-    asked = kind == tide.CLS
+    asked = (kind == tide.CLS) & _not_found(e)
     given = answers.analysis.label_quality.astype(np.float64)
     score = np.where(asked, 1 - given, np.nan)
     posterior = answers.analysis.posterior

@@ -31,12 +31,14 @@ class TideErrors:
     Attributes:
         type: (N,) int8 RIGHT, CLS, LOC, BOTH, DUPE or BKG; IGNORED where it does not count.
         truth: (N,) the truth a Cls or Loc error points at, or the matched one; -1 elsewhere.
+        value: (N,) closeness to the closest truth of the same class, 0 without.
         mended: (N,) a Cls or Loc error that would be right if it were mended: the best claim on a free truth.
         miss: (G,) truths nothing finds and no mending reaches.
     """
 
     type: NDArray[np.int8]
     truth: Ints
+    value: Floats
     mended: Bools
     miss: Bools
 
@@ -74,7 +76,7 @@ def classify(
     mended[order[ordinal(truth[order]) == 0]] = True
     reachable = np.zeros(len(truths), np.bool_)
     reachable[truth[claim]] = True
-    return TideErrors(kind, truth, mended, truths.counts & (matched.prediction < 0) & ~reachable)
+    return TideErrors(kind, truth, own_value, mended, truths.counts & (matched.prediction < 0) & ~reachable)
 
 
 @dataclass(frozen=True)
