@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,19 @@ def test_fall_back_thresholds_and_those_of_the_model(yolo: Any, watched: Any) ->
     none = model.adapter.parse(call, Thresholds(score=1.0))
     assert [len(b) for b in none.output.boxes] == [0, 0]
     assert none.output.logits[0].shape == (0, 4)
+
+
+def test_without_torchvision_our_own_suppression_runs(
+    yolo: Any, watched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = watched(yolo("yolov8n.yaml").model)
+    with torch.no_grad():
+        call = model(_images())
+    expected = model.adapter.parse(call, LIMITS)
+    monkeypatch.delitem(sys.modules, "torchvision")
+    got = model.adapter.parse(call, LIMITS)
+    for a, b in zip(got.output.source_index, expected.output.source_index, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_layouts_of_earlier_releases(yolo: Any, watched: Any) -> None:
