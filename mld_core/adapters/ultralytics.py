@@ -12,6 +12,7 @@ import contextlib
 import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import torch
@@ -145,11 +146,10 @@ class UltralyticsBase(Adapter):
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """Final detections from results, from a bare model's output or from its training step."""
         with torch.no_grad():
-            raw = self._raw(call)
             rows = result_rows(call.output)
             if rows is not None:
-                return self._from_results(call, limits, rows, raw)
-            sizes = self.geometry(call)
+                return self._from_results(call, limits, rows)
+            raw, sizes = self._raw(call), self.geometry(call)
             if raw is None or sizes is None or len(sizes) != raw.count():
                 return None
             wanted = filled(limits.over(call.thresholds or self.thresholds()))
@@ -183,24 +183,33 @@ class UltralyticsBase(Adapter):
         output = seen[-1].output if seen else None if self.wrapped else call.output
         return None if head is None or output is None else self._read(output, head)
 
-    def _from_results(
-        self, call: ModelCall, limits: Thresholds, rows: Sequence[ResultRows], raw: Heads | None
-    ) -> Parsed:
-        """The wrapper's detections, in pixels of the image it was given."""
+    def _from_results(self, call: ModelCall, limits: Thresholds, rows: Sequence[ResultRows]) -> Parsed:
+        """The wrapper's detections, in pixels of the images it was given."""
         stated = _kwargs(call.kwargs).over(call.thresholds or self.thresholds())
-        first = 0 if raw is None else raw.count() - len(rows)  # of several batches only the last was seen
+        wanted, most = limits.over(stated), stated.max_detections
+        seen = self._each_image(call)[-len(rows) :]  # a warm-up comes first
+        known = len(seen) == len(rows)
         frames = []
         for i, (data, shape) in enumerate(rows):
-            most = stated.max_detections
-            frame = Finals(
-                data[:, :4], data[:, -2], data[:, -1].long(), cut=most is not None and len(data) >= most
-            )
-            if raw is not None and first >= 0:
-                self._looked_up(call, raw, i + first, frame, shape)
-            frames.append(limited(frame, limits.over(stated), stated))
+            full = most is not None and len(data) >= most
+            frame = Finals(data[:, :4], data[:, -2], data[:, -1].long(), cut=full)
+            if known:
+                one, raw, image = seen[i]
+                self._looked_up(one, raw, image, frame, shape)
+            frames.append(limited(frame, wanted, stated))
         geometry = [FrameGeometry(*shape) for _, shape in rows]
-        wanted = limits.over(stated)
-        return parsed(frames, "none" if raw is None or first < 0 else "sigmoid", None, wanted, geometry)
+        return parsed(frames, "sigmoid" if known else "none", None, wanted, geometry)
+
+    def _each_image(self, call: ModelCall) -> list[tuple[ModelCall, Heads, int]]:
+        """Call, head output and row of each image the head saw: the wrapper may make several batches."""
+        count = len(call.watched.get("head", ()))
+        out: list[tuple[ModelCall, Heads, int]] = []
+        for i in range(count):
+            watched = {alias: seen[i : i + 1] for alias, seen in call.watched.items() if len(seen) == count}
+            one = replace(call, watched=watched)
+            raw = self._raw(one)
+            out += [] if raw is None else [(one, raw, image) for image in range(raw.count())]
+        return out
 
     def _looked_up(
         self, call: ModelCall, raw: Heads, image: int, frame: Finals, shape: tuple[int, int]

@@ -215,6 +215,25 @@ def test_results_of_pictures_of_any_size(watched: Any, yolo: Any) -> None:
     np.testing.assert_array_equal(bare.output.boxes[0], parsed.output.boxes[0])
 
 
+def test_a_folder_of_pictures_is_several_batches(watched: Any, yolo: Any, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    wrapper = yolo("yolov8n.yaml")
+    model = watched(wrapper)
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (64, 96 + 32 * i, 3), np.uint8)
+        image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    with model.adapter.applied(LIMITS):
+        call = model(str(tmp_path), verbose=False, imgsz=96)
+    assert len(call.watched["head"]) >= 3
+    parsed = model.adapter.parse(call, LIMITS)
+    assert [g.width for g in parsed.geometry] == [96, 128, 160]
+    for i in range(3):
+        assert len(parsed.output.boxes[i]) > 3
+        assert (parsed.output.source_index[i] >= 0).all()
+        rows = torch.from_numpy(parsed.output.logits[i]).sigmoid().max(1).values
+        np.testing.assert_allclose(rows.numpy(), parsed.output.scores[i], rtol=ROUNDING)
+
+
 def test_fall_back_thresholds_and_those_of_the_model(yolo: Any, watched: Any) -> None:
     net = yolo("yolov8n.yaml").model
     model = watched(net)
