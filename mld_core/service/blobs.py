@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO
 
-from mld_core.service.client import Client, FilePiece, OnBytes, Patience, Waiting, file_digest
+from mld_core.service.client import (
+    SLOW_READ_SECONDS,
+    Client,
+    FilePiece,
+    OnBytes,
+    Patience,
+    Waiting,
+    file_digest,
+)
 from mld_core.service.errors import DamagedFileError, ServiceError, ServiceUnreachableError
 from mld_core.service.protocol import FALSE, HEADER_COMPLETE, HEADER_LENGTH, HEADER_OFFSET, TRUE
 from mld_core.service.sealed import LocalFile
@@ -119,7 +127,12 @@ class _Upload:
         body = FilePiece(self._opened, offset, length, self._read)
         try:
             with self._client.send(
-                "PUT", self._path, params={"offset": offset}, data=body, headers=headers
+                "PUT",
+                self._path,
+                params={"offset": offset},
+                data=body,
+                headers=headers,
+                read_seconds=SLOW_READ_SECONDS,
             ) as response:
                 state = self._client.read_object(response)
         except ServiceError as error:

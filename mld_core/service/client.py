@@ -42,7 +42,8 @@ from mld_core.service.protocol import (
 )
 
 CONNECT_SECONDS = 10.0
-READ_SECONDS = 90.0  # a seal may wait 45 s for the check of its files
+READ_SECONDS = 30.0
+SLOW_READ_SECONDS = 90.0  # a seal may wait 45 s for the check of its files; a large file for its fsync
 _LONGEST_PAUSE = 30.0
 _LONGEST_RETRY_AFTER = 300.0
 _PIECE = 1 << 20
@@ -352,7 +353,8 @@ class Client:
         """As `json`; the HTTP status with it, which tells 201 (made now) from 200 (was there)."""
 
         def try_once() -> tuple[int, dict[str, Any]]:
-            with self.send(method, path, params=params, body=body) as response:
+            wait = SLOW_READ_SECONDS if body is not None else READ_SECONDS
+            with self.send(method, path, params=params, body=body, read_seconds=wait) as response:
                 return response.status_code, self.read_object(response)
 
         found: tuple[int, dict[str, Any]] = try_once() if once else self.again(try_once, patience)

@@ -29,7 +29,7 @@ from mld_core.service.ranks import RankUploader
 from mld_core.service.sealed import is_noted, sealed_folders
 
 LINGER_SECONDS = 600.0
-_PATIENCE = Patience(20.0, first=0.5)
+_PATIENCE = Patience(5.0, first=0.25)  # beyond that the loop here takes over, which listens to the training
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 _LOOK_SECONDS = 2.0  # how often to see whether the parent lives
 _NICE = 10
@@ -155,7 +155,7 @@ class Helper:
                 self._service = self._uploader.service
                 self._uploader.upload(folder)
             except ServiceUnreachableError as error:
-                self._failed(UNREACHABLE, error)
+                self._failed(UNREACHABLE, error, error.retry_after)
                 return not last or time.monotonic() - self._moved_at < self._linger
             except AuthenticationError as error:
                 self._failed(KEY_REFUSED, error)
@@ -177,9 +177,9 @@ class Helper:
                 self._add(more, scan=scan)
         return False
 
-    def _failed(self, kind: str, error: OSError) -> None:
+    def _failed(self, kind: str, error: OSError, retry_after: float = 0.0) -> None:
         self._problem = {"kind": kind, "message": str(error)}
-        self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LAST_PAUSE)
+        self._pause = max(min(max(2 * self._pause, _FIRST_PAUSE), _LAST_PAUSE), retry_after)
         self._say("waiting")
 
     def _say(self, state: str) -> None:

@@ -87,7 +87,7 @@ class RunUploads:
         self.sealed_passes = 0
         self._store, self._guard = store, guard
         self._uploader = _provided[0](target)
-        self._missed = False
+        self._behind: list[Path] = []
 
     def sealed(self, ticket: Future[Any]) -> None:
         """A pass is sealed, or will not be; called on the writer's thread."""
@@ -115,7 +115,7 @@ class RunUploads:
         Args:
             tickets: of seals that are done.
             timeout: seconds, after which it is an error. None: up to a minute, after which it is told once
-                and the training goes on; then nothing waits again until the uploader gets on.
+                and the training goes on; nothing is waited for again until that is uploaded.
 
         Raises:
             TimeoutError, PermissionError, RuntimeError: see `Uploader.wait`; only with a timeout.
@@ -124,14 +124,17 @@ class RunUploads:
         if timeout is not None:
             self._uploader.wait(folders, timeout)
             return
-        patience = 0.0 if self._missed and self._uploader.problem() else WAIT_SECONDS
         try:
-            self._uploader.wait(folders, patience)
+            if self._behind:  # what was waited for in vain must be through before anything is waited for
+                self._uploader.wait(self._behind, 0.0)
+            self._uploader.wait(folders, WAIT_SECONDS)
         except (TimeoutError, PermissionError, RuntimeError) as error:
-            self._missed = True
+            for folder in folders:
+                self._uploader.submit(folder)
+            self._behind += folders
             self._guard.tell_once("upload", f"{error}. The training goes on.")
         else:
-            self._missed = False
+            self._behind = []
 
     def finish(self) -> None:
         """The run is over on this rank: what is not uploaded yet goes in the background."""
