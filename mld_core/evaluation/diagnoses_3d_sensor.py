@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mld_core.evaluation.boxes import Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.folds import FOLDS, assign_folds
-from mld_core.evaluation.road_bins import SECTORS, polar, range_bin, sector
+from mld_core.evaluation.road_bins import SECTORS, polar, range_bin
 from mld_core.evaluation.significance import benjamini_hochberg, binomial_upper
 
 PSEUDO = 4.0
@@ -20,11 +20,15 @@ PSEUDO = 4.0
 
 FEWEST_EVENTS = 10
 FEWEST_FRAMES = 20
+MANY_FRAMES = 100
 LEFT = 0.05
 """Share of predictions that a dead sector still has, and of truths that are found in it."""
 
-WINDOWS = (2, 3, 4, 6, 9, 18, 36)
-"""Numbers of consecutive 10-degree sectors that are looked at."""
+STEPS = 4 * SECTORS
+"""Steps of 2.5 degrees: a dead sector need not begin where one of ours does."""
+
+WINDOWS = (8, 10, 12, 14, 16, 20, 24, 36, 72, 144)
+"""Numbers of consecutive steps that are looked at: two sectors of 10 degrees to all around."""
 
 
 @dataclass(frozen=True)
@@ -149,36 +153,45 @@ def sector_dropout(
     if frames < FEWEST_FRAMES:
         return SectorDropouts(nothing, reason=f"fewer than {FEWEST_FRAMES} frames")
     counts = truths.counts
-    where = sector(polar(truths.box)[1])
-    usual = _silence(truths, silent & counts, n_points)
+    where = _step(polar(truths.box)[1])
+    usual = _silence(truths, silent & counts, n_points, frames)
     evidence = np.where(silent, np.log((1 - LEFT) / usual), np.log(LEFT / (1 - usual)))
-    cell = truths.frame * SECTORS + where
-    silence = np.bincount(cell[counts], weights=evidence[counts], minlength=frames * SECTORS)
-    score = silence.reshape(frames, SECTORS).astype(np.float64) + _fewer(
+    cell = truths.frame * STEPS + where
+    silence = np.bincount(cell[counts], weights=evidence[counts], minlength=frames * STEPS)
+    score = silence.reshape(frames, STEPS).astype(np.float64) + _fewer(
         cell[counts], 1 - usual[counts], recorded, frames
     )
     best, start, length = _windows(score)
     flagged, p = _flagged(best)
     found = np.flatnonzero(flagged)
-    dead = np.zeros((frames, SECTORS), np.bool_)
+    dead = np.zeros((frames, STEPS), np.bool_)
     rows: list[dict[str, int | float]] = []
     for f in found.tolist():
-        dead[f, (start[f] + np.arange(length[f])) % SECTORS] = True
-        first = float(start[f] * 360 / SECTORS - 180)
+        dead[f, (start[f] + np.arange(length[f])) % STEPS] = True
+        first = float(start[f] * 360 / STEPS - 180)
         rows.append(
-            {"frame": f, "azimuth": first, "degrees": int(length[f]) * 360 // SECTORS, "p": float(p[f])}
+            {"frame": f, "azimuth": first, "degrees": int(length[f]) * 360 // STEPS, "p": float(p[f])}
         )
     return SectorDropouts(np.asarray(missed & counts & dead[truths.frame, where]), rows)
 
 
-def _silence(truths: Truths, silent: Bools, n_points: NDArray[np.integer] | None) -> Floats:
-    """(G,) probability of each truth to have no prediction near it; cross-fitted logistic regression."""
+def _step(azimuth: NDArray[np.floating]) -> Ints:
+    known = np.where(np.isfinite(azimuth), azimuth, 0.0)
+    return np.asarray(np.clip(np.floor((known + 180.0) * STEPS / 360), 0, STEPS - 1).astype(np.int64))
+
+
+def _silence(truths: Truths, silent: Bools, n_points: NDArray[np.integer] | None, frames: int) -> Floats:
+    """(G,) probability of each truth to have no prediction near it; cross-fitted logistic regression.
+
+    From range, size, class, points, and the silence of its sector in the frames around.
+    """
     rate = (silent.sum() + 0.5) / (truths.counts.sum() + 1.0)
     made = np.full(len(truths), rate)
     known = np.flatnonzero(truths.counts)
     distance = polar(truths.box)[0]
     size = np.log(np.maximum(truths.box[:, 3:6].astype(np.float64), 1e-3)).sum(axis=1)
-    columns = [distance / 10, (distance / 30) ** 2, size]
+    where = _step(polar(truths.box)[1])
+    columns = [distance / 10, (distance / 30) ** 2, size, _around(truths, silent, where, frames, rate)]
     if n_points is not None:
         log_points = np.log1p(np.maximum(n_points, 0))
         columns += [log_points, log_points**2 / 4, n_points < 0, n_points == 0]
@@ -190,16 +203,29 @@ def _silence(truths: Truths, silent: Bools, n_points: NDArray[np.integer] | None
         if len(held) and silent[rest].any() and not silent[rest].all():
             fitted = LogisticRegression(C=1.0, max_iter=500).fit(table[rest], silent[rest])
             made[held] = fitted.predict_proba(table[held])[:, 1]
-    where = sector(polar(truths.box)[1])
-    seen = np.bincount(where[known], weights=silent[known], minlength=SECTORS)
-    expected = np.bincount(where[known], weights=made[known], minlength=SECTORS)
+    seen = np.bincount(where[known], weights=silent[known], minlength=STEPS)
+    expected = np.bincount(where[known], weights=made[known], minlength=STEPS)
     history = (seen + PSEUDO) / (expected + PSEUDO)
     odds = logit(np.clip(made, 1e-4, 1 - 1e-4)) + np.log(history[where])
     return np.asarray(np.clip(expit(odds), 1e-3, 1 - 1e-3))
 
 
+def _around(truths: Truths, silent: Bools, where: Ints, frames: int, rate: float) -> Floats:
+    """(G,) log-odds of silence in the truth's sector over the two frames before and the two after."""
+    counts = truths.counts
+    cell = truths.frame * STEPS + where
+    sums = []
+    for rows in (silent & counts, counts):
+        per_cell = np.bincount(cell[rows], minlength=frames * STEPS).reshape(frames, STEPS)
+        padded = np.pad(per_cell, ((2, 2), (0, 0)))
+        around = padded[:frames] + padded[1 : frames + 1] + padded[3 : frames + 3] + padded[4 : frames + 4]
+        sums.append(around[truths.frame, where])
+    share = (sums[0] + rate) / (sums[1] + 1.0)
+    return np.asarray(logit(np.clip(share, 1e-3, 1 - 1e-3)))
+
+
 def _fewer(cell: Ints, seen: Floats, recorded: Predictions, frames: int) -> Floats:
-    """(F, 36) log-likelihood ratio of the number of predictions: 5 % of the expected ones to all of them.
+    """(F, S) log-likelihood ratio of the number of predictions: 5 % of the expected ones to all of them.
 
     Expected is what least squares with positive weights makes of the sector's history scaled by the frame's
     number of predictions, of the truths in it that are usually found, and of the frames before and after
@@ -211,10 +237,10 @@ def _fewer(cell: Ints, seen: Floats, recorded: Predictions, frames: int) -> Floa
         recorded: every recorded prediction.
         frames: number of frames.
     """
-    shape = (frames, SECTORS)
-    there = sector(polar(recorded.box)[1]) if len(recorded) else np.empty(0, np.int64)
-    found = np.bincount(recorded.frame * SECTORS + there, minlength=frames * SECTORS).reshape(shape)
-    true = np.bincount(cell, weights=seen, minlength=frames * SECTORS).reshape(shape)
+    shape = (frames, STEPS)
+    there = _step(polar(recorded.box)[1]) if len(recorded) else np.empty(0, np.int64)
+    found = np.bincount(recorded.frame * STEPS + there, minlength=frames * STEPS).reshape(shape)
+    true = np.bincount(cell, weights=seen, minlength=frames * STEPS).reshape(shape)
     busy = found.sum(axis=1, keepdims=True) / max(found.sum(axis=1).mean(), 1e-9)
     history = found.mean(axis=0)[None] * busy
     columns = np.stack([history, true, _neighbouring(found)], axis=-1).reshape(-1, 3)
@@ -227,10 +253,10 @@ def _fewer(cell: Ints, seen: Floats, recorded: Predictions, frames: int) -> Floa
 
 
 def _neighbouring(found: NDArray[np.integer]) -> Floats:
-    """(F, 36) median over the two frames before and the two after."""
+    """(F, S) mean over the two frames before and the two after."""
     padded = np.pad(found.astype(np.float64), ((2, 2), (0, 0)), mode="edge")
     frames = len(found)
-    return np.asarray(np.median([padded[k : k + frames] for k in (0, 1, 3, 4)], axis=0))
+    return np.asarray(np.mean([padded[k : k + frames] for k in (0, 1, 3, 4)], axis=0))
 
 
 def _windows(score: Floats) -> tuple[Floats, Ints, Ints]:
@@ -240,7 +266,7 @@ def _windows(score: Floats) -> tuple[Floats, Ints, Ints]:
     length = np.full(frames, WINDOWS[0])
     around = np.concatenate([np.zeros((frames, 1)), np.cumsum(np.tile(score, 2), axis=1)], axis=1)
     for size in WINDOWS:
-        sums = around[:, size : size + SECTORS] - around[:, :SECTORS]
+        sums = around[:, size : size + STEPS] - around[:, :STEPS]
         place = sums.argmax(axis=1)
         value = sums[np.arange(frames), place]
         better = value > best
@@ -251,20 +277,22 @@ def _windows(score: Floats) -> tuple[Floats, Ints, Ints]:
 def _flagged(values: Floats) -> tuple[Bools, Floats]:
     """(F,) values that stand out of the others, and their p-values.
 
-    The upper quarter of usual values falls off exponentially, at a rate read from the median of its excess;
-    what stands out is left out and the rate read again, until nothing changes.
+    The upper tail of usual values falls off exponentially, at a rate read from the median of its excess; what
+    stands out is left out and the rate read again, until nothing changes. The tail is the upper quarter first
+    and then, with 100 frames and more, the upper tenth.
     """
     usual = np.ones(len(values), np.bool_)
     p = np.ones(len(values))
-    for _ in range(20):
-        start = float(np.quantile(values[usual], 0.75))
+    for turn in range(20):
+        tail = 0.1 if turn and len(values) >= MANY_FRAMES else 0.25
+        start = float(np.quantile(values[usual], 1 - tail))
         excess = values[usual & (values > start)] - start
         if len(excess) == 0:
             break
         scale = max(float(np.median(excess)) / np.log(2), 1e-9)
-        p = np.where(values > start, 0.25 * np.exp(-np.maximum(values - start, 0) / scale), 1.0)
+        p = np.where(values > start, tail * np.exp(-np.maximum(values - start, 0) / scale), 1.0)
         found = benjamini_hochberg(p) & (values > 0)
-        if np.array_equal(usual, ~found):
+        if turn > 1 and np.array_equal(usual, ~found):
             break
         usual = ~found
     return ~usual, p
