@@ -146,11 +146,13 @@ class Adapter(ABC):
         family: name of the family, as the run's info shows it.
         task: "detection" or "detection3d".
         uses_nms: False where `iou_thresh` has no effect (the tracer says so once).
+        needs_pc_range: 3D: whether a model that does not tell its range cannot be recorded without one.
     """
 
     family: ClassVar[str]
     task: ClassVar[str] = "detection"
     uses_nms: ClassVar[bool] = True
+    needs_pc_range: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -171,6 +173,14 @@ class Adapter(ABC):
     def class_names(self) -> list[str] | None:
         """Names of the foreground classes in label order, None if the model holds none."""
         return None
+
+    def pc_range(self) -> tuple[float, ...] | None:
+        """3D: x_min, y_min, z_min, x_max, y_max, z_max in metres; None where the model does not tell."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What else run.json says of the model: names to plain values."""
+        return {}
 
     def thresholds(self) -> Thresholds:
         """The limits the model itself states; None each where it states none."""
@@ -208,8 +218,10 @@ class Adapter(ABC):
             limits: what the user asked for over what the model states; filters, never widens.
         """
 
-    def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
+    def truths(self, call: ModelCall, truth: Any) -> Sequence[Truth | None] | None:
         """True boxes from what the framework handed the model or the batch; None if not understood.
+
+        A frame that is understood and has no labels is None in the list.
 
         Args:
             call: the call (its inputs tell sizes; its arguments may hold the targets).

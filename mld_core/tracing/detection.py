@@ -13,8 +13,8 @@ from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
 from mld_core.records.schema import media_schema
 from mld_core.tracing.activations import ready
 from mld_core.tracing.batches import Batch, own_copy, tensors_in
-from mld_core.tracing.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
 from mld_core.tracing.convention import ConventionProbe
+from mld_core.tracing.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
 from mld_core.tracing.detectors import DetectorCapture, find_detector, point_range
 from mld_core.tracing.features import stored_width
 from mld_core.tracing.holding import Holder

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from mld_core.adapters.detection3d.families import Detector3D
 from mld_core.tracing.detection_tracer import DetectionTorchTracer, DetectionTrainingTracer, tracer_class
-from mld_core.tracing.detectors import has_detector
+from mld_core.tracing.detectors import has_detector, point_range
+from mld_core.tracing.guard import ConfigurationProblem
+from mld_core.tracing.holding import Holder
+from mld_core.tracing.modalities import modalities
+from mld_core.tracing.truths import as_frames, find_truth
 
 
 class ObjectDetection3DTorchTracer(DetectionTorchTracer):
@@ -25,6 +30,13 @@ class ObjectDetection3DTorchTracer(DetectionTorchTracer):
 class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetection3DTorchTracer):
     """Records a 3D detector's final boxes, logits, features and the true boxes, in one's own loop.
 
+    `model_input` of a call: a cloud (N, 4+), a list of them, `{"points", "img"?, "img_metas"?}`, or the
+    framework's own batch (then its true boxes are read where `ground_truth` is None). Ground truth: a list of
+    `{"boxes_3d", "labels_3d", "velocities"?}`, a dict of such lists, or the framework's own form.
+
+    Every frame is run once, in the order given: detectors with a memory stay right. Detectors that take one
+    frame at a time (MIT BEVFusion, StreamPETR, BEVFormer) get the clouds of a list one by one.
+
     Arguments as of `ObjectDetectionTrainingTorchTracer`, and
 
     Args:
@@ -33,6 +45,8 @@ class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetect
         ground_truth_provider: asked, with `get(input_ids, dataset_type)`, on the writer thread, for the
             truth of frames that come without.
     """
+
+    _native_truth: Any = None
 
     def __init__(
         self,
@@ -71,6 +85,99 @@ class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetect
             pc_range=pc_range,
             ground_truth_provider=ground_truth_provider,
         )
+        if not self._reads_output():
+            point_range(self.adapter, self.options.pc_range)
+
+    def __call__(
+        self,
+        model_input: Any,
+        ground_truth: Any,
+        input_ids: Any,
+        dataset_type: str = "train",
+        n_epoch: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As of `TrainingTracer`; several clouds for a model of one frame at a time are run one by one.
+
+        Returns:
+            The model's own output, untouched; for frames run one by one a list of their outputs, joined.
+        """
+        clouds = _clouds(model_input)
+        one = isinstance(self.adapter, Detector3D) and self.adapter.one_frame
+        if not one or clouds is None or len(clouds) < 2:
+            return super().__call__(model_input, ground_truth, input_ids, dataset_type, n_epoch, **kwargs)
+        truths = as_frames(ground_truth, len(clouds))
+        outputs = []
+        for i, part in enumerate(_frame_inputs(model_input, len(clouds))):
+            truth = truths[i : i + 1] if isinstance(truths, (list, tuple)) else truths
+            ids = None if input_ids is None else input_ids[i : i + 1]
+            fields = {name: values[i : i + 1] for name, values in kwargs.items()}
+            outputs += super().__call__(part, truth, ids, dataset_type, n_epoch, **fields)
+        return outputs
+
+    def _run_model(self, model_input: Any, ground_truth: Any) -> Any:
+        if ground_truth is None:
+            # Before the call: a training writes to the targets of its batch.
+            self._native_truth = Holder().keep(find_truth(model_input), own=True)
+        arguments = self._arguments(model_input)
+        if arguments is None:
+            return super()._run_model(model_input, ground_truth)
+        args, kwargs = arguments
+        with self._limited():
+            output = self.model(*args, **kwargs)
+        if self._capture is not None:
+            self._capture.note(args, output)
+        return output
+
+    def _arguments(self, model_input: Any) -> Any:
+        """(args, kwargs) of the model's call; None: as any model is called."""
+        if not isinstance(self.adapter, Detector3D) or self._reads_output():
+            return None
+        clouds = _clouds(model_input)
+        if clouds is None:
+            batch = model_input if isinstance(model_input, Mapping) else None
+            return None if batch is None else self.adapter.native(batch, self.model.training)
+        if self.model.training:
+            raise ConfigurationProblem(
+                "bare points were given to a model in training mode, whose losses need the framework's own "
+                "batch; give that, or call model.eval() first."
+            )
+        return self.adapter.arguments(clouds, model_input if isinstance(model_input, Mapping) else {})
+
+    def _parse_and_save_io_data(
+        self, model_input: Any, model_output: Any, ground_truth: Any, **kwargs: Any
+    ) -> None:
+        """As of `DetectionTrainingTracer`; without ground truth that of the framework's own batch counts."""
+        if ground_truth is None and isinstance(model_input, Mapping) and _clouds(model_input) is None:
+            ground_truth = self._native_truth
+        self._native_truth = None
+        super()._parse_and_save_io_data(model_input, model_output, ground_truth, **kwargs)
+
+    def _inputs(self, model_input: Any) -> Any:
+        return modalities(model_input)
+
+
+def _clouds(model_input: Any) -> list[Tensor] | None:
+    """The clouds of bare input, one per frame; None where it is a framework's own batch."""
+    if isinstance(model_input, Tensor):
+        return [model_input] if model_input.ndim == 2 else None
+    if isinstance(model_input, Mapping):
+        known = set(model_input) <= {"points", "img", "img_metas"} and "points" in model_input
+        # OpenMMLab's own batch has an outer list round the metas, or DataContainers.
+        metas = model_input.get("img_metas")
+        plain = metas is None or all(isinstance(meta, Mapping) for meta in metas)
+        return _clouds(model_input["points"]) if known and plain else None
+    if isinstance(model_input, (list, tuple)) and model_input:
+        whole = all(isinstance(cloud, Tensor) and cloud.ndim == 2 for cloud in model_input)
+        return list(model_input) if whole else None
+    return None
+
+
+def _frame_inputs(model_input: Any, n: int) -> list[Any]:
+    """Bare input of `n` frames, frame by frame."""
+    if not isinstance(model_input, Mapping):
+        return [[cloud] for cloud in model_input]
+    return [{key: value[i : i + 1] for key, value in model_input.items()} for i in range(n)]
 
 
 def ObjectDetection3DTracer(  # noqa: N802 - the public name of the factory

@@ -16,6 +16,12 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 ID_KEY = "input_id"
 _META_KEYS = ("token", "lidar_path", "sample_idx", "img_id", "img_path")
+_META_COLUMNS = (
+    "data_samples",
+    "img_metas",
+    "metas",
+    "metadata",
+)  # the last two: MIT BEVFusion; OpenPCDet, det3d
 _TARGET_KEYS = ("labels", "label", "targets", "target", "annotations")
 _INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 _FIX = "give a list of str or int, or a 1-D integer or string array or tensor"
@@ -211,20 +217,38 @@ def _image_ids(batch: Any) -> tuple[Any, str] | None:
 
 
 def _meta_ids(batch: Any) -> tuple[Any, str] | None:
-    """Find the ids of OpenMMLab's data samples (``metainfo``) or of the older ``img_metas``."""
+    """Find the ids of OpenMMLab's data samples (``metainfo``), of older metas, or OpenPCDet's frames."""
     parts = _parts(batch)
     files = _get(batch, "im_file")  # Ultralytics
     if isinstance(files, (list, tuple)):
         return files, "metainfo"
-    for samples in (*(_column(part, key) for part in parts for key in ("data_samples", "img_metas")), *parts):
-        if not isinstance(samples, (list, tuple)):
+    for samples in (*(_unpacked(_column(part, key)) for part in parts for key in _META_COLUMNS), *parts):
+        if not isinstance(samples, (list, tuple)) and not _is_objects(samples):
             continue
         metas = [sample if isinstance(sample, Mapping) else _get(sample, "metainfo") for sample in samples]
         for name in _META_KEYS:
             column = _column(metas, name)
             if column is not None:
                 return column, "metainfo"
-    return None
+    frames = _get(batch, "frame_id")  # OpenPCDet
+    return None if frames is None else (frames, "metainfo")
+
+
+def _is_objects(samples: Any) -> bool:
+    return isinstance(samples, np.ndarray) and samples.dtype == np.dtype(object) and samples.ndim == 1
+
+
+def _unpacked(samples: Any) -> Any:
+    """Metas out of mmcv's DataContainers and the outer list of test-time augmentation."""
+    while True:
+        if hasattr(samples, "cpu_only") and hasattr(samples, "data"):
+            samples = samples.data
+        elif isinstance(samples, (list, tuple)) and len(samples) == 1 and isinstance(samples[0], list):
+            samples = samples[0]
+        elif isinstance(samples, (list, tuple)) and len(samples) == 1 and hasattr(samples[0], "cpu_only"):
+            samples = samples[0].data
+        else:
+            return samples
 
 
 def base_id(dataset: Any, index: Any) -> str:

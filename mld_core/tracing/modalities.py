@@ -1,4 +1,4 @@
-"""What a 3D detector is given: points, images and what else was sensed, found in a batch and divided by frame.
+"""What a 3D detector is given: points, images, what else was sensed; found in a batch, divided by frame.
 
 `modalities` is for the training thread: names, types and shapes only. `by_frame` is for the writer thread: it
 looks at the frame number that OpenPCDet writes before every point.

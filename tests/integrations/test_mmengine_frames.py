@@ -42,10 +42,22 @@ class Clouds(Dataset[dict[str, Any]]):
         if self.labelled:
             labels = np.full(index, -1 if index == 2 else 1)
             sample.eval_ann_info = {
-                "gt_bboxes_3d": torch.full((index, 7), float(index)),
+                "gt_bboxes_3d": LiDARBoxes(torch.full((index, 7), float(index))),
                 "gt_labels_3d": labels,
             }
         return {"points": torch.full((5 + index, 4), float(index)), "sample": sample}
+
+
+class LiDARBoxes:
+    """A box class as of MMDetection3D 1.x: l before w, bottom centre."""
+
+    YAW_AXIS = 2
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
 
 
 class Detector(BaseModel):
@@ -54,26 +66,40 @@ class Detector(BaseModel):
     def __init__(self, width: int = 7) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
+        self.voxel_encoder = torch.nn.Identity()
         self.width = width
+        self.num_classes = 3
 
-    def forward(self, inputs: Any, data_samples: Any, mode: str = "tensor") -> Any:
-        if mode == "loss":
-            return {"loss": self.weight * sum(cloud.mean() for cloud in inputs["points"])}
+    def loss(self, inputs: Any, data_samples: Any) -> Any:
+        return {"loss": self.weight * sum(cloud.mean() for cloud in inputs["points"])}
+
+    def _forward(self, inputs: Any, data_samples: Any) -> Any:
+        return [cloud * self.weight for cloud in inputs["points"]]
+
+    def predict(self, inputs: Any, data_samples: Any) -> Any:
         for cloud, sample in zip(inputs["points"], data_samples, strict=True):
             index = len(cloud) - 5
             n = max(3 - index, 0)
-            score = torch.arange(1, n + 1) / 10
+            score = torch.arange(1, n + 1) / 10 + 0.1
             if index == 0:
                 score[-1] = torch.nan
-            box = torch.arange(self.width).repeat(n, 1) + 10.0 * index
+            box = LiDARBoxes(torch.arange(self.width).repeat(n, 1) + 10.0 * index)
             sample.pred_instances_3d = InstanceData(bboxes_3d=box, scores_3d=score, labels_3d=torch.arange(n))
         return data_samples
+
+    def forward(self, inputs: Any, data_samples: Any, mode: str = "tensor") -> Any:
+        return {"loss": self.loss, "predict": self.predict, "tensor": self._forward}[mode](
+            inputs, data_samples
+        )
 
 
 def run_test_loop(work_dir: Path, model: Detector, data: Clouds, **options: Any) -> None:
     config = {**loader(data, batch_size=3), "collate_fn": pack_samples}
     runner(
-        work_dir, MLDebuggerHook(task="detection3d", **options), model=model, test_dataloader=config
+        work_dir,
+        MLDebuggerHook(task="detection3d", **{"score_thresh": 0.0, **options}),
+        model=model,
+        test_dataloader=config,
     ).test()
 
 

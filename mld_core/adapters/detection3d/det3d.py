@@ -9,7 +9,7 @@ from mld_core.adapters.base import Call, Truth
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import has
 from mld_core.adapters.detection3d.layouts import Layout, names_of, tensor, truth_of
-from mld_core.adapters.detection3d.openpcdet import frame_ids
+from mld_core.adapters.detection3d.openpcdet import frame_ids, truth_part
 from mld_core.adapters.detection3d.settings import read
 from mld_core.adapters.outputs import as_array
 
@@ -67,7 +67,11 @@ class Det3d(Layout):
     def truth_in(self, call: Call) -> Any:
         """The example."""
         example = call.args[0] if call.args else call.kwargs.get("example")
-        return example if isinstance(example, Mapping) and "gt_boxes_and_cls" in example else None
+        return truth_part(example, "gt_boxes_and_cls")
+
+    def native(self, batch: Mapping[str, Any], training: bool) -> Any:
+        """The example, and whether losses are wanted."""
+        return (batch,), {"return_loss": training}
 
     def class_names(self) -> list[str] | None:
         """Of the model; heads have them by task."""

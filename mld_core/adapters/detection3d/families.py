@@ -79,6 +79,11 @@ class Detector3D(Adapter):
         """x_min, y_min, z_min, x_max, y_max, z_max in metres, None where the model does not tell."""
         return self.identity.layout.pc_range()
 
+    def facts(self) -> dict[str, Any]:
+        """The framework's layout and the kind of head."""
+        head = self.identity.head
+        return {"layout": self.identity.layout.name, "head": None if head is None else head.kind}
+
     def thresholds(self) -> Thresholds:
         """What the head's post-processing reads."""
         head = self.identity.head
@@ -133,7 +138,7 @@ class Detector3D(Adapter):
         )
         return collected.parsed(activation, background, passed)
 
-    def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
+    def truths(self, call: ModelCall, truth: Any) -> Sequence[Truth | None] | None:
         """True boxes in the framework's own forms; the public form is read by the tracer."""
         layout = self.identity.layout
         if truth is not None:
@@ -142,6 +147,18 @@ class Detector3D(Adapter):
         if own is None:
             own = layout.truth_in(Call(call.args, call.kwargs, None))
         return None if own is None else layout.truths(own)
+
+    @property
+    def one_frame(self) -> bool:
+        """Whether a call may hold one frame only: by an assertion of the model's, or by its memory."""
+        layout, head = self.identity.layout, self.identity.head
+        kind = "" if head is None else head.kind
+        old = layout.name == "mmdet3d<1.1" and kind in {"query", "transfusion"}
+        return layout.name == "mit_bevfusion" or old or hasattr(self.model, "prev_frame_info")
+
+    def native(self, batch: Mapping[str, Any], training: bool) -> Any:
+        """What the model is called with for its framework's own batch, (args, kwargs); None: as it is."""
+        return self.identity.layout.native(batch, training)
 
     def arguments(self, points: Sequence[Tensor], batch: Mapping[str, Any]) -> Any:
         """What the model is called with for bare points, (args, kwargs)."""

@@ -163,7 +163,7 @@ class Collected:
         scores, labels = frame.scores.float().cpu(), frame.labels.cpu()
         keep = torch.arange(len(scores))
         if limits.score is not None and (stated.score is None or limits.score > stated.score):
-            keep = keep[scores >= limits.score]
+            keep = keep[~(scores < limits.score)]  # a NaN stays, to be counted
         if limits.iou is not None and stated.iou is not None and limits.iou < stated.iou and len(keep) > 1:
             kept = nms_bev(boxes[keep], scores[keep], labels[keep], limits.iou)
             keep = keep[kept.sort().values]

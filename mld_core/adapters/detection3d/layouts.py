@@ -60,7 +60,7 @@ class Layout(ABC):
         """The final detections in what a call returned; None where it is something else (losses)."""
 
     @abstractmethod
-    def truths(self, truth: Any) -> list[Truth] | None:
+    def truths(self, truth: Any) -> Sequence[Truth | None] | None:
         """True boxes in what the framework's batch (or its arguments) holds; None if not understood."""
 
     def truth_in(self, call: Call) -> Any:
@@ -79,6 +79,10 @@ class Layout(ABC):
             if found is not None and len(found) == 6:
                 return (found[0], found[1], found[2], found[3], found[4], found[5])
         return None
+
+    def native(self, batch: Mapping[str, Any], training: bool) -> Any:
+        """What the model is called with for its framework's own batch, (args, kwargs); None: as it is."""
+        del batch, training
 
     def arguments(self, points: Sequence[Tensor], batch: Mapping[str, Any]) -> Any:
         """What the model is called with for bare points: (args, kwargs).

@@ -91,11 +91,11 @@ class Mmdet3d(Layout):
             found.append(NativeFrame(tensor(boxes), scores, labels, box_convention(boxes)))
         return found
 
-    def truths(self, truth: Any) -> list[Truth] | None:
+    def truths(self, truth: Any) -> list[Truth | None] | None:
         """`eval_ann_info` (evaluation) or `gt_instances_3d` (training) of data samples."""
-        if not isinstance(truth, (list, tuple)) or not truth:
+        if not isinstance(truth, (list, tuple)) or not truth or isinstance(truth[0], Mapping):
             return None
-        frames = []
+        frames: list[Truth | None] = []
         for sample in truth:
             info, meta = read(sample, "eval_ann_info"), read(sample, "metainfo")
             given = read(sample, "gt_instances_3d")
@@ -104,17 +104,23 @@ class Mmdet3d(Layout):
             elif read(given, "bboxes_3d") is not None:
                 boxes, labels = read(given, "bboxes_3d"), read(given, "labels_3d")
             else:
-                return None
+                frames.append(None)
+                continue
             frames.append(truth_of(boxes, labels, box_convention(boxes), _id_of(meta)))
         return frames
-
-    def truth_in(self, call: Call) -> Any:
-        """The data samples."""
-        return call.kwargs.get("data_samples", call.args[1] if len(call.args) > 1 else None)
 
     def class_names(self) -> list[str] | None:
         """`dataset_meta`, which only inferencers set."""
         return names_of(read(self.model, "dataset_meta"))
+
+    def native(self, batch: Mapping[str, Any], training: bool) -> Any:
+        """The data preprocessor (unless voxels are there already), then predict or loss."""
+        if "mode" in batch or not isinstance(batch.get("inputs"), Mapping):
+            return None
+        data = batch
+        if "voxels" not in batch["inputs"]:
+            data = self.model.data_preprocessor(dict(batch), training)
+        return (), {**data, "mode": "loss" if training else "predict"}
 
     def arguments(self, points: Sequence[Tensor], batch: Mapping[str, Any]) -> Any:
         """As `test_step` does: data samples with the box class, the data preprocessor, then predict."""
@@ -223,6 +229,10 @@ class OldMmdet3d(_BoxDicts):
             model, "data_preprocessor"
         )
         return old and (_base(model) or _three_dimensional(model))
+
+    def native(self, batch: Mapping[str, Any], training: bool) -> Any:
+        """As keywords, with `return_loss` where the batch does not say."""
+        return (), {"return_loss": training, **({} if training else {"rescale": True}), **batch}
 
     def arguments(self, points: Sequence[Tensor], batch: Mapping[str, Any]) -> Any:
         """`return_loss=False`; every argument has an outer list, for test-time augmentation."""

@@ -69,7 +69,7 @@ class OpenPcdet(Layout):
     def truth_in(self, call: Call) -> Any:
         """The batch."""
         batch = call.args[0] if call.args else call.kwargs.get("batch_dict")
-        return batch if isinstance(batch, Mapping) and "gt_boxes" in batch else None
+        return truth_part(batch, "gt_boxes")
 
     def class_names(self) -> list[str] | None:
         """`model.class_names`."""
@@ -101,6 +101,14 @@ def on_device(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
             moved = torch.as_tensor(value).to(device)
             out[key] = moved if moved.dtype == torch.int64 or key == "image_shape" else moved.float()
     return out
+
+
+def truth_part(batch: Any, boxes: str) -> dict[str, Any] | None:
+    """Of a batch that every module wrote into, true boxes (cloned: a training writes to them) and names."""
+    if not isinstance(batch, Mapping) or not isinstance(batch.get(boxes), Tensor):
+        return None
+    names = {key: batch[key] for key in ("frame_id", "metadata") if key in batch}
+    return {boxes: batch[boxes].detach().clone(), **names}
 
 
 def frame_ids(batch: Mapping[str, Any], n: int) -> Iterator[str | None]:
