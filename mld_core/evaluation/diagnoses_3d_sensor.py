@@ -102,7 +102,7 @@ def _standing_out(errors: Floats, events: Floats) -> tuple[Bools, Floats]:
     cells = np.where(full, value, np.nan)
     level = np.zeros((len(errors), 1))
     for _ in range(10):
-        # Medians: a fault in fewer than half of the cells moves neither the class nor the bin.
+        # Medians, of an even number the lower: a fault in half of the bins does not move the class's level.
         bins = _medians(cells - level, axis=0)
         level = _medians(cells - bins, axis=1)
     gap = cells - level - bins
@@ -114,7 +114,7 @@ def _standing_out(errors: Floats, events: Floats) -> tuple[Bools, Floats]:
 
 def _medians(values: Floats, axis: int) -> Floats:
     known = np.where(np.isnan(values).all(axis=axis, keepdims=True), 0.0, values)
-    return np.asarray(np.nanmedian(known, axis=axis, keepdims=True))
+    return np.asarray(np.nanquantile(known, 0.5, axis=axis, keepdims=True, method="lower"))
 
 
 @dataclass(frozen=True)
