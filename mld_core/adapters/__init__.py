@@ -5,6 +5,8 @@ Importing the package registers the built-in families; those that read tensors o
 
 from importlib.util import find_spec
 
+from mld_core.adapters import keras_detectors  # noqa: F401
+
 if find_spec("torch") is not None:
     from mld_core.adapters import (  # noqa: F401
         centernet,

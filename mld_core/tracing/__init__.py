@@ -1,9 +1,11 @@
 """Capture: hooks, identity, passes and the task tracers; nothing here may raise into a training step."""
 
-try:
-    import torch  # noqa: F401  (told here, in one sentence, instead of from somewhere inside)
-except ImportError as error:
+from importlib.util import find_spec
+
+# Told here, in one sentence, instead of from somewhere inside. Keras models are recorded without PyTorch.
+if find_spec("torch") is None and find_spec("keras") is None:
     raise ImportError(
         "recording needs PyTorch: pip install 'ml-debugger[torch]' (or the extra of your framework, "
-        "such as 'ml-debugger[lightning]'); reading and evaluating records does not"
-    ) from error
+        "such as 'ml-debugger[lightning]'), or Keras: pip install tensorflow keras; reading and evaluating "
+        "records does not"
+    )

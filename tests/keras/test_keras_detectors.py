@@ -1,0 +1,306 @@
+"""KerasCV's detectors with random weights, exported models by a stand-in, one's own models, the callback.
+
+Runs in .venv-keras (`.ci/keras-env` builds it; there is no PyTorch) and is skipped elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import pytest
+
+pytest.importorskip("keras_cv", reason="KerasCV is not installed: run this in .venv-keras")
+
+import keras
+import keras_cv
+import tensorflow as tf
+
+from ml_debugger.keras import MLDebuggerCallback, ObjectDetectionTracer
+from ml_debugger.records import load
+from mld_core.adapters.base import ModelCall, Thresholds
+from mld_core.adapters.keras_detectors import KerasDetectorAdapter, TensorFlowDetectionAdapter
+from mld_core.adapters.outputs import DetectionOutput
+from mld_core.adapters.registry import find_adapter
+from mld_core.records.layout import RunKey, Store
+from mld_core.records.reader import select
+
+CLASSES, SIDE = 4, 64
+FORMATS = {"retinanet": "xywh", "yolo": "xyxy"}
+_made: dict[str, Any] = {}
+
+
+def _backbone() -> Any:
+    return keras_cv.models.YOLOV8Backbone(
+        stackwise_channels=[8, 16, 32, 64],
+        stackwise_depth=[1, 1, 1, 1],
+        include_rescaling=True,
+        activation="swish",
+        input_shape=(SIDE, SIDE, 3),
+    )
+
+
+@pytest.fixture
+def build() -> Any:
+    """One model per family; class biases vary, so that scores are no ties."""
+
+    def make(name: str) -> Any:
+        if name not in _made:
+            keras.utils.set_random_seed(0)
+            settings = {"backbone": _backbone(), "num_classes": CLASSES, "bounding_box_format": FORMATS[name]}
+            if name == "yolo":
+                model = keras_cv.models.YOLOV8Detector(fpn_depth=1, **settings)
+            else:
+                model = keras_cv.models.RetinaNet(**settings)
+            generator = np.random.default_rng(1)
+            for weight in model.trainable_weights:
+                if any(part in weight.path for part in ("class_3", "prediction_head")):
+                    noise = generator.normal(0, 0.3 if name == "yolo" else 0.02, weight.shape).astype(
+                        "float32"
+                    )
+                    weight.assign(weight.numpy() + noise)
+            _made[name] = model
+        return _made[name]
+
+    return make
+
+
+def _images(count: int = 2) -> np.ndarray:
+    return np.random.default_rng(2).uniform(0, 255, (count, SIDE, SIDE, 3)).astype("float32")
+
+
+def _truth(box_format: str) -> dict[str, np.ndarray]:
+    boxes = np.full((2, 2, 4), -1, "float32")
+    boxes[0, 0] = [4, 8, 24, 40] if box_format == "xyxy" else [4, 8, 20, 32]
+    classes = np.full((2, 2), -1, "float32")
+    classes[0, 0] = 3
+    return {"boxes": boxes, "classes": classes}
+
+
+def test_there_is_no_torch_here() -> None:
+    assert find_spec("torch") is None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_detections_are_the_models_own(name: str, build: Any) -> None:
+    model = build(name)
+    adapter = find_adapter(model)
+    assert isinstance(adapter, KerasDetectorAdapter)
+    assert adapter.n_class() == CLASSES
+    images = _images()
+    raw = model(images, training=False)
+    own = model.decode_predictions(raw, images)
+    decoder = model.prediction_decoder
+    parsed = adapter.parse(ModelCall((images,), {}, raw), Thresholds())
+    assert parsed is not None
+    assert model.prediction_decoder is decoder
+    assert parsed.thresholds == adapter.thresholds()
+    assert parsed.activation == "sigmoid"
+    low = adapter.parse(ModelCall((images,), {}, raw), Thresholds(0.01, 0.5, 20))
+    assert low is not None
+    assert sum(map(len, low.output.scores)) > 4
+    for i in range(len(images)):
+        count = int(own["num_detections"][i])
+        np.testing.assert_array_equal(parsed.output.scores[i], np.asarray(own["confidence"])[i][:count])
+        boxes = np.asarray(own["boxes"])[i][:count]
+        if FORMATS[name] == "xywh":
+            boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        np.testing.assert_allclose(parsed.output.boxes[i], boxes, atol=1e-4)
+        rows = low.output.source_index[i]
+        assert (rows >= 0).all()
+        logits = low.output.logits[i]
+        scores = 1 / (1 + np.exp(-logits))
+        np.testing.assert_allclose(scores.max(1), low.output.scores[i], atol=1e-5)
+        np.testing.assert_array_equal(logits.argmax(1), low.output.labels[i])
+        assert np.isfinite(low.output.features[i]).all()
+        assert low.geometry[i].height == SIDE
+        assert len(set(rows.tolist())) == len(rows)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_features_are_what_the_class_layer_sees(name: str, build: Any) -> None:
+    model = build(name)
+    images = _images()
+    parsed = find_adapter(model).parse(
+        ModelCall((images,), {}, model(images, training=False)), Thresholds(0.01, 0.5, 20)
+    )
+    if name == "yolo":
+        layers = [model.get_layer(f"yolo_v8_head_{i}_class_3_conv") for i in (1, 2, 3)]
+        kernels = [np.asarray(layer.kernel)[0, 0] for layer in layers]
+        biases = [np.asarray(layer.bias) for layer in layers]
+        cells = np.cumsum([(SIDE // s) ** 2 for s in (8, 16, 32)])
+        rows, features = parsed.output.source_index[0], parsed.output.features[0]
+        level = np.searchsorted(cells, rows, side="right")
+        again = np.stack([f @ kernels[k] + biases[k] for f, k in zip(features, level, strict=True)])
+        np.testing.assert_allclose(again, parsed.output.logits[0], atol=1e-2)
+    else:
+        assert parsed.output.features[0].shape[1] == 256
+
+
+def test_caps_and_nothing_found(build: Any) -> None:
+    model = build("retinanet")
+    images = _images()
+    call = ModelCall((images,), {}, model(images, training=False))
+    few = find_adapter(model).parse(call, Thresholds(0.0, 0.9, 3))
+    assert few.cap_hit == [True, True]
+    assert [len(s) for s in few.output.scores] == [3, 3]
+    none = find_adapter(model).parse(call, Thresholds(0.999999))
+    assert [b.shape for b in none.output.boxes] == [(0, 4)] * 2
+    assert none.cap_hit == [False, False]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_true_boxes(name: str, build: Any) -> None:
+    model = build(name)
+    call = ModelCall((_images(),), {}, None)
+    truth = _truth(FORMATS[name])
+    ragged = {
+        "boxes": tf.RaggedTensor.from_tensor(truth["boxes"], lengths=[1, 0]),
+        "classes": tf.RaggedTensor.from_tensor(truth["classes"], lengths=[1, 0]),
+    }
+    for given in (truth, ragged):
+        found = find_adapter(model).truths(call, given)
+        np.testing.assert_allclose(found[0].boxes, [[4, 8, 24, 40]])
+        assert found[0].labels.tolist() == [3]
+        assert len(found[1].labels) == 0
+
+
+class FakeServing:
+    """The serving signature of an exported model, with the outputs it names."""
+
+    def __init__(self, outputs: dict[str, Any]) -> None:
+        self.structured_outputs = outputs
+
+
+class FakeSavedModel:
+    """Laid out as a SavedModel of the TensorFlow Object Detection API: classes from 1, background first."""
+
+    def __init__(self) -> None:
+        scores = np.array([[[0.1, 0.7, 0.2], [0.6, 0.1, 0.3]]], "float32")
+        self.outputs = {
+            "detection_boxes": np.array([[[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]]], "float32"),
+            "detection_scores": np.array([[0.7, 0.3]], "float32"),
+            "detection_classes": np.array([[1.0, 2.0]], "float32"),
+            "detection_multiclass_scores": scores,
+            "detection_anchor_indices": np.array([[5.0, 9.0]], "float32"),
+            "num_detections": np.array([2.0], "float32"),
+        }
+        self.signatures = {"serving_default": FakeServing(self.outputs)}
+
+    def __call__(self, images: Any) -> dict[str, Any]:
+        return self.outputs
+
+
+def test_exported_models_of_the_object_detection_api() -> None:
+    model = FakeSavedModel()
+    adapter = find_adapter(model)
+    assert isinstance(adapter, TensorFlowDetectionAdapter)
+    assert adapter.n_class() == 2
+    images = np.zeros((1, 10, 20, 3), "uint8")
+    parsed = adapter.parse(ModelCall((images,), {}, model(images)), Thresholds(0.2))
+    np.testing.assert_allclose(parsed.output.boxes[0], [[4, 1, 12, 5], [0, 0, 20, 10]], rtol=1e-6)
+    assert parsed.output.labels[0].tolist() == [0, 1]
+    assert (parsed.activation, parsed.background) == ("softmax", 0)
+    np.testing.assert_allclose(np.exp(parsed.output.logits[0][0]), [0.1, 0.7, 0.2], rtol=1e-5)
+    assert parsed.output.source_index[0].tolist() == [5, 9]
+    truth = {
+        "groundtruth_boxes": np.array([[[0.1, 0.2, 0.5, 0.6], [0, 0, 0, 0]]]),
+        "groundtruth_classes": np.array([[[0, 1], [0, 0]]]),
+    }
+    found = adapter.truths(ModelCall((images,), {}, None), truth)
+    np.testing.assert_allclose(found[0].boxes, [[4, 1, 12, 5]], rtol=1e-6)
+    assert found[0].labels.tolist() == [1]
+
+
+def test_callback_records_every_epoch(build: Any, tmp_path: Path) -> None:
+    model = build("yolo")
+    named = [{"images": _images(), "bounding_boxes": _truth("xyxy"), "image_id": np.array([70, 71])}]
+    callback = MLDebuggerCallback(
+        "shelf", "v1", data={"val": named}, score_thresh=0.001, max_detections=10, store=tmp_path
+    )
+    callback.set_model(model)
+    callback.on_train_begin()
+    for epoch in range(2):
+        callback.on_epoch_end(epoch)
+    callback.on_train_end()
+    store = Store(tmp_path)
+    samples = load("shelf", "v1", store=store)
+    assert samples.column("n_epoch").to_pylist() == [0, 0, 1, 1]
+    assert samples.column("input_id").to_pylist() == ["70", "71"] * 2
+    assert samples.column("n_truths").to_pylist() == [1, 0] * 2
+    detections = load("shelf", "v1", table="detections", store=store)
+    vectors = load("shelf", "v1", table="vectors", store=store)
+    assert len(detections) == sum(samples.column("n_detections").to_pylist()) == len(vectors) > 0
+    logits = np.array(vectors.column("logits").to_pylist())
+    np.testing.assert_array_equal(logits.argmax(1), detections.column("label").to_numpy())
+    truths = load("shelf", "v1", table="truths", store=store)
+    assert truths.column("box").to_pylist() == [[4, 8, 24, 40]] * 2
+    passes = select(store, RunKey("shelf", "v1"), n_epoch=None)
+    assert all(item.sealed for item in passes)
+    assert passes[0].meta["activation"] == "sigmoid"
+    assert store.run_info(RunKey("shelf", "v1"))["n_class"] == CLASSES
+
+
+def _own_model() -> Any:
+    inputs = keras.Input((SIDE, SIDE, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(5 * (4 + 3))(pooled))
+
+
+def _parse(output: Any, sizes: Any) -> DetectionOutput:
+    rows = np.asarray(output).reshape(len(sizes), 5, 7)
+    boxes = np.tile(np.array([0, 0, 8, 8], "float32"), (len(sizes), 5, 1))
+    probabilities = 1 / (1 + np.exp(-rows[..., 4:]))
+    return DetectionOutput(
+        boxes=list(boxes),
+        scores=list(probabilities.max(-1)),
+        labels=list(probabilities.argmax(-1)),
+        logits=list(rows[..., 4:]),
+    )
+
+
+def test_fit_of_a_model_of_ones_own(tmp_path: Path) -> None:
+    model = _own_model()
+    model.compile(optimizer="sgd", loss="mse")
+    truth = [{"boxes": [[0, 0, 8, 8]], "labels": [2]}, None]
+    callback = MLDebuggerCallback(
+        "own", data={"val": [(_images(), truth)]}, parse_fn=_parse, n_class=3, store=tmp_path
+    )
+    model.fit(_images(4), np.zeros((4, 35)), batch_size=2, epochs=2, callbacks=[callback], verbose=0)
+    samples = load("own", "v1", store=Store(tmp_path))
+    assert samples.column("n_epoch").to_pylist() == [0, 0, 1, 1]
+    assert samples.column("global_step").to_pylist() == [2, 2, 4, 4]
+    assert samples.column("labelled").to_pylist() == [True, False] * 2
+    assert samples.column("id_source").to_pylist() == ["content_hash"] * 4
+    assert len(set(samples.column("input_id").to_pylist())) == 2
+    assert load("own", "v1", table="vectors", store=Store(tmp_path)).num_rows == 20
+
+
+def test_a_model_of_ones_own_by_hand(tmp_path: Path) -> None:
+    model = _own_model()
+    tracer = ObjectDetectionTracer(model, "own", "v1", n_class=3, parse_fn=_parse, store=tmp_path)
+    truth = [{"boxes": [[0, 0, 8, 8]], "labels": [2]}, {"boxes": np.zeros((0, 4)), "labels": []}]
+    raw = tracer(_images(), truth, ["a", "b"], "val", 0)
+    assert raw.shape == (2, 35)
+    assert tracer.wait_for_save(0, timeout=30)
+    samples = load("own", "v1", store=Store(tmp_path))
+    assert samples.column("input_id").to_pylist() == ["a", "b"]
+    assert samples.column("n_detections").to_pylist() == [5, 5]
+    assert samples.column("input_hash").null_count == 0
+    assert tracer.export(tmp_path / "out.zip").exists()
+    with pytest.raises(KeyError):
+        tracer.get_hooked_features("backbone")
+
+
+def test_a_problem_never_reaches_the_training(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.compile(optimizer="sgd", loss="mse")
+    callback = MLDebuggerCallback("odd", "v1", data={"val": [object()]}, store=tmp_path)
+    model.fit(np.zeros((4, 4)), np.zeros((4, 2)), epochs=1, callbacks=[callback], verbose=0)
+    assert callback.recorder.guard.problems
