@@ -391,9 +391,9 @@ class Client:
                 return
             cursor = str(following)
 
-    def whoami(self) -> Whoami:
+    def whoami(self, patience: Patience | None = None) -> Whoami:
         """Whose key this is and what it may do."""
-        return self.json("GET", "/v1/whoami")  # type: ignore[return-value]  # of a later minor: more members
+        return self.json("GET", "/v1/whoami", patience=patience)  # type: ignore[return-value]  # of a later minor: more members
 
     # -- downloads -------------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class RankUploader:
         client: the service.
         on_bytes: told, from any thread, how many bytes are through.
         on_problem: told of what does not stop an upload, e.g. a note that can not be written.
+        me: what the service says about our key, where it was asked before.
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class RankUploader:
         client: Client,
         on_bytes: OnBytes | None = None,
         on_problem: Callable[[str], None] | None = None,
+        me: Whoami | None = None,
     ) -> None:
         self._store, self._client = store, client
         self._on_bytes = on_bytes
         self._on_problem = on_problem or (lambda _message: None)
-        self._me: Whoami | None = None
+        self._me = me
         self._runs: dict[RunKey, tuple[str, dict[str, Any]]] = {}
         self._lock = threading.Lock()
 

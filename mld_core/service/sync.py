@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.layout import RunKey, Store
-from mld_core.service.client import Client, OnBytes
+from mld_core.service.client import INTERACTIVE, Client, OnBytes
 from mld_core.service.errors import DamagedFileError, ServiceError, ServiceUnreachableError
 from mld_core.service.ranks import RankUploader
 from mld_core.service.sealed import SealedRank, is_noted, read_sealed, sealed_folders
@@ -58,7 +58,9 @@ class Sync:
     ) -> None:
         self._store = store
         self._again = again
-        self._uploader = RankUploader(store, client, on_bytes, on_problem)
+        # The first word decides within seconds whether anybody is there; later ones are waited for longer.
+        me = client.whoami(INTERACTIVE)
+        self._uploader = RankUploader(store, client, on_bytes, on_problem, me)
         self.service = self._uploader.service
         self.skipped = 0
 
