@@ -147,7 +147,7 @@ class LoopRecorder:
         if not walk.pending or walk is not self._walks[-1]:
             return
         batch, walk.batch, walk.pending = walk.batch, None, False
-        if not self.recorder.heard:
+        if not self.recorder.heard and not self.recorder.muted:
             self.recorder.skip_batch(batch)
             return
         self.recorder.record(batch, batch_idx=walk.batch_idx, global_step=self.steps)

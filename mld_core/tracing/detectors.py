@@ -212,8 +212,8 @@ class RootProbe(CallProbe):
             thresholds = self.adapter.thresholds() if self.adapter is not None else None
         watched = {alias: tuple(probe.calls) for alias, probe in self.watched.items()}
         kept = ModelCall(
-            holder.keep(call.args),
-            holder.keep(call.kwargs),
+            holder.keep(call.args, content=False),
+            holder.keep(call.kwargs, content=False),
             holder.keep(call.output, own=True),
             holder.keep(watched),
             self.training,

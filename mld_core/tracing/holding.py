@@ -32,6 +32,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.versions: list[tuple[Tensor, int]] = []
+        self._content = True
         self.devices: set[torch.device] = set()
         self._storages: dict[tuple[torch.device, int], int] = {}
         self._kept: dict[int, tuple[Any, Any]] = {}  # the key's object stays alive, or its id could return
@@ -50,13 +51,16 @@ class Holder:
         """Whether a tensor held by reference was written to since the event."""
         return any(t._version != version for t, version in self.versions)  # noqa: SLF001 - no public name
 
-    def keep(self, value: Any, *, own: bool = False) -> Any:
+    def keep(self, value: Any, *, own: bool = False, content: bool = True) -> Any:
         """A copy of `value` whose tensors are detached and ours, or watched.
 
         Args:
             value: tensors in nested containers and objects.
             own: clone tensors without an in-place counter (of inference mode) whatever their size.
+            content: False: of large floating tensors (images, points) only the shape will be read, so they
+                are not watched.
         """
+        self._content = content
         with torch.no_grad():
             return self._keep(value, own, 0)
 
@@ -84,7 +88,7 @@ class Holder:
         inference = detached.is_inference()
         if detached.numel() <= _CLONE_BELOW or (inference and own):
             detached = detached.clone()
-        elif not inference:
+        elif not inference and (self._content or not detached.is_floating_point()):
             self.versions.append((detached, detached._version))  # noqa: SLF001
         self._count(detached)
         return detached

@@ -28,6 +28,7 @@ from mld_core.records.writer import Account, Writer, WriterOptions
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.keras_rows import KerasBatch
 from mld_core.tracing.options import RecorderOptions
+from mld_core.tracing.uploads import RunUploads, uploads_for, where_to
 
 ParseFn = Callable[[Any, Sequence[tuple[int, int]]], "DetectionOutput | Parsed"]
 _RULE: Final = "what the class layer sees at each detection's anchor"
@@ -68,6 +69,7 @@ class KerasRecorder:
         self.last_features: list[Any] | None = None
         self._writer: Writer | None = None
         self._store: Store | None = None
+        self._uploads: RunUploads | None = None
         self._passes: dict[str, _Pass] = {}
         self._numbers: dict[tuple[str, int | None], int] = {}
         self._tickets: dict[int | None, list[Future[Any]]] = {}
@@ -121,9 +123,14 @@ class KerasRecorder:
                 on_problem=self._tell,
             )
             self._store, self.run = store, run
+            self._uploads = uploads_for(
+                options, self.guard, store, run, attempt=attempt, rank=0, world_size=1
+            )
             self.guard.tell_once(
                 f"start:{run}:{store.root}", f"Recording {name}/{run.version_name} to {store.root}"
             )
+            if where_to(options):
+                self.guard.tell_once("endpoint", where_to(options))
 
     def _tell(self, key: str, message: str) -> None:
         self.guard.tell_once(key, message)
@@ -145,6 +152,8 @@ class KerasRecorder:
         with self.guard.catch("closing a pass", lost="the seal of that pass"):
             meta = {**(self._facts or {}), "mode": current.mode, "task": "detection"}
             ticket = self._writer.seal(current.handle, meta=meta)
+            if self._uploads is not None:
+                ticket.add_done_callback(self._uploads.sealed)
             self._tickets.setdefault(current.key.n_epoch, []).append(ticket)
 
     def open_epoch(self, split: str) -> int | None:
@@ -290,9 +299,16 @@ class KerasRecorder:
     # -- end -------------------------------------------------------------------------------------------------
 
     def wait_for_save(self, n_epoch: int | None, timeout: float | None = _CLOSE_S) -> bool:
-        """Waits until the sealed passes of an epoch are on disk."""
+        """Waits until the sealed passes of an epoch are on disk (and uploaded, where an endpoint is set).
+
+        Raises:
+            TimeoutError: not uploaded within a given timeout.
+        """
         tickets = self._tickets.get(n_epoch, [])
-        return not wait_for(tickets, timeout).not_done
+        done = not wait_for(tickets, _CLOSE_S if timeout is None else timeout).not_done
+        if done and self._uploads is not None:
+            self._uploads.wait(tickets, timeout)
+        return done
 
     def finish(self) -> Account:
         """Seals what is open, flushes, closes; tells the account and the one command that evaluates."""
@@ -304,6 +320,8 @@ class KerasRecorder:
             return account
         with self.guard.catch("closing the records", lost="the rows of the last seconds"):
             account = writer.close(_CLOSE_S)
+            if self._uploads is not None:
+                self._uploads.finish()
             command = ["mld", "evaluate", self.run.model_name, self.run.version_name]
             if self._store.root != Store().root:
                 command += ["--store", str(self._store.root)]
@@ -312,6 +330,8 @@ class KerasRecorder:
             if self.guard.problems or account.reasons:
                 reasons = "; ".join(f"{what}: {n} rows" for what, n in account.reasons.items())
                 text += f"\nProblems: {self.guard.summary()} {reasons}."
+            if self._uploads is not None:
+                text += f"\n{self._uploads.summary()}"
             self.guard.tell_once("account", f"{text}\nEvaluate with: {shlex.join(command)}")
         return account
 

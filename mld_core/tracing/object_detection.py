@@ -9,6 +9,7 @@ from torch import nn
 
 from mld_core.tracing.detection_tracer import DetectionTorchTracer, DetectionTrainingTracer, tracer_class
 from mld_core.tracing.detectors import has_detector
+from mld_core.tracing.keras_object_detection import ObjectDetectionTrainingKerasTracer, is_keras
 
 
 class ObjectDetectionTorchTracer(DetectionTorchTracer):
@@ -99,14 +100,20 @@ def ObjectDetectionTracer(  # noqa: N802 - the public name of the factory
     score_thresh: float | None = None,
     iou_thresh: float | None = None,
     max_detections_per_image: int | None = None,
-) -> ObjectDetectionTrainingTorchTracer:
+) -> ObjectDetectionTrainingTorchTracer | ObjectDetectionTrainingKerasTracer:
     """The 2D tracer that knows the model; arguments as of `ObjectDetectionTrainingTorchTracer`.
+
+    Keras and TensorFlow models get an `ObjectDetectionTrainingKerasTracer`.
 
     Raises:
         UnknownDetectorError: no tracer and no adapter knows the model; the message says how to add one.
     """
-    kind: Any = tracer_class(ObjectDetectionTrainingTorchTracer, model)
-    made: ObjectDetectionTrainingTorchTracer = kind(
+    kind: Any = (
+        ObjectDetectionTrainingKerasTracer
+        if is_keras(model)
+        else tracer_class(ObjectDetectionTrainingTorchTracer, model)
+    )
+    made: ObjectDetectionTrainingTorchTracer | ObjectDetectionTrainingKerasTracer = kind(
         model,
         model_name,
         version_name,

@@ -75,13 +75,15 @@ class Recorder(RunLife):
                 # The pass that was cut goes on under its own number, in a new attempt.
                 begun = self._pass_numbers.get((split, n_epoch), 0)
                 self._pass_numbers[split, n_epoch] = max(begun - 1, 0)
-            if provisional:
+            if mode == "train" and self.options.replay_train:
+                # The split is recorded in the walk after the epoch, which gets this number.
+                number = self._pass_numbers.get((split, n_epoch), 0)
+                open_pass = OpenPass(PassKey(split, n_epoch, number), mode, muted=True)
+            elif provisional:
                 open_pass = self._unnamed_pass(split, n_epoch, mode=mode)
             else:
                 open_pass = self.new_pass(split, n_epoch, mode=mode)
             open_pass.max_ahead = max_ahead
-            if mode == "train" and self.options.replay_train:
-                open_pass.muted = True  # the split is recorded in the walk after the epoch
             if resume_step is not None:
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")
@@ -252,6 +254,11 @@ class Recorder(RunLife):
     def heard(self) -> bool:
         """Whether the model made a forward since `begin_batch`."""
         return self.session is not None and self.session.heard
+
+    @property
+    def muted(self) -> bool:
+        """Whether the innermost pass is followed without being recorded."""
+        return bool(self._stack) and self._stack[-1].muted
 
     @property
     def heard_input(self) -> Any:

@@ -107,6 +107,28 @@ def test_train_and_validate_with_accumulation() -> None:
     assert all(sealed().values())
 
 
+def test_the_train_split_is_walked_again_after_the_epoch() -> None:
+    accelerator, model, optimizer, train, val = prepare()
+    model, train, val = trace(accelerator, model, train=train, val=val, replay_train=True)
+    for _ in range(2):
+        for batch in train:
+            step(accelerator, model, optimizer, batch)
+        evaluate(model, val)
+    assert model.training
+    train.recording.finish()
+    table = rows()
+    assert summary(table) == {
+        ("train", 0, 0): SEVEN,
+        ("train", 1, 0): SEVEN,
+        ("val", 0, 0): THREE,
+        ("val", 1, 0): THREE,
+    }
+    assert set(table["mode"]) == {"eval"}
+    walked = table[(table.dataset_type == "train") & (table.n_epoch == 0)]
+    assert walked.input_id.tolist() == SEVEN.split(), "in the data set's order"
+    assert set(walked.global_step) == {4}
+
+
 def test_a_traced_loader_is_the_loader() -> None:
     accelerator, model, _, train, _val = prepare()
     model, traced = trace(accelerator, model, train=train)

@@ -351,7 +351,10 @@ def yolo_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("YOLO_OFFLINE", "true")
     pytest.importorskip("polars")  # of the package's own dependencies, the trainer needs it
+    printed = np.get_printoptions()
     ultralytics = pytest.importorskip("ultralytics")
+    np.set_printoptions(**printed)  # the package sets its own, and doctests of ours come after
+    torch.set_printoptions(profile="default")
     data = yolo_data(tmp_path / "data")
 
     def run(name: str, before: Any, **options: Any) -> Any:
