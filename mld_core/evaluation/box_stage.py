@@ -50,7 +50,13 @@ from mld_core.evaluation.issue_stage import (
 )
 from mld_core.evaluation.metrics import auroc, average_precision
 from mld_core.evaluation.regions import Region
-from mld_core.evaluation.road_stage import CATALOGUE_3D, road_columns, road_facts, with_roads
+from mld_core.evaluation.road_stage import (
+    CATALOGUE_3D,
+    kitti_figures,
+    road_columns,
+    road_facts,
+    with_roads,
+)
 from mld_core.evaluation.stages import Split, SplitGroup, StageOutput
 from mld_core.evaluation.units import Column
 
@@ -141,6 +147,7 @@ class _Run:
         if road is not None:
             facts |= plain_facts(road_facts(self.records, road))
             columns |= road_columns(self.records, self.units)
+            metrics |= kitti_figures(self.records)
         return StageOutput(columns, metrics, categories, facts, notes, tables)
 
     def analysis(self) -> tuple[SplitArrays | None, BoxAnswers | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from mld_core.evaluation.box_records import BoxRecords, user_columns
 from mld_core.evaluation.boxes import Bools, Floats, Ints
 from mld_core.evaluation.issue_columns import named
 from mld_core.evaluation.metrics_coco import AREA_BOUNDS, AREAS
+from mld_core.evaluation.road_bins import range_bin, range_names
 from mld_core.evaluation.units import BASE_FIELDS, STAGE_FIELDS, unit_ids
 
 BOX_NAMES = {"detection": ("x1", "y1", "x2", "y2"), "detection3d": ("cx", "cy", "cz", "w", "l", "h", "yaw")}
@@ -44,8 +44,6 @@ BOX_STAGE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("detail", pa.string()),
 )
 """Filled in by the analysis; `suspicion` ranks the units a label fault may be behind, largest first."""
-
-RANGE_EDGES = (0.0, 10.0, 20.0, 30.0, 40.0, 50.0, np.inf)
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def _boxes(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
         distance = np.hypot(own[:, 0], own[:, 1])
         made["range"] = pa.array(distance, pa.float32(), from_pandas=True)
         made["azimuth"] = pa.array(np.arctan2(own[:, 1], own[:, 0]), pa.float32(), from_pandas=True)
-        made["range_bin"] = _range_bins(distance)
+        made["range_bin"] = pa.array(range_names(range_bin(distance)).tolist(), pa.string())
     else:
         made["size_bucket"] = size_buckets(area)
     return made
@@ -271,9 +269,3 @@ def size_buckets(area: Floats) -> pa.Array:
     """
     place = np.digitize(area, [AREA_BOUNDS[1][1], AREA_BOUNDS[2][1]])
     return pa.array(AREAS[1:], pa.string()).take(pa.array(place))
-
-
-def _range_bins(distance: Floats) -> pa.Array:
-    names = [f"{low:.0f}-{high:.0f} m" for low, high in pairwise(RANGE_EDGES[:-1])]
-    place = np.digitize(distance, RANGE_EDGES[1:-1])
-    return pa.array([*names, f"over {RANGE_EDGES[-2]:.0f} m"], pa.string()).take(pa.array(place))

@@ -17,6 +17,7 @@ from mld_core.evaluation.catalogue_3d import ROAD_CATALOGUE
 from mld_core.evaluation.catalogue_detection import DETECTION_CATALOGUE
 from mld_core.evaluation.catalogue_entry import Diagnosis
 from mld_core.evaluation.diagnoses_3d import RoadDiagnoses, RoadEvidence, diagnose_roads
+from mld_core.evaluation.metrics_kitti import KittiFrames, kitti_metrics
 from mld_core.evaluation.metrics_nuscenes import ERRORS, NuscenesProfile, tp_errors
 from mld_core.evaluation.road_bins import points_names, speed_names
 
@@ -133,6 +134,27 @@ def road_columns(records: BoxRecords, units: BoxUnits) -> dict[str, pa.Array]:
     made["speed_bin"] = pa.array(speed_names(velocity).tolist(), pa.string())
     made["points_bin"] = pa.array(points_names(points).tolist(), pa.string())
     return made
+
+
+def kitti_figures(records: BoxRecords) -> dict[str, float | None]:
+    """KITTI's AP40 of the pass where the truths' difficulty is recorded, else nothing.
+
+    Image boxes are not recorded: there is no image metric, and no prediction is ignored for its height.
+    """
+    if "difficulty" not in records.truth_columns.column_names:
+        return {}
+    level = records.truth_columns["difficulty"]
+    if level.null_count == len(level):
+        return {}
+    judged = np.flatnonzero(records.labelled[records.predictions.frame])
+    frames = KittiFrames(
+        records.predictions.take(judged),
+        records.truths,
+        level.fill_null(-1).to_numpy().astype(np.int64),
+        records.class_names,
+    )
+    found = kitti_metrics(frames).summary()
+    return {name: value for name, value in found.items() if "image" not in name}
 
 
 def _float32(values: NDArray[np.float64]) -> pa.Array:

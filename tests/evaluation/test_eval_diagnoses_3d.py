@@ -357,6 +357,7 @@ def test_the_evaluator_shows_it(roads, writer, tmp_path, monkeypatch) -> None:
                 "label": road.truths.label[b],
                 "velocity": road.true_velocity[b],
                 "n_points": road.n_points[b],
+                "difficulty": np.minimum(road.n_points[b] < 20, 1).astype(int),
             }
             frames.append({"input_id": f"frame{k}", "detections": said, "truths": true})
         writer.write(store, run, "val", frames, "detection3d", class_names=list(roads.CLASSES), n_epoch=epoch)
@@ -366,6 +367,8 @@ def test_the_evaluator_shows_it(roads, writer, tmp_path, monkeypatch) -> None:
     assert 0.2 < row["nds"] < 0.9
     assert 0 < row["mate"] < 1
     assert row["maoe"] > 0.2, "a tenth of the labels are turned round"
+    assert row["ap40_bev_easy"] > row["ap40_3d_easy"] > 0
+    assert row["ap40_3d_moderate"] is not None
     facts = result.info["facts"][0]
     assert facts["code_counts"]["T22"] > 0
     assert "D20" not in facts["code_counts"]
