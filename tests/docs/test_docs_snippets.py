@@ -71,6 +71,7 @@ def test_the_snippets_run(document, recorded, monkeypatch, tmp_path, capsys):
         "evaluation.md": check_evaluation,
         "record_format.md": check_record_format,
         "report.md": check_report,
+        "usage.md": check_usage,
     }
     assert document.name in checks, f"{document.name} has snippets: say here what they must lead to"
     checks[document.name](names)
@@ -88,6 +89,16 @@ def check_evaluation(names):
 
 def check_record_format(names):
     assert names["frame"]["input_id"].nunique() == len(names["frame"]) == 800
+
+
+def check_usage(names):
+    from ml_debugger.records import load
+
+    assert type(names["tracer"]).__name__ == "BlobTracer"
+    assert load("blobs", "v1").column("n_truths").to_pylist() == [1, 0]
+    assert load("blobs", "v1", "detections").num_rows == sum(
+        load("blobs", "v1").column("n_detections").to_pylist()
+    )
 
 
 def check_report(names):
