@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from mld_core.cli.remote import client_of, newest_run
 from mld_core.evaluation.endpoint import resolve_endpoint
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.result import Result
-from mld_core.records.layout import RunKey
+from mld_core.records.layout import RunKey, Store
 
 
 def evaluate(
@@ -79,6 +80,11 @@ def evaluate(
         evaluator = Evaluator(run.model_name, run.version_name, store=store)
         result = evaluator.request_evaluation(name, parse_epoch(epoch), method_name=method, options=wanted)
         print_result(result, full=full, as_json=as_json)
+        if store is None and result.store.root != Store().root:
+            kept = (
+                f"mld show {shlex.join([result.model_name, result.version_name])} --store {result.store.root}"
+            )
+            note(f"evaluated at the service; a copy is here: {kept}")
 
 
 def _chosen(store: Path | None, model: str | None, version: str | None) -> RunKey:

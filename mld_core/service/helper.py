@@ -73,12 +73,14 @@ class UploadHelper:
 
     def submit(self, folder: Path) -> None:
         """A rank's folder is sealed: upload it in the background. Never blocks, never raises OSError."""
+        self._here()
         with self._lock:
             if self._alive():
                 self._write({"scan": True} if self._dropped else {"folder": str(folder)})
 
     def finish(self) -> None:
         """No more will come: the helper sends what is left of this rank's run, and ends by itself."""
+        self._here()
         with self._lock:
             process = self._process
             if self._alive():
@@ -90,10 +92,16 @@ class UploadHelper:
             if process is not None:
                 _left.append(process)
 
+    def _here(self) -> None:
+        """In a forked child: the process is the parent's, and its lock may be held by a thread left behind."""
+        if self._pid != os.getpid():
+            self._pid, self._lock = os.getpid(), threading.Lock()
+            if self._process is not None:
+                _left.append(self._process)
+            self._process, self._starts, self._dropped = None, 0, False
+
     def _alive(self) -> bool:
         """Whether there is a helper to talk to; starts one."""
-        if self._pid != os.getpid():  # forked: it belongs to the parent
-            return False
         if self._process is not None and self._process.poll() is None:
             return True
         if self._starts >= _STARTS or not sys.executable:

@@ -173,7 +173,8 @@ def where_to(options: RecorderOptions) -> str:
     """What the user is told at the start about uploads, empty without an endpoint."""
     endpoint, _ = options.credentials()
     if endpoint is None:
-        return ""
+        nowhere = "auto_sync=True does nothing without a service: set MLD_API_ENDPOINT and MLD_API_KEY."
+        return nowhere if options.auto_sync else ""
     if not _provided:
         return (
             f"Nothing is uploaded to {endpoint} by mld_core alone: import the tracer or wrapper from "
