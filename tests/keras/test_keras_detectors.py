@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from ml_debugger.keras import MLDebuggerCallback, ObjectDetectionTracer
 from ml_debugger.records import load
+from ml_debugger.training import ObjectDetectionTracer as FromTraining
 from mld_core.adapters.base import ModelCall, Thresholds
 from mld_core.adapters.keras_detectors import KerasDetectorAdapter, TensorFlowDetectionAdapter
 from mld_core.adapters.outputs import DetectionOutput
@@ -85,6 +86,7 @@ def _truth(box_format: str) -> dict[str, np.ndarray]:
 
 def test_there_is_no_torch_here() -> None:
     assert find_spec("torch") is None
+    assert FromTraining is ObjectDetectionTracer
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -296,6 +298,18 @@ def test_a_model_of_ones_own_by_hand(tmp_path: Path) -> None:
     assert tracer.export(tmp_path / "out.zip").exists()
     with pytest.raises(KeyError):
         tracer.get_hooked_features("backbone")
+
+
+def test_tracer_reads_kerascv_by_hand(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLD_HOME", str(tmp_path))
+    tracer = FromTraining(build("yolo"), "hand", "v1", score_thresh=0.001)
+    raw = tracer(_images(), _truth("xyxy"), np.array([5, 6]), "test")
+    assert set(raw) == {"boxes", "classes"}
+    assert tracer.get_hooked_features("features")[0].ndim == 2
+    assert tracer.wait_for_save(timeout=30)
+    samples = load("hand", "v1")
+    assert samples.column("input_id").to_pylist() == ["5", "6"]
+    assert samples.column("n_truths").to_pylist() == [1, 0]
 
 
 def test_a_problem_never_reaches_the_training(tmp_path: Path) -> None:

@@ -1,16 +1,30 @@
-"""Tracers for training loops written by hand, and the dataset wrapper that gives samples their ids."""
+"""Tracers for training loops written by hand, and the dataset wrapper that gives samples their ids.
+
+Without PyTorch there is the tracer of Keras models only.
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from mld_core.tracing.base import TrainingTracer
-from mld_core.tracing.classification import ClassificationTracer
-from mld_core.tracing.detection3d import ObjectDetection3DTracer
-from mld_core.tracing.identity import WithInputId
-from mld_core.tracing.object_detection import ObjectDetectionTracer
 
-__all__ = [
-    "ClassificationTracer",
-    "ObjectDetection3DTracer",
-    "ObjectDetectionTracer",
-    "TrainingTracer",
-    "WithInputId",
-]
+if TYPE_CHECKING or find_spec("torch") is not None:
+    from mld_core.tracing.base import TrainingTracer
+    from mld_core.tracing.classification import ClassificationTracer
+    from mld_core.tracing.detection3d import ObjectDetection3DTracer
+    from mld_core.tracing.identity import WithInputId
+    from mld_core.tracing.object_detection import ObjectDetectionTracer
+
+    __all__ = [
+        "ClassificationTracer",
+        "ObjectDetection3DTracer",
+        "ObjectDetectionTracer",
+        "TrainingTracer",
+        "WithInputId",
+    ]
+else:
+    from mld_core.tracing.keras_object_detection import (
+        ObjectDetectionTrainingKerasTracer as ObjectDetectionTracer,
+    )
+
+    __all__ = ["ObjectDetectionTracer"]
