@@ -253,6 +253,16 @@ def test_the_catalogue_holds_every_code() -> None:
     assert all(BY_CODE[code].severity for code in emitted)
 
 
+def test_the_document_has_the_catalogue_of_the_code() -> None:
+    text = (HERE.parents[1] / "docs" / "evaluation.md").read_text("utf-8")
+    table = text.partition("<!-- catalogue3d:begin -->\n")[2].partition("<!-- catalogue3d:end -->")[0]
+    rows = [
+        f"| {one.code} | **{one.title}**: {one.predicate} | {one.severity} | {one.action} |"
+        for one in ROAD_CATALOGUE
+    ]
+    assert table.splitlines()[2:] == rows
+
+
 # --- bins -------------------------------------------------------------------------------------------------------
 
 
