@@ -69,6 +69,8 @@ class ModelCall:
         training: `model.training` at the time of the call.
         thresholds: what `Adapter.thresholds` said at the time of the call (`applied` may have ended before
             `parse` runs); None: it is asked in `parse`.
+        replayed: made in the walk over the training data after an epoch: the model was called for
+            predictions, the true boxes are as the training pipeline gives them.
     """
 
     args: tuple[Any, ...]
@@ -77,6 +79,7 @@ class ModelCall:
     watched: Mapping[str, Sequence[Call]] = field(default_factory=dict)
     training: bool = False
     thresholds: Thresholds | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True)

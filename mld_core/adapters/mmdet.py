@@ -296,7 +296,8 @@ class MMDetAdapter(Adapter):
         found = truths_of(targets)
         if found is None:
             return None
-        frame = self.truth_frame or ("input" if own.kwargs["mode"] == "loss" else _frame_of(found, metas))
+        as_trained = own.kwargs["mode"] == "loss" or call.replayed
+        frame = self.truth_frame or ("input" if as_trained else _frame_of(found, metas))
         for one, target, meta in zip(found, targets, metas, strict=True):
             if frame == "original" and meta.get("scale_factor") is not None:
                 one.boxes = one.boxes * np.asarray(list(meta["scale_factor"][:2]) * 2, np.float32)

@@ -8,7 +8,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -170,6 +170,7 @@ class RootProbe(CallProbe):
         self.watched = dict(watched)
         self.layers = dict(layers)
         self.training = False
+        self.replayed = False  # within the walk over the training data
         self.held: HeldCall | None = None
 
     @property
@@ -218,6 +219,7 @@ class RootProbe(CallProbe):
             holder.keep(watched),
             self.training,
             thresholds,
+            self.replayed,
         )
         layers = {alias: probe.calls[-1].output for alias, probe in self.layers.items() if probe.calls}
         return HeldCall(kept, holder.keep(layers, own=True), holder)
@@ -228,7 +230,13 @@ class RootProbe(CallProbe):
         self.held = None
 
     def __getstate__(self) -> dict[str, Any]:
-        dead: dict[str, Any] = {"watched": {}, "layers": {}, "training": False, "held": None}
+        dead: dict[str, Any] = {
+            "watched": {},
+            "layers": {},
+            "training": False,
+            "replayed": False,
+            "held": None,
+        }
         return {**super().__getstate__(), **dead}
 
 
@@ -302,6 +310,15 @@ class DetectorCapture:
     def take(self) -> HeldCall | None:
         """The detector's latest call since `begin`."""
         return self.root.take()
+
+    @contextlib.contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Calls within are of the walk over the training data."""
+        self.root.replayed = True
+        try:
+            yield
+        finally:
+            self.root.replayed = False
 
     def error(self) -> Exception | None:
         """What `Adapter.keep` raised in that call."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mld_core.tracing.batches import takes_keywords
+from mld_core.tracing.detectors import DetectorCapture
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.order import SequentialOrder
 from mld_core.tracing.session import Session
@@ -87,12 +88,16 @@ class Walk:
         try:
             for module, _ in modes:
                 module.training = False  # not .eval(): some frameworks' wrappers do more in it
-            with torch.no_grad():
+            with torch.no_grad(), self._marked():
                 yield
         finally:
             for module, mode in modes:
                 module.training = mode
             states.restore()
+
+    def _marked(self) -> contextlib.AbstractContextManager[None]:
+        capture = getattr(self.session, "capture", None)
+        return capture.replaying() if isinstance(capture, DetectorCapture) else contextlib.nullcontext()
 
 
 def plan(session: Session, loader: Any, fraction: float, world: tuple[int, int]) -> Walk:

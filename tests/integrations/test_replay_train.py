@@ -180,3 +180,23 @@ def test_off_by_default(store: Path) -> None:
     made, _ = started(store)
     made.replay(DataLoader(rows(4), batch_size=2), 0)
     assert made.finish().rows_put == 0
+
+
+def test_a_detectors_calls_in_the_walk_are_marked(store: Path) -> None:
+    """Adapters must know: the truth is as the training pipeline gives it, though the call was for predictions."""
+    from detector_parts import TorchvisionModule, scenes
+
+    model = TorchvisionModule("faster").net.train()
+    made = Recorder(model_name="net", version_name="v", store=str(store), replay_train=True)
+    made.start(model, made.resolve_names(model), rank=0, world_size=1, framework="")
+    marks = []
+    take = made.session.capture.take
+    made.session.capture.take = lambda: marks.append(take().call.replayed) or take()  # type: ignore[method-assign]
+    made.replay(scenes(2), 0)
+    assert set(marks) == {True}
+    del made.session.capture.take
+    made.begin_pass("val", 0, mode="eval")
+    made.begin_batch()
+    model.eval()([torch.rand(3, 32, 32)])
+    assert not made.session.capture.take().call.replayed
+    made.finish()
