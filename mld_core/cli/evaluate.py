@@ -81,10 +81,8 @@ def evaluate(
         result = evaluator.request_evaluation(name, parse_epoch(epoch), method_name=method, options=wanted)
         print_result(result, full=full, as_json=as_json)
         if store is None and result.store.root != Store().root:
-            kept = (
-                f"mld show {shlex.join([result.model_name, result.version_name])} --store {result.store.root}"
-            )
-            note(f"evaluated at the service; a copy is here: {kept}")
+            show = ["mld", "show", run.model_name, run.version_name, "--store", str(result.store.root)]
+            note(f"evaluated at the service; a copy is here: {shlex.join(show)}")
 
 
 def _chosen(store: Path | None, model: str | None, version: str | None) -> RunKey:

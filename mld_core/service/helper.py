@@ -93,7 +93,7 @@ class UploadHelper:
                 _left.append(process)
 
     def _here(self) -> None:
-        """In a forked child: the process is the parent's, and its lock may be held by a thread left behind."""
+        """In a forked child: the process is the parent's, and a thread left behind may hold the lock."""
         if self._pid != os.getpid():
             self._pid, self._lock = os.getpid(), threading.Lock()
             if self._process is not None:
