@@ -1,4 +1,7 @@
-"""What every route asks for: the service, whose key it is, and rows that belong to that organization."""
+"""What every route asks for: the service, whose key it is, and rows that belong to that organization.
+
+The first two are coroutines although they wait for nothing: FastAPI sends plain functions to a thread.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from mld_core.service.server.service import Service
 T = TypeVar("T", bound=Base)
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     """The server's parts."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
 
 
-def get_principal(request: Request) -> Principal:
+async def get_principal(request: Request) -> Principal:
     """Whose key came; the gate has checked it."""
     found = request.scope["state"]["principal"]
     assert isinstance(found, Principal)

@@ -21,6 +21,7 @@ from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.parts import DamagedPartError
 from mld_core.records.reader import select
+from mld_core.service.server.storage import FULL
 
 # Stages the method goes through for one pass; only the progress figure depends on it.
 _STAGES = 15
@@ -88,6 +89,10 @@ def main() -> None:
             text = error.args[0] if isinstance(error, KeyError) and error.args else error
             reason = str(text).replace(str(work["root"]), "the store")[:2000]
             say(failed=type(error).__name__, reason=reason)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            say(full=error.errno)
 
 
 def _read_stdin(lines: SimpleQueue[str]) -> None:

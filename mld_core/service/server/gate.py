@@ -29,7 +29,7 @@ from mld_core.service.protocol import (
 )
 from mld_core.service.server.models import new_id
 from mld_core.service.server.problems import ProblemError, translate
-from mld_core.service.server.security import Principal, authenticate
+from mld_core.service.server.security import Principal
 from mld_core.service.server.service import Service
 
 log = logging.getLogger("mld.request")
@@ -191,6 +191,9 @@ class Gate:
 
     async def _check_key(self, request: Request) -> Principal:
         header = request.headers.get("authorization")
+        known = self._service.keys.remembered(header)
+        if known is not None:
+            return known
         wait = self._service.wrong_keys.wait(request.remote) if header else 0.0
         if wait > 0:
             raise ProblemError(
@@ -200,7 +203,7 @@ class Gate:
                 fix="wait as Retry-After says, and check MLD_API_KEY",
                 retry_after=wait,
             )
-        found = await run_in_threadpool(authenticate, self._service.database, header)
+        found = await run_in_threadpool(self._service.keys.ask, header)
         if found is not None:
             return found
         self._service.metrics.refused.inc()

@@ -159,17 +159,17 @@ class Jobs:
         **more: Any,
     ) -> bool:
         """Finish a job in a session of the caller's; False if it is no longer this worker's."""
-        values = {
+        values: dict[str, Any] = {
             "state": state,
             "finished_at": utc_now(),
             "lease_until": None,
             "result_pk": result_pk,
-            **more,
         }
         if state == "done":
             values |= {"progress": 1.0, "stage": "done"}
         elif state == "queued":
             values |= {"worker": None, "stage": "queued again"}
+        values |= more
         ended = session.execute(
             update(Job)
             .where(
@@ -195,18 +195,11 @@ class Jobs:
         with self._database.write() as session:
             self.end(session, claim, worker, "queued", finished_at=None)
 
-    def give_back(self, claim: Claim, worker: str) -> None:
-        """The worker is being stopped: queue the job again without counting the attempt."""
+    def give_back(self, claim: Claim, worker: str, stage: str = "queued again") -> None:
+        """The worker can not run it now: queue the job again without counting the attempt."""
         with self._database.write() as session:
-            again = claim.attempts - 1
-            self.end(
-                session,
-                claim,
-                worker,
-                "queued",
-                finished_at=None,
-                attempts=again,
-            )
+            again: dict[str, Any] = {"finished_at": None, "attempts": claim.attempts - 1, "stage": stage}
+            self.end(session, claim, worker, "queued", **again)
 
     def cancelled(self, claim: Claim, worker: str) -> None:
         """The evaluation was stopped because somebody asked for it."""

@@ -75,6 +75,7 @@ def revoke(key_id: forms.KeyId, service: ServiceDep, principal: PrincipalDep) ->
         if key is None:
             raise not_found("key", key_id)
         key.revoked_at = key.revoked_at or utc_now()
+    service.keys.forget()
     return key_out(key, principal.organization_id)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -26,6 +27,7 @@ ROOT_NAME = "default"
 _KEY = re.compile(rf"{KEY_PREFIX}([0-9a-f]{{24}})_([0-9a-f]{{64}})")
 # What a wrong id is compared with, so that it takes as long as a wrong secret.
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
+_REMEMBERED = 10_000
 _TOUCH_AFTER = timedelta(minutes=1)
 
 
@@ -132,6 +134,42 @@ def authenticate(database: Database, header: str | None) -> Principal | None:
         scopes=frozenset(key.scopes.split(",")),
         expires_at=key.expires_at,
     )
+
+
+class Authenticator:
+    """`authenticate` with the answers of the last second remembered, by the hash of the header.
+
+    A key that is revoked through the server is refused at once; one that is revoked by `mld keys revoke`,
+    which is another process, within a second.
+    """
+
+    def __init__(self, database: Database, seconds: float = 1.0) -> None:
+        self._database = database
+        self._seconds = seconds
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+
+    def remembered(self, header: str | None) -> Principal | None:
+        """The answer, if it was given a moment ago."""
+        found = self._known.get(_header_hash(header))
+        return found[1] if found is not None and found[0] > time.monotonic() else None
+
+    def ask(self, header: str | None) -> Principal | None:
+        """The answer of the database."""
+        until = time.monotonic() + self._seconds
+        principal = authenticate(self._database, header)
+        if principal is not None:
+            if len(self._known) > _REMEMBERED:
+                self._known.clear()
+            self._known[_header_hash(header)] = (until, principal)
+        return principal
+
+    def forget(self) -> None:
+        """Ask the database again for every key."""
+        self._known = {}
+
+
+def _header_hash(header: str | None) -> bytes:
+    return hashlib.sha256((header or "").encode("utf-8", "surrogatepass")).digest()
 
 
 def _touch(database: Database, key: ApiKey, now: str) -> None:

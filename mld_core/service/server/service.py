@@ -24,6 +24,7 @@ from mld_core.service.server.limits import Buckets
 from mld_core.service.server.metrics import Metrics
 from mld_core.service.server.models import Audit
 from mld_core.service.server.seals import Sealer
+from mld_core.service.server.security import Authenticator
 from mld_core.service.server.settings import Settings, to_env
 from mld_core.service.server.storage import open_storage
 from mld_core.service.server.uploads import Uploads
@@ -48,6 +49,7 @@ class Service:
         self.checks = Checks(settings, self.database, self.storage)
         self.sealer = Sealer(self.database, self.checks)
         self.jobs = Jobs(self.database, settings.lease_seconds)
+        self.keys = Authenticator(self.database)
         self.metrics = Metrics()
         self.requests = Buckets(settings.requests_per_second, settings.requests_per_second * 2)
         self.wrong_keys = Buckets(settings.wrong_keys_per_second, _WRONG_KEYS_BURST)

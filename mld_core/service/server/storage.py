@@ -7,6 +7,7 @@ said.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -21,6 +22,9 @@ import pyarrow.fs as pafs
 from mld_core.records.manifest import fsync_dir, make_dirs, tmp_name
 from mld_core.service.protocol import SHA256
 from mld_core.service.server.settings import Settings
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk that takes no more."""
 
 _PIECE = 8 << 20
 _LOOK_SECONDS = 60.0

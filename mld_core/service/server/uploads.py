@@ -7,7 +7,6 @@ right, and the file is fsynced, handed to the storage and noted in the database;
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -29,14 +28,13 @@ from mld_core.service.server.models import Blob, Organization
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.security import Principal
 from mld_core.service.server.settings import MIB, Settings
-from mld_core.service.server.storage import Storage
+from mld_core.service.server.storage import FULL, Storage
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 log = logging.getLogger("mld.server")
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HASHES_KEPT = 256
 _RETRY_FULL = 30.0
 
@@ -80,7 +78,7 @@ class Upload:
                 rest = rest[done:]
         except OSError as error:
             self.intact = False
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise storage_full("the server's disk is full") from error
             raise
 
@@ -90,7 +88,7 @@ class Upload:
             os.fsync(self._file.fileno())
         except OSError as error:
             self.intact = False
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise storage_full("the server's disk is full") from error
             raise
 
@@ -266,7 +264,7 @@ class Uploads:
             self._storage.take(principal.organization_id, sha256, upload.path)
             self._note(principal, sha256, upload.length)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise storage_full("the server's disk is full") from error
             raise
         finally:

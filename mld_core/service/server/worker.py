@@ -30,13 +30,14 @@ from mld_core.service.server.logs import setup_logs
 from mld_core.service.server.materialise import lay_out
 from mld_core.service.server.models import Blob, Result, ResultFile, new_id
 from mld_core.service.server.settings import Settings, load_settings
-from mld_core.service.server.storage import Storage, open_storage
+from mld_core.service.server.storage import FULL, Storage, open_storage
 
 log = logging.getLogger("mld.worker")
 
 _LOCK = "lock"
 _POLL = 0.5
 _BEAT = 1.0
+_FULL_SECONDS = 5.0
 
 
 class Lost(Exception):  # noqa: N818 - an event, not a fault of ours
@@ -96,6 +97,12 @@ class Worker:
             else:
                 self._jobs.cancelled(claim, self._name)
         except OSError as error:
+            if error.errno in FULL:
+                # No fault of the job's: it waits until there is room, however often that takes.
+                log.warning("the disk is full", extra={"job": claim.job_id})
+                self._jobs.give_back(claim, self._name, "waiting for room on the worker's disk")
+                self._stopping.wait(_FULL_SECONDS)
+                return
             log.exception("job failed", extra={"job": claim.job_id})
             self._jobs.died(
                 claim, self._name, f"the worker could not read or write its files: {error.strerror}"
@@ -123,6 +130,8 @@ class Worker:
             why, text = self._process.death()
             log.error("the evaluation died", extra={"job": claim.job_id, "why": why, "stderr": text})
             self._jobs.died(claim, self._name, why)
+        elif "full" in event:
+            raise OSError(event["full"], os.strerror(event["full"]))
         elif "failed" in event:
             self._jobs.fail(claim, self._name, event["reason"], event["failed"])
         else:
@@ -177,7 +186,7 @@ class Worker:
         deadline = time.monotonic() + self._settings.job_seconds
         while True:
             event = self._process.event(_BEAT)
-            if event is None or "done" in event or "failed" in event:
+            if event is None or {"done", "failed", "full"} & event.keys():
                 return event
             stage, progress = event.get("stage", stage), event.get("progress", progress)
             if time.monotonic() > deadline:

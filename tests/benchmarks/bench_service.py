@@ -1,0 +1,212 @@
+"""The service's speed on loopback: uploads against a plain copy to the same disk, and metadata reads.
+
+    python tests/benchmarks/bench_service.py [--quick] [--write]
+
+Upload: one file at a time through the client to a server in a process of its own, beside copying the same file to the
+same disk and making it durable (an upload is durable when it is answered), and beside hashing it and copying it, which
+any content-addressed store has to do. In turn, medians of the rounds. The server's check of the content is off the
+path (it runs after the answer), so the files are random bytes.
+Reads: an open loop at 200 requests a second from a process of its own, over runs and passes; the latency of each
+counts from when it was due.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from _table import markdown, write_section
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "service"))
+
+import requests  # noqa: E402
+from server_parts import ServerProcess, store_factory_module  # noqa: E402
+
+from mld_core.service.blobs import upload_file  # noqa: E402
+from mld_core.service.client import Client  # noqa: E402
+from mld_core.service.sealed import LocalFile  # noqa: E402
+
+RATE = 200
+
+
+def durable_copy(source: Path, target: Path) -> None:
+    """Copy a file and make it durable."""
+    shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def hashed_copy(source: Path, target: Path) -> None:
+    """Read, hash, write, make durable: what content addressing costs without a network."""
+    state = hashlib.sha256()
+    with source.open("rb") as read, target.open("wb") as write:
+        while piece := read.read(1 << 20):
+            state.update(piece)
+            write.write(piece)
+        write.flush()
+        os.fsync(write.fileno())
+
+
+def one_round(client: Client, file: LocalFile, folder: Path) -> dict[str, float]:
+    """Seconds of the three ways with one file."""
+    return {
+        "copy": seconds(lambda: durable_copy(file.path, folder / "copy")),
+        "hashed": seconds(lambda: hashed_copy(file.path, folder / "hashed")),
+        "upload": seconds(lambda: upload_file(client, file)),
+    }
+
+
+def uploads(server: ServerProcess, folder: Path, megabytes: int, rounds: int) -> list[list[str]]:
+    """Rows of the table: size, MB/s of copy, hashed copy and upload, ratio."""
+    client = Client(server.url, server.key)
+    found: dict[str, list[float]] = {"copy": [], "hashed": [], "upload": []}
+    for number in range(rounds + 1):
+        source = folder / "source"
+        source.write_bytes(os.urandom(megabytes << 20))
+        durable_copy(source, folder / "warm")
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        file = LocalFile(source, digest, source.stat().st_size)
+        times = one_round(client, file, folder)
+        if number:  # the first round warms up
+            for name, taken in times.items():
+                found[name].append(taken)
+        for name in ("copy", "hashed", "warm"):
+            (folder / name).unlink(missing_ok=True)
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    ratios = [copy / upload for copy, upload in zip(found["copy"], found["upload"], strict=True)]
+    speed = {name: f"{megabytes / value:.0f}" for name, value in middle.items()}
+    return [
+        [
+            f"{megabytes} MiB",
+            speed["copy"],
+            speed["hashed"],
+            speed["upload"],
+            f"{statistics.median(ratios):.2f}",
+            f"{middle['hashed'] / middle['upload']:.2f}",
+        ]
+    ]
+
+
+def read_loop(url: str, key: str, paths: list[str], duration: float) -> None:
+    """Run in a process of its own: prints how late each answer was, in seconds."""
+    count = int(RATE * duration)
+    begun = time.perf_counter() + 0.5
+    late = [0.0] * count
+    turn = iter(range(count))
+    lock = threading.Lock()
+
+    def work() -> None:
+        session = requests.Session()
+        session.trust_env = False
+        session.headers["Authorization"] = f"Bearer {key}"
+        while True:
+            with lock:
+                number = next(turn, None)
+            if number is None:
+                return
+            due = begun + number / RATE
+            time.sleep(max(0.0, due - time.perf_counter()))
+            answer = session.get(url + paths[number % len(paths)], timeout=30)
+            answer.raise_for_status()
+            late[number] = time.perf_counter() - due
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - begun
+    ordered = sorted(late)
+    print(
+        f"{count / took:.0f} {ordered[count // 2] * 1000:.1f} {ordered[int(count * 0.99)] * 1000:.1f} {ordered[-1] * 1000:.1f}"
+    )
+
+
+def reads(server: ServerProcess, folder: Path, duration: float) -> list[list[str]]:
+    """Rows of the table: requests a second that were answered, p50, p99, slowest."""
+    factory = store_factory_module().StoreFactory(folder / "store")
+    api = server.api()
+    run_id = api.sync(factory.store, factory.standard())
+    for number in range(50):
+        api.run("many", f"v{number}")
+    one = api.get(f"/v1/runs/{run_id}/passes")["items"][0]["pass_id"]
+    kinds = {
+        "one run": [f"/v1/runs/{run_id}"],
+        "passes of a run": [f"/v1/runs/{run_id}/passes"],
+        "one pass with files": [f"/v1/runs/{run_id}/passes/{one}"],
+        "all in turn, and a list of 50 runs": [
+            f"/v1/runs/{run_id}",
+            "/v1/runs?limit=50",
+            f"/v1/runs/{run_id}/passes",
+            f"/v1/runs/{run_id}/passes/{one}",
+            "/v1/whoami",
+        ],
+    }
+    rows = []
+    for name, paths in kinds.items():
+        command = [sys.executable, __file__, "--reader", server.url, server.key, str(duration), *paths]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append([name, *done.stdout.split()])
+    return rows
+
+
+def main() -> None:
+    """Measure and print, or write into docs/performance.md."""
+    if sys.argv[1:2] == ["--reader"]:
+        url, key, duration, *paths = sys.argv[2:]
+        read_loop(url, key, paths, float(duration))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mld-bench-") as name:
+        folder = Path(name)
+        server = ServerProcess(folder / "data", workers=0, log_level="warning", check_processes=1).start()
+        try:
+            sizes = [16] if options.quick else [16, 64, 256]
+            rows = [row for size in sizes for row in uploads(server, folder, size, 3 if options.quick else 7)]
+            table = markdown(
+                [
+                    "file",
+                    "copy MB/s",
+                    "hash and copy MB/s",
+                    "upload MB/s",
+                    "upload / copy",
+                    "upload / hash and copy",
+                ],
+                rows,
+            )
+            lines = reads(server, folder, 2 if options.quick else 10)
+            table += "\n\n" + markdown(
+                ["reads, 200/s asked for", "answered/s", "p50 ms", "p99 ms", "slowest ms"], lines
+            )
+        finally:
+            server.stop()
+    load = os.getloadavg()[0]
+    table += f"\n\nLoad average at the end: {load:.1f}. Command: `python tests/benchmarks/bench_service.py --write`."
+    print(table)
+    if options.write:
+        write_section("performance.md", "service", "## Service\n\n" + table)
+
+
+if __name__ == "__main__":
+    main()
