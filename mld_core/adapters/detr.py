@@ -3,7 +3,8 @@
 The repositories are copied into users' trees, so the parts and the output tell them: a transformer, class
 and box layers, `num_queries`; a dict with `pred_logits` and `pred_boxes`. Boxes are in parts of each image
 without its padding, which is at the right and at the bottom: pixels of the padded batch and of the image are
-the same. The models hold no thresholds; Deformable DETR's post-processing returns the 100 best (query, class) pairs.
+the same. The models hold no thresholds; Deformable DETR's post-processing returns the 100 best (query, class)
+pairs.
 """
 
 from __future__ import annotations
