@@ -1,0 +1,219 @@
+"""OpenPCDet: `attach(model, train_loader, test_loader)` records what its train and eval loops predict.
+
+    from ml_debugger.openpcdet import attach        # in tools/train.py, behind the model is built and wrapped
+    attach(model, train_loader, test_loader, model_name="voxelnext", replay_train=0.1)
+
+The loops themselves stay as they are: the model says by its mode whether it is trained or evaluated, and
+every call gets its batch. Nothing of the package is imported here. What it relies on:
+
+* `model(batch_dict)` is called once per batch, in training and in `eval_one_epoch`, with the batch on the
+  device; every module writes into the batch, and a training into its true boxes: they are read before;
+* a walk over a split is as many calls as its loader has batches (the training loop pulls its iterator across
+  epochs, so that nothing else tells where one ends), or ends where the model's mode changes;
+* in training the model returns losses: those frames are recorded with `replay_train`, which walks them once
+  more before the first batch behind the epoch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ml_debugger import _service  # noqa: F401 - wires the upload
+from mld_core.adapters.detection3d.openpcdet import on_device
+from mld_core.adapters.registry import unwrap
+from mld_core.tracing.recorder import Recorder
+
+__all__ = ["Recording", "attach"]
+
+Fn = Callable[..., Any] | None
+_EXIT_S = 15.0
+
+
+class Recording:
+    """What `attach` returns.
+
+    Attributes:
+        epoch: trained now or last; evaluations are recorded under it. None: nothing was trained. May be set,
+            as before each evaluation of a list of checkpoints.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        model: nn.Module,
+        train_loader: Any,
+        test_loader: Any,
+        start_epoch: int | None,
+    ) -> None:
+        self.epoch: int | None = None
+        self._recorder = recorder
+        self._model = model
+        self._loaders = {"train": train_loader, "eval": test_loader}
+        self._next_epoch = start_epoch or 0
+        self._mode: str | None = None  # of the open pass
+        self._count = 0
+        self._steps = 0
+        self._replay_due = False
+        self._busy = False
+        self._finished = False
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+        atexit.register(_at_exit, weakref.ref(self))
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._busy or self._finished:
+            return
+        with self._recorder.guard.catch("reading a batch before the call", lost="the rows of that batch"):
+            mode = "train" if module.training else "eval"
+            if self._mode not in {None, mode}:
+                self._close()
+            if self._mode is None:
+                self._replay()
+                self._open(mode)
+            self._recorder.begin_batch(_batch_of(args, kwargs))
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._busy or self._mode is None:
+            return
+        with self._recorder.guard.catch("recording a call", lost="the rows of that batch"):
+            batch = _batch_of(args, kwargs)
+            self._recorder.record(batch, batch_idx=self._count, global_step=self._steps)
+            self._count += 1
+            self._steps += self._mode == "train"
+            length = _length(self._loaders[self._mode])
+            if length is not None and self._count >= length:
+                self._close()
+
+    def _open(self, mode: str) -> None:
+        self._mode, self._count = mode, 0
+        if mode == "train":
+            self.epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        self._recorder.begin_pass("train" if mode == "train" else "val", self.epoch, mode=mode)
+
+    def _close(self) -> None:
+        self._replay_due |= self._mode == "train"
+        self._mode = None
+        self._recorder.end_pass()
+
+    def _replay(self) -> None:
+        """The training frames once more, with the weights that the epoch ended with."""
+        if not self._replay_due:
+            return
+        self._replay_due, self._busy = False, True
+        try:
+            device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+            self._recorder.replay(
+                self._loaders["train"],
+                self.epoch,
+                forward=lambda batch: self._model(on_device(batch, device)),
+                global_step=self._steps,
+            )
+        finally:
+            self._busy = False
+
+    def finish(self, timeout: float = 300.0) -> None:
+        """Records the last epoch's training frames, waits for this rank's durability, tells the account."""
+        if self._finished:
+            return
+        if self._mode is not None:
+            self._close()
+        self._replay()
+        self._end("finished", timeout)
+
+    def _end(self, status: str, timeout: float) -> None:
+        self._finished = True
+        for handle in self._handles:
+            handle.remove()
+        self._recorder.finish(status, timeout)
+
+
+def attach(
+    model: nn.Module,
+    train_loader: Any = None,
+    test_loader: Any = None,
+    model_name: str | None = None,
+    version_name: str | None = None,
+    *,
+    start_epoch: int = 0,
+    task: str | None = "detection3d",
+    target_layers: dict[str, str] | None = None,
+    n_class: int | None = None,
+    class_names: list[str] | None = None,
+    id_fn: Fn = None,
+    input_fn: Fn = None,
+    label_fn: Fn = None,
+    image_fn: Fn = None,
+    fields_fn: Fn = None,
+    additional_fields: list[dict[str, Any]] | None = None,
+    additional_label_fields: list[dict[str, Any]] | None = None,
+    splits: list[str] | None = None,
+    every_n_epochs: int = 1,
+    replay_train: bool | float = False,
+    score_thresh: float | None = None,
+    iou_thresh: float | None = None,
+    max_detections: int | None = None,
+    pc_range: list[float] | None = None,
+    ground_truth_provider: Any = None,
+    store: str | None = None,
+    queue_mb: float = 256,
+    on_full: str = "block",
+    roll_mb: float = 64,
+    roll_seconds: float = 10,
+    vector_dtype: str = "float16",
+    keep_vectors: int = 2,
+    input_hash: bool = True,
+    force_table_recreate: bool = False,
+    auto_sync: bool = False,
+    api_endpoint: str | None = None,
+    api_key: str | None = None,
+) -> Recording:
+    """Records the training and the evaluations that follow.
+
+    Args: those of every wrapper (docs/usage.md), and: `model`, the detector or what DistributedDataParallel
+    made of it (every rank calls `attach`, behind `init_process_group`); `train_loader`, which tells where an
+    epoch ends and what `replay_train` walks (None: a change of the model's mode ends it); `test_loader`,
+    likewise for evaluations; `start_epoch`, the training loop's own, on a resume.
+
+    Returns:
+        The recording: `finish()` it at the end of the script, or leave that to the interpreter's exit.
+    """
+    named = ("model", "train_loader", "test_loader", "start_epoch")
+    options = {key: value for key, value in locals().items() if key not in (*named, "named")}
+    recorder = Recorder(**options)
+    inner = unwrap(model)
+    grouped = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    names = [recorder.resolve_names(inner) if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(names)  # our only collective; every rank is here
+    recorder.start(inner, names[0] or {}, rank=rank, world_size=world, framework="openpcdet")
+    # Behind the recorder's own hooks: what they keep is there when the call is recorded.
+    return Recording(recorder, inner, train_loader, test_loader, start_epoch)
+
+
+def _batch_of(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else kwargs.get("batch_dict")
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return None if loader is None else len(loader)
+    except TypeError:
+        return None
+
+
+def _at_exit(recording: weakref.ref[Recording]) -> None:
+    found = recording()
+    if found is not None and not found._finished:  # noqa: SLF001 - of this module
+        if found._mode is not None:  # noqa: SLF001
+            found._recorder.abort_pass("the program ended inside it")  # noqa: SLF001
+        found._end("finished", _EXIT_S)  # noqa: SLF001
