@@ -1,5 +1,6 @@
 """Migrations, health, metrics, backup and restore, the document, and whatever else a request may hold."""
 
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from mld_core.service.server.app import create_app, document
 from mld_core.service.server.database import Database
 from mld_core.service.server.models import Base
 from mld_core.service.server.run import write_document
+from mld_core.service.server.settings import ENV_PREFIX, Settings
 
 pytestmark = pytest.mark.processes
 
@@ -176,3 +178,9 @@ def test_the_server_is_still_well_and_logged_no_fault(server):
     faults = [line for line in server.log.read_text().splitlines() if '"level": "error"' in line]
     assert faults == []
     assert os.path.exists(server.data / "mld.sqlite3")
+
+
+def test_every_setting_is_in_the_document():
+    text = (DOCS / "service.md").read_text()
+    for item in dataclasses.fields(Settings):
+        assert f"`{ENV_PREFIX}{item.name.upper()}`" in text, item.name
