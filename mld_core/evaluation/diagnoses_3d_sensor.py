@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from scipy.special import expit, logit, ndtr
+from scipy.special import expit, logit, ndtr, ndtri
 from sklearn.linear_model import LogisticRegression
 
 from mld_core.evaluation.boxes import Bools, Floats, Ints, Predictions, Truths
@@ -20,7 +21,6 @@ PSEUDO = 4.0
 
 FEWEST_EVENTS = 10
 FEWEST_FRAMES = 20
-MANY_FRAMES = 100
 LEFT = 0.05
 """Share of predictions that a dead sector still has, and of truths that are found in it."""
 
@@ -100,21 +100,30 @@ def _standing_out(errors: Floats, events: Floats) -> tuple[Bools, Floats]:
     value = logit((errors + 0.5) / (events + 1))
     noise = np.sqrt(1 / (errors + 0.5) + 1 / (events - errors + 0.5))
     cells = np.where(full, value, np.nan)
-    level = np.zeros((len(errors), 1))
+    flagged, p = np.zeros(errors.shape, np.bool_), own
+    # Of an even number of bins the lower median first, which a fault in half of them does not move; then
+    # ordinary medians of what was not flagged, to which the flagged cells are compared again.
+    for method in ("lower", "linear", "linear"):
+        gap = _residuals(np.where(flagged, np.nan, cells), cells, method)
+        known = gap[full & ~flagged]
+        spread = 1.4826 * np.median(np.abs(known)) if len(known) else 0.0
+        p = np.where(full, ndtr(-gap / np.sqrt(noise**2 + spread**2)), np.nan)
+        flagged = above & benjamini_hochberg(p.ravel()).reshape(errors.shape)
+    return flagged, p
+
+
+def _residuals(usual: Floats, cells: Floats, method: str) -> Floats:
+    """(K, B) what class and bin do not explain, both fitted by medians to `usual`."""
+    level, bins = np.zeros((len(cells), 1)), np.zeros((1, cells.shape[1]))
     for _ in range(10):
-        # Medians, of an even number the lower: a fault in half of the bins does not move the class's level.
-        bins = _medians(cells - level, axis=0)
-        level = _medians(cells - bins, axis=1)
-    gap = cells - level - bins
-    known = gap[full]
-    spread = 1.4826 * np.median(np.abs(known)) if len(known) else 0.0
-    p = np.where(full, ndtr(-gap / np.sqrt(noise**2 + spread**2)), np.nan)
-    return above & benjamini_hochberg(p.ravel()).reshape(errors.shape), p
+        bins = _medians(usual - level, 0, method)
+        level = _medians(usual - bins, 1, method)
+    return np.asarray(cells - level - bins)
 
 
-def _medians(values: Floats, axis: int) -> Floats:
+def _medians(values: Floats, axis: int, method: Any) -> Floats:
     known = np.where(np.isnan(values).all(axis=axis, keepdims=True), 0.0, values)
-    return np.asarray(np.nanquantile(known, 0.5, axis=axis, keepdims=True, method="lower"))
+    return np.asarray(np.nanquantile(known, 0.5, axis=axis, keepdims=True, method=method))
 
 
 @dataclass(frozen=True)
@@ -277,22 +286,10 @@ def _windows(score: Floats) -> tuple[Floats, Ints, Ints]:
 def _flagged(values: Floats) -> tuple[Bools, Floats]:
     """(F,) values that stand out of the others, and their p-values.
 
-    The upper tail of usual values falls off exponentially, at a rate read from the median of its excess; what
-    stands out is left out and the rate read again, until nothing changes. The tail is the upper quarter first
-    and then, with 100 frames and more, the upper tenth.
+    The upper half of usual values falls off like a normal distribution; its width is read from the median and
+    the 85 % quantile, which faults in up to a tenth of the frames hardly move.
     """
-    usual = np.ones(len(values), np.bool_)
-    p = np.ones(len(values))
-    for turn in range(20):
-        tail = 0.1 if turn and len(values) >= MANY_FRAMES else 0.25
-        start = float(np.quantile(values[usual], 1 - tail))
-        excess = values[usual & (values > start)] - start
-        if len(excess) == 0:
-            break
-        scale = max(float(np.median(excess)) / np.log(2), 1e-9)
-        p = np.where(values > start, tail * np.exp(-np.maximum(values - start, 0) / scale), 1.0)
-        found = benjamini_hochberg(p) & (values > 0)
-        if turn > 1 and np.array_equal(usual, ~found):
-            break
-        usual = ~found
-    return ~usual, p
+    middle, high = np.quantile(values, [0.5, 0.85])
+    width = max(float(high - middle) / float(ndtri(0.85)), 1e-9)
+    p = np.asarray(ndtr(-(values - middle) / width))
+    return benjamini_hochberg(p) & (values > 0), p
