@@ -27,6 +27,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.registry import unwrap
 from mld_core.tracing.recorder import Recorder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ml_debugger import _service  # noqa: F401 - wires the upload
+from ml_debugger import _service
 from ml_debugger.training import ClassificationTracer
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.layout import RunKey, Store
@@ -230,6 +231,48 @@ def test_a_training_with_no_service_at_all_ends_as_ever(fake, caplog):
     assert status["state"] == "stopped"
     assert "cannot reach the service" in status["problem"]["message"]
     assert len(list(sealed_folders(Store(), run))) == 1
+
+
+def test_a_lightning_run_goes_up_pass_by_pass(fake, tmp_path):
+    lightning = pytest.importorskip("lightning")
+    from ml_debugger.lightning import MLDebuggerCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def training_step(self, batch, _):
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch, _):
+            self.net(batch[0])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    data = torch.utils.data.TensorDataset(torch.randn(16, 8), torch.randint(0, 4, (16,)))
+    loader = torch.utils.data.DataLoader(data, 8)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+        callbacks=[MLDebuggerCallback("net", "v1", auto_sync=True)],
+    )
+    trainer.fit(Module(), loader, loader)
+    until(lambda: passes(fake) == [(split, epoch) for split in ("train", "val") for epoch in (0, 1)])
+
+
+def test_every_wrapper_wires_the_upload():
+    folder = Path(_service.__file__).parent
+    makers = [path for path in folder.rglob("*.py") if re.search(r"\bRecorder\(", path.read_text("utf-8"))]
+    assert len(makers) >= 5
+    for path in makers:
+        text = path.read_text("utf-8")
+        assert "import _service" in text or "from ml_debugger._loop import" in text, path.name
 
 
 # -- deaths --------------------------------------------------------------------------------------------------
