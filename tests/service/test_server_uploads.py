@@ -278,6 +278,42 @@ def test_a_manifest_must_agree_with_its_run_and_its_files(mine, two_ranks):
     assert mine.get(f"/v1/runs/{run_id}/passes")["items"] == []
 
 
+def test_two_ranks_of_ten_thousand_parts_are_sealed_at_once(mine):
+    content = parquet(3)
+    assert mine.put(content).status_code in {200, 201}
+    run_id = mine.run("many parts", "v1", task="classification")
+    attempt = "20261121T000000000000-abcdef-000"
+
+    def body(rank):
+        opening = {
+            "model_name": "many parts",
+            "version_name": "v1",
+            "dataset_type": "val",
+            "n_epoch": 0,
+            "pass_no": 0,
+        }
+        opening |= {"attempt": attempt, "rank": rank, "world_size": 2, "format": 1}
+        file = {"bytes": len(content), "rows": 3, "sha256": sha(content)}
+        listed = [{"name": f"part-{number:06d}", "files": {"samples": file}} for number in range(10_000)]
+        manifest = {
+            "attempt": opening,
+            "parts": listed,
+            "rows": {"samples": 30_000},
+            "sealed_at": "now",
+            "format": 1,
+        }
+        names = ("dataset_type", "n_epoch", "pass_no", "attempt", "rank")
+        return {**{name: opening[name] for name in names}, "manifest": manifest, "opening": opening}
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda rank: mine.seal(run_id, body(rank)), (0, 1)))
+    assert [answer.status_code for answer in answers] == [201, 201], answers[0].text
+    (found,) = mine.get(f"/v1/runs/{run_id}/passes")["items"]
+    assert (found["sealed"], found["attempts"][0]["rows"]) == (True, {"samples": 60_000})
+    detail = mine.get(f"/v1/runs/{run_id}/passes/{found['pass_id']}")
+    assert [len(rank["files"]) for rank in detail["ranks"]] == [10_000, 10_000]
+
+
 def bomb():
     """A small file whose rows decode to gigabytes: one long text, repeated by the dictionary."""
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 400_000, pa.int32()), ["x" * 100_000])

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mld_core.service.server.database import Database
 from mld_core.service.server.models import Blob, Organization
-from mld_core.service.server.settings import MIB, Settings
+from mld_core.service.server.settings import MIB, SECRET_PREFIXES, Settings
 from mld_core.service.server.storage import Storage
 
 log = logging.getLogger("mld.server")
@@ -74,13 +74,10 @@ class CheckProcess:
             raise CheckDied from error
 
     def _start(self) -> subprocess.Popen[str]:
+        # It reads what strangers sent: it gets no key, password or address.
+        env = {name: value for name, value in os.environ.items() if not name.startswith(SECRET_PREFIXES)}
         # The system's allocator: the others reserve address space in bulk, which the limit counts.
-        env = {
-            **os.environ,
-            "ARROW_DEFAULT_MEMORY_POOL": "system",
-            "OMP_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "2",
-        }
+        env |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         process = subprocess.Popen(  # noqa: S603 - our own module
             [
                 *(sys.executable, "-m", "mld_core.service.server.check_part"),

@@ -13,6 +13,8 @@ import tempfile
 import threading
 from typing import Any
 
+from mld_core.service.server.settings import SECRET_PREFIXES
+
 _USES = 50
 _TAIL = 2000
 
@@ -80,9 +82,7 @@ class EvaluationProcess:
         self._errors.truncate()
         self._uses = 0
         # It reads one folder and writes one folder: it needs no key, password or address.
-        env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("MLD_", "AWS_", "PG"))
-        }
+        env = {name: value for name, value in os.environ.items() if not name.startswith(SECRET_PREFIXES)}
         self._child = subprocess.Popen(
             [sys.executable, "-m", "mld_core.service.server.evaluate_child"],
             stdin=subprocess.PIPE,

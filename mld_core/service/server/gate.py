@@ -27,6 +27,7 @@ from mld_core.service.protocol import (
     Route,
     parse_protocol,
 )
+from mld_core.service.server.logs import scrub
 from mld_core.service.server.models import new_id
 from mld_core.service.server.problems import ProblemError, translate
 from mld_core.service.server.security import Principal
@@ -302,7 +303,7 @@ class Gate:
                 request_id=request.id,
                 remote=request.remote[:60],
                 action=f"{request.method} {request.name}"[:100],
-                target=request.path.encode("ascii", "replace").decode()[:200].replace("\x00", "?"),
+                target=scrub(request.path.encode("ascii", "replace").decode()[:200].replace("\x00", "?")),
                 status=status,
             )
 

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 ENV_PREFIX = "MLD_SERVER_"
+SECRET_PREFIXES = ("MLD_", "AWS_", "PG")
+"""Variables that processes which read uploaded files do not get."""
+
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 MIB = 1 << 20
 
