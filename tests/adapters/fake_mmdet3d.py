@@ -84,6 +84,77 @@ class FakeCenterHead(nn.Module):
         return torch.stack(rows), torch.stack(scores), torch.tensor(labels), answer
 
 
+class FakeAnchorGenerator:
+    """Anchors (H * W * A, 7) of each level, cell by cell."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def grid_anchors(self, sizes: list[Any], device: Any = "cuda") -> list[Tensor]:
+        levels = []
+        for height, width in sizes:
+            y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            places = (torch.stack([x, y], -1).reshape(-1, 1, 2) + 0.5) * (HEIGHT / height)
+            places = places.expand(-1, self.count, -1)
+            rest = torch.tensor([-1.0, 3.9, 1.6, 1.56, 0.0]).expand(len(places), self.count, -1)
+            levels.append(torch.cat([places, rest], -1).to(device).reshape(-1, 7))
+        return levels
+
+
+class FakeAnchorCoder:
+    """DeltaXYZWLHRBBoxCoder, near enough: centres move, sizes grow."""
+
+    code_size = 7
+
+    @staticmethod
+    def decode(anchors: Tensor, deltas: Tensor) -> Tensor:
+        moved = anchors[:, :3] + deltas[:, :3]
+        return torch.cat([moved, anchors[:, 3:6] * deltas[:, 3:6].exp(), anchors[:, 6:] + deltas[:, 6:]], 1)
+
+
+class FakeAnchorHead(nn.Module):
+    """A1 on two levels: the best of each level, then suppression per class; the direction bin turns the yaw."""
+
+    def __init__(self, *, softmax: bool = False, generator: str = "prior_generator", count: int = 2) -> None:
+        super().__init__()
+        self.num_classes, self.use_sigmoid_cls, self.count = len(CLASSES), not softmax, count
+        self.columns = self.num_classes + softmax
+        self.conv_cls = nn.Conv2d(DEPTH, count * self.columns, 1)
+        self.conv_reg, self.conv_dir_cls = nn.Conv2d(DEPTH, count * 7, 1), nn.Conv2d(DEPTH, count * 2, 1)
+        setattr(self, generator, FakeAnchorGenerator(count))
+        self.generator, self.bbox_coder = [getattr(self, generator)], FakeAnchorCoder()
+        self.test_cfg = FakeConfig(score_thr=0.1, nms_thr=0.01, max_num=30, nms_pre=20)
+
+    def forward(self, feats: list[Tensor]) -> tuple[list[Tensor], ...]:
+        levels = [feats[0], feats[0][:, :, ::2, ::2]]
+        return tuple([conv(x) for x in levels] for conv in (self.conv_cls, self.conv_reg, self.conv_dir_cls))
+
+    def decode(self, outs: Any, frame: int) -> tuple[Tensor, Tensor, Tensor, FakeAnswer]:
+        sizes = [level.shape[-2:] for level in outs[0]]
+        boxes, scores, source, logits, start = [], [], [], [], 0
+        for cls, reg, anchors in zip(*outs[:2], self.generator[0].grid_anchors(sizes, "cpu"), strict=True):
+            raw = cls[frame].permute(1, 2, 0).reshape(-1, self.columns)
+            score = raw.sigmoid() if self.use_sigmoid_cls else raw.softmax(-1)[:, :-1]
+            best = score.max(1).values.topk(self.test_cfg.nms_pre).indices
+            deltas = reg[frame].permute(1, 2, 0).reshape(-1, 7)
+            boxes.append(self.bbox_coder.decode(anchors[best], deltas[best]))
+            scores.append(score[best])
+            logits.append(raw[best])
+            source.append(best + start)
+            start += len(raw)
+        box, score, raw, index = (torch.cat(parts) for parts in (boxes, scores, logits, source))
+        rows, labels = [], []
+        for label in range(self.num_classes):
+            order = score[:, label].argsort(descending=True)
+            order = order[score[order, label] > self.test_cfg.score_thr]
+            kept = [int(order[i]) for i in apart(box[order, :2])]
+            rows += kept
+            labels += [label] * len(kept)
+        turned = torch.cat([box[rows, :6], box[rows, 6:] + torch.pi], 1)
+        answer = FakeAnswer(index[rows].tolist(), [raw[i] for i in rows])
+        return turned, score[rows, labels], torch.tensor(labels), answer
+
+
 class FakeTransFusionHead(nn.Module):
     """A8: queries from a heatmap; the coder writes metres into the head's own output."""
 

@@ -68,6 +68,11 @@ def center_former(*, iou: bool) -> Made:
 
 
 CASES = {
+    "A1 mmdet3d": Case(lambda: new(mm.FakeAnchorHead()), "anchor", "Detector3D"),
+    "A1 before 1.0": Case(
+        lambda: old(mm.FakeAnchorHead(generator="anchor_generator")), "anchor", "Detector3D"
+    ),
+    "A1 softmax": Case(lambda: new(mm.FakeAnchorHead(softmax=True)), "anchor", "Detector3D"),
     "A2 single": Case(
         lambda: pcdet(pcd.FakeAnchorHead(), parts=["PointPillarScatter"]), "anchor_pcdet", "Detector3D"
     ),
@@ -146,11 +151,15 @@ def test_every_detection_has_the_logits_it_was_made_of(name: str, watched: Any) 
             assert np.isfinite(output.features[i]).all()
         if answer.quality is not None and name != "A7":  # without an IoU there is none
             np.testing.assert_allclose(parsed.quality[i], answer.quality, rtol=1e-4)
-    assert parsed.activation == "sigmoid"
-    assert output.logits[0].shape[1] == probe.adapter.n_class() == 3
+    softmax = name == "A1 softmax"  # with a background column at the end
+    assert (parsed.activation, parsed.background) == (("softmax", 3) if softmax else ("sigmoid", None))
+    assert probe.adapter.n_class() == 3
+    assert output.logits[0].shape[1] == 3 + softmax
 
 
-SIGMOID = [name for name in CASES if not name.startswith(("A7 with", "A8", "A9", "A11", "A4 rect"))]
+SIGMOID = [
+    name for name in CASES if not name.startswith(("A1 soft", "A7 with", "A8", "A9", "A11", "A4 rect"))
+]
 
 
 @pytest.mark.parametrize("name", SIGMOID)
