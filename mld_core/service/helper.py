@@ -71,6 +71,12 @@ class UploadHelper:
         self._dropped = False
         self._pid = os.getpid()
 
+    def start(self) -> None:
+        """Get ready: the helper looks whether the service is there and takes the key. Never blocks."""
+        self._here()
+        with self._lock:
+            self._alive()
+
     def submit(self, folder: Path) -> None:
         """A rank's folder is sealed: upload it in the background. Never blocks, never raises OSError."""
         self._here()

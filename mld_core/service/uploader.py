@@ -108,6 +108,7 @@ class Helper:
 
     def run(self) -> int:
         """Work until the training is over and everything is sent or given up; 0 if all is sent."""
+        self._greet()
         while not self._inbox.ended:
             folders, scan = self._inbox.take(self._idle())
             if folders or scan:
@@ -120,6 +121,17 @@ class Helper:
             time.sleep(self._pause)
         self._say("stopped" if self._pending or self._refused else "done")
         return 1 if self._pending or self._refused else 0
+
+    def _greet(self) -> None:
+        """Find out early whether anybody is there and takes the key: the training tells it."""
+        try:
+            self._service = self._uploader.service
+        except ServiceUnreachableError as error:
+            self._failed(UNREACHABLE, error)
+        except AuthenticationError as error:
+            self._failed(KEY_REFUSED, error)
+        else:
+            self._say("ready")
 
     def _idle(self) -> float:
         """Seconds to wait for the training's next line."""

@@ -22,6 +22,10 @@ WAIT_SECONDS: Final = 60.0
 class Uploader(Protocol):
     """Sends sealed ranks to a service, beside the training."""
 
+    def start(self) -> None:
+        """There will be something to upload. Must neither block nor raise."""
+        ...
+
     def submit(self, folder: Path) -> None:
         """A rank's folder is sealed. Must neither block nor raise."""
         ...
@@ -97,6 +101,14 @@ class RunUploads:
         self.sealed_passes += 1
         if self.auto_sync:
             self._uploader.submit(folder)
+        else:
+            self._uploader.start()  # so that a wrong key is known before the run is over
+        problem = self._uploader.problem()
+        if problem:
+            self._guard.tell_once(
+                "upload problem",
+                f"Nothing is uploaded yet: {problem}. Records stay on disk, training goes on.",
+            )
 
     def _folder(self, ticket: Future[Any]) -> Path | None:
         """The folder of a sealed pass; None where there is none (it failed, or there was nothing)."""

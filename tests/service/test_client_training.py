@@ -216,6 +216,26 @@ def test_a_run_goes_up_at_its_end_and_the_account_says_so(fake, caplog):
     assert list((Store().run_dir(run) / ".sync").glob("*.json")) == []  # nothing is left to say
 
 
+def test_a_wrong_key_is_told_while_the_training_goes_on(fake, monkeypatch, caplog):
+    monkeypatch.setenv("MLD_API_KEY", "mldbg_wrong")
+    model = net()
+    recorder = Recorder(model_name="net", version_name="v1")
+    recorder.start(model, recorder.resolve_names(model), rank=0, world_size=1, framework="")
+    for epoch in range(2):
+        recorder.begin_pass("train", epoch, mode="train")
+        batch = (torch.randn(8, 8), torch.randint(0, 4, (8,)))
+        recorder.begin_batch(batch)
+        model(batch[0])
+        recorder.record(batch, batch_idx=0)
+        recorder.end_pass()
+        assert recorder.wait_for_save(epoch)
+        until(lambda: list((Store().run_dir(RunKey("net", "v1")) / ".sync").glob("*.json")))
+    assert "Nothing is uploaded yet: the service at" in caplog.text
+    assert "did not accept the API key" in caplog.text
+    recorder.finish()
+    until(lambda: not helpers())
+
+
 def test_a_training_with_no_service_at_all_ends_as_ever(fake, caplog):
     fake.kill()
     begun = time.monotonic()
