@@ -376,4 +376,4 @@ def test_truth_of_a_training_batch_and_ignored_labels() -> None:
     sample = SimpleNamespace(gt_instances_3d=given, metainfo={})
     (found,) = find_adapter(model, "detection3d").truths(ModelCall((), {}, None), [sample])
     assert found.columns["ignore"].tolist() == [False, True]
-    assert find_adapter(model, "detection3d").truths(ModelCall((), {}, None), [SimpleNamespace()]) is None
+    assert find_adapter(model, "detection3d").truths(ModelCall((), {}, None), [SimpleNamespace()]) == [None]
