@@ -25,7 +25,12 @@ _MISMATCHES = 4
 
 
 def upload_file(
-    client: Client, file: LocalFile, on_bytes: OnBytes | None = None, patience: Patience | None = None
+    client: Client,
+    file: LocalFile,
+    on_bytes: OnBytes | None = None,
+    patience: Patience | None = None,
+    *,
+    ask: bool = False,
 ) -> int:
     """Upload one file, unless the service holds it.
 
@@ -34,6 +39,7 @@ def upload_file(
         file: what to send.
         on_bytes: told how many bytes are through (negative where some have to be sent again).
         patience: how long to try without a byte getting through; default: the client's.
+        ask: ask what is there before anything is sent, also where the file is small.
 
     Returns:
         Bytes that were sent.
@@ -47,7 +53,7 @@ def upload_file(
     if size != file.bytes:
         raise _damaged(file, f"{size} bytes, its manifest says {file.bytes}")
     with file.path.open("rb") as opened:
-        return _Upload(client, file, opened, on_bytes or _ignore, patience or client.patience).run()
+        return _Upload(client, file, opened, on_bytes or _ignore, patience or client.patience).run(ask=ask)
 
 
 class _Upload:
@@ -65,11 +71,11 @@ class _Upload:
         self._sent = 0
         self._mismatches = 0
 
-    def run(self) -> int:
+    def run(self, *, ask: bool) -> int:
         """Send until it is complete."""
         size = self._file.bytes
         # A small file is sent at once: asking costs as much as sending.
-        offset = self._steadily(self._ask) if size > _ASK_FIRST else 0
+        offset = self._steadily(self._ask) if ask or size > _ASK_FIRST else 0
         best, waiting = offset or 0, Waiting(self._patience)
         while offset is not None:
             self._report(offset)

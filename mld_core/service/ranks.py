@@ -84,7 +84,8 @@ class RankUploader:
 
         Args:
             folder: the rank's folder.
-            trust_notes: take a note's word for it; else ask the service.
+            trust_notes: take a note's word for it; else ask the service about every file, also about those
+                of a seal it has: it may have been restored from a backup that lacks them.
 
         Raises:
             ServiceUnreachableError, AuthenticationError, ServiceError: as `Client.send`; nothing of this rank
@@ -101,7 +102,7 @@ class RankUploader:
             try:
                 for earlier in reversed(rank.earlier):
                     self._upload_cut(earlier, trust_notes=trust_notes)
-                return self._upload(rank)
+                return self._upload(rank, ask=not trust_notes)
             except FileNotFoundError:
                 # Its features were dropped while it was read: there is a new manifest now.
                 again = read_sealed(folder)
@@ -114,16 +115,17 @@ class RankUploader:
             return
         rank = read_unsealed(folder)
         if rank is not None:
-            self._upload(rank)
+            self._upload(rank, ask=not trust_notes)
 
-    def _upload(self, rank: SealedRank) -> Outcome:
+    def _upload(self, rank: SealedRank, *, ask: bool) -> Outcome:
         run_id = self._run_id(rank.run)
-        sent = files = 0
+        sent = self._send(list(rank.files), ask=True) if ask else 0
+        files = 0
         for _ in range(_ROUNDS):
             state, missing = self._seal(run_id, rank)
             if not missing:
                 self._note(rank, run_id)
-                return Outcome(state, sent, files)
+                return Outcome("uploaded" if sent else state, sent, files)
             wanted = {file.sha256: file for file in rank.files if file.sha256 in missing}
             if not wanted:
                 break
@@ -133,7 +135,7 @@ class RankUploader:
             f"the service at {self._client.url} keeps missing files of {rank.label} that it took before"
         )
 
-    def _send(self, files: list[LocalFile]) -> int:
+    def _send(self, files: list[LocalFile], *, ask: bool = False) -> int:
         """Upload files, a few at once.
 
         Raises:
@@ -142,10 +144,10 @@ class RankUploader:
         failed = threading.Event()
 
         def one(file: LocalFile) -> int:
-            return 0 if failed.is_set() else upload_file(self._client, file, self._count)
+            return 0 if failed.is_set() else upload_file(self._client, file, self._count, ask=ask)
 
-        if len(files) == 1:
-            return one(files[0])
+        if len(files) < 2:
+            return sum(one(file) for file in files)
         with ThreadPoolExecutor(min(_AT_ONCE, len(files)), "mld-upload") as pool:
             jobs = [pool.submit(one, file) for file in files]
             done, _ = wait(jobs, return_when=FIRST_EXCEPTION)

@@ -176,6 +176,13 @@ def test_two_ranks_and_a_server_that_is_killed_lose_and_double_nothing(records, 
         # All of them again, whatever the notes say: nothing is sent.
         rows = sync(factory.store, server.url, server.key, again=True)
         assert [(row.state, row.bytes) for row in rows] == [("there", 0)] * 16
+        # Restored from a backup that lacks a file: the seal is there, the file comes again.
+        lost = read_sealed(folders[3]).files[0]
+        (blob,) = (tmp_path / "data" / "blobs").rglob(f"{lost.sha256}*")
+        blob.unlink()
+        rows = sync(factory.store, server.url, server.key, again=True)
+        assert [row.bytes for row in rows if row.state == "uploaded"] == [lost.bytes]
+        assert blob.stat().st_size == lost.bytes
     finally:
         server.stop()
 
