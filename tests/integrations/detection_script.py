@@ -1,6 +1,6 @@
 """One rank of a training of a detector.
 
-usage: detection_script.py lightning|huggingface ROOT
+usage: detection_script.py lightning|huggingface|ultralytics ROOT
 """
 
 from __future__ import annotations
@@ -55,5 +55,57 @@ def huggingface(root: str) -> None:
     ).train()
 
 
+def ultralytics(root: str) -> None:
+    """The package spreads a training over devices of its own kinds only: here its ranks meet on the CPU."""
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    from ml_debugger.ultralytics import attach
+
+    class Trainer(DetectionTrainer):
+        def _setup_ddp(self) -> None:
+            self.device = torch.device("cpu")
+            dist.init_process_group("gloo")
+
+        def final_eval(self) -> None:
+            """Left out: with several ranks it asks CUDA for its device."""
+
+        def read_results_csv(self) -> dict[str, Any]:  # polars may not be here
+            return {}
+
+    class Parallel(nn.parallel.DistributedDataParallel):
+        def __init__(self, module: Any, device_ids: Any = None, **options: Any) -> None:
+            super().__init__(module, **options)
+
+    nn.parallel.DistributedDataParallel = Parallel
+    settings = {
+        "epochs": 2,
+        "imgsz": 64,
+        "batch": 4,
+        "workers": 0,
+        "amp": False,
+        "plots": False,
+        "mosaic": 0.0,
+    }
+    trainer = Trainer(
+        overrides={
+            "model": "yolov8n.yaml",
+            "data": f"{root}/data/data.yaml",
+            "device": "cpu",
+            "project": root,
+            "name": "run",
+            "exist_ok": True,
+            "verbose": False,
+            **settings,
+        }
+    )
+    trainer.world_size = 2
+    attach(trainer, "net", "v", score_thresh=0.0, max_detections=30)
+    trainer.train()
+
+
 if __name__ == "__main__":
-    {"lightning": lightning, "huggingface": huggingface}[sys.argv[1]](sys.argv[2])
+    scripts = {"lightning": lightning, "huggingface": huggingface, "ultralytics": ultralytics}
+    scripts[sys.argv[1]](sys.argv[2])

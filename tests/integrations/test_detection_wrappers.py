@@ -434,3 +434,27 @@ def test_ultralytics_replays_and_ends_well_after_an_exception(store: Path, yolo_
         yolo_train("stopped", prepare)
     assert walks(store) == [("train", 0, True, 6), ("val", 0, True, 5)]
     assert set(table(dataset_type="train")["mode"]) == {"eval"}
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_two_ranks_of_ultralytics(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("ultralytics") is None:
+        pytest.skip("needs ultralytics")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("YOLO_OFFLINE", "true")
+    yolo_data(tmp_path / "data")
+    launch("ultralytics", tmp_path)
+    found = walks(store)
+    assert [w[:3] for w in found] == [
+        ("train", 0, True),
+        ("train", 1, True),
+        ("val", 0, True),
+        ("val", 1, True),
+    ]
+    assert [w[3] for w in found if w[0] == "train"] == [6, 6]
+    samples = table()
+    assert set(samples.rank_) == {0, 1}
+    for n_epoch in (0, 1):
+        val = samples[(samples.dataset_type == "val") & (samples.n_epoch == n_epoch)]
+        assert sorted(Path(name).stem for name in val.input_id) == ["0", "1", "2", "3", "4"]
