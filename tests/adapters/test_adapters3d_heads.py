@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fake_det3d as det
@@ -15,6 +15,7 @@ import torch
 from fake_parts3d import FakeNewBoxes, FakeOldBoxes, clouds
 
 from mld_core.adapters.base import FALL_BACK_3D, Thresholds
+from mld_core.adapters.detection3d.frames import NativeFrame
 
 Made = tuple[Any, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]]
 LIMITS = Thresholds(0.0, FALL_BACK_3D["iou"], 1000)
@@ -201,3 +202,26 @@ def test_training_calls_make_no_detections(name: str, watched: Any) -> None:
     if name == "A11 det3d":
         return  # its stand-in is not trained
     assert probe.adapter.parse(probe(*args, **kwargs), LIMITS) is None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frames_without_detections_and_broken_scores(name: str, watched: Any) -> None:
+    torch.manual_seed(1)
+    model, arguments = CASES[name].make()
+    probe = watched(model.eval())
+    args, kwargs = arguments()
+    with torch.no_grad():
+        call = probe(*args, **kwargs)
+        nothing = [NativeFrame(f.boxes[:0], f.scores[:0], f.labels[:0], f.convention) for f in call.output]
+        parsed = probe.adapter.parse(replace(call, output=nothing), LIMITS)
+        assert [len(boxes) for boxes in parsed.output.boxes] == [0] * len(nothing)
+        assert parsed.cap_hit == [False] * len(nothing)
+        broken = [
+            NativeFrame(
+                f.boxes, torch.where(torch.arange(len(f)) == 0, torch.nan, f.scores), f.labels, f.convention
+            )
+            for f in call.output
+        ]
+        parsed = probe.adapter.parse(replace(call, output=broken), LIMITS)
+        assert np.isnan(parsed.output.scores[0][0])  # kept, for the tracer to count
+        assert np.isfinite(parsed.output.scores[0][1:]).all()

@@ -101,13 +101,17 @@ def find_rows(
     """
     if not len(labels) or not len(table):
         return torch.full((len(labels),), -1, dtype=torch.int64, device=labels.device)
-    likely = torch.where(table.amax(1).float() >= scores.float().min() - _SAME_SCORE)[0]
+    finite = scores[scores.isfinite()].float()
+    least = finite.min() - _SAME_SCORE if len(finite) else torch.inf
+    likely = torch.where(table.amax(1).float() >= least)[0]
+    found = torch.full((len(labels),), -1, dtype=torch.int64, device=labels.device)
+    if len(likely):
 
-    def placed(rows: Tensor, _: Tensor) -> Tensor:
-        return places(likely[rows])
+        def placed(rows: Tensor, _: Tensor) -> Tensor:
+            return places(likely[rows])
 
-    found = rows_by_value(table[likely], placed, centers, scores, labels)
-    found = torch.where(found >= 0, likely[found.clamp(min=0)] if len(likely) else found, found)
+        among = rows_by_value(table[likely], placed, centers, scores, labels)
+        found = torch.where(among >= 0, likely[among.clamp(min=0)], among)
     for i in torch.where(found < 0)[0].tolist():
         everywhere = places(torch.arange(len(table), device=table.device))
         distance = (everywhere - centers[i]).abs().amax(1)
