@@ -10,6 +10,7 @@ import pytest
 from mld_core.evaluation.box_codes import CODES, box_codes, find_events
 from mld_core.evaluation.box_matching import ImageBoxes, match_events, unions_reach
 from mld_core.evaluation.boxes import Pairs, Predictions, Truths
+from mld_core.evaluation.catalogue_detection import DETECTION_CATALOGUE
 from mld_core.evaluation.metrics_tide import TideState, classify, tide_costs, within_cap
 from mld_core.geometry.matching import coco_overlaps, greedy_match
 
@@ -165,3 +166,13 @@ def test_costs_equal_tidecv(options):
     assert [counts[name] for name in ("Cls", "Loc", "Both", "Dupe", "Bkg")] == np.bincount(
         errors.type, minlength=6
     ).tolist()[1:]
+
+
+def test_the_catalogue_in_the_document_is_the_one_in_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    table = text.partition("<!-- catalogue2d:begin -->\n")[2].partition("<!-- catalogue2d:end -->")[0]
+    rows = [
+        f"| {e.code} | **{e.title}**: {e.predicate} | {e.severity} | {e.action} |"
+        for e in DETECTION_CATALOGUE
+    ]
+    assert table.splitlines()[2:] == rows

@@ -1,9 +1,10 @@
 """Label faults planted in a simulated detector's records: does the evaluation find them?
 
-    python tests/benchmarks/faults/detection.py [--frames 800] [--seeds 5] [--only missing]
+    python tests/benchmarks/faults/detection.py [--seeds 5] [--skill 1] [--epochs 3] [--only missing]
 
 Each fault is planted alone and all together, with a control without faults; the records are written and
-evaluated as a user's would be. P@k: share of the k most suspicious units (k = planted) that are planted ones.
+evaluated as a user's would be. P@k: share of the k most suspicious units (k = planted) that are planted ones;
+reach: share of the planted that a candidate unit stands for at all, which P@k cannot exceed by much.
 Baselines: what a user would sort by otherwise, and cleanlab's ObjectLab scores. Prints a Markdown table.
 """
 
@@ -53,22 +54,19 @@ class Ranked:
         return len(planted & set(self.keys[:k])) / max(len(planted), 1)
 
 
-def evaluate(scene: Scene, *, epochs: int = 1, seed: int = 0, plan: dict[str, float] | None = None) -> Any:
-    """Write the records of a scene and evaluate the last epoch; the units and the flagged diagnoses."""
+def evaluate(
+    scene: Scene, *, epochs: int = 1, seed: int = 0, plan: dict[str, float] | None = None, skill: float = 1.0
+) -> tuple[pd.Series, pd.DataFrame]:
+    """Write the records of a scene and of earlier epochs, evaluate the last: its metrics and units."""
     with tempfile.TemporaryDirectory() as folder:
         store, run = Store(folder), RunKey("simulated", "v1")
         store.ensure_run(run, {"task": "detection", "n_class": scene.n_class})
         for epoch in range(epochs - 1):
-            write(
-                store,
-                run,
-                "val",
-                simulate(scene.frames, seed=seed, faults=plan, jitter=epoch + 1),
-                n_epoch=epoch,
-            )
+            early = simulate(scene.frames, seed=seed, faults=plan, jitter=epoch + 1, skill=skill)
+            write(store, run, "val", early, n_epoch=epoch)
         write(store, run, "val", scene, n_epoch=epochs - 1)
         result = Evaluator("simulated", "v1", store=folder).request_evaluation(options={"progress": False})
-        return result.get_issues(min_severity=0), result.metrics_summary(full=True).iloc[0], units_of(result)
+        return result.metrics_summary(full=True).iloc[0], units_of(result)
 
 
 def units_of(result: Any) -> pd.DataFrame:
@@ -165,19 +163,22 @@ def object_lab(scene: Scene, fault: str) -> Ranked:
     return Ranked(list(dict.fromkeys(key for _, _, key in sorted(found, key=lambda one: one[:2]))))
 
 
-def figures(fault: str, dose: float, seeds: list[int], frames: int, *, mixed: bool = False) -> dict[str, Any]:
-    """Mean P@k of every method, recall@2k and the flagged set's precision of ours."""
+def figures(
+    fault: str, dose: float, seeds: list[int], frames: int, *, mixed: bool, skill: float, epochs: int
+) -> dict[str, Any]:
+    """Mean P@k of every method, recall@2k, reach, and the flagged set's precision of ours."""
     plan = {name: (0.05 if name != "spurious" else 0.03) for name in FAULTS} if mixed else {}
     plan[fault] = dose
     rows: dict[str, list[float]] = {}
     for seed in seeds:
-        scene = simulate(frames, seed=seed, faults=plan)
-        _, _, units = evaluate(scene)
+        scene = simulate(frames, seed=seed, faults=plan, skill=skill)
+        _, units = evaluate(scene, epochs=epochs, seed=seed, plan=plan, skill=skill)
         planted = planted_keys(scene, fault)
         k = len(planted)
         for name, ranked in rankings(units, scene, fault).items():
             rows.setdefault(name, []).append(ranked.precision(planted, k))
             rows.setdefault(f"{name} r@2k", []).append(ranked.recall(planted, 2 * k))
+            rows.setdefault(f"{name} reach", []).append(ranked.recall(planted, len(ranked.keys)))
         flagged = units["diagnosis"].map(lambda codes: CODES[fault] in list(codes))
         chosen = suspects(units, scene, fault, units["suspicion"], flagged)
         rows.setdefault("set", []).append(chosen.precision(planted, len(chosen.keys)))
@@ -197,40 +198,51 @@ def main() -> None:
     )
     parser.add_argument("--frames", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--epochs", type=int, default=3, help="recorded epochs")
+    parser.add_argument("--skill", type=float, default=1.0, help="of the simulated detector")
     parser.add_argument("--only", choices=FAULTS)
-    parser.add_argument("--no-mixed", action="store_true")
+    parser.add_argument("--no-mixed", action="store_true", help="each fault alone only")
     arguments = parser.parse_args()
     seeds = list(range(arguments.first, arguments.first + arguments.seeds))
-    print(f"{arguments.frames} frames, about 5 objects each, seeds {seeds[0]} to {seeds[-1]}\n")
+    how = {"skill": arguments.skill, "epochs": arguments.epochs}
+    metrics, units = evaluate(simulate(arguments.frames, seed=seeds[0], skill=arguments.skill))
     print(
-        "| fault | dose | planted | P@k (lowest to highest seed) | recall@2k | baselines P@k | gate | "
-        "flagged: units, precision, recall |"
+        f"{arguments.frames} frames, about 5 objects each, seeds {seeds[0]} to {seeds[-1]}, {arguments.epochs} "
+        f"recorded epochs; without faults the detector has mAP {metrics['auprc']:.3f}, AP50 "
+        f"{metrics['map_50']:.3f}, precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f}, "
+        f"error_proba AUROC {metrics['error_proba_auroc']:.3f}, ECE {metrics['error_proba_ece']:.3f} "
+        f"({metrics['error_proba_source']})\n"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| fault | dose | planted | reach | P@k (lowest to highest) | recall@2k | baselines, P@k | gate | "
+        "flagged: units, precision, recall |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for fault in FAULTS if arguments.only is None else (arguments.only,):
         for dose in DOSES[fault]:
-            for mixed in (False,) if arguments.no_mixed or dose != DOSES[fault][0] else (False, True):
-                found = figures(fault, dose, seeds, arguments.frames, mixed=mixed)
-                baselines = ", ".join(f"{name} {found[name]:.2f}" for name in BASELINES[fault])
-                met = "met" if found["ours"] >= GATES[fault] else "**missed**"
+            alone = arguments.no_mixed or dose != DOSES[fault][0]
+            for mixed in (False,) if alone else (False, True):
                 print(
-                    f"| {fault}{' (with the others)' if mixed else ''} | {dose:.0%} | {found['planted']:.0f} | "
-                    f"**{found['ours']:.2f}** ({found['low']:.2f} to {found['high']:.2f}) | "
-                    f"{found['ours r@2k']:.2f} | {baselines} | {GATES[fault]:.2f} {met} | "
-                    f"{CODES[fault]}: {found['size']:.0f}, {found['set']:.2f}, {found['set recall']:.2f} |",
-                    flush=True,
+                    row(fault, dose, mixed, figures(fault, dose, seeds, arguments.frames, mixed=mixed, **how))
                 )
-    control = simulate(arguments.frames, seed=seeds[0])
-    _, metrics, units = evaluate(control)
     counts = {
-        code: int(units["diagnosis"].map(lambda codes, code=code: code in list(codes)).sum())
+        code: int(units["diagnosis"].map(lambda all_, code=code: code in list(all_)).sum())
         for code in CODES.values()
     }
     print(
-        f"\nControl without faults: {counts} of {len(units)} units flagged; mAP {metrics['auprc']:.3f}, "
-        f"error_proba AUROC {metrics['error_proba_auroc']:.3f}, ECE {metrics['error_proba_ece']:.3f}, "
-        f"source {metrics['error_proba_source']}."
+        f"\nWithout faults, of {len(units)} units: {', '.join(f'{code} {n}' for code, n in counts.items())}"
+    )
+
+
+def row(fault: str, dose: float, mixed: bool, found: dict[str, Any]) -> str:
+    """One line of the table."""
+    baselines = ", ".join(f"{name} {found[name]:.2f}" for name in BASELINES[fault])
+    met = "met" if found["ours"] >= GATES[fault] else "**missed**"
+    return (
+        f"| {fault}{' (with the others)' if mixed else ''} | {dose:.0%} | {found['planted']:.0f} | "
+        f"{found['ours reach']:.2f} | **{found['ours']:.2f}** ({found['low']:.2f} to {found['high']:.2f}) | "
+        f"{found['ours r@2k']:.2f} | {baselines} | {GATES[fault]:.2f} {met} | "
+        f"{CODES[fault]}: {found['size']:.0f}, {found['set']:.2f}, {found['set recall']:.2f} |"
     )
 
 
