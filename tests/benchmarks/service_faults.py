@@ -59,9 +59,9 @@ def record(root: Path, number: int, megabytes: float) -> None:
         factory.add_pass(run, "val", made, n_epoch=epoch, world_size=2, batch=512)
 
 
-def client(root: str, url: str, key: str) -> None:
+def client(root: str, url: str) -> None:
     """One client process: sync until everything is there; prints what it took as JSON."""
-    store = Store(root)
+    store, key = Store(root), os.environ["MLD_API_KEY"]
     sent = goes = unreachable = 0
     begun = time.monotonic()
     while True:
@@ -240,13 +240,11 @@ def upload(server: ServerProcess, roots: list[Path], faults: Faults) -> list[dic
     """All clients at once, with faults; what each took."""
     breaking = threading.Thread(target=faults.run, daemon=True)
     breaking.start()
-    key = server.key
     command = [sys.executable, __file__, "--client"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MLD_")} | {
-        "OMP_NUM_THREADS": "1"
-    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MLD_")}
+    env |= {"OMP_NUM_THREADS": "1", "MLD_API_KEY": server.key}
     processes = [
-        subprocess.Popen([*command, str(root), server.url, key], stdout=subprocess.PIPE, text=True, env=env)
+        subprocess.Popen([*command, str(root), server.url], stdout=subprocess.PIPE, text=True, env=env)
         for root in roots
     ]
     outputs = [process.communicate()[0] for process in processes]

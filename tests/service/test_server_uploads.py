@@ -92,6 +92,20 @@ def test_a_body_may_come_in_many_pieces(mine):
     assert mine("GET", f"/v1/blobs/{sha(content)}").content == content
 
 
+def test_a_blob_whose_last_byte_came_before_a_kill_is_finished_when_somebody_asks(mine, server):
+    spool = server.data / "spool" / mine.get("/v1/whoami")["organization_id"]
+    spool.mkdir(exist_ok=True)
+    first, second, torn = (os.urandom(3000) for _ in range(3))
+    for content in (first, second):
+        (spool / f"{sha(content)}-3000").write_bytes(content)
+    (spool / f"{sha(torn)}-3000").write_bytes(torn[:2000] + bytes(1000))  # the power failed: zeros on disk
+    assert mine("HEAD", f"/v1/blobs/{sha(first)}").headers["Upload-Complete"] == "?1"
+    assert mine.put(second).json() == {"offset": 3000, "complete": True}
+    assert mine("HEAD", f"/v1/blobs/{sha(torn)}").status_code == 404
+    assert mine.put(torn).status_code == 201
+    assert mine("GET", f"/v1/blobs/{sha(first)}").content == first
+
+
 def test_empty_blobs_and_ranges(mine):
     assert mine.put(b"").status_code == 201
     assert mine("GET", f"/v1/blobs/{sha(b'')}").content == b""

@@ -39,13 +39,23 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 @router.head("/blobs/{sha256}")
 def head_blob(sha256: forms.Digest, service: ServiceDep, principal: PrincipalDep) -> Response:
     """How much of a blob is there: `Upload-Offset`, `Upload-Length`, `Upload-Complete`."""
-    size = service.uploads.complete_size(principal, sha256)
+    size = _complete(service, principal, sha256)
     if size is not None:
         return Response(headers=_state(size, size, complete=True))
     partial = service.uploads.partial(principal, sha256)
     if partial is None:
         raise not_found("blob", sha256)
     return Response(headers=_state(*partial, complete=False))
+
+
+def _complete(service: Service, principal: Principal, sha256: str) -> int | None:
+    """The size of a blob that is complete, if need be after finishing it now."""
+    size = service.uploads.complete_size(principal, sha256)
+    if size is None:
+        size = service.uploads.settle(principal, sha256)
+        if size is not None:
+            service.checks.submit(principal.organization_pk, principal.organization_id, sha256)
+    return size
 
 
 def _state(offset: int, length: int, *, complete: bool) -> dict[str, str]:
@@ -147,7 +157,7 @@ async def put_blob(
 ) -> BlobState:
     """Upload a blob, or go on at `offset`; see `mld_core.service.protocol`."""
     length = _length(request)
-    size = await run_in_threadpool(service.uploads.complete_size, principal, sha256)
+    size = await run_in_threadpool(_complete, service, principal, sha256)
     if size is not None:
         return {"offset": size, "complete": True}
     _check_form(request, length, offset)

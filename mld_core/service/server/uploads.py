@@ -233,6 +233,23 @@ class Uploads:
         state = known[1] if known is not None and known[0] == there else _hash_of(path, there)
         return Upload(path, length, there, state)
 
+    def settle(self, principal: Principal, sha256: str) -> int | None:
+        """Finish a blob whose last byte had arrived when the server was killed or the database was away.
+
+        Returns:
+            Its size if it is complete now, else None (also where the bytes were wrong: they are gone then).
+        """
+        partial = self.partial(principal, sha256)
+        if partial is None or partial[0] < partial[1]:
+            return None
+        try:
+            upload = self.begin(principal, sha256, partial[1], partial[0])
+            self.finish(principal, sha256, upload)
+        except ProblemError as error:
+            log.info("blob %s could not be finished: %s", sha256, error.name)
+            return None
+        return partial[1]
+
     def interrupt(self, principal: Principal, sha256: str, upload: Upload) -> None:
         """Stop before the end; what arrived stays, to be continued."""
         upload.close()
