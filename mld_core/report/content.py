@@ -65,7 +65,15 @@ def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> d
     Args:
         result: The result.
         image_fn: Images of samples without a recorded thumbnail.
+
+    Raises:
+        ValueError: The result is of a detection.
     """
+    if result.task != "classification":
+        raise ValueError(
+            f"result {result.result_name!r} is of task {result.task!r}: the page shows classifications only; "
+            "use `mld show`, or get_summary(), get_issues() and get_view()"
+        )
     gathered = Gathered()
     passes = passes_of(result)
     names = result.class_names

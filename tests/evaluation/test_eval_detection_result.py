@@ -339,3 +339,8 @@ def test_passes_without_truth_boxes_or_frames(tmp_path):
     assert str(result.summary())
     with pytest.raises(NotFoundError, match="no split"):
         _evaluate(tmp_path, dataset_types=["tset"])
+
+
+def test_the_page_says_that_it_shows_classifications_only(clean, tmp_path):
+    with pytest.raises(ValueError, match="classifications only"):
+        clean.report(tmp_path / "page.html")
