@@ -36,9 +36,10 @@ def test_10_a_killed_training_is_readable_and_goes_on(store: Path, tmp_path: Pat
     try:
         # The checkpoint of step 6 is behind, epoch 1 (steps 4-7) is under way.
         deadline = time.monotonic() + 90
-        while not list(store.glob("Net/v1/train/epoch-1/*/*/*/part-*")) or not (
-            tmp_path / "out" / "checkpoint-6" / "trainer_state.json"
-        ).exists():
+        while (
+            not list(store.glob("Net/v1/train/epoch-1/*/*/*/part-*"))
+            or not (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").exists()
+        ):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "no part of epoch 1 was written"
             time.sleep(0.02)
