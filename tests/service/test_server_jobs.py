@@ -112,5 +112,4 @@ def test_jobs_are_cancelled_queued_or_running(place, worker, recorded, parts):
     _, third = asked(place, recorded, result_name="second", options={"dataset_types": ["val"]})
     assert api.finished(third)["state"] == "done"
     # What the killed workers had laid out is gone; this one's folder holds its lock only.
-    (mine,) = (place.data / "work").iterdir()
-    assert os.listdir(mine) == ["lock"]
+    parts.wait_for(lambda: [os.listdir(one) for one in (place.data / "work").iterdir()] == [["lock"]], 20)

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from mld_core.records.manifest import plain
@@ -152,6 +153,8 @@ def translate(error: BaseException) -> ProblemError:
             fix="see /v1/openapi.json",
             headers=error.headers,
         )
+    if isinstance(error, ClientDisconnect):  # nobody reads this answer
+        return ProblemError("bad-request", "the client went away", fix="send the request again")
     if is_outage(error):
         log.warning("the database failed", extra={"error": type(error).__name__})
         return database_problem(error)
