@@ -118,7 +118,7 @@ def test_what_is_not_recorded_says_so():
     assert "epochs" in found.not_computable["C40"]
     assert "metadata" in found.not_computable["C32"]
     assert "comparison" in found.not_computable["C90"]
-    assert set(found.masks) | set(found.not_computable) == set(BY_CODE)
+    assert set(found.masks) | set(found.not_computable) == {entry.code for entry in CATALOGUE}
     assert not set(found.masks) & set(found.not_computable)
     train = diagnose(make_evidence(is_train=True))
     assert "other than train" in train.not_computable["C04"]
