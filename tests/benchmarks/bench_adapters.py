@@ -1,11 +1,12 @@
 """What reading a detector costs: time of the adapter over time of the bare forward, in one process.
 
-    python tests/benchmarks/bench_adapters.py [--size 640] [--images 2] [--rounds 7] [--threads 1]
+    python tests/benchmarks/bench_adapters.py [--size 640] [--images 2] [--rounds 7] [--threads 1] [--write]
 
 Models have random weights, and their class layers are set so that about as many candidates pass the score
 threshold as with a trained model on crowded pictures (some 1000 of either).
 CPU time of the thread, medians; hooks: what is spent in the adapter's hooks during a forward (`keep`), on the
-training thread; parse: on its own, as it runs on the writer thread.
+training thread; parse: on its own, as it runs on the writer thread. With `--write` the table goes to
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _table import markdown
+from _table import markdown, write_section
 from torchvision.models import detection
 
 from mld_core.adapters.base import Adapter, Call, ModelCall, Thresholds
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write the table to docs/performance.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -165,9 +167,6 @@ def main() -> None:
     rows.append(measure("RetinaNet ResNet-50", dense, images, options.rounds))
     two_stage = faster_rcnn(options.size)
     rows.append(measure("Faster R-CNN MobileNetV3", two_stage, images, options.rounds))
-    print(
-        f"{options.images} images of {options.size} x {options.size}, {CLASSES} columns, {options.threads} thread(s)\n"
-    )
     head = [
         "model",
         "forward per image",
@@ -176,7 +175,14 @@ def main() -> None:
         "parse / forward",
         "hooks / forward",
     ]
-    print(markdown(head, rows))
+    body = (
+        "## Reading 2D detectors\n\nCommand: `python tests/benchmarks/bench_adapters.py --write`; "
+        f"{options.images} images of {options.size} x {options.size}, {CLASSES} columns, {options.threads} thread(s), "
+        "random weights, CPU time. Parsing runs on the writer thread.\n\n" + markdown(head, rows)
+    )
+    print(body)
+    if options.write:
+        write_section("performance.md", "adapters", body)
 
 
 if __name__ == "__main__":

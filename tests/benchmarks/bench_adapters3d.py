@@ -1,10 +1,11 @@
 """What recording a 3D detector costs: a real PointPillars and CenterPoint of MMDetection3D against a bare forward.
 
-    .venv-mmdet3d/bin/python tests/benchmarks/bench_adapters3d.py [--frames 2] [--rounds 12] [--threads 1]
+    .venv-mmdet3d/bin/python tests/benchmarks/bench_adapters3d.py [--frames 2] [--rounds 12] [--threads 1] [--write]
 
 Random weights, real sweeps (`MLD_TEST_DATA`), coarse pillars (128 x 128). CPU time per frame, medians. `thread`:
 spent on the caller's thread in hooks, arming and handing over; `parse`: reading the call, on its own (it runs on
-the writer thread); `writer`: the writer thread, all of it (parse, hash, files).
+the writer thread); `writer`: the writer thread, all of it (parse, hash, files). With `--write` the table goes to
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "mmdet3d"))
 import mmdet3d_parts as parts
 import numpy as np
 import torch
-from _table import machine, markdown
+from _table import markdown, write_section
 from mmdet3d.registry import MODELS
 from mmengine.registry import init_default_scope
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write the table to docs/performance.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
@@ -137,8 +139,14 @@ def main() -> None:
             rows.append(measure(name, model, [sweep(whose)] * options.frames, options.rounds))
     header = ["model", "boxes", "forward, ms", "thread, ms", "parse, ms", "writer, ms", "added to the caller",
               "added in all"]  # fmt: skip
-    print(machine())
-    print(markdown(header, rows))
+    body = (
+        "## Recording 3D detectors\n\nCommand: `.venv-mmdet3d/bin/python tests/benchmarks/bench_adapters3d.py --write`; "
+        f"real MMDetection3D models, random weights, real sweeps, coarse pillars, {options.threads} thread(s), CPU time "
+        "a frame. Parsing and writing run on the writer thread.\n\n" + markdown(header, rows)
+    )
+    print(body)
+    if options.write:
+        write_section("performance.md", "adapters3d", body)
 
 
 if __name__ == "__main__":
