@@ -200,11 +200,12 @@ def asked_images(units: PassUnits, ids: Iterable[str], image_fn: ImageFn) -> dic
     return {one: encode_png(small(np.asarray(image))) for one, image in images.items() if image is not None}
 
 
-def small(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """At most 64 pixels on the longer side, by averaging whole blocks; uint8.
+def small(image: NDArray[Any], long_side: int = LONG_SIDE) -> NDArray[np.uint8]:
+    """At most `long_side` pixels on the longer side, by averaging whole blocks; uint8.
 
     Args:
         image: (H, W), (H, W, C) or (C, H, W), C = 1, 3 or 4; uint8, or float in [0, 1] (others: stretched).
+        long_side: pixels.
 
     Example:
         >>> small(np.ones((128, 64))).shape
@@ -217,7 +218,7 @@ def small(image: NDArray[Any]) -> NDArray[np.uint8]:
         values = np.nan_to_num(values)
         low, high = float(values.min()), float(values.max())
         values = 255 * ((values - low) / max(high - low, 1e-12) if low < 0 or high > 1 else values)
-    step = -(-max(values.shape[:2]) // LONG_SIDE)
+    step = -(-max(values.shape[:2]) // long_side)
     height, width = (max(1, size // step) for size in values.shape[:2])
     blocks = values[: height * step, : width * step]
     if step > 1 and min(values.shape[:2]) >= step:
