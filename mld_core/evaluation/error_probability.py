@@ -27,6 +27,7 @@ from mld_core.evaluation.stack_features import (
     fold_columns,
     neighbour_rates,
 )
+from mld_core.evaluation.trees import fit_trees
 
 TRAIN_CAP = 200_000
 MINIMUM = 30
@@ -275,8 +276,8 @@ def _fit_pair(
         early_stopping=False,
         random_state=0,
     )
-    trees.fit(columns, errors, sample_weight=None if (weight == 1).all() else weight)
-    return trees, fit_logistic(columns, errors, weight, c=0.05, workers=workers)
+    fitted = fit_trees(trees, columns, errors, weight)
+    return fitted, fit_logistic(columns, errors, weight, c=0.05, workers=workers)
 
 
 def _tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:
