@@ -207,6 +207,8 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         if trainer.sanity_checking:
             return
         name, loader = _pick(loaders, index)
+        if not _one_by_one(trainer):
+            loader = _only(loaders)
         wanted = split if index == 0 else f"{split}/{name}"
         if not self._open or self._open[-1] != wanted:
             self._end(split)  # the loader before, of the same walk
@@ -330,6 +332,12 @@ def _only(loaders: Any) -> Any:
     """The loader of `trainer.train_dataloader`, None where several make one batch: whose order is it then?"""
     several = isinstance(loaders, (dict, list, tuple)) and len(loaders) > 1
     return None if several else _pick(loaders)[1]
+
+
+def _one_by_one(trainer: Any) -> bool:
+    """Whether an evaluation walks its loaders one after the other; a CombinedLoader can zip them instead."""
+    combined = getattr(getattr(trainer, "_active_loop", None), "_combined_loader", None)
+    return getattr(combined, "_mode", "sequential") == "sequential"
 
 
 def _pick(loaders: Any, index: int = 0) -> tuple[str, Any]:

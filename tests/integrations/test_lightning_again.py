@@ -135,6 +135,25 @@ def test_a_batch_of_several_loaders_does_not_take_the_first_ones_ids(store: Path
     assert set(selection.table("samples").column("id_source").to_pylist()) == {"content_hash"}
 
 
+@pytest.mark.parametrize("mode", ["max_size_cycle", "sequential"])
+def test_evaluating_on_several_loaders_at_once(store: Path, tmp_path: Path, mode: str) -> None:
+    class Module(IndexModule):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            for part in batch.values() if isinstance(batch, dict) else [batch]:
+                super().validation_step(part, batch_idx)
+
+    both = CombinedLoader({"a": loader(8), "b": loader(16)}, mode)
+    trainer = quiet_trainer(tmp_path, MLDebuggerCallback(model_name="IndexModule"), max_epochs=1)
+    trainer.validate(Module(), both)
+    sources = {
+        one.key.dataset_type: set(one.table("samples")["id_source"].to_pylist()) for one in passes(store)
+    }
+    if mode == "sequential":
+        assert sources == {"val": {"loader_index"}, "val/b": {"loader_index"}}
+    else:  # zipped batches: whose index a row has cannot be known
+        assert sources == {"val": {"content_hash"}}
+
+
 class TwoModels(pl.LightningModule):
     """Two heads that always say class 2 and class 0, called in this order or the other."""
 
