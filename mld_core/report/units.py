@@ -107,9 +107,11 @@ class PassUnits:
         if not store.run_dir(run).is_dir():
             return None
         epoch: Any = None if self.n_epoch is None else self.n_epoch
+        # Of a detection the records count frames, the unit table boxes.
+        counted = int(self.result.metrics_summary(full=True)["counts"].iloc[self.index])
         for one in select(store, run, dataset_type=self.dataset, n_epoch=epoch, passes="all"):
             same = one.key.n_epoch == self.n_epoch and one.key.pass_no == info["pass_no"]
-            if same and one.attempt == info["attempt"] and one.n_rows == self.rows:
+            if same and one.attempt == info["attempt"] and one.n_rows == counted:
                 return one
         return None
 
