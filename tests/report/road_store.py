@@ -63,7 +63,7 @@ def detect(frame, rng, *, skill=1.0, silent=None) -> Said:
         turn = (np.degrees(np.arctan2(frame.boxes[:, 1], frame.boxes[:, 0])) - silent) % 360
         found &= turn > 60
     rows = np.flatnonzero(found)
-    noise = 0.1 + 0.5 * np.exp(-3 * ease[rows])
+    noise = 0.15 + 1.5 * np.exp(-3 * ease[rows])
     box = frame.boxes[rows].astype(np.float64)
     box[:, :2] += rng.normal(size=(len(rows), 2)) * noise[:, None]
     box[:, 2] += rng.normal(size=len(rows)) * 0.05

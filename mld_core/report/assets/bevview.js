@@ -76,9 +76,18 @@ function drawnBox({ unit, place, box, style }, now, size, chosen) {
     "g",
     { "data-place": place, "data-kind": style.key },
     isMarked(unit) ? svgNode("polygon", { points, class: "halo" }) : null,
-    chosen ? svgNode("polygon", { points, class: "chosen" }) : null,
+    chosen ? svgNode("polygon", { points: chosenOutline(box, now, size), class: "chosen" }) : null,
     svgNode("polygon", { points, class: `box stroke-${style.key}` }),
     svgNode("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1], class: `stroke-${style.key} heading` }),
+  );
+}
+
+/** A line five pixels around a box, so that it hides nothing. */
+function chosenOutline(box, now, size) {
+  const more = 10 / now.k;
+  const [x, y, z, w, l, height, yaw] = box;
+  return pointList(
+    footprint([x, y, z, w + more, l + more, height, yaw]).corners.map((corner) => toPixel(now, size, corner)),
   );
 }
 
@@ -137,6 +146,15 @@ function resetView() {
   repaintView();
 }
 
+/** Look at the chosen box from near. */
+function zoomToBox() {
+  const unit = unitsOf(scenes().frames[String(bev.frame)])[bev.picked];
+  const box = unit && (unit.p || unit.t);
+  if (!box) return;
+  bev.view = { x: box[0], y: box[1], k: Math.min(60, (0.3 * Math.min(bev.size.w, bev.size.h)) / Math.max(box[3], box[4])) };
+  repaintView();
+}
+
 const KEYS_3D = {
   "+": () => zoomView(1.35),
   "=": () => zoomView(1.35),
@@ -148,6 +166,7 @@ const KEYS_3D = {
   ArrowDown: () => panView(0, -60),
   ArrowLeft: () => panView(60, 0),
   ArrowRight: () => panView(-60, 0),
+  z: () => zoomToBox(),
   n: () => stepBox(1),
   p: () => stepBox(-1),
 };

@@ -78,11 +78,17 @@ function curveLine(name, y, place) {
   };
 }
 
+/** A precision is 0 from where its recall is not reached; the line ends there. */
+function untilReached(values) {
+  const last = values.findLastIndex((value) => value > 0);
+  return values.map((value, place) => (place <= last ? value : null));
+}
+
 function precisionLines(found) {
   const distance = found.distances.findIndex((metres) => String(metres) === curves3d.precision);
-  if (distance >= 0) return found.classes.map((one) => ({ name: one.name, values: one.precision[distance] }));
+  if (distance >= 0) return found.classes.map((one) => ({ name: one.name, values: untilReached(one.precision[distance]) }));
   const one = found.classes[Number(curves3d.precision.slice(6))];
-  return found.distances.map((metres, place) => ({ name: `${metres} m`, values: one.precision[place] }));
+  return found.distances.map((metres, place) => ({ name: `${metres} m`, values: untilReached(one.precision[place]) }));
 }
 
 const sampledRecalls = Array.from({ length: 11 }, (_, place) => 10 * place);
@@ -127,7 +133,7 @@ function precisionChart(found) {
   return chart("precision3d", {
     title: "Precision by recall",
     controls: h("label", {}, "Show ", select),
-    how: "Average precision is the area above a precision and a recall of 0.1.",
+    how: "Average precision is the area above a precision and a recall of 0.1. A line ends where its recall ends.",
     describe: "Precision by recall; the table below holds it at eleven recalls.",
     height: 360,
     data: () => linesTable("Precision by recall", precisionLines(found)),

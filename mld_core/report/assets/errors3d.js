@@ -140,7 +140,7 @@ function polarDrawing(map) {
       },
     ],
     look: {
-      margin: { l: 36, r: 36, t: 30, b: 30 },
+      margin: { l: 56, r: 56, t: 30, b: 30 },
       polar: {
         bgcolor: "rgba(0,0,0,0)",
         angularaxis: {

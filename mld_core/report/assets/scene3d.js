@@ -1,7 +1,7 @@
 /* One frame in 3D, opened on demand: points and boxes as wire frames, drawn by plotly with WebGL. */
 const EDGES_3D = [0, 1, 2, 3, 0, null, 4, 5, 6, 7, 4, null, 0, 4, null, 1, 5, null, 2, 6, null, 3, 7, null];
 const DASH_3D = { truth: "solid", missed: "dash", right: "solid", wrong: "longdashdot", open: "dot" };
-const CAMERAS_3D = { x: -1.1, y: 0, z: 1.1 };
+const CAMERAS_3D = { x: -1.3, y: 0, z: 1.2 };
 let hasWebgl = null;
 
 function webglWorks() {
@@ -121,7 +121,7 @@ function solidTraces(card) {
       y: axis(1),
       z: axis(2),
       hoverinfo: "skip",
-      marker: { size: 1.4, color: cssColour("point"), opacity: 1 },
+      marker: { size: 1, color: cssColour("point"), opacity: 1 },
     });
   }
   for (const style of STYLES_3D) {
