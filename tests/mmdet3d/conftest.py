@@ -5,4 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-collect_ignore = [] if find_spec("mmdet3d") else ["mmdet3d_parts.py", "mmdet3d_script.py"]
+collect_ignore = (
+    [] if find_spec("mmdet3d") else ["mmdet3d_parts.py", "mmdet3d_script.py", "mmdet_pictures.py"]
+)
