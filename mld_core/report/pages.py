@@ -30,8 +30,12 @@ except ImportError as error:
         f'the report needs plotly and jinja2 ({error.name} is missing): pip install "ml-debugger[report]"'
     ) from error
 
-SCRIPTS = ("core.js", "plots.js", "sections.js", "matrices.js", "samples.js", "compare.js", "start.js")
-STYLES = ("base.css", "gallery.css", "parts.css")
+SCRIPTS = (
+    *("core.js", "plots.js", "sections.js", "matrices.js", "samples.js", "compare.js"),
+    *("bev.js", "bevview.js", "scene3d.js", "errors3d.js", "curves3d.js"),
+    "start.js",
+)
+STYLES = ("base.css", "gallery.css", "parts.css", "scene3d.css")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def write_report(result: Result, path: str | Path, *, image_fn: ImageFn | None =
         result: The result.
         path: The file; it is replaced.
         image_fn: (dataset, input_id) -> image of that sample or None, where no thumbnail was recorded. Arrays
-            (H, W), (H, W, C) or (C, H, W), uint8 or float, or PIL images.
+            (H, W), (H, W, C) or (C, H, W), uint8 or float, or PIL images. Of a 3D detection also the points
+            of the frame: (N, 3 to 16) floats that begin with x, y, z in metres in the model's frame.
 
     Raises:
         OSError: The file cannot be written.

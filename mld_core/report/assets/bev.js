@@ -318,6 +318,11 @@ function drawFrame() {
         h("p", { class: "how" }, frameFacts(card)),
       ),
       h("div", { class: "bev-stage" }, view, buttons),
+      h(
+        "p",
+        { class: "bev-hint" },
+        "Drag to move; click the picture or reach it with Tab, then the wheel, + and −, the arrows and a pinch work in it. Click a box for its facts.",
+      ),
       layerChoice(card),
       h(
         "div",
@@ -370,7 +375,7 @@ function layerChoice(card) {
   const layers = [
     ...STYLES_3D.filter((style) => used.has(style.key)).map((style) => [style.key, style.title, lineSample(style)]),
     ["codes", "Codes", null],
-    ...(unitsOf(card).some((unit) => unit.moves) ? [["moves", "True motion, 1 s", null]] : []),
+    ...(unitsOf(card).some((unit) => unit.moves) ? [["moves", "True motion, 1 s", lineSample({ key: "motion" })]] : []),
     ...(card.points ? [["points", "Points", null]] : []),
   ];
   return h(

@@ -72,11 +72,13 @@ function drawnBox({ unit, place, box, style }, now, size, chosen) {
   const { corners, tick } = footprint(box);
   const points = pointList(corners.map((corner) => toPixel(now, size, corner)));
   const [a, b] = tick.map((one) => toPixel(now, size, one));
+  // The marks stand around one of the two boxes of a unit.
+  const first = box === (unit.p || unit.t);
   return svgNode(
     "g",
     { "data-place": place, "data-kind": style.key },
-    isMarked(unit) ? svgNode("polygon", { points, class: "halo" }) : null,
-    chosen ? svgNode("polygon", { points: chosenOutline(box, now, size), class: "chosen" }) : null,
+    first && isMarked(unit) ? svgNode("polygon", { points, class: "halo" }) : null,
+    first && chosen ? svgNode("polygon", { points: chosenOutline(box, now, size), class: "chosen" }) : null,
     svgNode("polygon", { points, class: `box stroke-${style.key}` }),
     svgNode("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1], class: `stroke-${style.key} heading` }),
   );
