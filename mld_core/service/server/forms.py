@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mld_core.service.protocol import DEFAULT_PAGE, MAX_PAGE, Scope
 
 _MAX_NAME = 300
 _MAX_RESULT_NAME = 600
 _INT = 1 << 31
+_MAX_DEPTH = 60
 
 
 def _storable(text: str) -> str:
@@ -48,6 +49,22 @@ class Form(BaseModel):
     """Members of later minors are ignored; numbers are numbers, not texts that look like one."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, data: Any) -> Any:
+        """Refuse what goes deeper than anything we write: what walks over it would overflow its stack."""
+        level = [data]
+        for _ in range(_MAX_DEPTH):
+            level = [
+                inner
+                for value in level
+                if isinstance(value, dict | list)
+                for inner in (value.values() if isinstance(value, dict) else value)
+            ]
+            if not level:
+                return data
+        raise ValueError(f"its values are nested more than {_MAX_DEPTH} levels deep")
 
 
 class RunForm(Form):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,7 +31,7 @@ from mld_core.service.protocol import (
 from mld_core.service.server.logs import scrub
 from mld_core.service.server.models import new_id
 from mld_core.service.server.problems import ProblemError, translate
-from mld_core.service.server.security import Principal
+from mld_core.service.server.security import Principal, key_id_of
 from mld_core.service.server.service import Service
 
 log = logging.getLogger("mld.request")
@@ -39,6 +40,8 @@ _SMALL_JSON = 4 << 20
 _SEAL = "/v1/runs/{run_id}/seals"
 _BLOB = "/v1/blobs/{sha256}"
 _BIG_AT_ONCE = 3
+"""Seals of one organization at once: another's slow ones hold up nobody."""
+
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -102,7 +105,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._big: asyncio.Semaphore | None = None
+        self._big: dict[int, asyncio.Semaphore] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event."""
@@ -130,9 +133,9 @@ class Gate:
         if request.route is None or request.route.path != _SEAL:
             await self._app(scope, limited, send)
             return
-        if self._big is None:
-            self._big = asyncio.Semaphore(_BIG_AT_ONCE)
-        async with self._big:  # manifests are large once parsed
+        assert request.principal is not None
+        big = self._big.setdefault(request.principal.organization_pk, asyncio.Semaphore(_BIG_AT_ONCE))
+        async with big:  # manifests are large once parsed
             await self._app(scope, limited, send)
 
     async def _answer(
@@ -195,11 +198,13 @@ class Gate:
         known = self._service.keys.remembered(header)
         if known is not None:
             return known
-        wait = self._service.wrong_keys.wait(request.remote) if header else 0.0
+        # By key, too: behind a proxy, one person's wrong key must not refuse all others' right ones.
+        asker = f"{request.remote} {key_id_of(header)}"
+        wait = self._service.wrong_keys.wait(asker) if header else 0.0
         if wait > 0:
             raise ProblemError(
                 "too-many-requests",
-                "too many wrong keys came from this address",
+                "this key came too often from this address, and is wrong",
                 expectation="a right key",
                 fix="wait as Retry-After says, and check MLD_API_KEY",
                 retry_after=wait,
@@ -209,7 +214,7 @@ class Gate:
             return found
         self._service.metrics.refused.inc()
         if header:
-            self._service.wrong_keys.take(request.remote)
+            self._service.wrong_keys.take(asker)
         raise ProblemError(
             "unauthorized",
             "the key is wrong, expired or revoked" if header else "no key came with the request",
@@ -220,13 +225,14 @@ class Gate:
 
     @staticmethod
     def _check_scope(principal: Principal, route: Route) -> None:
-        missing = route.scope not in principal.scopes
+        missing = principal.scopes.isdisjoint(route.scopes)
         if missing or (route.root_only and not principal.is_root):
             raise ProblemError(
                 "forbidden",
                 "the key may not do this",
                 value=",".join(sorted(principal.scopes)),
-                expectation=f"scope {route.scope}" + (" of the root organization" if route.root_only else ""),
+                expectation=f"scope {' or '.join(route.scopes)}"
+                + (" of the root organization" if route.root_only else ""),
                 fix=f"use a key with this scope: `mld keys create --scope {route.scope}`",
             )
 
@@ -246,8 +252,9 @@ class Gate:
                 return await receive()
             begun = time.monotonic()
             try:
-                message = await asyncio.wait_for(receive(), settings.idle_timeout)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(settings.idle_timeout):  # `asyncio.wait_for` makes a task each time
+                    message = await receive()
+            except TimeoutError:
                 raise _too_slow(f"no byte came for {settings.idle_timeout:g} s") from None
             waited += time.monotonic() - begun
             total += len(message.get("body", b""))

@@ -48,7 +48,7 @@ def serve(settings: Settings) -> None:
         _greet(address, key, settings)
         config = uvicorn.Config(
             create_app(service),
-            http=limited_protocol(settings.head_timeout),
+            http=limited_protocol(settings.head_timeout, settings.idle_timeout),
             ws="none",
             log_config=None,
             access_log=False,

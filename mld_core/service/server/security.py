@@ -102,10 +102,24 @@ def bootstrap(database: Database) -> str | None:
         return create_key(session, root, "first key", SCOPES)[1]
 
 
+def key_id_of(header: str | None) -> str:
+    """The id of the key in an `Authorization` header, whether there is such a key or not; "" without one.
+
+    >>> key_id_of("Bearer mldbg_" + "0" * 24 + "_" + "f" * 64)
+    'key_000000000000000000000000'
+    """
+    match = _match(header)
+    return f"key_{match[1]}" if match is not None else ""
+
+
+def _match(header: str | None) -> re.Match[str] | None:
+    scheme, _, text = (header or "").partition(" ")
+    return _KEY.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
+
+
 def authenticate(database: Database, header: str | None) -> Principal | None:
     """Whose key an `Authorization` header holds; None if it is none, or wrong, expired or revoked."""
-    scheme, _, text = (header or "").partition(" ")
-    match = _KEY.fullmatch(text.strip()) if scheme.lower() == "bearer" else None
+    match = _match(header)
     if match is None:
         return None
     now = utc_now()
@@ -156,11 +170,12 @@ class Authenticator:
     def ask(self, header: str | None) -> Principal | None:
         """The answer of the database."""
         until = time.monotonic() + self._seconds
+        known = self._known  # `forget` puts another in its place: what was asked before it is not remembered
         principal = authenticate(self._database, header)
         if principal is not None:
-            if len(self._known) > _REMEMBERED:
-                self._known.clear()
-            self._known[_header_hash(header)] = (until, principal)
+            if len(known) > _REMEMBERED:
+                known.clear()
+            known[_header_hash(header)] = (until, principal)
         return principal
 
     def forget(self) -> None:
