@@ -345,18 +345,25 @@ class Route:
     scope: Scope | None
     summary: str
     root_only: bool = False
+    also: tuple[Scope, ...] = ()
+    """Further scopes each of which will do: a key that may only upload has to ask what is there."""
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Scopes of which a key must have one; none where no key is asked for."""
+        return () if self.scope is None else (self.scope, *self.also)
 
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/healthz", None, "Is the server up, and can it reach its database and storage?"),
     Route("GET", "/metrics", "read", "Prometheus metrics of the whole server.", root_only=True),
     Route("GET", "/v1/openapi.json", "read", "This interface as an OpenAPI document."),
-    Route("GET", "/v1/whoami", "read", "Whose key is this, and what may it do?"),
+    Route("GET", "/v1/whoami", "read", "Whose key is this, and what may it do?", also=("write", "admin")),
     Route("POST", "/v1/runs", "write", "Find or create a run."),
     Route("GET", "/v1/runs", "read", "List runs."),
     Route("GET", "/v1/runs/{run_id}", "read", "One run."),
     Route("PATCH", "/v1/runs/{run_id}", "write", "Set members of a run's info."),
-    Route("HEAD", "/v1/blobs/{sha256}", "read", "How much of a blob is there?"),
+    Route("HEAD", "/v1/blobs/{sha256}", "read", "How much of a blob is there?", also=("write",)),
     Route("PUT", "/v1/blobs/{sha256}", "write", "Upload a blob, or continue an upload."),
     Route("GET", "/v1/blobs/{sha256}", "read", "Download a blob."),
     Route("POST", "/v1/runs/{run_id}/seals", "write", "Seal one rank of a pass."),

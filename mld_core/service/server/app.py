@@ -89,7 +89,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             operation["operationId"] = f"{route.method} {route.path}"
             if route.scope is not None:
                 operation["security"] = [{"key": []}]
-                operation["x-mld-scope"] = route.scope
+                operation["x-mld-scopes"] = list(route.scopes)
                 operation["x-mld-root-only"] = route.root_only
         made["info"]["x-mld-release"] = __version__
         app.openapi_schema = made
