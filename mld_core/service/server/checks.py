@@ -55,8 +55,6 @@ class CheckProcess:
         Raises:
             CheckDied: it took the process down.
         """
-        if self._process is None:
-            self._process = self._start()
         request = {
             "path": path,
             "seconds": self._settings.check_seconds,
@@ -65,6 +63,8 @@ class CheckProcess:
             "max_ratio": self._settings.max_ratio,
         }
         try:
+            if self._process is None:
+                self._process = self._start()
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -183,6 +183,10 @@ class Checks:
             self.submit(organization_pk, organization_id, place[1], urgent=True)
         with self._changed:
             return self._changed.wait_for(lambda: not places & self._pending, timeout=seconds)
+
+    def there(self, organization_id: str, sha256: str) -> bool:
+        """Whether a blob's content is in the storage."""
+        return self._storage.exists(organization_id, sha256)
 
     def _work(self) -> None:
         process = CheckProcess(self._settings)

@@ -25,6 +25,8 @@ from mld_core.service.server.storage import FULL
 
 # Stages the method goes through for one pass; only the progress figure depends on it.
 _STAGES = 15
+# Not for whoever asks to choose: it is this machine.
+_OWN_OPTIONS = frozenset({"progress", "threads"})
 _TOLD = (NotFoundError, ResultExistsError, DamagedPartError, ValueError, KeyError, TypeError)
 
 
@@ -67,11 +69,14 @@ def evaluate(work: dict[str, Any]) -> None:
     n_epoch = request.get("n_epoch", "latest")
     evaluator = ChildEvaluator(run.model_name, run.version_name, store=store.root)
     evaluator.expected = _STAGES * len(select(store, run, n_epoch=n_epoch))
+    options = {
+        name: value for name, value in (request.get("options") or {}).items() if name not in _OWN_OPTIONS
+    }
     result = evaluator.request_evaluation(
         request.get("result_name"),
         n_epoch,
         method_name=request.get("method_name") or "default",
-        options={**(request.get("options") or {}), "progress": False},
+        options={**options, "progress": False},
     )
     say(done=result.result_name, folder=result.folder.name)
 

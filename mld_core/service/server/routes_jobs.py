@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from sqlalchemy import select
 
 from mld_core.service import protocol
 from mld_core.service.server import forms
-from mld_core.service.server.deps import PrincipalDep, ServiceDep, own_job, own_result, own_run, page
+from mld_core.service.server.deps import PrincipalDep, ServiceDep, answer, own_job, own_result, own_run, page
 from mld_core.service.server.models import Blob, Job, Result, ResultFile, Run
 from mld_core.service.server.service import Service
 
@@ -75,7 +75,7 @@ def cancel_job(job_id: forms.JobId, service: ServiceDep, principal: PrincipalDep
     return job_out(service, own_job(service.database, principal, job_id))
 
 
-@router.get("/runs/{run_id}/results")
+@router.get("/runs/{run_id}/results", response_model=dict[str, Any])
 def list_results(
     run_id: forms.RunId,
     service: ServiceDep,
@@ -83,25 +83,23 @@ def list_results(
     result_name: forms.NameFilter = None,
     limit: forms.Limit = forms.PAGE,
     cursor: forms.Cursor = None,
-) -> dict[str, Any]:
+) -> Response:
     """The results of a run, oldest first."""
     run = own_run(service.database, principal, run_id)
     query = select(Result).where(Result.run_pk == run.pk)
     if result_name is not None:
         query = query.where(Result.result_name == result_name)
     rows, after = page(service.database, query, Result, limit, cursor)
-    return {"items": [result_out(run_id, row) for row in rows], "next": after}
+    return answer({"items": [result_out(run_id, row) for row in rows], "next": after})
 
 
-@router.get("/results/{result_id}")
-def get_result(
-    result_id: forms.ResultId, service: ServiceDep, principal: PrincipalDep
-) -> protocol.ResultInfo:
+@router.get("/results/{result_id}", response_model=protocol.ResultInfo)
+def get_result(result_id: forms.ResultId, service: ServiceDep, principal: PrincipalDep) -> Response:
     """One result."""
     result = own_result(service.database, principal, result_id)
     with service.database.read() as session:
         run_id = session.scalars(select(Run.id).where(Run.pk == result.run_pk)).one()
-    return result_out(run_id, result)
+    return answer(result_out(run_id, result))
 
 
 @router.get("/results/{result_id}/files")

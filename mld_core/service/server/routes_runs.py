@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -12,12 +13,15 @@ from sqlalchemy.orm import Session
 from mld_core.records.manifest import plain, utc_now
 from mld_core.service import protocol
 from mld_core.service.server import forms
-from mld_core.service.server.deps import PrincipalDep, ServiceDep, own_pass, own_run, page
+from mld_core.service.server.deps import PrincipalDep, ServiceDep, answer, own_pass, own_run, page
 from mld_core.service.server.materialise import parse_epoch
 from mld_core.service.server.models import Blob, Pass, Run, Seal, SealFile, new_id
+from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.seals import parse_seal
 from mld_core.service.server.security import Principal
 from mld_core.service.server.service import Service
+
+_MAX_INFO = 1 << 20
 
 router = APIRouter(prefix="/v1", tags=["records"])
 
@@ -34,6 +38,20 @@ def run_out(run: Run) -> protocol.Run:
     }
 
 
+def _checked(info: dict[str, Any]) -> dict[str, Any]:
+    """The info of a run, which is in every list of runs: it must stay small."""
+    size = len(json.dumps(info))
+    if size > _MAX_INFO:
+        raise ProblemError(
+            "too-large",
+            "the info of the run is too large",
+            value=size,
+            expectation=f"at most {_MAX_INFO} bytes of JSON",
+            fix="keep facts in the info, and records in parts",
+        )
+    return info
+
+
 def _find_or_create(service: Service, principal: Principal, form: forms.RunForm) -> tuple[Run, bool]:
     with service.database.write() as session:
         run = session.scalar(
@@ -44,7 +62,7 @@ def _find_or_create(service: Service, principal: Principal, form: forms.RunForm)
             )
         )
         now = utc_now()
-        info = plain(form.info)
+        info = _checked(plain(form.info))
         if run is None:
             run = Run(
                 id=new_id("run"),
@@ -59,7 +77,7 @@ def _find_or_create(service: Service, principal: Principal, form: forms.RunForm)
             return run, True
         merged = {**info, **run.info}
         if merged != run.info:
-            run.info = merged
+            run.info = _checked(merged)
             run.updated_at = now
         return run, False
 
@@ -77,7 +95,7 @@ def create_run(
     return run_out(run)
 
 
-@router.get("/runs")
+@router.get("/runs", response_model=dict[str, Any])
 def list_runs(
     service: ServiceDep,
     principal: PrincipalDep,
@@ -85,7 +103,7 @@ def list_runs(
     version_name: forms.NameFilter = None,
     limit: forms.Limit = forms.PAGE,
     cursor: forms.Cursor = None,
-) -> dict[str, Any]:
+) -> Response:
     """The runs of the key's organization, in the order they were made."""
     query = select(Run).where(Run.organization_pk == principal.organization_pk)
     if model_name is not None:
@@ -93,13 +111,13 @@ def list_runs(
     if version_name is not None:
         query = query.where(Run.version_name == version_name)
     rows, after = page(service.database, query, Run, limit, cursor)
-    return {"items": [run_out(run) for run in rows], "next": after}
+    return answer({"items": [run_out(run) for run in rows], "next": after})
 
 
-@router.get("/runs/{run_id}")
-def get_run(run_id: forms.RunId, service: ServiceDep, principal: PrincipalDep) -> protocol.Run:
+@router.get("/runs/{run_id}", response_model=protocol.Run)
+def get_run(run_id: forms.RunId, service: ServiceDep, principal: PrincipalDep) -> Response:
     """One run."""
-    return run_out(own_run(service.database, principal, run_id))
+    return answer(run_out(own_run(service.database, principal, run_id)))
 
 
 @router.patch("/runs/{run_id}")
@@ -110,7 +128,7 @@ def patch_run(
     own_run(service.database, principal, run_id)
     with service.database.write() as session:
         run = session.scalars(select(Run).where(Run.id == run_id).with_for_update()).one()
-        run.info = {**run.info, **plain(form.info)}
+        run.info = _checked({**run.info, **plain(form.info)})
         run.updated_at = utc_now()
     return run_out(run)
 
@@ -183,26 +201,26 @@ def _seals_of(session: Session, passes: list[int]) -> dict[int, list[Any]]:
     return found
 
 
-@router.get("/runs/{run_id}/passes")
+@router.get("/runs/{run_id}/passes", response_model=dict[str, Any])
 def list_passes(
     run_id: forms.RunId,
     service: ServiceDep,
     principal: PrincipalDep,
     limit: forms.Limit = forms.PAGE,
     cursor: forms.Cursor = None,
-) -> dict[str, Any]:
+) -> Response:
     """The passes of a run, in the order in which they were first sealed."""
     run = own_run(service.database, principal, run_id)
     rows, after = page(service.database, select(Pass).where(Pass.run_pk == run.pk), Pass, limit, cursor)
     with service.database.read() as session:
         seals = _seals_of(session, [row.pk for row in rows])
-    return {"items": [pass_out(run_id, row, seals.get(row.pk, [])) for row in rows], "next": after}
+    return answer({"items": [pass_out(run_id, row, seals.get(row.pk, [])) for row in rows], "next": after})
 
 
-@router.get("/runs/{run_id}/passes/{pass_id}")
+@router.get("/runs/{run_id}/passes/{pass_id}", response_model=dict[str, Any])
 def get_pass(
     run_id: forms.RunId, pass_id: forms.PassId, service: ServiceDep, principal: PrincipalDep
-) -> dict[str, Any]:
+) -> Response:
     """One pass with everything that is needed to lay it out on disk: manifests and files of each rank."""
     run = own_run(service.database, principal, run_id)
     owner = own_pass(service.database, principal, run, pass_id)
@@ -220,7 +238,7 @@ def get_pass(
             }
             for seal in seals
         ]
-    return {**pass_out(run_id, owner, seals), "ranks": ranks}
+    return answer({**pass_out(run_id, owner, seals), "ranks": ranks})
 
 
 def _files(session: Session, seal: Seal) -> list[protocol.PassFile]:

@@ -45,7 +45,7 @@ def openapi(request: Request) -> dict[str, Any]:
 
 
 @router.get("/v1/whoami", tags=["system"])
-def whoami(service: ServiceDep, principal: PrincipalDep) -> Whoami:
+async def whoami(service: ServiceDep, principal: PrincipalDep) -> Whoami:
     """Whose key this is, what it may do, and what the server takes."""
     return {
         "organization": principal.organization,

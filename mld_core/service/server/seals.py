@@ -216,10 +216,10 @@ class Sealer:
                 refused=refused[:100],
             )
         try:
-            return self._commit(run, request, blobs), True
-        except IntegrityError:  # somebody sealed it, or made the pass, a moment ago
+            return self._commit(principal, run, request), True
+        except IntegrityError:  # somebody sealed it, made the pass, or removed a file, a moment ago
             stored = self._existing(run, request)
-            return (stored, False) if stored is not None else (self._commit(run, request, blobs), True)
+            return (stored, False) if stored is not None else (self._commit(principal, run, request), True)
 
     def _existing(self, run: Run, request: SealRequest) -> Seal | None:
         query = (
@@ -250,36 +250,32 @@ class Sealer:
         digests = {one.sha256 for one in request.files}
         with self._database.read() as session:
             blobs = _blobs(session, principal.organization_pk, digests)
-        missing = sorted(digests - set(blobs))
-        if missing:
-            raise ProblemError(
-                "missing-blobs",
-                f"{len(missing)} of {len(digests)} files are not there; nothing was sealed",
-                value=missing[0],
-                expectation="all files of the manifest, complete",
-                fix="upload the digests in `missing`, then seal again",
-                missing=missing,
-            )
+        if digests - set(blobs):
+            raise _missing(digests - set(blobs), len(digests))
         waiting = [sha256 for sha256, blob in blobs.items() if blob.state == "stored"]
         if not waiting:
             return blobs
         self._checks.wait(principal.organization_pk, principal.organization_id, waiting, _CHECK_SECONDS)
         with self._database.read() as session:
             blobs |= _blobs(session, principal.organization_pk, waiting)
-        left = sum(blob.state == "stored" for blob in blobs.values())
+        left = {sha256 for sha256, blob in blobs.items() if blob.state == "stored"}
+        gone = {sha256 for sha256 in left if not self._checks.there(principal.organization_id, sha256)}
+        if gone:
+            raise _missing(gone, len(digests))
         if left:
-            raise ProblemError(
-                "check-pending",
-                f"{left} of {len(digests)} files are not checked yet",
-                value=left,
-                expectation="checked files",
-                fix="send the seal again",
-                retry_after=2,
-            )
+            raise _pending(len(left), len(digests))
         return blobs
 
-    def _commit(self, run: Run, request: SealRequest, blobs: Mapping[str, Blob]) -> Seal:
+    def _commit(self, principal: Principal, run: Run, request: SealRequest) -> Seal:
+        digests = {one.sha256 for one in request.files}
         with self._database.write() as session:
+            # Once more: what nobody needed may have been removed since it was looked at.
+            blobs = _blobs(session, principal.organization_pk, digests)
+            if digests - set(blobs):
+                raise _missing(digests - set(blobs), len(digests))
+            left = sum(blob.state == "stored" for blob in blobs.values())
+            if left:
+                raise _pending(left, len(digests))
             place = (
                 Pass.run_pk == run.pk,
                 Pass.dataset_type == request.dataset_type,
@@ -326,6 +322,29 @@ class Sealer:
             if rows:
                 session.execute(insert(SealFile), rows)
         return seal
+
+
+def _missing(digests: set[str], total: int) -> ProblemError:
+    missing = sorted(digests)
+    return ProblemError(
+        "missing-blobs",
+        f"{len(missing)} of {total} files are not there; nothing was sealed",
+        value=missing[0],
+        expectation="all files of the manifest, complete",
+        fix="upload the digests in `missing`, then seal again",
+        missing=missing,
+    )
+
+
+def _pending(count: int, total: int) -> ProblemError:
+    return ProblemError(
+        "check-pending",
+        f"{count} of {total} files are not checked yet",
+        value=count,
+        expectation="checked files",
+        fix="send the seal again",
+        retry_after=2,
+    )
 
 
 def _compare(request: SealRequest, blobs: Mapping[str, Blob], task: str) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mld_core.records.manifest import make_dirs
 from mld_core.service.server.checks import Checks
+from mld_core.service.server.collect import collect
 from mld_core.service.server.database import Database
 from mld_core.service.server.jobs import Jobs
 from mld_core.service.server.limits import Buckets
@@ -102,17 +103,22 @@ class Service:
     @staticmethod
     @contextmanager
     def _told(what: str) -> Iterator[None]:
-        """Tell of a database that failed, and go on."""
+        """Tell of a database or a disk that failed, and go on."""
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, OSError) as error:
             log.warning("%s (%s)", what, type(error).__name__)
 
     def _sweep(self) -> None:
         while not self._stop.is_set():
-            removed = self.uploads.sweep()
-            if removed:
-                log.info("removed %d unfinished uploads that nobody continued", removed)
+            with self._told("what nobody needs could not be removed"):
+                removed = self.uploads.sweep()
+                if removed:
+                    log.info("removed %d unfinished uploads that nobody continued", removed)
+                if self.settings.unsealed_days > 0:
+                    blobs, size = collect(self.database, self.storage, self.settings.unsealed_days)
+                    if blobs:
+                        log.info("removed %d files (%d bytes) that nobody sealed", blobs, size)
             self._stop.wait(_SWEEP_SECONDS)
 
     def _worker_keepers(self) -> list[Any]:
@@ -142,7 +148,6 @@ def _ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def _worker_env(settings: Settings) -> dict[str, str]:
-
     return {**os.environ, **to_env(settings)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Settings:
         quota_gb: Bytes of complete blobs an organization may hold, in GiB; 0 = no limit.
         min_free_mb: Uploads are refused (507) when the disk has less free than this, in MiB.
         requests_per_second: Rate limit of each key; twice that in a burst. 0 = none.
-        wrong_keys_per_second: Rate limit of wrong keys from one address; 50 in a burst.
+        wrong_keys_per_second: Rate limit of one wrong key from one address; 50 in a burst.
         uploads_at_once: Uploads one organization may have open at once.
         head_timeout: Seconds in which the head of a request must have arrived.
         idle_timeout: Seconds in which the next piece of a body must arrive.
@@ -53,6 +53,7 @@ class Settings:
         job_seconds: Time one evaluation may take.
         cache_gb: Local copies of blobs kept where the storage is S3, in GiB.
         spool_days: Days an unfinished upload is kept.
+        unsealed_days: Days a complete file is kept that no seal names; 0 = for ever.
         log_level: debug, info, warning or error.
     """
 
@@ -87,6 +88,7 @@ class Settings:
     job_seconds: float = 6 * 3600
     cache_gb: float = 20
     spool_days: float = 7
+    unsealed_days: float = 30
     log_level: str = "info"
 
     @property
@@ -123,29 +125,30 @@ def load_settings(changes: Mapping[str, Any] | None = None, env: Mapping[str, st
 
     >>> load_settings({"port": 9000}, {"MLD_SERVER_ALLOWED_HOSTS": "mld.example.org, mld"}).allowed_hosts
     ('mld.example.org', 'mld')
+    >>> load_settings(env={"MLD_SERVER_QUOTA_GB": "0.5"}).quota_gb
+    0.5
     """
     environ = os.environ if env is None else env
     found: dict[str, Any] = {}
     for item in dataclasses.fields(Settings):
         text = environ.get(ENV_PREFIX + item.name.upper())
         if text is not None:
-            found[item.name] = _parse(item.name, text)
+            found[item.name] = _parse(item, text)
     found.update({name: value for name, value in (changes or {}).items() if value is not None})
     chosen = Settings(**found)
     return dataclasses.replace(chosen, data=Path(chosen.data).expanduser().absolute())
 
 
-def _parse(name: str, text: str) -> Any:
-    default = getattr(Settings(), name)
-    if isinstance(default, Path):
-        return Path(text)
-    if isinstance(default, tuple):
+_KINDS: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str, "Path": Path}
+
+
+def _parse(item: dataclasses.Field[Any], text: str) -> Any:
+    if item.type == "tuple[str, ...]":
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    kind = type(default)
     try:
-        return kind(text)
+        return _KINDS[str(item.type)](text)
     except ValueError:
-        raise ValueError(f"{ENV_PREFIX}{name.upper()}={text!r}: expected {kind.__name__}") from None
+        raise ValueError(f"{ENV_PREFIX}{item.name.upper()}={text!r}: expected {item.type}") from None
 
 
 def to_env(settings: Settings) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import threading
@@ -28,6 +29,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _PIECE = 8 << 20
 _LOOK_SECONDS = 60.0
+_EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 class Storage(Protocol):
@@ -44,6 +46,9 @@ class Storage(Protocol):
 
     def exists(self, organization_id: str, sha256: str) -> bool:
         """Whether the blob's content is there."""
+
+    def remove(self, organization_id: str, sha256: str) -> None:
+        """Remove the blob's content; one that is not there is no error."""
 
     def ready(self) -> bool:
         """Whether the storage answers."""
@@ -91,6 +96,10 @@ class LocalStorage:
     def exists(self, organization_id: str, sha256: str) -> bool:
         """See `Storage`."""
         return (self.root / _place(organization_id, sha256)).is_file()
+
+    def remove(self, organization_id: str, sha256: str) -> None:
+        """See `Storage`."""
+        (self.root / _place(organization_id, sha256)).unlink(missing_ok=True)
 
     def ready(self) -> bool:
         """See `Storage`."""
@@ -149,15 +158,22 @@ class S3Storage:
         return target
 
     def _remote(self, organization_id: str, sha256: str, start: int, end: int | None) -> Iterator[bytes]:
-        with self._fs.open_input_file(self._key(organization_id, sha256)) as source:
-            size = source.size() if end is None else end
-            source.seek(start)
-            while start < size:
-                piece = source.read(min(_PIECE, size - start))
-                if not piece:
-                    return
-                start += len(piece)
-                yield piece
+        # Opened at once, so that a missing object is an error here and not later.
+        source = self._fs.open_input_file(self._key(organization_id, sha256))
+        if source.size() == 0 and sha256 != _EMPTY:
+            source.close()
+            raise FileNotFoundError(f"blob {sha256} was removed from the storage")
+
+        def pieces() -> Iterator[bytes]:
+            at = start
+            with source:
+                size = source.size() if end is None else end
+                source.seek(start)
+                while at < size and (piece := source.read(min(_PIECE, size - at))):
+                    at += len(piece)
+                    yield piece
+
+        return pieces()
 
     def read(self, organization_id: str, sha256: str, start: int, end: int) -> Iterator[bytes]:
         """See `Storage`."""
@@ -169,7 +185,17 @@ class S3Storage:
     def exists(self, organization_id: str, sha256: str) -> bool:
         """See `Storage`."""
         info = self._fs.get_file_info(self._key(organization_id, sha256))
-        return bool(info.type == pafs.FileType.File)
+        return bool(info.type == pafs.FileType.File) and (info.size > 0 or sha256 == _EMPTY)
+
+    def remove(self, organization_id: str, sha256: str) -> None:
+        """See `Storage`; an object without bytes stays and counts as none.
+
+        pyarrow's `delete_file` writes an object for the folder, which some servers then take for a file: no
+        blob of that folder could be stored any more.
+        """
+        with self._fs.open_output_stream(self._key(organization_id, sha256)):
+            pass
+        (self._cache / _place(organization_id, sha256)).unlink(missing_ok=True)
 
     def ready(self) -> bool:
         """See `Storage`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.manifest import make_dirs, utc_now
+from mld_core.records.parts import file_digest
 from mld_core.service.server.database import Database
 from mld_core.service.server.evaluation_process import EvaluationProcess
 from mld_core.service.server.jobs import Claim, Jobs
@@ -242,16 +242,14 @@ class Worker:
         return info
 
     def _stored(self, claim: Claim, path: Path) -> tuple[str, str, int]:
-        content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
+        sha256 = file_digest(path)
         if not self._storage.exists(claim.organization_id, sha256):
             copy = path.parent.parent / f"copy-{sha256}"
-            with copy.open("wb") as file:
-                file.write(content)
-                file.flush()
+            shutil.copyfile(path, copy)
+            with copy.open("rb") as file:
                 os.fsync(file.fileno())
             self._storage.take(claim.organization_id, sha256, copy)
-        return path.name, sha256, len(content)
+        return path.name, sha256, path.stat().st_size
 
     @staticmethod
     def _note(session: Session, claim: Claim, result_pk: int, files: list[tuple[str, str, int]]) -> None:
