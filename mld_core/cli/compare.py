@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from mld_core.cli.common import FAILED, JsonOption, StoreOption, clear_errors, find_result, open_store
+from mld_core.cli.common import FAILED, JsonOption, StoreOption, clear_errors
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
+from mld_core.cli.source import source
 from mld_core.evaluation.compare import Comparison
 from mld_core.evaluation.result import METRIC_COLUMNS
 
@@ -37,7 +38,8 @@ def compare(
     """Compare two results: metrics with intervals, fixed and regressed units, category transitions.
 
     A version stands for its newest result. Units are paired by content hash or id. Categories of both sides
-    are cut at the thresholds of A.
+    are cut at the thresholds of A. Where MLD_API_ENDPOINT is set, results of that service (--store DIR: of a
+    store here).
 
     \b
     Examples:
@@ -51,8 +53,8 @@ def compare(
     found.
     """  # noqa: D301  click reads the mark
     with clear_errors():
-        opened = open_store(store)
-        found = find_result(opened, a, model).compare(find_result(opened, b, model), dataset)
+        results = source(store)
+        found = results.find(a, model).compare(results.find(b, model), dataset)
         print_comparison(found, changed=changed, as_json=as_json)
     worse = regressed_datasets(found)
     if fail_on_regression and worse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,17 +12,14 @@ from mld_core.cli.common import (
     ModelArgument,
     StoreOption,
     VersionArgument,
-    choose_run,
     clear_errors,
-    open_store,
     parse_epoch,
 )
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
-from mld_core.cli.remote import client_of, newest_run
-from mld_core.evaluation.endpoint import resolve_endpoint
+from mld_core.cli.source import source
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.result import Result
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.layout import Store
 
 
 def evaluate(
@@ -70,7 +66,7 @@ def evaluate(
       mld evaluate --dataset val --json      for a script
     """  # noqa: D301  click reads the mark
     with clear_errors():
-        run = _chosen(store, model, version)
+        run = source(store).run(model, version)
         wanted: dict[str, Any] = {
             "dataset_types": dataset or None,
             "threads": threads,
@@ -83,16 +79,6 @@ def evaluate(
         if store is None and result.store.root != Store().root:
             show = ["mld", "show", run.model_name, run.version_name, "--store", str(result.store.root)]
             note(f"evaluated at the service; a copy is here: {shlex.join(show)}")
-
-
-def _chosen(store: Path | None, model: str | None, version: str | None) -> RunKey:
-    """The run that was meant: of the service, where one is set and no store was named."""
-    service = resolve_endpoint() if store is None else None
-    if service is None:
-        return choose_run(open_store(store), model, version)
-    if model is not None and version is not None:
-        return RunKey(model, version)
-    return newest_run(client_of(service), model, version)
 
 
 def print_result(result: Result, *, full: bool, as_json: bool) -> None:

@@ -11,13 +11,10 @@ from mld_core.cli.common import (
     FAILED,
     JsonOption,
     StoreOption,
-    choose_run,
     clear_errors,
-    find_result,
-    newest_result,
-    open_store,
 )
 from mld_core.cli.output import emit_json, note
+from mld_core.cli.source import source
 
 
 def report(
@@ -46,7 +43,8 @@ def report(
     """Write a result as one HTML page, or two results side by side.
 
     The file is complete: it opens offline in any browser and can be sent as it is. Samples have thumbnails
-    where the training recorded them (image_fn). Needs the extra: pip install "ml-debugger[report]".
+    where the training recorded them (image_fn). Where MLD_API_ENDPOINT is set, results of that service
+    (--store DIR: of a store here). Needs the extra: pip install "ml-debugger[report]".
 
     \b
     Examples:
@@ -60,16 +58,12 @@ def report(
         note(f"mld: {error}")
         raise typer.Exit(FAILED) from error
     with clear_errors():
-        opened = open_store(store)
-        before = (
-            newest_result(opened, choose_run(opened, model, None))
-            if a is None
-            else find_result(opened, a, model)
-        )
+        results = source(store)
+        before = results.result(results.run(model, None)) if a is None else results.find(a, model)
         if b is None:
             written = pages.write_report(before, output)
         else:
-            written = pages.write_comparison(before, find_result(opened, b, model), output)
+            written = pages.write_comparison(before, results.find(b, model), output)
     if as_json:
         emit_json({"path": written.path, "bytes": written.bytes, "left_out": written.left_out})
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
@@ -13,16 +12,13 @@ from mld_core.cli.common import (
     ModelArgument,
     StoreOption,
     VersionArgument,
-    choose_run,
     clear_errors,
-    newest_result,
-    open_store,
 )
 from mld_core.cli.compare import print_comparison
 from mld_core.cli.evaluate import print_result
 from mld_core.cli.output import emit, emit_frame, note, on_terminal
-from mld_core.evaluation.evaluator import Evaluator, find_run
-from mld_core.evaluation.result import Result
+from mld_core.cli.source import source
+from mld_core.records.layout import RunKey
 
 TERMINAL_ROWS = 20
 
@@ -106,6 +102,8 @@ def show(
 ) -> None:
     """Print a stored result: its summary, the issues, or a view of the units.
 
+    Where MLD_API_ENDPOINT is set, a result of that service (--store DIR: of a store here).
+
     \b
     Examples:
       mld show                                          newest result of the newest run
@@ -120,10 +118,11 @@ def show(
     )
     _one_kind(listing=listing, grouping=grouping)
     with clear_errors():
-        run = choose_run(open_store(store), model, version)
-        found = _result(run.model_name, run.version_name, result, store)
+        results = source(store)
+        run = results.run(model, version)
+        found = results.result(run, result)
         if against is not None:
-            before = _result(run.model_name, against, None, store)
+            before = results.result(RunKey(run.model_name, against))
             print_comparison(before.compare(found, dataset), changed=False, as_json=as_json)
         elif listing:
             asked = (dataset, category, code, min_severity, order_by, _one_more(limit, as_json=as_json))
@@ -145,13 +144,6 @@ def _one_kind(*, listing: bool, grouping: bool) -> None:
         raise typer.BadParameter(
             "issues are chosen by --dataset, --category, --code, --min-severity; not by a view"
         )
-
-
-def _result(model: str, version: str, name: str | None, store: Path | None) -> Result:
-    if name is not None:
-        return Evaluator(model, version, store=store).get_result(name)
-    opened = open_store(store)
-    return newest_result(opened, find_run(opened, model, version))
 
 
 def _also(where: str | None, dataset: str | None) -> str | None:

@@ -174,17 +174,22 @@ class RemoteEvaluator:
         results = ResultStore(cache, self._run)
         result_name, result_id = str(item["result_name"]), str(item["result_id"])
         folder = results.folder(result_name)
-        if (read_json(folder / _SOURCE_FILE) or {}).get("result_id") != result_id:
+        if not _is_copy(folder, result_id):
             make_dirs(results.root)
-            tmp = results.root / tmp_name("download")
+            tmp, old = results.root / tmp_name("download"), results.root / tmp_name("old")
             tmp.mkdir()
             try:
                 self._download(tmp, result_id, dict(item["info"]))
-                if folder.exists():  # of a result that was removed at the service since
-                    folder.rename(results.root / tmp_name("old"))
+                if folder.exists() and not _is_copy(folder, result_id):  # of a result that is gone there
+                    folder.rename(old)
                 tmp.rename(folder)
+            except OSError:
+                # Another process brought the same result here meanwhile: take that.
+                if not _is_copy(folder, result_id):
+                    raise
             finally:
                 shutil.rmtree(tmp, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
         cache.ensure_run(self._run, {})
         return Result(results, result_name)
 
@@ -197,6 +202,10 @@ class RemoteEvaluator:
         if not (folder / RESULT_FILE).exists():
             write_json(folder / RESULT_FILE, info)
         write_json(folder / _SOURCE_FILE, {"endpoint": self._client.url, "result_id": result_id})
+
+
+def _is_copy(folder: Path, result_id: str) -> bool:
+    return bool((read_json(folder / _SOURCE_FILE) or {}).get("result_id") == result_id)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -84,6 +86,17 @@ def test_what_is_not_there_is_said(at_service, server, uploaded):
         at_service.request_evaluation(n_epoch=77)
     with pytest.raises(ValueError, match="method_name='magic'"):
         at_service.request_evaluation(method_name="magic")
+
+
+def test_two_who_fetch_the_same_result_at_once_both_get_it(at_service):
+    name = at_service.request_evaluation(options={**QUICK, "dataset_types": ["test"]}).result_name
+    folder = at_service.get_result(name).folder
+    for _ in range(10):
+        shutil.rmtree(folder)
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda _: at_service.get_result(name).metrics_summary(), range(6)))
+        assert all(len(one) == 1 for one in found)
+        assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".tmp")] == []
 
 
 def test_a_key_that_may_only_read(at_service, server, uploaded):
@@ -234,6 +247,27 @@ def test_the_commands_of_a_team(server, records, tmp_path, monkeypatch):
     assert result["result_name"] == "first"
     wrong = mld("ls", "team_nett", "--remote")
     assert (wrong.exit_code, "did you mean 'team_net'" in wrong.output) == (3, True)
+    _read_there(mld, factory.store.root, tmp_path)
+
+
+def _read_there(mld, root, tmp_path):
+    """show, compare and report read the service's results where one is set, and a store's where one is named."""
+    assert mld("evaluate", "team_net", "v1", "--dataset", "test", "--name", "before").exit_code == 0
+    for names, found in ((("show",), "first"), (("show", "team_net", "v1"), "before")):
+        assert json.loads(mld(*names, "--json").stdout)["result_name"] == found
+    for pair in (("v1", "v2"), ("before", "first"), ("team_net/v1", "first")):
+        done = mld("compare", *pair, "--json")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert (found["a"], found["b"]) == ("before", "first")
+    page = tmp_path / "page.html"
+    done = mld("report", "before", "first", "-o", str(page))
+    assert done.exit_code == 0, done.output
+    assert page.stat().st_size > 10_000
+    nothing = mld("compare", "v1", "v9")
+    assert (nothing.exit_code, "nothing is named 'v9'" in nothing.output) == (3, True)
+    here = mld("show", "team_net", "v2", "--store", str(root))
+    assert (here.exit_code, "has no results yet" in here.output) == (3, True)
 
 
 def test_sync_says_what_it_could_not_send(server, records, tmp_path, monkeypatch):
