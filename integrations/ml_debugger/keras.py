@@ -18,7 +18,7 @@ from typing import Any
 try:
     import keras
 except ImportError as error:
-    raise ImportError("ml_debugger.keras needs Keras 3: pip install tensorflow keras") from error
+    raise ImportError("ml_debugger.keras needs Keras 3: pip install 'ml-debugger[keras]'") from error
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.outputs import DetectionOutput

@@ -6,6 +6,6 @@ from importlib.util import find_spec
 if find_spec("torch") is None and find_spec("keras") is None:
     raise ImportError(
         "recording needs PyTorch: pip install 'ml-debugger[torch]' (or the extra of your framework, "
-        "such as 'ml-debugger[lightning]'), or Keras: pip install tensorflow keras; reading and evaluating "
-        "records does not"
+        "such as 'ml-debugger[lightning]'), or Keras: pip install 'ml-debugger[keras]'; reading and "
+        "evaluating records does not"
     )
