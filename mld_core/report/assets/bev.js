@@ -60,7 +60,7 @@ function unitsOf(card) {
 }
 
 /** The boxes that are drawn: {unit, place, box, style}; truths first, so that predictions lie above them. */
-function shapesOf(card) {
+function shapes3d(card) {
   const made = [];
   unitsOf(card).forEach((unit, place) => {
     if (unit.t)
@@ -72,10 +72,10 @@ function shapesOf(card) {
   return made;
 }
 
-const isMarked = (unit) =>
+const isMarked3d = (unit) =>
   bev.group === "swapped" ? unit.detail === "swapped" : unit.diagnosis.includes(bev.group) || unit.category === bev.group;
 const labelOf = (unit) =>
-  unit.diagnosis.includes(bev.group) ? bev.group : bev.group === "swapped" && isMarked(unit) ? "T04" : unit.diagnosis[0];
+  unit.diagnosis.includes(bev.group) ? bev.group : bev.group === "swapped" && isMarked3d(unit) ? "T04" : unit.diagnosis[0];
 
 /** Corners of a box in the ground plane, then the middle of its front and a point ahead of it. */
 function footprint([x, y, , w, l, , yaw]) {
@@ -91,7 +91,7 @@ function footprint([x, y, , w, l, , yaw]) {
 /** A view that holds every box and the sensor. */
 function fittedView(card, width, height) {
   let [low, high, left, right] = [0, 0, 0, 0];
-  for (const { box } of shapesOf(card))
+  for (const { box } of shapes3d(card))
     for (const [x, y] of footprint(box).corners) {
       low = Math.min(low, x);
       high = Math.max(high, x);
@@ -155,7 +155,7 @@ function thumbnail(card) {
       view = fittedView(card, size.w, size.h),
       pen = fitCanvas(canvas, size.w, size.h);
     paintPoints(pen, card, view, size, 0.7);
-    for (const { box, style, unit } of shapesOf(card)) {
+    for (const { box, style, unit } of shapes3d(card)) {
       pen.beginPath();
       footprint(box).corners.forEach((corner, place) => {
         const [x, y] = toPixel(view, size, corner);
@@ -278,7 +278,7 @@ function chooseFrame(row) {
 /** The large picture of the chosen frame with everything around it. */
 function drawFrame() {
   const card = scenes().frames[String(bev.frame)];
-  const first = unitsOf(card).findIndex(isMarked);
+  const first = unitsOf(card).findIndex(isMarked3d);
   bev.picked = first >= 0 ? first : 0;
   bev.view = null;
   purgeSolid();
@@ -371,7 +371,7 @@ function lineSample(style) {
 
 /** The legend; each entry can be switched off. */
 function layerChoice(card) {
-  const used = new Set(shapesOf(card).map(({ style }) => style.key));
+  const used = new Set(shapes3d(card).map(({ style }) => style.key));
   const layers = [
     ...STYLES_3D.filter((style) => used.has(style.key)).map((style) => [style.key, style.title, lineSample(style)]),
     ["codes", "Codes", null],

@@ -15,7 +15,7 @@ function paintFrame(card, view, canvas, drawing) {
     labels = svgNode("g", {});
   under.append(...rangeRings(now, size), ...silentSectors(card, now, size), sensorMark(now, size));
   const labelled = new Set();
-  shapesOf(card).forEach((shape) => {
+  shapes3d(card).forEach((shape) => {
     if (bev.off.has(shape.style.key)) return;
     const chosen = shape.place === bev.picked;
     boxes.append(drawnBox(shape, now, size, chosen));
@@ -77,7 +77,7 @@ function drawnBox({ unit, place, box, style }, now, size, chosen) {
   return svgNode(
     "g",
     { "data-place": place, "data-kind": style.key },
-    first && isMarked(unit) ? svgNode("polygon", { points, class: "halo" }) : null,
+    first && isMarked3d(unit) ? svgNode("polygon", { points, class: "halo" }) : null,
     first && chosen ? svgNode("polygon", { points: chosenOutline(box, now, size), class: "chosen" }) : null,
     svgNode("polygon", { points, class: `box stroke-${style.key}` }),
     svgNode("line", { x1: a[0], y1: a[1], x2: b[0], y2: b[1], class: `stroke-${style.key} heading` }),
@@ -97,7 +97,7 @@ function codeLabel({ unit, box, place }, text, now, size) {
   const places = footprint(box).corners.map((corner) => toPixel(now, size, corner));
   const x = Math.max(...places.map(([px]) => px)) + 4,
     y = Math.min(...places.map(([, py]) => py)) + 6;
-  const strong = isMarked(unit) || place === bev.picked;
+  const strong = isMarked3d(unit) || place === bev.picked;
   return svgNode("text", { x, y, class: strong ? "code-text strong" : "code-text" }, text);
 }
 
@@ -243,7 +243,7 @@ function fingerMiddle(fingers) {
 function pickAt(card, at) {
   const [x, y] = toGround(bev.view, bev.size, at);
   const slack = 6 / bev.view.k;
-  const hit = shapesOf(card)
+  const hit = shapes3d(card)
     .filter(({ style, box }) => {
       if (bev.off.has(style.key)) return false;
       const [cx, cy, , w, l, , yaw] = box;

@@ -125,7 +125,7 @@ function solidTraces(card) {
     });
   }
   for (const style of STYLES_3D) {
-    const own = shapesOf(card).filter((shape) => shape.style === style && !bev.off.has(style.key));
+    const own = shapes3d(card).filter((shape) => shape.style === style && !bev.off.has(style.key));
     if (!own.length) continue;
     const line = { x: [], y: [], z: [], text: [] };
     const push = (place, text) => {
