@@ -64,18 +64,30 @@ function shapes3d(card) {
   const made = [];
   unitsOf(card).forEach((unit, place) => {
     if (unit.t)
-      made.push({ unit, place, box: unit.t, style: STYLE_OF[unit.kind === 0 || unit.p ? "truth" : "missed"] });
+      made.push({
+        unit,
+        place,
+        box: unit.t,
+        style: STYLE_OF[unit.kind === 0 || unit.p ? "truth" : "missed"],
+      });
   });
   unitsOf(card).forEach((unit, place) => {
-    if (unit.p) made.push({ unit, place, box: unit.p, style: STYLE_OF[["right", "wrong", "open"][unit.kind]] });
+    if (unit.p)
+      made.push({ unit, place, box: unit.p, style: STYLE_OF[["right", "wrong", "open"][unit.kind]] });
   });
   return made;
 }
 
 const isMarked3d = (unit) =>
-  bev.group === "swapped" ? unit.detail === "swapped" : unit.diagnosis.includes(bev.group) || unit.category === bev.group;
+  bev.group === "swapped"
+    ? unit.detail === "swapped"
+    : unit.diagnosis.includes(bev.group) || unit.category === bev.group;
 const labelOf = (unit) =>
-  unit.diagnosis.includes(bev.group) ? bev.group : bev.group === "swapped" && isMarked3d(unit) ? "T04" : unit.diagnosis[0];
+  unit.diagnosis.includes(bev.group)
+    ? bev.group
+    : bev.group === "swapped" && isMarked3d(unit)
+      ? "T04"
+      : unit.diagnosis[0];
 
 /** Corners of a box in the ground plane, then the middle of its front and a point ahead of it. */
 function footprint([x, y, , w, l, , yaw]) {
@@ -143,7 +155,8 @@ function paintPoints(pen, card, view, size, dot) {
   for (let i = 0; i < values.length; i += 3) {
     const px = size.w / 2 - (values[i + 1] / 100 - view.y) * view.k,
       py = size.h / 2 - (values[i] / 100 - view.x) * view.k;
-    if (px > -2 && py > -2 && px < size.w + 2 && py < size.h + 2) pen.fillRect(px - dot / 2, py - dot / 2, dot, dot);
+    if (px > -2 && py > -2 && px < size.w + 2 && py < size.h + 2)
+      pen.fillRect(px - dot / 2, py - dot / 2, dot, dot);
   }
 }
 
@@ -297,7 +310,11 @@ function drawFrame() {
     drawing,
   );
   const press = (label, name, action) =>
-    h("button", { type: "button", "aria-label": label, title: label, "data-act": name, onclick: action }, name);
+    h(
+      "button",
+      { type: "button", "aria-label": label, title: label, "data-act": name, onclick: action },
+      name,
+    );
   const zoomBy = (factor) => zoomView(factor);
   const buttons = h(
     "div",
@@ -311,12 +328,7 @@ function drawFrame() {
     h(
       "div",
       { class: "panel bev-panel" },
-      h(
-        "div",
-        { class: "bev-head" },
-        h("h3", {}, card.id),
-        h("p", { class: "how" }, frameFacts(card)),
-      ),
+      h("div", { class: "bev-head" }, h("h3", {}, card.id), h("p", { class: "how" }, frameFacts(card))),
       h("div", { class: "bev-stage" }, view, buttons),
       h(
         "p",
@@ -353,11 +365,11 @@ function drawFrame() {
 }
 
 function frameFacts(card) {
-  const shown = card.boxes.length < card.units ? ` The ${card.boxes.length} worst of ${card.units} are drawn.` : "";
-  const points = card.points
-    ? ` ${count(card.points.n)} of ${plural(card.points.of, "point")}.`
-    : "";
-  const risk = card.frame_error_proba === null ? "" : ` Probability of an error ${decimal(card.frame_error_proba, 2)}.`;
+  const shown =
+    card.boxes.length < card.units ? ` The ${card.boxes.length} worst of ${card.units} are drawn.` : "";
+  const points = card.points ? ` ${count(card.points.n)} of ${plural(card.points.of, "point")}.` : "";
+  const risk =
+    card.frame_error_proba === null ? "" : ` Probability of an error ${decimal(card.frame_error_proba, 2)}.`;
   return `${plural(card.n_gt ?? 0, "true box", "true boxes")}, ${plural(card.n_pred ?? 0, "prediction")}: ${count(card.n_tp)} right, ${frameSum(card)}.${risk}${points}${shown}`;
 }
 
@@ -373,9 +385,15 @@ function lineSample(style) {
 function layerChoice(card) {
   const used = new Set(shapes3d(card).map(({ style }) => style.key));
   const layers = [
-    ...STYLES_3D.filter((style) => used.has(style.key)).map((style) => [style.key, style.title, lineSample(style)]),
+    ...STYLES_3D.filter((style) => used.has(style.key)).map((style) => [
+      style.key,
+      style.title,
+      lineSample(style),
+    ]),
     ["codes", "Codes", null],
-    ...(unitsOf(card).some((unit) => unit.moves) ? [["moves", "True motion, 1 s", lineSample({ key: "motion" })]] : []),
+    ...(unitsOf(card).some((unit) => unit.moves)
+      ? [["moves", "True motion, 1 s", lineSample({ key: "motion" })]]
+      : []),
     ...(card.points ? [["points", "Points", null]] : []),
   ];
   return h(

@@ -43,7 +43,10 @@ function rangeRings(now, size) {
 
 function sensorMark(now, size) {
   const [x, y] = toPixel(now, size, [0, 0]);
-  return svgNode("path", { d: `M${x} ${y - 8} L${x + 6} ${y + 6} L${x} ${y + 3} L${x - 6} ${y + 6} Z`, class: "sensor" });
+  return svgNode("path", {
+    d: `M${x} ${y - 8} L${x + 6} ${y + 6} L${x} ${y + 3} L${x - 6} ${y + 6} Z`,
+    class: "sensor",
+  });
 }
 
 /** Sectors of the frame that fell silent (T12). */
@@ -58,7 +61,9 @@ function silentSectors(card, now, size) {
     });
     const middle = ((one.azimuth + one.degrees / 2) * Math.PI) / 180;
     const [tx, ty] = toPixel(now, size, [18 * Math.cos(middle), 18 * Math.sin(middle)]);
-    const text = [toPixel(now, size, [0, 0]), ...arc].map((xy) => xy.map((v) => v.toFixed(1)).join(" ")).join(" L");
+    const text = [toPixel(now, size, [0, 0]), ...arc]
+      .map((xy) => xy.map((v) => v.toFixed(1)).join(" "))
+      .join(" L");
     return [
       svgNode("path", { d: `M${text} Z`, class: "silent" }),
       svgNode("text", { x: tx, y: ty, class: "silent-text" }, "T12 silent"),
@@ -153,7 +158,11 @@ function zoomToBox() {
   const unit = unitsOf(scenes().frames[String(bev.frame)])[bev.picked];
   const box = unit && (unit.p || unit.t);
   if (!box) return;
-  bev.view = { x: box[0], y: box[1], k: Math.min(60, (0.3 * Math.min(bev.size.w, bev.size.h)) / Math.max(box[3], box[4])) };
+  bev.view = {
+    x: box[0],
+    y: box[1],
+    k: Math.min(60, (0.3 * Math.min(bev.size.w, bev.size.h)) / Math.max(box[3], box[4])),
+  };
   repaintView();
 }
 
@@ -320,7 +329,11 @@ function drawFacts(card) {
         unitFacts(unit).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
       ),
       unit.diagnosis.length
-        ? h("ul", { class: "bev-codes" }, unit.diagnosis.map((code) => diagnosisLine(code, unit)))
+        ? h(
+            "ul",
+            { class: "bev-codes" },
+            unit.diagnosis.map((code) => diagnosisLine(code, unit)),
+          )
         : null,
       first ? h("p", {}, h("b", {}, "What to do: "), first.action) : null,
     ),
@@ -352,11 +365,17 @@ function boxList(card) {
       },
       { title: "Class", cell: ({ unit }) => classNamed(unit.p ? unit.said : unit.truth) },
       { title: "Score", num: true, cell: ({ unit }) => decimal(unit.score, 2) },
-      { title: "Error prob.", num: true, cell: ({ unit }) => decimal(unit.error_proba ?? unit.miss_proba, 2) },
+      {
+        title: "Error prob.",
+        num: true,
+        cell: ({ unit }) => decimal(unit.error_proba ?? unit.miss_proba, 2),
+      },
       { title: "x, y (m)", num: true, cell: ({ unit }) => position(unit.p || unit.t) },
       { title: "Diagnoses", cell: ({ unit }) => h("code", {}, unit.diagnosis.join(" ") || "–") },
     ];
-    details.append(table(`Boxes of frame ${card.id}, errors first`, columns, rows, { tight: true, stack: true }));
+    details.append(
+      table(`Boxes of frame ${card.id}, errors first`, columns, rows, { tight: true, stack: true }),
+    );
   });
   return details;
 }

@@ -73,7 +73,12 @@ function curveLine(name, y, place) {
     x: recallPoints,
     y,
     line: { color: colours[(place + round) % 5], dash: DASHES[place % 5], width: 2 },
-    marker: { symbol: MARKERS[(place + 2 * round) % 5], size: 7, color: colours[(place + round) % 5], maxdisplayed: 9 },
+    marker: {
+      symbol: MARKERS[(place + 2 * round) % 5],
+      size: 7,
+      color: colours[(place + round) % 5],
+      maxdisplayed: 9,
+    },
     hovertemplate: `${escaped(name)}<br>recall %{x:.2f}: %{y:.3f}<extra></extra>`,
   };
 }
@@ -86,9 +91,13 @@ function untilReached(values) {
 
 function precisionLines(found) {
   const distance = found.distances.findIndex((metres) => String(metres) === curves3d.precision);
-  if (distance >= 0) return found.classes.map((one) => ({ name: one.name, values: untilReached(one.precision[distance]) }));
+  if (distance >= 0)
+    return found.classes.map((one) => ({ name: one.name, values: untilReached(one.precision[distance]) }));
   const one = found.classes[Number(curves3d.precision.slice(6))];
-  return found.distances.map((metres, place) => ({ name: `${metres} m`, values: untilReached(one.precision[place]) }));
+  return found.distances.map((metres, place) => ({
+    name: `${metres} m`,
+    values: untilReached(one.precision[place]),
+  }));
 }
 
 const sampledRecalls = Array.from({ length: 11 }, (_, place) => 10 * place);
@@ -97,7 +106,11 @@ function linesTable(caption, lines) {
     caption,
     [
       { title: "Recall", num: true, cell: (place) => decimal(place / 100, 1) },
-      ...lines.map(({ name, values }) => ({ title: name, num: true, cell: (place) => decimal(values[place], 3) })),
+      ...lines.map(({ name, values }) => ({
+        title: name,
+        num: true,
+        cell: (place) => decimal(values[place], 3),
+      })),
     ],
     sampledRecalls,
   );

@@ -66,7 +66,12 @@ function redrawPlot(key) {
   const known = plots.get(key);
   if (!known) return;
   const { traces, look, config } = known.draw();
-  Plotly.react(known.box, traces, layout(look), { displayModeBar: false, displaylogo: false, responsive: true, ...config });
+  Plotly.react(known.box, traces, layout(look), {
+    displayModeBar: false,
+    displaylogo: false,
+    responsive: true,
+    ...config,
+  });
 }
 
 function errorPolar(map) {
@@ -83,7 +88,9 @@ function errorPolar(map) {
 }
 
 function polarTable(map) {
-  const rows = map.n.map((_, place) => place).sort((a, b) => map.errors[b] - map.errors[a] || map.n[b] - map.n[a]);
+  const rows = map.n
+    .map((_, place) => place)
+    .sort((a, b) => map.errors[b] - map.errors[a] || map.n[b] - map.n[a]);
   return table(
     "Every sector with an event, most errors first",
     [
@@ -103,7 +110,8 @@ function polarTable(map) {
 
 function polarDrawing(map) {
   const chosen = MAP_VALUES.find((one) => one.key === places3d.map),
-    values = chosen.key === "raw" ? map.errors.map((errors, place) => errors / map.n[place]) : map[chosen.key];
+    values =
+      chosen.key === "raw" ? map.errors.map((errors, place) => errors / map.n[place]) : map[chosen.key];
   // The overall share lies in the middle of the scale at most, so that a map without differences looks calm.
   const top = chosen.share ? Math.max(...values, Math.min(1, 2 * map.overall), 0.01) : Math.max(...values, 1);
   return {
@@ -129,7 +137,11 @@ function polarDrawing(map) {
             thickness: 10,
             outlinewidth: 0,
             tickformat: chosen.share ? ".0%" : "d",
-            title: { text: chosen.title.toLowerCase(), side: "right", font: { size: 12, color: cssColour("muted") } },
+            title: {
+              text: chosen.title.toLowerCase(),
+              side: "right",
+              font: { size: 12, color: cssColour("muted") },
+            },
             tickfont: { size: 11, color: cssColour("muted") },
           },
           line: {
@@ -203,9 +215,23 @@ const share3d = (part, whole3d) => (whole3d ? part / whole3d : null);
 function binChart(kind, chosen) {
   const rows = chosen[kind.key];
   const series = [
-    { name: "missed truths", colour: "wrong", pattern: "", of: (row) => share3d(row.n_fn, row.n_gt), n: (row) => `${count(row.n_fn)} of ${count(row.n_gt)} truths` },
+    {
+      name: "missed truths",
+      colour: "wrong",
+      pattern: "",
+      of: (row) => share3d(row.n_fn, row.n_gt),
+      n: (row) => `${count(row.n_fn)} of ${count(row.n_gt)} truths`,
+    },
     ...(kind.stays
-      ? [{ name: "false predictions", colour: "hotspot", pattern: "/", of: (row) => share3d(row.n_fp, row.n_pred), n: (row) => `${count(row.n_fp)} of ${count(row.n_pred)} predictions` }]
+      ? [
+          {
+            name: "false predictions",
+            colour: "hotspot",
+            pattern: "/",
+            of: (row) => share3d(row.n_fp, row.n_pred),
+            n: (row) => `${count(row.n_fp)} of ${count(row.n_pred)} predictions`,
+          },
+        ]
       : []),
   ];
   return chart(`bins-${kind.key}`, {
@@ -223,7 +249,16 @@ function binChart(kind, chosen) {
         text: rows.map(one.n),
         textposition: "none",
         hovertemplate: "%{x}: %{y:.1%}<br>%{text}<extra></extra>",
-        marker: { color: cssColour(one.colour), pattern: { shape: one.pattern, fillmode: "overlay", fgcolor: cssColour("surface"), size: 7, solidity: 0.25 } },
+        marker: {
+          color: cssColour(one.colour),
+          pattern: {
+            shape: one.pattern,
+            fillmode: "overlay",
+            fgcolor: cssColour("surface"),
+            size: 7,
+            solidity: 0.25,
+          },
+        },
       })),
       look: {
         showlegend: kind.stays,

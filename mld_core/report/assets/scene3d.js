@@ -49,7 +49,11 @@ function closeSolid() {
 function openSolid(card) {
   const place = document.getElementById("bev-solid");
   if (!webglWorks()) {
-    place.replaceChildren(notice("The 3D view needs WebGL, which this browser does not offer; the picture from above shows the same boxes."));
+    place.replaceChildren(
+      notice(
+        "The 3D view needs WebGL, which this browser does not offer; the picture from above shows the same boxes.",
+      ),
+    );
     return;
   }
   const turnBy = (degrees) => () => turnSolid(degrees);
@@ -82,7 +86,12 @@ function openSolid(card) {
   place.replaceChildren(figure);
   const { box, draw } = plots.get("scene3d");
   const { traces, look, config } = draw();
-  Plotly.newPlot(box, traces, layout(look), { displayModeBar: false, displaylogo: false, responsive: true, ...config });
+  Plotly.newPlot(box, traces, layout(look), {
+    displayModeBar: false,
+    displaylogo: false,
+    responsive: true,
+    ...config,
+  });
 }
 
 function solidScene() {
@@ -112,7 +121,8 @@ function solidTraces(card) {
   const traces = [];
   const values = pointsOf(card);
   if (values && !bev.off.has("points")) {
-    const axis = (offset) => Array.from({ length: values.length / 3 }, (_, i) => values[3 * i + offset] / 100);
+    const axis = (offset) =>
+      Array.from({ length: values.length / 3 }, (_, i) => values[3 * i + offset] / 100);
     traces.push({
       type: "scatter3d",
       mode: "markers",
