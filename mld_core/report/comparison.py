@@ -11,7 +11,7 @@ from mld_core.evaluation.catalogue import BY_CODE
 from mld_core.evaluation.compare import Comparison
 from mld_core.evaluation.result import CATEGORIES, Result
 from mld_core.report import samples
-from mld_core.report.content import IMAGE_BYTES, Gathered, epoch_name, first_shown, head, last_of_each_split
+from mld_core.report.outline import IMAGE_BYTES, Gathered, epoch_name, first_shown, head, last_of_each_split
 from mld_core.report.tables import category_rows, class_label, metric_rows, metric_texts, plain
 from mld_core.report.texts import CATEGORY_TEXTS, METRIC_TEXTS
 from mld_core.report.units import PassUnits, passes_of
@@ -22,6 +22,11 @@ CLASS_ROWS = 50
 
 def comparison_content(a: Result, b: Result, image_fn: samples.ImageFn | None = None) -> dict[str, Any]:
     """All that the page of two results shows, as plain values; of each split the last epoch."""
+    if {a.task, b.task} != {"classification"}:
+        raise ValueError(
+            f"results {a.result_name!r} ({a.task}) and {b.result_name!r} ({b.task}): the page of two results "
+            "compares classifications; write a page of each, or use Result.compare() and `mld compare`"
+        )
     gathered = Gathered()
     compared = a.compare(b)
     sides = [_Side(a), _Side(b)]
@@ -48,6 +53,7 @@ def comparison_content(a: Result, b: Result, image_fn: samples.ImageFn | None = 
         gathered.note(f"Splits that only one of the results has are not compared: {', '.join(one_sided)}.")
     return {
         "kind": "comparison",
+        "task": b.task,
         "head": {"a": head(a), "b": head(b)},
         "splits": splits,
         "first": _first(sides[1], shared),

@@ -7,56 +7,21 @@ from typing import Any
 
 from mld_core.evaluation.result import Result
 from mld_core.report import charts, maps, samples, tables
+from mld_core.report.detection import detection_content
+from mld_core.report.outline import (
+    IMAGE_BYTES,
+    Gathered,
+    chosen_passes,
+    epoch_name,
+    first_shown,
+    head,
+    last_of_each_split,
+    problems,
+)
 from mld_core.report.texts import CATEGORY_TEXTS
-from mld_core.report.units import PassUnits, passes_of, spread
+from mld_core.report.units import PassUnits, passes_of
 
-MAX_PASSES = 24
-IMAGE_BYTES = 5_000_000
-MAX_PROBLEMS = 40
-
-
-class Gathered:
-    """The content of a page as plain values, and notes on what is not in it."""
-
-    def __init__(self) -> None:
-        self.left_out: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Say once what is missing and why."""
-        if text not in self.left_out:
-            self.left_out.append(text)
-
-
-def epoch_name(n_epoch: int | None) -> str:
-    """Name of an epoch for people; it counts from 0 as the trainer does.
-
-    Example:
-        >>> epoch_name(3), epoch_name(-1), epoch_name(None)
-        ('epoch 3', 'before training', 'no epoch')
-    """
-    if n_epoch is None:
-        return "no epoch"
-    return "before training" if n_epoch < 0 else f"epoch {n_epoch}"
-
-
-def last_of_each_split(passes: Sequence[PassUnits]) -> dict[str, int]:
-    """Place of the last epoch of each split."""
-    return {one.dataset: place for place, one in enumerate(passes)}
-
-
-def chosen_passes(passes: Sequence[PassUnits], gathered: Gathered) -> list[int]:
-    """The passes shown in detail: all, or the last epochs and an even choice of the others."""
-    if len(passes) <= MAX_PASSES:
-        return list(range(len(passes)))
-    last = set(last_of_each_split(passes).values())
-    others = [place for place in range(len(passes)) if place not in last]
-    room = max(0, MAX_PASSES - len(last))
-    picked = {others[int(place)] for place in spread(len(others), room)}
-    gathered.note(
-        f"Details are shown for {len(last | picked)} of {len(passes)} passes: the last epoch of each split "
-        "and a choice of the earlier ones. Metrics and category shares over epochs hold all of them."
-    )
-    return sorted(last | picked)
+__all__ = ["Gathered", "report_content"]
 
 
 def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> dict[str, Any]:
@@ -64,16 +29,10 @@ def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> d
 
     Args:
         result: The result.
-        image_fn: Images of samples without a recorded thumbnail.
-
-    Raises:
-        ValueError: The result is of a detection.
+        image_fn: Images of samples without a recorded thumbnail; see `detection_content` for detections.
     """
     if result.task != "classification":
-        raise ValueError(
-            f"result {result.result_name!r} is of task {result.task!r}: the page shows classifications only; "
-            "use `mld show`, or get_summary(), get_issues() and get_view()"
-        )
+        return detection_content(result, image_fn)
     gathered = Gathered()
     passes = passes_of(result)
     names = result.class_names
@@ -91,6 +50,7 @@ def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> d
     images = gather_images(wishes, image_fn, gathered)
     return {
         "kind": "report",
+        "task": result.task,
         "head": head(result),
         "class_names": names,
         "passes": [
@@ -112,38 +72,6 @@ def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> d
         "problems": problems(result, gathered),
         "left_out": gathered.left_out,
     }
-
-
-def first_shown(passes: Sequence[PassUnits], last: dict[str, int]) -> int:
-    """The pass the page opens with: the last epoch of val, else of test, else of the first split."""
-    for name in ("val", "test"):
-        if name in last:
-            return last[name]
-    return last[passes[0].dataset] if passes else 0
-
-
-def head(result: Result) -> dict[str, Any]:
-    """Who the page is about."""
-    return {
-        "model": result.model_name,
-        "version": result.version_name,
-        "result": result.result_name,
-        "method": result.method_name,
-        "completed_at": str(result.info["completed_at"])[:16].replace("T", " "),
-        "package_version": result.info.get("package_version"),
-        "classes": max((int(one["n_class"]) for one in result.info["passes"]), default=0),
-    }
-
-
-def problems(result: Result, gathered: Gathered) -> list[dict[str, str]]:
-    """What is wrong with the records, warnings first."""
-    found = [{"severity": str(one["severity"]), "message": str(one["message"])} for one in result.problems]
-    found.sort(key=lambda one: one["severity"] != "warning")
-    if len(found) > MAX_PROBLEMS:
-        gathered.note(
-            f"{len(found) - MAX_PROBLEMS} more remarks about the records: Result.problems has them all."
-        )
-    return found[:MAX_PROBLEMS]
 
 
 def pass_content(

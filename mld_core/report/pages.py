@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -30,12 +31,14 @@ except ImportError as error:
         f'the report needs plotly and jinja2 ({error.name} is missing): pip install "ml-debugger[report]"'
     ) from error
 
-SCRIPTS = (
-    *("core.js", "plots.js", "sections.js", "matrices.js", "samples.js", "compare.js"),
-    *("bev.js", "bevview.js", "scene3d.js", "errors3d.js", "curves3d.js"),
-    "start.js",
-)
-STYLES = ("base.css", "gallery.css", "parts.css", "scene3d.css")
+SCRIPTS = ("core.js", "plots.js", "sections.js", "matrices.js", "samples.js", "compare.js")
+STYLES = ("base.css", "gallery.css", "parts.css")
+TASK_SCRIPTS = {
+    "detection": ("costs.js", "boxplots.js", "images.js", "viewer.js"),
+    "detection3d": ("costs.js", "bev.js", "bevview.js", "scene3d.js", "errors3d.js", "curves3d.js"),
+}
+TASK_STYLES = {"detection": ("images.css",), "detection3d": ("scene3d.css",)}
+"""What only the pages of a task carry."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,14 @@ def page(content: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    own = "\n".join(_asset(name) for name in SCRIPTS)
+    task = str(content.get("task"))
+    names = (*SCRIPTS, *TASK_SCRIPTS.get(task, ()), "start.js")
+    own = "\n".join(_asset(name) for name in names)
     plotly = get_plotlyjs().replace("\r\n", "\n")
     return environment.from_string(_asset("page.html.j2")).render(
         content=content,
         version=__version__,
-        styles=_styles(),
+        styles=_styles(TASK_STYLES.get(task, ())),
         scripts=[plotly, own],
         hashes=[_digest(plotly), _digest(own)],
         data=embedded_json(content),
@@ -119,12 +124,12 @@ def embedded_json(value: Any) -> str:
     return text
 
 
-def _styles() -> str:
+def _styles(more: Sequence[str]) -> str:
     """The style sheet; the dark colours stand for a system that is dark and for the reader's own choice."""
     dark = _asset("dark.css")
     chosen = f':root[data-theme="dark"] {{\n{dark}}}'
     system = f'@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{\n{dark}}} }}'
-    base, *others = (_asset(name) for name in STYLES)
+    base, *others = (_asset(name) for name in (*STYLES, *more))
     return "\n".join([base, system, chosen, *others])
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from mld_core.evaluation.catalogue import BY_CODE
 from mld_core.evaluation.codes import parse_classification_code
 from mld_core.evaluation.result import CATEGORIES, Result
-from mld_core.report.texts import METRIC_TEXTS, PAIR_ACTION
+from mld_core.report.texts import METRIC_TEXTS, PAIR_ACTION, MetricText
 from mld_core.report.units import PassUnits
 
 MAX_CODES = 200
@@ -47,20 +47,30 @@ def plain(value: Any) -> Any:
     return value
 
 
-def metric_rows(result: Result) -> list[dict[str, Any]]:
-    """One row for each pass: names, counts, and the metrics of `METRIC_TEXTS` that are there, with bounds."""
-    wanted = ["dataset", "n_epoch", "counts", "count_labeled", "count_error", "partial"]
-    for text in METRIC_TEXTS:
+def metric_rows(
+    result: Result, texts: Sequence[MetricText] = METRIC_TEXTS, more: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """One row for each pass: names, counts, and the metrics of `texts` that are there, with bounds.
+
+    Args:
+        result: The result.
+        texts: The metrics.
+        more: Further columns.
+    """
+    wanted = ["dataset", "n_epoch", "counts", "count_labeled", "count_error", "partial", *more]
+    for text in texts:
         wanted += [text.name, f"{text.name}_lo", f"{text.name}_hi"]
     frame = result.metrics_summary(full=True)
-    names = [name for name in wanted if name in frame.columns]
+    names = [name for name in dict.fromkeys(wanted) if name in frame.columns]
     return [{name: plain(row[name]) for name in names} for row in frame[names].to_dict("records")]
 
 
-def metric_texts(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+def metric_texts(
+    rows: Sequence[dict[str, Any]], texts: Sequence[MetricText] = METRIC_TEXTS
+) -> list[dict[str, str]]:
     """What the metrics that have a value mean, in the order of the page."""
     known = {name for row in rows for name, value in row.items() if value not in {None, 0}}
-    return [vars(text).copy() for text in METRIC_TEXTS if text.name in known]
+    return [vars(text).copy() for text in texts if text.name in known]
 
 
 def category_rows(result: Result) -> list[dict[str, Any]]:
@@ -97,7 +107,7 @@ def code_rows(units: PassUnits, names: Sequence[str] | None) -> tuple[list[dict[
     measures = [("code", "count"), ("confidence", "mean"), ("error_proba", "mean")]
     found = table.filter(pc.is_valid(table["code"])).group_by("code").aggregate(measures).to_pylist()
     found.sort(key=lambda row: (-row["code_count"], row["code"]))
-    actions = _actions(units, wrong)
+    actions = code_actions(units, wrong)
     made = []
     for row in found[:MAX_CODES]:
         truth, said = parse_classification_code(row["code"])
@@ -118,7 +128,7 @@ def code_rows(units: PassUnits, names: Sequence[str] | None) -> tuple[list[dict[
     return made, len(found)
 
 
-def _actions(units: PassUnits, wrong: np.ndarray) -> dict[str, tuple[str, int]]:
+def code_actions(units: PassUnits, wrong: np.ndarray) -> dict[str, tuple[str, int]]:
     """For each error code the recommended action most of its units carry, and its severity."""
     if not units.has("recommended_action"):
         return {}
@@ -219,8 +229,13 @@ def _named_label(label: str, names: Sequence[str] | None) -> str:
     """The name of a region with class names: `3->7 @ scene=fog` as `cat → dog @ scene=fog`."""
     pair, at, rest = label.partition(" @ ")
     truth, arrow, said = pair.partition("->")
-    if arrow and truth.isdigit() and said.lstrip("-").isdigit():
-        pair = f"{class_label(int(truth), names)} → {class_label(int(said), names)}"
+    sides = [
+        "background" if side == "bg" else class_label(int(side), names)
+        for side in (truth, said)
+        if side == "bg" or side.lstrip("-").isdigit()
+    ]
+    if arrow and len(sides) == 2:
+        pair = " → ".join(sides)
     return pair + at + rest
 
 

@@ -28,7 +28,7 @@ class PassUnits:
         index: Place of the pass in `result.info["passes"]`.
         dataset: Name of the split.
         n_epoch: Epoch, or None.
-        rows: Units.
+        samples: Samples: units of a classification, images or frames of a detection.
         path: The unit table.
     """
 
@@ -36,8 +36,13 @@ class PassUnits:
     index: int
     dataset: str
     n_epoch: int | None
-    rows: int
+    samples: int
     path: Path
+
+    @cached_property
+    def rows(self) -> int:
+        """Units: rows of the table."""
+        return int(pq.read_metadata(self.path).num_rows)
 
     @cached_property
     def names(self) -> frozenset[str]:

@@ -1,6 +1,12 @@
 "use strict";
 /* The page's data, the state of its controls, and small helpers. Texts of records only ever become text nodes. */
 const DATA = JSON.parse(document.getElementById("data").textContent);
+/* What is counted: samples of a classification, boxes of a detection. */
+const SOLID = DATA.task === "detection3d",
+  BOXES = SOLID || DATA.task === "detection";
+const ONE = BOXES ? "box" : "sample",
+  MANY = BOXES ? "boxes" : "samples",
+  TITLE = BOXES ? "Boxes" : "Samples";
 const CATEGORY = Object.fromEntries(DATA.category_texts.map((text) => [text.name, text]));
 const LETTER = {
   stable_coverage: "S",

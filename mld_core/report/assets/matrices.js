@@ -13,18 +13,22 @@ const CODE_COLUMNS = [
             h(
               "button",
               { type: "button", class: "link", onclick: () => showGroup(row.code) },
-              "Show samples",
+              SHOW_GROUP,
               h("span", { class: "sr" }, ` of ${row.code}`),
             ),
           )
         : null,
     ],
   },
+  ...(BOXES ? [{ key: "event", title: "What happened", cell: (row) => row.event }] : []),
   { key: "truth", title: "Label", cell: (row) => row.truth },
-  { key: "said", title: "Taken for", cell: (row) => row.said },
-  { key: "n", title: "Samples", num: true, cell: (row) => count(row.n) },
+  { key: "said", title: BOXES ? "Said to be" : "Taken for", cell: (row) => row.said },
+  { key: "n", title: TITLE, num: true, cell: (row) => count(row.n) },
   { key: "share", title: "Of errors", num: true, cell: (row) => percent(row.share) },
-  { key: "confidence", title: "Confidence", num: true, cell: (row) => decimal(row.confidence, 2) },
+  ...(BOXES && !SOLID
+    ? [{ key: "iou", title: "IoU", num: true, cell: (row) => decimal(row.iou, 2) }]
+    : []),
+  { key: "confidence", title: BOXES ? "Score" : "Confidence", num: true, cell: (row) => decimal(row.confidence, 2) },
   { key: "error_proba", title: "Error prob.", num: true, cell: (row) => decimal(row.error_proba, 2) },
   { key: "severity", title: "Severity", cell: (row) => severity(row.severity) },
   { key: "action", title: "What to do", wide: true, cell: (row) => row.action },
@@ -68,8 +72,9 @@ function drawCodes() {
       drawCodeTable();
     },
   });
-  const legend =
-    "CLS3->7: label 3, prediction 7. After | stand further classes the features are easily confused with. ** means that the features point at the label although the prediction differs.";
+  const legend = BOXES
+    ? "DET:M:CLS3->7: what happened to the box, the class of the true box, the class that was said; bg is the background. After the event, * means that it is not certain. A well and M roughly placed, SP a piece of a split object, SG one box over several, D duplicate, ON false beside another box, N false on background, U several of these."
+    : "CLS3->7: label 3, prediction 7. After | stand further classes the features are easily confused with. ** means that the features point at the label although the prediction differs.";
   fill(
     "codes",
     h("p", { class: "lead" }, legend),
@@ -176,7 +181,7 @@ function drawConfusion() {
       title: `True class against predicted class, ${passName(state.pass)}`,
       height: narrow() ? Math.min(size, 420) : size,
       below: choice,
-      how: `Rows are the label, columns what the model said; each row sums to 1 as shares.${matrix.left_out ? ` The ${matrix.rows.length} classes with the most errors are shown, ${count(matrix.left_out)} others are left out.` : ""}`,
+      how: `Rows are the label, columns what the model said; each row sums to 1 as shares.${BOXES ? " The last row holds boxes that found no object, the last column objects that no box found." : ""}${matrix.left_out ? ` The ${matrix.rows.length} classes with the most errors are shown, ${count(matrix.left_out)} others are left out.` : ""}`,
       describe: "Confusion matrix; the table below holds the counts.",
       data: () =>
         matrixTable("Counts: label in rows, prediction in columns", "Label", matrix, (row, column) =>
@@ -198,12 +203,12 @@ function drawConfusion() {
               y: matrix.rows,
               z,
               max: view === "share" ? 1 : largest,
-              title: view === "counts" ? "samples" : "share of the class",
+              title: view === "counts" ? MANY : "share of the class",
               hover: "%{customdata}",
               text: matrix.counts.map((line, row) =>
                 line.map(
                   (n, column) =>
-                    `${escaped(matrix.rows[row])} taken for ${escaped(matrix.columns[column])}<br>${count(n)} samples, ${percent(matrix.share[row][column])}`,
+                    `${escaped(matrix.rows[row])} taken for ${escaped(matrix.columns[column])}<br>${count(n)} ${MANY}, ${percent(matrix.share[row][column])}`,
                 ),
               ),
               cellText: fits
@@ -237,9 +242,9 @@ function drawCalibration() {
       reliabilityChart(
         "reliability",
         confidence,
-        "Is the confidence right?",
-        "On the dotted line, samples at 80 % confidence are right 80 % of the time; below it the model is too sure of itself. Grey bars: where the samples are.",
-        "stated confidence",
+        BOXES ? "Is the score right?" : "Is the confidence right?",
+        `On the dotted line, ${MANY} at 80 % ${BOXES ? "score" : "confidence"} are right 80 % of the time; below it the model is too sure of itself. Grey bars: where the ${MANY} are.`,
+        BOXES ? "score" : "stated confidence",
         "share that is right",
       ),
     );
@@ -249,7 +254,7 @@ function drawCalibration() {
         "reliability-error",
         risk,
         "Is the error probability right?",
-        "On the dotted line, samples with an error probability of 30 % are wrong 30 % of the time. Grey bars: where the samples are.",
+        `On the dotted line, ${MANY} with an error probability of 30 % are wrong 30 % of the time. Grey bars: where the ${MANY} are.`,
         "stated error probability",
         "share that is wrong",
       ),
@@ -271,7 +276,7 @@ function drawMap() {
       notice(
         last === state.pass
           ? "No features are stored for this pass, so it has no map."
-          : "The map and the samples are in the last epoch of each split. ",
+          : `The map and the ${MANY} are in the last epoch of each split. `,
         last === state.pass
           ? null
           : h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`),
@@ -285,10 +290,10 @@ function drawMap() {
   const drawn = points.kinds.slice().sort((a, b) => order(a) - order(b));
   const made = [
     chart("map-points", {
-      title: `Samples by ${CATEGORY[points.kinds[0]] ? "issue category" : "right and wrong"}`,
+      title: `${TITLE} by ${CATEGORY[points.kinds[0]] ? "issue category" : "right and wrong"}`,
       height: narrow() ? 420 : 480,
-      how: `${points.shown < points.units ? `${count(points.shown)} of ${count(points.units)} samples` : plural(points.units, "sample")} on the two ${points.source}; near means alike to the model. Click a name to hide it.`,
-      describe: `Scatter plot of ${points.shown} samples on two principal axes by kind; counts are in the table below.`,
+      how: `${points.shown < points.units ? `${count(points.shown)} of ${count(points.units)} ${MANY}` : plural(points.units, ONE, MANY)} on the two ${points.source}; near means alike to the model. Click a name to hide it.`,
+      describe: `Scatter plot of ${points.shown} ${MANY} on two principal axes by kind; counts are in the table below.`,
       data: () =>
         table(
           "Points drawn of each kind",
@@ -368,13 +373,13 @@ function regionTable(regions) {
     [
       { title: "Region", cell: (row) => row.region },
       { title: "Confusion", cell: (row) => row.label },
-      { title: "Samples", num: true, cell: (row) => count(row.n) },
+      { title: TITLE, num: true, cell: (row) => count(row.n) },
       { title: "Wrong", num: true, cell: (row) => count(row.errors) },
       { title: "Error rate", num: true, cell: (row) => percent(row.rate) },
       { title: "Above the rest", cell: (row) => (row.sig ? "significantly" : "–") },
       { title: "Labels inside", cell: (row) => row.classes.join(", ") },
       { title: "Diagnoses", cell: (row) => h("code", {}, row.codes.join(" ")) },
-      { title: "Sample in its middle", cell: (row) => row.medoid },
+      { title: BOXES ? "Image of the box in its middle" : "Sample in its middle", cell: (row) => row.medoid },
     ],
     regions,
     { tight: true, stack: true },
@@ -386,7 +391,7 @@ function sliceTable(slices) {
     "Conditions on your own columns under which more fails",
     [
       { title: "Condition", cell: (row) => h("code", {}, row.slice) },
-      { title: "Samples", num: true, cell: (row) => count(row.n) },
+      { title: TITLE, num: true, cell: (row) => count(row.n) },
       { title: "Wrong", num: true, cell: (row) => count(row.errors) },
       { title: "Error rate", num: true, cell: (row) => percent(row.rate) },
       { title: "Above the rest", cell: (row) => (row.sig ? "significantly" : "–") },
@@ -419,7 +424,7 @@ function errorGrid(grid) {
   return chart("map-grid", {
     title: "Error rate over the map",
     height: narrow() ? 420 : 480,
-    how: `All labelled samples in ${grid.bins} × ${grid.bins} cells. A cell's rate is drawn towards the overall ${percent(grid.overall)} where it holds few samples (${decimal(grid.m, 0)} pseudo-counts). Strong patches are where to collect data; ${sure ? plural(sure, "cell is", "cells are") : "no single cell is"} significantly above the rest.`,
+    how: `All labelled ${MANY} in ${grid.bins} × ${grid.bins} cells. A cell's rate is drawn towards the overall ${percent(grid.overall)} where it holds few ${MANY} (${decimal(grid.m, 0)} pseudo-counts). Strong patches are where to collect data; ${sure ? plural(sure, "cell is", "cells are") : "no single cell is"} significantly above the rest.`,
     describe:
       "Heat map of the error rate on the two principal axes; the twenty worst cells are in the table below.",
     data: () =>
@@ -428,7 +433,7 @@ function errorGrid(grid) {
         [
           { title: "Axis 1", num: true, cell: (one) => decimal(axis(grid.x)[grid.i[one]], 2) },
           { title: "Axis 2", num: true, cell: (one) => decimal(axis(grid.y)[grid.j[one]], 2) },
-          { title: "Samples", num: true, cell: (one) => count(grid.n[one]) },
+          { title: TITLE, num: true, cell: (one) => count(grid.n[one]) },
           { title: "Wrong", num: true, cell: (one) => count(grid.errors[one]) },
           { title: "Error rate, shrunk", num: true, cell: (one) => percent(grid.rate[one]) },
           { title: "Above the rest", cell: (one) => (grid.sig[one] ? "significantly" : "–") },

@@ -201,7 +201,7 @@ function reliabilityChart(key, data, title, how, xTitle, yTitle) {
   const largest = Math.max(...data.n);
   return chart(key, {
     title,
-    how: `${how} Expected calibration error ${percent(data.ece)} over ${plural(data.units, "sample")}.`,
+    how: `${how} Expected calibration error ${percent(data.ece)} over ${plural(data.units, ONE, MANY)}.`,
     height: 330,
     describe: `${title}: expected calibration error ${percent(data.ece)}. The bins are in the table below.`,
     data: () =>
@@ -212,7 +212,7 @@ function reliabilityChart(key, data, title, how, xTitle, yTitle) {
             title: "Bin",
             cell: ({ place }) => `${(place / 15).toFixed(2)} to ${((place + 1) / 15).toFixed(2)}`,
           },
-          { title: "Samples", num: true, cell: ({ n }) => count(n) },
+          { title: TITLE, num: true, cell: ({ n }) => count(n) },
           { title: xTitle, num: true, cell: ({ place }) => percent(data.stated[place]) },
           { title: yTitle, num: true, cell: ({ place }) => percent(data.observed[place]) },
         ],
@@ -236,7 +236,7 @@ function reliabilityChart(key, data, title, how, xTitle, yTitle) {
           width: 0.055,
           marker: { color: cssColour("line") },
           hoverinfo: "skip",
-          name: "samples",
+          name: MANY,
         },
         {
           type: "scatter",
@@ -246,7 +246,7 @@ function reliabilityChart(key, data, title, how, xTitle, yTitle) {
           customdata: rows.map(({ n }) => n),
           line: { color: cssColour("accent"), width: 2 },
           marker: { color: cssColour("accent"), size: 8 },
-          hovertemplate: "stated %{x:.1%}<br>observed %{y:.1%}<br>%{customdata:,} samples<extra></extra>",
+          hovertemplate: `stated %{x:.1%}<br>observed %{y:.1%}<br>%{customdata:,} ${MANY}<extra></extra>`,
           name: "observed",
         },
       ],

@@ -1,7 +1,11 @@
 /* The gallery of the worst samples. */
 const groupsOf = () => detail().groups;
-const hasGroup = (key) => groupsOf().some((group) => group.key === key);
+const hasGroup = (key) => (SOLID ? hasScenes(key) : groupsOf().some((group) => group.key === key));
 function showGroup(key) {
+  if (SOLID) {
+    showScenes(key);
+    return;
+  }
   state.group = key;
   drawSamples();
   document.getElementById("samples").scrollIntoView();
@@ -25,19 +29,45 @@ const currentSplit = () =>
 function drawSamples() {
   const groups = groupsOf();
   if (!groups.length) {
-    const last = DATA.passes.map((one) => one.dataset).lastIndexOf(DATA.passes[state.pass].dataset);
-    fill(
-      "samples",
-      last === state.pass
-        ? notice("No errors and no issues in this pass.")
-        : notice(
-            "Samples are shown for the last epoch of each split. ",
-            h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`),
-          ),
-    );
+    fill("samples", noGroups());
     return;
   }
   const group = groups.find((one) => one.key === state.group) || groups[0];
+  const cards = detail().cards;
+  const noun = BOXES ? "image" : "sample";
+  fill(
+    "samples",
+    groupTools(groups, group),
+    groupText(group),
+    h(
+      "p",
+      { class: "lead" },
+      group.rows.length < group.n
+        ? `The worst ${count(group.rows.length)} of ${count(group.n)}${BOXES ? ` images, with ${count(group.units)} such boxes in all` : ""}.`
+        : plural(group.n, noun, `${noun}s, worst first`) + ".",
+      BOXES ? " Press an image to enlarge it." : "",
+    ),
+    BOXES ? boxLegend() : null,
+    h(
+      "ul",
+      { class: BOXES ? "gallery wide-cards" : "gallery" },
+      group.rows.map((row) => h("li", {}, BOXES ? imageCard(row, group) : sampleCard(cards[String(row)]))),
+    ),
+    BOXES ? worstImages() : null,
+  );
+}
+
+function noGroups() {
+  const last = DATA.passes.map((one) => one.dataset).lastIndexOf(DATA.passes[state.pass].dataset);
+  return last === state.pass
+    ? notice("No errors and no issues in this pass.")
+    : notice(
+        `${BOXES ? "Images" : "Samples"} are shown for the last epoch of each split. `,
+        h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`),
+      );
+}
+
+function groupTools(groups, group) {
   const kinds = [...new Set(groups.map((one) => one.kind))];
   const select = h(
     "select",
@@ -60,24 +90,7 @@ function drawSamples() {
       ),
     ),
   );
-  const cards = detail().cards;
-  fill(
-    "samples",
-    h("div", { class: "tools" }, h("label", {}, "Samples of ", select)),
-    groupText(group),
-    h(
-      "p",
-      { class: "lead" },
-      group.rows.length < group.n
-        ? `The worst ${count(group.rows.length)} of ${count(group.n)}.`
-        : plural(group.n, "sample", "samples, worst first") + ".",
-    ),
-    h(
-      "ul",
-      { class: "gallery" },
-      group.rows.map((row) => h("li", {}, sampleCard(cards[String(row)]))),
-    ),
-  );
+  return h("div", { class: "tools" }, h("label", {}, BOXES ? "Images of " : "Samples of ", select));
 }
 
 function groupText(group) {

@@ -1,6 +1,7 @@
 /* The sections of a report, from top to bottom. */
 const detail = () => DATA.details[String(state.pass)];
 const passName = (place) => `${DATA.passes[place].dataset}, ${DATA.passes[place].epoch}`;
+const SHOW_GROUP = BOXES ? (SOLID ? "Show frames" : "Show images") : "Show samples";
 const metricRow = () => DATA.metrics[state.pass];
 
 function tile(title, value, note) {
@@ -17,12 +18,33 @@ function metricTile(name, title, means) {
   );
 }
 
-function drawSummary() {
-  const row = metricRow(),
-    now = detail(),
-    shares = DATA.categories[state.pass].shares;
-  const sure = now.calibration.confidence;
-  const tiles = [
+/** The figures of a detection that come first. */
+function boxTiles(row, shares) {
+  const found = (part, whole) => `${count(part)} of ${count(whole)}`;
+  return [
+    tile(
+      SOLID ? "Frames" : "Images",
+      count(row.counts),
+      row.count_labeled < row.counts ? `${count(row.count_labeled)} with known truth` : passName(state.pass),
+    ),
+    metricTile("nds"),
+    metricTile("auprc"),
+    metricTile("map_50"),
+    metricTile("precision", "Precision", `${found(row.n_tp, row.n_tp + row.n_fp)} boxes are right`),
+    metricTile("recall", "Recall", `${found(row.n_tp, row.n_gt)} objects are found`),
+    metricTile("error_proba_auroc", "Error AUROC", "how well the error probability finds false boxes"),
+    shares ? hotTile(shares) : null,
+  ];
+}
+const hotTile = (shares) =>
+  tile(
+    "In hotspots",
+    percent((shares.hotspot || 0) + (shares.critical_hotspot || 0)),
+    `share of ${MANY} where errors are dense`,
+  );
+
+function sampleTiles(row, shares, sure) {
+  return [
     tile(
       "Samples",
       count(row.counts),
@@ -36,14 +58,15 @@ function drawSummary() {
     row.count_error !== null ? tile("Errors", count(row.count_error), "samples the model gets wrong") : null,
     metricTile("error_proba_auroc", "Error AUROC", "how well the error probability finds errors"),
     sure ? tile("Confidence gap", percent(sure.ece), "between stated confidence and accuracy (ECE)") : null,
-    shares
-      ? tile(
-          "In hotspots",
-          percent((shares.hotspot || 0) + (shares.critical_hotspot || 0)),
-          "share of samples where errors are dense",
-        )
-      : null,
+    shares ? hotTile(shares) : null,
   ];
+}
+
+function drawSummary() {
+  const row = metricRow(),
+    now = detail(),
+    shares = DATA.categories[state.pass].shares;
+  const sure = now.calibration.confidence;
   const steps = now.steps.length
     ? h(
         "ol",
@@ -52,12 +75,12 @@ function drawSummary() {
           h(
             "li",
             {},
-            h("h4", {}, step.title, " ", h("span", { class: "count" }, `· ${plural(step.n, "sample")}`)),
+            h("h4", {}, step.title, " ", h("span", { class: "count" }, `· ${plural(step.n, ONE, MANY)}`)),
             hasGroup(step.group)
               ? h(
                   "button",
                   { type: "button", onclick: () => showGroup(step.group) },
-                  "Show samples",
+                  SHOW_GROUP,
                   h("span", { class: "sr" }, `: ${step.title}`),
                 )
               : null,
@@ -69,7 +92,7 @@ function drawSummary() {
   fill(
     "summary",
     h("p", { class: "lead" }, `How the model does on ${passName(state.pass)}, and where to begin.`),
-    h("dl", { class: "tiles" }, tiles),
+    h("dl", { class: "tiles" }, BOXES ? boxTiles(row, shares) : sampleTiles(row, shares, sure)),
     h("div", { class: "panel" }, h("h3", {}, "What to do first"), steps),
   );
 }
@@ -78,7 +101,7 @@ function drawMetrics() {
   const metrics = DATA.metric_texts;
   const chosen =
     metrics.find((one) => one.name === state.metric) ||
-    metrics.find((one) => one.name === "accuracy") ||
+    metrics.find((one) => one.name === (BOXES ? "auprc" : "accuracy")) ||
     metrics[0];
   const epochs = new Set(DATA.metrics.filter((row) => row.n_epoch !== null).map((row) => row.n_epoch));
   const made = [];
@@ -168,7 +191,7 @@ function everyEpoch(metrics, value) {
         cell: (row) => (row.n_epoch === null ? "–" : row.n_epoch < 0 ? "before training" : row.n_epoch),
         num: true,
       },
-      { title: "Samples", num: true, cell: (row) => count(row.counts) },
+      { title: BOXES ? (SOLID ? "Frames" : "Images") : "Samples", num: true, cell: (row) => count(row.counts) },
       ...metrics.map((metric) => ({ title: metric.title, num: true, cell: (row) => value(metric, row) })),
     ],
     DATA.metrics,
@@ -229,7 +252,7 @@ function drawCategories() {
     [
       { title: "Category", cell: (row) => h("span", { class: "cat" }, mark(row.name), row.title) },
       { title: "Share", num: true, cell: (row) => percent(row.share) },
-      { title: "Samples", num: true, cell: (row) => count(row.n) },
+      { title: TITLE, num: true, cell: (row) => count(row.n) },
       { title: "What it means", wide: true, cell: (row) => row.means },
       { title: "What to do", wide: true, cell: (row) => row.do },
       {
@@ -239,7 +262,7 @@ function drawCategories() {
             ? h(
                 "button",
                 { type: "button", class: "link", onclick: () => showGroup(row.name) },
-                "Samples",
+                BOXES ? (SOLID ? "Frames" : "Images") : "Samples",
                 h("span", { class: "sr" }, ` of ${row.title}`),
               )
             : "",
@@ -260,7 +283,7 @@ function drawCategories() {
     h(
       "p",
       { class: "lead" },
-      `Every sample is in exactly one of six categories, by whether it is wrong and what happens around it.${limits}${expected}`,
+      `Every ${BOXES ? "predicted box" : "sample"} is in exactly one of six categories, by whether it is wrong and what happens around it.${limits}${expected}`,
     ),
     h(
       "div",
@@ -292,7 +315,7 @@ function categoryEpochs() {
   const z = names.map((_, row) => places.map((_, column) => value(row, column)));
   return chart("category-epochs", {
     title: `Categories over epochs, ${split}`,
-    how: "Share of the samples of each epoch. A category that grows while training goes on is where the model settles on errors.",
+    how: `Share of the ${MANY} of each epoch. A category that grows while training goes on is where the model settles on errors.`,
     height: 290,
     describe: `Share of each category in each epoch of ${split}; the table below holds the values.`,
     data: () =>
@@ -306,7 +329,7 @@ function categoryEpochs() {
           y: matrix.rows,
           z,
           max: 1,
-          title: "share of samples",
+          title: `share of ${MANY}`,
           hover: "%{customdata}",
           text: z.map((line, row) =>
             line.map((one, column) => `${matrix.rows[row]}, ${matrix.columns[column]}<br>${percent(one)}`),
@@ -329,7 +352,7 @@ function categoryClasses(matrix) {
   const rows = matrix.rows.map(kindTitle);
   return chart("category-class", {
     title: "Category by class",
-    how: `Of each true class, the share of its samples in each category (columns sum to 1).${matrix.left_out ? ` ${plural(matrix.left_out, "class", "classes")} with fewer errors left out.` : ""}`,
+    how: `Of each true class, the share of its ${MANY} in each category (columns sum to 1).${matrix.left_out ? ` ${plural(matrix.left_out, "class", "classes")} with fewer errors left out.` : ""}`,
     height: 310,
     describe: "Share of each category in each class; the table below holds the values.",
     data: () =>
@@ -351,7 +374,7 @@ function categoryClasses(matrix) {
           text: matrix.counts.map((line, row) =>
             line.map(
               (one, column) =>
-                `${escaped(matrix.columns[column])}: ${rows[row]}<br>${count(one)} samples, ${percent(matrix.share[row][column])}`,
+                `${escaped(matrix.columns[column])}: ${rows[row]}<br>${count(one)} ${MANY}, ${percent(matrix.share[row][column])}`,
             ),
           ),
           cellText:
@@ -398,7 +421,7 @@ function drawDiagnoses() {
           h("div", { class: "range", style: { whiteSpace: "normal" } }, row.predicate),
         ],
       },
-      { title: "Samples", num: true, cell: (row) => count(row.n) },
+      { title: TITLE, num: true, cell: (row) => count(row.n) },
       { title: "Share", num: true, cell: (row) => percent(row.share) },
       { title: "What to do", wide: true, cell: (row) => row.action },
       {
@@ -408,7 +431,7 @@ function drawDiagnoses() {
             ? h(
                 "button",
                 { type: "button", class: "link", onclick: () => showGroup(row.code) },
-                "Samples",
+                BOXES ? (SOLID ? "Frames" : "Images") : "Samples",
                 h("span", { class: "sr" }, ` of ${row.code}`),
               )
             : "",
@@ -422,7 +445,7 @@ function drawDiagnoses() {
     h(
       "p",
       { class: "lead" },
-      "A diagnosis says why samples fail. One sample may carry several; severity goes from 1 (information) to 5 (blocking).",
+      `A diagnosis says why ${MANY} fail. One ${ONE} may carry several; severity goes from 1 (information) to 5 (blocking).`,
     ),
     h("div", { class: "panel" }, made),
   );

@@ -5,10 +5,13 @@ function drawReport() {
   drawCategories();
   drawDiagnoses();
   drawCodes();
+  if (BOXES) drawCosts();
+  if (BOXES && !SOLID) drawCurves();
   drawConfusion();
   drawCalibration();
   drawMap();
-  drawSamples();
+  if (!SOLID) drawSamples();
+  else if (typeof drawScenes3d === "function") drawScenes3d();
   redraw();
 }
 

@@ -1,0 +1,128 @@
+"""Gathers all that the page of a detection shows; what 2D and what 3D results have in common is here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mld_core.evaluation.result import Result
+from mld_core.report import charts, detection_tables, gallery, maps, samples, scenes_3d, tables
+from mld_core.report.box_charts import box_confusion, box_curves, box_sizes, tide_rows
+from mld_core.report.outline import (
+    Gathered,
+    chosen_passes,
+    epoch_name,
+    first_shown,
+    head,
+    last_of_each_split,
+    problems,
+)
+from mld_core.report.texts import CATEGORY_TEXTS
+from mld_core.report.texts_detection import COUNTS, DETECTION_METRICS
+from mld_core.report.units import PassUnits, passes_of
+
+SOLID = "detection3d"
+
+
+def detection_content(result: Result, image_fn: samples.ImageFn | None = None) -> dict[str, Any]:
+    """All that the page of one detection shows, as plain values.
+
+    Args:
+        result: A result of task "detection" or "detection3d".
+        image_fn: (dataset, input_id) -> the image, or None; of a 3D result also points (N, >= 3). Images are
+            shown at up to 480 pixels, sharper than the thumbnails of the records, which stand in without.
+    """
+    gathered = Gathered()
+    passes = passes_of(result)
+    names = result.class_names
+    metrics = tables.metric_rows(result, DETECTION_METRICS, COUNTS)
+    last = last_of_each_split(passes)
+    details = {
+        str(place): pass_content(
+            passes[place], names, gathered, image_fn, with_samples=last[passes[place].dataset] == place
+        )
+        for place in chosen_passes(passes, gathered)
+    }
+    return {
+        "kind": "report",
+        "task": result.task,
+        "head": head(result),
+        "class_names": names,
+        "passes": [
+            {
+                "dataset": one.dataset,
+                "epoch": epoch_name(one.n_epoch),
+                "n_epoch": one.n_epoch,
+                "units": int(row["n_pred"] or 0),
+            }
+            for one, row in zip(passes, metrics, strict=True)
+        ],
+        "first": first_shown(passes, last),
+        "metrics": metrics,
+        "metric_texts": tables.metric_texts(metrics, DETECTION_METRICS),
+        "categories": tables.category_rows(result),
+        "category_texts": [vars(text).copy() for text in CATEGORY_TEXTS],
+        "details": details,
+        "images": {},
+        "problems": problems(result, gathered),
+        "left_out": gathered.left_out,
+    }
+
+
+def pass_content(
+    units: PassUnits,
+    names: Sequence[str] | None,
+    gathered: Gathered,
+    image_fn: samples.ImageFn | None,
+    *,
+    with_samples: bool,
+) -> dict[str, Any]:
+    """One pass: tables and matrices; map, curves and images only for the last epoch of a split."""
+    n_class = int(units.result.info["passes"][units.index]["n_class"])
+    codes, total = detection_tables.code_rows(units, names)
+    diagnoses = tables.diagnosis_rows(units)
+    if total > len(codes):
+        gathered.note(
+            f"Of each pass the {tables.MAX_CODES} most frequent error codes are listed; the table says how "
+            "many there are."
+        )
+    if n_class > charts.MAX_CLASSES:
+        gathered.note(
+            f"Matrices show the {charts.MAX_CLASSES} of {n_class} classes with the most errors; "
+            "Result.confusion() has them all."
+        )
+    made: dict[str, Any] = {
+        "codes": codes,
+        "codes_total": total,
+        "diagnoses": diagnoses,
+        "steps": detection_tables.first_steps(codes, diagnoses),
+        "confusion": box_confusion(units, n_class, names),
+        "category_class": charts.category_by_class(units, n_class, names),
+        "calibration": charts.calibration(units),
+        "tide": tide_rows(units),
+        "map": None,
+        "regions": tables.region_rows(units, names),
+        "slices": tables.slice_rows(units),
+        "groups": [],
+        "cards": {},
+    }
+    # Records hold a vector for each prediction: only the coordinates of the unit table are those of units.
+    if with_samples and units.has("pca_1"):
+        made["map"] = maps.split_map(units, tables.pseudo_counts(units))
+        if made["map"] is not None and made["map"]["shown"] < made["map"]["units"]:
+            gathered.note(
+                f"{units.dataset}, {epoch_name(units.n_epoch)}: the map draws {made['map']['shown']:,} of "
+                f"{made['map']['units']:,} boxes, an even choice and at least {maps.LEAST_PER_KIND} of each "
+                "kind; its grid counts all."
+            )
+    if units.result.task == SOLID:
+        made["scenes"] = scenes_3d.scene_parts(
+            units, names, gathered, image_fn=image_fn, with_samples=with_samples
+        )
+        return made
+    curves = box_curves(units, names) if with_samples else None
+    made["curves"] = curves
+    made["sizes"] = box_sizes(units, curves)
+    if with_samples:
+        made |= gallery.gallery_parts(units, codes, gathered, image_fn=image_fn)
+    return made
