@@ -344,8 +344,12 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
                 temporary.replace(path)
 
     def _read_saved(self) -> dict[str, Any]:
-        path = Path(self._args.output_dir) / RUN_FILE
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        found: dict[str, Any] = {}
+        # Nothing may raise on this rank alone: the others wait in the broadcast.
+        with self._recorder.guard.catch(f"reading {RUN_FILE}", lost="the training goes on as a new version"):
+            path = Path(self._args.output_dir) / RUN_FILE
+            if path.is_file():
+                found = {str(int(step)): dict(state) for step, state in json.loads(path.read_text()).items()}
         return found
 
     def finish(self) -> None:

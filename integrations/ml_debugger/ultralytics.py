@@ -135,8 +135,12 @@ class _Callbacks:
             self._recorder.start(model, names, rank=rank, world_size=world, framework="ultralytics")
 
     def _settle(self, trainer: Any, model: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        path = Path(trainer.save_dir) / RUN_FILE
-        state: dict[str, Any] = json.loads(path.read_text()) if trainer.start_epoch and path.is_file() else {}
+        state: dict[str, Any] = {}
+        # Nothing may raise on this rank alone: the others wait in the broadcast.
+        with self._recorder.guard.catch(f"reading {RUN_FILE}", lost="the run goes on under a new version"):
+            path = Path(trainer.save_dir) / RUN_FILE
+            if trainer.start_epoch and path.is_file():
+                state = dict(json.loads(path.read_text()))
         self._recorder.restore(state)
         return self._recorder.resolve_names(model), state
 

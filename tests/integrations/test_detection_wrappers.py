@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -434,6 +435,21 @@ def test_ultralytics_replays_and_ends_well_after_an_exception(store: Path, yolo_
         yolo_train("stopped", prepare)
     assert walks(store) == [("train", 0, True, 6), ("val", 0, True, 5)]
     assert set(table(dataset_type="train")["mode"]) == {"eval"}
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"model_name": 1}'])
+def test_ultralytics_with_a_broken_run_file_still_has_names(
+    store: Path, tmp_path: Path, content: str
+) -> None:
+    """Rank 0 settles the names for all ranks: were it to raise, the others would wait in the broadcast."""
+    from ml_debugger.ultralytics import _Callbacks
+    from mld_core.tracing.recorder import Recorder
+
+    (tmp_path / "mld_run.json").write_text(content)
+    callbacks = _Callbacks(Recorder(model_name="net"))
+    trainer = SimpleNamespace(save_dir=tmp_path, start_epoch=1)
+    names, _ = callbacks._settle(trainer, torch.nn.Linear(2, 2))
+    assert (names["model_name"], names["version_name"]) == ("net", "v1")
 
 
 @pytest.mark.processes

@@ -437,6 +437,18 @@ def test_pickles_before_and_after(tmp_path: Path) -> None:
     assert not recorder.enabled
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"x": 1}'])
+def test_resume_with_a_broken_run_file_trains_on(tmp_path: Path, content: str) -> None:
+    trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    (tmp_path / "mld_run.json").write_text(content)
+    again = trainer(tmp_path, save_strategy="steps", save_steps=2)
+    # What rank 0 reads for all ranks must not raise: the others wait for it.
+    ours = next(c for c in again.callback_handler.callbacks if isinstance(c, MLDebuggerCallback))
+    assert ours._read_saved() == {}
+    again.train(resume_from_checkpoint=True)
+    assert len(rows(version="v2"))
+
+
 def test_run_file_holds_builtin_types(tmp_path: Path) -> None:
     trainer(tmp_path, save_strategy="steps", save_steps=2).train()
     saved = json.loads((tmp_path / "mld_run.json").read_text())
