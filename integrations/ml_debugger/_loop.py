@@ -144,7 +144,7 @@ class LoopRecorder:
 
     def _commit(self, walk: _Walk) -> None:
         """Records the walk's batch in hand, once."""
-        if not walk.pending or walk is not self._walks[-1]:
+        if not walk.pending or not self._walks or walk is not self._walks[-1]:
             return
         batch, walk.batch, walk.pending = walk.batch, None, False
         if not self.recorder.heard and not self.recorder.muted:

@@ -213,7 +213,7 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         self._recorder.replay(
             getattr(runner.train_loop, "dataloader", None),
             self._epoch,
-            forward=model.test_step,
+            forward=lambda batch: model.test_step(batch),
             global_step=self._done,
         )
 

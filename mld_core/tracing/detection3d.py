@@ -106,19 +106,23 @@ class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetect
         one = isinstance(self.adapter, Detector3D) and self.adapter.one_frame
         if not one or clouds is None or len(clouds) < 2:
             return super().__call__(model_input, ground_truth, input_ids, dataset_type, n_epoch, **kwargs)
-        truths = as_frames(ground_truth, len(clouds))
-        outputs = []
+        truths = ground_truth
+        with self.guard.catch("dividing the true boxes among frames", lost="the labels of that batch"):
+            truths = as_frames(ground_truth, len(clouds))
+        outputs: list[Any] = []
         for i, part in enumerate(_frame_inputs(model_input, len(clouds))):
-            truth = truths[i : i + 1] if isinstance(truths, (list, tuple)) else truths
-            ids = None if input_ids is None else input_ids[i : i + 1]
-            fields = {name: values[i : i + 1] for name, values in kwargs.items()}
-            outputs += super().__call__(part, truth, ids, dataset_type, n_epoch, **fields)
+            truth = _part(truths, i)
+            ids = _part(input_ids, i)
+            fields = {name: _part(values, i) for name, values in kwargs.items()}
+            output = super().__call__(part, truth, ids, dataset_type, n_epoch, **fields)
+            outputs += output if isinstance(output, (list, tuple)) else [output]
         return outputs
 
     def _run_model(self, model_input: Any, ground_truth: Any) -> Any:
         if ground_truth is None:
             # Before the call: a training writes to the targets of its batch.
-            self._native_truth = Holder().keep(find_truth(model_input), own=True)
+            with self.guard.catch("reading the true boxes", lost="the labels of that batch"):
+                self._native_truth = Holder().keep(find_truth(model_input), own=True)
         arguments = self._arguments(model_input)
         if arguments is None:
             return super()._run_model(model_input, ground_truth)
@@ -171,6 +175,12 @@ def _clouds(model_input: Any) -> list[Tensor] | None:
         whole = all(isinstance(cloud, Tensor) and cloud.ndim == 2 for cloud in model_input)
         return list(model_input) if whole else None
     return None
+
+
+def _part(values: Any, i: int) -> Any:
+    """What belongs to frame `i`; a single value belongs to every frame."""
+    divisible = isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) > 0
+    return values[i : i + 1] if divisible else values
 
 
 def _frame_inputs(model_input: Any, n: int) -> list[Any]:

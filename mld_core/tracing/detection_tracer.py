@@ -179,19 +179,21 @@ class DetectionTrainingTracer(TrainingTracer, DetectionTorchTracer):
             "max_detections": options.max_detections,
         }
         config = {name: value for name, value in given.items() if value is not None}
-        with contextlib.ExitStack() as stack:
-            if config:
-                with self.guard.catch(
-                    "applying the thresholds", lost="nothing; detections are filtered later"
-                ):
-                    if self._sets_thresholds():
-                        before = self._apply_nms_config(self.model, config)
-                        if before is not None:
-                            stack.callback(self._apply_nms_config, self.model, before)
-                    elif self.adapter is not None:
-                        limits = Thresholds(options.score_thresh, options.iou_thresh, options.max_detections)
-                        stack.enter_context(self.adapter.applied(limits))
+        stack = contextlib.ExitStack()
+        if config:
+            with self.guard.catch("applying the thresholds", lost="nothing; detections are filtered later"):
+                if self._sets_thresholds():
+                    before = self._apply_nms_config(self.model, config)
+                    if before is not None:
+                        stack.callback(self._apply_nms_config, self.model, before)
+                elif self.adapter is not None:
+                    limits = Thresholds(options.score_thresh, options.iou_thresh, options.max_detections)
+                    stack.enter_context(self.adapter.applied(limits))
+        try:
             yield
+        finally:
+            with self.guard.catch("restoring the thresholds", lost="nothing; the model keeps those given"):
+                stack.close()
 
     def _run_model(self, model_input: Any, ground_truth: Any) -> Any:
         with self._limited():

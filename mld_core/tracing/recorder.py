@@ -263,7 +263,9 @@ class Recorder(RunLife):
     @property
     def heard_input(self) -> Any:
         """What a detector was called with in its latest forward since `begin_batch`: its first argument."""
-        return None if self.session is None else self.session.heard_input
+        with self.guard.catch("reading the model's call", lost="the rows of that batch"):
+            return None if self.session is None else self.session.heard_input
+        return None
 
     def skip_batch(self, batch: Any) -> None:
         """No forward was made with this batch: its place in the loader's order is passed over."""

@@ -269,6 +269,18 @@ def test_errors_of_ours_never_reach_the_loop(caplog: pytest.LogCaptureFixture) -
     assert sum("said by the test" in r.getMessage() for r in caplog.records) == 1
 
 
+def test_a_loop_goes_on_after_the_recording_was_finished_inside_it() -> None:
+    accelerator, model, optimizer, train, _val = prepare()
+    model, train = trace(accelerator, model, train=train)
+    done = 0
+    for batch in train:
+        step(accelerator, model, optimizer, batch)
+        done += 1
+        if done == 2:
+            train.recording.finish()
+    assert done == 4
+
+
 def test_an_error_in_the_loader_reaches_the_user() -> None:
     class Broken(Indexed):
         def __getitem__(self, index: int) -> Any:

@@ -248,6 +248,29 @@ def test_errors_of_the_recording_never_reach_the_caller(corner: CornerNet, monke
     assert "applying the thresholds" in tracer.guard.problems
 
 
+def test_thresholds_that_can_not_be_restored_never_reach_the_caller(corner: CornerNet) -> None:
+    class Stuck(ObjectDetectionTrainingTorchTracer):
+        applied = 0
+
+        def _apply_nms_config(self, model: Any, nms_config: Any) -> Any:
+            self.applied += 1
+            return {"score_thresh": 0.1} if self.applied % 2 else 1 / 0
+
+    tracer = Stuck(corner, "net", "v", score_thresh=0.2)
+    assert len(tracer([image(2)], [truth()], ["a"], "val", 0)) == 1
+    assert "restoring the thresholds" in tracer.guard.problems
+    with pytest.raises(TypeError):  # the model's own error stays the model's
+        tracer("no image", None, ["b"], "val", 0)
+
+
+def test_a_call_that_can_not_be_kept_never_reaches_the_caller(corner: CornerNet, monkeypatch: Any) -> None:
+    tracer = ObjectDetectionTracer(corner, "net", "v")
+    tracer([image(2)], [truth()], ["a"], "val", 0)
+    monkeypatch.setattr(type(tracer.recorder.session.capture), "take", lambda self: 1 / 0)
+    assert tracer.recorder.heard_input is None
+    assert "reading the model's call" in tracer.guard.problems
+
+
 def test_a_tracer_survives_a_pickle(corner: CornerNet) -> None:
     tracer = pickle.loads(pickle.dumps(ObjectDetectionTracer(corner, "net", "v")))
     tracer([image(2)], [truth()], ["a"], "val", 0)
