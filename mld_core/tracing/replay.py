@@ -110,7 +110,7 @@ def plan(session: Session, loader: Any, fraction: float, world: tuple[int, int])
         world: (rank, world size).
 
     Raises:
-        ConfigurationProblem: the data can not be walked in order, or the model is sharded over ranks.
+        ConfigurationProblem: the data can not be walked sample by sample, or the model is sharded over ranks.
     """
     loader = getattr(loader, "base_dataloader", loader)
     loader = getattr(loader, "_dataloader", loader)
@@ -118,6 +118,11 @@ def plan(session: Session, loader: Any, fraction: float, world: tuple[int, int])
         raise ConfigurationProblem(
             f"replay_train needs a DataLoader over a map-style data set, got {type(loader).__name__} over "
             f"{type(getattr(loader, 'dataset', None)).__name__}; set replay_train=False."
+        )
+    if loader.batch_sampler is None:
+        raise ConfigurationProblem(
+            "replay_train needs a DataLoader that makes batches of single samples; this one has "
+            "batch_size=None, its data set gives whole batches. Set replay_train=False."
         )
     capture = getattr(session, "capture", None)
     if capture is None:

@@ -176,6 +176,15 @@ def test_what_cannot_be_walked_is_told_and_nothing_else_happens(store: Path) -> 
     assert [(s.key.dataset_type, s.n_rows) for s in passes(store, "net", "v")] == [("val", 2)]
 
 
+def test_a_data_set_of_whole_batches_is_refused(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made, _ = started(store, replay_train=True)
+    batches = [(torch.full((4, 3), float(i)), torch.zeros(4, dtype=torch.long)) for i in range(3)]
+    made.replay(DataLoader(batches, batch_size=None), 0)
+    made.finish()
+    assert any("batch_size=None" in record.message for record in caplog.records)
+    assert passes(store, "net", "v") == []
+
+
 def test_off_by_default(store: Path) -> None:
     made, _ = started(store)
     made.replay(DataLoader(rows(4), batch_size=2), 0)
