@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -252,9 +251,8 @@ class Gate:
                 return await receive()
             begun = time.monotonic()
             try:
-                with anyio.fail_after(settings.idle_timeout):  # `asyncio.wait_for` makes a task each time
-                    message = await receive()
-            except TimeoutError:
+                message = await asyncio.wait_for(receive(), settings.idle_timeout)
+            except asyncio.TimeoutError:
                 raise _too_slow(f"no byte came for {settings.idle_timeout:g} s") from None
             waited += time.monotonic() - begun
             total += len(message.get("body", b""))

@@ -57,17 +57,17 @@ class Upload:
         Raises:
             ProblemError: the disk is full, or there are more bytes than `length`.
         """
-        data = b"".join(pieces)  # one large write and one large hash cost less than many
-        if self.offset + len(data) > self.length:
-            self.intact = False
-            raise ProblemError(
-                "bad-request",
-                f"the body goes past Upload-Length ({self.length} bytes)",
-                value=self.offset + len(data),
-                expectation=f"at most {self.length} bytes in all",
-                fix="send the blob's true size as Upload-Length",
-            )
-        self._append(data)
+        for piece in pieces:
+            if self.offset + len(piece) > self.length:
+                self.intact = False
+                raise ProblemError(
+                    "bad-request",
+                    f"the body goes past Upload-Length ({self.length} bytes)",
+                    value=self.offset + len(piece),
+                    expectation=f"at most {self.length} bytes in all",
+                    fix="send the blob's true size as Upload-Length",
+                )
+            self._append(piece)
 
     def _append(self, piece: bytes) -> None:
         rest = memoryview(piece)
