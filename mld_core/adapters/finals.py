@@ -255,10 +255,11 @@ def truths_of(truth: Any, offset: int = 0) -> list[Truth] | None:
 
     Args:
         truth: a list of {"boxes", "labels", "image_id"?, "iscrowd"?}, or one such dict of lists.
-        offset: label of the first foreground class; smaller labels are background and no objects.
+        offset: label of the first foreground class.
 
     Returns:
-        One entry per image with labels from 0, or None if it is laid out otherwise.
+        One entry per image with labels from 0, or None if it is laid out otherwise. A smaller label than
+        `offset` is negative here: stored with `ignore` and counted, as any label of no class.
     """
     targets = list(_targets(truth))
     if not targets:
@@ -280,13 +281,12 @@ def _targets(truth: Any) -> Iterator[Mapping[str, Any]]:
 def _truth(target: Mapping[str, Any], offset: int) -> Truth:
     labels = as_array(target["labels"]).astype(np.int64).reshape(-1) - offset
     boxes = as_array(target["boxes"]).astype(np.float32).reshape(-1, 4)
-    known = labels >= 0
     columns: dict[str, Any] = {
-        column: as_array(target[key]).reshape(-1)[known].astype(dtype)
+        column: as_array(target[key]).reshape(-1).astype(dtype)
         for key, (column, dtype) in _COLUMNS.items()
         if key in target and as_array(target[key]).size == len(labels)
     }
-    return Truth(boxes[known], labels[known], id_of(target.get("image_id")), columns=columns)
+    return Truth(boxes, labels, id_of(target.get("image_id")), columns=columns)
 
 
 def id_of(value: Any) -> str | None:

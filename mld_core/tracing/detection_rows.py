@@ -33,7 +33,7 @@ from mld_core.tracing.layers import layer_features
 from mld_core.tracing.media import DETECTION_LONG_SIDE, media_arrays, media_columns
 from mld_core.tracing.modalities import by_frame
 from mld_core.tracing.rows import CONTENT_HASH, HeldInputs, PassState, constant, table_of
-from mld_core.tracing.truths import Checked, check_truth, read_truths
+from mld_core.tracing.truths import LABELS_OUT_OF_RANGE, Checked, check_truth, read_truths
 
 _TRUTH_TYPES: Final = {
     "crowd": pa.bool_(),
@@ -47,6 +47,11 @@ _LOSSES_ONLY: Final = (
     "In {mode} mode this detector returns no detections (losses only), so such batches are not recorded; the "
     "training goes on untouched. In a wrapper replay_train=True walks the training data once more after each "
     "epoch, in evaluation mode; by hand, call the tracer with the model in evaluation mode."
+)
+_LABEL_RANGE: Final = (
+    "True boxes have labels of no class (the model has {n_class}); they are stored with `ignore` and "
+    "counted. Labels are those of the model's own targets: torchvision's R-CNN and SSD count classes from 1, "
+    "0 is their background; all others count from 0."
 )
 
 
@@ -237,6 +242,8 @@ class DetectionJob:
         for frame in checked:
             for what, times in ({} if frame is None else frame.faults).items():
                 context.count(what, times)
+                if what == LABELS_OUT_OF_RANGE:
+                    context.guard.tell_once("label range", _LABEL_RANGE.format(n_class=context.n_class))
         return checked
 
     def _judge(self, parsed: Parsed, truths: Sequence[Checked | None]) -> None:

@@ -29,6 +29,7 @@ _COLUMNS: Final = {
     "difficult": "difficulty", "occlusion": "occlusion", "truncation": "truncation", "n_points": "n_points",
     "num_points": "n_points",
 }  # fmt: skip
+LABELS_OUT_OF_RANGE: Final = "true labels out of range"
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -246,7 +247,7 @@ def check_truth(truth: Truth, n_class: int | None, size: tuple[int, int] | None)
         inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
         faults["true boxes outside the image"] = finite & sized & ~inside
     beyond = np.inf if n_class is None else n_class
-    faults["true labels out of range"] = np.logical_or((labels < 0) & ~ignore, labels >= beyond)
+    faults[LABELS_OUT_OF_RANGE] = np.logical_or((labels < 0) & ~ignore, labels >= beyond)
     for bad in faults.values():
         np.logical_or(ignore, bad, out=ignore)
     return Checked(truth, ignore, {what: int(bad.sum()) for what, bad in faults.items() if bad.any()})

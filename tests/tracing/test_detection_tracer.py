@@ -99,6 +99,19 @@ def test_torchvision_is_trained_with_the_truth_through_the_tracer() -> None:
         tracer.export()
 
 
+def test_truth_numbered_from_0_where_the_model_counts_from_1_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tracer = ObjectDetectionTracer(faster_rcnn().eval(), "net", "v")
+    targets = [truth((1, 1, 20, 20), (2, 2, 30, 30), label=0)]
+    for name in "ab":
+        tracer([torch.rand(3, 64, 80)], targets, [name], "val", 0)
+    tracer.wait_for_save(0)
+    assert table("truths").ignore.tolist() == [True] * 4
+    assert table().n_truths.tolist() == [2, 2]
+    assert sum("count classes from 1" in record.message for record in caplog.records) == 1
+
+
 def test_detr_like_models_ignore_iou_and_say_so_once(caplog: pytest.LogCaptureFixture) -> None:
     model = yolos().eval()
     tracer = ObjectDetectionTracer(model, "net", "v", score_thresh=0.0, iou_thresh=0.3)
