@@ -213,7 +213,7 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         self._recorder.replay(
             getattr(runner.train_loop, "dataloader", None),
             self._epoch,
-            forward=lambda batch: model.test_step(batch),
+            forward=lambda batch: model.test_step(batch),  # noqa: PLW0108 - looked up only if it is called
             global_step=self._done,
         )
 
