@@ -28,20 +28,21 @@ SUSPECTS = ("T20", "T21", "T22", "D21", "D22", "D23")
 """Codes whose frames are ordered by their largest suspicion rather than by how many units carry them."""
 
 SWAPPED = "swapped"
+WRONG_CLASS = "D22"
 BOX = ("cx", "cy", "cz", "w", "l", "h", "yaw")
 KINDS = ("right", "wrong", "open", "missed")
 
 FIELDS = (
     *("kind", "p", "t", "said", "truth", "score", "error_proba", "miss_proba", "range", "n_points", "speed"),
-    *("code", "diagnosis", "detail", "suspicion", "category", *ERRORS, "moves"),
+    *("code", "diagnosis", "detail", "suspicion", "category", *ERRORS, "moves", "suggested"),
 )
 """Of each unit of a frame. `p` and `t` are [cx, cy, cz, w, l, h (cm), yaw (mrad)] of the prediction and of
-the truth it stands for; `said` and `truth` class numbers; `moves` the truth's velocity, cm/s."""
+the truth it stands for; `said`, `truth` and `suggested` class numbers; `moves` the truth's velocity, cm/s."""
 
 _READ = (
     *("input_id", "unit_kind", "truth_id", "is_error", "gt", "prediction", "confidence", "error_proba"),
     *("miss_proba", "range", "n_points", "speed", "error_code", "diagnosis", "detail", "suspicion", "gt_idx"),
-    *("category", "projected_category", "severity", *ERRORS, *BOX, *(f"gt_{name}" for name in BOX)),
+    *("category", "projected_category", "suggested_label", *ERRORS, *BOX, *(f"gt_{name}" for name in BOX)),
 )
 
 Ints = NDArray[np.int64]
@@ -239,6 +240,7 @@ def _box(row: dict[str, Any]) -> dict[str, Any]:
         "n_points": row["n_points"],
         "moves": None,
         "gt_idx": row["gt_idx"],
+        "suggested": row["suggested_label"] if WRONG_CLASS in (row["diagnosis"] or []) else None,
     }
     for name in ("error_proba", "miss_proba", "range", "speed", "suspicion", *ERRORS):
         made[name] = _short(row[name])

@@ -378,7 +378,7 @@ def test_the_keyboard_moves_and_chooses(page):
     page.mouse.down()
     page.mouse.move(view["x"] + 260, view["y"] + 130, steps=4)
     page.mouse.up()
-    page.get_by_role("button", name="Show all").click()
+    page.get_by_role("button", name="Show all", exact=True).click()
     assert shot()[1] == pytest.approx(scale)
 
 
@@ -449,7 +449,7 @@ def test_tables_behind_the_figures(road, scenes, page):
 
 
 def test_3d_opens_on_demand(written, opened):
-    one = opened(written.path, viewport={"width": 1280, "height": 900})
+    one = opened(written.path, viewport={"width": 600, "height": 600})
     page = one.page
     assert page.locator("#bev-solid canvas").count() == 0
     button = page.locator("#bev-open-solid")

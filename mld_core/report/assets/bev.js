@@ -1,7 +1,7 @@
 /* Frames of a 3D detection from above: the worst frames of each group, one of them large, its boxes one by one. */
 const KIND_NAMES = ["Right prediction", "False prediction", "Prediction that is not judged", "Missed truth"];
 const BOX_FIELDS =
-  "kind p t said truth score error_proba miss_proba range n_points speed code diagnosis detail suspicion category ate ase aoe ave moves".split(
+  "kind p t said truth score error_proba miss_proba range n_points speed code diagnosis detail suspicion category ate ase aoe ave moves suggested".split(
     " ",
   );
 const STYLES_3D = [

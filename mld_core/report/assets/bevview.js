@@ -289,6 +289,7 @@ function unitFacts(unit) {
   return [
     unit.p ? ["Predicted", classNamed(unit.said)] : null,
     unit.t ? ["True class", classNamed(unit.truth)] : null,
+    unit.suggested === null ? null : ["Suggested class", h("b", {}, classNamed(unit.suggested))],
     unit.score === null ? null : ["Score", decimal(unit.score, 2)],
     unit.error_proba === null ? null : ["Error prob.", decimal(unit.error_proba, 2)],
     unit.miss_proba === null ? null : ["Miss prob.", decimal(unit.miss_proba, 2)],
