@@ -102,9 +102,10 @@ def check_faults(result: Result, planted: Planted) -> list[str]:
     flips = np.mean([(f"frame-{frame:04d}", place) in found for frame, place in moving])
 
     k = len(planted.missing)
-    boxes = result.get_issues("val", code="T20", order_by="-suspicion", limit=k)
+    units = result.get_issues("val", min_severity=0, order_by="-suspicion")
+    false = units[(units.unit_kind == "pred") & (units.tide_error == "bkg") & units.suspicion.notna()]
     centres: dict[str, list[tuple[float, float]]] = {}
-    for row in boxes.itertuples():
+    for row in false.head(k).itertuples():
         centres.setdefault(row.input_id, []).append((row.cx, row.cy))
     near = [
         any(np.hypot(x - box[0], y - box[1]) < 2 for x, y in centres.get(f"frame-{frame:04d}", []))
