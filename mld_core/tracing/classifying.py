@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mld_core.records.schema import media_schema, samples_schema, vectors_schema
 from mld_core.tracing.batches import Batch, class_count, held_bytes, largest_label, own_copy, row_count
 from mld_core.tracing.capture import Capture, canonical
-from mld_core.tracing.heads import Captured, HeadChooser
+from mld_core.tracing.heads import MOST_MISSES, Captured, HeadChooser
 from mld_core.tracing.labels import infer_task
 from mld_core.tracing.outputs import find_main_tensor
 from mld_core.tracing.rows import BatchJob, PassContext
@@ -111,6 +111,9 @@ class ClassificationSession(Session):
 
     def _take(self, batch: Batch, n: int | None) -> Captured | None:
         assert self.chooser is not None
+        if self.chooser.gave_up(training=self._training):
+            self.guard.count("no logits found in a batch", rows=n or 0)
+            return None
         choosing = self.chooser.needs_watch(training=self._training)
         min_class = max(2, largest_label(batch.labels) + 1) if choosing else 2
         captured = self.chooser.take(n, batch.outputs, training=self._training, min_class=min_class)
@@ -130,6 +133,13 @@ class ClassificationSession(Session):
                 + "The tracer must exist before the first compiled call; else return the logits from the "
                 "step, or give model=<the classifier>.",
             )
+            if self.chooser.miss(training=self._training):
+                self.guard.tell_once(
+                    f"gave up:{self._training}",
+                    f"No class logits were found in {MOST_MISSES} batches in "
+                    f"{'train' if self._training else 'eval'} mode: no further batch of that mode is looked "
+                    "into or recorded.",
+                )
         return captured
 
     def _why_none(self, batch: Batch, min_class: int) -> str:

@@ -21,6 +21,7 @@ from mld_core.tracing.capture import DEFAULT_ALIAS, HEAD_TYPES, Capture, LeafCal
 from mld_core.tracing.features import channel_axis, describe, first_tensor, pool, stored_width
 from mld_core.tracing.outputs import find_logits, looks_like_probabilities
 
+MOST_MISSES: Final = 100  # watching costs a hook on every module, and the first labels are waited for
 OUTPUTS: Final = "<outputs>"  # what the event brought along, rather than a module's output
 _TOLERANCE: Final = 2e-3  # bfloat16 layers: 8 bits of mantissa, compared after float()
 
@@ -103,10 +104,24 @@ class HeadChooser:
         self.problems: dict[str, str] = {}
         self._known = known
         self._searched_default = False
+        self._misses = {True: 0, False: 0}
 
     def needs_watch(self, *, training: bool) -> bool:
         """Whether the next batch in this mode has to be watched."""
-        return training not in self.sources
+        return training not in self.sources and not self.gave_up(training=training)
+
+    def gave_up(self, *, training: bool) -> bool:
+        """Whether so many batches of this mode held no logits that none is looked into any more."""
+        return self._misses[training] >= MOST_MISSES
+
+    def miss(self, *, training: bool) -> bool:
+        """A batch held no logits. True: it was one too many, and the hooks on every module are gone."""
+        if training in self.sources:
+            return False
+        self._misses[training] += 1
+        if self.gave_up(training=training):
+            self.capture.stop_watching()
+        return self.gave_up(training=training)
 
     def take(
         self, n_rows: int | None, outputs: Any, *, training: bool, min_class: int = 2

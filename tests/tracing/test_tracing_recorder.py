@@ -328,6 +328,32 @@ def test_stray_forwards_and_batches_without_a_forward(tmp_path):
     )
 
 
+def test_a_model_whose_logits_are_never_found_is_not_watched_for_ever(tmp_path, caplog):
+    class Embedding(nn.Module):
+        """Gives one column, and its labels say that there are four classes."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 1)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model = Embedding().eval()
+    recorder = started(tmp_path, model, task="classification")
+    walk(recorder, model, [data()] * 99)
+    assert recorder.session.capture.watcher is not None
+    walk(recorder, model, [data()] * 6, n_epoch=1)
+    assert recorder.session.capture.watcher is None
+    assert len(model.inner._forward_hooks) == 0
+    assert sum("No class logits were found in 100 batches" in r.message for r in caplog.records) == 1
+    assert recorder.guard.rows_lost == 105 * 10
+    logits = nn.Linear(6, K).eval()  # another model begins anew
+    recorder.attach(logits)
+    walk(recorder, logits, [data()], n_epoch=2)
+    assert recorder.finish().rows_written == 10
+
+
 # -- names ---------------------------------------------------------------------------------------------------
 
 
