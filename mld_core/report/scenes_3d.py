@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,10 @@ from mld_core.evaluation.road_stage import CATALOGUE_3D
 from mld_core.report import frames_3d
 from mld_core.report.curves_3d import curves
 from mld_core.report.errors_3d import RoadUnits, error_bins, error_map, sensor_findings
+from mld_core.report.outline import Gathered
 from mld_core.report.points_3d import ask_frames
 from mld_core.report.samples import ImageFn, stored_images, within_budget
 from mld_core.report.units import PassUnits
-
-if TYPE_CHECKING:
-    from mld_core.report.content import Gathered
 
 POINT_BYTES = 3_600_000
 BOX_BYTES = 1_800_000

@@ -100,10 +100,13 @@ function chosenOutline(box, now, size) {
 
 function codeLabel({ unit, box, place }, text, now, size) {
   const places = footprint(box).corners.map((corner) => toPixel(now, size, corner));
-  const x = Math.max(...places.map(([px]) => px)) + 4,
-    y = Math.min(...places.map(([, py]) => py)) + 6;
+  const right = Math.max(...places.map(([px]) => px)) + 4;
+  const turned = right + 30 > size.w;
+  const x = turned ? Math.min(...places.map(([px]) => px)) - 4 : right,
+    y = Math.max(12, Math.min(...places.map(([, py]) => py)) + 6);
   const strong = isMarked3d(unit) || place === bev.picked;
-  return svgNode("text", { x, y, class: strong ? "code-text strong" : "code-text" }, text);
+  const attributes = { x, y, "text-anchor": turned ? "end" : "start" };
+  return svgNode("text", { ...attributes, class: strong ? "code-text strong" : "code-text" }, text);
 }
 
 function motionArrow(unit, now, size) {

@@ -167,7 +167,7 @@ function polarDrawing(map) {
         radialaxis: {
           range: [0, map.rings * map.metres],
           angle: 0,
-          dtick: map.rings > 6 ? 20 : 10,
+          dtick: map.rings * (narrow() ? 2 : 1) > 6 ? 20 : 10,
           ticksuffix: " m",
           gridcolor: cssColour("line"),
           linecolor: "rgba(0,0,0,0)",
