@@ -101,6 +101,7 @@ ROAD_CATALOGUE: tuple[Diagnosis, ...] = (
         "Suspected flipped label",
         4,
         "Turn the label round.",
-        "T06, and the motion or other epochs have the prediction's heading",
+        "T06, and the motion has the prediction's heading, or other epochs do in a class whose headings "
+        "are mostly right",
     ),
 )

@@ -406,9 +406,26 @@ def _shifted(e: RoadEvidence, pairs: Offsets, votes: _Votes, masks: dict[str, Bo
     return suspicion, mask
 
 
+def _headings_known(pairs: Offsets, flips: Bools) -> Floats:
+    """(P,) how far the front is told from the rear in the pair's class: 1 always, 0 not better than a coin.
+
+    1 - 2 h, h being the share of the class's pairs that are flipped; a coin flips half of them.
+    """
+    made = np.zeros(len(pairs.row))
+    for one in np.unique(pairs.label):
+        mine = pairs.label == one
+        made[mine] = max(1 - 2 * float(flips[mine].mean()), 0.0)
+    return made
+
+
 def _flipped(e: RoadEvidence, pairs: Offsets, votes: _Votes, flips: Bools) -> tuple[Floats, Bools]:
-    """The motion, or the other epochs, have the prediction's heading."""
+    """The motion, or the other epochs, have the prediction's heading.
+
+    Epochs agree on a heading that was learned by chance too: their votes count as far as the headings of the
+    class are usually right.
+    """
     asked = flips[pairs.row]
+    known = _headings_known(pairs, asked)
     towards = np.full(len(pairs.row), np.nan)
     if e.true_velocity is not None:
         velocity = e.true_velocity[pairs.truth].astype(np.float64)
@@ -420,12 +437,11 @@ def _flipped(e: RoadEvidence, pairs: Offsets, votes: _Votes, flips: Bools) -> tu
     opposite = np.clip(pairs.errors[:, 2] / np.pi * 2 - 1, 0, 1)
     # The motion decides where there is one; else the epochs, one doubtful vote added to either side.
     smoothed = (votes.heading + 1.0) / (votes.seen + 2.0)
-    heading_share = np.where(np.isnan(towards), smoothed, (1 + np.nan_to_num(towards)) / 2)
+    heading_share = np.where(np.isnan(towards), known * smoothed, (1 + np.nan_to_num(towards)) / 2)
     suspicion = np.full(len(e.predictions), np.nan)
     suspicion[pairs.row[asked]] = (heading_share * (0.5 + 0.25 * (opposite + _belief(e, pairs.row))))[asked]
-    sure = np.where(
-        np.isnan(towards), (votes.heading >= AGREEING_EPOCHS) & (share > 0.5), np.nan_to_num(towards) > 0.5
-    )
+    voted = (votes.heading >= AGREEING_EPOCHS) & (share > 0.5) & (known > 0.5)
+    sure = np.where(np.isnan(towards), voted, np.nan_to_num(towards) > 0.5)
     mask = np.zeros(len(e.predictions), np.bool_)
     mask[pairs.row[asked & sure]] = True
     return suspicion, mask

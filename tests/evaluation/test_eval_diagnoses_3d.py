@@ -171,6 +171,20 @@ def test_a_flipped_label_of_a_standing_car_is_told_by_other_epochs() -> None:
     assert diagnose_roads(nothing).not_computable["T22"].startswith("not computable: neither velocities")
 
 
+def test_epochs_say_nothing_of_headings_the_detector_only_guesses() -> None:
+    evidence = pairs(move(yaw=np.pi))
+    box = evidence.predictions.box.copy()
+    box[: USUAL // 2 - 1, 6] += np.pi
+    guessed = replace(evidence.predictions, box=box)
+    evidence = replace(evidence, predictions=guessed, epochs=[guessed, guessed])
+    made = diagnose_roads(evidence)
+    assert made.predictions["T06"].sum() == USUAL // 2
+    assert not made.predictions["T22"].any()
+    assert made.suspicion["T22"][-1] < 0.1
+    backwards = np.tile((-5 * np.cos(0.3), -5 * np.sin(0.3)), (USUAL + 1, 1))
+    assert "T22" in codes(replace(evidence, true_velocity=backwards)), "the motion still tells"
+
+
 def test_a_shifted_label_needs_other_epochs_that_agree() -> None:
     def alike(box):
         return box
