@@ -45,7 +45,8 @@ def report(
     The file is complete: it opens offline in any browser and can be sent as it is. Samples have thumbnails
     where the training recorded them (image_fn). Frames of 3D detections are drawn from above, with points
     where you write the page from Python: result.report(path, image_fn=...). Where MLD_API_ENDPOINT is set,
-    results of that service (--store DIR: of a store here). Needs the extra: pip install "ml-debugger[report]".
+    results of that service (--store DIR: of a store here). Needs the extra:
+    pip install "ml-debugger[report]".
 
     \b
     Examples:
