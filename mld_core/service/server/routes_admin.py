@@ -61,7 +61,8 @@ def list_keys(
 ) -> dict[str, Any]:
     """The keys of the key's organization, revoked ones too."""
     query = select(ApiKey).where(ApiKey.organization_pk == principal.organization_pk)
-    rows, after = page(service.database, query, ApiKey, limit, cursor)
+    with service.database.read() as session:
+        rows, after = page(session, query, ApiKey, limit, cursor)
     return {"items": [key_out(row, principal.organization_id) for row in rows], "next": after}
 
 
@@ -113,5 +114,6 @@ def list_organizations(
     service: ServiceDep, limit: forms.Limit = forms.PAGE, cursor: forms.Cursor = None
 ) -> dict[str, Any]:
     """All organizations; for keys of the root organization."""
-    rows, after = page(service.database, select(Organization), Organization, limit, cursor)
+    with service.database.read() as session:
+        rows, after = page(session, select(Organization), Organization, limit, cursor)
     return {"items": [organization_out(row) for row in rows], "next": after}

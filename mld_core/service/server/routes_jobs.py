@@ -6,21 +6,20 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from mld_core.service import protocol
 from mld_core.service.server import forms
 from mld_core.service.server.deps import PrincipalDep, ServiceDep, answer, own_job, own_result, own_run, page
 from mld_core.service.server.models import Blob, Job, Result, ResultFile, Run
-from mld_core.service.server.service import Service
 
 router = APIRouter(prefix="/v1", tags=["evaluations"])
 
 
-def job_out(service: Service, job: Job) -> protocol.Job:
+def job_out(session: Session, job: Job) -> protocol.Job:
     """What a client sees of a job."""
-    with service.database.read() as session:
-        run_id = session.scalars(select(Run.id).where(Run.pk == job.run_pk)).one()
-        result_id = session.scalar(select(Result.id).where(Result.pk == job.result_pk))
+    run_id = session.scalars(select(Run.id).where(Run.pk == job.run_pk)).one()
+    result_id = session.scalar(select(Result.id).where(Result.pk == job.result_pk))
     return {
         "job_id": job.id,
         "run_id": run_id,
@@ -58,21 +57,28 @@ def create_evaluation(
     run_id: forms.RunId, form: forms.EvaluationForm, service: ServiceDep, principal: PrincipalDep
 ) -> protocol.Job:
     """Queue an evaluation of what was sealed so far."""
-    run = own_run(service.database, principal, run_id)
-    return job_out(service, service.jobs.add(run, form.model_dump()))
+    with service.database.read() as session:
+        run = own_run(session, principal, run_id)
+    job = service.jobs.add(run, form.model_dump())
+    with service.database.read() as session:
+        return job_out(session, job)
 
 
 @router.get("/jobs/{job_id}")
 def get_job(job_id: forms.JobId, service: ServiceDep, principal: PrincipalDep) -> protocol.Job:
     """How far an evaluation is."""
-    return job_out(service, own_job(service.database, principal, job_id))
+    with service.database.read() as session:
+        return job_out(session, own_job(session, principal, job_id))
 
 
 @router.delete("/jobs/{job_id}")
 def cancel_job(job_id: forms.JobId, service: ServiceDep, principal: PrincipalDep) -> protocol.Job:
     """Cancel an evaluation; one that is finished stays as it is."""
-    service.jobs.cancel(own_job(service.database, principal, job_id))
-    return job_out(service, own_job(service.database, principal, job_id))
+    with service.database.read() as session:
+        job = own_job(session, principal, job_id)
+    service.jobs.cancel(job)
+    with service.database.read() as session:
+        return job_out(session, own_job(session, principal, job_id))
 
 
 @router.get("/runs/{run_id}/results", response_model=dict[str, Any])
@@ -85,19 +91,19 @@ def list_results(
     cursor: forms.Cursor = None,
 ) -> Response:
     """The results of a run, oldest first."""
-    run = own_run(service.database, principal, run_id)
-    query = select(Result).where(Result.run_pk == run.pk)
-    if result_name is not None:
-        query = query.where(Result.result_name == result_name)
-    rows, after = page(service.database, query, Result, limit, cursor)
+    with service.database.read() as session:
+        query = select(Result).where(Result.run_pk == own_run(session, principal, run_id).pk)
+        if result_name is not None:
+            query = query.where(Result.result_name == result_name)
+        rows, after = page(session, query, Result, limit, cursor)
     return answer({"items": [result_out(run_id, row) for row in rows], "next": after})
 
 
 @router.get("/results/{result_id}", response_model=protocol.ResultInfo)
 def get_result(result_id: forms.ResultId, service: ServiceDep, principal: PrincipalDep) -> Response:
     """One result."""
-    result = own_result(service.database, principal, result_id)
     with service.database.read() as session:
+        result = own_result(session, principal, result_id)
         run_id = session.scalars(select(Run.id).where(Run.pk == result.run_pk)).one()
     return answer(result_out(run_id, result))
 
@@ -107,14 +113,14 @@ def get_result_files(
     result_id: forms.ResultId, service: ServiceDep, principal: PrincipalDep
 ) -> dict[str, Any]:
     """The files of a result's folder; each is a blob."""
-    result = own_result(service.database, principal, result_id)
-    query = (
-        select(ResultFile.name, Blob.sha256, Blob.size)
-        .join(Blob, Blob.pk == ResultFile.blob_pk)
-        .where(ResultFile.result_pk == result.pk)
-        .order_by(ResultFile.name)
-    )
     with service.database.read() as session:
+        result = own_result(session, principal, result_id)
+        query = (
+            select(ResultFile.name, Blob.sha256, Blob.size)
+            .join(Blob, Blob.pk == ResultFile.blob_pk)
+            .where(ResultFile.result_pk == result.pk)
+            .order_by(ResultFile.name)
+        )
         files: list[protocol.ResultFile] = [
             {"name": name, "sha256": sha256, "bytes": size} for name, sha256, size in session.execute(query)
         ]

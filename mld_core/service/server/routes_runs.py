@@ -110,14 +110,17 @@ def list_runs(
         query = query.where(Run.model_name == model_name)
     if version_name is not None:
         query = query.where(Run.version_name == version_name)
-    rows, after = page(service.database, query, Run, limit, cursor)
+    with service.database.read() as session:
+        rows, after = page(session, query, Run, limit, cursor)
     return answer({"items": [run_out(run) for run in rows], "next": after})
 
 
 @router.get("/runs/{run_id}", response_model=protocol.Run)
 def get_run(run_id: forms.RunId, service: ServiceDep, principal: PrincipalDep) -> Response:
     """One run."""
-    return answer(run_out(own_run(service.database, principal, run_id)))
+    with service.database.read() as session:
+        run = own_run(session, principal, run_id)
+    return answer(run_out(run))
 
 
 @router.patch("/runs/{run_id}")
@@ -125,9 +128,8 @@ def patch_run(
     run_id: forms.RunId, form: forms.RunPatchForm, service: ServiceDep, principal: PrincipalDep
 ) -> protocol.Run:
     """Set members of a run's info."""
-    own_run(service.database, principal, run_id)
     with service.database.write() as session:
-        run = session.scalars(select(Run).where(Run.id == run_id).with_for_update()).one()
+        run = own_run(session, principal, run_id, lock=True)
         run.info = _checked({**run.info, **plain(form.info)})
         run.updated_at = utc_now()
     return run_out(run)
@@ -142,7 +144,8 @@ def create_seal(
     response: Response,
 ) -> protocol.Seal:
     """Seal one rank of a pass: all files of its manifest, or none."""
-    run = own_run(service.database, principal, run_id)
+    with service.database.read() as session:
+        run = own_run(session, principal, run_id)
     request = parse_seal(run, form.model_dump())
     seal, made = service.sealer.seal(principal, run, request)
     response.status_code = 201 if made else 200
@@ -210,9 +213,9 @@ def list_passes(
     cursor: forms.Cursor = None,
 ) -> Response:
     """The passes of a run, in the order in which they were first sealed."""
-    run = own_run(service.database, principal, run_id)
-    rows, after = page(service.database, select(Pass).where(Pass.run_pk == run.pk), Pass, limit, cursor)
     with service.database.read() as session:
+        query = select(Pass).where(Pass.run_pk == own_run(session, principal, run_id).pk)
+        rows, after = page(session, query, Pass, limit, cursor)
         seals = _seals_of(session, [row.pk for row in rows])
     return answer({"items": [pass_out(run_id, row, seals.get(row.pk, [])) for row in rows], "next": after})
 
@@ -222,9 +225,8 @@ def get_pass(
     run_id: forms.RunId, pass_id: forms.PassId, service: ServiceDep, principal: PrincipalDep
 ) -> Response:
     """One pass with everything that is needed to lay it out on disk: manifests and files of each rank."""
-    run = own_run(service.database, principal, run_id)
-    owner = own_pass(service.database, principal, run, pass_id)
     with service.database.read() as session:
+        owner = own_pass(session, own_run(session, principal, run_id), pass_id)
         seals = list(
             session.scalars(select(Seal).where(Seal.pass_pk == owner.pk).order_by(Seal.attempt, Seal.rank_no))
         )
