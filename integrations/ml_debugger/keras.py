@@ -82,13 +82,15 @@ class MLDebuggerCallback(keras.callbacks.Callback):  # type: ignore[misc]
         recorder = self.recorder
         if not recorder.enabled:
             return
-        with recorder.guard.catch(f"running the model over {split!r}", lost="that pass"):
+        with recorder.guard.catch(f"running the model over {split!r}", lost="that pass") as caught:
             recorder.begin_pass(split, n_epoch)
             for number, batch in enumerate(self.data[split]):
                 if self.max_batches is not None and number >= self.max_batches:
                     break
                 self._record(split, batch)
             recorder.end_pass(split)
+        if caught.failed:
+            recorder.abort_pass(split, "the walk over the data failed")
 
     def _record(self, split: str, batch: Any) -> None:
         options = self.recorder.options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import weakref
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,6 +26,12 @@ def is_keras(model: Any) -> bool:
     return any(module.startswith(_PACKAGES) for module, _ in type_names(model))
 
 
+def _finish(reference: weakref.ref[KerasRecorder]) -> None:
+    recorder = reference()
+    if recorder is not None:
+        recorder.finish()
+
+
 class ObjectDetectionTrainingKerasTracer:
     """Records a Keras or TensorFlow detector, called by hand; arguments as of `ml_debugger.training`'s.
 
@@ -32,9 +39,9 @@ class ObjectDetectionTrainingKerasTracer:
         model: called with the images and `training=False`.
         model_name: of the run.
         version_name: of the run.
-        target_layers: not used by Keras models.
+        target_layers: not used by Keras models (said once if given).
         additional_fields: the user's columns; values come as keyword arguments of the call.
-        additional_label_fields: not used by Keras models.
+        additional_label_fields: not used by Keras models (said once if given).
         auto_sync: as of every tracer.
         force_table_recreate: starts this model's version anew.
         api_endpoint: of a team's service.
@@ -85,7 +92,7 @@ class ObjectDetectionTrainingKerasTracer:
             max_detections=max_detections_per_image,
             store=store,
         )
-        atexit.register(self.recorder.finish)
+        atexit.register(_finish, weakref.ref(self.recorder))
         self.model = model
         self.recorder.start(model)
 
@@ -101,8 +108,9 @@ class ObjectDetectionTrainingKerasTracer:
         """Runs the model in inference mode on images (B, H, W, C), records, returns its raw output."""
         output = self.model(model_input, training=False)
         recorder = self.recorder
-        if not recorder.is_open(dataset_type) or recorder.open_epoch(dataset_type) != n_epoch:
-            recorder.begin_pass(dataset_type, n_epoch)
+        with recorder.guard.catch("beginning a pass", lost="the records of that pass"):
+            if not recorder.is_open(dataset_type) or recorder.open_epoch(dataset_type) != n_epoch:
+                recorder.begin_pass(dataset_type, n_epoch)
         recorder.record(dataset_type, model_input, output, truth=ground_truth, ids=input_ids, user=kwargs)
         return output
 
@@ -116,13 +124,13 @@ class ObjectDetectionTrainingKerasTracer:
             raise KeyError(f"{layer_name!r}: Keras models have the alias 'features', after a call")
         return self.recorder.last_features
 
-    def wait_for_save(self, n_epoch: int | None = None, *, timeout: float | None = None) -> bool:
-        """Seals that epoch's passes and waits until they are on disk."""
-        recorder = self.recorder
-        for split in recorder.open_splits():
-            if recorder.open_epoch(split) == n_epoch:
-                recorder.end_pass(split)
-        return recorder.wait_for_save(n_epoch, timeout)
+    def wait_for_save(self, n_epoch: int | None = None, *, timeout: float | None = None) -> None:
+        """Seals that epoch's passes (None: every pass) and waits until they are on disk, and uploaded.
+
+        Raises:
+            ValueError, TimeoutError, RuntimeError: see `KerasRecorder.wait_for_save`.
+        """
+        self.recorder.wait_for_save(n_epoch, timeout)
 
     def export(self, output_path: Any = None, n_epoch: int | None = None) -> Any:
         """A ZIP of what was recorded; its path."""

@@ -38,6 +38,7 @@ class KerasBatch:
         images: (B, H, W, C) to be hashed, or None.
         mode: "train" or "eval".
         features: width of the features of this run, None: none is stored.
+        n_class: foreground classes, None: unknown.
         vector_dtype: of the stored features.
         fields: the user's columns, their values in `user`.
     """
@@ -53,6 +54,7 @@ class KerasBatch:
     global_step: int | None
     n_logits: int | None
     features: int | None
+    n_class: int | None
     vector_dtype: str
     fields: tuple[AdditionalField, ...]
     user: Mapping[str, Any]
@@ -143,10 +145,12 @@ class KerasBatch:
         boxes = _joined([t.boxes for t in found], 4)
         with np.errstate(invalid="ignore"):
             usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        labels = _joined([t.labels for t in found], 0).astype(np.int64)
+        usable &= (labels >= 0) & (labels < (np.inf if self.n_class is None else self.n_class))
         columns = {
             **self._own(frames, ids),
             "gt_idx": pa.array(index),
-            "label": pa.array(_joined([t.labels for t in found], 0).astype(np.int64)),
+            "label": pa.array(labels),
             "box": _lists(boxes),
             "ignore": pa.array(~usable),
         }

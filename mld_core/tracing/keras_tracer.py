@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shlex
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,6 +35,10 @@ ParseFn = Callable[[Any, Sequence[tuple[int, int]]], "DetectionOutput | Parsed"]
 _RULE: Final = "what the class layer sees at each detection's anchor"
 _ROW_BYTES: Final = 4096
 _CLOSE_S: Final = 300.0
+_UNUSED: Final = (
+    "target_layers", "additional_label_fields", "image_fn", "ground_truth_provider", "replay_train",
+    "pc_range",
+)  # fmt: skip
 
 
 @dataclass
@@ -74,6 +79,7 @@ class KerasRecorder:
         self._numbers: dict[tuple[str, int | None], int] = {}
         self._tickets: dict[int | None, list[Future[Any]]] = {}
         self._facts: dict[str, Any] | None = None
+        self._traced: set[int | None] = set()
 
     @property
     def enabled(self) -> bool:
@@ -85,6 +91,10 @@ class KerasRecorder:
         with self.guard.catch("starting to record", lost="all records of this run"):
             options = self.options
             self.model = options.model or model
+            # A second training with the same callback is another run.
+            self._passes, self._numbers, self._tickets, self._facts = {}, {}, {}, None
+            self._traced = set()
+            self._tell_unused()
             if self.parse_fn is None:
                 self.adapter = find_adapter(self.model, "detection")
                 if self.n_class is None:
@@ -135,6 +145,13 @@ class KerasRecorder:
     def _tell(self, key: str, message: str) -> None:
         self.guard.tell_once(key, message)
 
+    def _tell_unused(self) -> None:
+        given = [name for name in _UNUSED if getattr(self.options, name)]
+        if given:
+            self._tell(
+                "unused", f"With Keras models {', '.join(given)} have no effect; the rest is recorded."
+            )
+
     # -- passes ----------------------------------------------------------------------------------------------
 
     def begin_pass(self, split: str, n_epoch: int | None, *, mode: str = "eval") -> None:
@@ -142,6 +159,7 @@ class KerasRecorder:
         self.end_pass(split)
         number = self._numbers.get((split, n_epoch), 0)
         self._numbers[split, n_epoch] = number + 1
+        self._traced.add(n_epoch)
         self._passes[split] = _Pass(PassKey(split, n_epoch, number), mode)
 
     def end_pass(self, split: str) -> None:
@@ -156,13 +174,18 @@ class KerasRecorder:
                 ticket.add_done_callback(self._uploads.sealed)
             self._tickets.setdefault(current.key.n_epoch, []).append(ticket)
 
+    def abort_pass(self, split: str, reason: str) -> None:
+        """The pass of a split ends early: what is there is flushed and stays marked as partial."""
+        current = self._passes.pop(split, None)
+        if current is None or self._writer is None or current.handle is None:
+            return
+        with self.guard.catch("closing a pass", lost="the rows of the last seconds"):
+            self._writer.abandon(current.handle)
+            self.guard.count(f"partial pass: {reason}")
+
     def open_epoch(self, split: str) -> int | None:
         """The epoch of the open pass of a split; raises KeyError where none is open."""
         return self._passes[split].key.n_epoch
-
-    def open_splits(self) -> list[str]:
-        """Splits with an open pass."""
-        return list(self._passes)
 
     def store_and_run(self) -> tuple[Store, RunKey]:
         """Where the records go.
@@ -195,8 +218,13 @@ class KerasRecorder:
         """One batch: what went in (B, H, W, C), what `model(images)` returned, true boxes, ids."""
         if self._writer is None:
             return
-        n = int(images.shape[0])
+        shape = getattr(images, "shape", None)
+        n = int(shape[0]) if shape else 0
         with self.guard.catch("recording a batch", lost="the rows of that batch", rows=n):
+            if not n:
+                raise ConfigurationProblem(
+                    f"images of type {type(images).__name__}: expected one array or tensor (B, H, W, C)"
+                )
             call = ModelCall((images,), {}, output)
             parsed = self._parse(call)
             if parsed is None:
@@ -237,6 +265,7 @@ class KerasRecorder:
             global_step=global_step,
             n_logits=facts.get("n_logits"),
             features=facts.get("features"),
+            n_class=self.n_class,
             vector_dtype=self.options.vector_dtype,
             fields=self.options.sample_fields(),
             user=user,
@@ -276,6 +305,13 @@ class KerasRecorder:
             ]
         if len(found) != n or any(t is not None and len(t.boxes) != len(t.labels) for t in found):
             raise ValueError(f"true boxes of {len(found)} images for {n}; give one entry per image")
+        beyond = np.inf if self.n_class is None else self.n_class
+        if any(t is not None and ((t.labels < 0) | (t.labels >= beyond)).any() for t in found):
+            self._tell(
+                "label range",
+                f"True boxes have labels of no class (the model has {self.n_class}, counted from 0); they "
+                "are stored with `ignore`.",
+            )
         return list(found)
 
     def _settle(self, parsed: Parsed) -> None:
@@ -298,23 +334,50 @@ class KerasRecorder:
 
     # -- end -------------------------------------------------------------------------------------------------
 
-    def wait_for_save(self, n_epoch: int | None, timeout: float | None = _CLOSE_S) -> bool:
-        """Waits until the sealed passes of an epoch are on disk (and uploaded, where an endpoint is set).
+    def wait_for_save(self, n_epoch: int | None, timeout: float | None = None) -> None:
+        """Seals the passes of an epoch and waits until they are on disk and, with an endpoint, uploaded.
+
+        Args:
+            n_epoch: the epoch; None: every pass.
+            timeout: seconds to wait; None: for the disk as long as it takes.
 
         Raises:
-            TimeoutError: not uploaded within a given timeout.
+            ValueError: the epoch was never traced; the message lists those that were.
+            TimeoutError: not durable, or not uploaded, in time; both go on in the background.
+            RuntimeError: a pass could not be sealed; the message holds the reason.
         """
-        tickets = self._tickets.get(n_epoch, [])
-        done = not wait_for(tickets, _CLOSE_S if timeout is None else timeout).not_done
-        if done and self._uploads is not None:
-            self._uploads.wait(tickets, timeout)
-        return done
+        if n_epoch is not None and n_epoch not in self._traced:
+            traced = sorted(e for e in self._traced if e is not None)
+            raise ValueError(f"epoch {n_epoch} was never traced; traced epochs: {traced or 'none'}.")
+        for split in [s for s, p in self._passes.items() if n_epoch is None or p.key.n_epoch == n_epoch]:
+            self.end_pass(split)
+        every = [ticket for tickets in self._tickets.values() for ticket in tickets]
+        tickets = every if n_epoch is None else self._tickets.get(n_epoch, [])
+        begun = time.monotonic()
+        waiting = wait_for(tickets, timeout)
+        failed = next((error for t in waiting.done if (error := t.exception()) is not None), None)
+        if failed is not None:
+            raise RuntimeError(f"epoch {n_epoch} is not sealed: {failed}") from failed
+        if waiting.not_done:
+            raise TimeoutError(
+                f"epoch {n_epoch} was not durable after {timeout} s; writing goes on in the background. Give "
+                "a longer timeout, or look at the disk."
+            )
+        if self._uploads is not None:
+            rest = None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
+            self._uploads.wait(tickets, rest)
 
     def finish(self) -> Account:
-        """Seals what is open, flushes, closes; tells the account and the one command that evaluates."""
+        """Flushes, closes, tells the account and the command that evaluates; open passes stay partial."""
         account = Account()
+        if self._passes:
+            self._tell(
+                "open",
+                f"The recording ends with unsealed passes ({', '.join(sorted(self._passes))}); they are kept "
+                "and marked as partial. Call wait_for_save(n_epoch) at the end of each epoch.",
+            )
         for split in list(self._passes):
-            self.end_pass(split)
+            self.abort_pass(split, "still open at the end")
         writer, self._writer = self._writer, None
         if writer is None or self.run is None or self._store is None:
             return account
@@ -332,7 +395,7 @@ class KerasRecorder:
                 text += f"\nProblems: {self.guard.summary()} {reasons}."
             if self._uploads is not None:
                 text += f"\n{self._uploads.summary()}"
-            self.guard.tell_once("account", f"{text}\nEvaluate with: {shlex.join(command)}")
+            self.guard.tell_once(f"account:{self.run}", f"{text}\nEvaluate with: {shlex.join(command)}")
         return account
 
 

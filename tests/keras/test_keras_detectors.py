@@ -290,7 +290,7 @@ def test_a_model_of_ones_own_by_hand(tmp_path: Path) -> None:
     truth = [{"boxes": [[0, 0, 8, 8]], "labels": [2]}, {"boxes": np.zeros((0, 4)), "labels": []}]
     raw = tracer(_images(), truth, ["a", "b"], "val", 0)
     assert raw.shape == (2, 35)
-    assert tracer.wait_for_save(0, timeout=30)
+    tracer.wait_for_save(0, timeout=30)
     samples = load("own", "v1", store=Store(tmp_path))
     assert samples.column("input_id").to_pylist() == ["a", "b"]
     assert samples.column("n_detections").to_pylist() == [5, 5]
@@ -306,7 +306,7 @@ def test_tracer_reads_kerascv_by_hand(build: Any, tmp_path: Path, monkeypatch: p
     raw = tracer(_images(), _truth("xyxy"), np.array([5, 6]), "test")
     assert set(raw) == {"boxes", "classes"}
     assert tracer.get_hooked_features("features")[0].ndim == 2
-    assert tracer.wait_for_save(timeout=30)
+    tracer.wait_for_save(timeout=30)
     samples = load("hand", "v1")
     assert samples.column("input_id").to_pylist() == ["5", "6"]
     assert samples.column("n_truths").to_pylist() == [1, 0]
