@@ -58,14 +58,11 @@ def look_at_epochs(
         own.frame, own.label, own.box, np.zeros(len(own), np.bool_), np.zeros(len(own), np.bool_)
     )
     seen = []
-    kept_epochs: list[Predictions] = []
     for one in others[:MOST_EPOCHS]:
         there = read_boxes(one, info)
         predictions = _in_frames_of(there, records)
         if records.task == "detection3d":
             seen.append(predictions)
-        if records.task == "detection3d":
-            kept_epochs.append(predictions)
         pairs = geometry.close(predictions, records.truths)
         np.maximum.at(near, pairs.right, pairs.value)
         good = predictions.score >= thresholds[np.clip(predictions.label, 0, len(thresholds) - 1)]

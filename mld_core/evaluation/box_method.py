@@ -12,7 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mld_core.evaluation.box_analysis import logit_figures
-from mld_core.evaluation.box_events import PassMatch, best_thresholds, events_of, match_pass
+from mld_core.evaluation.box_events import (
+    DEFAULT_THRESHOLD,
+    PassMatch,
+    best_thresholds,
+    events_of,
+    match_pass,
+)
 from mld_core.evaluation.box_geometry_3d import RoadBoxes
 from mld_core.evaluation.box_matching import BoxGeometry, ImageBoxes
 from mld_core.evaluation.box_metrics import (
@@ -155,7 +161,7 @@ def _judge(read: _Read, thresholds: Floats) -> EvaluatedPass:
     records, match, split = read.records, read.match, read.split
     predictions = records.predictions
     if len(thresholds) < records.n_class:
-        thresholds = np.append(thresholds, np.full(records.n_class - len(thresholds), 0.5))
+        thresholds = np.append(thresholds, np.full(records.n_class - len(thresholds), DEFAULT_THRESHOLD))
     inside = (predictions.label >= 0) & (predictions.label < records.n_class)
     limit = thresholds[np.clip(predictions.label, 0, records.n_class - 1)]
     kept = np.flatnonzero(inside & (predictions.score >= limit))

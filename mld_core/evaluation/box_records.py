@@ -27,6 +27,7 @@ IN_MEMORY = 2**28
 """Vectors of kept predictions up to so many bytes stay in memory, more go to a temporary file."""
 
 UNIT_BITS = 40
+DET_BITS = 32
 _ROWS = 65_536
 
 
@@ -304,8 +305,8 @@ def vector_rows(records: BoxRecords, rows: Ints) -> Ints:
     frames = records.frames
     order = np.argsort(_keys(frames), kind="stable")
     frame = _Lookup(_keys(frames)[order], order).frames_of(table)
-    stored = (frame << UNIT_BITS >> 8) + _ints(table, "det_idx")
-    own = (records.predictions.frame[rows] << UNIT_BITS >> 8) + records.det_idx[rows]
+    stored = (frame << DET_BITS) + _ints(table, "det_idx")
+    own = (records.predictions.frame[rows] << DET_BITS) + records.det_idx[rows]
     by_key = np.argsort(stored, kind="stable")
     if len(by_key) == 0:
         return np.full(len(rows), -1, np.int64)
