@@ -19,8 +19,6 @@ and release the GIL: call them on the writer thread with a reference that nobody
 cost. `to_hex` is for the writer thread.
 """
 
-import hashlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -30,97 +28,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mld_core.tracing.hashing_numpy import (
+    CHUNK,
+    GOLDEN,
+    MIX_SIGNED,
+    SECOND_LEVEL,
+    SEEDS,
+    avalanche,
+    combine,
+    describe,
+    entwine,
+    hash_rows,
+    hex_digits,
+    signed,
+    table_size,
+    tag,
+)
+
 Array: TypeAlias = Tensor | npt.NDArray[Any]
 
-CHUNK = 4096
 _DEVICE_BLOCK = 1 << 24  # words per step on a device: its 64-bit products take 128 MiB at most
-_GOLDEN = 0x9E3779B97F4A7C15
-_SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344)  # digits of pi
-_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
-
-
-def _signed(value: int) -> int:
-    """Return the 64-bit pattern of `value` as a signed integer, as torch and numpy int64 hold it."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-_MIX_SIGNED = tuple(_signed(constant) for constant in _MIX)
-
-
-def _shift_right(x: Any, bits: int) -> Any:
-    """Shift int64 right filling with zeros (both libraries' own shift keeps the sign)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _avalanche(x: Any) -> Any:
-    """Mix 64-bit values so that every input bit reaches every output bit (splitmix64's finaliser)."""
-    x = (x ^ _shift_right(x, 30)) * _MIX_SIGNED[0]
-    x = (x ^ _shift_right(x, 27)) * _MIX_SIGNED[1]
-    return x ^ _shift_right(x, 31)
 
 
 @lru_cache(maxsize=32)
-def _table(start: int, size: int, device: str) -> Any:
+def _table(start: int, size: int, device: str) -> Tensor:
     """Return (2, size) odd 64-bit constants from number `start` on, made on the device: no copy."""
-    if device == "numpy":
-        counter: Any = np.arange(start + 1, start + size + 1, dtype=np.int64)
-        rows = [_avalanche(counter * _signed(_GOLDEN) + _signed(seed)) | 1 for seed in _SEEDS]
-        return np.stack(rows)
     with (
         torch.inference_mode(False),
         torch.no_grad(),
     ):  # a cached inference tensor could not be used elsewhere
         counter = torch.arange(start + 1, start + size + 1, dtype=torch.int64, device=device)
-        return torch.stack([_avalanche(counter * _signed(_GOLDEN) + _signed(seed)) | 1 for seed in _SEEDS])
-
-
-def _chunk_constants(n_chunks: int, device: str) -> Any:
-    """Return (2, n_chunks) constants for the second level; cached by the next power of two."""
-    size = 1 << max(n_chunks - 1, 15).bit_length()
-    return _table(1 << 40, size, device)[:, :n_chunks]
-
-
-@lru_cache(maxsize=4096)
-def _tag(text: str) -> tuple[int, int]:
-    """Return two 64-bit integers that stand for dtype, shape and place."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return (
-        int.from_bytes(digest[:8], "little", signed=True),
-        int.from_bytes(digest[8:], "little", signed=True),
-    )
+        return torch.stack([avalanche(counter * signed(GOLDEN) + signed(seed)) | 1 for seed in SEEDS])
 
 
 def _describe(value: Array, place: str) -> str:
     dtype = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else value.dtype.name
-    return f"{place}|{dtype}|{tuple(int(size) for size in value.shape[1:])}"
-
-
-def _words_numpy(value: npt.NDArray[Any], n: int) -> npt.NDArray[np.int32]:
-    """Return the rows' bytes as (n, W) int32 words."""
-    if value.dtype.byteorder == ">" or (sys.byteorder == "big" and value.dtype.byteorder != "<"):
-        value = value.astype(value.dtype.newbyteorder("<"))
-    flat = np.ascontiguousarray(value).reshape(n, -1)
-    raw = flat.view(np.uint8).reshape(n, flat.shape[1] * flat.dtype.itemsize)
-    missing = -raw.shape[1] % 4
-    if missing:
-        raw = np.concatenate([raw, np.zeros((n, missing), dtype=np.uint8)], axis=1)
-    return raw.view("<i4")
-
-
-def _sums_numpy(words: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Return (n, C, 2) sums per chunk. einsum casts in cache-sized buffers and releases the GIL."""
-    n, width = words.shape
-    table = _table(0, CHUNK, "numpy")
-    whole = width // CHUNK
-    sums = np.zeros((n, -(-width // CHUNK), 2), dtype=np.int64)
-    if whole:
-        body = words[:, : whole * CHUNK].reshape(n, whole, CHUNK)
-        sums[:, :whole] = np.einsum("ncw,kw->nck", body, table)
-    if width > whole * CHUNK:
-        tail = words[:, whole * CHUNK :]
-        sums[:, whole] = np.einsum("nw,kw->nk", tail, table[:, : tail.shape[1]])
-    return sums
+    return describe(dtype, tuple(value.shape), place)
 
 
 def _bytes_torch(value: Tensor, n: int) -> Tensor:
@@ -165,13 +108,6 @@ def _sums_torch(words: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _combine(sums: Any, device: str) -> Any:
-    """Mix and sum the chunks: (n, C, 2) -> (n, 2)."""
-    constants = _chunk_constants(sums.shape[1], device).T
-    mixed = (sums ^ _shift_right(sums, 32)) * constants
-    return (mixed ^ _shift_right(mixed, 29)).sum(1)
-
-
 def _hash_one(value: Array, n: int, place: str) -> Any:
     """Return the (n, 2) hash of one tensor, of its own kind and on its own device."""
     if n == 0:
@@ -180,20 +116,21 @@ def _hash_one(value: Array, n: int, place: str) -> Any:
             if isinstance(value, Tensor)
             else np.zeros((0, 2), np.int64)
         )
-    tag = _tag(_describe(value, place))
+    text = _describe(value, place)
     with torch.no_grad():
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            return _hash_on_device(value, n, tag)
+            return _hash_on_device(value, n, tag(text))
         # Host tensors take numpy's way: 20 times faster than torch's integer kernels.
-        words = _words_numpy(_bytes_torch(value, n).numpy() if isinstance(value, Tensor) else value, n)
-        hashes = _avalanche(_combine(_sums_numpy(words), "numpy") + np.array(tag, dtype=np.int64))
+        hashes = hash_rows(_bytes_torch(value, n).numpy() if isinstance(value, Tensor) else value, n, text)
         return torch.from_numpy(hashes) if isinstance(value, Tensor) else hashes
 
 
-def _hash_on_device(value: Tensor, n: int, tag: tuple[int, int]) -> Tensor:
+def _hash_on_device(value: Tensor, n: int, text_tag: tuple[int, int]) -> Tensor:
     """Return the (n, 2) hash by torch kernels alone; the same values as on the host."""
-    state = _combine(_sums_torch(_words_torch(value, n)), str(value.device))
-    return torch.stack([_avalanche(state[:, k] + tag[k]) for k in (0, 1)], dim=1)
+    sums = _sums_torch(_words_torch(value, n))
+    constants = _table(SECOND_LEVEL, table_size(sums.shape[1]), str(value.device))[:, : sums.shape[1]].T
+    state = combine(sums, constants)
+    return torch.stack([avalanche(state[:, k] + text_tag[k]) for k in (0, 1)], dim=1)
 
 
 def row_hash(values: Sequence[Array], n: int) -> Any:
@@ -229,7 +166,7 @@ def _join(parts: list[Any]) -> Any:
     with torch.no_grad():
         state = parts[0]
         for part in parts[1:]:
-            state = _avalanche(state * _MIX_SIGNED[2] + part)
+            state = avalanche(state * MIX_SIGNED[2] + part)
         return _entwine(state)
 
 
@@ -244,10 +181,8 @@ def _alike(parts: list[Any]) -> list[Any]:
 
 def _entwine(state: Any) -> Any:
     """Let the two halves of a hash meet."""
-    low, high = state[:, 0], state[:, 1]
-    low = _avalanche(low + _shift_right(high, 32) * _MIX_SIGNED[3])
-    high = _avalanche(high + low * _MIX_SIGNED[2])
-    return torch.stack([low, high], dim=1) if isinstance(state, Tensor) else np.stack([low, high], axis=1)
+    halves = entwine(state)
+    return torch.stack(halves, dim=1) if isinstance(state, Tensor) else np.stack(halves, axis=1)
 
 
 def to_hex(hashes: Array) -> list[str]:
@@ -262,9 +197,7 @@ def to_hex(hashes: Array) -> list[str]:
         >>> to_hex(np.array([[1, -1]]))
         ['0000000000000001ffffffffffffffff']
     """
-    array = hashes.cpu().numpy() if isinstance(hashes, Tensor) else np.asarray(hashes)
-    text = np.ascontiguousarray(array, dtype=np.int64).astype(">i8").tobytes().hex()
-    return [text[start : start + 32] for start in range(0, 32 * array.shape[0], 32)]
+    return hex_digits(hashes.cpu().numpy() if isinstance(hashes, Tensor) else np.asarray(hashes))
 
 
 class _NoRowsError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from mld_core.records.schema import (
     vectors_schema,
 )
 from mld_core.records.vectors import cast_vectors, from_numpy, nonfinite_rows
+from mld_core.tracing.hashing_numpy import content_hashes
 
 Array = npt.NDArray[Any]
 _TASK = "detection"
@@ -67,7 +67,7 @@ class KerasBatch:
             ValueError: no id and no image to make one of.
         """
         n = len(self.parsed.output)
-        hashes = None if self.images is None else [content_hash(image) for image in self.images]
+        hashes = None if self.images is None else content_hashes(self.images)
         ids = self.ids if self.ids is not None else hashes
         if ids is None or len(ids) != n:
             raise ValueError(f"{0 if ids is None else len(ids)} ids for {n} frames; give one id per frame")
@@ -174,17 +174,6 @@ class KerasBatch:
             return None, bad, overflow
         schema = vectors_schema(_TASK, self.n_logits if "logits" in columns else None, widths)
         return _table(columns, schema, total), bad, overflow
-
-
-def content_hash(image: Array) -> str:
-    """32 hex digits over an image's bytes, shape and type.
-
-    >>> content_hash(np.zeros((2, 2, 3))) == content_hash(np.zeros((2, 2, 3), np.float32))
-    False
-    """
-    digest = hashlib.blake2b(f"{image.dtype.str}{image.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
 
 
 def _places(counts: list[int]) -> tuple[Array, Array]:

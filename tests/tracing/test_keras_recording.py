@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mld_core.adapters.outputs import DetectionOutput
 from mld_core.records.layout import RunKey, Store
 from mld_core.records.reader import load, select
+from mld_core.tracing.hashing import input_hash_of, to_hex
 from mld_core.tracing.keras_object_detection import ObjectDetectionTrainingKerasTracer
 from mld_core.tracing.keras_tracer import KerasRecorder
 
@@ -108,3 +110,13 @@ def test_labels_of_no_class_are_flagged(tmp_path: Path, caplog: pytest.LogCaptur
     tracer.wait_for_save(0)
     assert load("net", "v", "truths", store=Store(tmp_path))["ignore"].to_pylist() == [False, True, False]
     assert any("labels of no class" in record.message for record in caplog.records)
+
+
+def test_the_input_hash_is_that_of_the_same_bytes_in_pytorch(tmp_path: Path) -> None:
+    tracer = made(tmp_path)
+    batch = images(3)
+    tracer(batch, None, None, "val", 0)
+    tracer.wait_for_save(0)
+    samples = load("net", "v", store=Store(tmp_path))
+    expected = to_hex(input_hash_of(torch.from_numpy(batch), 3))
+    assert samples["input_hash"].to_pylist() == expected == samples["input_id"].to_pylist()

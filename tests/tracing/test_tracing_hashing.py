@@ -16,7 +16,7 @@ from mld_core.tracing.hashing import input_hash_of, row_hash, to_hex
 def device_path(value, n, place="0"):
     """The kernels a device runs, here on host tensors."""
     with torch.no_grad():
-        part = hashing._hash_on_device(value, n, hashing._tag(hashing._describe(value, place)))
+        part = hashing._hash_on_device(value, n, hashing.tag(hashing._describe(value, place)))
     return hashing._join([part])
 
 
