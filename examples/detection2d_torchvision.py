@@ -182,7 +182,9 @@ def main() -> None:
     result = Evaluator("digit-scenes", newest_version()).request_evaluation()
     result.get_summary()
     missed = check_faults(result, planted)
-    print(f"\nreport: {result.report(args.report)}")
+    scenes = {"train": train_scenes, "val": val_scenes}
+    page = result.report(args.report, image_fn=lambda split, image_id: scenes[split][int(image_id)].image)
+    print(f"\nreport: {page}")
     if missed:
         sys.exit("the demo failed: " + "; ".join(missed))
 

@@ -65,9 +65,9 @@ def code_rows(units: PassUnits, names: Sequence[str] | None) -> tuple[list[dict[
         return [], 0
     rows = pa.array(wrong, pa.int64())
     columns: dict[str, Any] = {"code": units.column("error_code").cast(pa.string()).take(rows)}
-    for name in ("confidence", "error_proba", "iou"):
+    for name in ("confidence", "error_proba"):
         columns[name] = units.column(name).cast(pa.float64()).take(rows)
-    measures = [("code", "count"), ("confidence", "mean"), ("error_proba", "mean"), ("iou", "mean")]
+    measures = [("code", "count"), ("confidence", "mean"), ("error_proba", "mean")]
     table = pa.table(columns)
     found = table.filter(pc.is_valid(table["code"])).group_by("code").aggregate(measures).to_pylist()
     found.sort(key=lambda row: (-row["code_count"], row["code"]))
@@ -86,7 +86,6 @@ def code_rows(units: PassUnits, names: Sequence[str] | None) -> tuple[list[dict[
                 "share": plain(row["code_count"] / len(wrong)),
                 "confidence": plain(row["confidence_mean"]),
                 "error_proba": plain(row["error_proba_mean"]),
-                "iou": plain(row["iou_mean"]),
                 "severity": severity,
                 "action": action or words["do"],
             }

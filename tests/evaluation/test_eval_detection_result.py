@@ -341,6 +341,6 @@ def test_passes_without_truth_boxes_or_frames(tmp_path):
         _evaluate(tmp_path, dataset_types=["tset"])
 
 
-def test_the_page_says_that_it_shows_classifications_only(clean, tmp_path):
-    with pytest.raises(ValueError, match="classifications only"):
-        clean.report(tmp_path / "page.html")
+def test_the_page_of_a_detection_is_written(clean, tmp_path):
+    page = clean.report(tmp_path / "page.html")
+    assert 1e6 < page.stat().st_size < 15e6

@@ -99,7 +99,7 @@ function sizeBars(sizes) {
     textposition: "outside",
     cliponaxis: false,
     textfont: { color: cssColour("ink") },
-    marker: { color: cssColour(colour), pattern: { shape: pattern, fgcolor: cssColour("surface") } },
+    marker: { color: cssColour(colour), pattern: { shape: pattern, fillmode: "overlay", fgcolor: cssColour("surface"), fgopacity: 1, size: 7 } },
     hovertemplate: `%{x}: ${name} %{y:.3f}<extra></extra>`,
   });
   return chart("sizes", {

@@ -113,7 +113,7 @@ function boxTags(card, shapes, { marked, pixel, long, picked }) {
   );
   return wanted.slice(-(long ? 60 : 6)).map((shape) => {
     const text = boxTag(shape, long);
-    const width = 0.6 * size * text.length;
+    const width = 0.66 * size * text.length;
     const x = Math.max(0, Math.min(shape.at[0], card.width - width));
     // Above its box where there is room, then below other labels, so that none hides another.
     let y = shape.at[1] - 0.35 * size;
@@ -166,7 +166,7 @@ function imageCard(row, group) {
       imageDrawing(card, { marked, pixel }),
     ),
     h("h3", {}, card.id),
-    h("p", { class: "minor" }, imageFacts(card)),
+    h("p", { class: "imagefacts" }, imageFacts(card)),
     h(
       "ul",
       { class: "boxlines" },

@@ -6,6 +6,7 @@ const CODE_COLUMNS = [
     title: "Code",
     cell: (row) => [
       h("code", { class: "nowrap" }, row.code),
+      BOXES ? h("div", { class: "event" }, row.event) : null,
       hasGroup(row.code)
         ? h(
             "div",
@@ -20,14 +21,10 @@ const CODE_COLUMNS = [
         : null,
     ],
   },
-  ...(BOXES ? [{ key: "event", title: "What happened", cell: (row) => row.event }] : []),
   { key: "truth", title: "Label", cell: (row) => row.truth },
   { key: "said", title: BOXES ? "Said to be" : "Taken for", cell: (row) => row.said },
   { key: "n", title: TITLE, num: true, cell: (row) => count(row.n) },
   { key: "share", title: "Of errors", num: true, cell: (row) => percent(row.share) },
-  ...(BOXES && !SOLID
-    ? [{ key: "iou", title: "IoU", num: true, cell: (row) => decimal(row.iou, 2) }]
-    : []),
   { key: "confidence", title: BOXES ? "Score" : "Confidence", num: true, cell: (row) => decimal(row.confidence, 2) },
   { key: "error_proba", title: "Error prob.", num: true, cell: (row) => decimal(row.error_proba, 2) },
   { key: "severity", title: "Severity", cell: (row) => severity(row.severity) },
@@ -40,7 +37,7 @@ function sortedCodes() {
   const rows = detail().codes.filter(
     (row) =>
       !wanted ||
-      [row.code, row.truth, row.said, row.action].some((text) => String(text).toLowerCase().includes(wanted)),
+      [row.code, row.truth, row.said, row.action, row.event || ""].some((text) => String(text).toLowerCase().includes(wanted)),
   );
   const compare = (a, b) => {
     if (a[key] === b[key]) return 0;

@@ -92,7 +92,7 @@ function drawSummary() {
   fill(
     "summary",
     h("p", { class: "lead" }, `How the model does on ${passName(state.pass)}, and where to begin.`),
-    h("dl", { class: "tiles" }, BOXES ? boxTiles(row, shares) : sampleTiles(row, shares, sure)),
+    h("dl", { class: BOXES ? "tiles many" : "tiles" }, BOXES ? boxTiles(row, shares) : sampleTiles(row, shares, sure)),
     h("div", { class: "panel" }, h("h3", {}, "What to do first"), steps),
   );
 }

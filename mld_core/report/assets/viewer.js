@@ -59,7 +59,7 @@ function drawViewer() {
     ),
     h(
       "p",
-      { class: "minor" },
+      { class: "imagefacts" },
       `${place >= 0 ? `${place + 1} of ${rows.length}: ${viewer.group.title} · ` : ""}${imageFacts(card)}`,
     ),
     h("div", { id: "viewer-image" }),
