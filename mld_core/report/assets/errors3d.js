@@ -7,9 +7,9 @@ const MAP_VALUES = [
   { key: "n", title: "All events", share: false },
 ];
 const BIN_KINDS = [
-  { key: "range", title: "By range", axis: "range from the sensor", stays: true },
+  { key: "range", title: "By range", axis: "range from the sensor (m)", stays: true },
   { key: "points", title: "By sensor points", axis: "sensor points in the true box", stays: false },
-  { key: "speed", title: "By speed", axis: "speed", stays: true },
+  { key: "speed", title: "By speed", axis: "speed (m/s)", stays: true },
 ];
 const places3d = { map: "value", bins: 0 };
 
@@ -184,7 +184,7 @@ function errorBars(bins) {
   const kinds = BIN_KINDS.filter((kind) => bins[0][kind.key].length);
   if (!kinds.length) return null;
   places3d.bins = Math.min(places3d.bins, bins.length - 1);
-  const box = h("div", { class: "pair", "data-part": "error-bars" });
+  const box = h("div", { class: "pair bins", "data-part": "error-bars" });
   const show = () => {
     const chosen = bins[places3d.bins];
     box.replaceChildren(...kinds.map((kind) => binChart(kind, chosen)));
@@ -244,7 +244,7 @@ function binChart(kind, chosen) {
       traces: series.map((one) => ({
         type: "bar",
         name: one.name,
-        x: rows.map((row) => row.bin),
+        x: rows.map((row) => row.bin.replace(/ m(\/s)?$/, "")),
         y: rows.map(one.of),
         text: rows.map(one.n),
         textposition: "none",
