@@ -230,7 +230,8 @@ def test_a_wrong_key_is_told_while_the_training_goes_on(fake, monkeypatch, caplo
         recorder.end_pass()
         assert recorder.wait_for_save(epoch)
         until(lambda: list((Store().run_dir(RunKey("net", "v1")) / ".sync").glob("*.json")))
-    assert "Nothing is uploaded yet: the service at" in caplog.text
+    # Told on the writer's thread, a moment after the wait for the seal is over.
+    until(lambda: "Nothing is uploaded yet: the service at" in caplog.text)
     assert "did not accept the API key" in caplog.text
     recorder.finish()
     until(lambda: not helpers())
