@@ -90,7 +90,7 @@ def stricter(a: Thresholds, b: Thresholds) -> Thresholds:
 def limited(frame: Finals, limits: Thresholds, done: Thresholds) -> Finals:
     """Drops what is beyond `limits`; `done` are the limits the detections have passed already."""
     if limits.score is not None and (done.score is None or limits.score > done.score):
-        frame = frame.pick(frame.scores >= limits.score)
+        frame = frame.pick(~(frame.scores < limits.score))  # a NaN stays, to be counted
     if limits.iou is not None and (done.iou is None or limits.iou < done.iou) and len(frame.scores) > 1:
         frame = frame.pick(nms(frame.boxes.float(), frame.scores.float(), frame.labels, limits.iou))
     most = limits.max_detections

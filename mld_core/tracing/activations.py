@@ -64,7 +64,7 @@ def ready(output: DetectionOutput | Detection3DOutput, limits: Thresholds, n_cla
     for scores in output.scores:
         order = np.arange(len(scores))
         if limits.score is not None:
-            order = order[scores >= limits.score]
+            order = order[~(scores < limits.score)]  # a NaN stays, to be counted
         cut = limits.max_detections is not None and len(order) > limits.max_detections
         if cut:
             best = np.argsort(-scores[order], kind="stable")[: limits.max_detections]

@@ -93,7 +93,11 @@ class TorchTracer:
         )
         self._features: dict[str, torch.Tensor] = {}
         self._capture: Any = None
+        self._set_up()
         self._register_model_hooks(model)
+
+    def _set_up(self) -> None:
+        """What else an instance begins with; not in `__init__`, whose arguments are the public ones."""
 
     @property
     def options(self) -> RecorderOptions:
@@ -149,8 +153,7 @@ class TorchTracer:
 class TrainingTracer(TorchTracer):
     """Passes by hand: `tracer(...)` for each batch, `wait_for_save(n_epoch)` after each epoch."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _set_up(self) -> None:
         self._open: dict[tuple[str, int | None], OpenPass] = {}
         self._traced: set[int | None] = set()
         self._default: tuple[str, int | None] | None = None

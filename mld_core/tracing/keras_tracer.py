@@ -429,7 +429,8 @@ def _ready(
     """Detections of `parse_fn` within the limits asked for."""
     score = limits.score if limits.score is not None else 0.0
     most = limits.max_detections if limits.max_detections is not None else int(FALL_BACK_2D["max_detections"])
-    kept = [np.flatnonzero(s >= score)[np.argsort(-s[s >= score], kind="stable")] for s in found.scores]
+    # A NaN stays, to be counted.
+    kept = [np.flatnonzero(~(s < score))[np.argsort(-s[~(s < score)], kind="stable")] for s in found.scores]
     cut = [len(k) > most for k in kept]
 
     def rows(values: Sequence[Any] | None) -> list[Any] | None:

@@ -261,6 +261,22 @@ def test_errors_of_the_recording_never_reach_the_caller(corner: CornerNet, monke
     assert "applying the thresholds" in tracer.guard.problems
 
 
+def test_scores_that_are_no_numbers_stay_and_are_counted() -> None:
+    class Broken(ObjectDetectionTrainingTorchTracer):
+        @staticmethod
+        def detect(model: Any) -> bool:
+            return False
+
+        def _parse_model_output(self, model_output: Any, img_sizes: Any = None) -> DetectionOutput:
+            return DetectionOutput([[[0, 0, 4, 4]] * 3], [[0.9, float("nan"), 0.1]], [[0, 0, 0]])
+
+    tracer = Broken(nn.Identity(), "net", "v", n_class=2, score_thresh=0.5)
+    tracer(torch.rand(1, 3, 8, 8), [truth()], ["a"], "val", 0)
+    tracer.wait_for_save(0)
+    assert table().n_detections.tolist() == [2]
+    assert table().nonfinite.tolist() == [True]
+
+
 def test_thresholds_that_can_not_be_restored_never_reach_the_caller(corner: CornerNet) -> None:
     class Stuck(ObjectDetectionTrainingTorchTracer):
         applied = 0

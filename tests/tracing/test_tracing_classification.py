@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -57,6 +58,13 @@ def samples(**keywords):
 
 
 # -- calls ---------------------------------------------------------------------------------------------------
+
+
+def test_the_signature_names_the_arguments_in_their_order():
+    names = list(inspect.signature(ClassificationTracer).parameters)
+    assert names[:6] == [
+        "model", "model_name", "version_name", "target_layers", "additional_fields", "additional_label_fields"
+    ]  # fmt: skip
 
 
 def test_the_output_is_the_models_own():
