@@ -34,6 +34,7 @@ __all__ = ["Recording", "attach"]
 
 Fn = Callable[..., Any] | None
 _EXIT_S = 15.0
+_OWN = frozenset({"model", "train_loader", "test_loader", "start_epoch"})  # arguments that are no options
 
 
 class Recording:
@@ -184,10 +185,10 @@ def attach(
     likewise for evaluations; `start_epoch`, the training loop's own, on a resume.
 
     Returns:
-        The recording: `finish()` it at the end of the script, or leave that to the interpreter's exit.
+        The recording: `finish()` it at the end of the script. What is left to the interpreter's exit lacks
+        the last epoch's training frames of `replay_train`.
     """
-    named = ("model", "train_loader", "test_loader", "start_epoch")
-    options = {key: value for key, value in locals().items() if key not in (*named, "named")}
+    options = {key: value for key, value in locals().items() if key not in _OWN}
     recorder = Recorder(**options)
     inner = unwrap(model)
     grouped = dist.is_available() and dist.is_initialized()

@@ -88,8 +88,8 @@ def attach(
 ) -> Any:
     """Records what follows: training and its validations of a `YOLO`, an `RTDETR` or a trainer.
 
-    Args: as of every wrapper (docs/usage.md). `score_thresh` and the like filter what is recorded; the
-    package's own metrics see what they always see.
+    Args: as of every wrapper (docs/usage.md), less those of 3D. `score_thresh` and the like filter what is
+    recorded; the package's own metrics see what they always see.
 
     Returns:
         `model`.

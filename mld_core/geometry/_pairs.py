@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from mld_core.geometry._rotated import Array, Pose, edge_spans, hull_area, overlap_area, relative_pose
+from mld_core.geometry._rotated import Array, Pose, hull_area, relative_pose
 
 Mode: TypeAlias = Literal["bev", "3d", "giou_3d"]
 Overlap: TypeAlias = Callable[["Table", "Table"], Array]
@@ -81,9 +81,3 @@ def pair_values(xp: Any, mode: Mode, a: Table, b: Table, footprint: Overlap) -> 
     hull = hull_area(pose_of(xp, a, b)) * extent
     flat = hull <= 0
     return iou - xp.where(flat, hull * 0, (hull - union) / xp.where(flat, hull * 0 + 1, hull)).clip(0.0, None)
-
-
-def plain_footprint(xp: Any, a: Table, b: Table) -> Array:
-    """Overlap area of the footprints without gradients of its own."""
-    pose = pose_of(xp, a, b)
-    return overlap_area(xp, pose, edge_spans(xp, pose))

@@ -70,11 +70,6 @@ def provide(factory: Factory) -> None:
     _provided[:] = [factory]
 
 
-def provided() -> bool:
-    """Whether there is a factory."""
-    return bool(_provided)
-
-
 class RunUploads:
     """The uploads of one started run on this rank.
 
