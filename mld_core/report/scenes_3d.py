@@ -46,7 +46,7 @@ def scene_parts(
 
     Returns:
         `errormap`, `bins`, `sensor` (see `errors_3d`), `codes` (diagnoses in words), and with samples
-        `curves`, `groups` and `frames`, else None and empty.
+        `curves`, `groups` and `frames`, else None and empty; `repeated` frames whose ids are not unique.
     """
     road = RoadUnits(units)
     made: dict[str, Any] = {
@@ -58,6 +58,7 @@ def scene_parts(
         "groups": [],
         "frames": {},
         "points": False,
+        "repeated": 0,
     }
     if made["errormap"] is not None and made["errormap"]["beyond"]:
         gathered.note(
@@ -69,6 +70,7 @@ def scene_parts(
     made["curves"] = curves(units, names)
     splits = max(1, len(units.result.datasets))
     table = frames_3d.FrameTable.of(units)
+    made["repeated"] = table.repeated
     if table.repeated:
         gathered.note(
             f"{units.dataset}: {table.repeated:,} frames have an id that occurs more than once in the pass; "

@@ -245,12 +245,16 @@ function drawBev() {
 
 function noScenes() {
   const last = DATA.passes.map((one) => one.dataset).lastIndexOf(DATA.passes[state.pass].dataset);
-  return last === state.pass
-    ? notice("No frame of this pass holds an error or a diagnosis.")
-    : notice(
-        "Frames are shown for the last epoch of each split. ",
-        h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`),
-      );
+  if (last !== state.pass)
+    return notice(
+      "Frames are shown for the last epoch of each split. ",
+      h("button", { type: "button", onclick: () => choosePass(last) }, `Show ${passName(last)}`),
+    );
+  return scenes().repeated
+    ? notice(
+        `${plural(scenes().repeated, "frame has", "frames have")} an id that occurs more than once in this pass: their boxes cannot be told apart and are not drawn.`,
+      )
+    : notice("No frame of this pass holds an error or a diagnosis.");
 }
 
 function frameStrip(group) {

@@ -16,7 +16,7 @@ function drawTpErrors() {
       "tperrors",
       last === state.pass
         ? notice(
-            "The curves are drawn from the records of the pass, which are gone, hold no truth or have been recorded anew since; the metrics above are those of the evaluation.",
+            "The curves are drawn from the records of the pass, which are gone, hold no truths or no predictions, or have been recorded anew since; the metrics above are those of the evaluation.",
           )
         : notice(
             "Curves are shown for the last epoch of each split. ",
