@@ -325,7 +325,7 @@ def test_a_file_whose_bytes_are_gone_is_asked_for_again(place, records, tmp_path
 
 
 def test_who_asks_does_not_choose_how_many_threads_the_server_takes(server, recorded):
-    api = server.api()
+    api = server.api(server.new_key("read", "write", organization="threads"))
     run_id = api.sync(*recorded)
     body = {"options": {"threads": 900, "dataset_types": ["test"], "repeats": 1}}
     job = api.finished(api("POST", f"/v1/runs/{run_id}/evaluations", json=body).json()["job_id"])
