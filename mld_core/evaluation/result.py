@@ -344,8 +344,8 @@ class Result:
                 which no thumbnail was recorded; of a 2D detection it is asked first, because images of up to
                 480 pixels are sharper than thumbnails. Of a 3D detection also the points of that frame,
                 (N, 3 to 16) floats that begin with x, y, z in metres in the model's frame: records hold no
-                point clouds; without them boxes are drawn alone. At most 4,000 points of a frame are kept, those in and
-                around boxes first.
+                point clouds; without them boxes are drawn alone. At most 4,000 points of a frame are kept,
+                those in and around boxes first.
 
         Returns:
             The absolute path of the file.

@@ -63,8 +63,9 @@ def write_report(result: Result, path: str | Path, *, image_fn: ImageFn | None =
         result: The result.
         path: The file; it is replaced.
         image_fn: (dataset, input_id) -> image of that sample or None, where no thumbnail was recorded (of 2D
-            detections asked first: thumbnails are less sharp). Arrays (H, W), (H, W, C) or (C, H, W), uint8 or float, or PIL images. Of a 3D detection also the points
-            of the frame: (N, 3 to 16) floats that begin with x, y, z in metres in the model's frame.
+            detections asked first: thumbnails are less sharp). Arrays (H, W), (H, W, C) or (C, H, W), uint8
+            or float, or PIL images. Of a 3D detection also the points of the frame: (N, 3 to 16) floats that
+            begin with x, y, z in metres in the model's frame.
 
     Raises:
         OSError: The file cannot be written.

@@ -60,9 +60,13 @@ function shapesOf(card) {
 /** What stands at a box: its number in the list, what is wrong with it, what was said. */
 function boxTag({ box, place, style }, long) {
   const event = box.code === "no_prediction" ? "missed" : (box.code || "").split(":")[1] || "";
-  const name = short(className(style === "missed" || style === "truth" ? box.truth : box.said), long ? 22 : 12);
+  const room = long ? 22 : 12;
+  const confused = box.kind === 1 && box.truth !== null && box.truth !== box.said;
+  const name = confused
+    ? `${short(className(box.truth), room)}→${short(className(box.said), room)}`
+    : short(className(style === "missed" || style === "truth" ? box.truth : box.said), room);
   const score = box.p && style !== "truth" && long ? ` ${decimal(box.score, 2)}` : "";
-  return `${place + 1} ${isWrong(box) ? `${event} ` : ""}${name}${score}`;
+  return `${place + 1}: ${isWrong(box) ? `${event} ` : ""}${name}${score}`;
 }
 
 /** One image; `pixel` is how many canvas pixels a pixel of the screen is. */
@@ -190,9 +194,9 @@ function boxLine(box, place) {
   const said =
     box.kind === 3
       ? `missed ${className(box.truth)}`
-      : `${className(box.said)} ${decimal(box.score, 2)}${box.kind === 1 ? `, label ${box.truth === null ? "background" : className(box.truth)}` : ""}`;
+      : `${className(box.said)} at ${decimal(box.score, 2)}${box.kind === 1 ? `, label ${box.truth === null ? "background" : className(box.truth)}` : ""}`;
   return [
-    h("b", {}, `${place + 1} `),
+    h("b", {}, `${place + 1}: `),
     said,
     box.suggested === null ? null : [". Suggested: ", h("b", {}, className(box.suggested))],
     " ",
