@@ -14,8 +14,9 @@ import pytest
 import torch
 from fake_parts3d import FakeNewBoxes, FakeOldBoxes, clouds
 
-from mld_core.adapters.base import FALL_BACK_3D, Thresholds
+from mld_core.adapters.base import FALL_BACK_3D, Call, Thresholds
 from mld_core.adapters.detection3d.frames import NativeFrame
+from mld_core.adapters.registry import find_adapter
 
 Made = tuple[Any, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]]
 LIMITS = Thresholds(0.0, FALL_BACK_3D["iou"], 1000)
@@ -225,3 +226,13 @@ def test_frames_without_detections_and_broken_scores(name: str, watched: Any) ->
         parsed = probe.adapter.parse(replace(call, output=broken), LIMITS)
         assert np.isnan(parsed.output.scores[0][0])  # kept, for the tracer to count
         assert np.isfinite(parsed.output.scores[0][1:]).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_of_a_training_step_nothing_of_the_head_is_kept(name: str) -> None:
+    """It returns losses: cloning the head's maps would slow every step for nothing."""
+    model, _ = CASES[name].make()
+    adapter = find_adapter(model.train())
+    for alias in adapter.watched():
+        kept = adapter.keep(alias, Call((torch.zeros(1),), {}, torch.zeros(1)))
+        assert (kept.args, kept.output) == ((), None)

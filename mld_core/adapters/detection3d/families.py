@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mld_core.adapters.base import Adapter, Call, ModelCall, Parsed, Thresholds, Truth
 from mld_core.adapters.detection3d.frames import Collected, NativeFrame
+from mld_core.adapters.detection3d.heads.base import NOTHING
 from mld_core.adapters.detection3d.layouts import Range
 from mld_core.adapters.detection3d.probe import (
     BEVFORMER,
@@ -105,7 +106,12 @@ class Detector3D(Adapter):
         return {} if self.identity.head is None else self.identity.head.watched()
 
     def keep(self, alias: str | None, call: Call) -> Call:
-        """Of the detector its final boxes and the arguments with true boxes: never the points."""
+        """Of the detector its final boxes and the arguments with true boxes: never the points.
+
+        In training mode it returns losses: the head's maps, which would be cloned, are of no use then.
+        """
+        if alias is not None and getattr(self.model, "training", False):
+            return NOTHING
         if alias is not None:
             head = self.identity.head
             return call if head is None else head.keep(alias, call)
@@ -124,7 +130,7 @@ class Detector3D(Adapter):
             return None
         stated = call.thresholds or self.thresholds()
         asked = limits if self.uses_nms else Thresholds(limits.score, None, limits.max_detections)
-        head = self.identity.head
+        head = None if call.training else self.identity.head  # of which nothing was kept in training mode
         collected = Collected()
         for index, frame in enumerate(frames):
             origin = None if head is None else head.origin(call, index, frame)
