@@ -19,7 +19,7 @@ from mld_core.report.points_3d import ask_frames
 from mld_core.report.samples import ImageFn, stored_images, within_budget
 from mld_core.report.units import PassUnits
 
-POINT_BYTES = 3_600_000
+POINT_BYTES = 4_400_000
 BOX_BYTES = 1_800_000
 PICTURE_BYTES = 600_000
 """Of all splits of a page together."""
