@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mld_core.evaluation.result import Result
-from mld_core.report import charts, detection_tables, gallery, maps, samples, scenes_3d, tables
+from mld_core.report import charts, detection_tables, maps, samples, scenes_3d, tables
 from mld_core.report.box_charts import box_confusion, box_curves, box_sizes, tide_rows
+from mld_core.report.gallery import gallery_parts
 from mld_core.report.outline import (
     Gathered,
     chosen_passes,
@@ -124,5 +125,5 @@ def pass_content(
     made["curves"] = curves
     made["sizes"] = box_sizes(units, curves)
     if with_samples:
-        made |= gallery.gallery_parts(units, codes, gathered, image_fn=image_fn)
+        made |= gallery_parts(units, codes, gathered, image_fn=image_fn)
     return made
