@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ ALL_GROUP = 12
 MAX_CODES = 12
 MAX_BOXES = 120
 """Units of an image, errors first."""
+
+BOX_BYTES = 2_500_000
+"""Of the boxes of all splits of a page together."""
 
 WORST = 30
 """Images in the list of the worst."""
@@ -75,8 +79,15 @@ def gallery_parts(
         group["rows"][place] for place in range(ALL_GROUP) for group in wished if place < len(group["rows"])
     ]
     order = list(dict.fromkeys(rounds))
-    budget = IMAGE_BYTES // max(1, len(units.result.datasets))
-    found, known, notes = pictures(units, [table.ids[one] for one in order], image_fn, budget)
+    splits = max(1, len(units.result.datasets))
+    names = [table.ids[one] for one in order]
+    found, known, notes = pictures(units, names, image_fn, IMAGE_BYTES // splits)
+    made = cards(table, order, found, known, BOX_BYTES // splits)
+    if len(made) < len(order):
+        notes.append(
+            f"{units.dataset}: {len(order) - len(made)} images of the groups were left out: they hold too "
+            "many boxes for a small file."
+        )
     for note in notes:
         gathered.note(note)
     if order:
@@ -89,7 +100,12 @@ def gallery_parts(
             f"{units.dataset}: no images are at hand: boxes are drawn on empty canvases. Give the callback "
             "image_fn, or the report an image_fn(dataset, input_id)."
         )
-    return {"groups": wished, "cards": cards(table, order, found, known), "worst": worst_images(table, order)}
+    kept = [{**group, "rows": [row for row in group["rows"] if str(row) in made]} for group in wished]
+    return {
+        "groups": [group for group in kept if group["rows"]],
+        "cards": made,
+        "worst": worst_images(table, [int(row) for row in made]),
+    }
 
 
 def image_groups(table: FrameTable, codes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -193,14 +209,18 @@ def _counts(facts: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def cards(
-    table: FrameTable, order: Sequence[int], found: Mapping[str, Picture], known: Mapping[str, Canvas]
+    table: FrameTable,
+    order: Sequence[int],
+    found: Mapping[str, Picture],
+    known: Mapping[str, Canvas],
+    budget: int,
 ) -> dict[str, dict[str, Any]]:
-    """What is drawn of some images, by number."""
+    """What is drawn of some images, by number, the most important first until their boxes fill the budget."""
     chosen = np.flatnonzero(np.isin(table.frame, np.asarray(order, np.int64)))
     rows: dict[int, list[dict[str, Any]]] = {number: [] for number in order}
     for row, unit in zip(chosen, table.units.take(chosen.tolist(), _READ), strict=True):
         rows[int(table.frame[row])].append(unit)
-    made = {}
+    made: dict[str, dict[str, Any]] = {}
     for number in order:
         name = table.ids[number]
         picture = found.get(name)
@@ -209,6 +229,11 @@ def cards(
         if canvas.width == 0:
             width, height = fitting(boxes)
             canvas = replace(canvas, width=width, height=height)
+        shapes = [[box[field] for field in FIELDS] for box in boxes[:MAX_BOXES]]
+        size = len(json.dumps(shapes, separators=(",", ":")))
+        if made and size > budget:
+            continue
+        budget -= size
         made[str(number)] = {
             "id": name,
             **_counts(table.facts.get(name, {})),
@@ -216,7 +241,7 @@ def cards(
             "height": canvas.height,
             "picture": None if picture is None else shown(picture),
             "units": len(boxes),
-            "boxes": [[box[field] for field in FIELDS] for box in boxes[:MAX_BOXES]],
+            "boxes": shapes,
         }
     return made
 

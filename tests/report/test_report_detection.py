@@ -262,6 +262,16 @@ def test_photographs_become_jpeg_and_stay_within_the_budget(result, monkeypatch)
     assert "images were left out to keep the file small" in " ".join(made["left_out"])
 
 
+def test_boxes_of_crowded_images_stay_within_the_budget(result, monkeypatch):
+    monkeypatch.setattr("mld_core.report.gallery.BOX_BYTES", 20_000)
+    made = report_content(result)
+    few = made["details"]["1"]
+    assert 1 <= len(few["cards"]) < 40
+    assert {str(row) for group in few["groups"] for row in group["rows"]} <= set(few["cards"])
+    assert {str(one["row"]) for one in few["worst"] if one["row"] is not None} <= set(few["cards"])
+    assert "too many boxes for a small file" in " ".join(made["left_out"])
+
+
 def test_two_detections_are_not_compared_on_a_page(result, moved, tmp_path):
     with pytest.raises(ValueError, match=r"compares classifications; write a page of each"):
         write_comparison(result, moved, tmp_path / "page.html")
