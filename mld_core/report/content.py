@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from mld_core.evaluation.result import Result
-from mld_core.report import charts, maps, samples, tables
+from mld_core.report import charts, samples, tables
 from mld_core.report.detection import detection_content
 from mld_core.report.outline import (
     IMAGE_BYTES,
     Gathered,
     chosen_passes,
-    epoch_name,
-    first_shown,
-    head,
     last_of_each_split,
-    problems,
+    note_bounds,
+    noted_map,
+    page_content,
 )
-from mld_core.report.texts import CATEGORY_TEXTS
 from mld_core.report.units import PassUnits, passes_of
 
 __all__ = ["Gathered", "report_content"]
@@ -37,7 +35,6 @@ def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> d
     passes = passes_of(result)
     names = result.class_names
     metrics = tables.metric_rows(result)
-    categories = tables.category_rows(result)
     last = last_of_each_split(passes)
     shown = chosen_passes(passes, gathered)
     details: dict[str, Any] = {}
@@ -48,30 +45,9 @@ def report_content(result: Result, image_fn: samples.ImageFn | None = None) -> d
         if last[units.dataset] == place:
             wishes.append((units, details[str(place)]))
     images = gather_images(wishes, image_fn, gathered)
-    return {
-        "kind": "report",
-        "task": result.task,
-        "head": head(result),
-        "class_names": names,
-        "passes": [
-            {
-                "dataset": one.dataset,
-                "epoch": epoch_name(one.n_epoch),
-                "n_epoch": one.n_epoch,
-                "units": one.rows,
-            }
-            for one in passes
-        ],
-        "first": first_shown(passes, last),
-        "metrics": metrics,
-        "metric_texts": tables.metric_texts(metrics),
-        "categories": categories,
-        "category_texts": [vars(text).copy() for text in CATEGORY_TEXTS],
-        "details": details,
-        "images": images,
-        "problems": problems(result, gathered),
-        "left_out": gathered.left_out,
-    }
+    judged = [one.rows for one in passes]
+    texts = tables.metric_texts(metrics)
+    return page_content(result, passes, judged, metrics, texts, details, gathered, images=images)
 
 
 def pass_content(
@@ -85,17 +61,7 @@ def pass_content(
     n_class = int(units.result.info["passes"][units.index]["n_class"])
     codes, total = tables.code_rows(units, names)
     diagnoses = tables.diagnosis_rows(units)
-    where = f"{units.dataset}, {epoch_name(units.n_epoch)}"
-    if total > len(codes):
-        gathered.note(
-            f"Of each pass the {tables.MAX_CODES} most frequent error codes are listed; the table says how "
-            "many there are."
-        )
-    if n_class > charts.MAX_CLASSES:
-        gathered.note(
-            f"Matrices show the {charts.MAX_CLASSES} of {n_class} classes with the most errors; "
-            "Result.confusion() has them all."
-        )
+    note_bounds(gathered, len(codes), total, n_class)
     made: dict[str, Any] = {
         "codes": codes,
         "codes_total": total,
@@ -111,12 +77,7 @@ def pass_content(
         "cards": {},
     }
     if with_samples:
-        made["map"] = maps.split_map(units, tables.pseudo_counts(units))
-        if made["map"] is not None and made["map"]["shown"] < made["map"]["units"]:
-            gathered.note(
-                f"{where}: the map draws {made['map']['shown']:,} of {made['map']['units']:,} samples, an "
-                f"even choice and at least {maps.LEAST_PER_KIND} of each kind; its grid counts all."
-            )
+        made["map"] = noted_map(units, "samples", gathered)
         made["groups"] = samples.groups(units, codes)
         rows = list(dict.fromkeys(row for group in made["groups"] for row in group["rows"]))
         made["cards"] = samples.cards(units, rows, names)

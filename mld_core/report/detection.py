@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from mld_core.evaluation.result import Result
-from mld_core.report import charts, detection_tables, maps, samples, scenes_3d, tables
+from mld_core.report import charts, detection_tables, samples, scenes_3d, tables
 from mld_core.report.box_charts import box_confusion, box_curves, box_sizes, tide_rows
 from mld_core.report.gallery import gallery_parts
 from mld_core.report.outline import (
     Gathered,
     chosen_passes,
-    epoch_name,
-    first_shown,
-    head,
     last_of_each_split,
-    problems,
+    note_bounds,
+    noted_map,
+    page_content,
 )
-from mld_core.report.texts import CATEGORY_TEXTS
 from mld_core.report.texts_detection import COUNTS, DETECTION_METRICS
 from mld_core.report.units import PassUnits, passes_of
 
@@ -44,30 +42,9 @@ def detection_content(result: Result, image_fn: samples.ImageFn | None = None) -
         )
         for place in chosen_passes(passes, gathered)
     }
-    return {
-        "kind": "report",
-        "task": result.task,
-        "head": head(result),
-        "class_names": names,
-        "passes": [
-            {
-                "dataset": one.dataset,
-                "epoch": epoch_name(one.n_epoch),
-                "n_epoch": one.n_epoch,
-                "units": int(row["n_pred"] or 0),
-            }
-            for one, row in zip(passes, metrics, strict=True)
-        ],
-        "first": first_shown(passes, last),
-        "metrics": metrics,
-        "metric_texts": tables.metric_texts(metrics, DETECTION_METRICS),
-        "categories": tables.category_rows(result),
-        "category_texts": [vars(text).copy() for text in CATEGORY_TEXTS],
-        "details": details,
-        "images": {},
-        "problems": problems(result, gathered),
-        "left_out": gathered.left_out,
-    }
+    judged = [int(row["n_pred"] or 0) for row in metrics]
+    texts = tables.metric_texts(metrics, DETECTION_METRICS)
+    return page_content(result, passes, judged, metrics, texts, details, gathered, images={})
 
 
 def pass_content(
@@ -82,16 +59,7 @@ def pass_content(
     n_class = int(units.result.info["passes"][units.index]["n_class"])
     codes, total = detection_tables.code_rows(units, names)
     diagnoses = tables.diagnosis_rows(units)
-    if total > len(codes):
-        gathered.note(
-            f"Of each pass the {tables.MAX_CODES} most frequent error codes are listed; the table says how "
-            "many there are."
-        )
-    if n_class > charts.MAX_CLASSES:
-        gathered.note(
-            f"Matrices show the {charts.MAX_CLASSES} of {n_class} classes with the most errors; "
-            "Result.confusion() has them all."
-        )
+    note_bounds(gathered, len(codes), total, n_class)
     made: dict[str, Any] = {
         "codes": codes,
         "codes_total": total,
@@ -109,13 +77,7 @@ def pass_content(
     }
     # Records hold a vector for each prediction: only the coordinates of the unit table are those of units.
     if with_samples and units.has("pca_1"):
-        made["map"] = maps.split_map(units, tables.pseudo_counts(units))
-        if made["map"] is not None and made["map"]["shown"] < made["map"]["units"]:
-            gathered.note(
-                f"{units.dataset}, {epoch_name(units.n_epoch)}: the map draws {made['map']['shown']:,} of "
-                f"{made['map']['units']:,} boxes, an even choice and at least {maps.LEAST_PER_KIND} of each "
-                "kind; its grid counts all."
-            )
+        made["map"] = noted_map(units, "boxes", gathered)
     if units.result.task == SOLID:
         made["scenes"] = scenes_3d.scene_parts(
             units, names, gathered, image_fn=image_fn, with_samples=with_samples

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mld_core.evaluation.box_codes import NO_PREDICTION
-from mld_core.report.tables import FIRST_STEPS, MAX_CODES, class_label, code_actions, plain
+from mld_core.report.tables import FIRST_STEPS, MAX_CODES, class_label, code_actions, plain, severe_steps
 from mld_core.report.texts_detection import EVENT_ACTIONS, EVENTS, MISS_ACTION
 from mld_core.report.units import PassUnits
 
@@ -95,17 +95,7 @@ def code_rows(units: PassUnits, names: Sequence[str] | None) -> tuple[list[dict[
 
 def first_steps(codes: Sequence[dict[str, Any]], diagnoses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The few things to do first: the most severe diagnoses, else the commonest error codes."""
-    found = [
-        {
-            "title": row["title"],
-            "n": row["n"],
-            "text": row["action"],
-            "group": row["code"],
-            "severity": row["severity"],
-        }
-        for row in diagnoses
-        if row["severity"] >= 3
-    ]
+    found = severe_steps(diagnoses)
     if not found:
         found = [
             {

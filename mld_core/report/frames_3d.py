@@ -117,18 +117,18 @@ def groups(table: FrameTable) -> list[dict[str, Any]]:
     risk, suspicion = units.floats("error_proba"), units.floats("suspicion")
     severe = table.most(units.floats("severity"), np.ones(units.rows, np.bool_))
     errors = table.count(wrong)
-    made = [_group("all", "all frames with errors", "Overview", errors, [table.proba, severe, errors])]
+    made = [ranked_group("all", "all frames with errors", "Overview", errors, [table.proba, severe, errors])]
     for key, title, mask in _diagnosed(units):
         n = table.count(mask)
         order = [n, table.most(risk, mask), table.proba]
         if key in SUSPECTS:
             order = [table.most(suspicion, mask), *order]
-        made.append(_group(key, title, "Diagnoses", n, order))
+        made.append(ranked_group(key, title, "Diagnoses", n, order))
     for name in reversed(CATEGORIES[2:]):
         mask = units.category == name
         n = table.count(mask)
         order = [n, table.most(risk, mask), table.proba]
-        made.append(_group(name, name.replace("_", " "), "Issue categories", n, order))
+        made.append(ranked_group(name, name.replace("_", " "), "Issue categories", n, order))
     return [one for one in made if one["rows"]]
 
 
@@ -153,7 +153,8 @@ def _diagnosed(units: PassUnits) -> list[tuple[str, str, NDArray[np.bool_]]]:
     return made
 
 
-def _group(key: str, title: str, kind: str, n: Ints, order: Sequence[NDArray[Any]]) -> dict[str, Any]:
+def ranked_group(key: str, title: str, kind: str, n: Ints, order: Sequence[NDArray[Any]]) -> dict[str, Any]:
+    """A group of frames: those that hold any of it (`n`: how many), by `order`, the largest first."""
     keys = [-np.asarray(one, np.float64) for one in reversed(order)]
     ranked = np.lexsort((np.arange(len(n)), *keys))
     rows = ranked[n[ranked] > 0]

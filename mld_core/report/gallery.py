@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.catalogue import BY_CODE
 from mld_core.evaluation.result import CATEGORIES
-from mld_core.report.frames_3d import FrameTable
+from mld_core.report.frames_3d import ALL_GROUP, PER_GROUP, FrameTable, ranked_group
 from mld_core.report.outline import IMAGE_BYTES
 from mld_core.report.pictures import Canvas, Picture, fitting, pictures, shown
 from mld_core.report.samples import ImageFn
@@ -23,8 +23,6 @@ from mld_core.report.units import PassUnits
 if TYPE_CHECKING:
     from mld_core.report.outline import Gathered
 
-PER_GROUP = 6
-ALL_GROUP = 12
 MAX_CODES = 12
 MAX_BOXES = 120
 """Units of an image, errors first."""
@@ -177,18 +175,7 @@ def _diagnosed(units: PassUnits) -> dict[str, Bools]:
 def _group(
     table: FrameTable, key: str, title: str, kind: str, mask: Bools, order: Sequence[NDArray[Any]]
 ) -> dict[str, Any]:
-    n = table.count(mask)
-    keys = [-np.asarray(one, np.float64) for one in reversed(order)]
-    ranked = np.lexsort((np.arange(len(n)), *keys))
-    rows = ranked[n[ranked] > 0]
-    return {
-        "key": key,
-        "title": title,
-        "kind": kind,
-        "n": len(rows),
-        "units": int(n.sum()),
-        "rows": rows[: ALL_GROUP if key == "all" else PER_GROUP].tolist(),
-    }
+    return ranked_group(key, title, kind, table.count(mask), order)
 
 
 def worst_images(table: FrameTable, drawn: Sequence[int]) -> list[dict[str, Any]]:

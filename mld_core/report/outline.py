@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mld_core.evaluation.result import Result
+from mld_core.report import charts, maps, tables
+from mld_core.report.texts import CATEGORY_TEXTS
 from mld_core.report.units import PassUnits, spread
 
 MAX_PASSES = 24
@@ -76,6 +78,65 @@ def head(result: Result) -> dict[str, Any]:
         "package_version": result.info.get("package_version"),
         "classes": max((int(one["n_class"]) for one in result.info["passes"]), default=0),
     }
+
+
+def page_content(
+    result: Result,
+    passes: Sequence[PassUnits],
+    units: Sequence[int],
+    metrics: Sequence[dict[str, Any]],
+    metric_texts: Sequence[dict[str, Any]],
+    details: dict[str, Any],
+    gathered: Gathered,
+    *,
+    images: dict[str, Any],
+) -> dict[str, Any]:
+    """The outer shape of every page; `units` are how many of what is judged each pass holds."""
+    return {
+        "kind": "report",
+        "task": result.task,
+        "head": head(result),
+        "class_names": result.class_names,
+        "passes": [
+            {"dataset": one.dataset, "epoch": epoch_name(one.n_epoch), "n_epoch": one.n_epoch, "units": n}
+            for one, n in zip(passes, units, strict=True)
+        ],
+        "first": first_shown(passes, last_of_each_split(passes)),
+        "metrics": metrics,
+        "metric_texts": metric_texts,
+        "categories": tables.category_rows(result),
+        "category_texts": [vars(text).copy() for text in CATEGORY_TEXTS],
+        "details": details,
+        "images": images,
+        "problems": problems(result, gathered),
+        "left_out": gathered.left_out,
+    }
+
+
+def note_bounds(gathered: Gathered, codes: int, total: int, n_class: int) -> None:
+    """Say that a table of error codes or a matrix of classes does not hold all of them."""
+    if total > codes:
+        gathered.note(
+            f"Of each pass the {tables.MAX_CODES} most frequent error codes are listed; the table says how "
+            "many there are."
+        )
+    if n_class > charts.MAX_CLASSES:
+        gathered.note(
+            f"Matrices show the {charts.MAX_CLASSES} of {n_class} classes with the most errors; "
+            "Result.confusion() has them all."
+        )
+
+
+def noted_map(units: PassUnits, what: str, gathered: Gathered) -> dict[str, Any] | None:
+    """The map of a pass; where it draws a choice of the units ("samples", "boxes"), that is said."""
+    made = maps.split_map(units, tables.pseudo_counts(units))
+    if made is not None and made["shown"] < made["units"]:
+        gathered.note(
+            f"{units.dataset}, {epoch_name(units.n_epoch)}: the map draws {made['shown']:,} of "
+            f"{made['units']:,} {what}, an even choice and at least {maps.LEAST_PER_KIND} of each kind; its "
+            "grid counts all."
+        )
+    return made
 
 
 def problems(result: Result, gathered: Gathered) -> list[dict[str, str]]:

@@ -172,11 +172,9 @@ def diagnosis_rows(units: PassUnits) -> list[dict[str, Any]]:
     return sorted(made, key=lambda row: (-row["severity"], -row["n"], row["code"]))
 
 
-def first_steps(
-    units: PassUnits, codes: Sequence[dict[str, Any]], diagnoses: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The few things to do first: the most severe diagnoses, else the commonest confusions."""
-    found = [
+def severe_steps(diagnoses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What to do about the diagnoses of severity 3 and more."""
+    return [
         {
             "title": row["title"],
             "n": row["n"],
@@ -187,6 +185,13 @@ def first_steps(
         for row in diagnoses
         if row["severity"] >= 3
     ]
+
+
+def first_steps(
+    units: PassUnits, codes: Sequence[dict[str, Any]], diagnoses: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The few things to do first: the most severe diagnoses, else the commonest confusions."""
+    found = severe_steps(diagnoses)
     if not found:
         found = [
             {
