@@ -153,8 +153,10 @@ def test_sizes_that_contradict_themselves_are_refused(mine):
 
     answer = mine("PUT", f"/v1/blobs/{sha(content)}", data=chunked(), headers={"Upload-Length": "1000"})
     assert problem(answer)[0] == "bad-request"
+    # The first 1000 bytes are right and may have been kept, which depends on how the chunks arrived.
     there = int(mine("HEAD", f"/v1/blobs/{sha(content)}").headers["Upload-Offset"])
-    assert mine.put(content, offset=there).status_code == 201
+    assert mine.put(content, offset=there).status_code == (200 if there == len(content) else 201)
+    assert mine.put(content).status_code == 200
 
 
 def test_two_connections_do_not_write_the_same_blob(mine):
