@@ -208,7 +208,8 @@ def main() -> int:
     print(made)
     print(f"\n{len(chosen.seeds)} seeds, {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if chosen.write:
-        write_section("evaluation.md", "faults3d", made)
+        how = f"`python tests/benchmarks/faults/detection3d.py --write`; seeds {', '.join(map(str, chosen.seeds))}."
+        write_section("evaluation.md", "faults3d", f"{how}\n\n{made}")
     return int(failed > 0)
 
 
