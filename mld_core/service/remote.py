@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,19 @@ class RemoteEvaluator:
             "method_name": method_name,
             "options": {name: value for name, value in options.items() if name not in _LOCAL_OPTIONS},
         }
-        with _clear_errors():
-            job = self._client.json("POST", f"/v1/runs/{run_id}/evaluations", body=body, once=True)
-        try:
-            job = self._finished(job, shown=options.get("progress"))
-        except KeyboardInterrupt:
-            with contextlib.suppress(OSError):
-                self._client.json("DELETE", f"/v1/jobs/{job['job_id']}")
-            raise
+        with ThreadPoolExecutor(1) as pool:
+            # Asked from a thread, so that Ctrl-C at this moment does not lose the id of the job it cancels.
+            asked = pool.submit(
+                self._client.json, "POST", f"/v1/runs/{run_id}/evaluations", body=body, once=True
+            )
+            try:
+                with _clear_errors():
+                    job = asked.result()
+                job = self._finished(job, shown=options.get("progress"))
+            except KeyboardInterrupt:
+                with contextlib.suppress(OSError):
+                    self._client.json("DELETE", f"/v1/jobs/{asked.result()['job_id']}")
+                raise
         if job.get("state") != "done":
             reason = job.get("reason") or f"the evaluation ended as {job.get('state')!r}"
             raise _ERRORS.get(str(job.get("error")), RuntimeError)(str(reason))

@@ -109,15 +109,17 @@ def test_a_key_that_may_only_read(at_service, server, uploaded):
         Evaluator(run.model_name, run.version_name, server.url, "mldbg_" + "0" * 20).list_results()
 
 
-def test_ctrl_c_cancels_the_evaluation_there(at_service):
+@pytest.mark.parametrize("seconds", [0.04, 0.6], ids=["while it asks", "while it waits"])
+def test_ctrl_c_cancels_the_evaluation_there(at_service, seconds):
     def interrupt(*_):
         raise KeyboardInterrupt
 
+    name = f"stopped after {seconds}"
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         with pytest.raises(KeyboardInterrupt):
-            at_service.request_evaluation("stopped", options={"repeats": 20})
+            at_service.request_evaluation(name, options={"repeats": 20, "null_run": True})
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -125,7 +127,7 @@ def test_ctrl_c_cancels_the_evaluation_there(at_service):
     until, result = time.monotonic() + 20, None
     while result is None and time.monotonic() < until:
         with contextlib.suppress(ResultExistsError):
-            result = at_service.request_evaluation("stopped", options=QUICK)
+            result = at_service.request_evaluation(name, options=QUICK)
     assert result is not None
     assert result.info["options"] == {**QUICK, "progress": False}
 

@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from mld_core.service.server.database import Database
+from mld_core.service.server.jobs import Jobs
+
 pytestmark = pytest.mark.processes
 
 
@@ -90,6 +93,20 @@ def test_a_job_survives_one_killed_worker_but_not_two(place, worker, recorded, p
     assert (job["state"], job["attempts"]) == ("done", 2), job
     with sqlite3.connect(place.data / "mld.sqlite3") as database:
         assert database.execute("select count(*) from results").fetchone() == (1,)
+
+
+def test_a_job_that_ends_just_after_it_was_cancelled_is_not_done(place, recorded):
+    api, job_id = asked(place, recorded)
+    database = Database(f"sqlite:///{place.data / 'mld.sqlite3'}")
+    jobs = Jobs(database, lease_seconds=60)
+    claim = jobs.claim("a worker")
+    assert claim.job_id == job_id
+    assert api("DELETE", f"/v1/jobs/{job_id}").json()["state"] == "running"  # until its worker knows
+    with database.write() as session:
+        assert jobs.end(session, claim, "a worker", "done") is False
+    jobs.cancelled(claim, "a worker")
+    assert state(api, job_id)["state"] == "cancelled"
+    database.close()
 
 
 def test_jobs_are_cancelled_queued_or_running(place, worker, recorded, parts):

@@ -158,7 +158,11 @@ class Jobs:
         result_pk: int | None = None,
         **more: Any,
     ) -> bool:
-        """Finish a job in a session of the caller's; False if it is no longer this worker's."""
+        """Finish a job in a session of the caller's.
+
+        False if it is no longer this worker's, or would be done although somebody cancelled it: whoever was
+        told that it is cancelled must not find its result afterwards.
+        """
         values: dict[str, Any] = {
             "state": state,
             "finished_at": utc_now(),
@@ -170,16 +174,15 @@ class Jobs:
         elif state == "queued":
             values |= {"worker": None, "stage": "queued again"}
         values |= more
-        ended = session.execute(
-            update(Job)
-            .where(
-                Job.pk == claim.job_pk,
-                Job.state == "running",
-                Job.worker == worker,
-                Job.attempts == claim.attempts,
-            )
-            .values(**values)
-        )
+        ours = [
+            Job.pk == claim.job_pk,
+            Job.state == "running",
+            Job.worker == worker,
+            Job.attempts == claim.attempts,
+        ]
+        if state == "done":
+            ours.append(Job.cancel.is_(False))
+        ended = session.execute(update(Job).where(*ours).values(**values))
         return bool(ended.rowcount == 1)  # type: ignore[attr-defined]
 
     def fail(self, claim: Claim, worker: str, reason: str, error: str | None = None) -> None:
