@@ -359,9 +359,9 @@ def test_a_disk_that_stays_full_keeps_rows_within_the_bound_then_counts_them(
             taken.append(start)
         slowest = max(slowest, time.monotonic() - before)
         assert writer._intake.bytes <= 0.1 * (1 << 20) + size
-    assert slowest < 2
+    assert slowest < 8
     account = writer.account()
-    assert 0.3 <= account.blocked_seconds < 2  # one deadline, not one per put
+    assert 0.3 <= account.blocked_seconds < 8  # one deadline, not one per put
     assert account.rows_lost == 4000 - 100 * len(taken)
     (reason,) = account.reasons
     assert "ENOSPC" in reason
@@ -391,7 +391,7 @@ def test_a_disk_that_hangs_costs_one_deadline_and_the_circuit_closes_again(store
     start = time.monotonic()
     accepted = [put(writer, handle, 100 * index, 100) for index in range(200)]
     assert reached.is_set()
-    assert 0.4 <= time.monotonic() - start < 3
+    assert 0.4 <= time.monotonic() - start < 15  # one deadline, not 200
     assert not all(accepted)
     assert not writer.flush(0.2)
     assert not writer.wait(None, 0.1)
@@ -410,7 +410,7 @@ def test_on_full_drop_never_waits(new_writer, put):
     handle = writer.open(KEY)
     start = time.monotonic()
     assert not all(put(writer, handle, 100 * index, 100) for index in range(50))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # it hangs for 30
     assert writer.account().blocked_seconds == 0
     hang.set()
 
@@ -423,7 +423,7 @@ def test_closing_honours_its_timeout_while_the_disk_hangs(store, run, new_writer
     ticket = writer.seal(handle)
     start = time.monotonic()
     account = writer.close(0.3)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # it hangs for 30
     assert (account.rows_put, account.rows_written, account.rows_lost) == (10, 0, 10)
     assert "not written when the writer was closed" in next(iter(account.reasons))
     assert not writer.wait([ticket], 1)

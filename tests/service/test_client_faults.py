@@ -292,7 +292,7 @@ def test_what_is_no_service_is_a_connection_error(fake):
     begun = time.monotonic()
     with pytest.raises(ConnectionError, match="cannot reach the service"):
         client(fake, SHORT).whoami()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
 
 
 def test_a_redirect_takes_no_key_anywhere(fake):

@@ -118,7 +118,7 @@ def test_wait_for_save_with_a_timeout_says_what_is_wrong(fake):
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match=r"not uploaded to .* after .*`mld sync` sends what is left"):
         tracer.wait_for_save(0, timeout=1.5)
-    assert 1.0 < time.monotonic() - begun < 6
+    assert 1.0 < time.monotonic() - begun < 20
     fake.set()
     tracer.wait_for_save(0, timeout=60)
     assert passes(fake) == [("train", 0)]
@@ -241,7 +241,7 @@ def test_a_training_with_no_service_at_all_ends_as_ever(fake, caplog):
     fake.kill()
     begun = time.monotonic()
     record_run(3, epochs=1, auto_sync=True)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
     (run,) = Store().runs()
     (status,) = until(
         lambda: [s for p in (Store().run_dir(run) / ".sync").glob("*.json") if (s := read_json(p))]
