@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from mld_core.records.layout import PassKey, RunKey, Store
 from mld_core.records.schema import samples_schema, vectors_schema
 from mld_core.records.vectors import from_numpy
 from mld_core.records.writer import Writer, WriterOptions
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 RUN = RunKey("model.a", "v1")
 WIDTH = 16
