@@ -10,6 +10,8 @@ from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.png import encode_png
 from mld_core.records.schema import media_schema
 
+sys.path.insert(0, str(Path(__file__).parent))  # helper modules
+
 CHROMIUM_ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--no-first-run"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from browser_parts import all_drawn, settled
 
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.layout import RunKey, Store
@@ -294,7 +295,7 @@ def _sensor_and_scale(page):
 def test_opens_offline_without_a_complaint(written, opened, width, scheme):
     one = opened(written.path, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = one.page
-    page.wait_for_timeout(200)
+    all_drawn(page)
     assert one.problems == []
     assert one.outside() == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -350,7 +351,7 @@ def test_boxes_lie_at_the_right_pixels(scenes, page):
 
 def test_the_keyboard_moves_and_chooses(page):
     def shot():
-        page.wait_for_timeout(60)
+        settled(page)
         return _centre(page, "#bev-view g[data-place='0'] .box"), page.evaluate("bev.view.k")
 
     (start, scale) = shot()
@@ -409,11 +410,12 @@ def test_a_click_shows_the_facts_of_a_box(scenes, page):
     assert f"box {other + 1} of {len(card['boxes'])}" in facts.inner_text()
     page.locator("#bev-main summary").click()
     rows = page.locator("#bev-main table tbody tr")
+    rows.last.wait_for()  # opening is told a moment later
     assert rows.count() == len(card["boxes"])
     rows.nth(place).get_by_role("button").click()
     assert f"box {place + 1} of" in facts.inner_text()
     page.get_by_role("checkbox", name="Right prediction").uncheck()
-    page.wait_for_timeout(60)
+    settled(page)
     assert page.locator("#bev-view g[data-kind='right']").count() == 0
     assert page.locator(".bev-strip button b, .bev-panel h3 b").count() == 0  # ids are only text
 

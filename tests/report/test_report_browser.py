@@ -4,6 +4,7 @@ import itertools
 import re
 
 import pytest
+from browser_parts import all_drawn
 
 from mld_core.report import write_comparison, write_report
 
@@ -47,7 +48,7 @@ def test_opens_offline_without_a_complaint(request, opened, which, width, scheme
     one = opened(
         request.getfixturevalue(which), viewport={"width": width, "height": 900}, color_scheme=scheme
     )
-    one.page.wait_for_timeout(300)
+    all_drawn(one.page)
     assert one.problems == []
     assert one.outside() == []
     assert one.page.evaluate("document.documentElement.scrollWidth") <= width

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from browser_parts import all_drawn
 
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.layout import RunKey, Store
@@ -291,7 +292,7 @@ def test_opens_offline_without_a_complaint(page_file, opened, width, scheme):
     assert page_file.bytes < 15_000_000
     one = opened(page_file.path, viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = one.page
-    page.wait_for_timeout(200)
+    all_drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = page.eval_on_selector_all(".plot", "all => all.map(one => one.querySelectorAll('svg').length)")
     assert len(drawn) >= 9
