@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,7 @@ KINDS = ("right", "wrong", "open", "missed")
 FIELDS = (
     *("kind", "p", "t", "said", "truth", "score", "error_proba", "miss_proba", "range", "n_points", "speed"),
     *("code", "diagnosis", "detail", "suspicion", "category", *ERRORS, "moves", "suggested"),
+    "gt_idx",
 )
 """Of each unit of a frame. `p` and `t` are [cx, cy, cz, w, l, h (cm), yaw (mrad)] of the prediction and of
 the truth it stands for; `said`, `truth` and `suggested` class numbers; `moves` the truth's velocity, cm/s."""
@@ -179,10 +180,25 @@ def cards(
     turns = [
         group["rows"][place] for place in range(ALL_GROUP) for group in wished if place < len(group["rows"])
     ]
-    order = list(dict.fromkeys(turns))
+    made = drawn_frames(table, list(dict.fromkeys(turns)), budget)
+    kept = [{**group, "rows": [row for row in group["rows"] if str(row) in made]} for group in wished]
+    return [group for group in kept if group["rows"]], made
+
+
+def drawn_frames(
+    table: FrameTable, order: Sequence[int], budget: int, first: Mapping[int, set[int]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """What is drawn of some frames, by number, the most important first until they fill the budget.
+
+    Args:
+        table: The units by frame.
+        order: Numbers of frames.
+        budget: Bytes.
+        first: Truths (`gt_idx`) of a frame that are drawn whatever else is left out.
+    """
     made: dict[str, dict[str, Any]] = {}
     for number, rows in _rows_of(table, order).items():
-        card = _card(table, number, rows)
+        card = _card(table, number, rows, (first or {}).get(number, set()))
         size = len(json.dumps(card, separators=(",", ":")))
         if made and size > budget:
             continue
@@ -191,8 +207,17 @@ def cards(
     _add_velocities(table.units, made)
     for card in made.values():
         card["boxes"] = [[box[name] for name in FIELDS] for box in card["boxes"]]
-    kept = [{**group, "rows": [row for row in group["rows"] if str(row) in made]} for group in wished]
-    return [group for group in kept if group["rows"]], made
+    return made
+
+
+def drawn_first(boxes: Sequence[dict[str, Any]], truths: set[int]) -> list[dict[str, Any]]:
+    """Boxes that stand for some truths (`gt_idx`) before all others; the order is kept otherwise.
+
+    Example:
+        >>> drawn_first([{"t": [0], "gt_idx": 4}, {"t": [0], "gt_idx": 7}], {7})[0]["gt_idx"]
+        7
+    """
+    return sorted(boxes, key=lambda box: not (box["t"] is not None and box["gt_idx"] in truths))
 
 
 def _rows_of(table: FrameTable, order: Sequence[int]) -> dict[int, list[dict[str, Any]]]:
@@ -204,9 +229,9 @@ def _rows_of(table: FrameTable, order: Sequence[int]) -> dict[int, list[dict[str
     return found
 
 
-def _card(table: FrameTable, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _card(table: FrameTable, number: int, rows: list[dict[str, Any]], first: set[int]) -> dict[str, Any]:
     facts = table.facts.get(table.ids[number], {})
-    boxes = sorted((_box(row) for row in rows), key=_rank)
+    boxes = drawn_first(sorted((_box(row) for row in rows), key=_rank), first)
     return {
         "id": table.ids[number],
         "frame_error_proba": plain(facts.get("frame_error_proba")),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.catalogue import BY_CODE
 from mld_core.evaluation.result import CATEGORIES
-from mld_core.report.frames_3d import ALL_GROUP, PER_GROUP, FrameTable, ranked_group
+from mld_core.report.frames_3d import ALL_GROUP, PER_GROUP, FrameTable, drawn_first, ranked_group
 from mld_core.report.outline import IMAGE_BYTES
 from mld_core.report.pictures import Canvas, Picture, fitting, pictures, shown
 from mld_core.report.samples import ImageFn
@@ -201,8 +201,18 @@ def cards(
     found: Mapping[str, Picture],
     known: Mapping[str, Canvas],
     budget: int,
+    first: Mapping[int, set[int]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What is drawn of some images, by number, the most important first until their boxes fill the budget."""
+    """What is drawn of some images, by number, the most important first until their boxes fill the budget.
+
+    Args:
+        table: The units by image.
+        order: Numbers of images.
+        found: Their pictures by input id.
+        known: Their recorded canvases by input id.
+        budget: Bytes of the boxes.
+        first: Truths (`gt_idx`) of an image that are drawn whatever else is left out.
+    """
     chosen = np.flatnonzero(np.isin(table.frame, np.asarray(order, np.int64)))
     rows: dict[int, list[dict[str, Any]]] = {number: [] for number in order}
     for row, unit in zip(chosen, table.units.take(chosen.tolist(), _READ), strict=True):
@@ -213,6 +223,7 @@ def cards(
         picture = found.get(name)
         canvas = picture.canvas if picture is not None else known.get(name, Canvas())
         boxes = sorted((_box(unit, canvas) for unit in rows[number]), key=_rank)
+        boxes = drawn_first(boxes, (first or {}).get(number, set()))
         if canvas.width == 0:
             width, height = fitting(boxes)
             canvas = replace(canvas, width=width, height=height)

@@ -40,6 +40,13 @@ TASK_SCRIPTS = {
 TASK_STYLES = {"detection": ("images.css",), "detection3d": ("scene3d.css",)}
 """What only the pages of a task carry."""
 
+COMPARE_SCRIPTS = {
+    "detection": ("compareboxes.js", "compareimages.js"),
+    "detection3d": ("compareboxes.js", "compareframes.js"),
+}
+COMPARE_STYLES = {"detection": ("compare.css",), "detection3d": ("compare.css",)}
+"""What only the pages of two results of a task carry."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -74,7 +81,18 @@ def write_report(result: Result, path: str | Path, *, image_fn: ImageFn | None =
 
 
 def write_comparison(a: Result, b: Result, path: str | Path, *, image_fn: ImageFn | None = None) -> Written:
-    """Write the page that compares result `a` (before) with `b` (after); arguments as in `write_report`."""
+    """Write the page that compares result `a` (before) with `b` (after), two results of one task.
+
+    Args:
+        a: Before.
+        b: After.
+        path: The file; it is replaced.
+        image_fn: As in `write_report`; of detections it is asked for the images or points of both sides.
+
+    Raises:
+        ValueError: The results are of different tasks.
+        OSError: The file cannot be written.
+    """
     return _write(comparison_content(a, b, image_fn), path)
 
 
@@ -99,13 +117,16 @@ def page(content: dict[str, Any]) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     task = str(content.get("task"))
-    names = (*SCRIPTS, *TASK_SCRIPTS.get(task, ()), "start.js")
+    scripts, styles = TASK_SCRIPTS.get(task, ()), TASK_STYLES.get(task, ())
+    if content.get("kind") == "comparison":
+        scripts, styles = (*scripts, *COMPARE_SCRIPTS.get(task, ())), (*styles, *COMPARE_STYLES.get(task, ()))
+    names = (*SCRIPTS, *scripts, "start.js")
     own = "\n".join(_asset(name) for name in names)
     plotly = get_plotlyjs().replace("\r\n", "\n")
     return environment.from_string(_asset("page.html.j2")).render(
         content=content,
         version=__version__,
-        styles=_styles(TASK_STYLES.get(task, ())),
+        styles=_styles(styles),
         scripts=[plotly, own],
         hashes=[_digest(plotly), _digest(own)],
         data=embedded_json(content),

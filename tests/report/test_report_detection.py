@@ -14,7 +14,7 @@ from browser_parts import all_drawn
 
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.layout import RunKey, Store
-from mld_core.report import write_comparison, write_report
+from mld_core.report import write_report
 from mld_core.report.content import report_content
 from mld_core.report.detection_tables import code_words, parse_box_code
 from mld_core.report.gallery import FIELDS, SUSPECTS
@@ -271,11 +271,6 @@ def test_boxes_of_crowded_images_stay_within_the_budget(result, monkeypatch):
     assert {str(row) for group in few["groups"] for row in group["rows"]} <= set(few["cards"])
     assert {str(one["row"]) for one in few["worst"] if one["row"] is not None} <= set(few["cards"])
     assert "too many boxes for a small file" in " ".join(made["left_out"])
-
-
-def test_two_detections_are_not_compared_on_a_page(result, moved, tmp_path):
-    with pytest.raises(ValueError, match=r"compares classifications; write a page of each"):
-        write_comparison(result, moved, tmp_path / "page.html")
 
 
 # --- in a browser -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 /* Frames of a 3D detection from above: the worst frames of each group, one of them large, its boxes one by one. */
 const KIND_NAMES = ["Right prediction", "False prediction", "Prediction that is not judged", "Missed truth"];
 const BOX_FIELDS =
-  "kind p t said truth score error_proba miss_proba range n_points speed code diagnosis detail suspicion category ate ase aoe ave moves suggested".split(
+  "kind p t said truth score error_proba miss_proba range n_points speed code diagnosis detail suspicion category ate ase aoe ave moves suggested gt_idx".split(
     " ",
   );
 const STYLES_3D = [
@@ -79,15 +79,19 @@ function shapes3d(card) {
 }
 
 const isMarked3d = (unit) =>
-  bev.group === "swapped"
-    ? unit.detail === "swapped"
-    : unit.diagnosis.includes(bev.group) || unit.category === bev.group;
+  unit.changed
+    ? unit.changed === bev.group
+    : bev.group === "swapped"
+      ? unit.detail === "swapped"
+      : unit.diagnosis.includes(bev.group) || unit.category === bev.group;
 const labelOf = (unit) =>
-  unit.diagnosis.includes(bev.group)
-    ? bev.group
-    : bev.group === "swapped" && isMarked3d(unit)
-      ? "T04"
-      : unit.diagnosis[0];
+  DATA.kind === "comparison"
+    ? isMarked3d(unit) && unit.number
+    : unit.diagnosis.includes(bev.group)
+      ? bev.group
+      : bev.group === "swapped" && isMarked3d(unit)
+        ? "T04"
+        : unit.diagnosis[0];
 
 /** Corners of a box in the ground plane, then the middle of its front and a point ahead of it. */
 function footprint([x, y, , w, l, , yaw]) {
@@ -100,10 +104,10 @@ function footprint([x, y, , w, l, , yaw]) {
   };
 }
 
-/** A view that holds every box and the sensor. */
-function fittedView(card, width, height) {
+/** A view that holds every box of some frames and the sensor. */
+function fittedView(cards, width, height) {
   let [low, high, left, right] = [0, 0, 0, 0];
-  for (const { box } of shapes3d(card))
+  for (const { box } of [cards].flat().flatMap(shapes3d))
     for (const [x, y] of footprint(box).corners) {
       low = Math.min(low, x);
       high = Math.max(high, x);

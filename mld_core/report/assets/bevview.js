@@ -51,7 +51,7 @@ function sensorMark(now, size) {
 
 /** Sectors of the frame that fell silent (T12). */
 function silentSectors(card, now, size) {
-  const own = scenes().sensor.sectors.filter((one) => one.input_id === card.id);
+  const own = scenes() ? scenes().sensor.sectors.filter((one) => one.input_id === card.id) : [];
   const reach = 200;
   return own.flatMap((one) => {
     const steps = Math.max(2, Math.ceil(one.degrees / 5));

@@ -1,5 +1,12 @@
 /* The sections of a comparison. */
 const splitNow = () => DATA.splits[state.split];
+/* What is paired: the samples of a classification, the true boxes of a detection. */
+const PAIRED = BOXES ? ["true box", "true boxes"] : ["sample", "samples"];
+const paired = (n, word = "") => plural(n, ...PAIRED.map((noun) => `${word}${noun}`));
+const PAIRED_BY = { input_hash: "content", truth_id: "image and number" };
+const CHANGE_MEANS = BOXES
+  ? { fixed: "Missed before, found now.", regressed: "Found before, missed now." }
+  : { fixed: "Wrong before, right now.", regressed: "Right before, wrong now." };
 const signed = (value, text) => `${value > 0 ? "+" : value < 0 ? "−" : "±"}${text}`;
 
 function change(metric, delta, unsure) {
@@ -23,7 +30,7 @@ function change(metric, delta, unsure) {
 
 function drawCompareSummary() {
   const { counts, metrics, dataset, epochs } = splitNow();
-  const accuracy = metrics.find((one) => one.metric === "accuracy");
+  const accuracy = BOXES ? null : metrics.find((one) => one.metric === "accuracy");
   const p = counts.mcnemar_p;
   const net = counts.n_fixed - counts.n_regressed;
   const told =
@@ -38,11 +45,12 @@ function drawCompareSummary() {
     h(
       "p",
       { class: "lead" },
-      `${dataset}: ${epochs[0]} before, ${epochs[1]} after. ${plural(counts.n_paired, "sample")} paired by ${counts.joined_on === "input_hash" ? "content" : "id"}${alone ? `; ${count(counts.n_only_a)} only before and ${count(counts.n_only_b)} only after are not compared` : ""}.`,
+      `${dataset}: ${epochs[0]} before, ${epochs[1]} after. ${paired(counts.n_paired)} paired by ${PAIRED_BY[counts.joined_on] || "id"}${alone ? `; ${count(counts.n_only_a)} only before and ${count(counts.n_only_b)} only after are not compared` : ""}.`,
     ),
     h(
       "dl",
-      { class: "tiles" },
+      { class: BOXES ? "tiles many" : "tiles" },
+      BOXES ? compareBoxTiles() : null,
       accuracy ? tile("Accuracy before", percent(accuracy.a)) : null,
       accuracy
         ? tile(
@@ -51,8 +59,8 @@ function drawCompareSummary() {
             `${signed(accuracy.delta, `${Math.abs(100 * accuracy.delta).toFixed(2)} points`)}`,
           )
         : null,
-      tile("Fixed", count(counts.n_fixed), "Wrong before, right now."),
-      tile("Regressed", count(counts.n_regressed), "Right before, wrong now."),
+      tile("Fixed", count(counts.n_fixed), CHANGE_MEANS.fixed),
+      tile("Regressed", count(counts.n_regressed), CHANGE_MEANS.regressed),
       tile("Net", net ? signed(net, count(Math.abs(net))) : "0", told),
     ),
     h(
@@ -87,11 +95,11 @@ function compareSteps(counts) {
   const made = [];
   if (counts.n_regressed)
     made.push([
-      `Look at the ${plural(counts.n_regressed, "regressed sample")}`,
+      `Look at the ${paired(counts.n_regressed, "regressed ")}`,
       "They worked before. Add them to a regression set before this version goes out.",
       "regressed",
     ]);
-  const worst = splitNow().classes.find((one) => one.delta < 0);
+  const worst = splitNow().classes.find((one) => one.delta < 0 && (!BOXES || one.sig));
   if (worst)
     made.push([
       `${worst.name} lost ${(100 * -worst.delta).toFixed(1)} points`,
@@ -100,13 +108,19 @@ function compareSteps(counts) {
     ]);
   if (counts.n_fixed)
     made.push([
-      `Keep the ${plural(counts.n_fixed, "fixed sample")}`,
+      `Keep the ${paired(counts.n_fixed, "fixed ")}`,
       "They show what the change bought; keep them in the regression set as well.",
       "fixed",
     ]);
   return made.length
     ? made
-    : [["Nothing to do", "No sample of this split changed between right and wrong.", null]];
+    : [
+        [
+          "Nothing to do",
+          `No ${PAIRED[0]} of this split changed between ${BOXES ? "found and missed" : "right and wrong"}.`,
+          null,
+        ],
+      ];
 }
 
 function drawCompareMetrics() {
@@ -175,13 +189,13 @@ function drawCompareCategories() {
     const share = transitions.map((line, row) => line.map((n) => (total[row] ? n / total[row] : null)));
     made.push(
       chart("transitions", {
-        title: "Where samples went",
+        title: `Where ${MANY} went`,
         height: 380,
-        how: "Rows are the category before, columns after; each row sums to 1. Off the diagonal samples moved: towards the left they got better.",
+        how: `Rows are the category before, columns after; each row sums to 1. Off the diagonal ${MANY} moved: towards the left they got better.${BOXES ? " A true box that no prediction stands for has no category." : ""}`,
         describe: "Category before against category after; the table below holds the counts.",
         data: () =>
           matrixTable(
-            "Samples by category before (rows) and after (columns)",
+            `${TITLE} by category before (rows) and after (columns)`,
             "Before",
             matrix,
             (row, column) => count(transitions[row][column]),
@@ -198,7 +212,7 @@ function drawCompareCategories() {
               text: transitions.map((line, row) =>
                 line.map(
                   (n, column) =>
-                    `${names[row]} before, ${names[column]} after<br>${count(n)} samples, ${percent(share[row][column])}`,
+                    `${names[row]} before, ${names[column]} after<br>${count(n)} ${MANY}, ${percent(share[row][column])}`,
                 ),
               ),
               cellText: transitions.map((line) => line.map((n) => (n ? count(n) : ""))),
@@ -216,6 +230,10 @@ function drawCompareCategories() {
 }
 
 function drawCompareClasses() {
+  if (BOXES) {
+    drawCompareRecall();
+    return;
+  }
   const rows = splitNow().classes;
   if (!rows.length) {
     fill("compare-classes", notice("No class has labels on both sides."));
@@ -256,7 +274,7 @@ function drawCompareCodes() {
       "div",
       { class: "panel" },
       table(
-        "Samples that carry each diagnosis, before and after",
+        `${TITLE} that carry each diagnosis, before and after`,
         [
           { title: "Code", cell: (row) => h("code", {}, row.code) },
           {
@@ -282,6 +300,10 @@ function drawCompareCodes() {
 }
 
 function drawChanged(kind, text) {
+  if (BOXES) {
+    drawChangedBoxes(kind);
+    return;
+  }
   const { n, cards } = splitNow()[kind];
   const said = (value, confidence) => `${value}${confidence === null ? "" : ` (${decimal(confidence, 2)})`}`;
   const made = cards.map((card) =>

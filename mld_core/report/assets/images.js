@@ -41,6 +41,7 @@ function boxesOf(card) {
 
 const isWrong = (box) => box.kind === 1 || box.kind === 3;
 function isMarked(box, key) {
+  if (box.changed) return box.changed === key;
   if (key === "all") return isWrong(box);
   if (key === "sure") return box.kind === 1 && box.score >= 0.9;
   return box.diagnosis.includes(key) || box.category === key || (isWrong(box) && box.code === key);
@@ -70,7 +71,7 @@ function boxTag({ box, place, style }, long) {
 }
 
 /** One image; `pixel` is how many canvas pixels a pixel of the screen is. */
-function imageDrawing(card, { marked, pixel, long = false, off = new Set(), picked = -1 }) {
+function imageDrawing(card, { marked, pixel, long = false, off = new Set(), picked = -1, tag = boxTag }) {
   const shapes = shapesOf(card).filter(({ style }) => !off.has(style));
   const wrong = boxesOf(card).filter(isWrong).length;
   const node = svg("svg", {
@@ -104,11 +105,11 @@ function imageDrawing(card, { marked, pixel, long = false, off = new Set(), pick
       ),
     );
   }
-  if (!off.has("tags")) node.append(...boxTags(card, shapes, { marked, pixel, long, picked }));
+  if (!off.has("tags")) node.append(...boxTags(card, shapes, { marked, pixel, long, picked, tag }));
   return node;
 }
 
-function boxTags(card, shapes, { marked, pixel, long, picked }) {
+function boxTags(card, shapes, { marked, pixel, long, picked, tag }) {
   const size = (long ? 13 : 11) * pixel;
   const used = [];
   const wanted = shapes.filter(
@@ -116,7 +117,7 @@ function boxTags(card, shapes, { marked, pixel, long, picked }) {
       (style !== "truth" || !box.p) && (picked === place || (picked < 0 && marked(box))),
   );
   return wanted.slice(-(long ? 60 : 6)).map((shape) => {
-    const text = boxTag(shape, long);
+    const text = tag(shape, long);
     const width = 0.66 * size * text.length;
     const x = Math.max(0, Math.min(shape.at[0], card.width - width));
     // Above its box where there is room, then below other labels, so that none hides another.

@@ -214,6 +214,7 @@ function sampleCard(card) {
   );
 }
 const codeTitle = (code) => {
-  const found = detail().diagnoses.find((one) => one.code === code);
+  const known = DATA.kind === "report" ? detail().diagnoses : splitNow().codes;
+  const found = known.find((one) => one.code === code);
   return found ? found.title : null;
 };

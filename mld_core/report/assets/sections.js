@@ -1,5 +1,6 @@
 /* The sections of a report, from top to bottom. */
-const detail = () => DATA.details[String(state.pass)];
+/* Of a comparison the split stands for the pass: it holds the images that can be enlarged. */
+const detail = () => (DATA.kind === "report" ? DATA.details[String(state.pass)] : DATA.splits[state.split]);
 const passName = (place) => `${DATA.passes[place].dataset}, ${DATA.passes[place].epoch}`;
 const SHOW_GROUP = BOXES ? (SOLID ? "Show frames" : "Show images") : "Show samples";
 const metricRow = () => DATA.metrics[state.pass];

@@ -24,7 +24,9 @@ function drawComparison() {
   drawCompareMetrics();
   drawCompareCategories();
   drawCompareClasses();
+  if (BOXES) drawCompareCosts();
   drawCompareCodes();
+  if (BOXES) drawCompareErrors();
   drawChanged("regressed", "Right before, wrong now:");
   drawChanged("fixed", "Wrong before, right now:");
   redraw();

@@ -48,7 +48,7 @@ function drawViewer() {
     h(
       "div",
       { class: "viewer-head" },
-      h("h3", { id: "viewer-h" }, card.id),
+      h("h3", { id: "viewer-h" }, card.side ? `${card.id}, ${card.side}` : card.id),
       h(
         "div",
         { class: "viewer-steps" },
