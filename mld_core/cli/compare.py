@@ -37,9 +37,10 @@ def compare(
 ) -> None:
     """Compare two results: metrics with intervals, fixed and regressed units, category transitions.
 
-    A version stands for its newest result. Units are paired by content hash or id. Categories of both sides
-    are cut at the thresholds of A. Where MLD_API_ENDPOINT is set, results of that service (--store DIR: of a
-    store here).
+    A version stands for its newest result. Samples are paired by content hash or id; of detections the true
+    boxes, found or missed. Categories of both sides are cut at the thresholds of A. `mld report A B` shows
+    the same as a page, with images. Where MLD_API_ENDPOINT is set, results of that service (--store DIR: of
+    a store here).
 
     \b
     Examples:

@@ -40,7 +40,7 @@ def report(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a result as one HTML page, or two results side by side.
+    """Write a result as one HTML page, or two results of one task side by side.
 
     The file is complete: it opens offline in any browser and can be sent as it is. Samples have thumbnails
     where the training recorded them (image_fn). Frames of 3D detections are drawn from above, with points
