@@ -10,7 +10,11 @@ function compareBoxTiles() {
     const text = DATA.metric_texts.find((one) => one.name === name),
       row = metrics.find((one) => one.metric === name);
     if (!text || !row) return null;
-    return tile(text.title, sidesOf(row, (value) => shownMetric(text, value)), change(text, row.delta));
+    return tile(text.title, shownMetric(text, row.b), [
+      change(text, row.delta),
+      h("br"),
+      `${shownMetric(text, row.a)} before`,
+    ]);
   });
   return [...made, boxes.false.includes(null) ? null : falseTile(boxes.false)];
 }
@@ -20,11 +24,11 @@ const sidesOf = ({ a, b }, text) => [
   h("span", { class: "nowrap" }, h("span", { class: "sr" }, "after "), text(b)),
 ];
 const falseTile = ([a, b]) =>
-  tile(
-    "False boxes",
-    sidesOf({ a, b }, count),
+  tile("False boxes", count(b), [
     change({ name: "n_fp", unit: "samples", better: "down" }, b - a),
-  );
+    h("br"),
+    `${count(a)} before`,
+  ]);
 
 function drawCompareRecall() {
   const rows = splitNow().classes;
