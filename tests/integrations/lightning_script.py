@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--store")
     args = parser.parse_args(argv)
     checkpoints = ModelCheckpoint(f"{args.root}/ckpt", every_n_train_steps=2, save_last=True, save_top_k=1)
-    last = Path(args.root, "ckpt", "last.ckpt")
     trainer = quiet_trainer(
         args.root,
         MLDebuggerCallback(store=args.store, roll_seconds=0.05, roll_mb=0.01, keep_vectors=99),
@@ -59,10 +59,16 @@ def main(argv: list[str] | None = None) -> None:
         strategy=args.strategy,
         enable_checkpointing=True,
     )
-    resume = str(last) if args.resume and last.exists() else None
+    resume = newest_checkpoint(Path(args.root, "ckpt")) if args.resume else None
     print("START", os.getpid(), resume, flush=True)
     trainer.fit(IndexModule(), loader(args.size, shuffle=True), loader(10), ckpt_path=resume)
     print("DONE", flush=True)
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: one may be torn where the process was killed while Lightning wrote it."""
+    whole = [path for path in folder.glob("*.ckpt") if zipfile.is_zipfile(path)]
+    return str(max(whole, key=lambda path: path.stat().st_mtime_ns)) if whole else None
 
 
 def serve() -> None:

@@ -77,7 +77,7 @@ def test_a_rank_that_ends_early(kind: str, store: Path, tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
     assert ranks[1].returncode == (1 if kind == "raise" else -9), outputs[1]
     if kind != "ddp":
         assert ranks[0].returncode == 0, outputs[0]

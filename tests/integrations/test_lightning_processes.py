@@ -31,7 +31,7 @@ def start(root: Path, *args: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], code: int | None = 0, timeout: float = 120) -> str:
+def finish(process: subprocess.Popen[str], code: int | None = 0, timeout: float = 240) -> str:
     output, _ = process.communicate(timeout=timeout)
     assert code is None or process.returncode == code, output
     return output
