@@ -83,9 +83,9 @@ def test_somebodys_wrong_key_does_not_lock_out_a_colleague_at_the_same_address(p
     process = parts.ServerProcess(tmp_path / "data", workers=0).start()
     try:
         wrong = process.api("mldbg_" + "1" * 24 + "_" + "2" * 64)
-        assert 429 in [wrong("GET", "/v1/whoami").status_code for _ in range(70)]
+        assert any(wrong("GET", "/v1/whoami").status_code == 429 for _ in range(300))
         assert process.api()("GET", "/v1/whoami").status_code == 200
-        assert wrong("GET", "/v1/whoami").status_code == 429
+        assert any(wrong("GET", "/v1/whoami").status_code == 429 for _ in range(300))
     finally:
         process.stop()
 
