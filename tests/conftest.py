@@ -1,7 +1,4 @@
-"""Tests of real processes get a second try, and numbers are printed as NumPy and PyTorch print them.
-
-Servers, ranks and killed trainings have clocks of their own, for which a busy machine can be too slow once; the
-report lists such a test under RERUN. What fails twice has failed.
+"""After collection and after every test here, numbers are printed as NumPy and PyTorch print them.
 
 Ultralytics sets print options of its own when it is imported, and doctests compare what is printed.
 """
@@ -20,14 +17,6 @@ def _restore() -> None:
         np.set_printoptions(**_AS_INSTALLED)
         if "torch" in sys.modules:
             sys.modules["torch"].set_printoptions(profile="default")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give the second try, where the plugin for it is installed."""
-    if config.pluginmanager.hasplugin("rerunfailures"):
-        for item in items:
-            if item.get_closest_marker("processes"):
-                item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def pytest_collection_finish() -> None:
