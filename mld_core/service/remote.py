@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _SOURCE_FILE = ".source.json"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _FIRST_LOOK, _LAST_LOOK = 0.1, 2.0
 _NO_WORKER_SECONDS = 30.0
+_LAST_WORD_SECONDS = 5.0
 _ERRORS: Mapping[str, type[Exception]] = {
     "NotFoundError": NotFoundError,
     "ResultExistsError": ResultExistsError,
@@ -87,24 +89,34 @@ class RemoteEvaluator:
             "method_name": method_name,
             "options": {name: value for name, value in options.items() if name not in _LOCAL_OPTIONS},
         }
-        with ThreadPoolExecutor(1) as pool:
-            # Asked from a thread, so that Ctrl-C at this moment does not lose the id of the job it cancels.
-            asked = pool.submit(
-                self._client.json, "POST", f"/v1/runs/{run_id}/evaluations", body=body, once=True
-            )
-            try:
-                with _clear_errors():
-                    job = asked.result()
-                job = self._finished(job, shown=options.get("progress"))
-            except KeyboardInterrupt:
-                with contextlib.suppress(OSError):
-                    self._client.json("DELETE", f"/v1/jobs/{asked.result()['job_id']}")
-                raise
+        asked = self._ask(f"/v1/runs/{run_id}/evaluations", body)
+        try:
+            with _clear_errors():
+                job = asked.result()
+            job = self._finished(job, shown=options.get("progress"))
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):  # a service that does not answer is not waited for
+                self._client.json("DELETE", f"/v1/jobs/{asked.result(_LAST_WORD_SECONDS)['job_id']}")
+            raise
         if job.get("state") != "done":
             reason = job.get("reason") or f"the evaluation ended as {job.get('state')!r}"
             raise _ERRORS.get(str(job.get("error")), RuntimeError)(str(reason))
         info = self._client.json("GET", f"/v1/results/{job['result_id']}", patience=STEADY)
         return self._fetch(info)
+
+    def _ask(self, path: str, body: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Queue a job from a thread, so that Ctrl-C just then does not lose the id of what it cancels."""
+        asked: Future[dict[str, Any]] = Future()
+
+        def work() -> None:
+            try:
+                asked.set_result(self._client.json("POST", path, body=body, once=True))
+            except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
+                asked.set_exception(error)
+
+        # A daemon, not a pool: whoever leaves does not wait for a service that hangs.
+        threading.Thread(target=work, daemon=True).start()
+        return asked
 
     def _finished(self, job: dict[str, Any], *, shown: bool | None) -> dict[str, Any]:
         """Ask until the job is over."""

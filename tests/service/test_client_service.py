@@ -20,6 +20,7 @@ from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.manifest import read_json
 from mld_core.service.client import Client, Patience
 from mld_core.service.helper import UploadHelper, UploadSettings
+from mld_core.service.remote import RemoteEvaluator
 from mld_core.service.sealed import read_sealed, sealed_folders
 from mld_core.service.sync import Sync
 
@@ -130,6 +131,26 @@ def test_ctrl_c_cancels_the_evaluation_there(at_service, seconds):
             result = at_service.request_evaluation(name, options=QUICK)
     assert result is not None
     assert result.info["options"] == {**QUICK, "progress": False}
+
+
+def test_ctrl_c_does_not_wait_for_a_service_that_hangs(at_service, server, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    run_id = at_service._remote()._run_id()
+    monkeypatch.setattr(RemoteEvaluator, "_run_id", lambda self: run_id)  # what is asked before the request
+    before = signal.signal(signal.SIGALRM, interrupt)
+    server.process.send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            at_service.request_evaluation("asked of nobody", options=QUICK)
+        assert time.monotonic() - begun < 30  # the request itself would wait for 90
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        server.process.send_signal(signal.SIGCONT)
 
 
 def at_server(api, run_id):
