@@ -191,7 +191,7 @@ def main() -> None:
 
 def newest_version() -> str:
     """The run this process has just recorded."""
-    from mld_core.records.layout import Store  # noqa: PLC0415  (only to find the version that was claimed)
+    from mld_core.records.format.layout import Store  # noqa: PLC0415  (only to find the version that was claimed)
 
     versions = [run.version_name for run in Store().runs() if run.model_name == "digit-scenes"]
     return max(versions, key=lambda name: int(name[1:]))

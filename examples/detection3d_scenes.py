@@ -159,7 +159,7 @@ def frame_points(split: str, input_id: str, train_frames: list[Frame], val_frame
 
 def newest_version() -> str:
     """The run this process has just recorded."""
-    from mld_core.records.layout import Store  # noqa: PLC0415  (only to find the version that was claimed)
+    from mld_core.records.format.layout import Store  # noqa: PLC0415  (only to find the version that was claimed)
 
     versions = [run.version_name for run in Store().runs() if run.model_name == NAME]
     return max(versions, key=lambda name: int(name[1:]))

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.run.recorder import Recorder
 
 _EXIT_S = 15.0
 

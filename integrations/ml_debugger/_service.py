@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mld_core.service.helper import UploadHelper, UploadSettings
-from mld_core.tracing.uploads import Uploader, UploadTarget, provide
+from mld_core.service.client.helper import UploadHelper, UploadSettings
+from mld_core.tracing.run.uploads import Uploader, UploadTarget, provide
 
 __all__ = ["make_uploader"]
 

@@ -21,10 +21,10 @@ from typing import Any
 import pyarrow as pa
 
 from ml_debugger._loop import LoopRecorder, TracedLoader
-from mld_core.records.layout import RunKey, Store
-from mld_core.tracing.capture import say_compiled
-from mld_core.tracing.naming import unwrap
-from mld_core.tracing.recorder import Recorder
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.tracing.capture.capture import say_compiled
+from mld_core.tracing.run.naming import unwrap
+from mld_core.tracing.run.recorder import Recorder
 
 try:
     from accelerate import tracking

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ml_debugger._loop import LoopRecorder, TracedLoader
-from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.run.recorder import Recorder
 
 try:
     from lightning.fabric.wrappers import is_wrapped

@@ -1,6 +1,6 @@
 """Hugging Face: `Trainer(callbacks=[MLDebuggerCallback()])` records every prediction of every sample.
 
-The callback only translates events; what is recorded, and how, is in `mld_core.tracing.recorder`. A
+The callback only translates events; what is recorded, and how, is in `mld_core.tracing.run.recorder`. A
 callback of `transformers.Trainer` is never given a batch or an output, so hooks on the model keep
 references and events decide what becomes of them. The order it relies on (tests/integrations/golden has
 it in full):
@@ -30,9 +30,9 @@ from typing import Any
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from mld_core.tracing.capture import say_compiled
-from mld_core.tracing.recorder import Recorder
-from mld_core.tracing.replay import moved
+from mld_core.tracing.capture.capture import say_compiled
+from mld_core.tracing.run.recorder import Recorder
+from mld_core.tracing.run.replay import moved
 
 try:
     from accelerate.utils import broadcast_object_list

@@ -22,10 +22,10 @@ except ImportError as error:
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.outputs import DetectionOutput
-from mld_core.tracing.keras_object_detection import (
+from mld_core.tracing.tracers.keras_object_detection import (
     ObjectDetectionTrainingKerasTracer as ObjectDetectionTracer,
 )
-from mld_core.tracing.keras_tracer import KerasRecorder, ParseFn
+from mld_core.tracing.tracers.keras_tracer import KerasRecorder, ParseFn
 
 __all__ = ["DetectionOutput", "MLDebuggerCallback", "ObjectDetectionTracer"]
 

@@ -1,7 +1,7 @@
 """Lightning: `Trainer(callbacks=[MLDebuggerCallback()])` records every prediction of every sample.
 
 Works with `lightning.pytorch` and with `pytorch_lightning`. The callback only translates events; what is
-recorded, and how, is in `mld_core.tracing.recorder`. The order of Lightning's events it relies on:
+recorded, and how, is in `mld_core.tracing.run.recorder`. The order of Lightning's events it relies on:
 
 * `setup` comes before any loader is made: loaders are tapped there, as the strategy processes them;
 * `load_state_dict` comes between `setup` and `on_fit_start`, so the run's name is settled at the latter;
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from mld_core.tracing.recorder import Recorder
-from mld_core.tracing.taps import install_tap, remove_tap
+from mld_core.tracing.batch.taps import install_tap, remove_tap
+from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["MLDebuggerCallback"]
 

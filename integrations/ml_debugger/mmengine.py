@@ -7,8 +7,8 @@ In a config, importing this module registers the hook:
 
 (In a config that imports classes: `from ml_debugger.mmengine import MLDebuggerHook`, `type=MLDebuggerHook`.)
 
-The hook only translates events; what is recorded, and how, is in `mld_core.tracing.recorder`. What it relies
-on (tests/integrations/golden has the order of events in full):
+The hook only translates events; what is recorded, and how, is in `mld_core.tracing.run.recorder`. What it
+relies on (tests/integrations/golden has the order of events in full):
 
 * `before_train`, `before_val_epoch` and `before_test_epoch` come on every rank, after a checkpoint was loaded
   and `train_step` compiled, before any forward: the run starts there;
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from mld_core.tracing.recorder import Recorder
-from mld_core.tracing.taps import remove_tap
+from mld_core.tracing.batch.taps import remove_tap
+from mld_core.tracing.run.recorder import Recorder
 
 try:
     from mmengine.dist import broadcast_object_list

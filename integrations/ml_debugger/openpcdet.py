@@ -28,7 +28,7 @@ from torch import nn
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.detection3d.openpcdet import on_device
 from mld_core.adapters.registry import unwrap
-from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["Recording", "attach"]
 

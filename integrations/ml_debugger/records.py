@@ -1,5 +1,5 @@
 """Reading what was recorded, as Arrow tables."""
 
-from mld_core.records.reader import load
+from mld_core.records.read.reader import load
 
 __all__ = ["load"]

@@ -5,8 +5,8 @@
     attach(model, model_name="traffic")
     model.train(data="coco8.yaml", epochs=3)
 
-The callbacks only translate events; what is recorded, and how, is in `mld_core.tracing.recorder`. Nothing of
-the package is imported here. What they rely on:
+The callbacks only translate events; what is recorded, and how, is in `mld_core.tracing.run.recorder`.
+Nothing of the package is imported here. What they rely on:
 
 * the trainer builds its own model: hooks are set at `on_pretrain_routine_end`, which every rank reaches, and
   taken off before a checkpoint pickles the model;
@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.registry import unwrap
-from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["attach"]
 

@@ -1,21 +1,20 @@
-"""What a detector said, read from its own objects: one file per family, no framework imported.
+"""What a detector said, read from its own objects: a file or folder a family, no framework imported.
 
-Importing the package registers the built-in families; those that read tensors only where torch is installed.
+Open `base` first (what an adapter answers), then `registry` (how one is found). Importing the package
+registers the built-in families; those that read tensors only where torch is installed.
 """
 
 from importlib.util import find_spec
 
-from mld_core.adapters import keras_detectors  # noqa: F401
+import mld_core.adapters.keras.detectors
 
 if find_spec("torch") is not None:
-    from mld_core.adapters import (  # noqa: F401
-        centernet,
-        detr,
-        detr_huggingface,
-        mmdet,
-        torchvision_dense,
-        torchvision_rcnn,
-        ultralytics,
-        ultralytics_rtdetr,
-    )
-    from mld_core.adapters.detection3d import families  # noqa: F401
+    import mld_core.adapters.centernet
+    import mld_core.adapters.detection3d.families
+    import mld_core.adapters.detr.facebook
+    import mld_core.adapters.detr.huggingface
+    import mld_core.adapters.mmdet.detectors
+    import mld_core.adapters.torchvision.dense
+    import mld_core.adapters.torchvision.rcnn
+    import mld_core.adapters.ultralytics.rtdetr
+    import mld_core.adapters.ultralytics.yolo  # noqa: F401

@@ -12,11 +12,11 @@ import typer
 from mld_core.cli.output import note
 from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError, known
 from mld_core.evaluation.evaluator import Evaluator, find_run
-from mld_core.evaluation.result import Result
-from mld_core.evaluation.result_store import ResultStore
-from mld_core.records.attempts import list_passes
-from mld_core.records.layout import RunKey, Store, subfolders
-from mld_core.records.parts import DamagedPartError
+from mld_core.evaluation.results.result import Result
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.records.format.attempts import list_passes
+from mld_core.records.format.layout import RunKey, Store, subfolders
+from mld_core.records.format.parts import DamagedPartError
 
 OK, FAILED, USAGE, NOTHING = 0, 1, 2, 3
 

@@ -9,8 +9,8 @@ import typer
 from mld_core.cli.common import FAILED, JsonOption, StoreOption, clear_errors
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
 from mld_core.cli.source import source
-from mld_core.evaluation.compare import Comparison
-from mld_core.evaluation.result import METRIC_COLUMNS
+from mld_core.evaluation.results.compare import Comparison
+from mld_core.evaluation.results.result import METRIC_COLUMNS
 
 TERMINAL_ROWS = 20
 LEVEL = 0.05

@@ -12,8 +12,8 @@ import typer
 
 from mld_core.cli.common import FAILED, NOTHING, JsonOption, StoreOption, clear_errors
 from mld_core.cli.output import cell, emit, emit_json, note
-from mld_core.records.check import check_store
-from mld_core.records.layout import Store
+from mld_core.records.format.layout import Store
+from mld_core.records.read.check import check_store
 
 PACKAGES = (
     *(

@@ -18,8 +18,8 @@ from mld_core.cli.common import (
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
 from mld_core.cli.source import source
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.result import Result
-from mld_core.records.layout import Store
+from mld_core.evaluation.results.result import Result
+from mld_core.records.format.layout import Store
 
 
 def evaluate(

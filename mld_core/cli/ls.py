@@ -11,12 +11,12 @@ from mld_core.cli.output import emit, emit_frame
 from mld_core.cli.remote import PASS_COLUMNS as REMOTE_PASS_COLUMNS
 from mld_core.cli.remote import RUN_COLUMNS as REMOTE_RUN_COLUMNS
 from mld_core.cli.remote import client_of, newest_run, pass_rows, remote_runs, run_row, the_service
+from mld_core.evaluation.engine.passes import rows_lost
 from mld_core.evaluation.evaluator import Evaluator, find_run
-from mld_core.evaluation.passes import rows_lost
-from mld_core.evaluation.result_store import ResultStore
-from mld_core.records.attempts import list_passes
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.records.format.attempts import list_passes
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 
 RUN_COLUMNS = ("model", "version", "task", "created_at", "datasets", "epochs", "results")
 PASS_COLUMNS = (

@@ -18,7 +18,7 @@ from mld_core.cli.compare import print_comparison
 from mld_core.cli.evaluate import print_result
 from mld_core.cli.output import emit, emit_frame, note, on_terminal
 from mld_core.cli.source import source
-from mld_core.records.layout import RunKey
+from mld_core.records.format.layout import RunKey
 
 TERMINAL_ROWS = 20
 

@@ -10,8 +10,8 @@ from mld_core.cli.remote import client_of, newest_run, remote_runs
 from mld_core.evaluation.endpoint import Endpoint, resolve_endpoint
 from mld_core.evaluation.errors import NotFoundError, known
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.result import Result
-from mld_core.records.layout import RunKey, Store
+from mld_core.evaluation.results.result import Result
+from mld_core.records.format.layout import RunKey, Store
 
 
 class Source(Protocol):

@@ -30,10 +30,10 @@ from mld_core.cli.common import (
 )
 from mld_core.cli.output import emit, note
 from mld_core.cli.remote import the_service
-from mld_core.records.layout import RunKey, Store
-from mld_core.service.client import Client
-from mld_core.service.sealed import SealedRank
-from mld_core.service.sync import Sync, SyncRow
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.service.client.api import Client
+from mld_core.service.client.sealed import SealedRank
+from mld_core.service.client.sync import Sync, SyncRow
 
 COLUMNS = ("state", "model", "version", "dataset", "epoch", "pass", "rank", "files", "bytes", "message")
 

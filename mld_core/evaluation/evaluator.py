@@ -11,15 +11,15 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from mld_core import __version__
-from mld_core.evaluation.box_method import METHOD_2D, METHOD_3D, evaluate_boxes
+from mld_core.evaluation.classification.method import METHOD, evaluate_classification
+from mld_core.evaluation.detection.method import METHOD_2D, METHOD_3D, evaluate_boxes
 from mld_core.evaluation.endpoint import resolve_endpoint
-from mld_core.evaluation.engine import EmbeddedEngine, Reporter
+from mld_core.evaluation.engine.rounds import EmbeddedEngine, Reporter
 from mld_core.evaluation.errors import NotFoundError, known, near
-from mld_core.evaluation.method import METHOD, evaluate_classification
-from mld_core.evaluation.result import Result
-from mld_core.evaluation.result_store import FORMAT, ResultStore, utc_now
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import PassSelection, select
+from mld_core.evaluation.results.result import Result
+from mld_core.evaluation.results.store import FORMAT, ResultStore, utc_now
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import PassSelection, select
 
 METHODS: Mapping[str, str] = {"classification": METHOD, "detection": METHOD_2D, "detection3d": METHOD_3D}
 """Task of a run and the method that `method_name="default"` stands for."""
@@ -50,7 +50,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 
 
 class Remote(Protocol):
-    """What a service does for an evaluator; see `mld_core.service.remote`."""
+    """What a service does for an evaluator; see `mld_core.service.client.remote`."""
 
     def request_evaluation(
         self,
@@ -219,7 +219,7 @@ class Evaluator:
         """The service's side of every method."""
         assert self._endpoint is not None
         # By name: the service is a room above this one and imports it, never the other way round.
-        room = importlib.import_module("mld_core.service.remote")
+        room = importlib.import_module("mld_core.service.client.remote")
         remote: Remote = room.RemoteEvaluator(
             self._endpoint.url, self._endpoint.api_key, self._store, self.model_name, self.version_name
         )

@@ -10,8 +10,8 @@ import threading
 
 import numpy as np
 
-from mld_core.geometry import _arrays
-from mld_core.geometry._arrays import BACKENDS, ENV_BACKEND, Backend
+from mld_core.geometry.kernels import arrays as _arrays
+from mld_core.geometry.kernels.arrays import BACKENDS, ENV_BACKEND, Backend
 
 __all__ = ["BACKENDS", "ENV_BACKEND", "Backend", "compiled_ready", "numba_installed", "warm_up"]
 
@@ -63,7 +63,8 @@ def _compile_once() -> None:
 
 def _compile_all() -> None:
     """Call every compiled kernel once per dtype, through the same code that uses it."""
-    from mld_core.geometry import _axis, iou, nms
+    from mld_core.geometry import iou, nms
+    from mld_core.geometry.kernels import axis as _axis
 
     for dtype in (np.float32, np.float64):
         flat = np.array([[0, 0, 2, 2], [1, 1, 3, 3]], dtype)

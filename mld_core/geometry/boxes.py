@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mld_core.geometry._arrays import A, is_tensor, namespace, prepare, require_boxes
-from mld_core.geometry._circles import Circles, circle_test, row_and_column
+from mld_core.geometry.kernels.arrays import A, is_tensor, namespace, prepare, require_boxes
+from mld_core.geometry.kernels.circles import Circles, circle_test, row_and_column
 
 # Corners, edges and extents of 2D boxes; with "n" in parts of the image's width and height.
 FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from mld_core.geometry._arrays import A, is_tensor, namespace, prepare, require_boxes
 from mld_core.geometry.boxes import Matrix, rigid_parts, transform_boxes, transform_velocities, wrap_yaw
+from mld_core.geometry.kernels.arrays import A, is_tensor, namespace, prepare, require_boxes
 
 Converted: TypeAlias = tuple[Any, Any]
 Converter: TypeAlias = Callable[[Any, Matrix | None], Converted]

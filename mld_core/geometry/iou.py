@@ -25,10 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.geometry import _axis, _numpy
-from mld_core.geometry._arrays import A, Backend, Call, namespace, prepare, require_boxes, require_pairs
-from mld_core.geometry._axis import AxisMode
-from mld_core.geometry._pairs import Mode, valid_rows
+from mld_core.geometry.kernels import axis as _axis
+from mld_core.geometry.kernels import engine_numpy as _numpy
+from mld_core.geometry.kernels.arrays import (
+    A,
+    Backend,
+    Call,
+    namespace,
+    prepare,
+    require_boxes,
+    require_pairs,
+)
+from mld_core.geometry.kernels.axis import AxisMode
+from mld_core.geometry.kernels.pairs import Mode, valid_rows
 
 XYXY = "[x1, y1, x2, y2]"
 BEV = "[cx, cy, w, l, yaw] or [cx, cy, cz, w, l, h, yaw]"
@@ -320,9 +329,9 @@ def pairwise_boxes(a: A, b: A, mode: AxisMode, backend: Backend | None) -> A:
     left, right = call.arrays
     engine: Any = _axis
     if call.engine == "torch":
-        from mld_core.geometry import _torch as engine
+        from mld_core.geometry.kernels import engine_torch as engine
     elif call.engine == "numba":
-        from mld_core.geometry import _numba as engine
+        from mld_core.geometry.kernels import engine_numba as engine
     result: A = call.give_back(engine.box_pairwise(left, right, mode))
     return result
 
@@ -333,7 +342,7 @@ def _aligned_boxes(a: A, b: A, mode: AxisMode, backend: Backend | None) -> A:
     left, right = call.arrays
     engine: Any = _axis  # also for numba: linear work, nothing to win
     if call.engine == "torch":
-        from mld_core.geometry import _torch as engine
+        from mld_core.geometry.kernels import engine_torch as engine
     result: A = call.give_back(engine.box_aligned(left, right, mode))
     return result
 
@@ -352,9 +361,9 @@ def footprints(boxes: Any) -> Any:
 def _engine(call: Call) -> Any:
     engine: Any = _numpy
     if call.engine == "torch":
-        from mld_core.geometry import _torch as engine
+        from mld_core.geometry.kernels import engine_torch as engine
     elif call.engine == "numba":
-        from mld_core.geometry import _numba_rotated as engine
+        from mld_core.geometry.kernels import engine_numba_rotated as engine
     return engine
 
 

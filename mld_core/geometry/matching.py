@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from mld_core.geometry._arrays import A, is_tensor
 from mld_core.geometry.iou import box_ioa, box_iou
+from mld_core.geometry.kernels.arrays import A, is_tensor
 
 Bools = npt.NDArray[np.bool_]
 

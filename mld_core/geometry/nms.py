@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from mld_core.geometry import _nms_numpy
-from mld_core.geometry._arrays import A, Backend, Call, is_tensor, prepare, require_boxes
-from mld_core.geometry._pairs import Mode
 from mld_core.geometry.iou import BEV, BOX_3D, XYXY, footprints
+from mld_core.geometry.kernels import nms_numpy as _nms_numpy
+from mld_core.geometry.kernels.arrays import A, Backend, Call, is_tensor, prepare, require_boxes
+from mld_core.geometry.kernels.pairs import Mode
 
 # One number for all, or one per label: a mapping, or a sequence indexed by label.
 Threshold: TypeAlias = float | Mapping[int, float] | Sequence[float]
@@ -177,13 +177,13 @@ def nms_circle(
 def _keep_boxes(call: Call, work: "_Work", most: int) -> Any:
     ordered = call.arrays[0][work.order]
     if call.engine == "torch":
-        from mld_core.geometry import _nms_torch
+        from mld_core.geometry.kernels import nms_torch as _nms_torch
 
         matrix = _nms_torch.box_matrix(ordered, work.limits.to(ordered.dtype), work.codes)
         return _nms_torch.greedy(len(ordered), matrix, most, ordered.device)
     limits = work.limits.astype(ordered.dtype)
     if call.engine == "numba":
-        from mld_core.geometry import _numba
+        from mld_core.geometry.kernels import engine_numba as _numba
 
         return _numba.nms_boxes(ordered, work.codes, limits, most)
     rule = _nms_numpy.BoxRule(ordered, _nms_numpy.Rows(work.codes, limits))
@@ -193,13 +193,13 @@ def _keep_boxes(call: Call, work: "_Work", most: int) -> Any:
 def _keep_circles(call: Call, work: "_Work", most: int) -> Any:
     ordered, limits = call.arrays[0][work.order, :2], work.limits**2
     if call.engine == "torch":
-        from mld_core.geometry import _nms_torch
+        from mld_core.geometry.kernels import nms_torch as _nms_torch
 
         matrix = _nms_torch.circle_matrix(ordered.double(), limits, work.codes)
         return _nms_torch.greedy(len(ordered), matrix, most, ordered.device)
     x, y = np.ascontiguousarray(ordered.T, np.float64)
     if call.engine == "numba":
-        from mld_core.geometry import _numba
+        from mld_core.geometry.kernels import engine_numba as _numba
 
         return _numba.nms_circles(x, y, work.codes, limits, most)
     return _nms_numpy.greedy(
@@ -225,12 +225,12 @@ def _nms_rotated(
 def _keep_rotated(call: Call, work: "_Work", most: int, mode: Mode) -> Any:
     ordered = call.arrays[0][work.order]
     if call.engine == "torch":
-        from mld_core.geometry import _nms_torch
+        from mld_core.geometry.kernels import nms_torch as _nms_torch
 
         matrix = _nms_torch.rotated_matrix(ordered, work.limits, work.codes, mode)
         return _nms_torch.greedy(len(ordered), matrix, most, ordered.device)
     if call.engine == "numba":
-        from mld_core.geometry import _numba_rotated
+        from mld_core.geometry.kernels import engine_numba_rotated as _numba_rotated
 
         return _numba_rotated.nms_rotated(ordered, work.codes, work.limits, most, mode)
     rule = _nms_numpy.RotatedRule(ordered, _nms_numpy.Rows(work.codes, work.limits), mode)

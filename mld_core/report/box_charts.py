@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.box_events import frame_chunks
-from mld_core.evaluation.box_records import BoxRecords, read_boxes
-from mld_core.evaluation.metrics_coco import (
+from mld_core.evaluation.detection.events import frame_chunks
+from mld_core.evaluation.detection.records import BoxRecords, read_boxes
+from mld_core.evaluation.metrics.coco import (
     AREAS,
     RECALLS,
     CocoMetrics,
@@ -21,7 +21,7 @@ from mld_core.evaluation.metrics_coco import (
     match_coco,
     needed,
 )
-from mld_core.records.layout import RunKey
+from mld_core.records.format.layout import RunKey
 from mld_core.report.charts import MAX_CLASSES
 from mld_core.report.tables import class_label, plain
 from mld_core.report.texts_detection import TIDE_TEXTS

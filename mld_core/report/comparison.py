@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from mld_core.evaluation.compare import Comparison
-from mld_core.evaluation.result import Result
+from mld_core.evaluation.results.compare import Comparison
+from mld_core.evaluation.results.result import Result
 from mld_core.report import samples
 from mld_core.report.compared import (
     CHANGED,

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 
-from mld_core.evaluation.compare import Comparison
-from mld_core.evaluation.result import Result
+from mld_core.evaluation.results.compare import Comparison
+from mld_core.evaluation.results.result import Result
 from mld_core.report import gallery
 from mld_core.report.box_charts import tide_rows
 from mld_core.report.compared import (

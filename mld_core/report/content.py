@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mld_core.evaluation.result import Result
+from mld_core.evaluation.results.result import Result
 from mld_core.report import charts, samples, tables
 from mld_core.report.detection import detection_content
 from mld_core.report.outline import (

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.evaluation.box_events import frame_chunks
-from mld_core.evaluation.box_records import BoxRecords, read_boxes
-from mld_core.evaluation.metrics_nuscenes import (
+from mld_core.evaluation.detection.events import frame_chunks
+from mld_core.evaluation.detection.records import BoxRecords, read_boxes
+from mld_core.evaluation.metrics.nuscenes import (
     DISTANCES,
     ERRORS,
     NuscenesMetrics,
@@ -18,7 +18,7 @@ from mld_core.evaluation.metrics_nuscenes import (
     match_nuscenes,
     nuscenes_metrics,
 )
-from mld_core.records.layout import RunKey
+from mld_core.records.format.layout import RunKey
 from mld_core.report.tables import class_label, plain
 from mld_core.report.units import PassUnits, rounded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mld_core.evaluation.result import Result
+from mld_core.evaluation.results.result import Result
 from mld_core.report import charts, detection_tables, samples, scenes_3d, tables
 from mld_core.report.box_charts import box_confusion, box_curves, box_sizes, tide_rows
 from mld_core.report.gallery import gallery_parts

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mld_core.evaluation.box_codes import NO_PREDICTION
+from mld_core.evaluation.detection.codes import NO_PREDICTION
 from mld_core.report.tables import FIRST_STEPS, MAX_CODES, class_label, code_actions, plain, severe_steps
 from mld_core.report.texts_detection import EVENT_ACTIONS, EVENTS, MISS_ACTION
 from mld_core.report.units import PassUnits

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.metrics_nuscenes import ERRORS
-from mld_core.evaluation.road_bins import (
+from mld_core.evaluation.detection3d.bins import (
     RANGE_METRES,
     SECTORS,
     bev_heatmap,
@@ -22,6 +21,7 @@ from mld_core.evaluation.road_bins import (
     range_names,
     sector,
 )
+from mld_core.evaluation.metrics.nuscenes import ERRORS
 from mld_core.report.tables import class_label, plain, pseudo_counts
 from mld_core.report.units import PassUnits, rounded
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.metrics_nuscenes import ERRORS
-from mld_core.evaluation.result import CATEGORIES
-from mld_core.evaluation.road_stage import CATALOGUE_3D
+from mld_core.evaluation.detection3d.stage import CATALOGUE_3D
+from mld_core.evaluation.metrics.nuscenes import ERRORS
+from mld_core.evaluation.results.result import CATEGORIES
 from mld_core.report.tables import plain
 from mld_core.report.units import PassUnits
 

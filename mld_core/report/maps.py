@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.heatmap import STRONGEST, TAIL
-from mld_core.evaluation.significance import benjamini_hochberg, binomial_upper
-from mld_core.records.reader import PassSelection
-from mld_core.records.vectors import is_vector, to_numpy
+from mld_core.evaluation.results.heatmap import STRONGEST, TAIL
+from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
+from mld_core.records.format.vectors import is_vector, to_numpy
+from mld_core.records.read.reader import PassSelection
 from mld_core.report.tables import plain
 from mld_core.report.units import PassUnits, rounded, spread
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mld_core.evaluation.result import Result
+from mld_core.evaluation.results.result import Result
 from mld_core.report import charts, maps, tables
 from mld_core.report.texts import CATEGORY_TEXTS
 from mld_core.report.units import PassUnits, spread

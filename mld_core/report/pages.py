@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mld_core import __version__
-from mld_core.evaluation.result import Result
+from mld_core.evaluation.results.result import Result
 from mld_core.report.comparison import comparison_content
 from mld_core.report.content import report_content
 from mld_core.report.samples import ImageFn

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.records.png import encode_png
+from mld_core.records.store.png import encode_png
 from mld_core.report.samples import ImageFn, small, stored_images
 from mld_core.report.units import PassUnits
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.records.png import encode_png
+from mld_core.records.store.png import encode_png
 from mld_core.report.samples import ImageFn, small
 from mld_core.report.units import PassUnits, spread
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.catalogue import BY_CODE
-from mld_core.evaluation.result import CATEGORIES
-from mld_core.records.layout import RunKey
-from mld_core.records.png import encode_png
-from mld_core.records.reader import PassSelection, select
-from mld_core.records.vectors import is_vector, to_numpy
+from mld_core.evaluation.codes.catalogue import BY_CODE
+from mld_core.evaluation.results.result import CATEGORIES
+from mld_core.records.format.layout import RunKey
+from mld_core.records.format.vectors import is_vector, to_numpy
+from mld_core.records.read.reader import PassSelection, select
+from mld_core.records.store.png import encode_png
 from mld_core.report.tables import CONFIDENT, class_label, plain
 from mld_core.report.units import PassUnits, rounded
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.road_stage import CATALOGUE_3D
+from mld_core.evaluation.detection3d.stage import CATALOGUE_3D
 from mld_core.report import frames_3d
 from mld_core.report.curves_3d import curves
 from mld_core.report.errors_3d import RoadUnits, error_bins, error_map, sensor_findings

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mld_core.evaluation.result import Result
-from mld_core.records.layout import RunKey
-from mld_core.records.reader import PassSelection, select
+from mld_core.evaluation.results.result import Result
+from mld_core.records.format.layout import RunKey
+from mld_core.records.read.reader import PassSelection, select
 
 
 @dataclass

@@ -262,7 +262,7 @@ def test_under_autocast(watched: Any, build: Any, name: str, monkeypatch: pytest
     images = _images()[1:]  # one image alone has too few cells for the group norm of FCOS
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         call = model(images)
-    monkeypatch.setattr("mld_core.adapters.torchvision.rows_by_value", None)
+    monkeypatch.setattr("mld_core.adapters.torchvision.common.rows_by_value", None)
     parsed = model.adapter.parse(call, Thresholds())
     _same(parsed, call.output, FIRST[name])
     assert len(parsed.output.scores[0]) > 5

@@ -21,7 +21,7 @@ from ml_debugger.training import ObjectDetection3DTracer
 from ml_debugger.training.object_detection_3d.object_detection_3d_torchtracer import (
     ObjectDetection3DTrainingTorchTracer,
 )
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.guard import ConfigurationProblem
 
 

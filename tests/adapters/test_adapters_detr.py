@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mld_core.adapters.base import Thresholds
-from mld_core.adapters.detr import DetrAdapter
+from mld_core.adapters.detr.facebook import DetrAdapter
 from mld_core.adapters.registry import find_adapter
 
 _spec = importlib.util.spec_from_file_location("fake_detr", Path(__file__).parent / "fake_detr.py")

@@ -15,7 +15,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from mld_core.adapters.base import Call, ModelCall, Parsed, Thresholds  # noqa: E402
-from mld_core.adapters.detr_huggingface import HuggingFaceDetrAdapter  # noqa: E402
+from mld_core.adapters.detr.huggingface import HuggingFaceDetrAdapter  # noqa: E402
 from mld_core.adapters.registry import find_adapter  # noqa: E402
 
 CLASSES, QUERIES = 6, 20

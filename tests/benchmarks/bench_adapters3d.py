@@ -31,8 +31,8 @@ from mmengine.registry import init_default_scope
 from ml_debugger.training import ObjectDetection3DTracer
 from mld_core.adapters.base import Thresholds
 from mld_core.adapters.detection3d.families import Detector3D
-from mld_core.tracing.detection3d import ObjectDetection3DTrainingTorchTracer
-from mld_core.tracing.detectors import CallProbe, DetectorCapture, RootProbe
+from mld_core.tracing.capture.detectors import CallProbe, DetectorCapture, RootProbe
+from mld_core.tracing.tracers.detection3d import ObjectDetection3DTrainingTorchTracer
 
 
 def models() -> dict[str, tuple[Any, str]]:

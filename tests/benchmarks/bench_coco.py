@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 
 from detection_sets import as_coco, make_set
 
-from mld_core.evaluation.metrics_coco import CocoState, coco_metrics, match_coco
+from mld_core.evaluation.metrics.coco import CocoState, coco_metrics, match_coco
 
 CHUNK = 500
 LIBRARIES = ("ml_debugger", "faster-coco-eval", "pycocotools")

@@ -23,7 +23,7 @@ from _table import markdown, write_section
 from torchvision.models import detection
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
-from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.run.recorder import Recorder
 
 BATCH, CLASSES, OBJECTS = 4, 20, 8
 Step = Callable[[], tuple[Any, Any, torch.Tensor]]

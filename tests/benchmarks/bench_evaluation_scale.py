@@ -65,9 +65,9 @@ def generate(folder: Path, n: int) -> None:
 
 
 def measure(folder: Path, n: int) -> dict[str, object]:
-    from mld_core.evaluation.analysis import analyse
-    from mld_core.evaluation.arrays import SplitArrays
-    from mld_core.evaluation.metrics import auroc
+    from mld_core.evaluation.analysis.analysis import analyse
+    from mld_core.evaluation.metrics.classification import auroc
+    from mld_core.evaluation.space.arrays import SplitArrays
 
     stages: dict[str, float] = {}
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "mmdet3d"))
 
 from frames_3d import NUSCENES, make_frames
 
-from mld_core.evaluation.metrics_nuscenes import (
+from mld_core.evaluation.metrics.nuscenes import (
     NuscenesProfile,
     NuscenesState,
     match_nuscenes,

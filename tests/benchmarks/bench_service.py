@@ -33,9 +33,9 @@ sys.path.insert(0, str(ROOT / "tests" / "service"))
 import requests  # noqa: E402
 from server_parts import ServerProcess, store_factory_module  # noqa: E402
 
-from mld_core.service.blobs import upload_file  # noqa: E402
-from mld_core.service.client import Client  # noqa: E402
-from mld_core.service.sealed import LocalFile  # noqa: E402
+from mld_core.service.client.api import Client  # noqa: E402
+from mld_core.service.client.blobs import upload_file  # noqa: E402
+from mld_core.service.client.sealed import LocalFile  # noqa: E402
 
 RATE = 200
 

@@ -30,11 +30,11 @@ import torch
 from _table import markdown, write_section
 from torch import nn
 
-from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.schema import samples_schema, vectors_schema
-from mld_core.records.vectors import from_numpy
-from mld_core.records.writer import Writer, WriterOptions
-from mld_core.tracing.recorder import Recorder
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.schema import samples_schema, vectors_schema
+from mld_core.records.format.vectors import from_numpy
+from mld_core.records.write.writer import Writer, WriterOptions
+from mld_core.tracing.run.recorder import Recorder
 
 BATCH, CLASSES, FEATURES, IMAGE = 64, 100, 512, (3, 64, 64)
 

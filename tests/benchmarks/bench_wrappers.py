@@ -27,7 +27,7 @@ from bench_tracer import CLASSES, GivenFeatures, batches, verdict
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mld_core.records.writer import Writer
+from mld_core.records.write.writer import Writer
 
 Clock = list[float]
 Ours = dict[str, Any]

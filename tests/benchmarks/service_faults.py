@@ -37,9 +37,9 @@ sys.path.insert(0, str(ROOT / "tests" / "service"))
 from server_parts import Api, Postgres, ServerProcess, rank_folders, store_factory_module, wait_for  # noqa: E402
 
 from mld_core.evaluation.errors import AuthenticationError  # noqa: E402
-from mld_core.records.layout import RunKey, Store  # noqa: E402
-from mld_core.service.client import Client, Patience  # noqa: E402
-from mld_core.service.sync import Sync  # noqa: E402
+from mld_core.records.format.layout import RunKey, Store  # noqa: E402
+from mld_core.service.client.api import Client, Patience  # noqa: E402
+from mld_core.service.client.sync import Sync  # noqa: E402
 
 WIDTH = 1024
 PASSES = 4
@@ -139,7 +139,7 @@ class Faults:
         self.job = _job(self.server, self.server.data.parent.parent / "evaluated")
         wait_for(lambda: api.get(f"/v1/jobs/{self.job}")["state"] == "running", 120)
         for one in psutil.Process(self.server.process.pid).children():
-            if "mld_core.service.server.worker" in " ".join(one.cmdline()):
+            if "mld_core.service.server.jobs.worker" in " ".join(one.cmdline()):
                 one.kill()
                 self._tell("worker SIGKILLed at work")
 

@@ -11,7 +11,7 @@ import pytest
 
 from mld_core import __version__
 from mld_core.cli.output import cell, plain
-from mld_core.evaluation.categories import CATEGORIES
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.evaluator import Evaluator
 
 COMMANDS = ("ls", "evaluate", "show", "compare", "export", "gc", "merge", "doctor")

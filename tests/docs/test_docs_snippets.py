@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mld_core.evaluation.catalogue import CATALOGUE
+from mld_core.evaluation.codes.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(<!-- snippet: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mld_core.evaluation.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
 
 
 def random_boxes(rng, count, size=640):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mld_core.evaluation.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
 
 NUSCENES = (
     "car",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from shapely.geometry import Polygon
 
-from mld_core.evaluation.boxes import Predictions, Truths
-from mld_core.evaluation.metrics_kitti import KittiFrames, difficulties
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.kitti import KittiFrames, difficulties
 
 NAMES = ("Car", "Pedestrian", "Cyclist", "Van")
 SIZES = np.array([[1.6, 3.9, 1.5], [0.6, 0.8, 1.75], [0.6, 1.75, 1.7], [1.9, 5.0, 2.2]])

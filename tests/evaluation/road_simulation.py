@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from mld_core.evaluation.box_analysis import box_columns
-from mld_core.evaluation.box_events import best_thresholds
-from mld_core.evaluation.boxes import Predictions, Truths
-from mld_core.evaluation.diagnoses_3d import RoadEvidence
-from mld_core.evaluation.folds import assign_folds
-from mld_core.evaluation.metrics_nuscenes import NuscenesProfile, match_by_distance, near_pairs
+from mld_core.evaluation.detection.analysis import box_columns
+from mld_core.evaluation.detection.events import best_thresholds
+from mld_core.evaluation.detection3d.diagnoses import RoadEvidence
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_by_distance, near_pairs
+from mld_core.evaluation.statistics.folds import assign_folds
 
 CLASSES = (
     "car",

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mld_core.records.layout import PassKey
-from mld_core.records.schema import (
+from mld_core.records.format.layout import PassKey
+from mld_core.records.format.schema import (
     detections_schema,
     parse_fields,
     samples_schema,
     truths_schema,
     vectors_schema,
 )
-from mld_core.records.vectors import from_numpy
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.vectors import from_numpy
+from mld_core.records.write.writer import Writer, WriterOptions
 
 WIDTH, HEIGHT = 1000, 800
 FAULTS = ("missing", "shifted", "swapped", "spurious")

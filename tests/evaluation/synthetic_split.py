@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mld_core.evaluation.arrays import SplitArrays, TrainArrays
+from mld_core.evaluation.space.arrays import SplitArrays, TrainArrays
 
 
 def make_split(

@@ -5,9 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from mld_core.evaluation.blocks import Workers
-from mld_core.evaluation.bootstrap import RankedErrors, bootstrap, error_metrics, poisson_weights
-from mld_core.evaluation.compare_statistics import (
+from mld_core.evaluation.results.compare_statistics import (
     category_transitions,
     changes_by_group,
     mcnemar_exact,
@@ -15,7 +13,9 @@ from mld_core.evaluation.compare_statistics import (
     paired_intervals,
     transitions,
 )
-from mld_core.evaluation.folds import group_codes, key_hashes
+from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.statistics.bootstrap import RankedErrors, bootstrap, error_metrics, poisson_weights
+from mld_core.evaluation.statistics.folds import group_codes, key_hashes
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mld_core.evaluation.categories import (
+from mld_core.evaluation.codes.categories import (
     CATEGORIES,
     Flags,
     categorise,

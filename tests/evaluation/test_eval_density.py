@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mld_core.evaluation.blocks import Workers
-from mld_core.evaluation.density import (
+from mld_core.evaluation.space.cells import (
     K_GRID,
     M_GRID,
     ambiguity_of,
@@ -15,7 +14,8 @@ from mld_core.evaluation.density import (
     local_density,
     risk_bins,
 )
-from mld_core.evaluation.neighbourhood import Nearest
+from mld_core.evaluation.space.neighbourhood import Nearest
+from mld_core.evaluation.statistics.blocks import Workers
 
 
 def test_r_lo_is_the_beta_quantile_frozen():

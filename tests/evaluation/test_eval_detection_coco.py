@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mld_core.evaluation.boxes import Predictions, Truths
-from mld_core.evaluation.metrics_coco import CocoState, coco_metrics, match_coco
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.coco import CocoState, coco_metrics, match_coco
 
 
 def _sets():

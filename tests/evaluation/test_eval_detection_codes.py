@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mld_core.evaluation.box_codes import CODES, box_codes, find_events
-from mld_core.evaluation.box_matching import ImageBoxes, match_events, unions_reach
-from mld_core.evaluation.boxes import Pairs, Predictions, Truths
-from mld_core.evaluation.catalogue_detection import DETECTION_CATALOGUE
-from mld_core.evaluation.metrics_tide import TideState, classify, tide_costs, within_cap
+from mld_core.evaluation.detection.catalogue import DETECTION_CATALOGUE
+from mld_core.evaluation.detection.codes import CODES, box_codes, find_events
+from mld_core.evaluation.metrics.boxes import Pairs, Predictions, Truths
+from mld_core.evaluation.metrics.matching import ImageBoxes, match_events, unions_reach
+from mld_core.evaluation.metrics.tide import TideState, classify, tide_costs, within_cap
 from mld_core.geometry.matching import coco_overlaps, greedy_match
 
 GEOMETRY = ImageBoxes()

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
-from mld_core.evaluation.box_codes import CODES
-from mld_core.evaluation.boxes import Predictions, Truths
-from mld_core.evaluation.categories import CATEGORIES
+from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.detection.codes import CODES
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.metrics_coco import coco_metrics, match_coco
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.coco import coco_metrics, match_coco
 from mld_core.geometry.iou import box_iou
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 
 FAULTS = {"missing": 0.05, "shifted": 0.04, "swapped": 0.05, "spurious": 0.03}
 OPTIONS = {"repeats": 1, "progress": False}

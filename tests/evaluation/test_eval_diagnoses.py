@@ -7,28 +7,28 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mld_core.evaluation.arrays import EpochArrays
-from mld_core.evaluation.blocks import Workers
-from mld_core.evaluation.catalogue import BY_CODE, CATALOGUE, NEEDS, primary_first
-from mld_core.evaluation.categories import ALEATORIC, CRITICAL, HOTSPOT, RECESSIVE, Flags
-from mld_core.evaluation.code_suffixes import close_classes, suffixed_codes
-from mld_core.evaluation.codes import parse_classification_code
-from mld_core.evaluation.density import Ambiguity
-from mld_core.evaluation.diagnoses import (
+from mld_core.evaluation.classification.code_suffixes import close_classes, suffixed_codes
+from mld_core.evaluation.classification.diagnoses import (
     _PREDICATES,
     CellEvidence,
     Evidence,
     diagnose,
     significant_pairs,
 )
-from mld_core.evaluation.regions import CellGrid, cut_cells, find_regions, merge_cells
-from mld_core.evaluation.significance import (
+from mld_core.evaluation.codes.catalogue import BY_CODE, CATALOGUE, NEEDS, primary_first
+from mld_core.evaluation.codes.categories import ALEATORIC, CRITICAL, HOTSPOT, RECESSIVE, Flags
+from mld_core.evaluation.codes.notation import parse_classification_code
+from mld_core.evaluation.space.arrays import EpochArrays
+from mld_core.evaluation.space.cells import Ambiguity
+from mld_core.evaluation.space.regions import CellGrid, cut_cells, find_regions, merge_cells
+from mld_core.evaluation.space.slices import find_slices
+from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
     binomial_lower,
     binomial_upper,
     two_proportions_upper,
 )
-from mld_core.evaluation.slices import find_slices
 
 
 def make_evidence(n=8, **changes):

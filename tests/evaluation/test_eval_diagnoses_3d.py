@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mld_core.evaluation.boxes import Predictions, Truths
-from mld_core.evaluation.catalogue import BY_CODE
-from mld_core.evaluation.catalogue_3d import ROAD_CATALOGUE
-from mld_core.evaluation.diagnoses_3d import RoadEvidence, diagnose_roads, offsets_of, robust_bound
-from mld_core.evaluation.diagnoses_3d_sensor import range_drop_off
-from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.metrics_nuscenes import NuscenesProfile
-from mld_core.evaluation.road_bins import (
+from mld_core.evaluation.codes.catalogue import BY_CODE
+from mld_core.evaluation.detection3d.bins import (
     bev_heatmap,
     breakdown,
     points_names,
@@ -26,7 +20,13 @@ from mld_core.evaluation.road_bins import (
     range_names,
     speed_names,
 )
-from mld_core.records.layout import RunKey, Store
+from mld_core.evaluation.detection3d.catalogue import ROAD_CATALOGUE
+from mld_core.evaluation.detection3d.diagnoses import RoadEvidence, diagnose_roads, offsets_of, robust_bound
+from mld_core.evaluation.detection3d.diagnoses_sensor import range_drop_off
+from mld_core.evaluation.evaluator import Evaluator
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.nuscenes import NuscenesProfile
+from mld_core.records.format.layout import RunKey, Store
 
 HERE = Path(__file__).parent
 

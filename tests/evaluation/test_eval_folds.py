@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from mld_core.evaluation.folds import assign_folds, hash_order, hash_uniform, key_hashes
+from mld_core.evaluation.statistics.folds import assign_folds, hash_order, hash_uniform, key_hashes
 
 
 def test_folds_follow_the_definition():

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mld_core.evaluation.boxes import Predictions, Truths
-from mld_core.evaluation.metrics_kitti import (
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.kitti import (
     DIFFICULTIES,
     METRICS,
     KittiFrames,

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from mld_core.evaluation.blocks import Workers
-from mld_core.evaluation.folds import assign_folds
-from mld_core.evaluation.label_quality import (
+from mld_core.evaluation.analysis.label_quality import (
     estimate_wrong_labels,
     fit_weights,
     label_posterior,
@@ -15,7 +13,9 @@ from mld_core.evaluation.label_quality import (
     probe_member,
     suspected_labels,
 )
-from mld_core.evaluation.metrics import auroc
+from mld_core.evaluation.metrics.classification import auroc
+from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.statistics.folds import assign_folds
 
 N, K = 3_000, 5
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mld_core.evaluation.boxes import Predictions, Truths
-from mld_core.evaluation.metrics_nuscenes import (
+from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.nuscenes import (
     DISTANCES,
     NuscenesProfile,
     NuscenesState,

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from mld_core.evaluation.trees import BINS, RoundedTrees, _rounded, _values, fit_trees
+from mld_core.evaluation.statistics.trees import BINS, RoundedTrees, _rounded, _values, fit_trees
 
 
 def trees() -> HistGradientBoostingClassifier:

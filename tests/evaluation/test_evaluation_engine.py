@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mld_core.evaluation.classification import (
+from mld_core.evaluation.classification.scalars import (
     ClassificationSplit,
     ClassificationState,
     rank,
@@ -16,8 +16,8 @@ from mld_core.evaluation.classification import (
     scalars,
     scalars_kernel,
 )
-from mld_core.evaluation.engine import EmbeddedEngine, Round
-from mld_core.records.vectors import from_numpy, vector_field
+from mld_core.evaluation.engine.rounds import EmbeddedEngine, Round
+from mld_core.records.format.vectors import from_numpy, vector_field
 
 SPLIT = ClassificationSplit("val", 3, 4, {"weather": pa.string()})
 
@@ -99,7 +99,7 @@ def test_histograms_of_blocks_equal_the_exact_ranking(monkeypatch):
 
 
 def test_histograms_walk_over_blocks_of_classes(monkeypatch):
-    monkeypatch.setattr("mld_core.evaluation.classification.HISTOGRAM_BYTES", 1)
+    monkeypatch.setattr("mld_core.evaluation.classification.scalars.HISTOGRAM_BYTES", 1)
     split = ClassificationSplit("val", 0, 20, {"weather": pa.string()})
     walks = []
 

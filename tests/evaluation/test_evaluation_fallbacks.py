@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mld_core.evaluation.categories import CATEGORIES
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.evaluator import Evaluator
 
 RATIOS = [f"{name}_ratio" for name in CATEGORIES]

@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mld_core.evaluation.categories import CATEGORIES
-from mld_core.evaluation.codes import parse_classification_code
+from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.codes.notation import parse_classification_code
 from mld_core.evaluation.evaluator import Evaluator
 
 RATIOS = [f"{name}_ratio" for name in CATEGORIES]

@@ -6,8 +6,8 @@ from scipy.special import softmax
 from scipy.stats import beta
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from mld_core.evaluation import metrics
-from mld_core.evaluation.histograms import BINS, RankHistograms, log_odds_bin
+from mld_core.evaluation.metrics import classification as metrics
+from mld_core.evaluation.statistics.histograms import BINS, RankHistograms, log_odds_bin
 
 
 def sample(seed, rows=400, classes=4, decimals=None):

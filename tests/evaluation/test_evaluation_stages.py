@@ -5,12 +5,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mld_core.evaluation.engine import EmbeddedEngine
-from mld_core.evaluation.method import evaluate_classification
-from mld_core.evaluation.result_store import ResultStore
-from mld_core.evaluation.result_tables import split_order
-from mld_core.evaluation.stages import StageOutput
-from mld_core.records.reader import select
+from mld_core.evaluation.analysis.stages import StageOutput
+from mld_core.evaluation.classification.method import evaluate_classification
+from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.results.tables import split_order
+from mld_core.records.read.reader import select
 
 
 class Distance:

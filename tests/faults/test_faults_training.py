@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from ml_debugger.lightning import MLDebuggerCallback
 from ml_debugger.records import load
-from mld_core.records.writer import WriterOptions
+from mld_core.records.write.writer import WriterOptions
 
 
 def train(root: Path, *callbacks: Any, epochs: int = 2, module: Any = None) -> list[torch.Tensor]:
@@ -67,7 +67,7 @@ def test_an_error_inside_the_writer(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare = train(tmp_path)
-    from mld_core.tracing.rows import BatchJob
+    from mld_core.tracing.tables.rows import BatchJob
 
     def fail(job: Any) -> Any:
         raise RuntimeError("planted in the writer")

@@ -8,7 +8,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from mld_core.geometry import _arrays, backend, iou
+from mld_core.geometry import backend, iou
+from mld_core.geometry.kernels import arrays as _arrays
 
 
 def python(code, **env):
@@ -73,7 +74,7 @@ def test_warm_up_in_the_background_then_auto_is_compiled(tmp_path):
     before = iou.bev_iou(rows, rows, backend="numpy")
     assert time.perf_counter() - start < 20 and thread.daemon
     thread.join()
-    import mld_core.geometry._numba_rotated as compiled
+    import mld_core.geometry.kernels.engine_numba_rotated as compiled
     assert backend.compiled_ready()
     calls = []
     inner = compiled.rotated_pairwise

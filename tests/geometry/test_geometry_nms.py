@@ -189,7 +189,7 @@ def test_memory_is_bounded(geo, kind):
 
 def test_cuda_style_chunks_are_exact(geo, monkeypatch):
     """The device version over many chunks, run on the CPU."""
-    from mld_core.geometry import _nms_torch
+    from mld_core.geometry.kernels import nms_torch as _nms_torch
 
     monkeypatch.setattr(_nms_torch, "CHUNK", 64)
     rng = np.random.default_rng(9)

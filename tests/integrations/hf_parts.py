@@ -11,8 +11,8 @@ from loop_parts import Indexed, Net
 from transformers import Trainer, TrainingArguments
 
 from ml_debugger.huggingface import MLDebuggerCallback
-from mld_core.records.layout import Store
-from mld_core.records.reader import load, select
+from mld_core.records.format.layout import Store
+from mld_core.records.read.reader import load, select
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import PassSelection, select
-from mld_core.records.vectors import to_numpy
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.vectors import to_numpy
+from mld_core.records.read.reader import PassSelection, select
 
 
 class IndexedDataset(Dataset[tuple[torch.Tensor, int]]):

@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import PassSelection, load, select
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import PassSelection, load, select
 
 HERE = Path(__file__).parent
 FRAMEWORKS = ["lightning", "huggingface", "mmengine", "accelerate", "fabric", "plain"]

@@ -20,8 +20,8 @@ from loop_parts import Indexed, Net
 from torch.utils.data import DataLoader
 
 from ml_debugger.accelerate import MLDebuggerTracker, scalars, trace
-from mld_core.records.layout import Store
-from mld_core.records.reader import load, select
+from mld_core.records.format.layout import Store
+from mld_core.records.read.reader import load, select
 from mld_core.tracing.guard import forget_told
 
 pytestmark = pytest.mark.usefixtures("store")

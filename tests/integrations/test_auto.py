@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ml_debugger import _auto
 from ml_debugger.lightning import AutoMLDebuggerCallback, MLDebuggerCallback
-from mld_core.records.layout import Store
-from mld_core.records.reader import load
+from mld_core.records.format.layout import Store
+from mld_core.records.read.reader import load
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
 

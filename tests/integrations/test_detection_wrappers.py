@@ -32,7 +32,7 @@ from detector_parts import (
 from lightning_parts import passes, quiet_trainer
 
 from ml_debugger.records import load
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 
 SCRIPT = Path(__file__).with_name("detection_script.py")
 
@@ -443,7 +443,7 @@ def test_ultralytics_with_a_broken_run_file_still_has_names(
 ) -> None:
     """Rank 0 settles the names for all ranks: were it to raise, the others would wait in the broadcast."""
     from ml_debugger.ultralytics import _Callbacks
-    from mld_core.tracing.recorder import Recorder
+    from mld_core.tracing.run.recorder import Recorder
 
     (tmp_path / "mld_run.json").write_text(content)
     callbacks = _Callbacks(Recorder(model_name="net"))

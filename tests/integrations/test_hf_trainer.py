@@ -20,7 +20,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from ml_debugger.huggingface import MLDebuggerCallback
-from mld_core.records.layout import Store
+from mld_core.records.format.layout import Store
 from mld_core.tracing.guard import forget_told
 
 pytestmark = pytest.mark.usefixtures("store")

@@ -18,8 +18,8 @@ from fake_parts3d import clouds
 
 from ml_debugger.openpcdet import Recording, attach
 from ml_debugger.records import load
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 
 
 class Frames(Dataset[dict[str, Any]]):

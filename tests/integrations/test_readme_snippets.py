@@ -9,7 +9,7 @@ import torch
 from loop_parts import Indexed, Net
 from torch.utils.data import DataLoader
 
-from mld_core.records.reader import load
+from mld_core.records.read.reader import load
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from ml_debugger.lightning import MLDebuggerCallback
 from ml_debugger.records import load
-from mld_core.tracing.recorder import Recorder
-from mld_core.tracing.replay import plan
+from mld_core.tracing.run.recorder import Recorder
+from mld_core.tracing.run.replay import plan
 
 SIZE = 40
 

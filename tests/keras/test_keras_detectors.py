@@ -26,11 +26,11 @@ from ml_debugger.keras import MLDebuggerCallback, ObjectDetectionTracer
 from ml_debugger.records import load
 from ml_debugger.training import ObjectDetectionTracer as FromTraining
 from mld_core.adapters.base import ModelCall, Thresholds
-from mld_core.adapters.keras_detectors import KerasDetectorAdapter, TensorFlowDetectionAdapter
+from mld_core.adapters.keras.detectors import KerasDetectorAdapter, TensorFlowDetectionAdapter
 from mld_core.adapters.outputs import DetectionOutput
 from mld_core.adapters.registry import find_adapter
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 
 CLASSES, SIDE = 4, 64
 FORMATS = {"retinanet": "xywh", "yolo": "xyxy"}

@@ -23,7 +23,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from mld_core.adapters.base import Call, ModelCall, Parsed, Thresholds
-from mld_core.adapters.mmdet import MMDetAdapter
+from mld_core.adapters.mmdet.detectors import MMDetAdapter
 from mld_core.adapters.registry import find_adapter
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"

@@ -18,8 +18,8 @@ pytest.importorskip("mmdet", reason="mmdet is not installed: run this in .venv-m
 from mmdet_pictures import Pictures, make_runner
 
 from ml_debugger.evaluator import Evaluator
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 
 
 def check_records(pictures: int, ranks: set[int]) -> None:

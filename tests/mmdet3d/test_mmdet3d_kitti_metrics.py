@@ -19,7 +19,7 @@ from mmdet3d.evaluation.functional.kitti_utils import eval as kitti_eval
 from shapely.affinity import rotate, translate
 from shapely.geometry import box as rectangle
 
-from mld_core.evaluation.metrics_kitti import kitti_metrics
+from mld_core.evaluation.metrics.kitti import kitti_metrics
 
 
 def camera_iou(boxes, others, criterion=-1, device_id=0):

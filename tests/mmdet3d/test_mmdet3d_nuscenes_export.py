@@ -22,9 +22,9 @@ from nuscenes.eval.common.utils import center_distance
 from nuscenes.eval.detection.algo import accumulate, calc_ap
 from nuscenes.eval.detection.data_classes import DetectionBox
 
-from mld_core.evaluation.metrics_nuscenes import NuscenesProfile, match_nuscenes, nuscenes_metrics
-from mld_core.records.formats import export_boxes
-from mld_core.records.layout import RunKey, Store
+from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_nuscenes, nuscenes_metrics
+from mld_core.exchange.formats import export_boxes
+from mld_core.records.format.layout import RunKey, Store
 
 DATA = Path(os.environ.get("MLD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "nuscenes"
 RUN = RunKey("detector", "v1")

@@ -21,7 +21,7 @@ from nuscenes.eval.detection.config import config_factory
 from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetrics
 from pyquaternion import Quaternion
 
-from mld_core.evaluation.metrics_nuscenes import (
+from mld_core.evaluation.metrics.nuscenes import (
     DISTANCES,
     ERRORS,
     NuscenesProfile,

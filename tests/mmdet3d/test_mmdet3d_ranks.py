@@ -14,8 +14,8 @@ pytest.importorskip("mmdet3d", reason="mmdet3d is not installed: run this in .ve
 import mmdet3d_parts as parts
 
 from ml_debugger.records import load
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 
 
 @pytest.mark.processes

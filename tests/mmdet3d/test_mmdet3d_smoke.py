@@ -23,9 +23,9 @@ from mmengine.runner import Runner
 from ml_debugger.records import load
 from ml_debugger.training import ObjectDetection3DTracer
 from mld_core.geometry.conventions import to_standard
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
-from mld_core.records.vectors import to_numpy
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.vectors import to_numpy
+from mld_core.records.read.reader import select
 
 if not parts.DATA.is_dir():
     pytest.skip(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from mld_core.records.layout import PassKey
-from mld_core.records.schema import detections_schema, samples_schema, truths_schema
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.layout import PassKey
+from mld_core.records.format.schema import detections_schema, samples_schema, truths_schema
+from mld_core.records.write.writer import Writer, WriterOptions
 
 
 def table(rows, schema):

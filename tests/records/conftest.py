@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.schema import samples_schema, vectors_schema
-from mld_core.records.vectors import from_numpy
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.schema import samples_schema, vectors_schema
+from mld_core.records.format.vectors import from_numpy
+from mld_core.records.write.writer import Writer, WriterOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
 

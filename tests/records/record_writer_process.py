@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.write.writer import Writer, WriterOptions
 
 ROWS = 50
 SCHEMA = pa.schema(

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mld_core.records.check import check_store
-from mld_core.records.export import export_path, export_run
-from mld_core.records.layout import PassKey, RunKey
-from mld_core.records.vectors import to_numpy
+from mld_core.records.format.layout import PassKey, RunKey
+from mld_core.records.format.vectors import to_numpy
+from mld_core.records.read.check import check_store
+from mld_core.records.store.export import export_path, export_run
 
 KEY = PassKey("val/1", 2)
 

@@ -14,9 +14,9 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
+from mld_core.exchange.formats import export_boxes, image_boxes
 from mld_core.geometry.conventions import to_standard
-from mld_core.records.formats import export_boxes, image_boxes
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 
 DATA = Path(os.environ.get("MLD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

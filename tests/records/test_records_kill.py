@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mld_core.records.check import check_store
-from mld_core.records.gc import gc
-from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.reader import select
-from mld_core.records.writer import Writer
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.read.check import check_store
+from mld_core.records.read.reader import select
+from mld_core.records.write.gc import gc
+from mld_core.records.write.writer import Writer
 
 SCRIPT = Path(__file__).with_name("record_writer_process.py")
 RUN = RunKey("m", "v1")
@@ -117,7 +117,7 @@ def test_killed_at_random_times(tmp_path):
 def test_an_interpreter_that_just_ends_keeps_what_was_put(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import record_writer_process as p\n"
-        "from mld_core.records.layout import *; from mld_core.records.writer import *\n"
+        "from mld_core.records.format.layout import *; from mld_core.records.write.writer import *\n"
         "w = Writer(Store(sys.argv[1]), RunKey('m', 'v1'), attempt='a-000')\n"
         "h = w.open(PassKey('train', 0)); w.put(h, lambda: p.tables(0), rows=50, nbytes=4000)\n"
         "del w; raise ValueError('the training failed')"

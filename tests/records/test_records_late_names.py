@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.reader import select
-from mld_core.records.schema import samples_schema
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.schema import samples_schema
+from mld_core.records.read.reader import select
+from mld_core.records.write.writer import Writer, WriterOptions
 
 RUN = RunKey("m", "v1")
 ATTEMPT = "20260101T000000000000Zabcdef-000"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mld_core.records.attempts import list_passes, list_splits
-from mld_core.records.layout import PassKey, RunKey, Store, store_root
-from mld_core.records.reader import select
+from mld_core.records.format.attempts import list_passes, list_splits
+from mld_core.records.format.layout import PassKey, RunKey, Store, store_root
+from mld_core.records.read.reader import select
 
 
 def test_the_root_is_the_argument_else_mld_home_else_home(tmp_path, monkeypatch):

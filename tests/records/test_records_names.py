@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mld_core.records import names
+from mld_core.records.format import names
 
 ANY_TEXT = st.text(alphabet=st.characters(), max_size=300)
 

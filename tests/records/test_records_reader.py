@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mld_core.records import dedup
-from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.parts import DamagedPartError
-from mld_core.records.reader import load, select
-from mld_core.records.vectors import to_numpy
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.parts import DamagedPartError
+from mld_core.records.format.vectors import to_numpy
+from mld_core.records.read import dedup
+from mld_core.records.read.reader import load, select
+from mld_core.records.write.writer import Writer, WriterOptions
 
 KEY = PassKey("val", 0)
 FIRST, SECOND, THIRD = (f"2026010{day}T000000.000000Z-aaaaaa-000" for day in (1, 2, 3))

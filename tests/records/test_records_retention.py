@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from mld_core.records.attempts import list_attempts, read_rank
-from mld_core.records.check import check_store
-from mld_core.records.gc import folder_bytes, gc
-from mld_core.records.layout import PassKey, RunKey, Store
-from mld_core.records.merge import merge
-from mld_core.records.options import WriterOptions
-from mld_core.records.reader import select
-from mld_core.records.retention import drop_features, has_features, prune
+from mld_core.records.format.attempts import list_attempts, read_rank
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.options import WriterOptions
+from mld_core.records.read.check import check_store
+from mld_core.records.read.reader import select
+from mld_core.records.store.merge import merge
+from mld_core.records.write.gc import folder_bytes, gc
+from mld_core.records.write.retention import drop_features, has_features, prune
 
 FIRST, SECOND, THIRD = (f"2026010{day}T000000.000000Z-aaaaaa-000" for day in (1, 2, 3))
 KEY = PassKey("val", 0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mld_core.records import schema, vectors
+from mld_core.records.format import schema, vectors
 
 FINITE16 = st.floats(-65504, 65504, width=16)
 

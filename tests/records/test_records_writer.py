@@ -10,11 +10,11 @@ import time
 import pytest
 from writer_parts import KEY, units, wait_until
 
-from mld_core.records.attempts import list_attempts
-from mld_core.records.layout import PassKey
-from mld_core.records.manifest import read_attempt, read_seal
-from mld_core.records.reader import select
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.attempts import list_attempts
+from mld_core.records.format.layout import PassKey
+from mld_core.records.format.manifest import read_attempt, read_seal
+from mld_core.records.read.reader import select
+from mld_core.records.write.writer import Writer, WriterOptions
 
 
 def test_what_is_put_is_read_back(store, run, new_writer, put):

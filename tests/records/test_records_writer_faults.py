@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from writer_parts import KEY, units, wait_until
 
-from mld_core.records.layout import PassKey, Store
-from mld_core.records.reader import select
-from mld_core.records.writer import Writer, WriterOptions
+from mld_core.records.format.layout import PassKey, Store
+from mld_core.records.read.reader import select
+from mld_core.records.write.writer import Writer, WriterOptions
 
 # -- problems --------------------------------------------------------------------------------------------------
 

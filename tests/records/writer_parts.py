@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from mld_core.records.layout import PassKey
-from mld_core.records.reader import select
+from mld_core.records.format.layout import PassKey
+from mld_core.records.read.reader import select
 
 KEY = PassKey("val", 3)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mld_core.records.png import encode_png
-from mld_core.records.schema import media_schema
+from mld_core.records.format.schema import media_schema
+from mld_core.records.store.png import encode_png
 
 NAMES = ["<b>car</b>", "dog & co", "cow", "hen", "pig", "a class with a rather long name"]
 FAULTS = {"missing": 0.05, "shifted": 0.04, "swapped": 0.05, "spurious": 0.03}

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.png import encode_png
-from mld_core.records.schema import media_schema
+from mld_core.records.format.schema import media_schema
+from mld_core.records.store.png import encode_png
 
 sys.path.insert(0, str(Path(__file__).parent))  # helper modules
 

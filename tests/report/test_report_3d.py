@@ -13,7 +13,7 @@ import pytest
 from browser_parts import all_drawn, settled
 
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 from mld_core.report.frames_3d import FIELDS
 from mld_core.report.points_3d import MAX_POINTS, cloud, is_points

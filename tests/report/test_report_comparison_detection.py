@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_comparison
 from mld_core.report.comparison import comparison_content
 from mld_core.report.gallery import FIELDS

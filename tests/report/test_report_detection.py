@@ -13,7 +13,7 @@ import pytest
 from browser_parts import all_drawn
 
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 from mld_core.report.content import report_content
 from mld_core.report.detection_tables import code_words, parse_box_code

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from mld_core.evaluation import issue_stage, method
+from mld_core.evaluation.analysis import issue_stage
+from mld_core.evaluation.classification import method
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.report import write_report
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import requests
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.manifest import ATTEMPT_FILE, SEAL_FILE
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.manifest import ATTEMPT_FILE, SEAL_FILE
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60

@@ -13,16 +13,21 @@ import numpy as np
 import pytest
 
 from mld_core.evaluation.errors import AuthenticationError
-from mld_core.records.attempts import list_attempts, list_passes
-from mld_core.records.layout import PassKey, Store
-from mld_core.records.retention import drop_features
-from mld_core.records.writer import Writer, WriterOptions
-from mld_core.service import blobs
-from mld_core.service.client import Client, Patience
-from mld_core.service.errors import DamagedFileError, NoServiceError, ServiceError, ServiceUnreachableError
-from mld_core.service.ranks import RankUploader
-from mld_core.service.sealed import LocalFile, read_sealed, sealed_folders
-from mld_core.service.sync import Sync
+from mld_core.records.format.attempts import list_attempts, list_passes
+from mld_core.records.format.layout import PassKey, Store
+from mld_core.records.write.retention import drop_features
+from mld_core.records.write.writer import Writer, WriterOptions
+from mld_core.service.client import blobs
+from mld_core.service.client.api import Client, Patience
+from mld_core.service.client.errors import (
+    DamagedFileError,
+    NoServiceError,
+    ServiceError,
+    ServiceUnreachableError,
+)
+from mld_core.service.client.ranks import RankUploader
+from mld_core.service.client.sealed import LocalFile, read_sealed, sealed_folders
+from mld_core.service.client.sync import Sync
 
 pytestmark = pytest.mark.processes
 

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from mld_core.cli.main import app
 from mld_core.evaluation.errors import AuthenticationError, NotFoundError, ResultExistsError
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.manifest import read_json
-from mld_core.service.client import Client, Patience
-from mld_core.service.helper import UploadHelper, UploadSettings
-from mld_core.service.remote import RemoteEvaluator
-from mld_core.service.sealed import read_sealed, sealed_folders
-from mld_core.service.sync import Sync
+from mld_core.records.format.manifest import read_json
+from mld_core.service.client.api import Client, Patience
+from mld_core.service.client.helper import UploadHelper, UploadSettings
+from mld_core.service.client.remote import RemoteEvaluator
+from mld_core.service.client.sealed import read_sealed, sealed_folders
+from mld_core.service.client.sync import Sync
 
 pytestmark = pytest.mark.processes
 

@@ -18,12 +18,12 @@ import torch
 from ml_debugger import _service
 from ml_debugger.training import ClassificationTracer
 from mld_core.evaluation.errors import AuthenticationError
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.manifest import read_json
-from mld_core.service.helper import UploadHelper, UploadSettings
-from mld_core.service.sealed import sealed_folders
-from mld_core.tracing import uploads
-from mld_core.tracing.recorder import Recorder
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.manifest import read_json
+from mld_core.service.client.helper import UploadHelper, UploadSettings
+from mld_core.service.client.sealed import sealed_folders
+from mld_core.tracing.run import uploads
+from mld_core.tracing.run.recorder import Recorder
 
 pytestmark = pytest.mark.processes
 
@@ -79,7 +79,7 @@ def helpers():
     found, store = [], str(Store().root)
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            mine = b"mld_core.service.uploader" in (path / "cmdline").read_bytes()
+            mine = b"mld_core.service.client.uploader" in (path / "cmdline").read_bytes()
             if mine and os.readlink(path / "cwd") == store:
                 found.append(int(path.name))
         except OSError:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.layout import RunKey
+from mld_core.records.format.layout import RunKey
 
 pytestmark = pytest.mark.processes
 

@@ -10,18 +10,18 @@ import time
 import pytest
 from sqlalchemy import func, select, update
 
-from mld_core.service.client import Client
+from mld_core.service.client.api import Client
+from mld_core.service.client.sealed import read_sealed, sealed_folders
+from mld_core.service.client.sync import Sync
 from mld_core.service.protocol import problem_name
-from mld_core.service.sealed import read_sealed, sealed_folders
-from mld_core.service.server.checks import CheckDied, CheckProcess
-from mld_core.service.server.collect import collect
-from mld_core.service.server.database import Database
-from mld_core.service.server.models import Blob, Organization, SealFile
 from mld_core.service.server.security import Authenticator, Principal, bootstrap
 from mld_core.service.server.settings import load_settings
-from mld_core.service.server.storage import open_storage
-from mld_core.service.server.uploads import Uploads
-from mld_core.service.sync import Sync
+from mld_core.service.server.storage.backends import open_storage
+from mld_core.service.server.storage.checks import CheckDied, CheckProcess
+from mld_core.service.server.storage.collect import collect
+from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.models import Blob, Organization, SealFile
+from mld_core.service.server.storage.uploads import Uploads
 
 pytestmark = pytest.mark.processes
 

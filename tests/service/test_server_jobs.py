@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from mld_core.service.server.database import Database
-from mld_core.service.server.jobs import Jobs
+from mld_core.service.server.jobs.queue import Jobs
+from mld_core.service.server.storage.database import Database
 
 pytestmark = pytest.mark.processes
 
@@ -31,7 +31,7 @@ def worker(place):
     started = []
 
     def start():
-        command = [sys.executable, "-m", "mld_core.service.server.worker"]
+        command = [sys.executable, "-m", "mld_core.service.server.jobs.worker"]
         with place.log.open("ab") as log:
             started.append(subprocess.Popen(command, env=place.env, stderr=log))
         return started[-1]

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, Phase, settings
 
 from mld_core.service import protocol
 from mld_core.service.server.app import create_app, document
-from mld_core.service.server.database import Database
-from mld_core.service.server.models import Base
 from mld_core.service.server.run import write_document
 from mld_core.service.server.settings import ENV_PREFIX, Settings
+from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.models import Base
 
 pytestmark = pytest.mark.processes
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mld_core.adapters import registry
 from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds
 from mld_core.adapters.outputs import DetectionOutput
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import PassSelection, select
-from mld_core.tracing.recorder import Recorder
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import PassSelection, select
+from mld_core.tracing.run.recorder import Recorder
 
 CLASSES = 3
 

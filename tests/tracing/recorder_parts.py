@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
-from mld_core.tracing.recorder import Recorder
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
+from mld_core.tracing.run.recorder import Recorder
 
 K = 4
 

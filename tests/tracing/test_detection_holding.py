@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mld_core.adapters.base import Call
-from mld_core.tracing.holding import Holder
+from mld_core.tracing.capture.holding import Holder
 
 BIG = 1 << 16
 

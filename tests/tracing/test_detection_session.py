@@ -28,14 +28,14 @@ from torch import nn
 
 from mld_core.adapters.base import Thresholds
 from mld_core.adapters.registry import UnknownDetectorError
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
-from mld_core.records.vectors import to_numpy
-from mld_core.tracing.classifying import ClassificationSession
-from mld_core.tracing.detection import DetectionSession
-from mld_core.tracing.detectors import find_detector
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.vectors import to_numpy
+from mld_core.records.read.reader import select
+from mld_core.tracing.capture.detectors import find_detector
 from mld_core.tracing.guard import ConfigurationProblem
-from mld_core.tracing.sessions import session_class
+from mld_core.tracing.run.classifying import ClassificationSession
+from mld_core.tracing.run.detection import DetectionSession
+from mld_core.tracing.run.sessions import session_class
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from mld_core.adapters.outputs import DetectionOutput
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import load, select
-from mld_core.tracing.hashing import input_hash_of, to_hex
-from mld_core.tracing.keras_object_detection import ObjectDetectionTrainingKerasTracer
-from mld_core.tracing.keras_tracer import KerasRecorder
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import load, select
+from mld_core.tracing.batch.hashing import input_hash_of, to_hex
+from mld_core.tracing.tracers.keras_object_detection import ObjectDetectionTrainingKerasTracer
+from mld_core.tracing.tracers.keras_tracer import KerasRecorder
 
 
 def model(images: Any, training: bool = False) -> Any:

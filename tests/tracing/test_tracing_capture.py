@@ -10,10 +10,10 @@ import torch
 import torchvision
 from torch import nn
 
-from mld_core.tracing.capture import Capture, canonical, find_module
-from mld_core.tracing.features import MAX_WIDTH, _splitmix64, channel_axis, pool, project, projection
+from mld_core.tracing.capture.capture import Capture, canonical, find_module
+from mld_core.tracing.capture.features import MAX_WIDTH, _splitmix64, channel_axis, pool, project, projection
+from mld_core.tracing.capture.heads import OUTPUTS, HeadChooser
 from mld_core.tracing.guard import ConfigurationProblem
-from mld_core.tracing.heads import OUTPUTS, HeadChooser
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 from tracer_parts import K, batch, net, passes, samples
 
-from mld_core.records.vectors import to_numpy
-from mld_core.tracing.classification import ClassificationTracer
+from mld_core.records.format.vectors import to_numpy
+from mld_core.tracing.tracers.classification import ClassificationTracer
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("home")

@@ -15,8 +15,8 @@ import torchvision
 from torch import nn
 from tracer_parts import K, batch, net, passes, samples
 
-from mld_core.tracing.classification import ClassificationTracer
 from mld_core.tracing.guard import ConfigurationProblem
+from mld_core.tracing.tracers.classification import ClassificationTracer
 
 pytestmark = pytest.mark.usefixtures("home")
 

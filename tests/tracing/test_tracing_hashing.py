@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mld_core.tracing import hashing
-from mld_core.tracing.hashing import input_hash_of, row_hash, to_hex
+from mld_core.tracing.batch import hashing
+from mld_core.tracing.batch.hashing import input_hash_of, row_hash, to_hex
 
 
 def device_path(value, n, place="0"):

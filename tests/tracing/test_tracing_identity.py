@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from ml_debugger.training import WithInputId
-from mld_core.tracing.identity import DatasetIndexId, as_id_list, base_id, find_ids, locate_ids
+from mld_core.tracing.batch.identity import DatasetIndexId, as_id_list, base_id, find_ids, locate_ids
 
 
 @pytest.mark.parametrize(

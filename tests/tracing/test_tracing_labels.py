@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from mld_core.tracing.labels import find_inputs, find_labels, infer_task, normalise_labels
+from mld_core.tracing.batch.labels import find_inputs, find_labels, infer_task, normalise_labels
 
 FORMS = {
     "int64": torch.tensor([2, 0, 1]),

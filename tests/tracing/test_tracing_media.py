@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.png import encode_png, png_size
-from mld_core.records.reader import select
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
+from mld_core.records.store.png import encode_png, png_size
 from mld_core.tracing.guard import forget_told
-from mld_core.tracing.media import shrink, thumbnails
-from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.run.recorder import Recorder
+from mld_core.tracing.tables.media import shrink, thumbnails
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow, which comes with torchvision, reads the PNGs back")
 

@@ -14,7 +14,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from mld_core.tracing.outputs import (
+from mld_core.tracing.capture.outputs import (
     find_logits,
     find_main_tensor,
     looks_like_probabilities,

@@ -7,10 +7,10 @@ import torch
 from recorder_parts import K, data, net, rows, run_of, started, walk
 from torch import nn
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.vectors import to_numpy
-from mld_core.tracing.batches import Batch
-from mld_core.tracing.recorder import Recorder
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.vectors import to_numpy
+from mld_core.tracing.batch.batches import Batch
+from mld_core.tracing.run.recorder import Recorder
 
 # -- values --------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from recorder_parts import K, data, net, rows, started, walk
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from mld_core.tracing.batch.identity import WithInputId
 from mld_core.tracing.guard import ConfigurationProblem
-from mld_core.tracing.identity import WithInputId
-from mld_core.tracing.recorder import Recorder
+from mld_core.tracing.run.recorder import Recorder
 
 # -- ids -----------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from recorder_parts import K, data, net, rows, run_of, started, walk
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.vectors import to_numpy
-from mld_core.tracing.recorder import Recorder
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.vectors import to_numpy
+from mld_core.tracing.run.recorder import Recorder
 
 # -- the training is untouched -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mld_core.tracing.staging import Ring, Stager, stage_cpu, to_float32
+from mld_core.tracing.capture.staging import Ring, Stager, stage_cpu, to_float32
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]
 

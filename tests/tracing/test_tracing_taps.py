@@ -24,8 +24,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from mld_core.tracing.identity import WithInputId
-from mld_core.tracing.taps import IndexTap, install_tap, remove_tap
+from mld_core.tracing.batch.identity import WithInputId
+from mld_core.tracing.batch.taps import IndexTap, install_tap, remove_tap
 
 pytestmark = pytest.mark.timeout(120)
 

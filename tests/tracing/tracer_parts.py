@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from mld_core.records.layout import RunKey, Store
-from mld_core.records.reader import select
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 
 K = 4
 RUN = RunKey("net", "v1")

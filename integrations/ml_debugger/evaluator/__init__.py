@@ -2,7 +2,7 @@
 
 from mld_core.evaluation.errors import AuthenticationError, FilterError, NotFoundError, ResultExistsError
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.result import Comparison, Result
+from mld_core.evaluation.results.result import Comparison, Result
 
 __all__ = [
     "AuthenticationError",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from ml_debugger import _service  # noqa: F401 - wires the upload
 
 if TYPE_CHECKING or find_spec("torch") is not None:
-    from mld_core.tracing.base import TrainingTracer
-    from mld_core.tracing.classification import ClassificationTracer
-    from mld_core.tracing.detection3d import ObjectDetection3DTracer
-    from mld_core.tracing.identity import WithInputId
-    from mld_core.tracing.object_detection import ObjectDetectionTracer
+    from mld_core.tracing.batch.identity import WithInputId
+    from mld_core.tracing.tracers.base import TrainingTracer
+    from mld_core.tracing.tracers.classification import ClassificationTracer
+    from mld_core.tracing.tracers.detection3d import ObjectDetection3DTracer
+    from mld_core.tracing.tracers.object_detection import ObjectDetectionTracer
 
     __all__ = [
         "ClassificationTracer",
@@ -23,7 +23,7 @@ if TYPE_CHECKING or find_spec("torch") is not None:
         "WithInputId",
     ]
 else:
-    from mld_core.tracing.keras_object_detection import (
+    from mld_core.tracing.tracers.keras_object_detection import (
         ObjectDetectionTrainingKerasTracer as ObjectDetectionTracer,
     )
 

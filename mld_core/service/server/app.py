@@ -12,15 +12,13 @@ from fastapi.openapi.utils import get_openapi
 
 from mld_core import __version__
 from mld_core.service.protocol import PROBLEM_JSON, PROTOCOL, ROUTES
-from mld_core.service.server import (
-    problems,
-    routes_admin,
-    routes_blobs,
-    routes_jobs,
-    routes_runs,
-    routes_system,
-)
+from mld_core.service.server import problems
 from mld_core.service.server.gate import Gate
+from mld_core.service.server.routes import admin as routes_admin
+from mld_core.service.server.routes import blobs as routes_blobs
+from mld_core.service.server.routes import jobs as routes_jobs
+from mld_core.service.server.routes import runs as routes_runs
+from mld_core.service.server.routes import system as routes_system
 from mld_core.service.server.service import Service
 
 _THREADS = 64

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mld_core.records.manifest import utc_now
+from mld_core.records.format.manifest import utc_now
 from mld_core.service.protocol import (
     HEADER_PROTOCOL,
     HEADER_REQUEST_ID,
@@ -28,10 +28,10 @@ from mld_core.service.protocol import (
     parse_protocol,
 )
 from mld_core.service.server.logs import scrub
-from mld_core.service.server.models import new_id
 from mld_core.service.server.problems import ProblemError, translate
 from mld_core.service.server.security import Principal, key_id_of
 from mld_core.service.server.service import Service
+from mld_core.service.server.storage.models import new_id
 
 log = logging.getLogger("mld.request")
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from mld_core.records.manifest import plain
+from mld_core.records.format.manifest import plain
 from mld_core.service.protocol import PROBLEM_JSON, PROBLEM_TYPE, PROBLEMS
 
 log = logging.getLogger("mld.server")

@@ -18,10 +18,10 @@ from datetime import datetime, timedelta, timezone
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from mld_core.records.manifest import utc_now
+from mld_core.records.format.manifest import utc_now
 from mld_core.service.protocol import KEY_PREFIX, SCOPES
-from mld_core.service.server.database import Database
-from mld_core.service.server.models import ApiKey, Organization, new_id
+from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.models import ApiKey, Organization, new_id
 
 ROOT_NAME = "default"
 _KEY = re.compile(rf"{KEY_PREFIX}([0-9a-f]{{24}})_([0-9a-f]{{64}})")

@@ -16,19 +16,19 @@ from typing import IO, Any
 from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from mld_core.records.manifest import make_dirs
-from mld_core.service.server.checks import Checks
-from mld_core.service.server.collect import collect
-from mld_core.service.server.database import Database
-from mld_core.service.server.jobs import Jobs
+from mld_core.records.format.manifest import make_dirs
+from mld_core.service.server.jobs.queue import Jobs
 from mld_core.service.server.limits import Buckets
 from mld_core.service.server.metrics import Metrics
-from mld_core.service.server.models import Audit
-from mld_core.service.server.seals import Sealer
 from mld_core.service.server.security import Authenticator
 from mld_core.service.server.settings import Settings, to_env
-from mld_core.service.server.storage import open_storage
-from mld_core.service.server.uploads import Uploads
+from mld_core.service.server.storage.backends import open_storage
+from mld_core.service.server.storage.checks import Checks
+from mld_core.service.server.storage.collect import collect
+from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.models import Audit
+from mld_core.service.server.storage.seals import Sealer
+from mld_core.service.server.storage.uploads import Uploads
 
 log = logging.getLogger("mld.server")
 
@@ -126,7 +126,7 @@ class Service:
 
     def _keep_worker(self) -> None:
         """Keep one worker process alive."""
-        command = [sys.executable, "-m", "mld_core.service.server.worker", "--with-parent"]
+        command = [sys.executable, "-m", "mld_core.service.server.jobs.worker", "--with-parent"]
         pause = 1.0
         while not self._stop.is_set():
             process = subprocess.Popen(command, stdin=subprocess.PIPE, env=_worker_env(self.settings))  # noqa: S603

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "evaluation"))
 from simulated_detector import FAULTS, Scene, simulate, write
 
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.layout import RunKey, Store
+from mld_core.records.format.layout import RunKey, Store
 
 DOSES = {"missing": (0.03, 0.10), "shifted": (0.05,), "swapped": (0.05,), "spurious": (0.03,)}
 GATES = {"missing": 0.80, "shifted": 0.70, "swapped": 0.85, "spurious": 0.60}

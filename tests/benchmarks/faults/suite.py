@@ -14,11 +14,11 @@ from datasets import Images
 from networks import Recorded
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis import analyse
-from mld_core.evaluation.answers import AnalysisOptions, SplitAnalysis
-from mld_core.evaluation.arrays import EpochArrays, SplitArrays, TrainArrays
-from mld_core.evaluation.categories import ALEATORIC, CATEGORIES, CRITICAL, HOTSPOT, RECESSIVE
-from mld_core.evaluation.metrics import auroc, average_precision
+from mld_core.evaluation.analysis.analysis import analyse
+from mld_core.evaluation.analysis.answers import AnalysisOptions, SplitAnalysis
+from mld_core.evaluation.codes.categories import ALEATORIC, CATEGORIES, CRITICAL, HOTSPOT, RECESSIVE
+from mld_core.evaluation.metrics.classification import auroc, average_precision
+from mld_core.evaluation.space.arrays import EpochArrays, SplitArrays, TrainArrays
 
 Row = tuple[str, str, str, str, float]
 KINDS = {"digits": ("mlp", 14), "faces": ("mlp", 8), "textures": ("conv", 10)}

@@ -1,5 +1,5 @@
 """What classification tracers of PyTorch models have in common."""
 
-from mld_core.tracing.classification import ClassificationTorchTracer
+from mld_core.tracing.tracers.classification import ClassificationTorchTracer
 
 __all__ = ["ClassificationTorchTracer"]

@@ -1,5 +1,5 @@
 """The classification tracer for PyTorch training loops."""
 
-from mld_core.tracing.classification import ClassificationTrainingTorchTracer
+from mld_core.tracing.tracers.classification import ClassificationTrainingTorchTracer
 
 __all__ = ["ClassificationTrainingTorchTracer"]

@@ -1,5 +1,5 @@
 """The 2D detection tracer for PyTorch training loops."""
 
-from mld_core.tracing.object_detection import ObjectDetectionTrainingTorchTracer
+from mld_core.tracing.tracers.object_detection import ObjectDetectionTrainingTorchTracer
 
 __all__ = ["ObjectDetectionTrainingTorchTracer"]

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from mld_core.service.server.models import Base
+from mld_core.service.server.storage.models import Base
 
 
 def run() -> None:

@@ -1,0 +1,1 @@
+"""The DETR families: Hugging Face's classes (`huggingface`) and facebookresearch's (`facebook`)."""

@@ -1,0 +1,4 @@
+"""Keras detectors, without PyTorch.
+
+`detectors` (KerasCV, TF Object Detection, custom) on `boxes` (its formats).
+"""

@@ -1,0 +1,1 @@
+"""MMDetection's detectors: `detectors` is the adapter, `heads` one reader for each kind of head."""

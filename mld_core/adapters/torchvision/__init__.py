@@ -1,0 +1,1 @@
+"""torchvision's detectors: two-stage (`rcnn`) and dense (`dense`), on what both share (`common`)."""

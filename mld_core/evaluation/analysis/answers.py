@@ -1,0 +1,137 @@
+"""What an analysis is asked and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.analysis.error_probability import ErrorProbability
+from mld_core.evaluation.analysis.label_quality import LabelPosterior
+from mld_core.evaluation.analysis.stack_features import StackInputs
+from mld_core.evaluation.classification.diagnoses import Diagnoses
+from mld_core.evaluation.codes.categories import Flags, Thresholds
+from mld_core.evaluation.space import space
+from mld_core.evaluation.space.cells import Density, RiskBins
+from mld_core.evaluation.space.neighbourhood import CELL_LIMIT, Surroundings
+from mld_core.evaluation.space.neighbours import EXACT_LIMIT
+from mld_core.evaluation.space.regions import Region
+from mld_core.evaluation.statistics.bootstrap import REPLICATES
+from mld_core.evaluation.statistics.folds import SALTS
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """Choices of an analysis.
+
+    Attributes:
+        risk_tolerance: Replaces the threshold t2; None = from the reference split.
+        replicates: Bootstrap replicates; 0 = no intervals.
+        exact_limit: Base units up to which neighbours are exact.
+        cell_limit: Base units above which cells stand for neighbours.
+        threads: None = one for each usable core, at most 16.
+        salts: One repeat of the cross-fit for each.
+        keep_model: Keep what scores units of other splits (`project_units`); costs the columns' memory.
+        permute_errors: Shuffle the errors by hash first: the null, under which nothing may be dense.
+        refine: Called with the error probability, what it was fitted on and the shared work of the analysis;
+            its answer is used instead (boxes: the recalibrated product of two probabilities).
+    """
+
+    risk_tolerance: float | None = None
+    replicates: int = REPLICATES
+    exact_limit: int = EXACT_LIMIT
+    cell_limit: int = CELL_LIMIT
+    threads: int | None = None
+    salts: tuple[str, ...] = SALTS
+    keep_model: bool = False
+    permute_errors: bool = False
+    refine: Callable[[ErrorProbability, StackInputs, Any], ErrorProbability] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What other splits take over from the reference split."""
+
+    thresholds: Thresholds
+    bins: RiskBins
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What scores units of another split."""
+
+    space: space.Space
+    around: Surroundings
+    inputs: StackInputs
+    labels: NDArray[np.int64]
+    group_keys: NDArray[Any]
+    estimate: ErrorProbability
+    density: Density
+    with_train: bool
+    with_epochs: bool = False
+
+
+@dataclass(frozen=True)
+class SplitAnalysis:
+    """Answers for one split; arrays are (N,) in the order of the units.
+
+    Attributes:
+        prediction: int64, -1 where the logits were not finite.
+        msp: float64 largest softmax probability.
+        errors: int8 1 wrong, 0 right, -1 unlabelled.
+        error_proba: float64.
+        baseline_risk: float64 isotonic risk of msp.
+        risk_low: float64 `p_lo`.
+        density: k, m, local error rate and its lower bound `r_lo`.
+        flags: The six booleans.
+        category: int8 number in `categories.CATEGORIES`, -1 where unlabelled.
+        projected: int8 category as if no error were known.
+        ambiguity: float32 share of neighbours without the most frequent label, last layer.
+        label_quality: float32 q of the given label, NaN where unlabelled.
+        suggested_label: int64 most plausible label.
+        neighbours: (N, 8) rows of the nearest labelled units, -1 where there are fewer; None for cells.
+        close_classes: (N, 4) classes with at least 15 % of the neighbours, -1 where fewer.
+        region: int32, -1 outside.
+        regions: The table of regions.
+        points: (N, <= 64) float32 PCA coordinates.
+        estimate: Source of the error probability, guard.
+        posterior: Weights of the label posterior and N_hat.
+        diagnoses: Codes, severities, and what could not be computed.
+        reference: Thresholds and bins for other splits.
+        used: The thresholds this split was categorised with.
+        metrics: Metrics of the error probability with intervals.
+        ratios: Category shares.
+        facts: k, m, t1, t2, method of the neighbours, measured recall, ...
+        fitted: What scores other units, if kept.
+    """
+
+    prediction: NDArray[np.int64]
+    msp: NDArray[np.float64]
+    errors: NDArray[np.int8]
+    error_proba: NDArray[np.float64]
+    baseline_risk: NDArray[np.float64]
+    risk_low: NDArray[np.float64]
+    density: Density
+    flags: Flags
+    category: NDArray[np.int8]
+    projected: NDArray[np.int8]
+    ambiguity: NDArray[np.float32]
+    label_quality: NDArray[np.float32]
+    suggested_label: NDArray[np.int64]
+    neighbours: NDArray[np.int64] | None
+    close_classes: NDArray[np.int32]
+    region: NDArray[np.int32]
+    regions: list[Region]
+    points: NDArray[np.float32]
+    estimate: ErrorProbability
+    posterior: LabelPosterior
+    diagnoses: Diagnoses
+    reference: Reference
+    used: Thresholds
+    metrics: Mapping[str, float | None]
+    ratios: Mapping[str, float | None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    fitted: Fitted | None = None

@@ -1,0 +1,375 @@
+"""Error probability: the cross-fitted stacked error estimator (CSE), its guard and its fall-backs.
+
+Boosted trees and a logistic regression predict from a model's internals whether a unit is wrong. They are
+fitted on the evaluated split itself, each unit scored by models that saw neither it nor its group, three
+times over with other folds. Where that does not beat the isotonic risk of the softmax confidence alone, the
+latter is published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.isotonic import IsotonicRegression
+
+from mld_core.evaluation.analysis.stack_features import (
+    ENCODING_WEIGHT,
+    ONE_HOT_CLASSES,
+    StackInputs,
+    fold_columns,
+    neighbour_rates,
+)
+from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.folds import FOLDS, SALTS, hash_uniform
+from mld_core.evaluation.statistics.logistic import Logistic, fit_logistic
+from mld_core.evaluation.statistics.trees import fit_trees
+
+TRAIN_CAP = 200_000
+MINIMUM = 30
+GUARD_Z = 1.6448536269514722
+"""One-sided 5 % point of the normal distribution."""
+
+_PREDICT_ROWS = 65_536
+
+CSE = "cse"
+MSP_ISOTONIC = "msp_isotonic"
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """What scores units that took no part in the fit: fitted on every labelled unit.
+
+    Attributes:
+        trees: The boosted trees, None where the published score is the baseline or a constant.
+        linear: The logistic regression on the same columns.
+        platt: Calibration of the mean of both log-odds.
+        isotonic: Baseline risk from the largest softmax probability, None where it is constant.
+        constant: (E + 1) / (n + 2).
+        source: What `error_proba` is: "cse", "msp_isotonic" or "constant".
+    """
+
+    trees: Any
+    linear: Logistic | None
+    platt: Logistic | None
+    isotonic: Any
+    constant: float
+    source: str
+
+    def baseline(self, msp: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) risk a monitor of the softmax confidence would see."""
+        if self.isotonic is None:
+            return np.full(len(msp), self.constant)
+        return np.asarray(self.isotonic.predict(msp), dtype=np.float64)
+
+    def error_proba(self, columns: NDArray[np.float32], msp: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) error probability of units with all columns of the estimator."""
+        if self.source == CONSTANT:
+            return np.full(len(msp), self.constant)
+        if self.source == MSP_ISOTONIC:
+            return self.baseline(msp)
+        assert self.linear is not None
+        assert self.platt is not None
+        mean = (_tree_logit(self.trees, columns) + self.linear.logit(columns)) / 2
+        return np.asarray(expit(self.platt.logit(mean[:, None])))
+
+
+@dataclass(frozen=True)
+class ErrorProbability:
+    """Error probabilities of a split.
+
+    Attributes:
+        error_proba: (N,) float64 estimated probability of being wrong.
+        baseline_risk: (N,) float64 cross-fitted isotonic risk of the largest softmax probability.
+        source: "cse", "msp_isotonic" (guard or too few errors) or "constant" (no errors, or nothing but
+            errors).
+        reason: Why it is not "cse"; empty where it is.
+        guard_z: Paired z of the log-loss gained over the baseline; NaN where the estimator did not run.
+        model: Scores further units; None unless asked for.
+    """
+
+    error_proba: NDArray[np.float64]
+    baseline_risk: NDArray[np.float64]
+    source: str
+    reason: str
+    guard_z: float
+    model: ErrorModel | None
+
+
+def estimate_errors(
+    inputs: StackInputs,
+    msp: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    folds: list[NDArray[np.int8]],
+    workers: Workers,
+    *,
+    with_model: bool = False,
+) -> ErrorProbability:
+    """Estimate the error probability of every unit.
+
+    Args:
+        inputs: Columns, surroundings and errors.
+        msp: (N,) largest softmax probability.
+        groups: (N,) group codes; the guard's test treats a group as one observation.
+        folds: For each repeat, the (N,) folds.
+        workers: Open pool.
+        with_model: Also fit on all labelled units; done in any case where a unit is unlabelled.
+
+    Returns:
+        Unlabelled units are scored by the models fitted on all labelled ones.
+    """
+    known = inputs.base_rows
+    wrong = int((inputs.errors[known] == 1).sum())
+    right = len(known) - wrong
+    constant = (wrong + 1) / (len(known) + 2)
+    unlabelled = len(known) < len(inputs.errors)
+    if wrong == 0 or right == 0:
+        what = "no errors" if wrong == 0 else "nothing but errors"
+        model = ErrorModel(None, None, None, None, constant, CONSTANT)
+        flat = np.full(len(msp), constant)
+        reason = f"{what} among {len(known)} labelled units"
+        return ErrorProbability(flat, flat.copy(), CONSTANT, reason, float("nan"), model)
+    baseline = np.mean([_isotonic_risk(inputs, msp, fold, constant) for fold in folds], axis=0)
+    isotonic = _isotonic(msp[known], inputs.errors[known])
+    if unlabelled:
+        rest = inputs.errors < 0
+        baseline[rest] = isotonic.predict(msp[rest])
+    if min(wrong, right) < MINIMUM:
+        reason = f"{wrong} wrong and {right} right units: {MINIMUM} of each are needed"
+        model = ErrorModel(None, None, None, isotonic, constant, MSP_ISOTONIC)
+        return ErrorProbability(baseline.copy(), baseline, MSP_ISOTONIC, reason, float("nan"), model)
+    raw = _cross_fit(inputs, folds, workers)
+    calibrated = [_platt(z, inputs, fold, workers) for z, fold in zip(raw, folds, strict=True)]
+    proba = np.array(expit(np.mean(calibrated, axis=0)))
+    z = guard(proba[known], baseline[known], inputs.errors[known], groups[known])
+    source = CSE if z > GUARD_Z else MSP_ISOTONIC
+    reason = "" if source == CSE else f"log-loss not significantly below the softmax baseline's (z = {z:.2f})"
+    full: ErrorModel | None = None
+    if with_model or unlabelled:
+        full = _full_model(inputs, raw, isotonic, constant, source, workers)
+    if unlabelled:
+        rows = np.flatnonzero(inputs.errors < 0)
+        assert full is not None
+        proba[rows] = _score_new(full, inputs, rows, msp)
+    return ErrorProbability(proba if source == CSE else baseline.copy(), baseline, source, reason, z, full)
+
+
+def guard(
+    proba: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    errors: NDArray[np.int8],
+    groups: NDArray[np.int64],
+) -> float:
+    """Paired z of the log-loss of the baseline over that of the estimate, above 0 = the estimate wins.
+
+    Probabilities are held within [1 / (n + 2), 1 - 1 / (n + 2)]: an isotonic 0 would else cost infinitely
+    much.
+    """
+    edge = 1 / (len(errors) + 2)
+    p, b = (np.clip(value, edge, 1 - edge) for value in (proba, baseline))
+    gain = np.where(errors == 1, np.log(p) - np.log(b), np.log1p(-p) - np.log1p(-b))
+    by_group = np.bincount(groups, weights=gain)
+    size = np.bincount(groups)
+    if np.count_nonzero(size) < 2:
+        return 0.0  # one observation has no spread to compare its gain with
+    # Sums over groups of unequal size: the ratio estimator's variance, centred at the mean gain of a unit.
+    spread = np.sqrt((((by_group - size * gain.mean()) ** 2)[size > 0]).sum())
+    return float(gain.sum() / spread) if spread > 0 else 0.0
+
+
+def _isotonic(msp: NDArray[np.float64], errors: NDArray[np.int8]) -> Any:
+    return IsotonicRegression(y_min=0, y_max=1, increasing=False, out_of_bounds="clip").fit(msp, errors)
+
+
+def _isotonic_risk(
+    inputs: StackInputs, msp: NDArray[np.float64], folds: NDArray[np.int8], constant: float
+) -> NDArray[np.float64]:
+    risk = np.full(len(msp), constant)
+    known = inputs.base_rows
+    for fold in range(FOLDS):
+        train, test = known[folds[known] != fold], known[folds[known] == fold]
+        if len(train) and len(test):
+            risk[test] = _isotonic(msp[train], inputs.errors[train]).predict(msp[test])
+    return risk
+
+
+def _cross_fit(
+    inputs: StackInputs, folds: list[NDArray[np.int8]], workers: Workers
+) -> list[NDArray[np.float64]]:
+    """For each repeat (N,) mean log-odds of both models; a unit is scored by models without its fold."""
+    made = [np.zeros(len(inputs.errors)) for _ in folds]
+
+    def one(task: tuple[int, int]) -> None:
+        repeat, fold = task
+        _fit_fold(inputs, folds[repeat], repeat, fold, made[repeat], workers)
+
+    workers.each(one, [(repeat, fold) for repeat in range(len(folds)) for fold in range(FOLDS)])
+    return made
+
+
+def _fit_fold(
+    inputs: StackInputs,
+    folds: NDArray[np.int8],
+    repeat: int,
+    fold: int,
+    z: NDArray[np.float64],
+    workers: Workers,
+) -> None:
+    known = inputs.base_rows
+    train, test = known[folds[known] != fold], known[folds[known] == fold]
+    if not len(test):
+        return
+    rows, weight = capped(inputs.errors, train, repeat * FOLDS + fold)
+    errors = inputs.errors[rows]
+    if not len(rows) or errors.min() == errors.max():
+        z[test] = logit((errors.sum() + 1) / (len(errors) + 2))
+        return
+    trees, linear = _fit_pair(_columns(inputs, rows, folds, fold), errors, weight, workers)
+    for span in spans(len(test), _PREDICT_ROWS):
+        columns = _columns(inputs, test[span], folds, fold)
+        z[test[span]] = (_tree_logit(trees, columns) + linear.logit(columns)) / 2
+
+
+def _columns(
+    inputs: StackInputs, rows: NDArray[np.int64], folds: NDArray[np.int8] | None, held_out: int
+) -> NDArray[np.float32]:
+    return np.column_stack([inputs.fixed[rows], fold_columns(inputs, rows, folds, held_out)])
+
+
+def capped(
+    errors: NDArray[np.int8], rows: NDArray[np.int64], stream: int, cap: int = TRAIN_CAP
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """At most about `cap` training rows, the rarer outcome whole, the other hash-sampled, inverse weights.
+
+    Where both outcomes exceed half the cap, both are sampled down to half of it.
+
+    Returns:
+        The rows kept, in order, and their weights.
+    """
+    if len(rows) <= cap:
+        return rows, np.ones(len(rows))
+    wrong = errors[rows] == 1
+    fewer = min(int(wrong.sum()), len(rows) - int(wrong.sum()), cap // 2)
+    rates = np.empty(2)
+    for outcome in (0, 1):
+        count = int((wrong == bool(outcome)).sum())
+        rates[outcome] = min(1.0, (cap - fewer) / count) if count > cap // 2 else 1.0
+    rate = rates[wrong.astype(np.int64)]
+    kept = hash_uniform(rows.astype(np.uint64), 101 + stream) < rate
+    return rows[kept], 1 / rate[kept]
+
+
+def _fit_pair(
+    columns: NDArray[np.float32], errors: NDArray[np.int8], weight: NDArray[np.float64], workers: Workers
+) -> tuple[Any, Logistic]:
+    trees = HistGradientBoostingClassifier(
+        max_iter=120,
+        learning_rate=0.06,
+        max_leaf_nodes=15,
+        min_samples_leaf=40,
+        l2_regularization=5,
+        early_stopping=False,
+        random_state=0,
+    )
+    fitted = fit_trees(trees, columns, errors, weight)
+    return fitted, fit_logistic(columns, errors, weight, c=0.05, workers=workers)
+
+
+def _tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(trees.decision_function(columns), dtype=np.float64)
+
+
+def _platt(
+    z: NDArray[np.float64], inputs: StackInputs, folds: NDArray[np.int8], workers: Workers
+) -> NDArray[np.float64]:
+    """Calibrated log-odds: a logistic regression on the log-odds, fitted out of fold (Platt, 1999)."""
+    made = z.copy()
+    known = inputs.base_rows
+    for fold in range(FOLDS):
+        train, test = known[folds[known] != fold], known[folds[known] == fold]
+        errors = inputs.errors[train]
+        if len(test) and len(train) and errors.min() != errors.max():
+            made[test] = _fit_platt(z[train], errors, workers).logit(z[test, None])
+    return made
+
+
+def _fit_platt(z: NDArray[np.float64], errors: NDArray[np.int8], workers: Workers) -> Logistic:
+    return fit_logistic(z[:, None], errors, np.ones(len(z)), c=1e3, workers=workers, standardise=False)
+
+
+def _full_model(
+    inputs: StackInputs,
+    raw: list[NDArray[np.float64]],
+    isotonic: Any,
+    constant: float,
+    source: str,
+    workers: Workers,
+) -> ErrorModel:
+    if source != CSE:
+        return ErrorModel(None, None, None, isotonic, constant, source)
+    rows, weight = capped(inputs.errors, inputs.base_rows, len(SALTS) * FOLDS)
+    trees, linear = _fit_pair(_columns(inputs, rows, None, -1), inputs.errors[rows], weight, workers)
+    known = inputs.base_rows
+    # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
+    platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], workers)
+    return ErrorModel(trees, linear, platt, isotonic, constant, source)
+
+
+def _score_new(
+    model: ErrorModel, inputs: StackInputs, rows: NDArray[np.int64], msp: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    if model.source != CSE:
+        return model.error_proba(inputs.fixed[:0], msp[rows])
+    parts = [
+        model.error_proba(_columns(inputs, rows[span], None, -1), msp[rows[span]])
+        for span in spans(len(rows), _PREDICT_ROWS)
+    ]
+    return np.concatenate(parts)
+
+
+def score_units(
+    model: ErrorModel, reference: StackInputs, new: StackInputs, msp: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Error probability of units of another split by a model fitted on `reference`.
+
+    Args:
+        model: Fitted on the reference split.
+        reference: What it was fitted on.
+        new: Columns of the new units; `new.around` holds their surroundings among the reference units.
+        msp: (N,) largest softmax probability of the new units.
+    """
+    if model.source != CSE:
+        return model.error_proba(new.fixed[:0], msp)
+    made = [
+        model.error_proba(_new_columns(new, reference, span), msp[span])
+        for span in spans(len(msp), _PREDICT_ROWS)
+    ]
+    return np.concatenate(made) if made else np.empty(0)
+
+
+def _new_columns(new: StackInputs, reference: StackInputs, span: slice) -> NDArray[np.float32]:
+    rows = np.arange(span.start, span.stop)
+    values = reference.errors[reference.base_rows].astype(np.float32)
+    parts = [new.fixed[rows], neighbour_rates(new.around, values, rows)[0]]
+    if new.n_class > ONE_HOT_CLASSES:
+        rate = _class_rates(reference)
+        parts += [rate[0][new.prediction[rows], None], rate[1][new.runner_up[rows], None]]
+    return np.concatenate(parts, axis=1)
+
+
+def _class_rates(reference: StackInputs) -> list[NDArray[np.float32]]:
+    """Error rate of each predicted and each second class among the reference units, prior weight 20."""
+    known = reference.base_rows
+    errors = reference.errors[known].astype(np.float64)
+    made = []
+    for classes in (reference.prediction[known], reference.runner_up[known]):
+        place = classes % (reference.n_class + 1)
+        size = np.bincount(place, minlength=reference.n_class + 1)
+        wrong = np.bincount(place, weights=errors, minlength=reference.n_class + 1)
+        made.append(((wrong + ENCODING_WEIGHT * errors.mean()) / (size + ENCODING_WEIGHT)).astype(np.float32))
+    return made

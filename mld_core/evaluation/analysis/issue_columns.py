@@ -1,0 +1,133 @@
+"""The answers of an analysis as columns of the unit table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mld_core.evaluation.analysis.answers import SplitAnalysis
+from mld_core.evaluation.analysis.projection import Projection
+from mld_core.evaluation.analysis.stages import Split
+from mld_core.evaluation.analysis.units import FLAGS, Column
+from mld_core.evaluation.classification.code_suffixes import suffixed_codes
+from mld_core.evaluation.classification.diagnoses import Diagnoses
+from mld_core.evaluation.codes.catalogue import CATALOGUE, Diagnosis
+from mld_core.evaluation.codes.categories import CATEGORIES, Flags
+from mld_core.evaluation.space.arrays import SplitArrays
+
+_ROWS = 65_536
+
+
+def analysis_columns(analysis: SplitAnalysis, arrays: SplitArrays, split: Split) -> dict[str, Column]:
+    """Columns of a labelled split; (N,) each."""
+    codes = suffixed_codes(
+        analysis.category,
+        arrays.labels,
+        analysis.prediction,
+        analysis.close_classes,
+        analysis.suggested_label,
+    )
+    found = analysis.diagnoses
+    made: dict[str, Column] = {
+        "error_proba": analysis.error_proba,
+        "category": category_names(analysis.category),
+        "projected_category": category_names(np.where(analysis.errors < 0, analysis.projected, -1)),
+        "primary_code": named([entry.code for entry in CATALOGUE], found.primary),
+        "diagnosis": diagnosis_lists(found),
+        "severity": pa.array(found.severity, pa.int8(), mask=found.severity == 0),
+        "recommended_action": named([entry.action for entry in CATALOGUE], found.primary),
+        "local_error_rate": analysis.density.rate,
+        "local_error_lo": analysis.density.low,
+        "baseline_risk": analysis.baseline_risk,
+        "predicted_risk_lo": analysis.risk_low,
+        "ambiguity": analysis.ambiguity,
+        "label_quality": analysis.label_quality,
+        "suggested_label": analysis.suggested_label,
+        "region_id": pa.array(analysis.region, pa.int32(), mask=analysis.region < 0),
+        "flags": flag_structs(analysis.flags),
+        "error_code": pa.array(codes.tolist(), pa.string()),
+        **coordinates(analysis.points),
+    }
+    if analysis.neighbours is not None:
+        made["neighbour_ids"] = neighbour_ids(analysis.neighbours, split)
+    return made
+
+
+def projection_columns(projection: Projection, reference: Split) -> dict[str, Column]:
+    """Columns of an unlabelled split; its neighbours are units of the reference split."""
+    return {
+        "error_proba": projection.error_proba,
+        "projected_category": category_names(projection.category),
+        "local_error_rate": projection.density.rate,
+        "local_error_lo": projection.density.low,
+        "baseline_risk": projection.baseline_risk,
+        "predicted_risk_lo": projection.risk_low,
+        "neighbour_ids": neighbour_ids(projection.neighbours, reference),
+        "flags": flag_structs(projection.flags),
+        **coordinates(projection.points),
+    }
+
+
+def category_names(category: NDArray[np.integer]) -> pa.Array:
+    """Names of (N,) category numbers, null for -1.
+
+    Example:
+        >>> category_names(np.array([2, -1])).to_pylist()
+        ['hotspot', None]
+    """
+    return named(CATEGORIES, category)
+
+
+def named(names: Sequence[str], number: NDArray[np.integer]) -> pa.Array:
+    """The names of (N,) numbers, null for -1."""
+    return pa.array(list(names), pa.string()).take(pa.array(number, pa.int64(), mask=number < 0))
+
+
+def coordinates(points: NDArray[np.float32]) -> dict[str, Column]:
+    """The first two PCA coordinates, for maps; a space of one axis has no second."""
+    return {f"pca_{axis + 1}": points[:, axis] for axis in range(min(2, points.shape[1]))}
+
+
+def flag_structs(flags: Flags) -> pa.StructArray:
+    """The six booleans of every unit as structs."""
+    values = (flags.error, flags.dense, flags.predicted, flags.covered, flags.ambiguous, flags.safe)
+    return pa.StructArray.from_arrays([pa.array(value) for value in values], fields=list(FLAGS))
+
+
+def diagnosis_lists(found: Diagnoses, catalogue: Sequence[Diagnosis] = CATALOGUE) -> pa.ListArray:
+    """The codes of every unit, primary first; an empty list where none applies."""
+    rows = len(found.primary)
+    ranked = sorted(range(len(catalogue)), key=lambda place: (-catalogue[place].severity, place))
+    counts = np.zeros(rows + 1, np.int64)
+    there = [place for place in ranked if catalogue[place].code in found.masks]
+    hits = [np.flatnonzero(found.masks[catalogue[place].code]) for place in there]
+    for hit in hits:
+        counts[hit + 1] += 1
+    offsets = np.cumsum(counts)
+    where = offsets[:-1].copy()
+    values = np.empty(int(offsets[-1]), np.int64)
+    for place, hit in zip(there, hits, strict=True):
+        values[where[hit]] = place
+        where[hit] += 1
+    codes = pa.array([entry.code for entry in catalogue], pa.string()).take(pa.array(values))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), codes)
+
+
+def neighbour_ids(neighbours: NDArray[np.int64], split: Split) -> pa.ChunkedArray:
+    """Input ids of (N, k) rows of `split`, nearest first, -1 left out."""
+    ids = pq.read_table(split.units, columns=["input_id"]).column("input_id").combine_chunks()
+    chunks: list[Any] = []
+    for start in range(0, len(neighbours), _ROWS):
+        block = neighbours[start : start + _ROWS]
+        known = block >= 0
+        offsets = np.concatenate([[0], np.cumsum(known.sum(axis=1))])
+        values = ids.take(pa.array(block[known]))
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values))
+    return pa.chunked_array(chunks, pa.list_(pa.string()))

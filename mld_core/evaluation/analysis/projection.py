@@ -1,0 +1,172 @@
+"""Units of another split, labelled or not, seen with the eyes of an analysed reference split.
+
+Their errors are taken as unknown: the error probability comes from models fitted on all of the reference,
+density and labels from its units, and the category is a projected one (E = 0). All of it assumes that the
+reference resembles them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.analysis.analysis import Work, prepare, reference_of, shared_codes
+from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, SplitAnalysis
+from mld_core.evaluation.analysis.error_probability import score_units
+from mld_core.evaluation.analysis.stack_features import (
+    EPOCH_COLUMNS,
+    StackInputs,
+    fixed_columns,
+    has_epoch_columns,
+)
+from mld_core.evaluation.classification.code_suffixes import close_classes
+from mld_core.evaluation.codes.categories import Flags, projected
+from mld_core.evaluation.space import space
+from mld_core.evaluation.space.arrays import SplitArrays
+from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Density, ambiguity_of, density_of
+from mld_core.evaluation.space.neighbourhood import K_GRID, Nearest, look
+from mld_core.evaluation.statistics.blocks import Workers, spans
+
+_CELLS = 2**22
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Answers for units whose errors are unknown; arrays are (N,).
+
+    Attributes:
+        prediction: int64, -1 where the logits were not finite.
+        msp: float64 largest softmax probability.
+        error_proba: float64.
+        baseline_risk: float64.
+        risk_low: float64 `p_lo` of the reference bin the unit falls into.
+        density: Local error rate among reference units.
+        flags: The booleans; E is False throughout, ambiguity is that of the pooled space.
+        category: int8 projected category.
+        neighbours: (N, 8) rows of the nearest labelled reference units.
+        close_classes: (N, 4) classes with at least 15 % of the neighbours.
+        points: (N, <= 64) float32 coordinates in the reference's space.
+    """
+
+    prediction: NDArray[np.int64]
+    msp: NDArray[np.float64]
+    error_proba: NDArray[np.float64]
+    baseline_risk: NDArray[np.float64]
+    risk_low: NDArray[np.float64]
+    density: Density
+    flags: Flags
+    category: NDArray[np.int8]
+    neighbours: NDArray[np.int64]
+    close_classes: NDArray[np.int32]
+    points: NDArray[np.float32]
+
+
+def project_units(
+    arrays: SplitArrays, reference: SplitAnalysis, *, options: AnalysisOptions | None = None
+) -> Projection:
+    """Score units by an analysed split.
+
+    Args:
+        arrays: The units; their labels and errors are not read. Needs `train` where the reference had it.
+        reference: An analysis made with `keep_model=True`.
+        options: Choices; `threads` counts.
+
+    Raises:
+        ValueError: The reference kept no model, or the train split it relied on is missing here.
+    """
+    fitted, model = reference.fitted, reference.estimate.model
+    if fitted is None or fitted.around.base is None or model is None:
+        raise ValueError("the reference kept no model: analyse it with AnalysisOptions(keep_model=True)")
+    if fitted.with_train and arrays.train is None:
+        raise ValueError("the reference was analysed with its train split: give the same one as arrays.train")
+    with Workers((options or AnalysisOptions()).threads) as workers:
+        work = prepare(arrays, options or AnalysisOptions(), workers)
+        points = space.project(fitted.space, arrays.layers, workers)
+        codes, base_codes = shared_codes(arrays.groups, fitted.group_keys)
+        base = fitted.around.base.regrouped(base_codes)
+        around = look(points, codes, base, K_GRID[-1], workers)
+        inputs = _inputs(work, fitted, around, points)
+        proba = score_units(model, fitted.inputs, inputs, work.scores.msp)
+        density = _density(around, fitted, reference.used.pi)
+        tie, a, close = _labels(around, fitted, arrays.n_class, workers)
+    risk_low = reference.reference.bins.lower_bound(proba)
+    baseline = model.baseline(work.scores.msp)
+    used = reference.used
+    flags = Flags(
+        np.zeros(arrays.rows, np.bool_),
+        density.low > used.t2,
+        risk_low > used.t2,
+        baseline <= used.t2,
+        tie & (density.low <= a),
+        proba <= used.t1,
+    )
+    shown = np.append(fitted.inputs.base_rows, -1)[around.index[:, :8]]
+    return Projection(
+        work.scores.prediction,
+        work.scores.msp,
+        proba,
+        baseline,
+        risk_low,
+        density,
+        flags,
+        projected(flags),
+        shown,
+        close,
+        points,
+    )
+
+
+def _inputs(work: Work, fitted: Fitted, around: Nearest, points: NDArray[np.float32]) -> StackInputs:
+    arrays, everyone = work.arrays, np.arange(len(fitted.labels))
+    fixed = fixed_columns(
+        work.scores,
+        arrays.n_class,
+        around,
+        everyone,
+        points,
+        work.workers,
+        reference=reference_of(work, fitted.space, points)[0] if fitted.with_train else None,
+        epochs=arrays.epochs if fitted.with_epochs else None,
+        extra=arrays.extra,
+        base_prediction=fitted.inputs.prediction[fitted.inputs.base_rows],
+    )
+    if fitted.with_epochs and not has_epoch_columns(arrays.epochs):
+        fixed = _with_mean_epochs(fixed, fitted.inputs.fixed, arrays)
+    unknown = np.full(arrays.rows, -1, np.int8)
+    scores = work.scores
+    return StackInputs(fixed, scores.prediction, scores.runner_up, arrays.n_class, unknown, everyone, around)
+
+
+def _with_mean_epochs(
+    fixed: NDArray[np.float32], reference: NDArray[np.float32], arrays: SplitArrays
+) -> NDArray[np.float32]:
+    """Columns with those of other epochs at the reference's mean: units of which no other epoch is known."""
+    place = fixed.shape[1] - (0 if arrays.extra is None else arrays.extra.shape[1])
+    means = reference[:, place : place + EPOCH_COLUMNS].mean(axis=0)
+    return np.asarray(np.insert(fixed, [place] * EPOCH_COLUMNS, means, axis=1))
+
+
+def _density(around: Nearest, fitted: Fitted, pi: float) -> Density:
+    k, m = fitted.density.k, fitted.density.m
+    errors = fitted.inputs.errors[fitted.inputs.base_rows].astype(np.float32)
+    total, count = around.sums(errors, (k,))
+    return density_of(total[:, 0], count[:, 0], k, m, pi)
+
+
+def _labels(
+    around: Nearest, fitted: Fitted, n_class: int, workers: Workers
+) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int32]]:
+    rows = len(around.index)
+    tie, a = np.empty(rows, np.bool_), np.empty(rows, np.float32)
+    close = np.empty((rows, 4), np.int32)
+    k = max(fitted.density.k, MINIMUM_AMBIGUITY_K)
+
+    def one(span: slice) -> None:
+        counts = around.label_counts(fitted.labels, n_class, k, np.arange(span.start, span.stop))
+        made = ambiguity_of(counts)
+        tie[span], a[span], close[span] = made.tie, made.a, close_classes(counts)
+
+    workers.each(one, spans(rows, max(64, _CELLS // n_class)))
+    return tie, a, close

@@ -1,0 +1,191 @@
+"""Columns of the error estimator; none of them is computed from the unit's own label or error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.analysis.train_reference import TrainReference
+from mld_core.evaluation.space.arrays import EpochArrays, LogitScores
+from mld_core.evaluation.space.neighbourhood import Neighbourhood
+from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.folds import FOLDS
+
+ONE_HOT_CLASSES = 64
+ERROR_KS = (8, 32, 96)
+PCA_COLUMNS = 32
+PSEUDO_COUNTS = 4.0
+ENCODING_WEIGHT = 20.0
+
+EPOCH_COLUMNS = 2
+"""Columns that need at least three epochs: flips of the prediction, deviation of msp."""
+
+
+@dataclass(frozen=True)
+class StackInputs:
+    """What the estimator is fitted on.
+
+    Attributes:
+        fixed: (N, P) float32 columns that no error enters.
+        prediction: (N,) predicted classes, -1 where the logits were not finite.
+        runner_up: (N,) second classes.
+        n_class: Number of classes.
+        errors: (N,) 1 wrong, 0 right, -1 unknown.
+        base_rows: (M,) rows of the labelled units, the base of `around`.
+        around: Surroundings among the labelled units.
+    """
+
+    fixed: NDArray[np.float32]
+    prediction: NDArray[np.int64]
+    runner_up: NDArray[np.int64]
+    n_class: int
+    errors: NDArray[np.int8]
+    base_rows: NDArray[np.int64]
+    around: Neighbourhood
+
+
+def fixed_columns(
+    scores: LogitScores,
+    n_class: int,
+    around: Neighbourhood,
+    base_rows: NDArray[np.int64],
+    points: NDArray[np.float32],
+    workers: Workers,
+    *,
+    reference: TrainReference | None = None,
+    epochs: EpochArrays | None = None,
+    extra: NDArray[np.floating] | None = None,
+    base_prediction: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """Columns that are the same for every fold, as (N, P) float32.
+
+    Args:
+        scores: Figures of the logits.
+        n_class: Number of classes; up to 64 the predicted class and the runner-up are one-hot.
+        around: Surroundings.
+        base_rows: Rows of the base units of `around`.
+        points: (N, D) PCA coordinates, of which the first 32 enter.
+        workers: Open pool.
+        reference: Figures against the train split.
+        epochs: Other epochs; from three on, prediction flips and the deviation of msp enter.
+        extra: (N, F) further columns.
+        base_prediction: (M,) predictions of the base units, None = `scores.prediction[base_rows]`.
+    """
+    base = scores.prediction[base_rows] if base_prediction is None else base_prediction
+    parts: list[NDArray[Any]] = [
+        scores.columns,
+        same_prediction_share(around, base, scores.prediction, n_class, workers)[:, None],
+        around.distance,
+        points[:, :PCA_COLUMNS],
+    ]
+    if n_class <= ONE_HOT_CLASSES:
+        classes = np.arange(n_class)
+        parts += [scores.prediction[:, None] == classes, scores.runner_up[:, None] == classes]
+    if reference is not None:
+        parts.append(reference.stacked())
+    if epochs is not None and has_epoch_columns(epochs):
+        parts += [prediction_flips(epochs)[:, None], np.std(epochs.msp, axis=0)[:, None]]
+    if extra is not None:
+        parts.append(np.nan_to_num(extra))
+    made = np.empty((len(points), sum(part.shape[1] for part in parts)), np.float32)
+    start = 0
+    for part in parts:
+        made[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return made
+
+
+def has_epoch_columns(epochs: EpochArrays | None) -> bool:
+    """Whether enough epochs are known for the columns that need them."""
+    return epochs is not None and len(epochs.predictions) >= 3
+
+
+def prediction_flips(epochs: EpochArrays) -> NDArray[np.int64]:
+    """(N,) how often the prediction changed from one recorded epoch to the next."""
+    return np.asarray((np.diff(epochs.predictions, axis=0) != 0).sum(axis=0))
+
+
+def same_prediction_share(
+    around: Neighbourhood,
+    base_prediction: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    n_class: int,
+    workers: Workers,
+) -> NDArray[np.float32]:
+    """(N,) share of the 32 nearest base units with the unit's prediction."""
+    made = np.zeros(len(prediction), np.float32)
+
+    def one(span: slice) -> None:
+        rows = np.arange(span.start, span.stop)
+        counts = around.label_counts(base_prediction, n_class, 32, rows)
+        same = counts[np.arange(len(rows)), np.maximum(prediction[span], 0)]
+        made[span] = np.where(prediction[span] >= 0, same / np.maximum(counts.sum(axis=1), 1), 0)
+
+    workers.each(one, spans(len(prediction), max(256, 2**22 // n_class)))
+    return made
+
+
+def fold_columns(
+    inputs: StackInputs, rows: NDArray[np.int64], folds: NDArray[np.int8] | None, held_out: int
+) -> NDArray[np.float32]:
+    """Columns that depend on errors, from the training folds only.
+
+    The error rates of 8, 32 and 96 neighbours shrunk with 4 pseudo-counts to the mean of the training
+    folds, and beyond 64 classes the error rates of the predicted class and the runner-up, for a training
+    unit without its fold.
+
+    Args:
+        inputs: What the estimator is fitted on.
+        rows: The units asked about.
+        folds: (N,) folds, None = every labelled unit is a training unit.
+        held_out: The fold that is kept out.
+
+    Returns:
+        (len(rows), 3 or 5) float32.
+    """
+    values = inputs.errors[inputs.base_rows].astype(np.float32)
+    if folds is not None:
+        values = np.where(folds[inputs.base_rows] == held_out, np.float32(np.nan), values)
+    rates, mean = neighbour_rates(inputs.around, values, rows)
+    if inputs.n_class <= ONE_HOT_CLASSES:
+        return rates
+    made = folds if folds is not None else np.full(len(inputs.errors), -1, np.int8)
+    encoded = [
+        _encoded(classes, inputs, made, rows, held_out, mean)
+        for classes in (inputs.prediction, inputs.runner_up)
+    ]
+    return np.column_stack([rates, *encoded]).astype(np.float32)
+
+
+def neighbour_rates(
+    around: Neighbourhood, values: NDArray[np.float32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], float]:
+    """(len(rows), 3) error rates among 8, 32 and 96 base units with a value, shrunk to the mean; the mean."""
+    mean = float(np.nanmean(values))
+    total, count = around.sums(values, ERROR_KS, rows)
+    return np.asarray((total + PSEUDO_COUNTS * mean) / (count + PSEUDO_COUNTS), dtype=np.float32), mean
+
+
+def _encoded(
+    classes: NDArray[np.int64],
+    inputs: StackInputs,
+    folds: NDArray[np.int8],
+    rows: NDArray[np.int64],
+    held_out: int,
+    mean: float,
+) -> NDArray[np.float64]:
+    """Error rate of each unit's class from training folds other than the unit's own, prior weight 20."""
+    shape = (inputs.n_class + 1, FOLDS + 1)
+    train = inputs.base_rows[folds[inputs.base_rows] != held_out] if held_out >= 0 else inputs.base_rows
+    # Class -1 and fold -1 (everybody) stand in the last row and column.
+    flat = classes[train] % shape[0] * shape[1] + folds[train] % shape[1]
+    size = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+    wrong = np.bincount(flat, weights=inputs.errors[train], minlength=shape[0] * shape[1]).reshape(shape)
+    own_class, own_fold = classes[rows] % shape[0], folds[rows] % shape[1]
+    inside = (folds[rows] >= 0).astype(np.float64)
+    n = size.sum(axis=1)[own_class] - inside * size[own_class, own_fold]
+    e = wrong.sum(axis=1)[own_class] - inside * wrong[own_class, own_fold]
+    return np.asarray((e + ENCODING_WEIGHT * mean) / (n + ENCODING_WEIGHT), dtype=np.float64)

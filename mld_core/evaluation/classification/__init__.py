@@ -1,0 +1,1 @@
+"""What classification adds: its scalars, diagnoses and method. Open `method` first."""

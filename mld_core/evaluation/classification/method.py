@@ -1,0 +1,217 @@
+"""`classification_v1` from the records of a run to the tables of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mld_core.evaluation.analysis.issue_stage import CLASSIFICATION_STAGES
+from mld_core.evaluation.analysis.stages import Split, SplitStage, StageOutput, run_stages
+from mld_core.evaluation.classification.scalars import (
+    EXACT_CELLS,
+    ClassificationSplit,
+    ClassificationState,
+    Ranking,
+    class_rows,
+    metric_row,
+    rank,
+    scalars,
+)
+from mld_core.evaluation.engine.passes import PassSource, problem, record_problems
+from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.results.database import database
+from mld_core.evaluation.results.evaluated import (
+    EvaluatedPass,
+    groups_of,
+    pass_info,
+    stage_notes,
+    write_tables,
+    write_units,
+)
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.results.tables import CONFUSION_SCHEMA, epoch_order, read_facts, split_order
+from mld_core.records.read.reader import PassSelection
+
+METHOD = "classification_v1"
+
+
+def evaluate_classification(
+    results: ResultStore,
+    selections: Sequence[PassSelection],
+    folder: Path,
+    engine: EmbeddedEngine,
+    *,
+    options: dict[str, Any],
+    stages: tuple[SplitStage, ...] = CLASSIFICATION_STAGES,
+) -> dict[str, Any]:
+    """Evaluate some passes of a run and write the tables of the result into `folder`.
+
+    Args:
+        results: Where the run's results lie.
+        selections: The passes, each counted on its own.
+        folder: An empty folder.
+        engine: What runs the rounds.
+        options: The checked options of the request.
+        stages: The analyses after the metrics.
+
+    Returns:
+        The members `passes`, `problems`, `facts` and `class_names` of `result.json`.
+    """
+    info = results.store.run_info(results.run)
+    ordered = sorted(
+        selections, key=lambda one: (split_order(one.key.dataset_type), epoch_order(one.key.n_epoch))
+    )
+    done = [
+        _evaluate_pass(results, one, folder / f"base-{place}.parquet", engine, info, options)
+        for place, one in enumerate(ordered)
+    ]
+    targets = {id(one.split): folder / f"units-{place}.parquet" for place, one in enumerate(done)}
+    outputs: dict[int, StageOutput] = {}
+    for group in groups_of([one.split for one in done], options):
+        found = run_stages(group, stages, engine)
+        for split in group.splits:
+            outputs[id(split)] = write_units(split, targets[id(split)], found[split.dataset])
+    write_tables(folder, done, [outputs[id(one.split)] for one in done])
+    return {
+        "task": "classification",
+        "class_names": info.get("class_names"),
+        "passes": [pass_info(one, f"units-{place}.parquet") for place, one in enumerate(done)],
+        "problems": [problem_ for one in done for problem_ in one.problems]
+        + stage_notes(done, outputs)
+        + _unused_options(options),
+        "facts": [
+            {"dataset": one.split.dataset, "n_epoch": one.split.n_epoch, **one.split.facts} for one in done
+        ],
+    }
+
+
+def _evaluate_pass(
+    results: ResultStore,
+    selection: PassSelection,
+    units: Path,
+    engine: EmbeddedEngine,
+    info: dict[str, Any],
+    options: dict[str, Any],
+) -> EvaluatedPass:
+    source = PassSource.of(selection)
+    n_class = source.logits_width or _count_classes(source, info)
+    key = selection.key
+    context = ClassificationSplit(
+        key.dataset_type,
+        key.n_epoch,
+        n_class,
+        source.user_fields(),
+        has_logits=source.logits_width is not None,
+    )
+    rows = int(selection.n_rows)
+    with pq.ParquetWriter(units, context.schema, compression="zstd") as writer:
+        state = scalars(engine, context, source.batches, rows, writer.write_batch)
+    ranking = None
+    if context.has_logits and state.labeled:
+        cells = int(options.get("exact_cells", EXACT_CELLS))
+        ranking = rank(engine, context, source.batches, state.counts, exact_cells=cells)
+    overflow = _count_flag(source, "overflow")
+    metrics = metric_row(state, ranking, n_class)
+    metrics |= read_facts(selection) | {
+        "count_label_out_of_range": state.out_of_range,
+        "count_overflow": overflow,
+    }
+    metrics["count_distinct_input"] = _distinct_inputs(results, units)
+    split = Split(
+        key.dataset_type, key.n_epoch, selection, n_class, state.counts, state.errors, state.labeled, units
+    )
+    classes = [
+        {"dataset": key.dataset_type, "n_epoch": key.n_epoch, **row}
+        for row in class_rows(state, ranking, n_class)
+    ]
+    problems = record_problems(selection) + _value_problems(selection, state, ranking, overflow, context)
+    return EvaluatedPass(split, metrics, classes, _confusion(state, context), problems)
+
+
+def _count_classes(source: PassSource, info: dict[str, Any]) -> int:
+    """Number of classes where no logits are stored: what the run says, else the largest class seen."""
+    if info.get("n_class"):
+        return int(info["n_class"])
+    largest = -1
+    for batch in source.batches():
+        for name in ("label", "prediction"):
+            top = pc.max(batch.column(name)).as_py()
+            largest = max(largest, -1 if top is None else int(top))
+    return largest + 1
+
+
+def _count_flag(source: PassSource, name: str) -> int:
+    """Rows of the pass whose flag is set."""
+    total = 0
+    for batch in source.selection.batches("samples", [name], 65_536):
+        total += int(pc.sum(batch.column(batch.schema.get_field_index(name))).as_py() or 0)
+    return total
+
+
+def _distinct_inputs(results: ResultStore, units: Path) -> int:
+    with database(results.spill, units=[units]) as connection:
+        sql = "SELECT count(DISTINCT coalesce(input_hash, input_id)) FROM units"
+        return int(connection.execute(sql).fetchall()[0][0])
+
+
+def _value_problems(
+    selection: PassSelection,
+    state: ClassificationState,
+    ranking: Ranking | None,
+    overflow: int,
+    context: ClassificationSplit,
+) -> list[dict[str, Any]]:
+    if state.counts == 0:
+        return [problem("empty", "the pass holds no rows", selection)]
+    found = []
+    if state.nonfinite:
+        text = (
+            f"{state.nonfinite} of {state.counts} units have NaN or infinity in their logits: they count as "
+        )
+        text += "errors and are left out of the probability metrics"
+        found.append(problem("nonfinite", text, selection))
+    if state.out_of_range:
+        text = f"{state.out_of_range} labels are {context.n_class} or more, the model has {context.n_class} "
+        text += "classes: they count as unlabelled"
+        found.append(problem("label_out_of_range", text, selection))
+    if overflow:
+        found.append(
+            problem("overflow", f"{overflow} units have features beyond the range of float16", selection)
+        )
+    if state.labeled < state.counts:
+        missing = state.counts - state.labeled
+        text = f"{missing} of {state.counts} units have no usable label: accuracy is over the others"
+        found.append(problem("unlabelled", text, selection, severity="note"))
+    if not context.has_logits:
+        text = "no logits are stored: auroc, auprc and entropy have no value"
+        found.append(problem("no_logits", text, selection))
+    if ranking is not None and ranking.method == "histogram":
+        text = "auroc and auprc are from 65,536-bin histograms (too many units x classes to sort)"
+        found.append(problem("histogram", text, selection, severity="note"))
+    return found
+
+
+def _confusion(state: ClassificationState, context: ClassificationSplit) -> pa.Table:
+    rows = len(state.pairs.counts)
+    truth, prediction = state.pairs.keys[:, 0], state.pairs.keys[:, 1]
+    columns = [
+        pa.array([context.dataset] * rows, pa.string()),
+        pa.array([context.n_epoch] * rows, pa.int32()),
+        pa.array(truth.astype(np.int32), pa.int32()),
+        pa.array(prediction.astype(np.int32), pa.int32(), mask=prediction < 0),
+        pa.array(state.pairs.counts, pa.int64()),
+    ]
+    return pa.Table.from_arrays(columns, schema=CONFUSION_SCHEMA)
+
+
+def _unused_options(options: dict[str, Any]) -> list[dict[str, Any]]:
+    if "error_proba_thresh" not in options:
+        return []
+    text = "error_proba_thresh marks detection codes with *; a classification has none, so it changes nothing"
+    return [problem("option", text, severity="note")]

@@ -1,0 +1,84 @@
+"""What other recorded epochs of the same split say about suspicious boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.detection.records import BoxRecords, read_boxes
+from mld_core.evaluation.metrics.boxes import Floats, Ints, Predictions, Truths
+from mld_core.evaluation.metrics.matching import BoxGeometry
+from mld_core.records.read.reader import select
+
+MOST_EPOCHS = 5
+AGREEMENT = 0.75
+
+
+@dataclass(frozen=True)
+class OtherEpochs:
+    """The votes of other epochs.
+
+    Attributes:
+        count: How many epochs were read.
+        agree: (N,) epochs with a prediction of the same class close to the kept one (IoU 0.75; 3D: 1 m).
+        near: (G,) largest closeness of a truth to any prediction of any epoch.
+        predictions: of each epoch, under the frame numbers of this one; 3D only.
+    """
+
+    count: int
+    agree: Ints
+    near: Floats
+    predictions: tuple[Predictions, ...] = ()
+
+
+def look_at_epochs(
+    records: BoxRecords, kept: Ints, geometry: BoxGeometry, thresholds: NDArray[np.floating]
+) -> OtherEpochs:
+    """Read up to five other epochs, the nearest first; frames are paired by input id.
+
+    Args:
+        records: The pass.
+        kept: (N,) rows of its kept predictions.
+        geometry: How close boxes are.
+        thresholds: (K,) score thresholds, which hold for the other epochs' votes too.
+    """
+    selection = records.selection
+    agree, near = np.zeros(len(kept), np.int64), np.zeros(len(records.truths))
+    here = selection.key.n_epoch
+    if here is None:
+        return OtherEpochs(0, agree, near)
+    found = select(selection.store, selection.run, dataset_type=selection.key.dataset_type, n_epoch=None)
+    others = [one for one in found if one.key.n_epoch not in {None, here} and one.n_rows]
+    others.sort(key=lambda one: abs((one.key.n_epoch or 0) - here))
+    info = selection.store.run_info(selection.run)
+    own = records.predictions.take(kept)
+    as_truths = Truths(
+        own.frame, own.label, own.box, np.zeros(len(own), np.bool_), np.zeros(len(own), np.bool_)
+    )
+    seen = []
+    for one in others[:MOST_EPOCHS]:
+        there = read_boxes(one, info)
+        predictions = _in_frames_of(there, records)
+        if records.task == "detection3d":
+            seen.append(predictions)
+        pairs = geometry.close(predictions, records.truths)
+        np.maximum.at(near, pairs.right, pairs.value)
+        good = predictions.score >= thresholds[np.clip(predictions.label, 0, len(thresholds) - 1)]
+        votes = predictions.take(np.flatnonzero(good))
+        pairs = geometry.close(votes, as_truths)
+        same = (pairs.value >= AGREEMENT) & (votes.label[pairs.left] == own.label[pairs.right])
+        agree[np.unique(pairs.right[same])] += 1
+    return OtherEpochs(min(len(others), MOST_EPOCHS), agree, near, tuple(seen))
+
+
+def _in_frames_of(there: BoxRecords, records: BoxRecords) -> Predictions:
+    """The predictions of another epoch under the frame numbers of this one."""
+    ids = {one: row for row, one in enumerate(records.frames["input_id"].to_pylist()) if one is not None}
+    number = np.array([ids.get(one, -1) for one in there.frames["input_id"].to_pylist()] or [-1], np.int64)
+    frame = number[there.predictions.frame]
+    order = np.argsort(frame, kind="stable")
+    rows = order[np.searchsorted(frame[order], 0) :]
+    moved = there.predictions.take(rows)
+    return Predictions(frame[rows], moved.label, moved.score, moved.box)

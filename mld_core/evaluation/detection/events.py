@@ -1,0 +1,206 @@
+"""From the records of a pass to its events: matching, thresholds, and what every kept box is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.detection.codes import BoxEvents, find_events
+from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.metrics import tide
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
+from mld_core.evaluation.metrics.coco import CocoMetrics, CocoState, coco_metrics, match_coco
+from mld_core.evaluation.metrics.matching import BoxGeometry, match_events
+from mld_core.evaluation.metrics.nuscenes import (
+    NuscenesMetrics,
+    NuscenesProfile,
+    NuscenesState,
+    match_nuscenes,
+    nuscenes_metrics,
+)
+
+CHUNK_BOXES = 50_000
+DEFAULT_THRESHOLD = 0.5
+"""Score threshold of a class without truths in the reference split."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some frames: rows of their predictions and truths."""
+
+    predictions: slice
+    truths: slice
+
+
+def frame_chunks(frames: int, predictions: Predictions, truths: Truths) -> Iterator[Chunk]:
+    """Cut a pass between frames, about 50,000 boxes at a time."""
+    p_ends = np.searchsorted(predictions.frame, np.arange(frames), side="right")
+    t_ends = np.searchsorted(truths.frame, np.arange(frames), side="right")
+    total = p_ends + t_ends
+    start, p, t, base = 0, 0, 0, 0
+    while start < frames:
+        stop = max(start + 1, int(np.searchsorted(total, base + CHUNK_BOXES, side="right")))
+        p_stop, t_stop = int(p_ends[stop - 1]), int(t_ends[stop - 1])
+        yield Chunk(slice(p, p_stop), slice(t, t_stop))
+        start, p, t, base = stop, p_stop, t_stop, p_stop + t_stop
+
+
+@dataclass(frozen=True)
+class PassMatch:
+    """The walk over all recorded predictions of a pass; (N,) predictions, (G,) truths.
+
+    Attributes:
+        right: (N,) matched within its class.
+        ignored: (N,) counts neither as right nor as wrong, frames without known truth included.
+        found: (G,) found within its class by a prediction of any score.
+        near: (G,) closeness of the closest prediction of any class and score.
+        evidence: (G,) largest score times closeness over all predictions.
+        coco: COCO metrics, None for 3D.
+        road: nuScenes metrics, None for 2D.
+        costs: TIDE costs.
+    """
+
+    right: Bools
+    ignored: Bools
+    found: Bools
+    near: Floats
+    evidence: Floats
+    coco: CocoMetrics | None
+    road: NuscenesMetrics | None
+    costs: dict[str, float | None]
+
+
+def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
+    """Match every recorded prediction of labelled frames."""
+    predictions, truths = records.predictions, records.truths
+    right = np.zeros(len(predictions), np.bool_)
+    ignored = np.ones(len(predictions), np.bool_)
+    found = np.zeros(len(truths), np.bool_)
+    near, evidence = np.zeros(len(truths)), np.zeros(len(truths))
+    cocos: list[CocoState] = []
+    roads: list[NuscenesState] = []
+    profile = NuscenesProfile.of(records.class_names)
+    tides: list[tide.TideState] = []
+    judged = records.labelled[predictions.frame]
+    for chunk in frame_chunks(records.frames.num_rows, predictions, truths):
+        rows = np.arange(chunk.predictions.start, chunk.predictions.stop)
+        rows = rows[judged[rows]]
+        p, t = predictions.take(rows), truths.take(chunk.truths)
+        pairs = geometry.close(p, t)
+        matched = match_events(pairs, p, t, geometry.event)
+        right[rows] = (matched.truth >= 0) & ~matched.ignored
+        ignored[rows] = matched.ignored
+        found[chunk.truths] = matched.prediction >= 0
+        np.maximum.at(near[chunk.truths], pairs.right, pairs.value)
+        np.maximum.at(evidence[chunk.truths], pairs.right, pairs.value * p.score[pairs.left])
+        if records.task == "detection":
+            cocos.append(match_coco(p, t, records.n_class))
+        else:
+            roads.append(_road(records, p, rows, t, chunk.truths, profile))
+        tides.append(_tide(p, t, geometry, records.n_class))
+    return PassMatch(
+        right,
+        ignored,
+        found,
+        near,
+        evidence,
+        coco_metrics(CocoState.merge(cocos)) if cocos else None,
+        nuscenes_metrics(NuscenesState.merge(roads), profile) if roads else None,
+        tide.tide_costs(tide.TideState.merge(tides)) if tides else dict.fromkeys(("ap", *tide.TYPES)),
+    )
+
+
+def _road(
+    records: BoxRecords, p: Predictions, rows: Ints, t: Truths, span: slice, profile: NuscenesProfile
+) -> NuscenesState:
+    points = None
+    if "n_points" in records.truth_columns.column_names:
+        points = records.truth_columns["n_points"].fill_null(-1).to_numpy()[span]
+    said, true = records.velocity, records.truth_velocity
+    return match_nuscenes(
+        p,
+        t,
+        profile,
+        velocities=None if said is None else said[rows],
+        true_velocities=None if true is None else true[span],
+        n_points=points,
+    )
+
+
+def _tide(p: Predictions, t: Truths, geometry: BoxGeometry, n_class: int) -> tide.TideState:
+    kept = p.take(tide.within_cap(p))
+    known = (kept.label >= 0) & (kept.label < n_class)
+    kept = kept if known.all() else kept.take(np.flatnonzero(known))
+    pairs = geometry.close(kept, t)
+    matched = match_events(pairs, kept, t, geometry.event)
+    errors = tide.classify(pairs, matched, kept, t, geometry.event, geometry.background)
+    return tide.TideState.of(errors, kept, t, n_class)
+
+
+def best_thresholds(
+    label: Ints, score: NDArray[np.floating], right: Bools, ignored: Bools, truths: Ints
+) -> Floats:
+    """(K,) score of each class from which on its F1 is largest (of equal ones the larger score).
+
+    Args:
+        label: (N,) predicted classes.
+        score: (N,) scores.
+        right: (N,) found a truth.
+        ignored: (N,) does not count.
+        truths: (K,) truths; a class without gets 0.5.
+
+    Example:
+        >>> one = np.zeros(3, int)
+        >>> hits = np.array([True, False, True])
+        >>> best_thresholds(one, np.array([0.9, 0.8, 0.7]), hits, ~np.ones(3, bool), np.array([1])).tolist()
+        [0.9]
+    """
+    made = np.full(len(truths), DEFAULT_THRESHOLD)
+    use = np.flatnonzero(~ignored & (label >= 0) & (label < len(truths)))
+    order = use[np.lexsort((-score[use].astype(np.float64), label[use]))]
+    starts = np.searchsorted(label[order], np.arange(len(truths) + 1))
+    for k in np.flatnonzero(truths > 0).tolist():
+        rows = order[starts[k] : starts[k + 1]]
+        if len(rows) == 0:
+            continue
+        found = np.cumsum(right[rows])
+        f1 = 2 * found / (np.arange(1, len(rows) + 1) + truths[k])
+        last = np.append(score[rows[1:]] != score[rows[:-1]], True)
+        best = int(np.argmax(np.where(last, f1, -1.0)))
+        made[k] = float(score[rows[best]])
+    return made
+
+
+def events_of(records: BoxRecords, kept: Ints, geometry: BoxGeometry) -> BoxEvents:
+    """Judge the kept predictions of a pass; `truth` counts over the truths of the pass."""
+    predictions, truths = records.predictions.take(kept), records.truths
+    parts = []
+    for chunk in frame_chunks(records.frames.num_rows, predictions, truths):
+        found = find_events(predictions.take(chunk.predictions), truths.take(chunk.truths), geometry)
+        parts.append((found, chunk.truths.start))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[tuple[BoxEvents, int]]) -> BoxEvents:
+    made: dict[str, Any] = {}
+    for item in fields(BoxEvents):
+        values = [getattr(found, item.name) for found, _ in parts]
+        if item.name == "truth":
+            values = [
+                np.where(one >= 0, one + start, -1) for one, (_, start) in zip(values, parts, strict=True)
+            ]
+        made[item.name] = np.concatenate(values) if values else _EMPTY[item.name]
+    return BoxEvents(**made)
+
+
+_NO = np.empty(0, np.bool_)
+_EMPTY = {
+    **dict.fromkeys(("right", "ignored", "matched", "found", "met"), _NO),
+    **dict.fromkeys(("code", "type"), np.empty(0, np.int8)),
+    **dict.fromkeys(("truth", "said_of"), np.empty(0, np.int64)),
+    **dict.fromkeys(("quality", "best"), np.empty(0)),
+}

@@ -1,0 +1,210 @@
+"""`od_v1` and `od3d_v1` from the records of a run to the tables of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput, run_stages
+from mld_core.evaluation.detection.analysis import logit_figures
+from mld_core.evaluation.detection.events import (
+    DEFAULT_THRESHOLD,
+    PassMatch,
+    best_thresholds,
+    events_of,
+    match_pass,
+)
+from mld_core.evaluation.detection.metrics import (
+    BOX_CLASS_SCHEMA,
+    BOX_METRICS_SCHEMA,
+    box_metrics,
+    class_rows,
+    confusion_table,
+)
+from mld_core.evaluation.detection.records import BoxRecords, class_logits, read_boxes, vector_rows
+from mld_core.evaluation.detection.stage import BoxAnalysis, BoxPass
+from mld_core.evaluation.detection.units import BoxUnits, unit_table
+from mld_core.evaluation.detection3d.geometry import RoadBoxes
+from mld_core.evaluation.engine.passes import problem, record_problems
+from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.metrics.boxes import Floats
+from mld_core.evaluation.metrics.matching import BoxGeometry, ImageBoxes
+from mld_core.evaluation.results.evaluated import (
+    EvaluatedPass,
+    groups_of,
+    pass_info,
+    stage_notes,
+    write_tables,
+    write_units,
+)
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.results.tables import epoch_order, read_facts, split_order
+from mld_core.records.read.reader import PassSelection
+
+METHOD_2D = "od_v1"
+METHOD_3D = "od3d_v1"
+BOX_STAGES: tuple[SplitStage, ...] = (BoxAnalysis(),)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A pass whose recorded predictions are all matched, and the slot of its split."""
+
+    records: BoxRecords
+    match: PassMatch
+    geometry: BoxGeometry
+    split: Split
+
+
+def evaluate_boxes(
+    results: ResultStore,
+    selections: Sequence[PassSelection],
+    folder: Path,
+    engine: EmbeddedEngine,
+    *,
+    options: dict[str, Any],
+    stages: tuple[SplitStage, ...] = BOX_STAGES,
+) -> dict[str, Any]:
+    """Evaluate some passes of a detection run and write the tables of the result into `folder`.
+
+    Args:
+        results: Where the run's results lie.
+        selections: The passes, each counted on its own.
+        folder: An empty folder.
+        engine: What runs the analyses.
+        options: The checked options of the request.
+        stages: The analyses after the metrics.
+
+    Returns:
+        The members `passes`, `problems`, `facts` and `class_names` of `result.json`.
+    """
+    info = results.store.run_info(results.run)
+    ordered = sorted(
+        selections, key=lambda one: (split_order(one.key.dataset_type), epoch_order(one.key.n_epoch))
+    )
+    # Epochs of a split one after the other: of many epochs only one group's boxes are held at once.
+    keys = [_key_split(one, folder / f"base-{place}.parquet") for place, one in enumerate(ordered)]
+    files = {id(split): f"units-{place}.parquet" for place, split in enumerate(keys)}
+    finished: dict[int, EvaluatedPass] = {}
+    outputs: dict[int, StageOutput] = {}
+    frames: list[dict[str, Any]] = []
+    for group in groups_of(keys, options):
+        for one in _evaluate_group(group, info, engine):
+            finished[id(one.split)] = one
+        found = run_stages(group, stages, engine)
+        for split in group.splits:
+            outputs[id(split)] = write_units(split, folder / files[id(split)], found[split.dataset])
+            frames += outputs[id(split)].tables.get("frames", [])
+    done = [finished[id(split)] for split in keys]
+    write_tables(
+        folder,
+        done,
+        [outputs[id(split)] for split in keys],
+        metrics_schema=BOX_METRICS_SCHEMA,
+        class_schema=BOX_CLASS_SCHEMA,
+    )
+    pq.write_table(pa.Table.from_pylist(frames), folder / "frames.parquet")
+    return {
+        "task": ordered[0].task if ordered else str(info.get("task")),
+        "class_names": info.get("class_names"),
+        "passes": [pass_info(one, files[id(one.split)]) for one in done],
+        "problems": [problem_ for one in done for problem_ in one.problems] + stage_notes(done, outputs),
+        "facts": [{"dataset": one.dataset, "n_epoch": one.n_epoch, **one.facts} for one in keys],
+    }
+
+
+def _key_split(selection: PassSelection, units: Path) -> Split:
+    key = selection.key
+    return Split(key.dataset_type, key.n_epoch, selection, 0, 0, 0, 0, units)
+
+
+def _evaluate_group(group: SplitGroup, info: dict[str, Any], engine: EmbeddedEngine) -> list[EvaluatedPass]:
+    """Match all splits of a group, then judge each at the thresholds of its reference split."""
+    read = {}
+    for split in group.splits:
+        with engine.reporter.stage(f"matching ({split.dataset})"):
+            read[split.dataset] = _match(split, info)
+    limits = {name: _thresholds(read[group.reference(one.split).dataset]) for name, one in read.items()}
+    # Every split needs its reference's counts of all predictions; only then are they those of the events.
+    return [_judge(read[split.dataset], limits[split.dataset]) for split in group.splits]
+
+
+def _match(split: Split, info: dict[str, Any]) -> _Read:
+    records = read_boxes(split.selection, info)
+    geometry: BoxGeometry = RoadBoxes() if records.task == "detection3d" else ImageBoxes()
+    match = match_pass(records, geometry)
+    split.n_class = records.n_class
+    counted = ~match.ignored
+    split.labeled = int(counted.sum())
+    split.errors = int((counted & ~match.right).sum())
+    return _Read(records, match, geometry, split)
+
+
+def _thresholds(read: _Read) -> Floats:
+    """(K,) operating score thresholds from the recorded predictions of a split."""
+    records, match = read.records, read.match
+    truths = records.truths
+    use = truths.counts & (truths.label < records.n_class)
+    counts = np.bincount(truths.label[use], minlength=records.n_class)
+    predictions = records.predictions
+    return best_thresholds(predictions.label, predictions.score, match.right, match.ignored, counts)
+
+
+def _judge(read: _Read, thresholds: Floats) -> EvaluatedPass:
+    """Events at the thresholds, the unit table, and the metrics of a pass."""
+    records, match, split = read.records, read.match, read.split
+    predictions = records.predictions
+    if len(thresholds) < records.n_class:
+        thresholds = np.append(thresholds, np.full(records.n_class - len(thresholds), DEFAULT_THRESHOLD))
+    inside = (predictions.label >= 0) & (predictions.label < records.n_class)
+    limit = thresholds[np.clip(predictions.label, 0, records.n_class - 1)]
+    kept = np.flatnonzero(inside & (predictions.score >= limit))
+    events = events_of(records, kept, read.geometry)
+    judged = ~events.ignored & records.labelled[predictions.frame[kept]]
+    missed = np.flatnonzero(records.truths.counts & ~events.met)
+    units = BoxUnits(kept, missed, judged, events)
+    logits = class_logits(records, kept, vector_rows(records, kept), split.units.parent)
+    label = np.where(events.said_of >= 0, events.said_of, records.n_class)
+    # For the loss a box that found nothing is background, however close the next truth.
+    label = np.where(events.matched, label, records.n_class)
+    figures = logit_figures(logits, np.where(judged, label, -1))
+    table = unit_table(records, units, figures)
+    pq.write_table(table, split.units, compression="zstd", row_group_size=65_536)
+    split.rows, split.errors = units.rows, int(units.wrong.sum())
+    split.labeled = int(judged.sum())
+    split.scratch["boxes"] = BoxPass(records, units, match, read.geometry, thresholds)
+    metrics = box_metrics(records, units, match, figures) | read_facts(split.selection)
+    metrics["error_rate"] = split.errors / split.labeled if split.labeled else None
+    return EvaluatedPass(
+        split,
+        metrics,
+        class_rows(records, units, match, thresholds),
+        confusion_table(records, units),
+        record_problems(split.selection) + _problems(records, units),
+    )
+
+
+def _problems(records: BoxRecords, units: BoxUnits) -> list[dict[str, Any]]:
+    selection = records.selection
+    found = []
+    if records.frames.num_rows == 0:
+        return [problem("empty", "the pass holds no rows", selection)]
+    unknown = int((~records.labelled).sum())
+    if unknown:
+        count = records.frames.num_rows
+        text = f"the truth of {unknown} of {count} frames is not known: metrics are over the others"
+        found.append(problem("unlabelled", text, selection, severity="note"))
+    if not records.has_logits:
+        text = "no logits are stored: the entropies and probabilities stand on the scores alone"
+        found.append(problem("no_logits", text, selection))
+    if len(records.predictions) == 0:
+        found.append(problem("no_predictions", "no prediction is recorded in any frame", selection))
+    elif len(units.kept) == 0:
+        found.append(problem("no_kept", "no prediction reaches its class's score threshold", selection))
+    return found

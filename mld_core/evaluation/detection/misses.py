@@ -1,0 +1,126 @@
+"""How likely a truth is to be missed, judged by what is known of it without looking at the predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mld_core.evaluation.analysis.error_probability import ErrorProbability, estimate_errors
+from mld_core.evaluation.analysis.stack_features import ONE_HOT_CLASSES, StackInputs
+from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.detection.units import box_size
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Truths, group_pairs
+from mld_core.evaluation.space.neighbourhood import surroundings
+from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hashes
+
+CLOSE_LENGTHS = 2.0
+_KNOWN = ("difficulty", "occlusion", "truncation", "n_points")
+
+
+def truth_columns(records: BoxRecords) -> NDArray[np.float32]:
+    """(G, P) columns: log size, log aspect, centre, border, truths around, recorded properties."""
+    truths = records.truths
+    area, aspect = box_size(truths.box)
+    columns: list[NDArray[np.floating]] = [
+        np.log(np.maximum(area, 1e-6)),
+        np.log(np.maximum(aspect, 1e-6)),
+        records.truth_center[:, 0],
+        records.truth_center[:, 1],
+        records.border.astype(np.float64),
+        *neighbours_of(truths),
+    ]
+    if truths.box.shape[1] == 7:
+        distance = np.hypot(truths.box[:, 0], truths.box[:, 1])
+        columns += [distance, np.arctan2(truths.box[:, 1], truths.box[:, 0])]
+    for name in _KNOWN:
+        if name in records.truth_columns.column_names:
+            column = records.truth_columns[name]
+            if column.null_count < len(column):
+                columns.append(column.cast(pa.float64()).to_numpy())
+    return np.nan_to_num(np.stack(columns, axis=1), nan=-1.0).astype(np.float32)
+
+
+def neighbours_of(truths: Truths) -> list[Floats]:
+    """(G,) truths within two box lengths, truths of the frame, and the largest overlap with another truth."""
+    count = len(truths)
+    box = truths.box.astype(np.float64)
+    if box.shape[1] == 4:
+        center, length = (
+            (box[:, :2] + box[:, 2:]) / 2,
+            np.maximum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]),
+        )
+        half = (box[:, 2:] - box[:, :2]) / 2
+    else:
+        center, length = box[:, :2], np.maximum(box[:, 3], box[:, 4])
+        half = np.stack([length, length], axis=1) / 2
+    near, most = np.zeros(count), np.zeros(count)
+    for i, j in group_pairs(truths.frame, truths.frame):
+        other = i != j
+        a, b = i[other], j[other]
+        apart = np.abs(center[a] - center[b])
+        near += np.bincount(a[np.hypot(*apart.T) < CLOSE_LENGTHS * length[a]], minlength=count)
+        shared = np.clip(half[a] + half[b] - apart, 0, 2 * np.minimum(half[a], half[b])).prod(axis=1)
+        whole = 4 * (half[a].prod(axis=1) + half[b].prod(axis=1)) - shared
+        np.maximum.at(most, a, shared / np.maximum(whole, 1e-12))
+    frame = np.bincount(truths.frame, minlength=1)[truths.frame] if count else np.zeros(0)
+    return [near, frame.astype(np.float64), most]
+
+
+def crowded(truths: Truths, least: float = 0.3) -> Ints:
+    """(G,) how many other truths overlap a truth at `least` (3D: the squares around the footprints)."""
+    made = np.zeros(len(truths), np.int64)
+    box = truths.box.astype(np.float64)
+    if box.shape[1] == 7:
+        reach = np.maximum(box[:, 3], box[:, 4])[:, None] / 2
+        box = np.concatenate([box[:, :2] - reach, box[:, :2] + reach], axis=1)
+    area = (box[:, 2:] - box[:, :2]).clip(0).prod(axis=1)
+    for i, j in group_pairs(truths.frame, truths.frame):
+        shared = (
+            (np.minimum(box[i, 2:], box[j, 2:]) - np.maximum(box[i, :2], box[j, :2])).clip(0).prod(axis=1)
+        )
+        iou = shared / np.maximum(area[i] + area[j] - shared, 1e-12)
+        made += np.bincount(i[(i != j) & (iou >= least)], minlength=len(truths))
+    return made
+
+
+def estimate_misses(
+    records: BoxRecords, missed: Bools, keys: NDArray[np.generic], salts: tuple[str, ...], workers: Workers
+) -> ErrorProbability | None:
+    """The probability of every truth to be missed, cross-fitted; None without truths that count.
+
+    Args:
+        records: The pass.
+        missed: (G,) not found within its class.
+        keys: (F,) group key of every frame.
+        salts: One repeat of the cross-fit for each.
+        workers: Open pool.
+    """
+    truths = records.truths
+    known = np.flatnonzero(truths.counts & (truths.label < records.n_class))
+    if len(known) == 0:
+        return None
+    columns = truth_columns(records)
+    spread = columns.std(axis=0)
+    points = ((columns - columns.mean(axis=0)) / np.where(spread > 0, spread, 1)).astype(np.float32)
+    names, groups = group_codes(keys[truths.frame])
+    folds = [folds_of(key_hashes(names, salt))[groups] for salt in salts]
+    around = surroundings(points, groups, known, workers)
+    parts: list[NDArray[np.generic]] = [columns]
+    if records.n_class <= ONE_HOT_CLASSES:
+        parts.append(truths.label[:, None] == np.arange(records.n_class))
+    errors = np.where(truths.counts, missed.astype(np.int8), np.int8(-1)).astype(np.int8)
+    label = np.clip(truths.label, 0, records.n_class - 1)
+    inputs = StackInputs(
+        np.concatenate(parts, axis=1).astype(np.float32),
+        label,
+        label,
+        records.n_class,
+        errors,
+        known,
+        around.around,
+    )
+    # What the estimate must beat: the size alone, larger objects being missed less.
+    size = columns[:, 0].astype(np.float64)
+    return estimate_errors(inputs, size, groups, folds, workers)

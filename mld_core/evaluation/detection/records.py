@@ -1,0 +1,397 @@
+"""The boxes of one pass, read from its records: frames, predictions, truths, and the vectors of predictions.
+
+Boxes are held as flat columns (about 60 bytes each); logits and features are only ever streamed. Rows follow
+the samples that count: what de-duplication leaves out takes its boxes with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
+from mld_core.evaluation.statistics.blocks import Vectors
+from mld_core.records.format.schema import base_schema
+from mld_core.records.format.vectors import is_vector, to_numpy
+from mld_core.records.read.reader import PassSelection
+
+IN_MEMORY = 2**28
+"""Vectors of kept predictions up to so many bytes stay in memory, more go to a temporary file."""
+
+UNIT_BITS = 40
+DET_BITS = 32
+_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class BoxRecords:
+    """One pass.
+
+    Attributes:
+        selection: The records.
+        frames: One row for each frame: input_id, input_hash, id_source, labelled, image size, user's fields.
+        labelled: (F,) frames whose truth is known.
+        predictions: Every recorded prediction of every frame.
+        det_idx: (N,) its number within the frame.
+        truths: Truths of labelled frames.
+        gt_idx: (G,) its number within the frame.
+        truth_columns: Further columns of the truths: difficulty, n_points, the user's own, ...
+        n_class: Number of classes.
+        class_names: (K,) their names, `class_<k>` where the run has none.
+        activation: "softmax", "sigmoid" or "none".
+        background: Column of the stored logits that means background, or None.
+        velocity: (N, 2) m/s or None.
+        truth_velocity: (G, 2) m/s or None.
+        center: (N, 2) centres; 2D as shares of the image's width and height where its size is known.
+        truth_center: (G, 2) likewise.
+        border: (G,) truths that touch the border of their image.
+    """
+
+    selection: PassSelection
+    frames: pa.Table
+    labelled: Bools
+    predictions: Predictions
+    det_idx: Ints
+    truths: Truths
+    gt_idx: Ints
+    truth_columns: pa.Table
+    n_class: int
+    class_names: tuple[str, ...]
+    activation: str
+    background: int | None
+    velocity: NDArray[np.float32] | None = None
+    truth_velocity: NDArray[np.float32] | None = None
+    notes: tuple[str, ...] = ()
+    center: Floats = field(default_factory=lambda: np.empty((0, 2)))
+    truth_center: Floats = field(default_factory=lambda: np.empty((0, 2)))
+    border: Bools = field(default_factory=lambda: np.empty(0, np.bool_))
+
+    @property
+    def task(self) -> str:
+        """Either "detection" or "detection3d"."""
+        return self.selection.task
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Aliases of the stored features of predictions."""
+        return tuple(
+            item.name
+            for item in self.selection.schema("vectors")
+            if is_vector(item) and item.name != "logits"
+        )
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether class logits are stored."""
+        return "logits" in self.selection.schema("vectors").names
+
+
+def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
+    """Read the boxes of a pass.
+
+    Args:
+        selection: The pass, of a detection task.
+        info: The run's info (`n_class`).
+    """
+    schema = selection.schema("samples")
+    names = [item.name for item in schema if not pa.types.is_nested(item.type)]
+    frames = selection.table("samples", names)
+    keys = _keys(frames)
+    order = np.argsort(keys, kind="stable")
+    lookup = _Lookup(keys[order], order)
+    canvas = _Canvas.of(selection, frames)
+    labelled = _flags(frames, "labelled", default=True)
+    columns = ["unit", "rank_", "det_idx", "label", "score", "box"]
+    has_velocity = "velocity" in selection.schema("detections").names
+    detections = selection.table("detections", [*columns, *(["velocity"] if has_velocity else [])])
+    predictions, det_rows = _predictions(detections, lookup, _width(selection))
+    truths = selection.table("truths")
+    true, gt_rows = _truths(truths, lookup, labelled, _width(selection))
+    center, truth_center = canvas.center(predictions), canvas.center(true)
+    border = canvas.border(true)
+    predictions, true = (
+        replace(predictions, box=canvas.original(predictions)),
+        replace(true, box=canvas.original(true)),
+    )
+    stored = set(base_schema("truths", selection.task).names) - {
+        "difficulty",
+        "occlusion",
+        "truncation",
+        "n_points",
+    }
+    more = [name for name in truths.column_names if name not in stored]
+    activation, background = _head(selection, info)
+    n_class = _count_classes(selection, info, predictions, true, background)
+    given = list(info.get("class_names") or ())
+    return BoxRecords(
+        selection,
+        frames,
+        labelled,
+        predictions,
+        _ints(detections, "det_idx")[det_rows],
+        true,
+        _ints(truths, "gt_idx")[gt_rows],
+        truths.select(more).take(pa.array(gt_rows)),
+        n_class,
+        tuple(str(given[k]) if k < len(given) else f"class_{k}" for k in range(n_class)),
+        activation,
+        background,
+        _list_column(detections, "velocity", 2, det_rows) if has_velocity else None,
+        _list_column(truths, "velocity", 2, gt_rows) if "velocity" in truths.column_names else None,
+        center=center,
+        truth_center=truth_center,
+        border=border,
+    )
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    keys: Ints
+    frame: Ints
+
+    def frames_of(self, table: pa.Table) -> Ints:
+        """(N,) frame of every row, -1 where its sample is not there."""
+        wanted = _keys(table)
+        place = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
+        if len(self.keys) == 0:
+            return np.full(len(wanted), -1, np.int64)
+        return np.where(self.keys[place] == wanted, self.frame[place], -1)
+
+
+def _keys(table: pa.Table) -> Ints:
+    return (_ints(table, "rank_") << UNIT_BITS) + _ints(table, "unit")
+
+
+def _ints(table: pa.Table, name: str) -> Ints:
+    column = table[name].cast(pa.int64()).fill_null(-1)
+    return np.asarray(column.to_numpy(), np.int64)
+
+
+def _flags(table: pa.Table, name: str, *, default: bool = False) -> Bools:
+    if name not in table.column_names:
+        return np.full(table.num_rows, default)
+    return np.asarray(table[name].fill_null(default).to_numpy(), np.bool_)
+
+
+def _width(selection: PassSelection) -> int:
+    return 7 if selection.task == "detection3d" else 4
+
+
+def _list_column(table: pa.Table, name: str, width: int, rows: Ints) -> NDArray[np.float32]:
+    """(len(rows), width) values of a fixed-size list column; a null list becomes NaN."""
+    column = table[name].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    made = np.full((len(column), width), np.nan, np.float32)
+    there = np.asarray(column.is_valid())
+    made[there] = np.asarray(column.drop_null().flatten(), np.float32).reshape(-1, width)
+    return made[rows]
+
+
+def _predictions(table: pa.Table, lookup: _Lookup, width: int) -> tuple[Predictions, Ints]:
+    frame = lookup.frames_of(table)
+    order = np.argsort(frame, kind="stable")
+    rows = order[np.searchsorted(frame[order], 0) :]
+    score = np.asarray(table["score"].to_numpy(), np.float32)[rows]
+    box = _list_column(table, "box", width, rows)
+    return Predictions(frame[rows], _ints(table, "label")[rows], score, box), rows
+
+
+def _truths(table: pa.Table, lookup: _Lookup, labelled: Bools, width: int) -> tuple[Truths, Ints]:
+    frame = lookup.frames_of(table)
+    order = np.argsort(frame, kind="stable")
+    rows = order[np.searchsorted(frame[order], 0) :]
+    rows = rows[labelled[frame[rows]]]
+    label = _ints(table, "label")[rows]
+    ignore, crowd = _flags(table, "ignore")[rows], _flags(table, "crowd")[rows]
+    # A truth without a class ("don't care") can be found by no class and must not be missed either.
+    return Truths(
+        frame[rows], label, _list_column(table, "box", width, rows), ignore | (label < 0), crowd
+    ), rows
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """The images boxes lie on: (F, 2) width and height, and what leads to the original image."""
+
+    size: Floats
+    scale: Floats
+    shift: Floats
+    flat: bool
+
+    @classmethod
+    def of(cls, selection: PassSelection, frames: pa.Table) -> _Canvas:
+        """Sizes and affines; one that rotates or shears counts as the identity."""
+        size = np.full((frames.num_rows, 2), np.nan)
+        for place, name in enumerate(("image_width", "image_height")):
+            if name in frames.column_names:
+                size[:, place] = frames[name].cast(pa.float64()).to_numpy()
+        size[~(size > 0)] = np.nan
+        scale, shift = np.ones((len(size), 2)), np.zeros((len(size), 2))
+        flat = selection.task != "detection3d"
+        if flat and "affine" in selection.schema("samples").names:
+            column = selection.table("samples", ["affine"])["affine"]
+            rows = np.flatnonzero(pc.equal(pc.list_value_length(column), 6).fill_null(False).to_numpy())
+            if len(rows):
+                values = column.take(pa.array(rows)).combine_chunks().flatten().to_numpy().reshape(-1, 2, 3)
+                straight = (values[:, 0, 1] == 0) & (values[:, 1, 0] == 0)
+                rows, values = rows[straight], values[straight]
+                scale[rows], shift[rows] = values[:, [0, 1], [0, 1]], values[:, :, 2]
+        return cls(size, scale, shift, flat)
+
+    def center(self, boxes: Predictions | Truths) -> Floats:
+        """Centres as shares of the image, in pixels or metres where no size is known."""
+        wide = boxes.box.astype(np.float64)
+        if not self.flat:
+            return wide[:, :2]
+        size = np.nan_to_num(self.size[boxes.frame], nan=1.0)
+        return np.asarray((wide[:, :2] + wide[:, 2:4]) / 2 / size)
+
+    def border(self, boxes: Truths) -> Bools:
+        """Boxes within a pixel of the border."""
+        if not self.flat or len(boxes) == 0:
+            return np.zeros(len(boxes), np.bool_)
+        size = self.size[boxes.frame]
+        return np.asarray((boxes.box[:, :2] <= 1).any(axis=1) | (boxes.box[:, 2:] >= size - 1).any(axis=1))
+
+    def original(self, boxes: Predictions | Truths) -> NDArray[np.floating]:
+        """Boxes in pixels of the original image."""
+        if not self.flat or ((self.scale == 1).all() and (self.shift == 0).all()):
+            return boxes.box
+        scale, shift = np.tile(self.scale[boxes.frame], 2), np.tile(self.shift[boxes.frame], 2)
+        moved = boxes.box * scale + shift
+        # A mirrored image swaps the ends.
+        low, high = np.minimum(moved[:, :2], moved[:, 2:]), np.maximum(moved[:, :2], moved[:, 2:])
+        return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def _head(selection: PassSelection, info: dict[str, Any]) -> tuple[str, int | None]:
+    """Activation and background column: of the pass, else of the run, else of the first prediction."""
+    activation = selection.meta.get("activation") or info.get("activation")
+    background = selection.meta.get("background", info.get("background"))
+    if activation is None:
+        for batch in selection.batches("detections", ["activation"], 1024):
+            activation = next((one for one in batch.column(0).to_pylist() if one), None)
+            break
+    return str(activation or "none"), None if background is None else int(background)
+
+
+def _count_classes(
+    selection: PassSelection, info: dict[str, Any], predictions: Predictions, truths: Truths, background: Any
+) -> int:
+    known = [int(info.get("n_class") or 0), len(info.get("class_names") or ())]
+    schema = selection.schema("vectors")
+    if "logits" in schema.names:
+        width = int(schema.field("logits").type.byte_width) // 4
+        known.append(width - (background is not None))
+    said = [int(predictions.label.max(initial=-1)) + 1, int(truths.label.max(initial=-1)) + 1]
+    return max(*known, *said, 1)
+
+
+# --- vectors of kept predictions ----------------------------------------------------------------------------
+
+
+def vector_rows(records: BoxRecords, rows: Ints) -> Ints:
+    """Rows of `vectors` of some predictions, -1 where a prediction has none."""
+    table = records.selection.table("vectors", ["unit", "rank_", "det_idx"])
+    frames = records.frames
+    order = np.argsort(_keys(frames), kind="stable")
+    frame = _Lookup(_keys(frames)[order], order).frames_of(table)
+    stored = (frame << DET_BITS) + _ints(table, "det_idx")
+    own = (records.predictions.frame[rows] << DET_BITS) + records.det_idx[rows]
+    by_key = np.argsort(stored, kind="stable")
+    if len(by_key) == 0:
+        return np.full(len(rows), -1, np.int64)
+    place = np.minimum(np.searchsorted(stored[by_key], own), len(by_key) - 1)
+    return np.where(stored[by_key][place] == own, by_key[place], -1)
+
+
+def read_vectors(records: BoxRecords, alias: str, rows: Ints, folder: Path) -> NDArray[Any]:
+    """(len(rows), D) vectors of some rows of `vectors`, zeros for -1; in a temporary file where large."""
+    schema = records.selection.schema("vectors")
+    item = schema.field(alias)
+    dtype = np.dtype(item.metadata[b"dtype"].decode())
+    shape = (len(rows), int(item.type.byte_width) // dtype.itemsize)
+    made: NDArray[Any]
+    if shape[0] * shape[1] * dtype.itemsize <= IN_MEMORY:
+        made = np.zeros(shape, dtype)
+    else:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            made = np.memmap(file, dtype, "w+", shape=shape)
+    order = np.argsort(rows, kind="stable")
+    wanted = rows[order]
+    for start, block in _blocks(records, alias):
+        first, last = np.searchsorted(wanted, (start, start + len(block)))
+        made[order[first:last]] = block[wanted[first:last] - start]
+    return made
+
+
+def _blocks(records: BoxRecords, alias: str) -> Iterator[tuple[int, NDArray[Any]]]:
+    start = 0
+    for batch in records.selection.batches("vectors", [alias], _ROWS):
+        block = np.asarray(to_numpy(batch.column(0), batch.schema.field(0)))
+        yield start, block
+        start += len(block)
+
+
+def class_logits(records: BoxRecords, rows: Ints, vectors: Ints, folder: Path) -> NDArray[np.float32]:
+    """(len(rows), K + 1) logits of kept predictions whose softmax is q: the classes, then background.
+
+    A sigmoid head gets a background logit of 0, exact for at most one class at once; a softmax head without
+    background and a head of which only the score is stored get the one that makes q(background) = 1 - score.
+    """
+    n_class = records.n_class
+    score = np.clip(records.predictions.score[rows].astype(np.float64), 1e-6, 1 - 1e-6)
+    missing = vectors < 0
+    made = np.full((len(rows), n_class + 1), -20.0, np.float32)
+    if records.has_logits and not missing.all():
+        stored = read_vectors(records, "logits", vectors, folder)
+        place = records.background if records.activation == "softmax" else None
+        columns = [k for k in range(stored.shape[1]) if k != place]
+        made[:, : len(columns)] = stored[:, columns]
+        if place is not None:
+            made[:, n_class] = stored[:, place]
+        elif records.activation == "sigmoid":
+            made[:, n_class] = 0.0
+        else:
+            top = made[:, :n_class].max(axis=1).astype(np.float64)
+            total = np.exp(made[:, :n_class] - top[:, None]).sum(axis=1)
+            made[:, n_class] = top + np.log(total) + np.log(1 - score) - np.log(score)
+    else:
+        missing = np.ones(len(rows), np.bool_)
+    if missing.any():
+        few = np.flatnonzero(missing)
+        made[few] = -20.0
+        made[few, np.clip(records.predictions.label[rows[few]], 0, n_class - 1)] = np.log(
+            score / (1 - score)
+        )[few]
+        made[few, n_class] = 0.0
+    return made
+
+
+def feature_vectors(records: BoxRecords, vectors: Ints, folder: Path) -> dict[str, Vectors]:
+    """Alias -> (N, D) features of kept predictions; empty where none are stored."""
+    if (vectors < 0).all():
+        return {}
+    return {alias: read_vectors(records, alias, vectors, folder) for alias in records.features}
+
+
+def user_columns(records: BoxRecords) -> pa.Table:
+    """The user's own columns of the frames, dictionaries as what they hold."""
+    own = set(base_schema("samples", records.task).names)
+    names = [name for name in records.frames.column_names if name not in own]
+    columns = {}
+    for name in names:
+        column = records.frames[name]
+        if pa.types.is_dictionary(column.type):
+            column = pc.cast(column, column.type.value_type)
+        columns[name] = column
+    return pa.table(columns) if columns else pa.table({"_": pa.nulls(records.frames.num_rows)}).select([])

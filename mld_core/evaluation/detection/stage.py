@@ -1,0 +1,398 @@
+"""The stage that turns the kept boxes of a pass into error probabilities, categories, codes and diagnoses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+
+from mld_core.evaluation.analysis.answers import Reference, SplitAnalysis
+from mld_core.evaluation.analysis.error_probability import ErrorProbability
+from mld_core.evaluation.analysis.issue_columns import (
+    category_names,
+    coordinates,
+    diagnosis_lists,
+    flag_structs,
+    named,
+    neighbour_ids,
+)
+from mld_core.evaluation.analysis.issue_stage import (
+    analysis_notes,
+    analysis_options,
+    category_row,
+    plain_facts,
+    region_rows,
+    slice_rows,
+)
+from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
+from mld_core.evaluation.analysis.units import Column
+from mld_core.evaluation.detection.analysis import BoxAnswers, analyse_boxes, as_train, box_arrays, frame_keys
+from mld_core.evaluation.detection.catalogue import DETECTION_CATALOGUE
+from mld_core.evaluation.detection.codes import A
+from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence, diagnose_boxes
+from mld_core.evaluation.detection.epochs import look_at_epochs
+from mld_core.evaluation.detection.events import PassMatch
+from mld_core.evaluation.detection.metrics import wrong_frames
+from mld_core.evaluation.detection.misses import estimate_misses
+from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.detection.units import BoxUnits, error_codes
+from mld_core.evaluation.detection3d.stage import (
+    CATALOGUE_3D,
+    kitti_figures,
+    road_columns,
+    road_facts,
+    with_roads,
+)
+from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.metrics.boxes import Bools, Floats
+from mld_core.evaluation.metrics.classification import auroc, average_precision
+from mld_core.evaluation.metrics.matching import BoxGeometry
+from mld_core.evaluation.space.arrays import SplitArrays
+from mld_core.evaluation.space.regions import Region
+from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.statistics.bootstrap import bootstrap
+from mld_core.evaluation.statistics.folds import FOLDS, SALTS, folds_of, group_codes, key_hashes
+
+ERROR_PROBA_THRESH = 0.8
+"""Below it no error code is certain enough: the code carries a `*`."""
+
+NO_T2 = 0.5
+
+
+@dataclass(frozen=True)
+class BoxPass:
+    """One detection pass with its events; what a split carries in `scratch["boxes"]`."""
+
+    records: BoxRecords
+    units: BoxUnits
+    match: PassMatch
+    geometry: BoxGeometry
+    thresholds: Floats
+
+
+class BoxAnalysis:
+    """Error probabilities, categories, codes, diagnoses and regions of the boxes of a split."""
+
+    name = "issues"
+
+    def __call__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
+        """Analyse one split."""
+        made: BoxPass = split.scratch["boxes"]
+        if made.units.rows == 0:
+            return StageOutput()
+        if not made.records.labelled.any():
+            return StageOutput(notes=("the truth of no frame is known: errors, codes and diagnoses need it",))
+        return _Run(split, group, engine, made).output()
+
+
+class _Run:
+    """The analysis of one split, step by step."""
+
+    def __init__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine, made: BoxPass) -> None:
+        self.split, self.group, self.engine = split, group, engine
+        self.records, self.units, self.match = made.records, made.units, made.match
+        self.geometry, self.thresholds = made.geometry, made.thresholds
+        self.keys = frame_keys(made.records, group.options.get("group_key"))
+        self.options = analysis_options(group.options, engine)
+
+    def progress(self, name: str) -> AbstractContextManager[Any]:
+        return self.engine.reporter.stage(f"{name} ({self.split.dataset})")
+
+    def output(self) -> StageOutput:
+        arrays, answers = self.analysis()
+        with self.progress("missed truths"), Workers(self.engine.width) as workers:
+            salts = self.options.salts or SALTS
+            misses = estimate_misses(self.records, ~self.units.events.found, self.keys, salts, workers)
+        with self.progress("other epochs"):
+            epochs = look_at_epochs(self.records, self.units.kept, self.geometry, self.thresholds)
+        evidence = BoxEvidence(
+            self.records,
+            self.units,
+            self.match,
+            answers,
+            None if misses is None else misses.error_proba,
+            epochs,
+            NO_T2 if answers is None else answers.analysis.used.t2,
+            self.miss_t2(),
+        )
+        with self.progress("diagnoses"):
+            found, road = diagnose_boxes(evidence), None
+            if self.records.task == "detection3d":
+                found, road = with_roads(evidence, found)
+        columns = self.columns(answers, misses, found)
+        metrics = self.metrics(answers, misses)
+        facts: dict[str, Any] = {"labeled": self.split.labeled, "other_epochs": epochs.count}
+        facts["score_thresholds"] = [round(float(value), 6) for value in self.thresholds]
+        notes: tuple[str, ...] = ()
+        tables: dict[str, list[dict[str, Any]]] = {"frames": self.frames(columns)}
+        categories: dict[str, Any] = {"counts": int(self.units.judged.sum())}
+        if answers is not None and arrays is not None:
+            analysis = answers.analysis
+            facts |= plain_facts(analysis.facts)
+            notes = tuple(_detection_notes(analysis_notes(self.split, analysis)))
+            categories |= category_row(analysis)
+            tables["regions"] = region_rows(self.split, self.regions(analysis, found))
+            tables["slices"] = slice_rows(self.split, arrays, analysis)
+        else:
+            notes = ("no kept prediction can be judged: there are no error probabilities and categories",)
+        facts["not_computable"] = dict(found.found.not_computable)
+        facts["code_counts"] = dict(found.found.counts)
+        if road is not None:
+            facts |= plain_facts(road_facts(self.records, road))
+            columns |= road_columns(self.records, self.units)
+            metrics |= kitti_figures(self.records)
+        return StageOutput(columns, metrics, categories, facts, notes, tables)
+
+    def analysis(self) -> tuple[SplitArrays | None, BoxAnswers | None]:
+        """The analysis of the kept predictions; None where none is judged."""
+        if not self.units.judged.any():
+            return None, None
+        with self.progress("reading vectors"):
+            key = self.group.options.get("group_key")
+            arrays = box_arrays(
+                self.records, self.units, self.split.units.parent, group_key=key, train=self.train()
+            )
+        other = self.group.reference(self.split)
+        reference = None if other is self.split else other.scratch.get("reference")
+        answers = analyse_boxes(
+            arrays,
+            self.units,
+            options=self.options,
+            reference=reference if isinstance(reference, Reference) else None,
+            progress=self.progress,
+        )
+        self.split.scratch["reference"] = answers.analysis.reference
+        return arrays, answers
+
+    def train(self) -> Any:
+        """The train split's boxes as a reference, where it is evaluated with this one."""
+        other = self.group.get("train")
+        if other is None or other is self.split or "boxes" not in other.scratch:
+            return None
+        made: BoxPass = other.scratch["boxes"]
+        if not made.units.judged.any():
+            return None
+        arrays = box_arrays(
+            made.records, made.units, self.split.units.parent, group_key=self.group.options.get("group_key")
+        )
+        return as_train(arrays)
+
+    def miss_t2(self) -> float:
+        """Threshold of risk of the truths: their rate of misses, at most a half, or the user's."""
+        tolerance = self.group.options.get("risk_tolerance")
+        if tolerance is not None:
+            return float(tolerance)
+        counts = self.records.truths.counts
+        missed = int((counts & ~self.units.events.found).sum())
+        return min((missed + 1) / (int(counts.sum()) + 2), 0.5)
+
+    # -- columns -------------------------------------------------------------------------------------------
+
+    def columns(
+        self, answers: BoxAnswers | None, misses: ErrorProbability | None, found: BoxDiagnoses
+    ) -> dict[str, Column]:
+        entries = CATALOGUE_3D if self.records.task == "detection3d" else DETECTION_CATALOGUE
+        diagnoses = found.found
+        made: dict[str, Column] = {
+            "primary_code": named([entry.code for entry in entries], diagnoses.primary),
+            "diagnosis": diagnosis_lists(diagnoses, entries),
+            "severity": pa.array(diagnoses.severity, pa.int8(), mask=diagnoses.severity == 0),
+            "recommended_action": named([entry.action for entry in entries], diagnoses.primary),
+            "suspicion": found.suspicion,
+            "detail": named(DETAILS, found.detail),
+        }
+        if misses is not None:
+            none = np.full(len(self.units.kept), np.nan)
+            made["miss_proba"] = np.append(none, misses.error_proba[self.units.missed])
+        if answers is not None:
+            made |= self.analysis_columns(answers)
+        return made
+
+    def analysis_columns(self, answers: BoxAnswers) -> dict[str, Column]:
+        analysis, parts = answers.analysis, answers.probabilities
+        missed = len(self.units.missed)
+        thresh = float(self.group.options.get("error_proba_thresh") or ERROR_PROBA_THRESH)
+        floats: dict[str, NDArray[Any]] = {
+            "error_proba": analysis.error_proba,
+            "det_error_proba": parts.det_error,
+            "cls_error_proba": parts.cls_error,
+            "code_certainty": parts.certainty,
+            "local_error_rate": analysis.density.rate,
+            "local_error_lo": analysis.density.low,
+            "baseline_risk": analysis.baseline_risk,
+            "predicted_risk_lo": analysis.risk_low,
+            "ambiguity": analysis.ambiguity,
+            "label_quality": analysis.label_quality,
+        }
+        floats |= {name: np.asarray(value) for name, value in coordinates(analysis.points).items()}
+        made: dict[str, Column] = {name: _padded(value, missed) for name, value in floats.items()}
+        made["category"] = _more(category_names(analysis.category), missed)
+        projected = np.where(analysis.errors < 0, analysis.projected, -1)
+        made["projected_category"] = _more(category_names(projected), missed)
+        best = np.where(analysis.suggested_label == self.records.n_class, -1, analysis.suggested_label)
+        made["suggested_label"] = _more(pa.array(best, pa.int32(), mask=best < 0), missed)
+        region = pa.array(analysis.region, pa.int32(), mask=analysis.region < 0)
+        made["region_id"] = _more(region, missed)
+        made["flags"] = _more(flag_structs(analysis.flags), missed)
+        made["error_code"] = error_codes(self.records, self.units, parts.certainty < thresh)
+        made["frame_error_proba"] = self.frame_column(analysis)
+        if analysis.neighbours is not None:
+            ids = neighbour_ids(analysis.neighbours, self.split)
+            made["neighbour_ids"] = pa.chunked_array([*ids.chunks, pa.nulls(missed, ids.type)], ids.type)
+        return made
+
+    def frame_column(self, analysis: SplitAnalysis) -> NDArray[np.float64]:
+        """(N + M,) probability that the unit's frame holds an error."""
+        frame = np.append(
+            self.records.predictions.frame[self.units.kept], self.records.truths.frame[self.units.missed]
+        )
+        self.frame_proba = frame_error_proba(self.records, self.units, analysis.error_proba, self.keys)
+        return self.frame_proba[frame]
+
+    def frames(self, columns: Mapping[str, Column]) -> list[dict[str, Any]]:
+        """One row for each frame: its boxes, errors and probabilities."""
+        records, units = self.records, self.units
+        count = records.frames.num_rows
+        frame = records.predictions.frame[units.kept]
+
+        def per_frame(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.bincount(rows, minlength=count)
+
+        truths = records.truths
+        use = truths.counts
+        table = pd.DataFrame(
+            {
+                "dataset": self.split.dataset,
+                "n_epoch": self.split.n_epoch,
+                "input_id": records.frames["input_id"].to_pylist(),
+                "labelled": records.labelled,
+                "n_gt": per_frame(truths.frame[use]),
+                "n_pred": per_frame(frame),
+                "n_tp": per_frame(frame[units.judged & units.events.right]),
+                "n_fp": per_frame(frame[units.wrong]),
+                "n_fn": per_frame(truths.frame[use & ~units.events.found]),
+            }
+        )
+        table["frame_error_proba"] = getattr(self, "frame_proba", np.full(count, np.nan))
+        for name in ("error_proba", "det_error_proba", "cls_error_proba"):
+            if name in columns:
+                values = pd.Series(np.asarray(columns[name], np.float64)[: len(frame)]).groupby(frame)
+                table[f"{name}_mean"] = values.mean().reindex(range(count)).to_numpy()
+                table[f"{name}_max"] = values.max().reindex(range(count)).to_numpy()
+        return table.to_dict("records")  # type: ignore[return-value]
+
+    def regions(self, analysis: SplitAnalysis, found: BoxDiagnoses) -> list[Region]:
+        """The regions with the codes of the detection catalogue."""
+        made = []
+        for one in analysis.regions:
+            inside = np.append(analysis.region == one.region_id, np.zeros(len(self.units.missed), np.bool_))
+            counts = {code: int((mask & inside).sum()) for code, mask in found.found.masks.items()}
+            top = sorted((code for code in counts if counts[code]), key=lambda code: (-counts[code], code))
+            classes = [number for number in one.top_classes if number < self.records.n_class]
+            label = _named_background(one.label, self.records.n_class)
+            made.append(replace(one, top_codes=top[:3], top_classes=classes, label=label))
+        return made
+
+    # -- metrics -------------------------------------------------------------------------------------------
+
+    def metrics(
+        self, answers: BoxAnswers | None, misses: ErrorProbability | None
+    ) -> dict[str, float | int | str | None]:
+        made: dict[str, float | int | str | None] = {}
+        judged, events = self.units.judged, self.units.events
+        if answers is not None:
+            made |= answers.analysis.metrics
+            made["error_proba_source"] = answers.analysis.estimate.source
+            parts = answers.probabilities
+            loose = events.code[judged] != A
+            made["det_error_proba_auroc"] = auroc(parts.det_error[judged], loose)
+            met = judged & events.matched
+            confused = events.said_of[met] != self.records.predictions.label[self.units.kept[met]]
+            made["cls_error_proba_auroc"] = auroc(parts.cls_error[met], confused)
+            wrong = np.zeros(self.records.frames.num_rows, np.bool_)
+            wrong[wrong_frames(self.records, self.units)] = True
+            labelled = self.records.labelled
+            made["frame_error_proba_auroc"] = auroc(self.frame_proba[labelled], wrong[labelled])
+        if misses is not None:
+            use = self.records.truths.counts
+            missed = ~events.found[use]
+            made["miss_proba_auroc"] = auroc(misses.error_proba[use], missed)
+            made["miss_proba_auprc"] = average_precision(misses.error_proba[use], missed)
+        return made | self.accuracy_interval()
+
+    def accuracy_interval(self) -> dict[str, float | None]:
+        """95 % interval of the accuracy, frames or groups drawn together."""
+        records, units = self.records, self.units
+        use = records.truths.counts
+        frame = np.concatenate(
+            [
+                records.predictions.frame[units.kept][units.judged],
+                records.truths.frame[use & ~units.events.found],
+            ]
+        )
+        right = np.concatenate(
+            [units.events.right[units.judged], np.zeros(int((use & ~units.events.found).sum()), np.bool_)]
+        )
+        if len(frame) == 0:
+            return {}
+        names, groups = group_codes(self.keys[frame])
+
+        def accuracy(weight: NDArray[np.float64]) -> dict[str, float | None]:
+            mass = float(weight.sum())
+            return {"accuracy": float(weight[right].sum()) / mass if mass else None}
+
+        with Workers(self.engine.width) as workers:
+            found = bootstrap(accuracy, key_hashes(names, "0"), groups, workers)
+        low, high = found.get("accuracy", (None, None))
+        return {"accuracy_lo": low, "accuracy_hi": high}
+
+
+def _named_background(label: str, background: int) -> str:
+    """A region's "truth->prediction @ metadata" with `bg` for the background's number."""
+    pair, at, where = label.partition(" @ ")
+    sides = ["bg" if side == str(background) else side for side in pair.split("->")]
+    return "->".join(sides) + at + where
+
+
+def _padded(values: NDArray[Any], missed: int) -> NDArray[np.float64]:
+    return np.append(values.astype(np.float64), np.full(missed, np.nan))
+
+
+def _more(column: pa.Array, missed: int) -> pa.ChunkedArray:
+    if isinstance(column, pa.ChunkedArray):
+        return pa.chunked_array([*column.chunks, pa.nulls(missed, column.type)], column.type)
+    return pa.chunked_array([column, pa.nulls(missed, column.type)], column.type)
+
+
+def _detection_notes(notes: list[str]) -> list[str]:
+    """Notes of the analysis, without those about codes of the classification catalogue."""
+    return [note for note in notes if "could not be computed" not in note]
+
+
+def frame_error_proba(
+    records: BoxRecords, units: BoxUnits, proba: Floats, keys: NDArray[np.generic]
+) -> Floats:
+    """(F,) probability that a frame holds an error: isotonic of 1 - prod(1 - proba), cross-fitted."""
+    count = records.frames.num_rows
+    frame = records.predictions.frame[units.kept]
+    fine = np.bincount(frame, weights=np.log1p(-np.clip(proba, 0, 1 - 1e-9)), minlength=count)
+    raw = 1 - np.exp(fine)
+    wrong = np.zeros(count, np.bool_)
+    wrong[wrong_frames(records, units)] = True
+    labelled: Bools = records.labelled
+    names, groups = group_codes(keys)
+    folds = folds_of(key_hashes(names, "0"))[groups]
+    made = raw.copy()
+    for fold in range(FOLDS):
+        train, test = np.flatnonzero(labelled & (folds != fold)), np.flatnonzero(folds == fold)
+        if len(train) and len(test):
+            model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+            made[test] = model.fit(raw[train], wrong[train]).predict(raw[test])
+    return made

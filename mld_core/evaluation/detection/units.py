@@ -1,0 +1,271 @@
+"""The unit table of a detection pass: one row for each kept prediction, then one for each missed truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mld_core.evaluation.analysis.issue_columns import named
+from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS, unit_ids
+from mld_core.evaluation.detection.codes import CODES, NO_PREDICTION, BoxEvents, box_codes
+from mld_core.evaluation.detection.records import BoxRecords, user_columns
+from mld_core.evaluation.detection3d.bins import range_bin, range_names
+from mld_core.evaluation.metrics import tide
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
+from mld_core.evaluation.metrics.coco import AREA_BOUNDS, AREAS
+
+BOX_NAMES = {"detection": ("x1", "y1", "x2", "y2"), "detection3d": ("cx", "cy", "cz", "w", "l", "h", "yaw")}
+TIDE_NAMES = ("right", *tide.TYPES)
+
+BOX_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("truth_id", pa.string()),
+    pa.field("det_idx", pa.int32()),
+    pa.field("gt_idx", pa.int32()),
+    pa.field("det_code", pa.string()),
+    pa.field("tide_error", pa.string()),
+    pa.field("iou", pa.float32()),
+    pa.field("area", pa.float32()),
+    pa.field("aspect", pa.float32()),
+    pa.field("size_bucket", pa.string()),
+    pa.field("center_x", pa.float32()),
+    pa.field("center_y", pa.float32()),
+)
+BOX_STAGE_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("det_error_proba", pa.float32()),
+    pa.field("cls_error_proba", pa.float32()),
+    pa.field("code_certainty", pa.float32()),
+    pa.field("miss_proba", pa.float32()),
+    pa.field("frame_error_proba", pa.float32()),
+    pa.field("suspicion", pa.float32()),
+    pa.field("detail", pa.string()),
+)
+"""Filled in by the analysis; `suspicion` ranks the units a label fault may be behind, largest first."""
+
+
+@dataclass(frozen=True)
+class BoxUnits:
+    """Which rows of the records the units are.
+
+    Attributes:
+        kept: (N,) rows of the predictions.
+        missed: (M,) rows of the truths no kept prediction found, of whatever class.
+        judged: (N,) predictions that are right or wrong: not ignored, and their frame's truth is known.
+        events: What the kept predictions were judged as.
+    """
+
+    kept: Ints
+    missed: Ints
+    judged: Bools
+    events: BoxEvents
+
+    @property
+    def rows(self) -> int:
+        """Number of units."""
+        return len(self.kept) + len(self.missed)
+
+    @property
+    def wrong(self) -> Bools:
+        """(N,) judged and not right."""
+        return self.judged & ~self.events.right
+
+
+def box_fields(task: str) -> tuple[pa.Field, ...]:
+    """The columns of a detection table beyond those of every unit table."""
+    names = BOX_NAMES[task]
+    boxes = [pa.field(name, pa.float32()) for name in (*names, *(f"gt_{name}" for name in names))]
+    spatial = []
+    if task == "detection3d":
+        spatial = [pa.field("range", pa.float32()), pa.field("azimuth", pa.float32())]
+        spatial.append(pa.field("range_bin", pa.string()))
+        spatial += [pa.field(name, pa.float32()) for name in ("ate", "ase", "aoe", "ave", "speed")]
+        spatial += [pa.field(name, pa.string()) for name in ("speed_bin", "points_bin")]
+    return (*BOX_FIELDS, *boxes, *spatial, *BOX_STAGE_FIELDS)
+
+
+def own_name(name: str, task: str) -> str:
+    """The name of a user's column: its own, or `field_<name>` where we hold that name."""
+    ours = {item.name.lower() for item in (*BASE_FIELDS, *STAGE_FIELDS, *box_fields(task))}
+    return f"field_{name}" if name.lower() in ours else name
+
+
+def box_schema(records: BoxRecords) -> pa.Schema:
+    """Schema of the unit table: ours, then the user's columns of frames and of truths."""
+    own = [*BASE_FIELDS, *STAGE_FIELDS, *box_fields(records.task)]
+    made = {item.name: item for item in own}
+    for table in (user_columns(records), records.truth_columns):
+        for item in table.schema:
+            kind = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
+            made.setdefault(
+                own_name(item.name, records.task), pa.field(own_name(item.name, records.task), kind)
+            )
+    return pa.schema(list(made.values()))
+
+
+def unit_table(records: BoxRecords, units: BoxUnits, logits_figures: dict[str, Floats]) -> pa.Table:
+    """The table before the analysis.
+
+    Args:
+        records: The pass.
+        units: Its units.
+        logits_figures: (N,) `loss` and `entropy` of the kept predictions, nats, NaN where unknown.
+    """
+    schema = box_schema(records)
+    count, missed = len(units.kept), len(units.missed)
+    columns = _identity(records, units) | _outcome(records, units) | _boxes(records, units)
+    for name, values in logits_figures.items():
+        columns[name] = pa.array(np.append(values, np.full(missed, np.nan)), pa.float64(), from_pandas=True)
+    frame = np.append(records.predictions.frame[units.kept], records.truths.frame[units.missed])
+    for name, column in zip(*_named_columns(user_columns(records)), strict=True):
+        columns[own_name(name, records.task)] = column.take(pa.array(frame))
+    truth = np.append(units.events.truth, units.missed)
+    place = pa.array(truth, pa.int64(), mask=truth < 0)
+    for name, column in zip(*_named_columns(records.truth_columns), strict=True):
+        columns.setdefault(own_name(name, records.task), column.take(place))
+    rows = count + missed
+    made = [
+        _cast(columns[item.name], item.type) if item.name in columns else pa.nulls(rows, item.type)
+        for item in schema
+    ]
+    return pa.Table.from_arrays(made, schema=schema)
+
+
+def _named_columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:
+    return table.column_names, table.columns
+
+
+def _cast(column: Any, kind: pa.DataType) -> Any:
+    return column if column.type.equals(kind) else column.cast(kind)
+
+
+def _identity(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
+    count, missed = len(units.kept), len(units.missed)
+    frame = pa.array(np.append(records.predictions.frame[units.kept], records.truths.frame[units.missed]))
+    key = records.selection.key
+    columns: dict[str, Any] = {
+        "unit_id": unit_ids(0, count + missed),
+        "dataset": pa.repeat(pa.scalar(key.dataset_type, pa.string()), count + missed),
+        "n_epoch": pa.repeat(pa.scalar(key.n_epoch, pa.int32()), count + missed),
+        "unit_kind": pa.array(["pred"] * count + ["gt"] * missed, pa.string()),
+        "nonfinite": pa.repeat(pa.scalar(False), count + missed),
+    }
+    for name in ("input_id", "input_hash", "id_source"):
+        columns[name] = records.frames[name].cast(pa.string()).take(frame)
+    det = np.append(records.det_idx[units.kept], np.full(missed, -1))
+    columns["det_idx"] = pa.array(det, pa.int32(), mask=det < 0)
+    truth = np.append(units.events.truth, units.missed)
+    number = np.append(records.gt_idx, -1)[truth]
+    columns["gt_idx"] = pa.array(number, pa.int32(), mask=truth < 0)
+    columns["truth_id"] = _truth_ids(records, units)
+    return columns
+
+
+def truth_names(records: BoxRecords, rows: Ints) -> list[str]:
+    """`<input hash, else input id>#<gt_idx>` of some truths: the same truth in two results."""
+    hashes = records.frames["input_hash"].cast(pa.string()).to_pylist()
+    ids = records.frames["input_id"].cast(pa.string()).to_pylist()
+    frames, numbers = records.truths.frame[rows].tolist(), records.gt_idx[rows].tolist()
+    return [f"{hashes[f] or ids[f]}#{number}" for f, number in zip(frames, numbers, strict=True)]
+
+
+def _truth_ids(records: BoxRecords, units: BoxUnits) -> pa.Array:
+    """Of right predictions, and of truths not found in their class: one row stands for every truth.
+
+    A truth that only a prediction of another class found is that prediction's row.
+    """
+    events = units.events
+    truth = np.append(np.where(events.matched, events.truth, -1), units.missed)
+    there = np.flatnonzero(truth >= 0)
+    names = np.full(len(truth), None, dtype=object)
+    names[there] = truth_names(records, truth[there])
+    return pa.array(names.tolist(), pa.string())
+
+
+def _outcome(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
+    events, missed = units.events, len(units.missed)
+    said = np.append(records.predictions.label[units.kept], np.full(missed, -1))
+    truth = np.append(np.where(units.judged, events.said_of, -1), records.truths.label[units.missed])
+    wrong = np.append(units.wrong, np.ones(missed, np.bool_))
+    known = np.append(units.judged, np.ones(missed, np.bool_))
+    score = np.append(records.predictions.score[units.kept], np.full(missed, np.nan))
+    iou = np.append(events.quality, events.best[units.missed]) if records.task == "detection" else None
+    if iou is None:
+        iou = np.append(events.quality, np.full(missed, np.nan))
+    codes = np.append(np.where(units.judged, events.code, -1), np.full(missed, len(CODES)))
+    kinds = np.append(np.where(units.judged, events.type, -1), np.full(missed, len(TIDE_NAMES) - 1))
+    return {
+        "gt": pa.array(truth, pa.int32(), mask=truth < 0),
+        "prediction": pa.array(said, pa.int32(), mask=said < 0),
+        "confidence": pa.array(score, pa.float32(), from_pandas=True),
+        "is_error": pa.array(wrong, pa.bool_(), mask=~known),
+        "iou": pa.array(iou, pa.float32(), from_pandas=True),
+        "det_code": named((*CODES, NO_PREDICTION), codes),
+        "tide_error": named(TIDE_NAMES, kinds),
+        "error_code": error_codes(records, units, np.zeros(len(units.kept), np.bool_)),
+    }
+
+
+def error_codes(records: BoxRecords, units: BoxUnits, unsure: Bools) -> pa.Array:
+    """(N + M,) error codes, `*` where `unsure`."""
+    labels = records.predictions.label[units.kept]
+    made = box_codes(units.events.code, units.events.said_of, labels, unsure, units.judged)
+    return pa.concat_arrays(
+        [made.cast(pa.string()), pa.array([NO_PREDICTION] * len(units.missed), pa.string())]
+    )
+
+
+def _boxes(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
+    predictions, truths, events = records.predictions, records.truths, units.events
+    width = predictions.box.shape[1]
+    none = np.full((len(units.missed), width), np.nan, np.float32)
+    said = np.concatenate([predictions.box[units.kept], none])
+    truth = np.append(events.truth, units.missed)
+    true = np.full((units.rows, width), np.nan, np.float32)
+    true[truth >= 0] = truths.box[truth[truth >= 0]]
+    center = np.concatenate([records.center[units.kept], records.truth_center[units.missed]])
+    own = np.concatenate([predictions.box[units.kept], truths.box[units.missed]])
+    area, aspect = box_size(own)
+    columns: dict[str, Any] = {
+        "area": area,
+        "aspect": aspect,
+        "center_x": center[:, 0],
+        "center_y": center[:, 1],
+    }
+    names = BOX_NAMES[records.task]
+    columns |= {name: said[:, k] for k, name in enumerate(names)}
+    columns |= {f"gt_{name}": true[:, k] for k, name in enumerate(names)}
+    made: dict[str, Any] = {
+        name: pa.array(np.asarray(values, np.float32), pa.float32(), from_pandas=True)
+        for name, values in columns.items()
+    }
+    if records.task == "detection3d":
+        distance = np.hypot(own[:, 0], own[:, 1])
+        made["range"] = pa.array(distance, pa.float32(), from_pandas=True)
+        made["azimuth"] = pa.array(np.arctan2(own[:, 1], own[:, 0]), pa.float32(), from_pandas=True)
+        made["range_bin"] = pa.array(range_names(range_bin(distance)).tolist(), pa.string())
+    else:
+        made["size_bucket"] = size_buckets(area)
+    return made
+
+
+def box_size(box: NDArray[np.floating]) -> tuple[Floats, Floats]:
+    """Area (3D: volume) and width over height (3D: over length) of boxes."""
+    wide = box.astype(np.float64)
+    if box.shape[1] == 4:
+        w, h = wide[:, 2] - wide[:, 0], wide[:, 3] - wide[:, 1]
+        return w * h, w / np.where(h > 0, h, 1.0)
+    return wide[:, 3] * wide[:, 4] * wide[:, 5], wide[:, 3] / np.where(wide[:, 4] > 0, wide[:, 4], 1.0)
+
+
+def size_buckets(area: Floats) -> pa.Array:
+    """COCO's small, medium or large of (N,) areas in square pixels.
+
+    Example:
+        >>> size_buckets(np.array([10.0, 2000.0, 1e5])).to_pylist()
+        ['small', 'medium', 'large']
+    """
+    place = np.digitize(area, [AREA_BOUNDS[1][1], AREA_BOUNDS[2][1]])
+    return pa.array(AREAS[1:], pa.string()).take(pa.array(place))

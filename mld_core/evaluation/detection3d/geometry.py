@@ -1,0 +1,112 @@
+"""How close upright 3D boxes are: events by centre distance in the ground plane, quality by IoU."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.metrics.boxes import (
+    NO_PAIRS,
+    Bools,
+    Floats,
+    Ints,
+    Pairs,
+    Predictions,
+    Truths,
+    group_pairs,
+)
+from mld_core.evaluation.metrics.matching import COVERED, SHARED_IOU
+from mld_core.geometry.iou import bev_iou_aligned
+
+EVENT_METRES = 2.0
+ALIGNED_METRES = 0.5
+ALIGNED_SHARE = 0.75
+BLOCK = 1 << 16
+
+
+class RoadBoxes:
+    """Boxes [cx, cy, cz, w, l, h, yaw]: closeness is 1 - distance / 4 m, so 2 m is 0.5 and 3.6 m is 0.1."""
+
+    event = 0.5 + 1e-9
+    background = 0.1
+
+    def close(self, predictions: Predictions, truths: Truths) -> Pairs:
+        """See `BoxGeometry.close`: centres less than 4 m apart."""
+        reach = 2 * EVENT_METRES
+        found = []
+        a, b = predictions.box.astype(np.float64), truths.box.astype(np.float64)
+        for i, j in group_pairs(predictions.frame, truths.frame):
+            distance = np.hypot(a[i, 0] - b[j, 0], a[i, 1] - b[j, 1])
+            near = np.flatnonzero(distance < reach)
+            found.append((i[near], j[near], 1 - distance[near] / reach))
+        if not found:
+            return NO_PAIRS
+        return Pairs(*(np.concatenate([part[k] for part in found]) for k in range(3)))
+
+    def quality(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Floats:
+        """See `BoxGeometry.quality`: aligned IoU, the boxes moved and turned onto each other."""
+        return aligned_iou(predictions.box[pairs.left], truths.box[pairs.right])
+
+    def aligned(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Bools:
+        """See `BoxGeometry.aligned`: within 0.5 m, and 0.75 of the class's median aligned IoU."""
+        value = self.quality(predictions, truths, pairs)
+        label = truths.label[pairs.right]
+        usual = np.ones(len(pairs))
+        for one in np.unique(label):
+            mine = label == one
+            usual[mine] = (
+                np.median(value[mine & (pairs.value > self.event)])
+                if (mine & (pairs.value > self.event)).any()
+                else 1
+            )
+        near = pairs.value > 1 - ALIGNED_METRES / (2 * EVENT_METRES)
+        return np.asarray(near & (value >= ALIGNED_SHARE * usual))
+
+    def covered(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Floats:
+        """See `BoxGeometry.covered`: share of the truth's footprint."""
+        a, b = predictions.box[pairs.left], truths.box[pairs.right]
+        iou = _footprint_iou(a, b)
+        own, other = (box[:, 3].astype(np.float64) * box[:, 4] for box in (a, b))
+        return np.asarray(iou * (own + other) / (1 + iou) / np.where(other > 0, other, 1.0))
+
+    def together(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Bools:
+        """See `BoxGeometry.together`: the mean of the predictions' centres lies within 2 m of the truth."""
+        size = np.maximum(np.bincount(pairs.right, minlength=len(truths)), 1)
+        mean = [
+            np.bincount(pairs.right, weights=predictions.box[pairs.left, k], minlength=len(truths)) / size
+            for k in (0, 1)
+        ]
+        distance = np.hypot(mean[0] - truths.box[:, 0], mean[1] - truths.box[:, 1])
+        return np.asarray(distance[pairs.right] < EVENT_METRES)
+
+    def shared(self, predictions: Predictions, rows: Ints) -> Bools:
+        """See `BoxGeometry.shared`: footprints."""
+        made = np.zeros(len(rows), np.bool_)
+        for i, j in group_pairs(predictions.frame[rows], predictions.frame):
+            other = np.flatnonzero(rows[i] != j)
+            a, b = rows[i[other]], j[other]
+            centre = predictions.box[:, :2].astype(np.float64)
+            reach = np.hypot(predictions.box[:, 3], predictions.box[:, 4]) / 2
+            near = np.hypot(*(centre[a] - centre[b]).T) < reach[a] + reach[b]
+            a, b, at = a[near], b[near], i[other][near]
+            made[at[_footprint_iou(predictions.box[a], predictions.box[b]) >= SHARED_IOU]] = True
+        return made
+
+
+def aligned_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
+    """(N,) IoU of 3D boxes put onto each other: of their sizes alone (nuScenes' scale error is 1 - it)."""
+    sizes, others = a[:, 3:6].astype(np.float64), b[:, 3:6].astype(np.float64)
+    shared = np.minimum(sizes, others).clip(0).prod(axis=1)
+    whole = sizes.clip(0).prod(axis=1) + others.clip(0).prod(axis=1) - shared
+    return np.asarray(shared / np.where(whole > 0, whole, 1.0))
+
+
+def _footprint_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
+    made = np.zeros(len(a))
+    for start in range(0, len(a), BLOCK):
+        span = slice(start, start + BLOCK)
+        made[span] = bev_iou_aligned(a[span].astype(np.float64), b[span].astype(np.float64))
+    return made
+
+
+__all__ = ["COVERED", "RoadBoxes", "aligned_iou"]

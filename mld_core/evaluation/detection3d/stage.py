@@ -1,0 +1,161 @@
+"""3D detection in the analysis of a pass: the T-codes beside the D-codes, and what they are made from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mld_core.evaluation.codes.diagnosis import Diagnosis
+from mld_core.evaluation.detection.catalogue import DETECTION_CATALOGUE
+from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence, rank_codes
+from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.detection.units import BoxUnits
+from mld_core.evaluation.detection3d.bins import points_names, speed_names
+from mld_core.evaluation.detection3d.catalogue import ROAD_CATALOGUE
+from mld_core.evaluation.detection3d.diagnoses import RoadDiagnoses, RoadEvidence, diagnose_roads
+from mld_core.evaluation.metrics.boxes import Bools, Floats
+from mld_core.evaluation.metrics.kitti import KittiFrames, kitti_metrics
+from mld_core.evaluation.metrics.nuscenes import ERRORS, NuscenesProfile, tp_errors
+
+CATALOGUE_3D: tuple[Diagnosis, ...] = (*DETECTION_CATALOGUE, *ROAD_CATALOGUE)
+REPLACED = ("D20",)
+"""Codes of boxes in general that a 3D code takes the place of."""
+
+UNIT_COLUMNS = (*ERRORS, "speed", "speed_bin", "points_bin")
+NEAR = 0.5
+"""Closeness of 2 m."""
+
+
+def road_evidence(e: BoxEvidence) -> RoadEvidence:
+    """The arrays of a pass as the 3D diagnoses take them."""
+    records, units = e.records, e.units
+    kept, events = units.kept, units.events
+    own = np.where(units.judged & events.right & events.matched, events.truth, -1)
+    points = None
+    if "n_points" in records.truth_columns.column_names:
+        points = records.truth_columns["n_points"].fill_null(-1).to_numpy()
+    return RoadEvidence(
+        records.predictions.take(kept),
+        records.truths,
+        own,
+        units.judged,
+        records.truths.counts & ~events.found,
+        e.match.near < NEAR,
+        NuscenesProfile.of(records.class_names),
+        records.frames.num_rows,
+        records.predictions,
+        velocity=None if records.velocity is None else records.velocity[kept],
+        true_velocity=records.truth_velocity,
+        n_points=points,
+        error_proba=None if e.answers is None else e.answers.analysis.error_proba,
+        likely=e.t2,
+        epochs=e.epochs.predictions,
+    )
+
+
+def with_roads(e: BoxEvidence, found: BoxDiagnoses) -> tuple[BoxDiagnoses, RoadDiagnoses]:
+    """Add the 3D codes to the diagnoses of a pass."""
+    road = diagnose_roads(road_evidence(e))
+    count, missed, rows = len(e.units.kept), e.units.missed, e.units.rows
+    masks: dict[str, Bools] = {code: mask for code, mask in found.found.masks.items() if code not in REPLACED}
+    for code in sorted({*road.predictions, *road.truths}):
+        mask = np.zeros(rows, np.bool_)
+        if code in road.predictions:
+            mask[:count] = road.predictions[code]
+        if code in road.truths:
+            mask[count:] = road.truths[code][missed]
+        masks[code] = mask
+    reasons = {code: why for code, why in found.found.not_computable.items() if code not in REPLACED}
+    reasons |= road.not_computable
+    suspicion: Floats = found.suspicion.copy()
+    for score in road.suspicion.values():
+        suspicion[:count] = np.fmax(suspicion[:count], score)
+    detail = found.detail.copy()
+    detail[:count][road.swapped] = DETAILS.index("swapped")
+    ranked = rank_codes(masks, reasons, rows, CATALOGUE_3D)
+    return replace(found, found=ranked, suspicion=suspicion, detail=detail), road
+
+
+def road_facts(records: BoxRecords, road: RoadDiagnoses) -> dict[str, Any]:
+    """The range bins of T11 and the sectors of T12, by class name and input id."""
+    ids = records.frames["input_id"].to_pylist()
+    bins = [
+        {
+            "class": records.class_names[int(row["class"])],
+            "from_m": int(row["range_bin"]) * 10,
+            "to_m": int(row["range_bin"]) * 10 + 10,
+            "n": row["n"],
+            "errors": row["errors"],
+            "p": row["p"],
+        }
+        for row in road.drop_offs
+    ]
+    sectors = [{**row, "input_id": ids[int(row["frame"])]} for row in road.dropouts]
+    return {"range_drop_offs": bins, "sector_dropouts": sectors}
+
+
+def road_columns(records: BoxRecords, units: BoxUnits) -> dict[str, pa.Array]:
+    """Columns of the unit table for views: errors of right boxes, speed and its bin, the bin of the points.
+
+    Speed and points are those of the truth the unit is about, the speed else the prediction's own.
+    """
+    count = len(units.kept)
+    truth = np.append(units.events.truth, units.missed)
+    errors = np.full((units.rows, len(ERRORS)), np.nan)
+    right = np.flatnonzero(units.judged & units.events.right & (units.events.truth >= 0))
+    true = units.events.truth[right]
+    profile = NuscenesProfile.of(records.class_names)
+    label = records.truths.label[true]
+    known = label < len(profile.period)
+    errors[right] = tp_errors(
+        records.predictions.box[units.kept[right]],
+        records.truths.box[true],
+        np.where(known, profile.period[np.where(known, label, 0)], 2 * np.pi),
+        None if records.velocity is None else records.velocity[units.kept[right]],
+        None if records.truth_velocity is None else records.truth_velocity[true],
+    )
+    velocity = np.full((units.rows, 2), np.nan)
+    if records.velocity is not None:
+        velocity[:count] = records.velocity[units.kept]
+    if records.truth_velocity is not None:
+        there = truth >= 0
+        true_velocity = records.truth_velocity[truth[there]]
+        velocity[there] = np.where(np.isnan(true_velocity), velocity[there], true_velocity)
+    points = np.full(units.rows, -1, np.int64)
+    if "n_points" in records.truth_columns.column_names:
+        values = records.truth_columns["n_points"].fill_null(-1).to_numpy()
+        points[truth >= 0] = values[truth[truth >= 0]]
+    made = {name: _float32(errors[:, k]) for k, name in enumerate(ERRORS)}
+    made["speed"] = _float32(np.hypot(velocity[:, 0], velocity[:, 1]))
+    made["speed_bin"] = pa.array(speed_names(velocity).tolist(), pa.string())
+    made["points_bin"] = pa.array(points_names(points).tolist(), pa.string())
+    return made
+
+
+def kitti_figures(records: BoxRecords) -> dict[str, float | None]:
+    """KITTI's AP40 of the pass where the truths' difficulty is recorded, else nothing.
+
+    Image boxes are not recorded: there is no image metric, and no prediction is ignored for its height.
+    """
+    if "difficulty" not in records.truth_columns.column_names:
+        return {}
+    level = records.truth_columns["difficulty"]
+    if level.null_count == len(level):
+        return {}
+    judged = np.flatnonzero(records.labelled[records.predictions.frame])
+    frames = KittiFrames(
+        records.predictions.take(judged),
+        records.truths,
+        level.fill_null(-1).to_numpy().astype(np.int64),
+        records.class_names,
+    )
+    found = kitti_metrics(frames).summary()
+    return {name: value for name, value in found.items() if "image" not in name}
+
+
+def _float32(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(values.astype(np.float32), pa.float32(), from_pandas=True)

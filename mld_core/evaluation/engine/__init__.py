@@ -1,0 +1,4 @@
+"""How an evaluation walks over records: `rounds` (map, merge, broadcast) over `passes`.
+
+Open `rounds` first.
+"""

@@ -1,0 +1,368 @@
+"""KITTI average precision at 40 recall positions: image, bird's-eye view, 3D, and orientation similarity.
+
+Rules: Geiger et al., "Are we ready for autonomous driving?" (2012), the KITTI object development kit and its
+Python form in SECOND and MMDetection3D (`kitti_utils/eval.py`), 40 positions after Simonelli et al. (2019).
+Truths of one frame choose in order: first by score, which fixes the score thresholds at recall steps of 1/40,
+then at each threshold by overlap. All thresholds of a class are decided at once, as the bits of one integer
+for each prediction. Figures are shares, not percent.
+
+As in KITTI, a class with fewer than 41 truths cannot reach 1: it has fewer thresholds than positions.
+DontCare regions are image boxes: they absorb false positives of the image metric, as in the Python form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.metrics.boxes import (
+    Floats,
+    Ints,
+    Pairs,
+    Predictions,
+    Truths,
+    group_pairs,
+    ordinal,
+    overlapping,
+)
+from mld_core.geometry.iou import bev_iou_aligned, iou_3d_aligned
+
+METRICS = ("image", "bev", "3d")
+DIFFICULTIES = ("easy", "moderate", "hard")
+MIN_HEIGHT = (40.0, 25.0, 25.0)
+"""Pixels a truth's image box must exceed, by difficulty; predictions below it are ignored."""
+
+MAX_OCCLUSION = (0, 1, 2)
+MAX_TRUNCATION = (0.15, 0.3, 0.5)
+POSITIONS = 41
+MIN_OVERLAP: Mapping[str, tuple[float, float, float]] = {
+    "car": (0.7, 0.7, 0.7),
+    "pedestrian": (0.5, 0.5, 0.5),
+    "cyclist": (0.5, 0.5, 0.5),
+}
+"""Overlap a match must exceed in the image, in bird's-eye view and in 3D."""
+
+OTHER_OVERLAP = (0.5, 0.5, 0.5)
+NEIGHBOURS: Mapping[str, str] = {"car": "van", "pedestrian": "person_sitting"}
+"""Classes whose truths are ignored rather than background."""
+
+BLOCK = 1 << 16
+Bits = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class KittiFrames:
+    """Boxes of all frames of a pass, with what KITTI's rules need beside them.
+
+    Attributes:
+        predictions: boxes (N, 7) cx, cy, cz, w, l, h, yaw.
+        truths: their truths.
+        difficulty: (G,) 0 easy, 1 moderate, 2 hard, anything else harder than hard (see `difficulties`).
+        class_names: (K,) names; car, pedestrian and cyclist have KITTI's overlaps, others 0.5.
+        image_box: (N, 4) xyxy image boxes of the predictions, or None: their height ignores none of them.
+        true_image_box: (G, 4) likewise of the truths; with both there is an image metric.
+        alpha: (N,) observation angles, or None: yaw stands in.
+        true_alpha: (G,) likewise.
+        dontcare_frame: (R,) frame of each DontCare region.
+        dontcare: (R, 4) xyxy image boxes.
+    """
+
+    predictions: Predictions
+    truths: Truths
+    difficulty: Ints
+    class_names: Sequence[str]
+    image_box: NDArray[np.floating] | None = None
+    true_image_box: NDArray[np.floating] | None = None
+    alpha: NDArray[np.floating] | None = None
+    true_alpha: NDArray[np.floating] | None = None
+    dontcare_frame: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    dontcare: NDArray[np.floating] = field(default_factory=lambda: np.empty((0, 4)))
+
+
+@dataclass(frozen=True)
+class KittiMetrics:
+    """AP40 by metric (`METRICS`), class and difficulty; NaN without truths or without image boxes.
+
+    Attributes:
+        ap: (3, K, 3) average precision.
+        aos: (3, K, 3) the same with each match weighted by (1 + cos of the angle between the headings) / 2.
+            KITTI's AOS is that of the image metric.
+        precision: (3, K, 3, 41) precision at recalls 0 to 1, falling.
+        truths: (K, 3) truths that must be found.
+    """
+
+    ap: Floats
+    aos: Floats
+    precision: Floats
+    truths: Ints
+
+    def summary(self) -> dict[str, float | None]:
+        """Means over classes with truths: `ap40_3d_moderate`, `ap40_bev_easy`, `aos40_hard`, ...
+
+        `aos40_*` is of the image metric where there are image boxes, else of bird's-eye view.
+        """
+        made = {
+            f"ap40_{name}_{level}": _mean(self.ap[m, :, d])
+            for m, name in enumerate(METRICS)
+            for d, level in enumerate(DIFFICULTIES)
+        }
+        image = 1 if np.isnan(self.aos[0]).all() else 0
+        return made | {f"aos40_{level}": _mean(self.aos[image, :, d]) for d, level in enumerate(DIFFICULTIES)}
+
+
+def _mean(values: Floats) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def difficulties(
+    height: NDArray[np.floating], occlusion: NDArray[np.floating], truncation: NDArray[np.floating]
+) -> Ints:
+    """(G,) KITTI difficulty of truths: 0 easy, 1 moderate, 2 hard, -1 beyond.
+
+    Args:
+        height: (G,) pixels of the image box.
+        occlusion: (G,) 0 visible, 1 partly, 2 largely, 3 unknown.
+        truncation: (G,) share outside the image.
+
+    Example:
+        >>> difficulties(np.array([50, 30, 30, 20]), np.array([0, 0, 2, 0]), np.zeros(4)).tolist()
+        [0, 1, 2, -1]
+    """
+    made = np.full(len(height), -1, np.int64)
+    for level in (2, 1, 0):
+        fits = (height > MIN_HEIGHT[level]) & (occlusion <= MAX_OCCLUSION[level])
+        made[fits & (truncation <= MAX_TRUNCATION[level])] = level
+    return made
+
+
+def kitti_metrics(frames: KittiFrames) -> KittiMetrics:
+    """Average precision of every class, metric and difficulty.
+
+    Example:
+        >>> box = np.array([[10, 0, 0, 1.6, 4, 1.5, 0.0]])
+        >>> frame, zero, no = np.arange(41), np.zeros(41, np.int64), np.zeros(41, bool)
+        >>> found = Predictions(frame, zero, np.full(41, 0.9), np.repeat(box, 41, axis=0))
+        >>> true = Truths(frame, zero, found.box, no, no)
+        >>> made = kitti_metrics(KittiFrames(found, true, zero, ["Car"]))
+        >>> made.summary()["ap40_3d_easy"], made.summary()["ap40_image_easy"]
+        (1.0, None)
+    """
+    n_class = len(frames.class_names)
+    shape = (len(METRICS), n_class, len(DIFFICULTIES))
+    ap, aos = np.full(shape, np.nan), np.full(shape, np.nan)
+    precision = np.full((*shape, POSITIONS), np.nan)
+    truths = np.zeros((n_class, len(DIFFICULTIES)), np.int64)
+    pairs = _all_pairs(frames)
+    turned = frames.predictions.box[:, 6] if frames.alpha is None else frames.alpha
+    true_turned = frames.truths.box[:, 6] if frames.true_alpha is None else frames.true_alpha
+    for c in range(n_class):
+        for d in range(len(DIFFICULTIES)):
+            case = _case(frames, c, d)
+            truths[c, d] = int((case.truth_state == 0).sum())
+            if truths[c, d] == 0:
+                continue
+            for m, name in enumerate(METRICS):
+                if pairs[m] is None:
+                    continue
+                usable = _usable(pairs[m], case, _overlap(frames.class_names[c])[m])
+                weight = (1 + np.cos(true_turned[usable.right] - turned[usable.left])) / 2
+                stuff = _in_dontcare(frames, case) if name == "image" else None
+                curve = _curves(usable, case, frames, weight, stuff)
+                precision[m, c, d] = curve[0]
+                ap[m, c, d], aos[m, c, d] = (float(one[1:].mean()) for one in curve)
+    return KittiMetrics(ap, aos, precision, truths)
+
+
+def _overlap(name: str) -> tuple[float, float, float]:
+    return MIN_OVERLAP.get(name.lower(), OTHER_OVERLAP)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One class at one difficulty: 0 counts, 1 is ignored, -1 does not take part."""
+
+    truth_state: NDArray[np.int8]
+    found_state: NDArray[np.int8]
+    overlap: float
+
+
+def _case(frames: KittiFrames, label: int, level: int) -> _Case:
+    names = [str(name).lower() for name in frames.class_names]
+    truths, found = frames.truths, frames.predictions
+    state = np.full(len(truths), -1, np.int8)
+    beside = NEIGHBOURS.get(names[label])
+    if beside in names:
+        state[truths.label == names.index(beside)] = 1
+    own = truths.label == label
+    fits = (frames.difficulty >= 0) & (frames.difficulty <= level) & truths.counts
+    state[own] = np.where(fits[own], 0, 1)
+    found_state = np.where(found.label == label, 0, -1).astype(np.int8)
+    if frames.image_box is not None:
+        # As in the kit, whatever its class: a small box may only be matched, never be false.
+        height = np.abs(frames.image_box[:, 3] - frames.image_box[:, 1])
+        found_state[height < MIN_HEIGHT[level]] = 1
+    found_state[np.isnan(found.score)] = -1
+    return _Case(state, found_state, _overlap(frames.class_names[label])[0])
+
+
+def _all_pairs(frames: KittiFrames) -> list[Pairs | None]:
+    """Pairs of a frame that overlap, for each metric; left the prediction, right the truth."""
+    found, truths = frames.predictions, frames.truths
+    order = np.argsort(truths.frame, kind="stable")
+    a, b = found.box.astype(np.float64), truths.box.astype(np.float64)
+    reach, other = np.hypot(a[:, 3], a[:, 4]) / 2, np.hypot(b[:, 3], b[:, 4]) / 2
+    near = []
+    for i, at in group_pairs(found.frame, truths.frame[order]):
+        j = order[at]
+        close = np.hypot(a[i, 0] - b[j, 0], a[i, 1] - b[j, 1]) < reach[i] + other[j]
+        near.append((i[close], j[close]))
+    left = np.concatenate([i for i, _ in near]) if near else np.empty(0, np.int64)
+    right = np.concatenate([j for _, j in near]) if near else np.empty(0, np.int64)
+    made: list[Pairs | None] = [None]
+    if frames.image_box is not None and frames.true_image_box is not None:
+        made = [overlapping(frames.image_box, found.frame, frames.true_image_box, truths.frame, 1e-9)]
+    for measure in (bev_iou_aligned, iou_3d_aligned):
+        value = np.zeros(len(left))
+        for start in range(0, len(left), BLOCK):
+            span = slice(start, start + BLOCK)
+            value[span] = measure(a[left[span]], b[right[span]])
+        made.append(Pairs(left, right, value).where(value > 0))
+    return made
+
+
+def _usable(pairs: Pairs | None, case: _Case, least: float) -> Pairs:
+    assert pairs is not None
+    part = (case.found_state[pairs.left] >= 0) & (case.truth_state[pairs.right] >= 0)
+    return pairs.where(part & (pairs.value > least))
+
+
+def _in_dontcare(frames: KittiFrames, case: _Case) -> Ints:
+    """Rows of predictions that count and lie in a DontCare region by more than the class's overlap."""
+    if frames.image_box is None or len(frames.dontcare) == 0:
+        return np.empty(0, np.int64)
+    rows = np.flatnonzero(case.found_state == 0)
+    shared = overlapping(
+        frames.image_box[rows],
+        frames.predictions.frame[rows],
+        frames.dontcare,
+        frames.dontcare_frame,
+        case.overlap,
+        crowd=np.ones(len(frames.dontcare), np.bool_),
+    )
+    return np.unique(rows[shared.left[shared.value > case.overlap]])
+
+
+def _curves(
+    pairs: Pairs, case: _Case, frames: KittiFrames, weight: Floats, stuff: Ints | None
+) -> tuple[Floats, Floats]:
+    """(41,) precision and orientation similarity at the recall positions, falling."""
+    score, frame = frames.predictions.score, frames.truths.frame
+    counting = (case.truth_state[pairs.right] == 0) & (case.found_state[pairs.left] == 0)
+    by_score = np.lexsort((pairs.left, -score[pairs.left], pairs.right))
+    one = np.ones(len(pairs), np.uint64)
+    won = _assign(pairs, by_score, one, frame)
+    hits = np.flatnonzero(counting & (won > 0))
+    limits = recall_thresholds(score[pairs.left[hits]], int((case.truth_state == 0).sum()))
+    if len(limits) == 0:
+        return np.zeros(POSITIONS), np.zeros(POSITIONS)
+    ignored = case.found_state[pairs.left] == 1
+    by_overlap = np.lexsort((pairs.left, np.where(ignored, 0.0, -pairs.value), ignored, pairs.right))
+    active = _active(score[pairs.left], limits)
+    won = _assign(pairs, by_overlap, active, frame)
+    some = np.flatnonzero(counting & (won > 0))
+    bits = _unpacked(won[some])
+    tp, similarity = bits.sum(axis=0), weight[some] @ bits
+    own = case.found_state == 0
+    there = np.sort(score[own])
+    fp = (len(there) - np.searchsorted(there, limits, side="left")).astype(np.float64)
+    taken = np.zeros(len(score), np.uint64)
+    np.bitwise_or.at(taken, pairs.left, won)
+    met = np.flatnonzero(own & (taken > 0))
+    fp -= _unpacked(taken[met])[:, : len(limits)].sum(axis=0)
+    if stuff is not None and len(stuff):
+        fp -= _unpacked(_active(score[stuff], limits) & ~taken[stuff])[:, : len(limits)].sum(axis=0)
+    said = tp[: len(limits)] + fp
+    return tuple(  # type: ignore[return-value]
+        _falling(np.divide(part[: len(limits)], said, out=np.zeros(len(limits)), where=said > 0))
+        for part in (tp.astype(np.float64), similarity)
+    )
+
+
+def _falling(values: Floats) -> Floats:
+    made = np.zeros(POSITIONS)
+    made[: len(values)] = values
+    return np.asarray(np.maximum.accumulate(made[::-1])[::-1])
+
+
+def recall_thresholds(scores: NDArray[np.floating], truths: int) -> NDArray[np.floating]:
+    """Scores at which recall comes closest to each step of 1/40, falling; at most 41.
+
+    Args:
+        scores: (M,) of the matches.
+        truths: truths that must be found.
+
+    Example:
+        >>> recall_thresholds(np.linspace(0.1, 0.9, 9), 10).round(1).tolist()
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    """
+    falling = np.sort(scores)[::-1]
+    kept, recall = [], 0.0
+    for i, score in enumerate(falling):
+        last = i == len(falling) - 1
+        left, right = (i + 1) / truths, (i + 1 if last else i + 2) / truths
+        if right - recall < recall - left and not last:
+            continue
+        kept.append(score)
+        recall += 1 / (POSITIONS - 1.0)
+    return np.asarray(kept[:POSITIONS], scores.dtype)
+
+
+def _active(score: NDArray[np.floating], limits: NDArray[np.floating]) -> Bits:
+    """Bit k: the score is at least `limits[k]` (falling)."""
+    first = len(limits) - np.searchsorted(limits[::-1], score, side="right")
+    every = np.uint64((1 << len(limits)) - 1)
+    return np.asarray(every & ~((np.uint64(1) << first.astype(np.uint64)) - np.uint64(1)))
+
+
+def _unpacked(bits: Bits) -> NDArray[np.uint8]:
+    """(N, 64) ones and zeros, lowest bit first."""
+    rows = np.ascontiguousarray(bits, "<u8").view(np.uint8).reshape(len(bits), 8)
+    return np.unpackbits(rows, axis=1, bitorder="little")
+
+
+def _assign(pairs: Pairs, order: Ints, active: Bits, frame: Ints) -> Bits:
+    """Let the truths of every frame choose one after the other; (P,) bits under which a pair was chosen.
+
+    Args:
+        pairs: pairs that may match.
+        order: (P,) pairs by truth, best first.
+        active: (P,) bits under which the pair's prediction is there.
+        frame: (G,) frames of the truths, rising.
+    """
+    won = np.zeros(len(pairs), np.uint64)
+    if len(pairs) == 0:
+        return won
+    truth = pairs.right[order]
+    first = np.flatnonzero(ordinal(truth) == 0)
+    length = np.diff(np.append(first, len(truth)))
+    turn = ordinal(frame[truth[first]])
+    taken = np.zeros(int(pairs.left.max()) + 1, np.uint64)
+    by_turn = np.argsort(turn, kind="stable")
+    stops = np.searchsorted(turn[by_turn], np.arange(int(turn.max()) + 2))
+    for start, stop in pairwise(stops):
+        heads = by_turn[start:stop]
+        open_ = np.full(len(heads), ~np.uint64(0))
+        for k in range(int(length[heads].max())):
+            still = np.flatnonzero((length[heads] > k) & (open_ > 0))
+            row = order[first[heads[still]] + k]
+            found = pairs.left[row]
+            chosen = active[row] & ~taken[found] & open_[still]
+            won[row] = chosen
+            taken[found] |= chosen
+            open_[still] &= ~chosen
+    return won

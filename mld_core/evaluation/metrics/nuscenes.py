@@ -1,0 +1,494 @@
+"""The nuScenes detection metrics: mAP by centre distance, true-positive errors, NDS.
+
+Formulas: Caesar et al., "nuScenes: A multimodal dataset for autonomous driving" (2020), and nuscenes-devkit
+`eval/detection/algo.py` with `detection_cvpr_2019.json`. Per class and frame, predictions by falling score
+take the nearest free truth closer than 0.5, 1, 2 or 4 m in the ground plane; all four are decided at once, as
+the bits of one integer for each prediction. **Attributes are not recorded**: there is no AAE, and NDS is
+(5 mAP + the sum of 1 - min(1, error) over the errors there are) / (5 + their number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.metrics.boxes import (
+    Bools,
+    Floats,
+    Ints,
+    Pairs,
+    Predictions,
+    Truths,
+    group_pairs,
+    ordinal,
+)
+from mld_core.geometry.boxes import wrap_yaw
+
+DISTANCES = (0.5, 1.0, 2.0, 4.0)
+"""Metres below which a prediction finds a truth."""
+
+TP_DISTANCE = 2.0
+"""Metres at which the true-positive errors are measured; also the event match of 3D detection."""
+
+MIN_RECALL = 0.1
+MIN_PRECISION = 0.1
+AP_WEIGHT = 5.0
+POINTS = 101
+ERRORS = ("ate", "ase", "aoe", "ave")
+"""Translation (m), scale (1 - aligned IoU), orientation (radians), velocity (m/s)."""
+
+CLASS_RANGES = {
+    "car": 50.0,
+    "truck": 50.0,
+    "bus": 50.0,
+    "trailer": 50.0,
+    "construction_vehicle": 50.0,
+    "pedestrian": 40.0,
+    "motorcycle": 40.0,
+    "bicycle": 40.0,
+    "traffic_cone": 30.0,
+    "barrier": 30.0,
+}
+"""Metres from the ego vehicle within which nuScenes counts boxes."""
+
+_TP = DISTANCES.index(TP_DISTANCE)
+_EVERY = np.uint8((1 << len(DISTANCES)) - 1)
+Bits = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class NuscenesProfile:
+    """What differs between classes.
+
+    Attributes:
+        class_range: (K,) metres from the frame's origin beyond which boxes of a class are left out.
+        period: (K,) radians after which a class looks the same: pi for barriers.
+        oriented: (K,) whether the class has a heading (cones have none).
+        moves: (K,) whether the class has a velocity (cones and barriers have none).
+        absent_as_zero: a class without truths counts with AP 0 and errors 1, as in the devkit; else it
+            counts in no mean.
+    """
+
+    class_range: Floats
+    period: Floats
+    oriented: Bools
+    moves: Bools
+    absent_as_zero: bool
+
+    @classmethod
+    def of(cls, class_names: Sequence[str], *, limit_range: bool | None = None) -> NuscenesProfile:
+        """The devkit's rules where all classes are nuScenes', else one rule for all.
+
+        Args:
+            class_names: (K,) names.
+            limit_range: leave out boxes beyond `CLASS_RANGES`; None: where all classes are nuScenes'.
+
+        Example:
+            >>> NuscenesProfile.of(["car", "barrier"]).class_range.tolist()
+            [50.0, 30.0]
+            >>> NuscenesProfile.of(["Car", "Van"]).absent_as_zero
+            False
+        """
+        names = [str(name).lower().replace(" ", "_").replace("-", "_") for name in class_names]
+        theirs = bool(names) and all(name in CLASS_RANGES for name in names)
+        limited = theirs if limit_range is None else limit_range
+        far = [CLASS_RANGES.get(name, np.inf) if limited else np.inf for name in names]
+        return cls(
+            np.array(far, np.float64),
+            np.array([np.pi if name == "barrier" else 2 * np.pi for name in names]),
+            np.array([name != "traffic_cone" for name in names], np.bool_),
+            np.array([name not in {"traffic_cone", "barrier"} for name in names], np.bool_),
+            theirs,
+        )
+
+    @property
+    def n_class(self) -> int:
+        """Number of classes."""
+        return len(self.class_range)
+
+    def inside(self, box: NDArray[np.floating], label: Ints) -> Bools:
+        """(N,) boxes of a known class within its range."""
+        known = (label >= 0) & (label < self.n_class)
+        near = np.hypot(box[:, 0].astype(np.float64), box[:, 1].astype(np.float64))
+        return np.asarray(known & (near < self.class_range[np.where(known, label, 0)]))
+
+
+@dataclass(frozen=True)
+class NuscenesState:
+    """What matching found in some frames; states of further frames are appended with `merge`.
+
+    Attributes:
+        label: (N,) class of each prediction that counts.
+        score: (N,) its score.
+        right: (N,) bit t: it found a truth closer than `DISTANCES[t]`.
+        ignored: (N,) likewise: it found only an ignored truth.
+        error: (M, 4) `ERRORS` of the predictions that are right at 2 m, in order; NaN where unknown.
+        truths: (K,) truths that must be found.
+        velocities: whether velocities were given.
+    """
+
+    label: NDArray[np.int32]
+    score: NDArray[np.floating]
+    right: Bits
+    ignored: Bits
+    error: Floats
+    truths: Ints
+    velocities: bool
+
+    @staticmethod
+    def merge(states: Sequence[NuscenesState]) -> NuscenesState:
+        """The state of all frames, in the order given (which decides between equal scores)."""
+        if len(states) == 1:
+            return states[0]
+        return NuscenesState(
+            np.concatenate([one.label for one in states]),
+            np.concatenate([one.score for one in states]),
+            np.concatenate([one.right for one in states]),
+            np.concatenate([one.ignored for one in states]),
+            np.concatenate([one.error for one in states]),
+            np.sum([one.truths for one in states], axis=0),
+            all(one.velocities for one in states),
+        )
+
+
+def match_nuscenes(
+    predictions: Predictions,
+    truths: Truths,
+    profile: NuscenesProfile,
+    *,
+    velocities: NDArray[np.floating] | None = None,
+    true_velocities: NDArray[np.floating] | None = None,
+    n_points: NDArray[np.integer] | None = None,
+) -> NuscenesState:
+    """Match the predictions of some frames.
+
+    Args:
+        predictions: boxes (N, 7) cx, cy, cz, w, l, h, yaw; the origin is the ego vehicle or its sensor. Of
+            equal scores the later row comes first, as in the devkit.
+        truths: truths of the same frames. Ignored ones take predictions out of the count.
+        profile: what differs between classes.
+        velocities: (N, 2) predicted, m/s; NaN unknown.
+        true_velocities: (G, 2) true, m/s.
+        n_points: (G,) sensor points in each truth; truths with 0 are left out, as nuScenes does; -1 unknown.
+    """
+    kept = np.flatnonzero(profile.inside(predictions.box, predictions.label) & ~np.isnan(predictions.score))
+    wanted = profile.inside(truths.box, truths.label)
+    if n_points is not None:
+        wanted &= n_points != 0
+    there = np.flatnonzero(wanted)
+    found, true = predictions.take(kept), truths.take(there)
+    right, ignored, at_two = match_by_distance(found, true, profile.n_class)
+    hits = np.flatnonzero(right >> np.uint8(_TP) & np.uint8(1))
+    known = velocities is not None and true_velocities is not None
+    error = tp_errors(
+        found.box[hits],
+        true.box[at_two[hits]],
+        profile.period[found.label[hits]],
+        velocities[kept][hits] if velocities is not None else None,
+        true_velocities[there][at_two[hits]] if true_velocities is not None else None,
+    )
+    counted = np.bincount(true.label[true.counts], minlength=profile.n_class)
+    return NuscenesState(
+        found.label.astype(np.int32), found.score, right, ignored, error, counted.astype(np.int64), known
+    )
+
+
+def match_by_distance(predictions: Predictions, truths: Truths, n_class: int) -> tuple[Bits, Bits, Ints]:
+    """Greedy matching by centre distance at all of `DISTANCES`.
+
+    Args:
+        predictions: of known classes, scores without NaN.
+        truths: of known classes.
+        n_class: number of classes.
+
+    Returns:
+        (N,) bits of the distances at which a prediction found a truth, and found an ignored one; (N,) row of
+        the truth found at 2 m, -1 for none.
+
+    Example:
+        >>> box = np.array([[0, 0, 0, 2, 4, 1, 0.0], [0.7, 0, 0, 2, 4, 1, 0.0]])
+        >>> zeros = np.zeros(2, np.int64)
+        >>> found = Predictions(zeros, zeros, np.array([0.9, 0.8]), box)
+        >>> none = np.zeros(1, bool)
+        >>> true = Truths(zeros[:1], zeros[:1], box[:1], none, none)
+        >>> [part.tolist() for part in match_by_distance(found, true, 1)]
+        [[15, 0], [0, 0], [0, -1]]
+    """
+    rows = np.arange(len(predictions))
+    group = predictions.frame * n_class + predictions.label
+    order = np.lexsort((-rows, -predictions.score, group))
+    target = truths.frame * n_class + truths.label
+    by_group = np.argsort(target, kind="stable")
+    pairs = near_pairs(
+        predictions.box[order], group[order], truths.box[by_group], target[by_group], DISTANCES[-1]
+    )
+    pairs = Pairs(pairs.left, by_group[pairs.right], pairs.value)
+    right, ignored, at_two = _greedy(pairs, group[order], ~truths.counts, truths.crowd)
+    back = np.empty(len(order), np.int64)
+    back[order] = rows
+    return right[back], ignored[back], at_two[back]
+
+
+def near_pairs(
+    left: NDArray[np.floating],
+    left_group: Ints,
+    right: NDArray[np.floating],
+    right_group: Ints,
+    limit: float,
+) -> Pairs:
+    """Pairs of one group whose centres are closer than `limit` in the ground plane, with their distance.
+
+    Args:
+        left: (N, >= 2) rows that begin with x, y.
+        left_group: (N,) groups.
+        right: (M, >= 2) rows likewise.
+        right_group: (M,) groups, rising.
+        limit: metres.
+    """
+    ax, ay = (np.ascontiguousarray(left[:, k], np.float64) for k in (0, 1))
+    bx, by = (np.ascontiguousarray(right[:, k], np.float64) for k in (0, 1))
+    found = []
+    for i, j in group_pairs(left_group, right_group):
+        dx = ax[i] - bx[j]
+        close = np.flatnonzero(np.abs(dx) < limit)
+        i, j, dx = i[close], j[close], dx[close]  # noqa: PLW2901
+        dy = ay[i] - by[j]
+        distance = np.sqrt(dx * dx + dy * dy)
+        close = np.flatnonzero(distance < limit)
+        found.append((i[close], j[close], distance[close]))
+    if not found:
+        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    return Pairs(*(np.concatenate([part[k] for part in found]) for k in range(3)))
+
+
+def _greedy(pairs: Pairs, group: Ints, ignore: Bools, crowd: Bools) -> tuple[Bits, Bits, Ints]:
+    """Let the predictions of every group choose one after the other, nearest free truth first.
+
+    A round is one prediction of every group, a step one of its pairs.
+    """
+    right, ignored = np.zeros(len(group), np.uint8), np.zeros(len(group), np.uint8)
+    at_two = np.full(len(group), -1, np.int64)
+    if len(pairs) == 0:
+        return right, ignored, at_two
+    order = np.lexsort((pairs.right, pairs.value, pairs.left))
+    left, truth, distance = pairs.left[order], pairs.right[order], pairs.value[order]
+    allowed = np.zeros(len(left), np.uint8)
+    for t, most in enumerate(DISTANCES):
+        allowed |= (distance < most).astype(np.uint8) << np.uint8(t)
+    first = np.flatnonzero(ordinal(left) == 0)
+    length = np.diff(np.append(first, len(left)))
+    turn = ordinal(group[left[first]])
+    taken = np.zeros(len(ignore), np.uint8)
+    by_turn = np.argsort(turn, kind="stable")
+    stops = np.searchsorted(turn[by_turn], np.arange(int(turn.max()) + 2))
+    passes = ((False, right), (True, ignored)) if ignore.any() else ((False, right),)
+    for start, stop in pairwise(stops):
+        heads = by_turn[start:stop]
+        open_ = np.full(len(heads), _EVERY, np.uint8)
+        for wanted, target in passes:
+            for k in range(int(length[heads].max())):
+                still = np.flatnonzero((length[heads] > k) & (open_ > 0))
+                row = first[heads[still]] + k
+                g = truth[row]
+                won = np.where(ignore[g] == wanted, allowed[row] & ~taken[g] & open_[still], np.uint8(0))
+                target[left[row]] |= won
+                open_[still] &= ~won
+                taken[g] |= np.where(crowd[g], np.uint8(0), won)
+                if not wanted:
+                    two = np.flatnonzero(won >> np.uint8(_TP) & np.uint8(1))
+                    at_two[left[row[two]]] = g[two]
+    return right, ignored, at_two
+
+
+def tp_errors(
+    found: NDArray[np.floating],
+    true: NDArray[np.floating],
+    period: Floats | float = 2 * np.pi,
+    velocity: NDArray[np.floating] | None = None,
+    true_velocity: NDArray[np.floating] | None = None,
+) -> Floats:
+    """(M, 4) `ERRORS` of matched pairs; the velocity error is NaN where one is unknown.
+
+    Args:
+        found: (M, 7) predicted boxes.
+        true: (M, 7) their truths.
+        period: radians after which a box looks the same, one or (M,).
+        velocity: (M, 2) predicted.
+        true_velocity: (M, 2) true.
+
+    Example:
+        >>> box = np.array([[0, 0, 0, 2, 4, 1, 0.0]])
+        >>> tp_errors(box + [3, 4, 0, 0, 4, 0, 3.0], box).round(3).tolist()
+        [[5.0, 0.5, 3.0, nan]]
+    """
+    a, b = found.astype(np.float64), true.astype(np.float64)
+    out = np.full((len(a), 4), np.nan)
+    out[:, 0] = np.hypot(a[:, 0] - b[:, 0], a[:, 1] - b[:, 1])
+    shared = np.minimum(a[:, 3:6], b[:, 3:6]).prod(axis=1)
+    whole = a[:, 3:6].prod(axis=1) + b[:, 3:6].prod(axis=1) - shared
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out[:, 1] = 1 - shared / whole
+    half = np.asarray(period) / 2
+    turned = np.mod(wrap_yaw(b[:, 6]) - wrap_yaw(a[:, 6]) + half, 2 * half) - half
+    out[:, 2] = np.abs(turned)
+    if velocity is not None and true_velocity is not None:
+        gap = velocity.astype(np.float64) - true_velocity.astype(np.float64)
+        out[:, 3] = np.hypot(gap[:, 0], gap[:, 1])
+    return out
+
+
+@dataclass(frozen=True)
+class NuscenesMetrics:
+    """The metrics with their curves; NaN where a class has no truth.
+
+    Attributes:
+        ap: (4, K) average precision by distance and class.
+        error: (4, K) `ERRORS` by class, NaN where the class has none.
+        precision: (4, K, 101) precision by distance and class at recalls 0 to 1.
+        confidence: (K, 101) score at which each recall is reached at 2 m, 0 where it is not.
+        curve: (4, K, 101) `ERRORS` by class at the same recalls, NaN where the recall is not reached.
+        truths: (K,) truths.
+        profile: what differs between classes.
+        velocities: whether AVE is known.
+    """
+
+    ap: Floats
+    error: Floats
+    precision: Floats
+    confidence: Floats
+    curve: Floats
+    truths: Ints
+    profile: NuscenesProfile
+    velocities: bool
+
+    @property
+    def recall(self) -> Floats:
+        """(101,) the recalls of the curves."""
+        return np.linspace(0, 1, POINTS)
+
+    @property
+    def mean_ap(self) -> float | None:
+        """Mean over classes and distances; None without a truth."""
+        return self._mean(self.ap.mean(axis=0), 0.0)
+
+    def mean_error(self, name: str) -> float | None:
+        """Mean of one of `ERRORS` over the classes that have it; None where it is not known."""
+        if name == "ave" and not self.velocities:
+            return None
+        return self._mean(self.error[ERRORS.index(name)], 1.0, self._has(name))
+
+    @property
+    def nds(self) -> float | None:
+        """NDS without attributes: (5 mAP + sum of 1 - min(1, error)) / (5 + number of errors)."""
+        means = [self.mean_error(name) for name in ERRORS]
+        known = [1 - min(1.0, value) for value in means if value is not None]
+        mean_ap = self.mean_ap
+        if mean_ap is None:
+            return None
+        return (AP_WEIGHT * mean_ap + sum(known)) / (AP_WEIGHT + len(known))
+
+    def summary(self) -> dict[str, float | None]:
+        """The headline figures under the names of the result tables; None where undefined.
+
+        `map_d05` to `map_d4` are the means over classes at 0.5 to 4 m.
+        """
+        at = {
+            f"map_d{most:g}".replace(".", ""): self._mean(self.ap[t], 0.0) for t, most in enumerate(DISTANCES)
+        }
+        means = {f"m{name}": self.mean_error(name) for name in ERRORS}
+        return {"map": self.mean_ap, "nds": self.nds, **means, **at}
+
+    def of_class(self, number: int) -> dict[str, float | None]:
+        """AP and errors of one class; None where it has no truth or no such error."""
+        made = {"ap": _number(self.ap[:, number].mean())}
+        made |= {
+            f"ap_d{most:g}".replace(".", ""): _number(self.ap[t, number]) for t, most in enumerate(DISTANCES)
+        }
+        return made | {name: _number(self.error[k, number]) for k, name in enumerate(ERRORS)}
+
+    def _has(self, name: str) -> Bools | None:
+        """(K,) classes that have an error at all, None for all of them."""
+        return {"aoe": self.profile.oriented, "ave": self.profile.moves}.get(name)
+
+    def _mean(self, values: Floats, absent: float, has: Bools | None = None) -> float | None:
+        there = self.truths > 0
+        if not there.any():
+            return None
+        if self.profile.absent_as_zero:
+            values = np.where(there, values, absent)
+        known = ~np.isnan(values)
+        kept = values[known if has is None else known & has]
+        return float(kept.mean()) if len(kept) else None
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def nuscenes_metrics(state: NuscenesState, profile: NuscenesProfile) -> NuscenesMetrics:
+    """Average precision, true-positive errors and their curves from the matches."""
+    n_class = profile.n_class
+    ap = np.full((len(DISTANCES), n_class), np.nan)
+    error = np.full((len(ERRORS), n_class), np.nan)
+    precision = np.full((len(DISTANCES), n_class, POINTS), np.nan)
+    confidence = np.full((n_class, POINTS), np.nan)
+    curve = np.full((len(ERRORS), n_class, POINTS), np.nan)
+    place = np.cumsum(state.right >> np.uint8(_TP) & np.uint8(1)) - 1
+    by_score = np.lexsort((-np.arange(len(state.label)), -state.score, state.label))
+    edges = np.searchsorted(state.label[by_score], np.arange(n_class + 1))
+    for c in np.flatnonzero(state.truths > 0):
+        rows = by_score[edges[c] : edges[c + 1]]
+        for t in range(len(DISTANCES)):
+            kept, precision[t, c], reached = _precision(state, rows, t, int(state.truths[c]))
+            ap[t, c] = _average_precision(precision[t, c])
+            if t == _TP:
+                confidence[c] = reached
+                hits = kept[(state.right[kept] >> np.uint8(t) & np.uint8(1)).astype(np.bool_)]
+                values = state.error[place[hits]]
+                if not state.velocities or not profile.moves[c]:
+                    values = np.delete(values, 3, axis=1)
+                _error_curves(curve[:, c], error[:, c], values, state.score[hits].astype(np.float64), reached)
+        if not profile.oriented[c]:
+            error[2, c] = curve[2, c] = np.nan
+    return NuscenesMetrics(ap, error, precision, confidence, curve, state.truths, profile, state.velocities)
+
+
+def _precision(state: NuscenesState, rows: Ints, t: int, truths: int) -> tuple[Ints, Floats, Floats]:
+    """Rows that count, and precision and score at the recall points, of one class at one distance."""
+    bit = np.uint8(t)
+    kept = rows[(state.ignored[rows] >> bit & np.uint8(1)) == 0]
+    tp = (state.right[kept] >> bit & np.uint8(1)).astype(np.float64)
+    found = np.cumsum(tp)
+    if not len(found) or found[-1] == 0:
+        return kept, np.zeros(POINTS), np.zeros(POINTS)
+    recall = found / truths
+    points = np.linspace(0, 1, POINTS)
+    precision = np.interp(points, recall, found / np.arange(1, len(kept) + 1), right=0)
+    return kept, precision, np.interp(points, recall, state.score[kept], right=0)
+
+
+def _average_precision(precision: Floats) -> float:
+    beyond = np.maximum(precision[round(100 * MIN_RECALL) + 1 :] - MIN_PRECISION, 0)
+    return float(beyond.mean() / (1 - MIN_PRECISION))
+
+
+def _error_curves(curve: Floats, error: Floats, values: Floats, scores: Floats, reached: Floats) -> None:
+    """Fill (4, 101) curves and (4,) errors: the running mean by falling score, read at the recall points."""
+    first = round(100 * MIN_RECALL) + 1
+    last = int(np.flatnonzero(reached)[-1]) if reached.any() else 0
+    for k in range(values.shape[1]):
+        if len(values) == 0:
+            error[k] = 1.0
+            continue
+        known = ~np.isnan(values[:, k])
+        count = np.cumsum(known)
+        running = np.divide(np.nancumsum(values[:, k]), count, out=np.zeros(len(values)), where=count > 0)
+        if not known.any():
+            running = np.ones(len(values))
+        read = np.interp(reached[::-1], scores[::-1], running[::-1])[::-1]
+        curve[k, : last + 1] = read[: last + 1]
+        error[k] = float(read[first : last + 1].mean()) if last >= first else 1.0

@@ -1,0 +1,304 @@
+"""Two results side by side: how the metrics moved and which units were fixed or regressed.
+
+Units are paired within a dataset by `input_hash` or by `input_id`, whichever pairs more of them (a content
+hash does not survive augmentation, an id may be missing); repeats of a key are paired in order. Units of one
+side only are counted, never dropped silently. Of detections the truths are paired: found or missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+from scipy.special import bdtr
+
+from mld_core.evaluation.results.database import database, fetch
+from mld_core.evaluation.results.expression import quoted
+from mld_core.evaluation.results.paired import (
+    COLUMNS,
+    PairedUnits,
+    category_numbers,
+    code_rows,
+    difference_intervals,
+    group_rows,
+    read_pairs,
+    rethresholded,
+    transition_rows,
+)
+from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.statistics.bootstrap import Interval
+
+KEYS = ("input_hash", "input_id")
+TRUTH_KEYS = ("truth_id",)
+"""Detection: a unit stands for a truth (found or missed); predictions without one have no counterpart."""
+
+_SHOWN = ("prediction", "confidence", "error_code", "category")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from result `a` (the one `compare` was called on) to result `b`.
+
+    Attributes:
+        a: Name of the first result.
+        b: Name of the second result.
+        metrics: Columns dataset, metric, a, b, delta (= b - a), and delta_paired with its 95 % interval
+            delta_lo and delta_hi on the units both sides hold (paired cluster bootstrap; null for metrics
+            that need every class score); sums such as `net_entropy` stand beside `counts`.
+        units: Columns dataset, joined_on, n_paired, n_fixed (wrong in a, right in b), n_regressed (right in
+            a, wrong in b), n_only_a, n_only_b, mcnemar_p (exact two-sided p of fixed against regressed).
+        changed: One row for each fixed (C91) or regressed (C90) unit: dataset, change, code, input_id,
+            input_hash, gt, and of both sides the prediction, confidence, error code and category.
+        transitions: Columns dataset, category_a, category_b, counts: 6 x 6 rows for each dataset, both sides
+            under the thresholds of `a`; empty while either side has no categories.
+        classes: Columns dataset, class, n, delta (error rate in b - in a), p_value (exact McNemar), bh_sig.
+        regions: The same for each region of `a`, by region_id.
+        codes: Columns dataset, code, counts_a, counts_b, new (occurs in b only).
+    """
+
+    a: str
+    b: str
+    metrics: pd.DataFrame
+    units: pd.DataFrame
+    changed: pd.DataFrame
+    transitions: pd.DataFrame
+    classes: pd.DataFrame
+    regions: pd.DataFrame
+    codes: pd.DataFrame
+
+    @property
+    def fixed(self) -> pd.DataFrame:
+        """Units that were wrong in `a` and are right in `b`."""
+        return self.changed[self.changed["change"] == "fixed"].reset_index(drop=True)
+
+    @property
+    def regressed(self) -> pd.DataFrame:
+        """Units that were right in `a` and are wrong in `b`."""
+        return self.changed[self.changed["change"] == "regressed"].reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        tables = [frame.to_string(index=False) for frame in (self.units, self.metrics)]
+        return "\n".join([f"{self.a} -> {self.b}", *tables])
+
+    def _repr_html_(self) -> str:
+        return self.units.to_html(index=False) + self.metrics.to_html(index=False)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One result as the comparison needs it, by dataset.
+
+    Attributes:
+        name: Name of the result.
+        metrics: Rows of the metrics table.
+        units: Unit tables.
+        facts: Thresholds and counts of the analysis.
+        group_key: Column of the unit table that keeps units together, or None.
+        keys: Columns units may be paired by.
+    """
+
+    name: str
+    metrics: Mapping[str, Mapping[str, object]]
+    units: Mapping[str, Path]
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    group_key: str | None = None
+    keys: tuple[str, ...] = KEYS
+
+
+@dataclass
+class _Found:
+    """The rows of every table, as the datasets are gone through."""
+
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    units: list[dict[str, Any]] = field(default_factory=list)
+    changed: list[pd.DataFrame] = field(default_factory=list)
+    transitions: list[pd.DataFrame] = field(default_factory=list)
+    classes: list[dict[str, Any]] = field(default_factory=list)
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    codes: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compare_sides(a: Side, b: Side, spill: Path, threads: int | None = None) -> Comparison:
+    """Compare two results over the datasets they share; a dataset of one side only stands with its counts."""
+    found = _Found()
+    for dataset in list(dict.fromkeys([*a.units, *b.units])):
+        if dataset not in a.units or dataset not in b.units:
+            side, name = (a, "n_only_a") if dataset in a.units else (b, "n_only_b")
+            found.units.append({"dataset": dataset, name: side.metrics[dataset]["counts"]})
+            continue
+        with (
+            database(spill, a=[a.units[dataset]], b=[b.units[dataset]]) as connection,
+            Workers(threads) as workers,
+        ):
+            _compare_dataset(connection, dataset, a, b, found, workers)
+    units = pd.DataFrame(found.units, columns=list(_UNITS))
+    for name in _UNITS[2:7]:
+        units[name] = units[name].fillna(0).astype("int64")
+    change = ["n", "delta", "p_value", "bh_sig"]
+    return Comparison(
+        a.name,
+        b.name,
+        pd.DataFrame(found.metrics, columns=list(_METRICS)),
+        units,
+        _stack(found.changed, _CHANGED),
+        _stack(found.transitions, ("dataset", "category_a", "category_b", "counts")),
+        pd.DataFrame(found.classes, columns=["dataset", "class", *change]),
+        pd.DataFrame(found.regions, columns=["dataset", "region_id", *change]),
+        pd.DataFrame(found.codes, columns=["dataset", "code", "counts_a", "counts_b", "new"]),
+    )
+
+
+def _compare_dataset(
+    connection: duckdb.DuckDBPyConnection, dataset: str, a: Side, b: Side, found: _Found, workers: Workers
+) -> None:
+    key = a.group_key if a.group_key is not None and a.group_key == b.group_key else None
+    found.units.append(_paired(connection, dataset, key, a.keys if a.keys == b.keys else KEYS))
+    found.changed.append(_changed(connection))
+    pairs = read_pairs(connection, key)
+    intervals = difference_intervals(pairs, workers)
+    if a.keys == TRUTH_KEYS:
+        # Of the paired truths: the share that is found.
+        intervals = {"recall": intervals["accuracy"]} if "accuracy" in intervals else {}
+    found.metrics += _moved(dataset, a.metrics[dataset], b.metrics[dataset], intervals)
+    found.transitions.append(_transitions(dataset, pairs, a, b))
+    found.classes += group_rows(dataset, "class", pairs.columns["gt_a"], pairs)
+    found.regions += group_rows(dataset, "region_id", pairs.columns["region_id_a"], pairs)
+    counts = [side.facts.get(dataset, {}).get("code_counts", {}) for side in (a, b)]
+    found.codes += code_rows(dataset, counts[0], counts[1])
+
+
+def _transitions(dataset: str, pairs: PairedUnits, a: Side, b: Side) -> pd.DataFrame:
+    """Category transitions; those of b are made anew where a was cut at other thresholds."""
+    before = category_numbers(pairs.columns["category_a"])
+    after = category_numbers(pairs.columns["category_b"])
+    cuts = [tuple(side.facts.get(dataset, {}).get(name) for name in ("t1", "t2")) for side in (a, b)]
+    t1, t2 = cuts[0]
+    if cuts[0] != cuts[1] and t1 is not None and t2 is not None:
+        after = rethresholded(pairs, float(t1), float(t2))
+    return transition_rows(dataset, before, after)
+
+
+_METRICS = ("dataset", "metric", "a", "b", "delta", "delta_paired", "delta_lo", "delta_hi")
+_UNITS = (
+    *("dataset", "joined_on", "n_paired", "n_fixed", "n_regressed", "n_only_a", "n_only_b", "mcnemar_p"),
+)
+_CHANGED = (
+    *("dataset", "change", "code", "input_id", "input_hash", "gt", "prediction_a", "prediction_b"),
+    *("confidence_a", "confidence_b", "error_code_a", "error_code_b", "category_a", "category_b"),
+)
+
+
+_FACTS = frozenset(
+    {
+        "n_epoch",
+        "pass_no",
+        "rows_read",
+        "duplicates_dropped",
+        "non_unique_ids",
+        "superseded_rows",
+        "rows_lost",
+        "torn_parts",
+    }
+    | {"count_overflow", "count_label_out_of_range"}
+)
+"""Numbers of the metrics table that say how the records were read, not how the model does."""
+
+
+def mcnemar_exact(fixed: int, regressed: int) -> float | None:
+    """Exact two-sided McNemar p of `fixed` against `regressed` changes; None where nothing changed.
+
+    Example:
+        >>> round(mcnemar_exact(1, 8), 4)
+        0.0391
+    """
+    n = fixed + regressed
+    return None if n == 0 else min(1.0, 2 * float(bdtr(min(fixed, regressed), n, 0.5)))
+
+
+def _stack(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    some = [frame for frame in frames if len(frame)]
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=list(columns))
+
+
+def _moved(
+    dataset: str,
+    a: Mapping[str, object],
+    b: Mapping[str, object],
+    intervals: Mapping[str, tuple[float | None, Interval]],
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for name, left in a.items():
+        right = b.get(name)
+        if (
+            name in _FACTS
+            or name.endswith(("_lo", "_hi"))
+            or isinstance(left, bool)
+            or not isinstance(left, int | float)
+            or not isinstance(right, int | float)
+        ):
+            continue
+        paired, (low, high) = intervals.get(name, (None, (None, None)))
+        made = (dataset, name, left, right, right - left, paired, low, high)
+        rows.append(dict(zip(_METRICS, made, strict=True)))
+    return rows
+
+
+def _paired(
+    connection: duckdb.DuckDBPyConnection, dataset: str, key: str | None, keys: tuple[str, ...]
+) -> dict[str, object]:
+    """Make the table `both_` by the key that pairs more units, and count them."""
+    best, size = keys[-1], -1
+    for name in keys:
+        tallies = f"{_tally('a', name)} x JOIN {_tally('b', name)} y USING (k)"
+        found = _count(connection, f"SELECT sum(least(x.n, y.n)) FROM {tallies}")  # noqa: S608
+        if found > size:
+            best, size = name, found
+    for side in ("a", "b"):
+        connection.execute(
+            f"CREATE TEMP TABLE side_{side} AS SELECT *, row_number() OVER (PARTITION BY "  # noqa: S608
+            f"{best} ORDER BY unit_id) AS nth_ FROM {side}"
+        )
+    wanted = dict.fromkeys((*COLUMNS, *_SHOWN, "flags"))
+    sides = ", ".join(f"x.{name} AS {name}_a, y.{name} AS {name}_b" for name in wanted)
+    group = "NULL" if key is None else f"CAST(x.{quoted(key)} AS VARCHAR)"
+    connection.execute(
+        "CREATE TEMP TABLE both_ AS SELECT x.unit_id, x.dataset, x.input_id, x.input_hash, "  # noqa: S608
+        f"coalesce(y.gt, x.gt) AS gt, {group} AS key_, {sides} "
+        f"FROM side_a x JOIN side_b y ON x.{best} = y.{best} AND x.nth_ = y.nth_"
+    )
+    paired = _count(connection, "SELECT count(*) FROM both_")
+    there = "truth_id" if keys == TRUTH_KEYS else "*"
+    fixed = _count(connection, "SELECT count(*) FROM both_ WHERE is_error_a AND NOT is_error_b")
+    regressed = _count(connection, "SELECT count(*) FROM both_ WHERE is_error_b AND NOT is_error_a")
+    return {
+        "dataset": dataset,
+        "joined_on": best,
+        "n_paired": paired,
+        "n_fixed": fixed,
+        "n_regressed": regressed,
+        "n_only_a": _count(connection, f"SELECT count({there}) FROM a") - paired,  # noqa: S608
+        "n_only_b": _count(connection, f"SELECT count({there}) FROM b") - paired,  # noqa: S608
+        "mcnemar_p": mcnemar_exact(fixed, regressed),
+    }
+
+
+def _tally(side: str, key: str) -> str:
+    return f"(SELECT {key} AS k, count(*) AS n FROM {side} WHERE {key} IS NOT NULL GROUP BY {key})"  # noqa: S608
+
+
+def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+    return int(connection.execute(sql).fetchall()[0][0] or 0)
+
+
+def _changed(connection: duckdb.DuckDBPyConnection) -> pd.DataFrame:
+    sides = ", ".join(f"{name}_{side}" for name in _SHOWN for side in "ab")
+    return fetch(
+        connection,
+        "SELECT dataset, CASE WHEN is_error_a THEN 'fixed' ELSE 'regressed' END AS change, "  # noqa: S608
+        f"CASE WHEN is_error_a THEN 'C91' ELSE 'C90' END AS code, input_id, input_hash, gt, {sides} FROM "
+        "both_ WHERE is_error_a <> is_error_b ORDER BY change DESC, confidence_b DESC NULLS FIRST, input_id",
+    )

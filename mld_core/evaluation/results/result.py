@@ -1,0 +1,465 @@
+"""What an evaluation found: tables on disk, read on demand."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console, ConsoleOptions, RenderResult
+
+from mld_core.evaluation.analysis.units import unit_name
+from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
+from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides
+from mld_core.evaluation.results.database import database, fetch, to_frame
+from mld_core.evaluation.results.expression import find_column, quoted
+from mld_core.evaluation.results.heatmap import heatmap
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.results.summary import Summary, show
+from mld_core.evaluation.results.view import ALIASES, view
+from mld_core.records.format.layout import Store
+
+__all__ = ["CATEGORIES", "CATEGORY_COLUMNS", "METRIC_COLUMNS", "Comparison", "Result"]
+
+METRIC_COLUMNS = (
+    *("dataset", "counts", "accuracy", "auroc", "auprc", "net_entropy_loss", "net_entropy"),
+    *("error_proba_auroc", "error_proba_auprc"),
+)
+"""The columns of `metrics_summary()`, in their order."""
+
+CATEGORIES = (
+    *("stable_coverage", "operational_coverage", "hotspot"),
+    *("recessive_hotspot", "critical_hotspot", "aleatoric_hotspot"),
+)
+CATEGORY_COLUMNS = ("dataset", *(f"{name}_ratio" for name in CATEGORIES))
+"""The columns of `issue_category_summary()`, in their order."""
+
+_ISSUE_ORDER = ("-severity", "-error_proba", "-loss", "dataset", "n_epoch", "unit_id")
+
+
+class Result:
+    """One evaluation result. It is stored once and never changes; every method reads it from disk.
+
+    Attributes:
+        result_name: Its name within the run.
+        info: The whole `result.json`: what was asked, which records were read, what is wrong with them.
+        folder: Where its tables lie (Parquet).
+    """
+
+    def __init__(self, store: ResultStore, result_name: str) -> None:
+        self._store = store
+        self.folder, self.info = store.load(result_name)
+        self.result_name = str(self.info["result_name"])
+
+    # -- what it is ----------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The store the result and its records lie in."""
+        return self._store.store
+
+    @property
+    def model_name(self) -> str:
+        """Name of the evaluated model."""
+        return str(self.info["model_name"])
+
+    @property
+    def version_name(self) -> str:
+        """Name of the evaluated version."""
+        return str(self.info["version_name"])
+
+    @property
+    def method_name(self) -> str:
+        """The evaluation method, e.g. `classification_v1`."""
+        return str(self.info["method_name"])
+
+    @property
+    def task(self) -> str:
+        """What was evaluated: "classification", "detection" or "detection3d"."""
+        return str(self.info.get("task", "classification"))
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes by index, where the run has them."""
+        names = self.info.get("class_names")
+        return [str(name) for name in names] if names else None
+
+    @property
+    def problems(self) -> list[dict[str, Any]]:
+        """What is wrong with the records.
+
+        Each has `kind`, `severity` ("warning" or "note"), `dataset`, `n_epoch` and `message`.
+        """
+        return list(self.info["problems"])
+
+    @property
+    def datasets(self) -> list[str]:
+        """The evaluated splits, in the order of the tables."""
+        return list(dict.fromkeys(str(one["dataset"]) for one in self.info["passes"]))
+
+    def __repr__(self) -> str:
+        run = f"{self.model_name!r} {self.version_name!r}"
+        return f"Result({self.result_name!r}, {run}, datasets={self.datasets})"
+
+    # -- tables --------------------------------------------------------------------------------------------
+
+    def metrics_summary(self, *, full: bool = False) -> pd.DataFrame:
+        """One row for each dataset (and epoch, where the result holds several).
+
+        `net_entropy_loss` (cross-entropy) and `net_entropy` are sums over the counted units, in nats; a
+        metric that has no value is null.
+
+        Args:
+            full: Add the further columns: means, label and error counts, what was dropped when the records
+                were read, whether the pass is partial, the run's names.
+        """
+        return self._summary("metrics", METRIC_COLUMNS, full=full)
+
+    def issue_category_summary(self, *, full: bool = False) -> pd.DataFrame:
+        """Share of each issue category in each dataset; the six ratios sum to 1, and are null until computed.
+
+        Args:
+            full: Add the further columns: the overlapping reading, thresholds, expected risk of the coverage.
+        """
+        return self._summary("categories", CATEGORY_COLUMNS, full=full)
+
+    def class_summary(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """One row for each class: counts, accuracy (its recall), precision, one-vs-rest AUROC and AUPRC."""
+        return self._named(self._of_dataset("classes", dataset_type), {"class": "class_name"})
+
+    def confusion(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """Counts of each (gt, prediction) that occurs; the prediction of non-finite logits is null."""
+        return self._named(
+            self._of_dataset("confusion", dataset_type), {"gt": "gt_name", "prediction": "prediction_name"}
+        )
+
+    def get_issues(
+        self,
+        dataset_type: str | None = None,
+        category: str | None = None,
+        code: str | None = None,
+        min_severity: int | None = None,
+        order_by: str | Sequence[str] | None = None,
+        limit: int | None = None,
+        cursor: int = 0,
+    ) -> pd.DataFrame:
+        """The units with an issue, worst first.
+
+        With no argument: every unit that has an error or a diagnosis of severity 2 or more. `category`,
+        `code` and `min_severity` choose among all units.
+
+        Args:
+            dataset_type: Only this split.
+            category: Only this issue category, e.g. "critical_hotspot".
+            code: Only units with this error code (`CLS3->7`) or diagnosis (`C01`).
+            min_severity: Only units whose most severe diagnosis is at least this (1 to 5).
+            order_by: Columns to sort by, `-` before a name for descending; default severity, error
+                probability and loss, each descending.
+            limit: At most so many rows.
+            cursor: Where to go on: `attrs["cursor"]` of the frame before, which is None on the last page.
+
+        Raises:
+            FilterError: An unknown column in `order_by`, a negative `cursor`.
+            NotFoundError: A split the result does not hold.
+        """
+        tests, values = ["is_error OR severity >= 2"], []
+        if not (category is None and code is None and min_severity is None):
+            tests = []
+        if dataset_type is not None:
+            tests.append("dataset = ?")
+            values.append(self._check_dataset(dataset_type))
+        if category is not None:
+            if category not in CATEGORIES:
+                raise FilterError(
+                    f"category={category!r}{near(category, CATEGORIES)} (categories: {known(CATEGORIES)})"
+                )
+            tests.append("category = ?")
+            values.append(category)
+        if code is not None:
+            tests.append("(error_code = ? OR list_contains(diagnosis, ?))")
+            values += [code, code]
+        parameters: list[object] = list(values)
+        if min_severity is not None:
+            tests.append("severity >= ?")
+            parameters.append(int(min_severity))
+        where = " AND ".join(f"({test})" for test in tests)
+        sql = f"SELECT * FROM units WHERE {where} ORDER BY {self._order(order_by)}"  # noqa: S608
+        if cursor < 0:
+            raise FilterError(f"cursor={cursor}: expected the `attrs['cursor']` of an earlier page, or 0")
+        if limit is not None:
+            sql += " LIMIT ?"
+            parameters.append(int(limit) + 1)  # one more tells whether there is a next page
+        if cursor:
+            sql += " OFFSET ?"
+            parameters.append(int(cursor))
+        with database(self._store.spill, units=self._unit_files()) as connection:
+            frame = fetch(connection, sql, parameters)
+        more = limit is not None and len(frame) > limit
+        frame = self._named(
+            frame.head(limit) if limit is not None else frame,
+            {"gt": "gt_name", "prediction": "prediction_name"},
+        )
+        frame.attrs["cursor"] = cursor + len(frame) if more else None
+        return frame
+
+    def get_view(
+        self,
+        groupby: str | Sequence[str] | None = None,
+        adjustby: str | None = None,
+        filter: str | None = None,  # noqa: A002  the public name
+        metrics: Sequence[str] | None = None,
+    ) -> pd.DataFrame:
+        """Group, standardise and filter the units; one block of rows for each dataset.
+
+        Args:
+            groupby: One to three columns of the unit table (`columns()` lists them): class, predicted_class,
+                category, error_code, diagnosis, any field you recorded. Float columns are cut into 10 bins of
+                equal mass, `"confidence:5"` asks for 5.
+            adjustby: A column to standardise by: `<metric>_adj` is what the group would show at the block's
+                mix of that column (direct standardisation).
+            filter: E.g. `"confidence > 0.9 and gt in (3, 5) and not is_error = false"`.
+            metrics: Further columns: accuracy, net_entropy(_loss)(_mean), confidence, count_labeled,
+                count_nonfinite, count_distinct_input, mean_<numeric column>, error_proba_auroc,
+                error_proba_auprc.
+
+        Returns:
+            dataset, the keys, counts, share, errors, error_rate with its 95 % Jeffreys interval, lift (error
+            rate over that of the block), error_proba (mean), the metrics, and up to 16 `sample_ids` (input
+            ids).
+
+        Raises:
+            FilterError: A name or an expression that is not understood; the message says what is possible.
+        """
+        with database(self._store.spill, units=self._unit_files()) as connection:
+            return view(
+                connection,
+                self._schema(),
+                groupby=groupby,
+                adjustby=adjustby,
+                condition=filter,
+                metrics=metrics,
+            )
+
+    def heatmap(
+        self,
+        x: str,
+        y: str,
+        value: str = "error_rate",
+        *,
+        filter: str | None = None,  # noqa: A002  as in get_view
+    ) -> pd.DataFrame:
+        """A rectangular grid over two columns, for plotting; one block of rows for each dataset.
+
+        Useful pairs: `("category", "class")`, `("class", "prediction", "share")` (confusion, each class
+        summing to 1), `("pca_1", "pca_2")` (map of the feature space, 64 x 64), `("n_epoch", "category",
+        "share")`.
+
+        Args:
+            x: A column (`columns()` lists them); floats are cut into 64 bins of equal width,
+                `"confidence:10"` asks for 10. What lies beyond their 0.5 % and 99.5 % quantiles joins the
+                outer bins.
+            y: Another column.
+            value: "error_rate", "counts", "share" (of the units of one x) or a numeric column, whose mean is
+                taken.
+            filter: As in `get_view`.
+
+        Returns:
+            dataset, x, y (the bin's centre where binned), counts, n (units with a value), errors, raw (the
+            cell's own value), value (shrunk to the overall one, (m overall + sum) / (m + n), with the m the
+            error density chose, at most 1,024), value_lo and value_hi (95 % interval of raw), bh_sig (cell
+            above the overall error rate, for other columns different from the overall mean, after
+            Benjamini-Hochberg). Every combination of x and y has a row; an empty one has no raw.
+
+        Raises:
+            FilterError: A name or filter that is not understood, or more than a million cells.
+        """
+        table = pq.read_table(self.folder / "categories.parquet", columns=["dataset", "n_epoch", "m"])
+        weights = {(str(row["dataset"]), row["n_epoch"]): float(row["m"] or 0.0) for row in table.to_pylist()}
+        weights |= {(dataset, None): m for (dataset, _), m in weights.items()}
+        with database(self._store.spill, units=self._unit_files()) as connection:
+            return heatmap(connection, self._schema(), x, y, value, condition=filter, weights=weights)
+
+    def regions(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """Connected regions of the feature space where errors are dense, those with most errors first.
+
+        Returns:
+            dataset, n_epoch, region_id (that of the units), n, errors, rate, rate_lo (its 5 % quantile),
+            p_value (against the split's error rate), bh_sig, label ("truth->prediction @ the metadata that
+            differs most"), top_classes, top_codes, and the unit nearest to the middle.
+        """
+        return self._of_dataset("regions", dataset_type)
+
+    def frames(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """Detection: one row for each image or frame.
+
+        Returns:
+            dataset, n_epoch, input_id, labelled, n_gt, n_pred (boxes at the operating threshold), n_tp, n_fp,
+            n_fn, frame_error_proba (that the frame holds an error) and the mean and largest error_proba,
+            det_error_proba and cls_error_proba of its boxes.
+
+        Raises:
+            NotFoundError: The result is of a classification.
+        """
+        if self.task == "classification":
+            raise NotFoundError("a classification has no frames; get_issues() lists its units")
+        return self._of_dataset("frames", dataset_type)
+
+    def slices(self, dataset_type: str | None = None) -> pd.DataFrame:
+        """The metadata slices behind code C32: conditions on your own columns under which more fails.
+
+        Returns:
+            dataset, n_epoch, slice, n, errors, rate, score (SliceLine), p_value, bh_sig; at most ten for each
+            split, best score first.
+        """
+        return self._of_dataset("slices", dataset_type)
+
+    def columns(self) -> dict[str, str]:
+        """Name and Arrow type of every column that `get_view` and its filter may use."""
+        return {field.name: str(field.type) for field in self._schema()}
+
+    def compare(self, other: Result, dataset_type: str | None = None) -> Comparison:
+        """Compare this result (before) with another (after); see `Comparison`.
+
+        Args:
+            other: A result of any model or version.
+            dataset_type: Only this split; default all of both.
+
+        Raises:
+            NotFoundError: A split that neither result holds.
+        """
+        if dataset_type is not None and dataset_type not in {*self.datasets, *other.datasets}:
+            self._check_dataset(dataset_type)
+        return compare_sides(self._side(dataset_type), other._side(dataset_type), self._store.spill)
+
+    def report(self, path: str | Path, *, image_fn: Callable[[str, str], Any] | None = None) -> Path:
+        """Write one self-contained HTML page about this result; it opens offline.
+
+        Args:
+            path: The file, e.g. "report.html"; it is replaced.
+            image_fn: (dataset, input_id) -> image of that sample (array or PIL image) or None, for samples of
+                which no thumbnail was recorded; of a 2D detection it is asked first, because images of up to
+                480 pixels are sharper than thumbnails. Of a 3D detection also the points of that frame,
+                (N, 3 to 16) floats that begin with x, y, z in metres in the model's frame: records hold no
+                point clouds; without them boxes are drawn alone. At most 4,000 points of a frame are kept,
+                those in and around boxes first.
+
+        Returns:
+            The absolute path of the file.
+
+        Raises:
+            ImportError: The extra is missing: `pip install "ml-debugger[report]"`.
+        """
+        # By name: the report is a room above this one and imports it, never the other way round.
+        written = importlib.import_module("mld_core.report").write_report(self, path, image_fn=image_fn)
+        return Path(written.path)
+
+    # -- display -------------------------------------------------------------------------------------------
+
+    def summary(self) -> Summary:
+        """The summary as an object: it renders in a terminal (rich), in a notebook (HTML) and as text."""
+        with database(self._store.spill, units=self._unit_files()) as connection:
+            codes = fetch(
+                connection,
+                "SELECT dataset, n_epoch, category, error_code, count(*) AS counts FROM units WHERE "
+                "error_code IS NOT NULL "
+                "AND (is_error OR category IS NOT NULL) GROUP BY ALL ORDER BY dataset, category, counts "
+                "DESC, error_code",
+            )
+        return Summary(
+            self.info, self.metrics_summary(full=True), self.issue_category_summary(full=True), codes
+        )
+
+    def get_summary(self) -> None:
+        """Display metrics, categories and error codes: a table in a terminal, HTML in a notebook."""
+        show(self.summary())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.summary()
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _summary(self, table: str, first: tuple[str, ...], *, full: bool) -> pd.DataFrame:
+        frame = self._read(table)
+        if full:
+            return frame
+        keys = ["n_epoch"] if frame["dataset"].duplicated().any() else []
+        return frame[[*first, *keys]]
+
+    def _read(self, table: str) -> pd.DataFrame:
+        return to_frame(pq.read_table(self.folder / f"{table}.parquet"))
+
+    def _of_dataset(self, table: str, dataset_type: str | None) -> pd.DataFrame:
+        if not (self.folder / f"{table}.parquet").exists():
+            raise NotFoundError(
+                f"result {self.result_name!r} has no {table}: it was made before they existed; evaluate again"
+            )
+        frame = self._read(table)
+        if dataset_type is not None:
+            frame = frame[frame["dataset"] == self._check_dataset(dataset_type)].reset_index(drop=True)
+        return frame
+
+    def _check_dataset(self, dataset_type: str) -> str:
+        if dataset_type not in self.datasets:
+            raise NotFoundError(
+                f"result {self.result_name!r} holds no dataset "
+                f"{dataset_type!r}{near(dataset_type, self.datasets)} "
+                f"(datasets: {known(self.datasets)})"
+            )
+        return dataset_type
+
+    def _unit_files(self) -> list[Path]:
+        return [self.folder / str(one["units"]) for one in self.info["passes"]]
+
+    def _schema(self) -> pa.Schema:
+        fields: dict[str, pa.Field] = {}
+        for path in self._unit_files():
+            for field in pq.read_schema(path):
+                fields.setdefault(field.name, field)
+        return pa.schema(list(fields.values()))
+
+    def _order(self, order_by: str | Sequence[str] | None) -> str:
+        names = [order_by] if isinstance(order_by, str) else list(order_by or _ISSUE_ORDER)
+        names += [name for name in _ISSUE_ORDER[3:] if name not in names]  # pages need a total order
+        schema = self._schema()
+        parts = []
+        for name in names:
+            column = find_column(name.removeprefix("-"), schema, ALIASES)
+            parts.append(f"{quoted(column)} {'DESC' if name.startswith('-') else 'ASC'} NULLS LAST")
+        return ", ".join(parts)
+
+    def _named(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+        """Put the class name beside each class column, where the run has names."""
+        names = self.class_names
+        if names is None:
+            return frame
+        for column, label in columns.items():
+            values = [
+                names[int(value)] if not pd.isna(value) and 0 <= int(value) < len(names) else None
+                for value in frame[column]
+            ]
+            frame.insert(
+                list(frame.columns).index(column) + 1, label, pd.Series(values, frame.index, dtype="object")
+            )
+        return frame
+
+    def _side(self, dataset_type: str | None) -> Side:
+        """This result for a comparison: the last epoch of each dataset."""
+        rows = pq.read_table(self.folder / "metrics.parquet").to_pylist()
+        metrics = {str(row["dataset"]): row for row in rows}
+        units = {str(one["dataset"]): self.folder / str(one["units"]) for one in self.info["passes"]}
+        facts = {str(one["dataset"]): one for one in self.info.get("facts", [])}
+        if dataset_type is not None:
+            metrics = {name: row for name, row in metrics.items() if name == dataset_type}
+            units = {name: path for name, path in units.items() if name == dataset_type}
+        key = self.info["options"].get("group_key")
+        keys = KEYS if self.task == "classification" else TRUTH_KEYS
+        return Side(
+            self.result_name, metrics, units, facts, None if key is None else unit_name(str(key)), keys
+        )

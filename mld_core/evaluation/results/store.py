@@ -1,0 +1,145 @@
+"""Where results lie: `.results/<name>/` in the run's folder, written once, atomically, and never changed.
+
+A result is a folder: `result.json` (what was asked, of which records, what is wrong with them),
+`metrics.parquet`, `categories.parquet`, `classes.parquet`, `confusion.parquet`, a `units-<n>.parquet`
+for each evaluated pass. It is built under a temporary name, made durable, and renamed; readers see it whole
+or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mld_core.evaluation.errors import NotFoundError, ResultExistsError, known, near
+from mld_core.records.format import names
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.manifest import tmp_name
+
+RESULT_FILE = "result.json"
+FORMAT = 1
+_EXISTS = {errno.EEXIST, errno.ENOTEMPTY, errno.EACCES}
+
+
+def utc_now() -> str:
+    """The time as text, UTC with seconds, e.g. `2026-11-21T08:15:30+00:00`."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class ResultStore:
+    """The results of one run."""
+
+    def __init__(self, store: Store, run: RunKey) -> None:
+        self.store = store
+        self.run = run
+        self.root = store.results_dir(run)
+
+    @property
+    def spill(self) -> Path:
+        """Where DuckDB puts what does not fit in memory: inside the store."""
+        return self.root / ".spill"
+
+    def all(self) -> list[dict[str, Any]]:
+        """The `result.json` of every complete result, oldest first."""
+        found: list[dict[str, Any]] = []
+        if self.root.is_dir():
+            folders = [folder for folder in self.root.iterdir() if not folder.name.startswith(".")]
+            found = [info for folder in folders if (info := _read(folder)) is not None]
+        return sorted(found, key=lambda info: (str(info["completed_at"]), str(info["result_name"])))
+
+    def folder(self, result_name: str) -> Path:
+        """Where the result of that name lies or would lie."""
+        return self.root / names.encode(result_name)
+
+    def load(self, result_name: str) -> tuple[Path, dict[str, Any]]:
+        """The folder and the `result.json` of a result.
+
+        Raises:
+            NotFoundError: There is no such result; the message lists those that are there.
+        """
+        folder = self.folder(result_name)
+        info = _read(folder)
+        if info is None:
+            there = [str(one["result_name"]) for one in self.all()]
+            raise NotFoundError(
+                f"no result {result_name!r} for model {self.run.model_name!r} version "
+                f"{self.run.version_name!r}"
+                f"{near(result_name, there)} (results: {known(there)}); evaluate with request_evaluation()"
+            )
+        return folder, info
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A folder to build a result in; removed at the end unless `publish` took it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = self.root / tmp_name("result")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def check_free(self, result_name: str) -> None:
+        """Refuse a name that is taken, before any work is done.
+
+        Raises:
+            ResultExistsError: A result of that name exists.
+        """
+        if self.folder(result_name).exists():
+            raise ResultExistsError(
+                f"result {result_name!r} exists and results are never changed: read it with "
+                f"get_result({result_name!r}), or pass another result_name (None makes one)"
+            )
+
+    def publish(self, folder: Path, info: dict[str, Any], *, numbered: bool) -> str:
+        """Give a built folder its name.
+
+        Args:
+            folder: What `writing` gave.
+            info: Content of `result.json`; `result_name` is the wanted name.
+            numbered: Append `_2`, `_3`, ... where the name is taken; else that is an error.
+
+        Returns:
+            The name the result got.
+        """
+        wanted = str(info["result_name"])
+        number = 1
+        while True:
+            name = wanted if number == 1 else f"{wanted}_{number}"
+            (folder / RESULT_FILE).write_text(
+                json.dumps({**info, "result_name": name}, indent=1), encoding="utf-8"
+            )
+            _make_durable(folder)
+            try:
+                folder.rename(self.folder(name))
+            except OSError as error:
+                if error.errno not in _EXISTS or not self.folder(name).exists():
+                    raise
+                if not numbered:
+                    self.check_free(name)
+                number += 1
+            else:
+                return name
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        info = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return (
+        info if isinstance(info, dict) and {"result_name", "completed_at", "passes"} <= info.keys() else None
+    )
+
+
+def _make_durable(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,125 @@
+"""Label ambiguity of every unit in every recorded layer's own space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.classification.code_suffixes import LISTED, close_classes
+from mld_core.evaluation.space import space
+from mld_core.evaluation.space.arrays import SplitArrays
+from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Ambiguity, ambiguity_of
+from mld_core.evaluation.space.neighbourhood import Nearest, Neighbourhood, Surroundings, look
+from mld_core.evaluation.space.neighbours import Base, make_base
+from mld_core.evaluation.statistics.blocks import Workers, spans
+
+_CELLS = 2**22
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """What the labels around a unit look like.
+
+    Attributes:
+        layers: One for each layer, earliest first.
+        pooled: In the pooled space.
+        close: (N, 4) classes with at least 15 % of the pooled neighbours, -1 where fewer.
+    """
+
+    layers: tuple[Ambiguity, ...]
+    pooled: Ambiguity
+    close: NDArray[np.int32]
+
+
+def look_at_layers(
+    arrays: SplitArrays,
+    fitted: space.Space,
+    around: Surroundings,
+    groups: NDArray[np.int64],
+    known: NDArray[np.int64],
+    k: int,
+    workers: Workers,
+) -> LayerView:
+    """Count the labels of the max(k, 32) nearest labelled units in each layer's own 32 coordinates.
+
+    Where one layer is recorded the pooled neighbours are its neighbours: no second search. With cells in
+    place of neighbours (above five million units) the pooled cells stand for every layer.
+    """
+    wide = max(k, MINIMUM_AMBIGUITY_K)
+    close = np.full((arrays.rows, LISTED), -1, np.int32)
+
+    def keep(rows: NDArray[np.int64], counts: NDArray[np.float32]) -> None:
+        close[rows] = close_classes(counts)
+
+    pooled = count_labels(arrays, around.around, known, wide, workers, keep)
+    if len(fitted.names) == 1 or around.base is None:
+        return LayerView((pooled,), pooled, close)
+    made = []
+    for name in fitted.names:
+        points = space.project(fitted, arrays.layers, workers, layer=name)
+        own = look(
+            points, groups, _layer_base(points, groups, known, wide, around.base, workers), wide, workers
+        )
+        made.append(count_labels(arrays, own, known, wide, workers))
+    return LayerView(tuple(made), pooled, close)
+
+
+def _layer_base(
+    points: NDArray[np.float32],
+    groups: NDArray[np.int64],
+    known: NDArray[np.int64],
+    k: int,
+    pooled: Base,
+    workers: Workers,
+) -> Base:
+    # Exact in the layer where the pooled search was exact.
+    limit = len(known) if pooled.lists is None else 0
+    everyone = len(known) == len(points)
+    own, codes = (points, groups) if everyone else (points[known], groups[known])
+    return make_base(own, codes, workers, k=k, exact_limit=limit)
+
+
+def count_labels(
+    arrays: SplitArrays,
+    around: Neighbourhood | Nearest,
+    known: NDArray[np.int64],
+    k: int,
+    workers: Workers,
+    also: Callable[[NDArray[np.int64], NDArray[np.float32]], None] | None = None,
+) -> Ambiguity:
+    """Ambiguity of every unit from the labels, or soft labels, of its `k` nearest labelled units."""
+    rows, n_class = arrays.rows, arrays.n_class
+    a, first = np.empty(rows, np.float32), np.empty(rows, np.int64)
+    tie, rejected, majority = (np.empty(rows, np.bool_) for _ in range(3))
+    labels = arrays.labels[known]
+    soft = None if arrays.soft_labels is None else _soft_weights(arrays, known)
+
+    def one(span: slice) -> None:
+        here = np.arange(span.start, span.stop)
+        if soft is None:
+            counts = around.label_counts(labels, n_class, k, here)
+        else:
+            counts = around.mixed_counts(soft, k, here)
+        made = ambiguity_of(counts)
+        a[span], first[span], tie[span] = made.a, made.first, made.tie
+        rejected[span], majority[span] = made.rejected, made.majority
+        if also is not None:
+            also(here, counts)
+
+    workers.each(one, spans(rows, max(64, _CELLS // n_class)))
+    return Ambiguity(a, tie, rejected, first, majority)
+
+
+def _soft_weights(arrays: SplitArrays, known: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(M, K) soft labels, hard ones as one-hot rows."""
+    assert arrays.soft_labels is not None
+    weights = np.asarray(arrays.soft_labels[known], dtype=np.float32)
+    hard = np.isnan(weights).any(axis=1)
+    labels = arrays.labels[known]
+    weights[hard] = 0
+    there = np.flatnonzero(hard & (labels >= 0))
+    weights[there, labels[there]] = 1
+    return weights

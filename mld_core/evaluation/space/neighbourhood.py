@@ -1,0 +1,336 @@
+"""What is around a unit: sums over its nearest neighbours, or, above five million units, over its cells.
+
+Both answer the same questions - sums of a value over ever wider surroundings, counts of the labels, how far
+away they are - so that the estimators do not know which of them they were given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
+from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
+
+K_GRID = (8, 16, 32, 64, 128)
+CELL_LIMIT = 5_000_000
+CELL_SIZE = 256
+CELL_STEPS = (1, 2, 3, 5, 9)
+"""How many nearest cells stand for each entry of `K_GRID`: the unit's own and up to its 8 nearest."""
+
+_ROWS = 16_384
+
+
+class Neighbourhood(Protocol):
+    """Surroundings of N units among M base units, own group left out."""
+
+    distance: NDArray[np.float32]
+    """(N, 2) logarithms of the distances at 8 and at 32 neighbours."""
+
+    def sums(
+        self, values: NDArray[np.floating], ks: tuple[int, ...], rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Sum of the values of the nearest `k` base units whose value is not NaN, and how many those are.
+
+        Args:
+            values: (M,) values; NaN = as if the unit were not there.
+            ks: Entries of `K_GRID`, or 96.
+            rows: The units asked about, None = all.
+
+        Returns:
+            Two (len(rows), len(ks)) float32 arrays.
+        """
+        ...
+
+    def label_counts(
+        self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(len(rows), K) neighbours of each label (-1 = none) among the nearest `k` base units."""
+        ...
+
+    def mixed_counts(
+        self, weights: NDArray[np.floating], k: int, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """(len(rows), K) sums of the (M, K) label weights over the nearest `k` base units."""
+        ...
+
+
+@dataclass
+class Nearest:
+    """Surroundings as lists of neighbours: `index` is (N, k) base rows by rising distance, -1 = none."""
+
+    index: NDArray[np.int32]
+    distance: NDArray[np.float32]
+    workers: Workers
+
+    def sums(
+        self, values: NDArray[np.floating], ks: tuple[int, ...], rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Neighbourhood.sums`."""
+        asked = np.arange(len(self.index)) if rows is None else rows
+        total = np.zeros((len(asked), len(ks)), np.float32)
+        count = np.zeros((len(asked), len(ks)), np.float32)
+        # The place of -1 is the last: nobody.
+        table = np.append(values, np.nan).astype(np.float32)
+        everyone = bool(np.isfinite(table[:-1]).all())
+
+        def one(span: slice) -> None:
+            found = table[self.index[asked[span]]]
+            if everyone and not np.isnan(found).any():
+                for place, k in enumerate(ks):
+                    total[span, place] = found[:, :k].sum(axis=1)
+                    count[span, place] = min(k, found.shape[1])
+                return
+            there = ~np.isnan(found)
+            rank = np.cumsum(there, axis=1, dtype=np.int16)
+            found = np.where(there, found, np.float32(0))
+            for place, k in enumerate(ks):
+                total[span, place] = np.where(rank <= k, found, np.float32(0)).sum(axis=1)
+                count[span, place] = np.minimum(rank[:, -1], k)
+
+        self.workers.each(one, spans(len(asked), _ROWS))
+        return total, count
+
+    def label_counts(
+        self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """See `Neighbourhood.label_counts`."""
+        near = np.append(labels, -1)[self.index[rows, :k]]
+        flat = near + 1 + np.arange(len(rows))[:, None] * (n_class + 1)
+        counted = np.bincount(flat.ravel(), minlength=len(rows) * (n_class + 1))
+        return counted.reshape(len(rows), n_class + 1)[:, 1:].astype(np.float32)
+
+    def mixed_counts(
+        self, weights: NDArray[np.floating], k: int, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """See `Neighbourhood.mixed_counts`."""
+        near = self.index[rows, :k]
+        padded = np.concatenate([weights, np.zeros((1, weights.shape[1]), weights.dtype)])
+        return np.asarray(padded[near].sum(axis=1), dtype=np.float32)
+
+
+@dataclass
+class Cells:
+    """Surroundings as cells of k-means: a unit's own cell and its nearest cells, the unit itself taken off.
+
+    Attributes:
+        cell: (N,) the unit's cell.
+        near: (J, 9) nearest cells of each cell, itself first.
+        base_cell: (M,) cell of every base unit.
+        own: (N,) the base row that is the unit itself, -1 where it is not in the base.
+        distance: See `Neighbourhood`.
+    """
+
+    cell: NDArray[np.int32]
+    near: NDArray[np.int32]
+    base_cell: NDArray[np.int32]
+    own: NDArray[np.int64]
+    distance: NDArray[np.float32]
+
+    def sums(
+        self, values: NDArray[np.floating], ks: tuple[int, ...], rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Neighbourhood.sums`; `k` picks the number of cells."""
+        asked = np.arange(len(self.cell)) if rows is None else rows
+        cells = len(self.near)
+        there = ~np.isnan(values)
+        value = np.where(there, values, 0.0)
+        by_cell = np.bincount(self.base_cell, weights=value, minlength=cells)
+        size = np.bincount(self.base_cell, weights=there, minlength=cells)
+        wide_sum = np.cumsum(by_cell[self.near], axis=1)
+        wide_size = np.cumsum(size[self.near], axis=1)
+        self_value = np.append(value, 0.0)[self.own[asked]]
+        self_there = np.append(there, False)[self.own[asked]]
+        total = np.empty((len(asked), len(ks)), np.float32)
+        count = np.empty((len(asked), len(ks)), np.float32)
+        for place, k in enumerate(ks):
+            step = min(steps_of(k), self.near.shape[1]) - 1
+            total[:, place] = wide_sum[self.cell[asked], step] - self_value
+            count[:, place] = wide_size[self.cell[asked], step] - self_there
+        return np.maximum(total, 0), np.maximum(count, 0)
+
+    def label_counts(
+        self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """See `Neighbourhood.label_counts`; scaled to `k`, so that no test gains from a large cell."""
+        cells = len(self.near)
+        known = labels >= 0
+        flat = self.base_cell[known].astype(np.int64) * n_class + labels[known]
+        table = np.bincount(flat, minlength=cells * n_class).reshape(cells, n_class)
+        table = table[self.near[:, : steps_of(k)]].sum(axis=1)
+        counted = table[self.cell[rows]].astype(np.float32)
+        own = np.append(labels, -1)[self.own[rows]]
+        mine = np.flatnonzero(own >= 0)
+        counted[mine, own[mine]] -= 1
+        total = counted.sum(axis=1, keepdims=True)
+        return np.asarray(counted * (k / np.maximum(total, k)), dtype=np.float32)
+
+    def mixed_counts(
+        self, weights: NDArray[np.floating], k: int, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """See `Neighbourhood.mixed_counts`."""
+        table = np.zeros((len(self.near), weights.shape[1]))
+        np.add.at(table, self.base_cell, weights)
+        table = table[self.near[:, : steps_of(k)]].sum(axis=1)
+        counted = (
+            table[self.cell[rows]]
+            - np.concatenate([weights, np.zeros((1, weights.shape[1]))])[self.own[rows]]
+        )
+        return np.asarray(counted * (k / np.maximum(counted.sum(axis=1, keepdims=True), k)), dtype=np.float32)
+
+
+def steps_of(k: int) -> int:
+    """Number of cells that stand for `k` neighbours.
+
+    Example:
+        >>> [steps_of(k) for k in (8, 32, 96, 128)]
+        [1, 3, 5, 9]
+    """
+    fitting = [step for size, step in zip(K_GRID, CELL_STEPS, strict=True) if size <= k]
+    return fitting[-1] if fitting else 1
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A neighbourhood and how it was found: "exact", "lists" or "cells", and the measured recall."""
+
+    around: Neighbourhood
+    method: str
+    recall: float
+    base: Base | None
+
+
+def surroundings(
+    points: NDArray[np.float32],
+    groups: NDArray[np.int64] | None,
+    base_rows: NDArray[np.int64],
+    workers: Workers,
+    *,
+    k: int = 128,
+    exact_limit: int = EXACT_LIMIT,
+    cell_limit: int = CELL_LIMIT,
+) -> Surroundings:
+    """Look around every unit of a split among its own labelled units.
+
+    Args:
+        points: (N, D) coordinates.
+        groups: (N,) group codes.
+        base_rows: (M,) rows of the labelled units.
+        workers: Open pool.
+        k: Neighbours kept.
+        exact_limit: Base units up to which the search is exact.
+        cell_limit: Base units above which cells are used.
+    """
+    if len(base_rows) > cell_limit:
+        return Surroundings(_cells(points, base_rows, workers), "cells", float("nan"), None)
+    everyone = len(base_rows) == len(points)
+    own = points if everyone else points[base_rows]
+    codes = groups if everyone or groups is None else groups[base_rows]
+    base = make_base(own, codes, workers, k=k, exact_limit=exact_limit)
+    around = look(points, groups, base, k, workers)
+    recall = 1.0 if base.lists is None else base.lists.recall
+    return Surroundings(around, "exact" if base.lists is None else "lists", recall, base)
+
+
+def look(
+    queries: NDArray[np.float32],
+    query_groups: NDArray[np.int64] | None,
+    base: Base,
+    k: int,
+    workers: Workers,
+) -> Nearest:
+    """The `k` nearest base units of every query as a neighbourhood."""
+    index = np.empty((len(queries), k), np.int32)
+    distance = np.empty((len(queries), 2), np.float32)
+
+    def keep(rows: NDArray[np.int64], found: NDArray[np.int32], values: NDArray[np.float32]) -> None:
+        index[rows] = found
+        distance[rows] = log_distances(values, (8, 32))
+
+    search(queries, query_groups, base, k, keep, workers)
+    return Nearest(index, distance, workers)
+
+
+def log_distances(squared: NDArray[np.float32], places: tuple[int, ...]) -> NDArray[np.float32]:
+    """Natural logarithms of the distances at the given ranks (1 = nearest), else of the last finite one."""
+    have = np.isfinite(squared).sum(axis=1)
+    made = np.zeros((len(squared), len(places)), np.float32)
+    for column, place in enumerate(places):
+        at = np.clip(np.minimum(have, place) - 1, 0, None)
+        value = squared[np.arange(len(squared)), at]
+        made[:, column] = np.where(
+            have > 0, np.log(np.maximum(np.where(have > 0, value, 1.0), 1e-20)) / 2, 0.0
+        )
+    return made
+
+
+def _cells(points: NDArray[np.float32], base_rows: NDArray[np.int64], workers: Workers) -> Cells:
+    count = max(1, len(base_rows) // CELL_SIZE)
+    centroids = two_level_centroids(points, count, workers)
+    cell = two_level_assign(points, centroids, workers)
+    flat = np.concatenate(centroids[1])
+    near = _near_cells(flat, workers)
+    own = np.full(len(points), -1, np.int64)
+    own[base_rows] = np.arange(len(base_rows))
+    gap = np.empty((len(points), 2), np.float32)
+
+    def far(span: slice) -> None:
+        for column, step in enumerate((0, min(8, near.shape[1] - 1))):
+            offset = points[span] - flat[near[cell[span], step]]
+            gap[span, column] = np.log(np.maximum(squared_norms(offset), 1e-20)) / 2
+
+    workers.each(far, spans(len(points), _ROWS))
+    return Cells(cell, near, cell[base_rows], own, gap)
+
+
+TwoLevel = tuple[NDArray[np.float32], list[NDArray[np.float32]]]
+
+
+def two_level_centroids(points: NDArray[np.float32], count: int, workers: Workers) -> TwoLevel:
+    """About `count` centroids as sqrt(count) coarse ones with sqrt(count) fine ones below each."""
+    side = max(1, int(np.sqrt(count)))
+    sample = points[:: max(1, len(points) // (CELL_SIZE * count // 4 + 1))]
+    coarse = fit_centroids(sample, side, workers)
+    home = assign(sample, coarse, workers)
+    fine = []
+    for place in range(len(coarse)):
+        inside = sample[home == place]
+        wanted = max(1, round(len(inside) / len(sample) * count))
+        fine.append(
+            fit_centroids(inside, wanted, workers, per_centroid=64)
+            if len(inside)
+            else coarse[place : place + 1]
+        )
+    return coarse, fine
+
+
+def two_level_assign(points: NDArray[np.float32], centroids: TwoLevel, workers: Workers) -> NDArray[np.int32]:
+    """Fine cell of each point: nearest coarse centroid, then the nearest below it."""
+    coarse, fine = centroids
+    home = assign(points, coarse, workers)
+    first = np.concatenate([[0], np.cumsum([len(leaf) for leaf in fine])])
+    cell = np.empty(len(points), np.int32)
+    order = np.argsort(home, kind="stable")
+    starts = np.searchsorted(home[order], np.arange(len(coarse) + 1))
+    for place in range(len(coarse)):
+        rows = order[starts[place] : starts[place + 1]]
+        if len(rows):
+            cell[rows] = assign(points[rows], fine[place], workers) + first[place]
+    return cell
+
+
+def _near_cells(centroids: NDArray[np.float32], workers: Workers) -> NDArray[np.int32]:
+    keep = min(max(CELL_STEPS), len(centroids))
+    near = np.empty((len(centroids), keep), np.int32)
+    base = Base(centroids, squared_norms(centroids), np.arange(len(centroids)))
+
+    def put(rows: NDArray[np.int64], found: NDArray[np.int32], _: NDArray[np.float32]) -> None:
+        near[rows, 0] = rows
+        near[rows, 1:] = found[:, : keep - 1]
+
+    search(centroids, base.groups, base, max(keep - 1, 1), put, workers)
+    return near

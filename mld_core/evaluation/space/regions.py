@@ -1,0 +1,228 @@
+"""Regions: dense cells of the feature space, merged along the neighbour graph, with a name each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mld_core.evaluation.space.cells import beta_quantile
+from mld_core.evaluation.space.neighbourhood import CELL_SIZE
+from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
+from mld_core.evaluation.statistics.significance import (
+    benjamini_hochberg,
+    binomial_upper,
+    two_proportions_upper,
+)
+
+SMALLEST_CELL = 32
+EDGE_SHARE = 0.05
+MAX_CELLS = 4_096
+TOP = 3
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected set of cells with dense errors.
+
+    Attributes:
+        region_id: Number, 0 = most errors above what the overall rate explains.
+        n: Labelled units.
+        errors: Wrong ones.
+        rate: errors / n.
+        rate_lo: 5 % quantile of Beta(errors + 1/2, n - errors + 1/2).
+        p_value: One-sided binomial against the overall error rate.
+        bh_sig: Significant after Benjamini-Hochberg over the regions.
+        top_classes: Most frequent labels, at most 3.
+        top_codes: Most frequent diagnoses, at most 3.
+        medoid: Row of the unit nearest to the region's mean.
+        label: "class pair @ metadata that differs most".
+    """
+
+    region_id: int
+    n: int
+    errors: int
+    rate: float
+    rate_lo: float
+    p_value: float
+    bh_sig: bool
+    top_classes: list[int]
+    top_codes: list[str]
+    medoid: int
+    label: str
+
+
+@dataclass(frozen=True)
+class CellGrid:
+    """The feature space cut into cells: `cell` is (N,), `centroids` (J, D)."""
+
+    cell: NDArray[np.int32]
+    centroids: NDArray[np.float32]
+
+
+def cut_cells(points: NDArray[np.float32], workers: Workers) -> CellGrid:
+    """Cut a split into k-means cells of 256 units, of fewer (at least 32) where there are under 12,800."""
+    size = int(np.clip(len(points) // 50, SMALLEST_CELL, CELL_SIZE))
+    count = min(MAX_CELLS, max(1, len(points) // size))
+    centroids = fit_centroids(points, count, workers, per_centroid=64 if count > 1_024 else 256)
+    return CellGrid(assign(points, centroids, workers), centroids)
+
+
+def dense_cells(
+    cell: NDArray[np.int32], count: int, errors: NDArray[np.int8], t2: float
+) -> NDArray[np.bool_]:
+    """(J,) cells whose error rate is significantly above the threshold: 5 % Jeffreys quantile > t2."""
+    known = errors >= 0
+    n = np.bincount(cell[known], minlength=count).astype(np.float64)
+    bad = np.bincount(cell[known], weights=errors[known] == 1, minlength=count)
+    return np.asarray(beta_quantile(bad + 0.5, n - bad + 0.5) > t2)
+
+
+def merge_cells(
+    cell: NDArray[np.int32], dense: NDArray[np.bool_], neighbours: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """(J,) number of each dense cell's connected component along the neighbour graph, -1 for other cells.
+
+    Two dense cells are joined where at least 5 % of the neighbours of one lie in the other.
+
+    Args:
+        cell: (N,) cells of the units.
+        dense: (J,) which are dense.
+        neighbours: (N, k) rows of each unit's neighbours, -1 where there are fewer.
+    """
+    parent = np.arange(len(dense))
+
+    def root(one: int) -> int:
+        while parent[one] != one:
+            parent[one] = parent[parent[one]]
+            one = int(parent[one])
+        return one
+
+    rows = np.flatnonzero(dense[cell])
+    near = neighbours[rows]
+    target = np.where(near >= 0, cell[near], -1)
+    source = np.broadcast_to(cell[rows][:, None], near.shape)[target >= 0].astype(np.int64)
+    flat, count = np.unique(source * len(dense) + target[target >= 0], return_counts=True)
+    total = np.bincount(source, minlength=len(dense))
+    for pair, edges in zip(flat, count, strict=True):
+        a, b = divmod(int(pair), len(dense))
+        if a != b and dense[b] and edges >= EDGE_SHARE * total[a]:
+            parent[root(a)] = root(b)
+    made = np.full(len(dense), -1, np.int32)
+    numbers: dict[int, int] = {}
+    for one in np.flatnonzero(dense):
+        made[one] = numbers.setdefault(root(int(one)), len(numbers))
+    return made
+
+
+def find_regions(
+    points: NDArray[np.float32],
+    grid: CellGrid,
+    neighbours: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    errors: NDArray[np.int8],
+    t2: float,
+    *,
+    masks: Mapping[str, NDArray[np.bool_]] | None = None,
+    metadata: pd.DataFrame | None = None,
+) -> tuple[NDArray[np.int32], list[Region]]:
+    """Regions of dense errors.
+
+    Returns:
+        (N,) region number of each unit, -1 outside, and the table of regions.
+    """
+    dense = dense_cells(grid.cell, len(grid.centroids), errors, t2)
+    component = merge_cells(grid.cell, dense, neighbours)[grid.cell]
+    count = int(component.max(initial=-1)) + 1
+    known = errors >= 0
+    inside = known & (component >= 0)
+    n = np.bincount(component[inside], minlength=count).astype(np.float64)
+    bad = np.bincount(component[inside], weights=errors[inside] == 1, minlength=count)
+    rate = float((errors[known] == 1).mean()) if known.any() else 0.0
+    order = np.lexsort((np.arange(count), -(bad - n * rate)))
+    numbers = np.empty(count + 1, np.int32)
+    numbers[order], numbers[-1] = np.arange(count), -1
+    region = numbers[component]
+    p_values = binomial_upper(bad, n, rate)[order]
+    flags = benjamini_hochberg(p_values)
+    lows = beta_quantile(bad + 0.5, n - bad + 0.5)[order]
+    made = []
+    for number in range(count):
+        rows = np.flatnonzero(region == number)
+        old = int(order[number])
+        made.append(
+            Region(
+                number,
+                int(n[old]),
+                int(bad[old]),
+                float(bad[old] / max(n[old], 1)),
+                float(lows[number]),
+                float(p_values[number]),
+                bool(flags[number]),
+                _most_frequent(labels[rows]),
+                _top_codes(rows, masks or {}),
+                int(rows[((points[rows] - points[rows].mean(axis=0)) ** 2).sum(axis=1).argmin()]),
+                region_name(rows, labels, prediction, errors, metadata),
+            )
+        )
+    return region, made
+
+
+def _most_frequent(labels: NDArray[np.int64]) -> list[int]:
+    values, count = np.unique(labels[labels >= 0], return_counts=True)
+    return [int(values[place]) for place in np.lexsort((values, -count))[:TOP]]
+
+
+def _top_codes(rows: NDArray[np.int64], masks: Mapping[str, NDArray[np.bool_]]) -> list[str]:
+    count = {code: int(mask[rows].sum()) for code, mask in masks.items()}
+    return [code for code in sorted(count, key=lambda code: (-count[code], code)) if count[code]][:TOP]
+
+
+def region_name(
+    rows: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    errors: NDArray[np.int8],
+    metadata: pd.DataFrame | None,
+) -> str:
+    """The most frequent wrong (label, prediction) pair @ the metadata value most over-represented inside."""
+    wrong = rows[errors[rows] == 1]
+    pairs: Counter[tuple[Any, Any]] = Counter(
+        zip(labels[wrong].tolist(), prediction[wrong].tolist(), strict=True)
+    )
+    name = "no errors"
+    if pairs:
+        (t, y), _ = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        name = f"{t}->{y}"
+    where = None if metadata is None else _telling_value(rows, metadata)
+    return name if where is None else f"{name} @ {where}"
+
+
+def _telling_value(rows: NDArray[np.int64], metadata: pd.DataFrame) -> str | None:
+    """The "column=value" of the largest significant excess of a value's share inside over outside."""
+    found: list[tuple[float, str]] = []
+    p_values: list[float] = []
+    inside = np.zeros(len(metadata), np.bool_)
+    inside[rows] = True
+    for column in metadata:
+        codes, values = pd.factorize(metadata[column], sort=True)
+        if not 2 <= len(values) <= 50:
+            continue
+        here = np.bincount(codes[inside & (codes >= 0)], minlength=len(values)).astype(float)
+        there = np.bincount(codes[~inside & (codes >= 0)], minlength=len(values)).astype(float)
+        p = two_proportions_upper(
+            here, np.full(len(here), here.sum()), there, np.full(len(here), there.sum())
+        )
+        excess = here / max(here.sum(), 1) - there / max(there.sum(), 1)
+        p_values += p.tolist()
+        found += [(float(gap), f"{column}={value}") for gap, value in zip(excess, values, strict=True)]
+    passed = benjamini_hochberg(np.array(p_values))
+    good = [entry for entry, ok in zip(found, passed, strict=True) if ok]
+    return min(good, key=lambda entry: (-entry[0], entry[1]))[1] if good else None

@@ -1,0 +1,58 @@
+"""Seeded k-means and assignment to centroids; the same centroids for any number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.folds import hash_order
+
+ITERATIONS = 10
+_CELLS = 2**22
+
+
+def fit_centroids(
+    points: NDArray[np.float32], count: int, workers: Workers, *, per_centroid: int = 256
+) -> NDArray[np.float32]:
+    """Lloyd's algorithm on a hash-drawn sample of `per_centroid` points for each centroid, 10 iterations.
+
+    Args:
+        points: (N, D) coordinates.
+        count: Centroids wanted; at most N are made.
+        workers: Open pool.
+        per_centroid: Size of the sample.
+
+    Returns:
+        (min(count, N), D) float32 centroids.
+    """
+    count = max(1, min(count, len(points)))
+    order = hash_order(len(points), 7)[: count * per_centroid]
+    sample = points[np.sort(order)]
+    centroids = points[np.sort(order[:count])].copy()
+    for _ in range(ITERATIONS):
+        cells = assign(sample, centroids, workers)
+        size = np.bincount(cells, minlength=count)
+        by_cell = np.argsort(cells, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(size)[:-1]])
+        filled = size > 0
+        sums = np.add.reduceat(sample[by_cell].astype(np.float64), starts[filled], axis=0)
+        centroids[filled] = (sums / size[filled, None]).astype(np.float32)
+    return centroids
+
+
+def assign(
+    points: NDArray[np.float32], centroids: NDArray[np.float32], workers: Workers
+) -> NDArray[np.int32]:
+    """Number of the nearest centroid of each point, smallest number on a tie."""
+    half = (centroids.astype(np.float64) ** 2).sum(axis=1).astype(np.float32) / 2
+    turned = np.ascontiguousarray(centroids.T)
+    made = np.empty(len(points), np.int32)
+
+    def one(span: slice) -> None:
+        score = points[span] @ turned
+        score -= half
+        made[span] = score.argmax(axis=1)
+
+    workers.each(one, spans(len(points), max(64, _CELLS // len(centroids))))
+    return made

@@ -1,0 +1,250 @@
+"""One part: a folder with one Parquet file per family, all or nothing.
+
+Each family is encoded, hashed and written page by page under a `.tmp` name; files and folder are fsynced and
+the folder is renamed once. `part.json` in it says what belongs to it, so that a part that was torn later (a
+copy that broke off, a disk that lost blocks) is seen without decoding it.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mld_core.records.format.manifest import (
+    FORMAT,
+    PART_FILE,
+    FileInfo,
+    PartInfo,
+    read_json,
+    tmp_name,
+    write_json,
+)
+from mld_core.records.format.options import WriterOptions
+
+SAMPLE_ROW_GROUP = 65536
+VECTOR_ROW_GROUP = 8192
+# Ids and hashes differ from row to row: a dictionary of them is only a detour.
+_NO_DICTIONARY = frozenset({"input_id", "input_hash"})
+
+
+class DamagedPartError(ValueError):
+    """A part whose content can not be read although its size is right."""
+
+
+def file_name(family: str) -> str:
+    """The file of a family inside a part folder."""
+    return f"{family}.parquet"
+
+
+def write_options(family: str, schema: pa.Schema, codec: str) -> dict[str, Any]:
+    """The Parquet settings of a family: vectors and images plain, without statistics; scalars with both."""
+    options: dict[str, Any] = {"compression": codec, "row_group_size": SAMPLE_ROW_GROUP}
+    if codec == "zstd":
+        options["compression_level"] = 1
+    if family == "vectors":
+        plain = {"use_dictionary": False, "write_statistics": False, "row_group_size": VECTOR_ROW_GROUP}
+        return {**options, **plain}
+    if family == "media":  # PNGs are compressed already
+        return {
+            "compression": "none",
+            "row_group_size": VECTOR_ROW_GROUP,
+            "use_dictionary": False,
+            "write_statistics": False,
+        }
+    texts = [item for item in schema if pa.types.is_string(item.type) or pa.types.is_dictionary(item.type)]
+    repeated = [item.name for item in texts if item.name not in _NO_DICTIONARY]
+    return {**options, "use_dictionary": repeated or False, "write_statistics": True}
+
+
+class _HashingFile(io.RawIOBase):
+    """An unbuffered file that hashes what is written to it, page by page while it is in the CPU's cache."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def write_family(path: Path, family: str, table: pa.Table, options: WriterOptions) -> FileInfo:
+    """Write one family as a new Parquet file; it is durable on return (unless `options.fsync` is off).
+
+    Raises:
+        OSError: the disk refused. pyarrow.ArrowException: the rows can not be encoded.
+    """
+    # Many short scalar columns are written five times faster in one chunk. Vectors are not worth the copy.
+    whole = table if family in {"vectors", "media"} else table.unify_dictionaries().combine_chunks()
+    with contextlib.closing(_HashingFile(path)) as file:
+        with pa.PythonFile(file, mode="w") as sink:
+            pq.write_table(whole, sink, **write_options(family, table.schema, options.codec))
+            if options.fsync:
+                options.step("part:fsync")
+                os.fsync(file.fileno())
+        return FileInfo(bytes=file.size, rows=table.num_rows, sha256=file.hexdigest())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex, read in pieces."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def publish(tmp: Path, target: Path, info: PartInfo, options: WriterOptions) -> None:
+    """Add `part.json` to a finished temporary folder and give it its name.
+
+    The new name is durable once the caller has fsynced the parent folder.
+
+    Raises:
+        OSError: the disk refused; `tmp` is still there. FileExistsError: `target` is taken by something else.
+    """
+    write_json(tmp / PART_FILE, {"format": FORMAT, **dataclasses.asdict(info)}, fsync=options.fsync)
+    options.step("part:rename")
+    try:
+        tmp.rename(target)
+    except OSError as error:
+        # A network disk may report a failure for a rename that it did: then the part under that name is this
+        # one.
+        if read_part_info(target) == info:
+            return
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise FileExistsError(errno.EEXIST, "part folder is taken", str(target)) from error
+        raise
+
+
+def write_part(
+    rank_dir: Path, name: str, tables: dict[str, pa.Table], options: WriterOptions, raw_bytes: int
+) -> PartInfo:
+    """Write one part folder, whole or not at all.
+
+    Args:
+        rank_dir: an existing rank folder.
+        name: name of the part folder.
+        tables: family -> rows.
+        options: codec, fsync, test hook.
+        raw_bytes: size of the tables in memory.
+
+    Returns:
+        What was written.
+
+    Raises:
+        OSError: the disk refused; nothing visible was left.
+        pyarrow.ArrowException: the rows can not be encoded.
+    """
+    tmp = rank_dir / tmp_name(name)
+    options.step("part:write")
+    try:
+        tmp.mkdir()
+        files = {
+            family: write_family(tmp / file_name(family), family, table, options)
+            for family, table in tables.items()
+        }
+        info = PartInfo(name=name, files=files, raw_bytes=raw_bytes)
+        publish(tmp, rank_dir / name, info, options)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+    return info
+
+
+def read_part_info(part_dir: Path) -> PartInfo | None:
+    """What `part.json` says, or None if it is missing or torn."""
+    data = read_json(part_dir / PART_FILE)
+    if data is None:
+        return None
+    try:
+        return dataclasses.replace(PartInfo.from_json(data), name=part_dir.name)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def torn_reason(part_dir: Path, info: PartInfo | None) -> str | None:
+    """Why a part does not count, by sizes and footers; None if it looks whole."""
+    if info is None:
+        return f"{part_dir}: {PART_FILE} is missing or torn"
+    reasons = (_torn_file(part_dir / file_name(family), expected) for family, expected in info.files.items())
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _torn_file(path: Path, expected: FileInfo) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected.bytes:
+            return f"{path}: {size} bytes, expected {expected.bytes}"
+        rows = pq.read_metadata(str(path)).num_rows
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
+    except pa.ArrowInvalid as error:
+        return f"{path}: the Parquet footer can not be read ({error})"
+    return None if rows == expected.rows else f"{path}: {rows} rows, expected {expected.rows}"
+
+
+def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
+    """Open one family of a part for reading.
+
+    Raises:
+        FileNotFoundError: the part is gone. DamagedPartError: it is no Parquet file.
+    """
+    path = part_dir / file_name(family)
+    try:
+        return pq.ParquetFile(str(path))
+    except pa.ArrowInvalid as error:
+        raise damaged(path, error) from error
+    except OSError as error:
+        if error.errno is not None:  # the system's word, not Arrow's
+            raise
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> DamagedPartError:
+    """The error for a part that is there but can not be decoded."""
+    return DamagedPartError(
+        f"{path} is damaged ({error}); `mld doctor` lists damaged parts, and moving the folder {path.parent} "
+        "away lets the rest be read"
+    )
+
+
+def read_family(part_dir: Path, family: str, columns: list[str] | None = None) -> pa.Table:
+    """Read one family of a part (only `columns`, if given), on the calling thread.
+
+    Raises:
+        FileNotFoundError: the part is gone. DamagedPartError: it can not be decoded.
+    """
+    with open_family(part_dir, family) as file:
+        try:
+            return file.read(columns=columns, use_threads=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise damaged(part_dir / file_name(family), error) from error

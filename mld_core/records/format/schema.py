@@ -1,0 +1,326 @@
+"""The Arrow schemas of the five record families, and the user's own columns.
+
+Every family carries `unit` (running number of the sample row in this rank's pass) and `rank_`; (rank_, unit)
+names one sample row within an attempt, and rows of the other families refer to it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from mld_core.records.format.vectors import vector_field
+
+FAMILIES = ("samples", "vectors", "detections", "truths", "media")
+Task = Literal["classification", "detection", "detection3d"]
+TASKS = ("classification", "detection", "detection3d")
+KEY_FIELDS = (pa.field("unit", pa.int64(), nullable=False), pa.field("rank_", pa.int32(), nullable=False))
+LOCATION_COLUMNS = ("dataset_type", "n_epoch", "pass_no")
+INDEX_SOURCES = ("dataset_index", "loader_index")
+
+_DICT = pa.dictionary(pa.int32(), pa.string())
+_ID = pa.field("input_id", pa.string())
+_SAMPLE_FIELDS = (
+    *KEY_FIELDS,
+    _ID,
+    pa.field("id_source", _DICT),
+    pa.field("input_hash", pa.string()),
+    pa.field("batch_idx", pa.int32()),
+    pa.field("row", pa.int32()),
+    pa.field("global_step", pa.int64()),
+    pa.field("mode", _DICT),
+)
+_CLASSIFICATION_FIELDS = (
+    pa.field("label", pa.int64()),
+    pa.field("soft_label", pa.list_(pa.float32())),
+    pa.field("prediction", pa.int64()),
+    pa.field("confidence", pa.float32()),
+    pa.field("loss", pa.float32()),
+)
+_FLAG_FIELDS = (pa.field("nonfinite", pa.bool_()), pa.field("overflow", pa.bool_()))
+_DETECTION_FIELDS = (
+    pa.field("n_detections", pa.int32()),
+    pa.field("n_truths", pa.int32()),
+    pa.field("labelled", pa.bool_()),
+    pa.field("score_thresh", pa.float32()),
+    pa.field("iou_thresh", pa.float32()),
+    pa.field("max_detections", pa.int32()),
+    pa.field("cap_hit", pa.bool_()),
+    pa.field("image_height", pa.int32()),
+    pa.field("image_width", pa.int32()),
+    pa.field("affine", pa.list_(pa.float64())),
+    pa.field("media_path", pa.string()),
+)
+_DETECTION3D_FIELDS = (
+    pa.field("ego_pose", pa.list_(pa.float64())),
+    pa.field("calibration", pa.string()),
+)
+_PYTHON_TYPES: dict[str, pa.DataType] = {
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "bytes": pa.binary(),
+}
+
+
+@dataclass(frozen=True)
+class AdditionalField:
+    """A column of the user's: name, Arrow type, and the value of rows for which none was given."""
+
+    name: str
+    type: pa.DataType
+    default: Any = None
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}: expected one of {', '.join(map(repr, TASKS))}")
+
+
+def reserved_names() -> frozenset[str]:
+    """Column names of ours, in lower case (SQL engines do not tell case apart)."""
+    schemas = (samples_schema("classification"), samples_schema("detection3d"))
+    boxes = (detections_schema("detection3d"), truths_schema("detection3d"))
+    ours = {item.name.lower() for schema in (*schemas, *boxes) for item in schema}
+    return frozenset(ours | {*LOCATION_COLUMNS, "logits"})
+
+
+def arrow_type(spec: Any) -> pa.DataType:
+    """The Arrow type of a user's `"type"`: an Arrow name, a Python type or its name, or an Arrow type.
+
+    Raises:
+        ValueError: unknown.
+
+    >>> arrow_type("float32"), arrow_type(int)
+    (DataType(float), DataType(int64))
+    """
+    if isinstance(spec, pa.DataType):
+        return spec
+    name = spec.__name__ if isinstance(spec, type) else spec
+    if isinstance(name, str):
+        if name in _PYTHON_TYPES:
+            return _PYTHON_TYPES[name]
+        try:
+            return pa.type_for_alias(name)
+        except ValueError:
+            pass
+    raise ValueError(
+        f"type {spec!r} is not known; expected an Arrow type name such as 'int64', 'float32', 'string', "
+        f"'timestamp[us]', or one of the Python types {', '.join(_PYTHON_TYPES)}"
+    )
+
+
+def parse_fields(
+    specs: Sequence[Mapping[str, Any]] | None, *, argument: str = "additional_fields"
+) -> tuple[AdditionalField, ...]:
+    """Check a user's list of `{"name", "type", "default"?}`.
+
+    Raises:
+        TypeError: not a list of dicts. ValueError: unknown or missing keys, an unknown type, a default that
+        the type can not hold, a name that is taken.
+    """
+    if specs is None:
+        return ()
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Sequence):
+        raise TypeError(f'{argument} must be a list of {{"name": ..., "type": ...}}, got {specs!r}')
+    reserved = reserved_names()
+    seen: set[str] = set()
+    fields = []
+    for spec in specs:
+        field = _parse_field(spec, argument)
+        lower = field.name.lower()
+        if lower in reserved:
+            raise ValueError(
+                f"{argument}: the name {field.name!r} is a column of ml_debugger's own; "
+                f"rename yours, for instance to 'user_{field.name}'"
+            )
+        if lower in seen:
+            raise ValueError(
+                f"{argument}: {field.name!r} stands there twice (case does not count); rename one"
+            )
+        seen.add(lower)
+        fields.append(field)
+    return tuple(fields)
+
+
+def _parse_field(spec: Any, argument: str) -> AdditionalField:
+    if not isinstance(spec, Mapping):
+        raise TypeError(f'{argument}: expected {{"name": ..., "type": ...}}, got {spec!r}')
+    unknown = set(spec) - {"name", "type", "default"}
+    name = spec.get("name")
+    if unknown or "type" not in spec or not isinstance(name, str) or not name:
+        expected = '{"name": str, "type": ..., "default": optional}'
+        raise ValueError(f"{argument}: expected {expected}, got {dict(spec)!r}")
+    kind = arrow_type(spec["type"])
+    default = spec.get("default")
+    try:
+        pa.array([default], type=kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        raise ValueError(f"{argument}: default {default!r} of {name!r} does not fit type {kind}") from error
+    return AdditionalField(name, kind, default)
+
+
+def additional_column(field: AdditionalField, values: Any, rows: int) -> pa.Array:
+    """The column of a user's field for one batch; None or a missing value becomes the default.
+
+    Args:
+        field: the field.
+        values: one value per row (list, array, or anything `pyarrow.array` takes), or None.
+        rows: rows of the batch.
+
+    Raises:
+        ValueError: another number of values than rows, or a value the type can not hold.
+    """
+    if values is None:
+        return pa.repeat(pa.scalar(field.default, type=field.type), rows)
+    if len(values) != rows:
+        raise ValueError(
+            f"field {field.name!r} has {len(values)} values for {rows} rows; give one per sample"
+        )
+    items = values.tolist() if hasattr(values, "tolist") else list(values)
+    try:
+        filled = [field.default if item is None else item for item in items]
+        return pa.array(filled, type=field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        raise ValueError(
+            f"field {field.name!r} is declared as {field.type}, but a value does not fit: {error}; "
+            f"declare another type or convert the values"
+        ) from error
+
+
+def _own(fields: Sequence[AdditionalField]) -> list[pa.Field]:
+    return [pa.field(item.name, item.type) for item in fields]
+
+
+def samples_schema(
+    task: str = "classification",
+    additional_fields: Sequence[AdditionalField] = (),
+    additional_label_fields: Sequence[AdditionalField] = (),
+) -> pa.Schema:
+    """The schema of `samples`: one row per input unit.
+
+    The user's label fields stand here for classification; for detection they belong to `truths`.
+
+    Raises:
+        ValueError: an unknown task, or a name in both lists.
+    """
+    _check_task(task)
+    fields = list(_SAMPLE_FIELDS)
+    own = _own(additional_fields)
+    if task == "classification":
+        fields += _CLASSIFICATION_FIELDS
+        own += _own(additional_label_fields)
+        both = {item.name for item in additional_fields} & {item.name for item in additional_label_fields}
+        if both:
+            raise ValueError(
+                f"{sorted(both)} stands in additional_fields and in additional_label_fields; keep it in one"
+            )
+    else:
+        fields += _DETECTION_FIELDS
+        if task == "detection3d":
+            fields += _DETECTION3D_FIELDS
+    return pa.schema([*fields, *_FLAG_FIELDS, *own])
+
+
+def vectors_schema(task: str, n_logits: int | None, features: Mapping[str, tuple[int, str]]) -> pa.Schema:
+    """The schema of `vectors`: one row per sample (classification) or per detection.
+
+    Args:
+        task: the task.
+        n_logits: width of the logits (stored as float32), or None if there are none.
+        features: alias -> (width, "float16" | "float32").
+
+    Raises:
+        ValueError: an unknown task, an alias that is a column of ours, a bad width or dtype.
+    """
+    _check_task(task)
+    fields = [*KEY_FIELDS, _ID]
+    if task != "classification":
+        fields.append(pa.field("det_idx", pa.int32()))
+    if n_logits is not None:
+        fields.append(vector_field("logits", n_logits, "float32"))
+    taken = {item.name.lower() for item in fields} | {"logits", *LOCATION_COLUMNS}
+    for alias, (width, dtype) in features.items():
+        if alias.lower() in taken:
+            raise ValueError(
+                f"target_layers: alias {alias!r} is a column of ml_debugger's own; choose another"
+            )
+        taken.add(alias.lower())
+        fields.append(vector_field(alias, width, dtype))
+    return pa.schema(fields)
+
+
+def _box_width(task: str) -> int:
+    _check_task(task)
+    return 7 if task == "detection3d" else 4
+
+
+def detections_schema(task: str) -> pa.Schema:
+    """The schema of `detections`: one row per predicted box.
+
+    `box` is (4,) xyxy pixels of the original image, or (7,) x, y, z, w, l, h, yaw in metres and radians.
+    """
+    fields = [
+        *KEY_FIELDS,
+        _ID,
+        pa.field("det_idx", pa.int32()),
+        pa.field("label", pa.int64()),
+        pa.field("score", pa.float32()),
+        pa.field("activation", _DICT),
+        pa.field("quality", pa.float32()),
+        pa.field("box", pa.list_(pa.float32(), _box_width(task))),
+        pa.field("source_index", pa.int64()),
+    ]
+    if task == "detection3d":
+        fields.append(pa.field("velocity", pa.list_(pa.float32(), 2)))
+    return pa.schema(fields)
+
+
+def truths_schema(task: str, additional_label_fields: Sequence[AdditionalField] = ()) -> pa.Schema:
+    """The schema of `truths`: one row per true box, with the user's additional label fields."""
+    fields = [
+        *KEY_FIELDS,
+        _ID,
+        pa.field("gt_idx", pa.int32()),
+        pa.field("label", pa.int64()),
+        pa.field("box", pa.list_(pa.float32(), _box_width(task))),
+        pa.field("ignore", pa.bool_()),
+        pa.field("crowd", pa.bool_()),
+        pa.field("difficulty", pa.int32()),
+        pa.field("occlusion", pa.float32()),
+        pa.field("truncation", pa.float32()),
+        pa.field("n_points", pa.int32()),
+    ]
+    if task == "detection3d":
+        fields.append(pa.field("velocity", pa.list_(pa.float32(), 2)))
+    return pa.schema([*fields, *_own(additional_label_fields)])
+
+
+def media_schema() -> pa.Schema:
+    """The schema of `media`: one row per sample of a pass that stores images.
+
+    `png` is a thumbnail of at most 64 pixels on the longer side (256 for detection), null where there was no
+    image.
+    """
+    return pa.schema([*KEY_FIELDS, _ID, pa.field("png", pa.binary())])
+
+
+def base_schema(family: str, task: str = "classification") -> pa.Schema:
+    """The schema of a family of which nothing was stored.
+
+    Raises:
+        ValueError: an unknown family or task.
+    """
+    if family == "samples":
+        return samples_schema(task)
+    if family == "vectors":
+        return vectors_schema(task, None, {})
+    if family == "detections":
+        return detections_schema("detection" if task == "classification" else task)
+    if family == "truths":
+        return truths_schema("detection" if task == "classification" else task)
+    if family == "media":
+        return media_schema()
+    raise ValueError(f"table={family!r}: expected one of {', '.join(map(repr, FAMILIES))}")

@@ -1,0 +1,108 @@
+"""Which sample rows of a pass count: superseded rows of resumed attempts, repeats in evaluation splits.
+
+Splits whose name before the first "/" is val, test or predict are walked once by intent, but distributed
+samplers pad them and some loaders repeat items. There, rows with the same `input_id` and the same
+`input_hash` count once; without hashes, only where the id is a data-set index, since the same index is the
+same item. The row with the lowest (batch_idx, rank_) stays. The same id with other content stays and is
+reported. Other splits count as drawn.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mld_core.records.format.schema import INDEX_SOURCES
+
+EVALUATION_SPLITS = ("val", "test", "predict")
+KEY_COLUMNS = ("unit", "rank_", "input_id", "id_source", "input_hash", "batch_idx", "global_step")
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DedupReport:
+    """What was left out of a pass.
+
+    Attributes:
+        rows_read: sample rows on disk.
+        duplicates_dropped: repeats of a unit that counts already.
+        non_unique_ids: ids that still stand on more than one row, with other or unknown content.
+        superseded_rows: rows of an earlier attempt that was resumed from a step before them.
+    """
+
+    rows_read: int = 0
+    duplicates_dropped: int = 0
+    non_unique_ids: int = 0
+    superseded_rows: int = 0
+
+    def __add__(self, other: "DedupReport") -> "DedupReport":
+        return DedupReport(
+            self.rows_read + other.rows_read,
+            self.duplicates_dropped + other.duplicates_dropped,
+            self.non_unique_ids + other.non_unique_ids,
+            self.superseded_rows + other.superseded_rows,
+        )
+
+
+def applies(dataset_type: str) -> bool:
+    """Whether a split is de-duplicated.
+
+    >>> applies("val/1"), applies("train"), applies("validation")
+    (True, False, False)
+    """
+    return dataset_type.split("/", 1)[0] in EVALUATION_SPLITS
+
+
+def _codes(column: pa.ChunkedArray) -> Ints:
+    """Equal values get equal numbers, null gets -1, (N,) int64."""
+    encoded = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    return np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
+
+
+def _ints(column: pa.ChunkedArray) -> Ints:
+    """Nulls become the largest number, so that they come last."""
+    return np.asarray(column.cast(pa.int64()).fill_null(np.iinfo(np.int64).max), dtype=np.int64)
+
+
+def superseded(keys: pa.Table, limit: int | None) -> Bools:
+    """Rows that were not trained before step `limit`, bool (N,); rows without a step are among them."""
+    if limit is None:
+        return np.zeros(keys.num_rows, dtype=np.bool_)
+    return np.asarray(_ints(keys["global_step"]) >= limit, dtype=np.bool_)
+
+
+def duplicates(keys: pa.Table) -> tuple[Bools, int]:
+    """Rows to leave out of an evaluation split.
+
+    Args:
+        keys: the columns KEY_COLUMNS of all rows of the pass.
+
+    Returns:
+        bool (N,), True = leave out, and the number of ids that remain on more than one row.
+    """
+    count = keys.num_rows
+    drop = np.zeros(count, dtype=np.bool_)
+    if count < 2:
+        return drop, 0
+    ids, hashes = _codes(keys["input_id"]), _codes(keys["input_hash"])
+    has_id = ids >= 0
+    source = keys["id_source"].cast(pa.string())
+    by_index = np.asarray(pc.is_in(source, value_set=pa.array(INDEX_SOURCES)), dtype=np.bool_)
+    comparable = has_id & ((hashes >= 0) | by_index)
+    # (id, hash) as one number; a missing hash is a content of its own.
+    pair = ids * (int(hashes.max()) + 2) + hashes + 1
+    order = np.lexsort((np.arange(count), _ints(keys["rank_"]), _ints(keys["batch_idx"]), pair))
+    sorted_pair = pair[order]
+    repeat = np.zeros(count, dtype=np.bool_)
+    repeat[1:] = sorted_pair[1:] == sorted_pair[:-1]
+    drop[order] = repeat
+    drop &= comparable
+    left = ids[has_id & ~drop]
+    non_unique = int(np.count_nonzero(np.bincount(left) > 1)) if left.size else 0
+    return drop, non_unique

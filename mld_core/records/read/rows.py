@@ -1,0 +1,258 @@
+"""The rows of one rank of one attempt: which count, and reading them part by part.
+
+A pass that is still being written may be sealed, and its parts joined, between planning and reading. The
+sealed parts hold the same rows in the same order, perhaps followed by more; so reading goes on in them where
+it stopped, and rows that came after the plan are left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mld_core.records.format.attempts import Attempt, RankFolder
+from mld_core.records.format.manifest import PartInfo
+from mld_core.records.format.parts import damaged, file_name, open_family
+from mld_core.records.format.vectors import is_vector
+from mld_core.records.read import dedup
+from mld_core.records.read.dedup import DedupReport
+
+Ints = npt.NDArray[np.int64]
+_NONE: Ints = np.empty(0, dtype=np.int64)
+
+
+@dataclass
+class RankRows:
+    """One rank's rows.
+
+    Attributes:
+        folder: the rank folder.
+        parts: the parts that count, in order.
+        torn: why other parts do not.
+        dropped: units left out, sorted.
+        offset: what is added to `unit`.
+        last_unit: greatest unit that was there when the rows were planned; None = no row was looked at.
+        report: what was left out.
+    """
+
+    folder: RankFolder
+    parts: list[PartInfo]
+    torn: list[str]
+    dropped: Ints = field(default_factory=lambda: _NONE)
+    offset: int = 0
+    last_unit: int | None = None
+    report: DedupReport = field(default_factory=DedupReport)
+    reread: bool = False
+
+    def refresh(self) -> bool:
+        """Look again after a part was gone; False if that was done already and is of no use."""
+        current, parts, torn = self.folder.settled()
+        rows = sum(part.files["samples"].rows for part in parts if "samples" in part.files)
+        if rows < self.report.rows_read or [part.name for part in parts] == [
+            part.name for part in self.parts
+        ]:
+            return False  # the folder was moved or removed, not joined
+        self.folder, self.parts, self.torn, self.reread = current, parts, torn, True
+        if self.last_unit is None:
+            self.last_unit = self._last_planned_unit()
+        return True
+
+    def _last_planned_unit(self) -> int:
+        """The greatest unit among the first rows, as many as there were when the rows were planned."""
+        last, left = -1, self.report.rows_read
+        for part in self.parts:
+            if left <= 0 or "samples" not in part.files:
+                continue
+            with open_family(self.folder.path / part.name, "samples") as file:
+                units = np.asarray(file.read(columns=["unit"], use_threads=False)["unit"], dtype=np.int64)[
+                    :left
+                ]
+            left -= len(units)
+            last = max(last, int(units.max()) if len(units) else -1)
+        return last
+
+    def schemas(self, family: str) -> list[pa.Schema]:
+        """The schema of each part that has this family."""
+        try:
+            return self._schemas(family)
+        except FileNotFoundError:
+            if not self.refresh():
+                raise
+            return self._schemas(family)
+
+    def _schemas(self, family: str) -> list[pa.Schema]:
+        return [self._schema(part, family) for part in self.parts if family in part.files]
+
+    def _schema(self, part: PartInfo, family: str) -> pa.Schema:
+        with open_family(self.folder.path / part.name, family) as file:
+            return file.schema_arrow
+
+
+def unify(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
+    """One schema for several; a column that is null somewhere takes the type it has elsewhere.
+
+    Raises:
+        ValueError: a column has two types.
+    """
+    first = schemas[0]
+    layouts: dict[str, bytes] = {}
+    for item in (item for schema in schemas for item in schema if is_vector(item)):
+        # The same number of bytes may be another dtype: Arrow would not notice.
+        if layouts.setdefault(item.name, item.metadata[b"dtype"]) != item.metadata[b"dtype"]:
+            raise ValueError(
+                f"{what}: column {item.name!r} changed its dtype between parts; read one pass at a time"
+            )
+    if all(schema.equals(first, check_metadata=True) for schema in schemas):
+        return first
+    try:
+        return pa.unify_schemas(list(schemas), promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(
+            f"{what}: a column changed its type or width between parts ({error}); read one epoch or pass "
+            "at a time, or leave that column out"
+        ) from error
+
+
+def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> list[RankRows]:
+    """Decide for every rank of every attempt of a pass which units count."""
+    sources: list[RankRows] = []
+    limits: list[int | None] = []
+    steps: list[int] = []
+    for step, (attempt, limit) in enumerate(attempts):
+        for folder in attempt.ranks:
+            current, parts, torn = folder.settled()
+            sources.append(RankRows(current, parts, torn))
+            limits.append(limit)
+            steps.append(step)
+    if not dedup.applies(dataset_type) and len(attempts) == 1:
+        for source in sources:
+            rows = sum(part.files["samples"].rows for part in source.parts if "samples" in part.files)
+            source.report = DedupReport(rows_read=rows)
+        return sources
+    keys = [_keys(source) for source in sources]
+    _set_offsets(sources, steps, keys)
+    superseded = [dedup.superseded(table, limit) for table, limit in zip(keys, limits, strict=True)]
+    kept = [table.filter(pa.array(~mask)) for table, mask in zip(keys, superseded, strict=True)]
+    repeated = [np.zeros(table.num_rows, dtype=np.bool_) for table in kept]
+    non_unique = 0
+    if dedup.applies(dataset_type) and kept:
+        drop, non_unique = dedup.duplicates(pa.concat_tables(kept).unify_dictionaries())
+        repeated = np.split(drop, np.cumsum([table.num_rows for table in kept])[:-1])
+    for index, source in enumerate(sources):
+        early = _units(keys[index])[superseded[index]]
+        twice = _units(kept[index])[repeated[index]]
+        source.dropped = np.sort(np.concatenate([early, twice]))
+        source.report = DedupReport(
+            rows_read=keys[index].num_rows,
+            duplicates_dropped=len(twice),
+            non_unique_ids=non_unique if index == 0 else 0,
+            superseded_rows=len(early),
+        )
+    return sources
+
+
+def _units(keys: pa.Table) -> Ints:
+    return np.asarray(keys["unit"], dtype=np.int64)
+
+
+def _keys(source: RankRows) -> pa.Table:
+    types = {"unit": pa.int64(), "rank_": pa.int32(), "batch_idx": pa.int32(), "global_step": pa.int64()}
+    types["id_source"] = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in dedup.KEY_COLUMNS])
+    table = pa.Table.from_batches(read_rows(source, "samples", schema, 1 << 18), schema=schema)
+    source.last_unit = int(_units(table).max()) if table.num_rows else -1
+    return table
+
+
+def _set_offsets(sources: list[RankRows], steps: list[int], keys: list[pa.Table]) -> None:
+    """Shift the units of later attempts past those of earlier ones."""
+    offset = 0
+    for step in sorted(set(steps)):
+        members = [index for index, own in enumerate(steps) if own == step]
+        for index in members:
+            sources[index].offset = offset
+        offset += 1 + max(
+            (sources[index].last_unit or 0 for index in members if keys[index].num_rows), default=-1
+        )
+
+
+def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """Stream the rows of one rank that count, as `schema`.
+
+    Raises:
+        FileNotFoundError: a part vanished and nothing took its place. DamagedPartError: one can not be
+            decoded.
+    """
+    passed = 0  # rows read so far, counted or not: where to go on after the parts were joined
+    while True:
+        skip = passed
+        try:
+            for part in source.parts:
+                info = part.files.get(family)
+                if info is None:
+                    continue
+                if skip >= info.rows:
+                    skip -= info.rows
+                    continue
+                for batch in _part_batches(source, part, family, schema, batch_rows):
+                    if skip >= batch.num_rows:
+                        skip -= batch.num_rows
+                        continue
+                    fresh = batch.slice(skip)
+                    passed += fresh.num_rows
+                    skip = 0
+                    kept = _filter(source, fresh, schema)
+                    if kept.num_rows:
+                        yield kept
+        except FileNotFoundError:
+            if not source.refresh():
+                raise
+        else:
+            return
+
+
+def _part_batches(
+    source: RankRows, part: PartInfo, family: str, schema: pa.Schema, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    folder = source.folder.path / part.name
+    with open_family(folder, family) as file:
+        stored = file.schema_arrow.names
+        columns = [name for name in dict.fromkeys([*schema.names, "unit"]) if name in stored]
+        reading = file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False)
+        while True:
+            try:
+                batch = next(reading, None)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise damaged(folder / file_name(family), error) from error
+            if batch is None:
+                return
+            yield batch
+
+
+def _filter(source: RankRows, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Leave out what does not count, shift units, and bring the batch into `schema`."""
+    units: Ints | None = None
+    if source.dropped.size or source.offset or source.reread:
+        units = np.asarray(batch.column(batch.schema.get_field_index("unit")), dtype=np.int64)
+    keep: npt.NDArray[np.bool_] | None = None
+    if units is not None and source.dropped.size:
+        keep = np.asarray(~np.isin(units, source.dropped), dtype=np.bool_)
+    if units is not None and source.reread and source.last_unit is not None:
+        early = units <= source.last_unit
+        keep = early if keep is None else keep & early
+    arrays = []
+    for item in schema:
+        index = batch.schema.get_field_index(item.name)
+        if index < 0:
+            arrays.append(pa.nulls(batch.num_rows, item.type))
+            continue
+        column = batch.column(index)
+        if item.name == "unit" and source.offset and units is not None:
+            column = pa.array(units + source.offset, type=pa.int64())
+        arrays.append(column if column.type.equals(item.type) else column.cast(item.type))
+    result = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    if keep is None or keep.all():
+        return result
+    return result.filter(pa.array(keep))

@@ -1,0 +1,101 @@
+"""Lays the sealed records of a run out as an ordinary store, so that the ordinary evaluator reads them.
+
+Parquet files are hard links to the stored blobs where that is possible, else copies. Names of a client's
+(model, version, split) become folder names here only, and only through
+`mld_core.records.format.names.encode`, which leaves letters, digits, `_`, `-`, `%` and `~`; names of
+attempts and parts were checked when they were sealed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.manifest import ATTEMPT_FILE, SEAL_FILE, make_dirs, write_json
+from mld_core.records.format.parts import file_name
+from mld_core.service.server.storage.backends import Storage
+from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.models import Blob, Pass, Seal, SealFile
+
+
+def parse_epoch(text: str) -> int | None:
+    """The epoch of its stored form.
+
+    >>> parse_epoch("none"), parse_epoch("-1")
+    (None, -1)
+    """
+    return None if text == "none" else int(text)
+
+
+def generation_of(info: dict[str, Any]) -> int:
+    """The generation a run's info or an opening manifest names; 0 if it names none."""
+    found = info.get("generation", 0)
+    return found if isinstance(found, int) and 0 <= found < 1_000_000 else 0
+
+
+def lay_out(
+    database: Database,
+    storage: Storage,
+    root: Path,
+    *,
+    run_pk: int,
+    organization_id: str,
+    run: RunKey,
+    info: dict[str, Any],
+) -> Store:
+    """Write a store that holds this one run with all that was sealed.
+
+    Args:
+        database: where the seals are.
+        storage: where the blobs are.
+        root: an empty folder.
+        run_pk: the run's key in the database.
+        organization_id: whose it is.
+        run: its names.
+        info: its run.json.
+
+    Raises:
+        FileNotFoundError: a sealed blob is not in the storage.
+    """
+    store = Store(root)
+    with database.read() as session:
+        found = session.execute(
+            select(Pass, Seal).join(Seal, Seal.pass_pk == Pass.pk).where(Pass.run_pk == run_pk)
+        ).all()
+    generation = max([generation_of(info), *(generation_of(seal.opening) for _, seal in found)])
+    make_dirs(store.run_dir(run), fsync=False)
+    if generation:
+        (store.run_dir(run) / f".generation-{generation}").mkdir()
+    names = {"model_name": run.model_name, "version_name": run.version_name}
+    store.ensure_run(run, {**info, **names})
+    for owner, seal in found:
+        key = PassKey(owner.dataset_type, parse_epoch(owner.epoch), owner.pass_no)
+        folder = store.rank_dir(run, key, seal.attempt, seal.rank_no)
+        make_dirs(folder, fsync=False)
+        _files(database, storage, folder, seal.pk, organization_id)
+        write_json(folder / ATTEMPT_FILE, seal.opening, fsync=False)
+        write_json(folder / SEAL_FILE, seal.manifest, fsync=False)
+    return store
+
+
+def _files(database: Database, storage: Storage, folder: Path, seal_pk: int, organization_id: str) -> None:
+    query = (
+        select(SealFile.part, SealFile.family, Blob.sha256)
+        .join(Blob, Blob.pk == SealFile.blob_pk)
+        .where(SealFile.seal_pk == seal_pk)
+    )
+    with database.read() as session:
+        rows = session.execute(query).all()
+    for part, family, sha256 in rows:
+        target = folder / part / file_name(family)
+        target.parent.mkdir(exist_ok=True)
+        source = storage.local(organization_id, sha256)
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, target)

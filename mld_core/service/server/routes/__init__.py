@@ -1,0 +1,1 @@
+"""The HTTP routes, one file a kind of thing: they check who asks, and hand on. Open `runs` first."""

@@ -1,0 +1,100 @@
+"""What every route asks for: the service, whose key it is, and rows that belong to that organization.
+
+The first two are coroutines although they wait for nothing: FastAPI sends plain functions to a thread.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request, Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from mld_core.service.server.problems import not_found
+from mld_core.service.server.security import Principal
+from mld_core.service.server.service import Service
+from mld_core.service.server.storage.models import Base, Job, Pass, Result, Run
+
+T = TypeVar("T", bound=Base)
+
+
+async def get_service(request: Request) -> Service:
+    """The server's parts."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+async def get_principal(request: Request) -> Principal:
+    """Whose key came; the gate has checked it."""
+    found = request.scope["state"]["principal"]
+    assert isinstance(found, Principal)
+    return found
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+def answer(content: Any) -> Response:
+    """JSON of our own making, as it is.
+
+    What a handler returns otherwise is checked against the form in the document and turned into JSON on the
+    event loop, which for a long list takes longer than to look it up.
+    """
+    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
+
+
+def own_run(session: Session, principal: Principal, run_id: str, *, lock: bool = False) -> Run:
+    """A run of the organization, locked until the session's end if it is to be changed.
+
+    Raises:
+        ProblemError: there is none (404).
+    """
+    query = select(Run).where(Run.id == run_id, Run.organization_pk == principal.organization_pk)
+    return _one(session, Run, query.with_for_update() if lock else query, "run", run_id)
+
+
+def own_pass(session: Session, run: Run, pass_id: str) -> Pass:
+    """A pass of a run, which must be of the organization."""
+    return _one(session, Pass, select(Pass).where(Pass.id == pass_id, Pass.run_pk == run.pk), "pass", pass_id)
+
+
+def own_job(session: Session, principal: Principal, job_id: str) -> Job:
+    """A job of the organization."""
+    query = select(Job).join(Run, Run.pk == Job.run_pk).where(Job.id == job_id)
+    return _one(session, Job, query.where(Run.organization_pk == principal.organization_pk), "job", job_id)
+
+
+def own_result(session: Session, principal: Principal, result_id: str) -> Result:
+    """A result of the organization."""
+    query = select(Result).join(Run, Run.pk == Result.run_pk).where(Result.id == result_id)
+    return _one(
+        session, Result, query.where(Run.organization_pk == principal.organization_pk), "result", result_id
+    )
+
+
+def _one(session: Session, model: type[T], query: Any, kind: str, value: str) -> T:
+    found = session.scalar(query)
+    if found is None:
+        raise not_found(kind, value)
+    assert isinstance(found, model)
+    return found
+
+
+def page(
+    session: Session, query: Any, model: type[T], limit: int, cursor: str | None
+) -> tuple[list[T], str | None]:
+    """One page of rows in the order they were made, and the cursor of the next (None: this was the last)."""
+    columns: Any = model
+    if cursor is not None:
+        after = session.scalar(query.where(columns.id == cursor))
+        if after is None:
+            raise not_found("cursor", cursor)
+        query = query.where(columns.pk > after.pk)
+    rows: list[Any] = list(session.scalars(query.order_by(columns.pk).limit(limit + 1)))
+    more = len(rows) > limit
+    shown = rows[:limit]
+    return shown, (shown[-1].id if more else None)

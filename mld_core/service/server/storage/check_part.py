@@ -1,0 +1,148 @@
+"""Checks one uploaded file after another, in a process of its own with little memory and no way out.
+
+Started by `mld_core.service.server.storage.checks`. Each line on stdin is a request (JSON: path and limits),
+each line on stdout its answer. A file is decoded to the end in small batches: what a footer claims about
+sizes is not believed. A file that needs more memory or time than allowed takes this process down; the parent
+then refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_BATCH_ROWS = 1024
+_MAX_COLUMNS = 2000
+_MAX_ROW_GROUPS = 100_000
+_FREE_BYTES = 64 << 20
+_MAGIC = b"PAR1"
+_THRIFT = {"thrift_string_size_limit": 32 << 20, "thrift_container_size_limit": 4_000_000}
+
+
+class RefusedError(ValueError):
+    """The file is not one we accept."""
+
+
+def check_file(path: Path, limits: dict[str, float]) -> dict[str, Any]:
+    """Read a Parquet file to the end.
+
+    Args:
+        path: the file.
+        limits: `max_rows`, `max_decoded` (bytes), `max_ratio`.
+
+    Returns:
+        `rows`, `decoded` (bytes) and `schema`: [name, Arrow type as text] of each column.
+
+    Raises:
+        RefusedError: the reason, fit for the client.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(max(0, size - 4))
+        if size < 12 or head != _MAGIC or file.read(4) != _MAGIC:
+            raise RefusedError("it is not a Parquet file")
+    allowed = min(limits["max_decoded"], max(_FREE_BYTES, limits["max_ratio"] * size))
+    try:
+        with pq.ParquetFile(str(path), memory_map=False, **_THRIFT) as parquet:
+            return _read(parquet, limits, allowed)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        if isinstance(error, RefusedError):
+            raise
+        if isinstance(error, MemoryError):
+            raise RefusedError("it takes more memory to decode than is allowed") from error
+        raise RefusedError(f"it can not be decoded: {str(error)[:200]}") from error
+
+
+def _read(parquet: pq.ParquetFile, limits: dict[str, float], allowed: float) -> dict[str, Any]:
+    meta = parquet.metadata
+    if meta.num_rows > limits["max_rows"]:
+        raise RefusedError(f"it has {meta.num_rows} rows; at most {int(limits['max_rows'])} are accepted")
+    if meta.num_columns > _MAX_COLUMNS or meta.num_row_groups > _MAX_ROW_GROUPS:
+        raise RefusedError(f"it has {meta.num_columns} columns in {meta.num_row_groups} row groups: too many")
+    schema = parquet.schema_arrow
+    for item in schema:
+        _check_type(item)
+    if len(set(schema.names)) != len(schema.names):
+        raise RefusedError("two of its columns have the same name")
+    rows = decoded = 0
+    for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
+        rows += batch.num_rows
+        decoded += batch.nbytes
+        if decoded > allowed:
+            raise RefusedError(f"it decodes to more than {int(allowed)} bytes")
+    if rows != meta.num_rows:
+        raise RefusedError(f"its footer says {meta.num_rows} rows, it holds {rows}")
+    return {"rows": rows, "decoded": decoded, "schema": [[item.name, str(item.type)] for item in schema]}
+
+
+def _check_type(item: pa.Field) -> None:
+    if item.metadata and any(key.startswith(b"ARROW:extension") for key in item.metadata):
+        raise RefusedError(f"column {item.name!r} is of an extension type")
+    if not _is_plain(item.type, lists=1):
+        raise RefusedError(f"column {item.name!r} is of type {item.type}, which is not accepted")
+
+
+def _is_plain(kind: pa.DataType, lists: int) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_plain(kind.value_type, 0)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return lists > 0 and _is_plain(kind.value_type, lists - 1)
+    return any(
+        test(kind)
+        for test in (
+            *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
+            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary),
+            *(pa.types.is_fixed_size_binary, pa.types.is_temporal, pa.types.is_decimal),
+        )
+    )
+
+
+def limit_process(memory_bytes: int) -> None:
+    """Take away what a check does not need: memory beyond `memory_bytes`, writing files, core dumps."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        now = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory_bytes, now + memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    os.nice(5)  # an upload that is under way goes first
+
+
+def allow_cpu(seconds: float) -> None:
+    """End this process when it has used so many CPU seconds more."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = int(used.ru_utime + used.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    limit_process(int(sys.argv[1]))
+    sys.stdout.write('{"ready": true}\n')
+    sys.stdout.flush()
+    for line in sys.stdin:
+        request = json.loads(line)
+        allow_cpu(request["seconds"])
+        try:
+            answer = {"ok": True, **check_file(Path(request["path"]), request)}
+        except RefusedError as error:
+            answer = {"ok": False, "reason": str(error)}
+        except FileNotFoundError:
+            answer = {"ok": False, "gone": True, "reason": "the file is gone"}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

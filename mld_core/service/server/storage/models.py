@@ -1,0 +1,226 @@
+"""The tables. What a client sees of a row is `id`: opaque, random, never a number that counts.
+
+Times are ISO 8601 text in UTC with microseconds, which sorts as time does. JSON is text, so that both
+databases keep it to the letter.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from mld_core.records.format.manifest import plain
+
+ID_BYTES = 12
+
+
+def new_id(kind: str) -> str:
+    """A fresh opaque id, e.g. `run_` and 24 hex digits."""
+    return f"{kind}_{secrets.token_hex(ID_BYTES)}"
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON value as ASCII text: no NaN, no raw control characters, the same in every database."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """To text."""
+        del dialect
+        return None if value is None else json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """From text."""
+        del dialect
+        return None if value is None else json.loads(value)
+
+
+# SQLite counts up only a column of the very type INTEGER.
+_Pk = BigInteger().with_variant(Integer, "sqlite")
+_Big = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """All tables of the server."""
+
+
+class Organization(Base):
+    """A team: nothing of it is visible to another."""
+
+    __tablename__ = "organizations"
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    is_root: Mapped[bool] = mapped_column(default=False)
+    blob_bytes: Mapped[int] = mapped_column(_Big, default=0)
+    created_at: Mapped[str] = mapped_column(String(40))
+
+
+class ApiKey(Base):
+    """A key; only the SHA-256 of its secret is kept (256 random bits: no slow hash is needed)."""
+
+    __tablename__ = "api_keys"
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
+    name: Mapped[str] = mapped_column(String(200))
+    secret_hash: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[str] = mapped_column(String(100))
+    created_at: Mapped[str] = mapped_column(String(40))
+    expires_at: Mapped[str | None] = mapped_column(String(40))
+    revoked_at: Mapped[str | None] = mapped_column(String(40))
+    last_used_at: Mapped[str | None] = mapped_column(String(40))
+
+
+class Run(Base):
+    """A model version of an organization."""
+
+    __tablename__ = "runs"
+    __table_args__ = (UniqueConstraint("organization_pk", "model_name", "version_name"),)
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
+    model_name: Mapped[str] = mapped_column(String(300))
+    version_name: Mapped[str] = mapped_column(String(300))
+    info: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[str] = mapped_column(String(40))
+    updated_at: Mapped[str] = mapped_column(String(40))
+
+
+class Blob(Base):
+    """A complete blob of an organization. `state`: stored, checked, or refused (`facts` has the reason)."""
+
+    __tablename__ = "blobs"
+    __table_args__ = (UniqueConstraint("organization_pk", "sha256"),)
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int] = mapped_column(_Big)
+    state: Mapped[str] = mapped_column(String(10), index=True)
+    facts: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[str] = mapped_column(String(40))
+
+
+class Pass(Base):
+    """One walk over one split. `epoch` is the number as text, or "none": a null would not be unique."""
+
+    __tablename__ = "passes"
+    __table_args__ = (UniqueConstraint("run_pk", "dataset_type", "epoch", "pass_no"),)
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
+    dataset_type: Mapped[str] = mapped_column(String(300))
+    epoch: Mapped[str] = mapped_column(String(24))
+    pass_no: Mapped[int] = mapped_column(_Big)
+    created_at: Mapped[str] = mapped_column(String(40))
+
+
+class Seal(Base):
+    """One rank of one attempt at a pass: there at once with all its files, or not at all."""
+
+    __tablename__ = "seals"
+    __table_args__ = (UniqueConstraint("pass_pk", "attempt", "rank_no"),)
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    pass_pk: Mapped[int] = mapped_column(ForeignKey("passes.pk"))
+    attempt: Mapped[str] = mapped_column(String(120))
+    rank_no: Mapped[int] = mapped_column(_Big)
+    world_size: Mapped[int] = mapped_column(_Big)
+    manifest: Mapped[dict[str, Any]] = mapped_column(Json)
+    opening: Mapped[dict[str, Any]] = mapped_column(Json)
+    rows: Mapped[dict[str, Any]] = mapped_column(Json)
+    bytes: Mapped[int] = mapped_column(_Big)
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[str] = mapped_column(String(40))
+
+
+class SealFile(Base):
+    """One file of a seal."""
+
+    __tablename__ = "seal_files"
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    seal_pk: Mapped[int] = mapped_column(ForeignKey("seals.pk"), index=True)
+    blob_pk: Mapped[int] = mapped_column(ForeignKey("blobs.pk"), index=True)
+    part: Mapped[str] = mapped_column(String(40))
+    family: Mapped[str] = mapped_column(String(40))
+    rows: Mapped[int] = mapped_column(_Big)
+
+
+class Job(Base):
+    """An evaluation that was asked for. `lease_until` is a Unix time: past it, the worker counts as dead."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_by_state", "state", "pk"),)
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
+    request: Mapped[dict[str, Any]] = mapped_column(Json)
+    state: Mapped[str] = mapped_column(String(10))
+    progress: Mapped[float] = mapped_column(default=0.0)
+    stage: Mapped[str] = mapped_column(String(200), default="")
+    reason: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(String(100))
+    result_pk: Mapped[int | None] = mapped_column(ForeignKey("results.pk"))
+    attempts: Mapped[int] = mapped_column(default=0)
+    cancel: Mapped[bool] = mapped_column(default=False)
+    worker: Mapped[str | None] = mapped_column(String(120))
+    lease_until: Mapped[float | None] = mapped_column()
+    created_at: Mapped[str] = mapped_column(String(40))
+    started_at: Mapped[str | None] = mapped_column(String(40))
+    finished_at: Mapped[str | None] = mapped_column(String(40))
+
+
+class Result(Base):
+    """A stored result; `info` is its result.json."""
+
+    __tablename__ = "results"
+    __table_args__ = (UniqueConstraint("run_pk", "result_name"),)
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
+    result_name: Mapped[str] = mapped_column(String(640))
+    info: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[str] = mapped_column(String(40))
+
+
+class ResultFile(Base):
+    """One file of a result's folder; `name` was given by the evaluation, never by a client."""
+
+    __tablename__ = "result_files"
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    result_pk: Mapped[int] = mapped_column(ForeignKey("results.pk"), index=True)
+    blob_pk: Mapped[int] = mapped_column(ForeignKey("blobs.pk"), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+
+
+class Audit(Base):
+    """Who wrote what, when: one row for each request that changed something, or tried to."""
+
+    __tablename__ = "audit"
+
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
+    at: Mapped[str] = mapped_column(String(40), index=True)
+    organization_id: Mapped[str | None] = mapped_column(String(40))
+    key_id: Mapped[str | None] = mapped_column(String(40))
+    request_id: Mapped[str] = mapped_column(String(40))
+    remote: Mapped[str] = mapped_column(String(60))
+    action: Mapped[str] = mapped_column(String(100))
+    target: Mapped[str] = mapped_column(String(200))
+    status: Mapped[int] = mapped_column()

@@ -1,0 +1,352 @@
+"""Uploads in progress: bytes of unfinished blobs in the spool folder, hashed as they arrive.
+
+A partial blob is a file `spool/<organization id>/<sha256>-<length>`; its size is the offset. What arrived
+before a connection broke or the server was killed is kept. When all bytes are there the digest decides:
+right, and the file is fsynced, handed to the storage and noted in the database; wrong, and it is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from mld_core.records.format.manifest import make_dirs, utc_now
+from mld_core.service.server.problems import ProblemError
+from mld_core.service.server.security import Principal
+from mld_core.service.server.settings import MIB, Settings
+from mld_core.service.server.storage.backends import FULL, Storage
+from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.models import Blob, Organization
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+log = logging.getLogger("mld.server")
+
+_HASHES_KEPT = 256
+_RETRY_FULL = 30.0
+
+
+class Upload:
+    """One open partial blob. Its methods block; only one thread at a time may call them."""
+
+    def __init__(self, path: Path, length: int, offset: int, state: _Hash) -> None:
+        self.path = path
+        self.length = length
+        self.offset = offset
+        self.hash = state
+        self.intact = True
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """Append bytes.
+
+        Raises:
+            ProblemError: the disk is full, or there are more bytes than `length`.
+        """
+        for piece in pieces:
+            if self.offset + len(piece) > self.length:
+                self.intact = False
+                raise ProblemError(
+                    "bad-request",
+                    f"the body goes past Upload-Length ({self.length} bytes)",
+                    value=self.offset + len(piece),
+                    expectation=f"at most {self.length} bytes in all",
+                    fix="send the blob's true size as Upload-Length",
+                )
+            self._append(piece)
+
+    def _append(self, piece: bytes) -> None:
+        rest = memoryview(piece)
+        try:
+            while rest:
+                done = self._file.write(rest)
+                self.hash.update(rest[:done])
+                self.offset += done
+                rest = rest[done:]
+        except OSError as error:
+            self.intact = False
+            if error.errno in FULL:
+                raise storage_full("the server's disk is full") from error
+            raise
+
+    def sync(self) -> None:
+        """Make the bytes durable."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self.intact = False
+            if error.errno in FULL:
+                raise storage_full("the server's disk is full") from error
+            raise
+
+    def close(self) -> None:
+        """Close the file; what it holds stays."""
+        self._file.close()
+
+
+def storage_full(detail: str) -> ProblemError:
+    """The answer where no more bytes can be taken."""
+    return ProblemError(
+        "storage-full",
+        detail,
+        expectation="room for the blob",
+        fix="free space on the server or raise the quota; the upload then goes on where it stopped",
+        retry_after=_RETRY_FULL,
+    )
+
+
+class Uploads:
+    """All uploads of this server process. Thread-safe."""
+
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._root = settings.folder("spool")
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, str], Upload | None] = {}
+        self._hashes: OrderedDict[Path, tuple[int, _Hash]] = OrderedDict()
+        make_dirs(self._root)
+
+    @property
+    def open_now(self) -> int:
+        """Uploads that are open at this moment."""
+        return len(self._open)
+
+    def complete_size(self, principal: Principal, sha256: str) -> int | None:
+        """The size of a complete blob of the organization, None if there is none."""
+        with self._database.read() as session:
+            size = session.scalar(
+                select(Blob.size).where(
+                    Blob.organization_pk == principal.organization_pk, Blob.sha256 == sha256
+                )
+            )
+        # A row without its bytes (a restored older backup) is mended by uploading again.
+        return size if size is not None and self._storage.exists(principal.organization_id, sha256) else None
+
+    def partial(self, principal: Principal, sha256: str) -> tuple[int, int] | None:
+        """(bytes there, bytes in all) of a partial blob, None if there is none."""
+        found = [
+            (path.stat().st_size, int(path.name.partition("-")[2]))
+            for path in self._partials(principal, sha256)
+        ]
+        return max(found, default=None)
+
+    def _partials(self, principal: Principal, sha256: str) -> list[Path]:
+        return list((self._root / principal.organization_id).glob(f"{sha256}-*"))
+
+    def begin(self, principal: Principal, sha256: str, length: int, offset: int) -> Upload:
+        """Open a partial blob to append at `offset`. Every call needs a `finish` or `interrupt`.
+
+        Raises:
+            ProblemError: too large, busy, the wrong offset, no room.
+        """
+        self._check_room(principal, sha256, length, offset)
+        place = (principal.organization_id, sha256)
+        with self._lock:
+            self._check_free(place)
+            self._open[place] = None
+        try:
+            upload = self._opened(principal, sha256, length, offset)
+        except BaseException:
+            with self._lock:
+                self._open.pop(place, None)
+            raise
+        with self._lock:
+            self._open[place] = upload
+        return upload
+
+    def _check_free(self, place: tuple[str, str]) -> None:
+        if place in self._open:
+            raise ProblemError(
+                "upload-busy",
+                "another connection is uploading this very blob",
+                value=place[1],
+                expectation="one upload of a blob at a time",
+                fix="wait, then ask with HEAD how much is there",
+                retry_after=1,
+            )
+        mine = sum(organization == place[0] for organization, _ in self._open)
+        if mine >= self._settings.uploads_at_once:
+            raise ProblemError(
+                "too-many-requests",
+                f"the organization has {mine} uploads open",
+                value=mine,
+                expectation=f"at most {self._settings.uploads_at_once} at once",
+                fix="send the upload again when another has finished",
+                retry_after=1,
+            )
+
+    def _check_room(self, principal: Principal, sha256: str, length: int, offset: int) -> None:
+        if length > self._settings.max_blob_mb * MIB:
+            raise ProblemError(
+                "too-large",
+                f"the blob has {length} bytes, this server takes {self._settings.max_blob_mb} MiB",
+                value=length,
+                expectation=f"at most {self._settings.max_blob_mb * MIB} bytes",
+                fix="record smaller parts (roll_mb), or raise MLD_SERVER_MAX_BLOB_MB",
+            )
+        free = shutil.disk_usage(self._root).free - self._settings.min_free_mb * MIB
+        if length - offset > free:
+            raise storage_full(f"the server's disk has room for {max(0, free)} more bytes only")
+        if self._settings.quota_gb > 0:
+            with self._database.read() as session:
+                used = session.scalar(
+                    select(Organization.blob_bytes).where(Organization.pk == principal.organization_pk)
+                )
+            others = self._spooled(principal, sha256)
+            if (used or 0) + others + length > self._settings.quota_gb * (1 << 30):
+                raise storage_full(f"the organization's quota of {self._settings.quota_gb} GiB is used up")
+
+    def _spooled(self, principal: Principal, sha256: str) -> int:
+        """Bytes of the organization's unfinished uploads, but for those of one blob."""
+        total = 0
+        for path in (self._root / principal.organization_id).glob("*"):
+            if not path.name.startswith(sha256):
+                with contextlib.suppress(FileNotFoundError):
+                    total += path.stat().st_size
+        return total
+
+    def _opened(self, principal: Principal, sha256: str, length: int, offset: int) -> Upload:
+        path = self._root / principal.organization_id / f"{sha256}-{length}"
+        path.parent.mkdir(exist_ok=True)
+        for other in self._partials(principal, sha256):
+            if other != path:  # begun with another length: one of the two was wrong
+                other.unlink(missing_ok=True)
+        there = path.stat().st_size if path.exists() else 0
+        if there > length:
+            path.unlink()
+            there = 0
+        if offset != there:
+            raise ProblemError(
+                "wrong-offset",
+                f"offset {offset} was sent, {there} bytes of the blob are there",
+                value=offset,
+                expectation=f"offset={there}",
+                fix=f"continue at {there}",
+                offset=there,
+            )
+        known = self._hashes.pop(path, None)
+        state = known[1] if known is not None and known[0] == there else _hash_of(path, there)
+        return Upload(path, length, there, state)
+
+    def settle(self, principal: Principal, sha256: str) -> int | None:
+        """Finish a blob whose last byte had arrived when the server was killed or the database was away.
+
+        Returns:
+            Its size if it is complete now, else None (also where the bytes were wrong: they are gone then).
+        """
+        partial = self.partial(principal, sha256)
+        if partial is None or partial[0] < partial[1]:
+            return None
+        try:
+            upload = self.begin(principal, sha256, partial[1], partial[0])
+            self.finish(principal, sha256, upload)
+        except ProblemError as error:
+            log.info("blob %s could not be finished: %s", sha256, error.name)
+            return None
+        return partial[1]
+
+    def interrupt(self, principal: Principal, sha256: str, upload: Upload) -> None:
+        """Stop before the end; what arrived stays, to be continued."""
+        upload.close()
+        with self._lock:
+            self._open.pop((principal.organization_id, sha256), None)
+            if upload.intact:
+                self._hashes[upload.path] = (upload.offset, upload.hash)
+                while len(self._hashes) > _HASHES_KEPT:
+                    self._hashes.popitem(last=False)
+
+    def finish(self, principal: Principal, sha256: str, upload: Upload) -> None:
+        """All bytes are there: check the digest, store the blob, note it in the database.
+
+        Raises:
+            ProblemError: another digest, or no room. Then nothing is noted.
+        """
+        try:
+            if upload.hash.hexdigest() != sha256:
+                upload.path.unlink(missing_ok=True)
+                raise ProblemError(
+                    "digest-mismatch",
+                    "the bytes that arrived have another SHA-256 than the blob's name; they were discarded",
+                    value=upload.hash.hexdigest(),
+                    expectation=sha256,
+                    fix="read the file again and upload it from offset 0",
+                    offset=0,
+                )
+            upload.sync()
+            self._storage.take(principal.organization_id, sha256, upload.path)
+            self._note(principal, sha256, upload.length)
+        except OSError as error:
+            if error.errno in FULL:
+                raise storage_full("the server's disk is full") from error
+            raise
+        finally:
+            upload.close()
+            with self._lock:
+                self._open.pop((principal.organization_id, sha256), None)
+
+    def _note(self, principal: Principal, sha256: str, size: int) -> None:
+        try:
+            with self._database.write() as session:
+                self._insert(session, principal.organization_pk, sha256, size)
+        except IntegrityError:
+            log.debug("blob %s was noted by another server", sha256)
+
+    @staticmethod
+    def _insert(session: Session, organization_pk: int, sha256: str, size: int) -> None:
+        row = session.scalar(
+            select(Blob).where(Blob.organization_pk == organization_pk, Blob.sha256 == sha256)
+        )
+        if row is not None:
+            return
+        session.add(
+            Blob(
+                organization_pk=organization_pk,
+                sha256=sha256,
+                size=size,
+                state="stored",
+                facts=None,
+                created_at=utc_now(),
+            )
+        )
+        grown = Organization.blob_bytes + size
+        session.execute(
+            update(Organization).where(Organization.pk == organization_pk).values(blob_bytes=grown)
+        )
+
+    def sweep(self) -> int:
+        """Remove partial blobs that nobody continued for `spool_days`; return how many."""
+        limit = time.time() - self._settings.spool_days * 86400
+        removed = 0
+        for path in self._root.glob("*/*"):
+            place = (path.parent.name, path.name.partition("-")[0])
+            # One that is finished at this moment is gone, and is no error.
+            with self._lock, contextlib.suppress(FileNotFoundError):
+                if place not in self._open and path.stat().st_mtime < limit:
+                    path.unlink()
+                    removed += 1
+        return removed
+
+
+def _hash_of(path: Path, size: int) -> _Hash:
+    state = hashlib.sha256()
+    if size:
+        with path.open("rb") as file:
+            while piece := file.read(MIB):
+                state.update(piece)
+    return state

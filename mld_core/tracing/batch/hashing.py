@@ -1,0 +1,329 @@
+"""A 128-bit content hash per sample, the same on the host, on a device and in numpy.
+
+Multilinear hashing (Lemire & Kaser 2014, "Strongly universal string hashing is fast") in 64-bit
+arithmetic that wraps around, which torch and numpy do alike, so on a device it is a few plain integer
+kernels and no synchronisation:
+
+1. A row's bytes are read as little-endian 32-bit words (sign-extended), the last one padded with zeros.
+2. Every chunk of 4096 words gives two sums ``sum_i word_i * a_i`` with two tables of odd 64-bit constants.
+3. The sums are mixed (xor-shift, odd multiplication) and summed with a constant per chunk number.
+4. A tag of the row's dtype, shape and length and of the tensor's place in the batch is added; tensors are
+   chained in order; two rounds of an avalanche finish.
+
+The constants come from splitmix64 counters: no generator is drawn from. It is a fingerprint against
+accidents, not against an adversary. A tensor's strides do not matter, -0.0 and 0.0 differ (bytes do).
+
+On which thread: for device tensors `row_hash` and `input_hash_of` may run on the training thread (kernels
+are queued, nothing waits). For host tensors they cost a pass over the bytes (1 ms for 64x3x64x64 float32)
+and release the GIL: call them on the writer thread with a reference that nobody writes to, or accept that
+cost. `to_hex` is for the writer thread.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mld_core.tracing.batch.hashing_numpy import (
+    CHUNK,
+    GOLDEN,
+    MIX_SIGNED,
+    SECOND_LEVEL,
+    SEEDS,
+    avalanche,
+    combine,
+    describe,
+    entwine,
+    hash_rows,
+    hex_digits,
+    signed,
+    table_size,
+    tag,
+)
+
+Array: TypeAlias = Tensor | npt.NDArray[Any]
+
+_DEVICE_BLOCK = 1 << 24  # words per step on a device: its 64-bit products take 128 MiB at most
+
+
+@lru_cache(maxsize=32)
+def _table(start: int, size: int, device: str) -> Tensor:
+    """Return (2, size) odd 64-bit constants from number `start` on, made on the device: no copy."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):  # a cached inference tensor could not be used elsewhere
+        counter = torch.arange(start + 1, start + size + 1, dtype=torch.int64, device=device)
+        return torch.stack([avalanche(counter * signed(GOLDEN) + signed(seed)) | 1 for seed in SEEDS])
+
+
+def _describe(value: Array, place: str) -> str:
+    dtype = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else value.dtype.name
+    return describe(dtype, tuple(value.shape), place)
+
+
+def _bytes_torch(value: Tensor, n: int) -> Tensor:
+    """View a tensor as (n, bytes per row); copies only what is not contiguous."""
+    value = value.detach().resolve_conj().resolve_neg().contiguous()
+    flat = (torch.view_as_real(value) if value.is_complex() else value).reshape(-1)
+    if flat.numel() == 1 and flat.stride(0) != 1:  # counts as contiguous, yet cannot be viewed as bytes
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).reshape(n, -1)
+
+
+def _words_torch(value: Tensor, n: int) -> Tensor:
+    """Return the rows' bytes as (n, W) int32 words on the tensor's device."""
+    raw = _bytes_torch(value, n)
+    if not raw.shape[1]:
+        return raw.to(torch.int32)
+    missing = -raw.shape[1] % 4
+    if missing:
+        raw = torch.nn.functional.pad(raw, (0, missing))
+    elif raw.storage_offset() % 4:
+        raw = raw.clone()  # a view as words must start at a word
+    return raw.view(torch.int32)
+
+
+def _sums_torch(words: Tensor) -> Tensor:
+    """Return (n, C, 2) sums per chunk by elementwise kernels (devices have no integer matrix product)."""
+    n, width = words.shape
+    table = _table(0, CHUNK, str(words.device))
+    whole = width // CHUNK
+    parts = []
+    step = max(1, _DEVICE_BLOCK // max(n * CHUNK, 1))
+    for start in range(0, whole, step):
+        stop = min(start + step, whole)
+        body = words[:, start * CHUNK : stop * CHUNK].reshape(n, stop - start, CHUNK)
+        parts.append(torch.stack([(body * table[k]).sum(-1) for k in (0, 1)], dim=-1))
+    if width > whole * CHUNK:
+        tail = words[:, whole * CHUNK :]
+        sums = [(tail * table[k, : tail.shape[1]]).sum(-1) for k in (0, 1)]
+        parts.append(torch.stack(sums, dim=-1).unsqueeze(1))
+    if not parts:
+        return words.new_zeros((n, 0, 2), dtype=torch.int64)
+    return torch.cat(parts, dim=1)
+
+
+def _hash_one(value: Array, n: int, place: str) -> Any:
+    """Return the (n, 2) hash of one tensor, of its own kind and on its own device."""
+    if n == 0:
+        return (
+            value.new_zeros((0, 2), dtype=torch.int64)
+            if isinstance(value, Tensor)
+            else np.zeros((0, 2), np.int64)
+        )
+    text = _describe(value, place)
+    with torch.no_grad():
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return _hash_on_device(value, n, tag(text))
+        # Host tensors take numpy's way: 20 times faster than torch's integer kernels.
+        hashes = hash_rows(_bytes_torch(value, n).numpy() if isinstance(value, Tensor) else value, n, text)
+        return torch.from_numpy(hashes) if isinstance(value, Tensor) else hashes
+
+
+def _hash_on_device(value: Tensor, n: int, text_tag: tuple[int, int]) -> Tensor:
+    """Return the (n, 2) hash by torch kernels alone; the same values as on the host."""
+    sums = _sums_torch(_words_torch(value, n))
+    constants = _table(SECOND_LEVEL, table_size(sums.shape[1]), str(value.device))[:, : sums.shape[1]].T
+    state = combine(sums, constants)
+    return torch.stack([avalanche(state[:, k] + text_tag[k]) for k in (0, 1)], dim=1)
+
+
+def row_hash(values: Sequence[Array], n: int) -> Any:
+    """Hash each row over all `values`: bytes, dtype, shape and order.
+
+    Args:
+        values: tensors or arrays with leading dimension `n`, of any dtype numpy or torch knows, any strides.
+        n: rows.
+
+    Returns:
+        int64 (n, 2): an array when all values are arrays, else a tensor, on the device of the first value
+        that is on one. No synchronisation happens for device tensors.
+
+    Raises:
+        ValueError: a value has no leading dimension `n`.
+
+    Examples:
+        >>> a = np.arange(6, dtype=np.float32).reshape(2, 3)
+        >>> bool((row_hash([a], 2) == row_hash([torch.from_numpy(a)], 2).numpy()).all())
+        True
+    """
+    for value in values:
+        if value.ndim == 0 or value.shape[0] != n:
+            raise ValueError(f"a value of shape {tuple(value.shape)} has no leading dimension n={n}")
+    if not values:
+        return np.zeros((n, 2), dtype=np.int64)
+    return _join([_hash_one(value, n, str(position)) for position, value in enumerate(values)])
+
+
+def _join(parts: list[Any]) -> Any:
+    """Chain the (n, 2) hashes of several tensors, in order; device ones pull the others to their device."""
+    parts = _alike(parts)
+    with torch.no_grad():
+        state = parts[0]
+        for part in parts[1:]:
+            state = avalanche(state * MIX_SIGNED[2] + part)
+        return _entwine(state)
+
+
+def _alike(parts: list[Any]) -> list[Any]:
+    """Make all parts arrays, or all tensors on one device (8 bytes a row go to a device without waiting)."""
+    if not any(isinstance(part, Tensor) for part in parts):
+        return parts
+    tensors = [part if isinstance(part, Tensor) else torch.from_numpy(part) for part in parts]
+    device = next((part.device for part in tensors if part.device.type != "cpu"), torch.device("cpu"))
+    return [part if part.device == device else part.to(device, non_blocking=True) for part in tensors]
+
+
+def _entwine(state: Any) -> Any:
+    """Let the two halves of a hash meet."""
+    halves = entwine(state)
+    return torch.stack(halves, dim=1) if isinstance(state, Tensor) else np.stack(halves, axis=1)
+
+
+def to_hex(hashes: Array) -> list[str]:
+    """Write hashes as 32 hexadecimal characters each.
+
+    For the writer thread: a device tensor is copied to the host here.
+
+    Args:
+        hashes: int64 (n, 2) of `row_hash`.
+
+    Examples:
+        >>> to_hex(np.array([[1, -1]]))
+        ['0000000000000001ffffffffffffffff']
+    """
+    return hex_digits(hashes.cpu().numpy() if isinstance(hashes, Tensor) else np.asarray(hashes))
+
+
+class _NoRowsError(Exception):
+    """A part of the inputs cannot be divided among the samples."""
+
+
+def input_hash_of(batch_inputs: Any, n: int) -> Any | None:
+    """Hash each sample's content over every modality of the inputs.
+
+    Tensors with leading dimension `n` are hashed by row; lists of `n` things (tensors of different
+    shapes, strings, images, mappings) sample by sample; mappings and tuples are walked, keys sorted. What
+    all samples share is left out (numbers, single strings, tensors of no or one row): a sample's hash
+    must not depend on its batch.
+
+    May run on the training thread for device tensors; see the module's note for host tensors.
+
+    Args:
+        batch_inputs: what `mld_core.tracing.batch.labels.find_inputs` gave.
+        n: samples in the batch.
+
+    Returns:
+        int64 (n, 2) as `row_hash`, or None where some part cannot be divided among the samples: no hash
+        is better than one of half the content.
+
+    Examples:
+        >>> input_hash_of({"image": torch.zeros(4, 3, 8, 8), "text": ["a", "b", "c", "d"]}, 4).shape
+        torch.Size([4, 2])
+    """
+    if n == 0:
+        return None
+    try:
+        parts = list(_row_parts(batch_inputs, n, ""))
+    except _NoRowsError:
+        return None
+    return _join(parts) if parts else None
+
+
+def _row_parts(value: Any, n: int, place: str) -> Iterator[Any]:
+    """Yield an (n, 2) hash for everything that belongs to single samples."""
+    if isinstance(value, (Tensor, np.ndarray)) and not _is_object_array(value):
+        if value.ndim and value.shape[0] == n:
+            yield _hash_one(value, n, place)
+        elif value.ndim and value.shape[0] != 1:
+            raise _NoRowsError(f"{place}: shape {tuple(value.shape)} for {n} samples")
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _row_parts(value[key], n, f"{place}/{key}")
+    elif isinstance(value, (list, tuple, np.ndarray)):
+        items = list(value)
+        if len(items) == n and not _is_columns(items, n, value):
+            yield _sample_hashes(items, place)
+        else:
+            for position, item in enumerate(items):
+                yield from _row_parts(item, n, f"{place}/{position}")
+
+
+def _is_object_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "OUS"
+
+
+def _is_columns(items: list[Any], n: int, value: Any) -> bool:
+    """Tell whether a list as long as the batch holds columns (one per modality) rather than samples.
+
+    Samples are of one kind. Where every item is a tensor of `n` rows there is still a doubt:
+    three-dimensional ones are then taken for images (C, H, W) of a detection batch, everything else for
+    columns.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return True
+    arrays = [isinstance(item, (Tensor, np.ndarray)) for item in items]
+    if any(arrays) != all(arrays) or len({isinstance(item, Mapping) for item in items}) > 1:
+        return True
+    if not all(arrays) or any(item.ndim == 0 or item.shape[0] != n for item in items):
+        return False
+    return not all(item.ndim == 3 for item in items)
+
+
+def _sample_hashes(items: list[Any], place: str) -> Array:
+    """Return (n, 2) hashes of single samples: what each holds, walked whole."""
+    groups: dict[Any, list[int]] = {}
+    for position, item in enumerate(items):
+        plain = isinstance(item, Tensor) or (isinstance(item, np.ndarray) and not _is_object_array(item))
+        key = (type(item), item.shape, item.dtype, str(getattr(item, "device", ""))) if plain else position
+        groups.setdefault(key, []).append(position)
+    rows: list[Any] = [None] * len(items)
+    for positions in groups.values():
+        for position, row in zip(positions, _group_hashes([items[p] for p in positions], place), strict=True):
+            rows[position] = row
+    alike = _alike(rows)
+    return torch.cat(alike) if isinstance(alike[0], Tensor) else np.concatenate(alike)
+
+
+def _group_hashes(items: list[Any], place: str) -> list[Any]:
+    """Return one (1, 2) hash per item of one shape and dtype; stacked: small kernels cost their launch."""
+    if len(items) > 1:
+        stacked = torch.stack(items) if isinstance(items[0], Tensor) else np.stack(items)
+        hashes = _hash_one(stacked, len(items), place)
+        return [hashes[k : k + 1] for k in range(len(items))]
+    parts = [_hash_one(value, 1, name) for name, value in _sample_parts(items[0], place)]
+    return parts if len(parts) == 1 else [_join(parts)]
+
+
+def _sample_parts(value: Any, place: str) -> Iterator[tuple[str, Array]]:
+    """Yield (place, value with leading dimension 1) for everything one sample holds."""
+    if isinstance(value, Tensor):
+        yield place, value.unsqueeze(0)
+    elif isinstance(value, Mapping):
+        yield f"{place}/n", np.array([len(value)])
+        for key in sorted(value, key=str):
+            yield from _sample_parts(value[key], f"{place}/{key}")
+    elif isinstance(value, (list, tuple)):
+        yield f"{place}/n", np.array([len(value)])
+        for position, item in enumerate(value):
+            yield from _sample_parts(item, f"{place}/{position}")
+    elif isinstance(value, (str, bytes)):
+        raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        yield f"{place}/{type(value).__name__}", np.frombuffer(raw, dtype=np.uint8)[None]
+    elif value is None:
+        yield f"{place}/none", np.zeros((1, 1), dtype=np.uint8)
+    elif isinstance(value, (np.ndarray, np.generic, bool, int, float, complex)) or hasattr(
+        value, "__array_interface__"
+    ):
+        array = np.asarray(value)
+        if array.dtype.kind in "OUS":
+            yield from _sample_parts(array.tolist(), place)
+        else:
+            yield place, array[None]
+    else:
+        raise _NoRowsError(f"{place}: a {type(value).__name__} has no bytes to hash")

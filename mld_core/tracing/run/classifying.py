@@ -1,0 +1,316 @@
+"""One started run of a classifier on one rank: from hooked layers to `BatchJob`s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mld_core.records.format.schema import media_schema, samples_schema, vectors_schema
+from mld_core.tracing.batch.batches import Batch, class_count, held_bytes, largest_label, own_copy, row_count
+from mld_core.tracing.batch.labels import infer_task
+from mld_core.tracing.capture.capture import Capture, canonical
+from mld_core.tracing.capture.heads import MOST_MISSES, Captured, HeadChooser
+from mld_core.tracing.capture.outputs import find_main_tensor
+from mld_core.tracing.run.session import OpenPass, Session
+from mld_core.tracing.tables.rows import BatchJob, PassContext
+
+
+class ClassificationSession(Session):
+    """Records logits, features and labels of a classifier."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.capture: Capture | None = None
+        self.chooser: HeadChooser | None = None
+        self._training = False
+        self._checked_task = False
+        self._user_fields = (*self.options.sample_fields(), *self.options.label_fields())
+
+    # -- hooks -----------------------------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, *, ignore_root: bool) -> None:
+        """Sets the hooks on `model`, taking them off another one.
+
+        Raises:
+            ConfigurationProblem: a module path in `target_layers` does not exist.
+        """
+        if self.capture is not None and self.capture.model is model:
+            return
+        known = self._known_features()
+        layers = [] if self.options.target_layers else [entry.get("layer") for entry in known.values()]
+        self.adopt(
+            Capture(
+                model,
+                target_layers=self.options.target_layers,
+                ignore_root=ignore_root,
+                n_class=self.n_class or class_count(model),
+                known=tuple(layer for layer in layers if isinstance(layer, str)),
+            )
+        )
+
+    def adopt(self, capture: Capture) -> None:
+        """Takes over hooks that are set already."""
+        self.detach()
+        n_class = self.n_class or class_count(capture.model)
+        self.capture = capture
+        self.chooser = HeadChooser(capture, n_class=n_class, known=self._known_features())
+
+    def _known_features(self) -> dict[str, Any]:
+        return self.info.get("features") or {}
+
+    def detach(self) -> None:
+        """Takes every hook off."""
+        if self.capture is not None:
+            self.capture.close()
+        self.capture = self.chooser = None
+
+    def arm(self) -> None:
+        """A batch begins: clears the stash, lets the hooks keep references."""
+        if self.capture is not None and self.chooser is not None and not self.unsupported:
+            self._training = self.capture.model.training
+            self.capture.begin(watch=self.chooser.needs_watch(training=self._training))
+
+    def disarm(self) -> None:
+        """The batch is over: lets go of every reference."""
+        if self.capture is not None:
+            self.capture.end()
+
+    @property
+    def heard(self) -> bool:
+        """Whether the model made a forward since `arm`."""
+        return self.capture is not None and self.capture.heard
+
+    # -- batches ---------------------------------------------------------------------------------------------
+
+    def commit(self, open_pass: OpenPass, batch: Batch) -> Captured | None:
+        """Stages one batch and hands it to the writer; returns what was captured, if anything."""
+        if self.chooser is None or self.unsupported or open_pass.muted:
+            return None
+        n = row_count(batch.labels)
+        captured = self._take(batch, n)
+        if captured is None:
+            return None
+        n = int(captured.logits.shape[0])
+        if n == 0:
+            return captured
+        if not self._fits(captured, n):
+            return captured
+        context = open_pass.context
+        if not isinstance(context, PassContext):
+            context = self._begin_rows(open_pass, captured)
+        job = self._job(open_pass, context, batch, captured, n)
+        assert open_pass.handle is not None
+        held = held_bytes(job.hash_from)
+        if not self._writer.put(open_pass.handle, job, rows=n, nbytes=job.staged.nbytes + held + 128 * n):
+            job.staged.discard()
+        open_pass.units += n
+        open_pass.batches += 1
+        return captured
+
+    def _take(self, batch: Batch, n: int | None) -> Captured | None:
+        assert self.chooser is not None
+        if self.chooser.gave_up(training=self._training):
+            self.guard.count("no logits found in a batch", rows=n or 0)
+            return None
+        choosing = self.chooser.needs_watch(training=self._training)
+        min_class = max(2, largest_label(batch.labels) + 1) if choosing else 2
+        captured = self.chooser.take(n, batch.outputs, training=self._training, min_class=min_class)
+        if choosing or not self._checked_task:
+            self._check_task(batch, captured)
+        if self.unsupported:
+            return None
+        for key, message in self.chooser.problems.items():
+            self.guard.tell_once(f"capture:{key}", message)
+        if captured is None:
+            self.guard.count("no logits found in a batch", rows=n or 0)
+            self.guard.tell_once(
+                "no logits",
+                f"No class logits of shape ({n or 'batch'}, classes), classes >= {min_class} as the labels "
+                "have it, were found in what the model or the step returned, so this batch is not recorded. "
+                + self._why_none(batch, min_class)
+                + "The tracer must exist before the first compiled call; else return the logits from the "
+                "step, or give model=<the classifier>.",
+            )
+            if self.chooser.miss(training=self._training):
+                self.guard.tell_once(
+                    f"gave up:{self._training}",
+                    f"No class logits were found in {MOST_MISSES} batches in "
+                    f"{'train' if self._training else 'eval'} mode: no further batch of that mode is looked "
+                    "into or recorded.",
+                )
+        return captured
+
+    def _why_none(self, batch: Batch, min_class: int) -> str:
+        """What the model did return, where that explains why it holds no logits for these labels."""
+        main = self._main_output(batch.outputs)
+        if main is None:
+            return ""
+        shape = tuple(main.shape)
+        if main.ndim == 1 or shape[1:] == (1,):
+            return (
+                f"It returned shape {shape}, one number z per sample: return the two logits "
+                "torch.stack([-z / 2, z / 2], -1) beside it, their softmax is sigmoid(z). "
+            )
+        if main.ndim == 2 and shape[1] < min_class:
+            return (
+                f"It returned shape {shape}, but the labels go up to {min_class - 1}: if what was taken for "
+                "the labels is another column of the batch (an index), give label_fn(batch). "
+            )
+        return f"It returned shape {shape}. "
+
+    def _check_task(self, batch: Batch, captured: Captured | None) -> None:
+        """Regression, segmentation and multi-label are said once; nothing is recorded of them."""
+        if captured is not None:
+            shape: Sequence[int] | None = tuple(captured.logits.shape)
+        else:
+            main = self._main_output(batch.outputs)
+            shape = None if main is None else tuple(main.shape)
+        task, reason = infer_task(shape, batch.labels)
+        self._checked_task = captured is not None
+        if self.options.task == "classification" or task in {"classification", "unknown"}:
+            return
+        self.unsupported = task
+        self.guard.tell_once(
+            "task",
+            f"This looks like {task}, which is not recorded: {reason} Nothing is recorded for this run; the "
+            "training goes on untouched. If it is classification, say task='classification' and give "
+            "label_fn(batch).",
+        )
+        self.disarm()
+
+    def _main_output(self, outputs: Any) -> Tensor | None:
+        """What the model returned, whatever it means."""
+        candidates = [outputs]
+        if self.capture is not None:
+            candidates += [call.output for call in self.capture.outer_calls()]
+        for value in candidates:
+            main = find_main_tensor(value)
+            if main is not None and main.ndim > 0:
+                return main
+        return None
+
+    def _fits(self, captured: Captured, n: int) -> bool:
+        """Whether the logits have the run's number of classes."""
+        k = int(captured.logits.shape[1])
+        stored = self.info.get("n_class")
+        expected = stored if stored is not None else k
+        if k == expected:
+            if self.n_class not in {None, k}:
+                self.guard.tell_once(
+                    "n_class",
+                    f"n_class={self.n_class} was given but the model has {k} outputs; {k} is recorded.",
+                )
+            self.n_class = k
+            return True
+        self.guard.count("logits of another width", rows=n)
+        self.guard.tell_once(
+            "width",
+            f"The run {self.run.model_name}/{self.run.version_name} has {expected} classes, this model gives "
+            f"{k}; such batches are not recorded. Give another version_name, or force_table_recreate=True.",
+        )
+        return False
+
+    def _begin_rows(self, open_pass: OpenPass, captured: Captured) -> PassContext:
+        """The first batch of a pass fixes its columns."""
+        assert self.chooser is not None
+        rules = tuple(r for r in self.chooser.rules.values() if self._same_width(r.alias, r.width))
+        dtype = self.options.vector_dtype
+        context = PassContext(
+            rank=self.rank,
+            mode=open_pass.mode,
+            n_class=int(captured.logits.shape[1]),
+            samples=samples_schema(
+                "classification", self.options.sample_fields(), self.options.label_fields()
+            ),
+            vectors=vectors_schema(
+                "classification", int(captured.logits.shape[1]), {r.alias: (r.width, dtype) for r in rules}
+            ),
+            rules=rules,
+            vector_dtype=dtype,
+            store_hash=self.options.input_hash,
+            fields=self._user_fields,
+            guard=self.guard,
+            media=media_schema() if self.pictures.wanted(open_pass.key) else None,
+        )
+        meta = {
+            "mode": open_pass.mode,
+            "activation": captured.source.activation,
+            "logits_from": canonical(captured.source.name)
+            if captured.source.is_head
+            else "the model's output",
+        }
+        # The counters are a dict of their own: the writer thread fills it after `seal` was called.
+        context.meta.update(meta, counts=context.counts)
+        if open_pass.handle is None:
+            open_pass.handle = self._open(open_pass, dict(meta))
+        open_pass.context = context
+        self._store_info(context)
+        return context
+
+    def _same_width(self, alias: str, width: int) -> bool:
+        stored = (self.info.get("features") or {}).get(alias, {}).get("width")
+        if stored in {None, width}:
+            return True
+        self.guard.tell_once(
+            f"width:{alias}",
+            f"The feature {alias!r} is {stored} wide in this run and {width} in this model; it is not "
+            "recorded now. Give another version_name, or force_table_recreate=True.",
+        )
+        return False
+
+    def _store_info(self, context: PassContext) -> None:
+        """Rank 0 writes what the first batches settled into run.json, once per change."""
+        found = {
+            "task": "classification",
+            "n_class": context.n_class,
+            "features": {rule.alias: rule.as_info() for rule in context.rules},
+            "vector_dtype": context.vector_dtype,
+        }
+        if found == self._stored_info:
+            return
+        self._stored_info = found
+        self.info = {**self.info, **found}
+        if self.rank == 0:
+            with self.guard.catch("writing run.json", lost="the run's class count and feature rules"):
+                self.store.update_run_info(self.run, **found)
+
+    def _job(
+        self, open_pass: OpenPass, context: PassContext, batch: Batch, captured: Captured, n: int
+    ) -> BatchJob:
+        names, tensors = ["logits"], [captured.logits]
+        for rule in context.rules:
+            feature = captured.features.get(rule.alias)
+            if feature is not None:
+                names.append("feature:" + rule.alias)
+                tensors.append(feature)
+        on_host: dict[str, Any] = {}
+        for name, value in (("labels", batch.labels), ("ids", batch.ids), ("images", batch.images)):
+            fixed = value if name == "images" else own_copy(value)  # images were shrunk into a copy
+            if isinstance(fixed, Tensor):
+                names.append(name)
+                tensors.append(fixed)
+            else:
+                on_host[name] = fixed
+        held, on_device = self._hashing(batch, n)
+        if on_device is not None:
+            names.append("input_hash")
+            tensors.append(on_device)
+        self._tell_id_source(batch.id_source)
+        return BatchJob(
+            context=context,
+            unit0=open_pass.units,
+            n=n,
+            staged=self._stager.stage(tensors),
+            names=names,
+            labels=on_host.get("labels"),
+            ids=on_host.get("ids"),
+            id_source=batch.id_source,
+            hash_from=held,
+            user=batch.fields,
+            activation=captured.source.activation,
+            batch_idx=batch.batch_idx,
+            global_step=batch.global_step,
+            images=on_host.get("images"),
+        )

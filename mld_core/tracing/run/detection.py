@@ -1,0 +1,353 @@
+"""One started run of a detector on one rank: from hooked calls to `DetectionJob`s, in 2D and 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from mld_core.adapters.base import FALL_BACK_2D, FALL_BACK_3D, Adapter, ModelCall, Parsed, Thresholds
+from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
+from mld_core.records.format.schema import media_schema
+from mld_core.tracing.batch.batches import Batch, own_copy, tensors_in
+from mld_core.tracing.batch.modalities import frames_in, modalities
+from mld_core.tracing.batch.truths import count_frames, find_images, find_truth
+from mld_core.tracing.capture.activations import ready
+from mld_core.tracing.capture.detectors import DetectorCapture, find_detector, point_range
+from mld_core.tracing.capture.features import stored_width
+from mld_core.tracing.capture.holding import Holder
+from mld_core.tracing.run.session import OpenPass, Session
+from mld_core.tracing.tables.convention import ConventionProbe
+from mld_core.tracing.tables.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
+from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, DETECTION_PICTURES, Pictures
+from mld_core.tracing.tables.rows import CONTENT_HASH, HeldInputs
+
+_ROW_BYTES: Final = 512
+
+
+class DetectionSession(Session):
+    """Records final detections, true boxes, logits and features of a detector.
+
+    Attributes:
+        capture: the hooks on the detector, None until `attach` or `adopt`.
+        task: "detection" or "detection3d".
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.capture: DetectorCapture | None = None
+        self.task = self.options.task or "detection"
+        self.pictures = Pictures(
+            self.options.image_fn, self.guard, long_side=DETECTION_LONG_SIDE, most=DETECTION_PICTURES
+        )
+        self._root: nn.Module | None = None
+        self._early: tuple[Any, Any] = (None, None)
+        self._streams: dict[torch.device, Any] = {}
+
+    # -- hooks -----------------------------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module, *, ignore_root: bool) -> None:  # noqa: ARG002 - the adapter's model is hooked
+        """Finds the detector in `model` and sets the hooks on it.
+
+        Raises:
+            UnknownDetectorError: there is none of a known family. ConfigurationProblem: there are several, or
+                a module path in `target_layers` does not exist.
+        """
+        if self._root is model and self.capture is not None:
+            return
+        adapter = find_detector(model, self.options.task)
+        if self.capture is None or self.capture.model is not adapter.model:
+            self.adopt(DetectorCapture(adapter, self.options.target_layers))
+        self._root = model
+
+    def adopt(self, capture: Any) -> None:
+        """Takes over hooks that are set already."""
+        self.detach()
+        self.capture = capture
+        adapter: Adapter | None = capture.adapter
+        if adapter is None:
+            return
+        self.task = adapter.task
+        point_range(adapter, self.options.pc_range)
+        if self.options.iou_thresh is not None and not adapter.uses_nms:
+            self.guard.tell_once(
+                "iou_thresh",
+                f"iou_thresh has no effect on {adapter.family} models"
+                + ("; in 3D it acts for PointPillars only." if self.task == "detection3d" else ".")
+                + " What the model itself does stays as it is.",
+            )
+
+    def detach(self) -> None:
+        """Takes every hook off."""
+        if self.capture is not None:
+            self.capture.close()
+        self.capture = self._root = None
+
+    def arm(self) -> None:
+        """A batch begins: clears the stash, lets the hooks keep references."""
+        if self.capture is not None and not self.unsupported:
+            self.capture.begin()
+
+    def preview(self, batch: Any) -> None:
+        """Keeps the targets as they are before the step, which may write to them."""
+        if self.options.label_fn is None:
+            truth = find_truth(batch)
+            self._early = (truth, Holder().keep(truth, own=True))
+
+    def disarm(self) -> None:
+        """The batch is over: lets go of every reference."""
+        self._early = (None, None)
+        if self.capture is not None:
+            self.capture.end()
+
+    @property
+    def heard(self) -> bool:
+        """Whether the detector was called since `arm`."""
+        return self.capture is not None and self.capture.heard
+
+    @property
+    def heard_input(self) -> Any:
+        """The first argument of the detector's latest call."""
+        held = None if self.capture is None else self.capture.take()
+        return held.call.args[0] if held is not None and held.call.args else None
+
+    # -- batches ---------------------------------------------------------------------------------------------
+
+    def labels_of(self, batch: Any) -> Any:
+        """The targets in a framework's batch, as they are."""
+        return find_truth(batch)
+
+    def inputs_of(self, batch: Any) -> Any:
+        """Images or points in a framework's batch, as they are."""
+        return modalities(batch) if self.task == "detection3d" else find_images(batch)
+
+    def rows_in(self, batch: Any, labels: Any, inputs: Any) -> int | None:
+        """Frames of a framework's batch."""
+        n = frames_in(inputs) if self.task == "detection3d" else None
+        return count_frames(batch, labels, inputs) if n is None else n
+
+    def _hashing(self, batch: Batch, n: int | None) -> tuple[HeldInputs | None, Any]:
+        """Frames of 3D lie in lists or in one tensor with their numbers: divided on the writer thread."""
+        if self.task != "detection3d":
+            return super()._hashing(batch, n)
+        if batch.inputs is None or not (self.options.input_hash or batch.id_source == CONTENT_HASH):
+            return None, None
+        tensors = [t for t in tensors_in(batch.inputs) if not t.is_inference()]
+        return HeldInputs(batch.inputs, [(t, t._version) for t in tensors]), None  # noqa: SLF001
+
+    def commit(self, open_pass: OpenPass, batch: Batch) -> DetectorCapture | None:
+        """Hands the call of one batch to the writer thread; returns what was captured, if anything."""
+        if self.capture is None or open_pass.muted or self.unsupported:
+            return None
+        source = self._source(self.capture, batch)
+        if source is None:
+            return None
+        if not self._stored_info and not self._describe(self.capture.adapter):
+            return self.capture
+        context = open_pass.context
+        if not isinstance(context, DetectionContext):
+            context = self._begin(open_pass)
+        if context.silent and context.mode == "train":
+            return self.capture
+        n = self.rows_in(None, batch.labels, batch.inputs)
+        job = self._job(context, batch, source, n)
+        assert open_pass.handle is not None
+        rows = n or 1
+        self._writer.put(open_pass.handle, job, rows=rows, nbytes=source.holder.nbytes + _ROW_BYTES * rows)
+        open_pass.batches += 1
+        return self.capture
+
+    def _source(self, capture: DetectorCapture, batch: Batch) -> Source | None:
+        error = capture.error()
+        if error is not None:
+            what = "keeping what the detector returned"
+            self.guard.report(what, error, lost="some of its logits or features")
+        made = isinstance(batch.outputs, (DetectionOutput, Detection3DOutput))
+        held = capture.take()
+        if held is None and not made:
+            self._tell_not_called(capture)
+            return None
+        call = None if held is None else held.call
+        limits = self.limits_of(call)
+        return Source(
+            adapter=capture.adapter,
+            call=call,
+            parsed=ready(batch.outputs, limits, self.n_class) if made else None,
+            limits=limits,
+            layers={} if held is None else held.layers,
+            holder=Holder() if held is None else held.holder,
+        )
+
+    def _tell_not_called(self, capture: DetectorCapture) -> None:
+        self.guard.count("batches in which the detector was not called")
+        self.guard.tell_once(
+            "not called",
+            f"The detector ({type(capture.model).__name__}) was not called in a batch, so that batch is not "
+            "recorded. If the step calls another one (an EMA copy, a wrapper), give model=<the one called>.",
+        )
+
+    def limits_of(self, call: ModelCall | None) -> Thresholds:
+        """What counts for final detections: the user's word, the model's, the fall-back."""
+        options, fall_back = self.options, FALL_BACK_3D if self.task == "detection3d" else FALL_BACK_2D
+        given = Thresholds(options.score_thresh, options.iou_thresh, options.max_detections)
+        last = Thresholds(fall_back["score"], fall_back["iou"], int(fall_back["max_detections"]))
+        stated = None if call is None else call.thresholds
+        return given.over(stated or Thresholds()).over(last)
+
+    def _job(self, context: DetectionContext, batch: Batch, source: Source, n: int | None) -> DetectionJob:
+        holder = source.holder
+        seen, kept = self._early
+        same = seen is not None and batch.labels is seen
+        truth, ids = kept if same else holder.keep(batch.labels, own=True), own_copy(batch.ids)
+        held, on_device = self._hashing(batch, n)
+        if held is not None:
+            holder.count(tensors_in(held.inputs))
+        device = next((d for d in holder.devices if d.type == "cuda"), None)
+        if device is not None:
+            self._mark(source, device)
+        self._tell_id_source(batch.id_source)
+        return DetectionJob(
+            context=context,
+            source=source,
+            truth=truth,
+            ids=ids,
+            id_source=batch.id_source,
+            hash_from=held,
+            device_hash=on_device,
+            sizes=image_sizes(batch.inputs),
+            user=dict(batch.fields),
+            batch_idx=batch.batch_idx,
+            global_step=batch.global_step,
+            images=batch.images,
+        )
+
+    def _mark(self, source: Source, device: torch.device) -> None:
+        """Behind this event, on this stream, the writer thread may read."""
+        with torch.cuda.device(device):
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            source.stream = self._streams[device]
+            source.event = torch.cuda.current_stream(device).record_event()
+
+    # -- passes ----------------------------------------------------------------------------------------------
+
+    def _begin(self, open_pass: OpenPass) -> DetectionContext:
+        """The first batch of a pass opens it."""
+        provider = self.options.ground_truth_provider
+        split = open_pass.key.dataset_type
+        context = DetectionContext(
+            rank=self.rank,
+            mode=open_pass.mode,
+            store_hash=self.options.input_hash,
+            vector_dtype=self.options.vector_dtype,
+            fields=self.options.sample_fields(),
+            guard=self.guard,
+            media=media_schema() if self.pictures.wanted(open_pass.key) else None,
+            task=self.task,
+            n_class=self.n_class,
+            label_fields=self.options.label_fields(),
+            settled=lambda parsed, widths: self._settle(context, parsed, widths),
+            provider=None if provider is None else lambda ids: provider.get(ids, split),
+        )
+        context.meta.update(mode=open_pass.mode, task=self.task, counts=context.counts)
+        if self.task == "detection3d":
+            context.probe = ConventionProbe(self.options.class_names or self.info.get("class_names"))
+        if open_pass.handle is None:
+            open_pass.handle = self._open(open_pass, {"mode": open_pass.mode, "task": self.task})
+        open_pass.context = context
+        return context
+
+    def _describe(self, adapter: Adapter | None) -> bool:
+        """Task, classes and their names in run.json, from rank 0; False: the run has other classes."""
+        found: dict[str, Any] = {"task": self.task, "vector_dtype": self.options.vector_dtype}
+        if adapter is not None:
+            found.update(family=adapter.family, **adapter.facts())
+            limits = point_range(adapter, self.options.pc_range)
+            if limits is not None:
+                found["pc_range"] = list(limits)
+            with self.guard.catch(
+                "asking the model for its classes", lost="the check of labels against them"
+            ):
+                n_class = self.options.known_n_class or adapter.n_class()
+                stored = self.info.get("n_class")
+                if stored not in {None, n_class}:
+                    self.unsupported = f"a model of {n_class} classes in a run of {stored}"
+                    self.guard.tell_once(
+                        "width",
+                        f"The run {self.run.model_name}/{self.run.version_name} has {stored} classes, this "
+                        f"model has {n_class}; nothing of it is recorded. Give another version_name, or "
+                        "force_table_recreate=True.",
+                    )
+                self.n_class = n_class
+                names = adapter.class_names()
+                if names and not self.info.get("class_names"):
+                    found["class_names"] = list(names)
+        if self.n_class is not None:
+            found["n_class"] = self.n_class
+        self._stored_info = found
+        if self.unsupported:
+            return False
+        if self.rank == 0:
+            self._write_info(found)
+        return True
+
+    def _settle(self, context: DetectionContext, parsed: Parsed, widths: dict[str, int]) -> set[str]:
+        """The first detections show activation and widths; on the writer thread.
+
+        Returns:
+            The aliases that are recorded: those whose width is the run's.
+        """
+        facts = {"activation": parsed.activation, "background": parsed.background}
+        context.meta.update(facts)
+        stored = self.info.get("features") or {}
+        wanted = {
+            a for a, w in widths.items() if a == "logits" or stored.get(a, {}).get("width") in {None, w}
+        }
+        for alias in sorted(set(widths) - wanted):
+            self.guard.tell_once(
+                f"width:{alias}",
+                f"The feature {alias!r} is {stored[alias]['width']} wide in this run and {widths[alias]} in "
+                "this model; it is not recorded now. Give another version_name or force_table_recreate=True.",
+            )
+        features = {a: {"width": stored_width(widths[a]), "rule": _rule(a)} for a in wanted - {"logits"}}
+        found = {**facts, "features": {**stored, **features}}
+        if self.rank == 0 and any(self.info.get(name) != value for name, value in found.items()):
+            self._write_info(found)
+        return wanted
+
+    def _write_info(self, found: dict[str, Any]) -> None:
+        with self.guard.catch("writing run.json", lost="the run's classes and feature rules"):
+            self.info = self.store.update_run_info(self.run, **found) or self.info
+
+    def _meta(self, open_pass: OpenPass) -> dict[str, Any] | Callable[[], dict[str, Any] | None]:
+        """What is sealed with a pass; None, once all is read, where the model made no detections at all."""
+        context = open_pass.context
+        if not isinstance(context, DetectionContext):
+            return {}
+
+        def meta() -> dict[str, Any] | None:
+            return None if context.silent and not context.units else context.meta
+
+        return meta
+
+
+def _rule(alias: str) -> str:
+    if alias == FEATURES:
+        return "the vector before the class logits of each detection"
+    return "output of the layer at each detection: its query, or the cell under the box's centre"
+
+
+def image_sizes(images: Any) -> Sequence[tuple[int, int]] | None:
+    """(height, width) of each image of a batch (B, C, H, W) or a list of (C, H, W); None of anything else."""
+    shape = getattr(images, "shape", None)
+    if shape is not None:
+        return [(int(shape[-2]), int(shape[-1]))] * int(shape[0]) if len(shape) == 4 else None
+    if (
+        isinstance(images, (list, tuple))
+        and images
+        and all(len(getattr(i, "shape", ())) == 3 for i in images)
+    ):
+        return [(int(i.shape[-2]), int(i.shape[-1])) for i in images]
+    return None

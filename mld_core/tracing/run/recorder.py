@@ -1,0 +1,315 @@
+"""The neutral event protocol: what every framework wrapper calls, and nothing a framework knows.
+
+Order of events: `resolve_names` on rank 0, the wrapper broadcasts its result, `start` on every rank; then
+passes (`begin_pass` .. `end_pass`, nested as a stack) of batches (`begin_batch`, the forward, `record`);
+`finish` at the end. Every public method is guarded: an error of ours is told once and counted, the training
+goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+from mld_core.records.format.layout import PassKey
+from mld_core.tracing.batch.batches import Batch, row_count
+from mld_core.tracing.batch.identity import locate_ids
+from mld_core.tracing.batch.labels import find_labels
+from mld_core.tracing.batch.order import sequential_order
+from mld_core.tracing.batch.taps import install_tap
+from mld_core.tracing.run.lifecycle import RunLife
+from mld_core.tracing.run.replay import plan
+from mld_core.tracing.run.session import OpenPass
+from mld_core.tracing.tables.rows import CONTENT_HASH
+
+LOADER_INDEX: Final = "loader_index"
+
+
+class Recorder(RunLife):
+    """Records what a model says, sample by sample, as a framework's events come in.
+
+    Takes the keyword options of the public API (section 7) and checks them at once. Picklable before and
+    after `start`: live parts (hooks, writer) are left behind, `start` makes them anew.
+
+    Raises:
+        ConfigurationProblem: an option of the wrong type or range.
+        TypeError: an unknown option.
+
+    Examples:
+        >>> Recorder(model_name="net", every_n_epochs=2).enabled
+        False
+    """
+
+    # -- passes ----------------------------------------------------------------------------------------------
+
+    def begin_pass(
+        self,
+        split: str,
+        n_epoch: int | None,
+        *,
+        mode: str,
+        loader: Any = None,
+        resume_step: int | None = None,
+        continues: str | None = None,
+        max_ahead: int | None = None,
+        provisional: bool = False,
+    ) -> None:
+        """A walk over a split begins, possibly inside another one.
+
+        Args:
+            split: "train", "val", "test", "predict", "val/1", or the user's own.
+            n_epoch: the epoch just trained, -1 before training, None if unknown.
+            mode: "train" or "eval".
+            loader: the walk's loader, for its own index order as sample ids.
+            resume_step: optimizer steps done when a training resumed inside this epoch.
+            continues: the attempt this one continues; default: the one of the restored state.
+            max_ahead: batches the framework may fetch beyond the one in hand, where that number varies.
+            provisional: the split is a guess; `end_pass` will tell.
+        """
+        if self.session is None:
+            return
+        with self.guard.catch("beginning a pass", lost="the records of that pass"):
+            if resume_step is not None:
+                # The pass that was cut goes on under its own number, in a new attempt.
+                begun = self._pass_numbers.get((split, n_epoch), 0)
+                self._pass_numbers[split, n_epoch] = max(begun - 1, 0)
+            if mode == "train" and self.options.replay_train:
+                # The split is recorded in the walk after the epoch, which gets this number.
+                number = self._pass_numbers.get((split, n_epoch), 0)
+                open_pass = OpenPass(PassKey(split, n_epoch, number), mode, muted=True)
+            elif provisional:
+                open_pass = self._unnamed_pass(split, n_epoch, mode=mode)
+            else:
+                open_pass = self.new_pass(split, n_epoch, mode=mode)
+            open_pass.max_ahead = max_ahead
+            if resume_step is not None:
+                open_pass.resume_step = resume_step
+                open_pass.continues = continues or self._restored.get("attempt")
+                self.session.open_resumed(open_pass)
+            if loader is not None:
+                with self.guard.catch("tapping the loader", lost="sample ids fall back to the content hash"):
+                    open_pass.tap = install_tap(loader)
+            self._stack.append(open_pass)
+            return
+        # Events of the pass must still find it, or they would record into the pass around it.
+        self._stack.append(OpenPass(PassKey(split, n_epoch, 0), mode, muted=True))
+
+    def new_pass(self, split: str, n_epoch: int | None, *, mode: str) -> OpenPass:
+        """A pass with the next number of its (split, epoch), counted from events; not on the stack."""
+        number = self._pass_numbers.get((split, n_epoch), 0)
+        self._pass_numbers[split, n_epoch] = number + 1
+        muted = not (self.options.records_split(split) and self.options.records_epoch(n_epoch))
+        return OpenPass(PassKey(split, n_epoch, number), mode, muted=muted)
+
+    def _unnamed_pass(self, split: str, n_epoch: int | None, *, mode: str) -> OpenPass:
+        """A pass that gets its name when it ends; until then it goes by a number no other pass will have."""
+        number = self._pass_numbers.get((split, n_epoch), 0) + self._renamed
+        wanted = self.options.splits is None or any(s != "train" for s in self.options.splits)
+        muted = not (wanted and self.options.records_epoch(n_epoch))
+        return OpenPass(PassKey(split, n_epoch, number), mode, muted=muted, provisional=True)
+
+    def use_loader(self, loader: Any) -> None:
+        """The loader of the innermost pass, where its walk began before the loader was known."""
+        if self.session is not None and self._stack:
+            with self.guard.catch(
+                "reading the loader's order", lost="sample ids fall back to the content hash"
+            ):
+                self._stack[-1].tap = sequential_order(loader)
+
+    def end_pass(self, split: str | None = None) -> None:
+        """The innermost pass is over: it is sealed in the background.
+
+        Args:
+            split: what a provisional pass turned out to be.
+        """
+        if self.session is None or not self._stack:
+            return
+        open_pass = self._stack.pop()
+        with self.guard.catch("sealing a pass", lost="nothing yet; the pass stays marked as partial"):
+            self.session.disarm()
+            if open_pass.provisional:
+                final = self.new_pass(
+                    split or open_pass.key.dataset_type, open_pass.key.n_epoch, mode=open_pass.mode
+                )
+                self._renamed += final.key != open_pass.key
+                open_pass.final_key = final.key
+                if final.muted:
+                    self.session.discard(open_pass)
+                    return
+            self.session.seal(open_pass)
+
+    def drop_pass(self) -> None:
+        """The innermost, provisional pass was none: no event claimed its batches. Claimed ones stay."""
+        if self.session is None or not self._stack:
+            return
+        open_pass = self._stack.pop()
+        with self.guard.catch("dropping a pass", lost="the rows of the last seconds"):
+            self.session.disarm()
+            self._abandon(open_pass)
+
+    def leave_pass(self) -> OpenPass | None:
+        """The innermost pass was left early and takes no more rows; `settle_pass` says what it was."""
+        if self.session is None or not self._stack:
+            return None
+        self.session.disarm()
+        return self._stack.pop()
+
+    def settle_pass(self, open_pass: OpenPass | None) -> None:
+        """A pass that was left early is sealed as it is; one that is never settled stays partial."""
+        if self.session is not None and open_pass is not None:
+            with self.guard.catch("sealing a pass", lost="nothing yet; the pass stays marked as partial"):
+                self.session.seal(open_pass)
+
+    def close_resumed(self, split: str, n_epoch: int, *, mode: str, resume_step: int) -> None:
+        """A training resumed behind this pass: seals what the attempt before recorded, if it did not do so.
+
+        Args: as in `begin_pass`. A pass that the restored state does not know of is left alone.
+        """
+        if self._pass_numbers.get((split, n_epoch)):
+            self.begin_pass(split, n_epoch, mode=mode, resume_step=resume_step)
+            self.end_pass()
+
+    # -- batches ---------------------------------------------------------------------------------------------
+
+    def begin_batch(self, batch: Any = None) -> None:
+        """A batch begins: clears what hooks kept before, lets them keep references.
+
+        Args:
+            batch: the batch, where the event brings it: a detector's targets are read before the step can
+                write to them.
+        """
+        if self.session is None or not self._stack or self._stack[-1].muted:
+            return
+        begun = time.perf_counter()
+        with self.guard.catch("arming the hooks", lost="the records of that batch"):
+            self.session.arm()
+            if batch is not None:
+                self.session.preview(batch)
+        self._spent += time.perf_counter() - begun
+
+    def record(
+        self, batch: Any, outputs: Any = None, *, batch_idx: int, global_step: int | None = None
+    ) -> None:
+        """The batch is through: what the hooks kept is recorded with its labels and ids.
+
+        Args:
+            batch: the batch as the framework has it.
+            outputs: the model's output or the step's return value, where the event brings one.
+            batch_idx: number of the batch in this pass.
+            global_step: optimizer steps done before this batch's own.
+        """
+        if self.session is None or not self._stack:
+            return
+        begun = time.perf_counter()
+        open_pass = self._stack[-1]
+        with self.guard.catch("recording a batch", lost="the rows of that batch") as caught:
+            if not open_pass.muted:
+                self.session.commit(open_pass, self._read(batch, outputs, open_pass, batch_idx, global_step))
+        if caught.failed:
+            self._count_lost(batch)
+        self.session.disarm()
+        self._spent += time.perf_counter() - begun
+
+    def replay(
+        self,
+        loader: Any,
+        n_epoch: int | None,
+        *,
+        forward: Callable[[Any], Any] | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        global_step: int | None = None,
+    ) -> None:
+        """With `replay_train`: walks the training data once more, in evaluation mode, and records that.
+
+        Args:
+            loader: the training loader; only its data set, collate function and batch size are used.
+            n_epoch: the epoch just trained.
+            forward: runs the model on a batch as the loader gives it; None: by the batch's own form.
+            context: makes what the forward runs in (autocast).
+            global_step: optimizer steps done.
+        """
+        if self.session is None or not self.options.replay_train or not self.enabled:
+            return
+        begun = time.perf_counter()
+        depth = len(self._stack)
+        with self.guard.catch("walking the training data once more", lost="the train split of that epoch"):
+            walk = plan(self.session, loader, float(self.options.replay_train), self._world)
+            self.begin_pass("train", n_epoch, mode="eval")
+            open_pass = self._stack[-1]
+            open_pass.tap = walk.order()
+            if not open_pass.muted:
+                with walk.untouched(), context():
+                    for index, batch in enumerate(walk.batches()):
+                        self.begin_batch(batch)
+                        outputs = walk.forward(batch) if forward is None else forward(batch)
+                        self.record(batch, outputs, batch_idx=index, global_step=global_step)
+            self.end_pass()
+        while len(self._stack) > depth:
+            self.abort_pass("the walk after the epoch failed")
+        self.spend(time.perf_counter() - begun)
+
+    @property
+    def heard(self) -> bool:
+        """Whether the model made a forward since `begin_batch`."""
+        return self.session is not None and self.session.heard
+
+    @property
+    def muted(self) -> bool:
+        """Whether the innermost pass is followed without being recorded."""
+        return bool(self._stack) and self._stack[-1].muted
+
+    @property
+    def heard_input(self) -> Any:
+        """What a detector was called with in its latest forward since `begin_batch`: its first argument."""
+        with self.guard.catch("reading the model's call", lost="the rows of that batch"):
+            return None if self.session is None else self.session.heard_input
+        return None
+
+    def skip_batch(self, batch: Any) -> None:
+        """No forward was made with this batch: its place in the loader's order is passed over."""
+        if self.session is None or not self._stack:
+            return
+        open_pass = self._stack[-1]
+        with self.guard.catch("passing over a batch", lost="the loader's order as sample ids"):
+            if open_pass.tap is not None:
+                session = self.session
+                n = session.rows_in(batch, session.labels_of(batch), session.inputs_of(batch))
+                open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
+        self.session.disarm()
+
+    def _count_lost(self, batch: Any) -> None:
+        with self.guard.catch("counting the rows of a lost batch"):
+            self.guard.count("rows of failed batches", rows=row_count(find_labels(batch)) or 0)
+
+    def _read(
+        self, batch: Any, outputs: Any, open_pass: OpenPass, batch_idx: int, global_step: int | None
+    ) -> Batch:
+        """Inputs, labels, ids and fields of a framework's batch; the user's functions come first."""
+        options = self.options
+        assert self.session is not None
+        session = self.session
+        labels = session.labels_of(batch) if options.label_fn is None else options.label_fn(batch)
+        inputs = session.inputs_of(batch) if options.input_fn is None else options.input_fn(batch)
+        n = session.rows_in(batch, labels, inputs)
+        ids, source = self.identify(batch, n, open_pass)
+        fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
+        images = session.pictures.of(batch, open_pass.key)
+        return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step, images)
+
+    def identify(self, batch: Any, n: int | None, open_pass: OpenPass) -> tuple[Any, str]:
+        """The batch's ids and their source, best source first; the content hash is the last resort."""
+        drawn = (
+            None if open_pass.tap is None else open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
+        )
+        if n is None:
+            return None, CONTENT_HASH
+        found = None
+        with self.guard.catch("reading the sample ids", lost="nothing; the next source of ids is used"):
+            found = locate_ids(batch, n, self.options.id_fn)
+        if found is None and self.options.id_fn is not None:
+            found = locate_ids(batch, n)
+        if found is not None:
+            return found
+        return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)

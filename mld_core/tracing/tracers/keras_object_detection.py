@@ -1,0 +1,138 @@
+"""2D detection tracer of Keras and TensorFlow models: called by hand, one batch at a time; no PyTorch."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mld_core.adapters.keras.detectors import KerasDetectorAdapter, TensorFlowDetectionAdapter
+from mld_core.adapters.registry import type_names
+from mld_core.records.store.export import export_run
+from mld_core.tracing.tracers.keras_tracer import KerasRecorder, ParseFn
+
+_PACKAGES: Final = ("keras.", "keras_cv.", "keras_hub.", "tf_keras.", "tensorflow.")
+
+
+def is_keras(model: Any) -> bool:
+    """Whether a model is Keras' or TensorFlow's, by its classes' modules and its parts.
+
+    >>> is_keras(object())
+    False
+    """
+    if KerasDetectorAdapter.detect(model) or TensorFlowDetectionAdapter.detect(model):
+        return True
+    return any(module.startswith(_PACKAGES) for module, _ in type_names(model))
+
+
+def _finish(reference: weakref.ref[KerasRecorder]) -> None:
+    recorder = reference()
+    if recorder is not None:
+        recorder.finish()
+
+
+class ObjectDetectionTrainingKerasTracer:
+    """Records a Keras or TensorFlow detector, called by hand; arguments as of `ml_debugger.training`'s.
+
+    Args:
+        model: called with the images and `training=False`.
+        model_name: of the run.
+        version_name: of the run.
+        target_layers: not used by Keras models (said once if given).
+        additional_fields: the user's columns; values come as keyword arguments of the call.
+        additional_label_fields: not used by Keras models (said once if given).
+        auto_sync: as of every tracer.
+        force_table_recreate: starts this model's version anew.
+        api_endpoint: of a team's service.
+        api_key: for it.
+        n_class: where the model does not tell.
+        score_thresh: None: the model's, else 0.05.
+        iou_thresh: None: the model's, else 0.5.
+        max_detections_per_image: None: the model's, else 300.
+        parse_fn: for models of one's own (see `ml_debugger.keras`).
+        store: folder of the records.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        model_name: str,
+        version_name: str,
+        target_layers: Mapping[str, str] | None = None,
+        additional_fields: Any = None,
+        additional_label_fields: Any = None,
+        auto_sync: bool = False,
+        force_table_recreate: bool = False,
+        api_endpoint: str | None = None,
+        api_key: str | None = None,
+        n_class: int | None = None,
+        score_thresh: float | None = None,
+        iou_thresh: float | None = None,
+        max_detections_per_image: int | None = None,
+        *,
+        parse_fn: ParseFn | None = None,
+        store: Any = None,
+    ) -> None:
+        self.recorder = KerasRecorder(
+            parse_fn=parse_fn,
+            model_name=model_name,
+            version_name=version_name,
+            task="detection",
+            target_layers=target_layers,
+            additional_fields=additional_fields,
+            additional_label_fields=additional_label_fields,
+            auto_sync=auto_sync,
+            force_table_recreate=force_table_recreate,
+            api_endpoint=api_endpoint,
+            api_key=api_key,
+            n_class=n_class,
+            score_thresh=score_thresh,
+            iou_thresh=iou_thresh,
+            max_detections=max_detections_per_image,
+            store=store,
+        )
+        atexit.register(_finish, weakref.ref(self.recorder))
+        self.model = model
+        self.recorder.start(model)
+
+    def __call__(
+        self,
+        model_input: Any,
+        ground_truth: Any,
+        input_ids: Any,
+        dataset_type: str = "train",
+        n_epoch: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs the model in inference mode on images (B, H, W, C), records, returns its raw output."""
+        output = self.model(model_input, training=False)
+        recorder = self.recorder
+        with recorder.guard.catch("beginning a pass", lost="the records of that pass"):
+            if not recorder.is_open(dataset_type) or recorder.open_epoch(dataset_type) != n_epoch:
+                recorder.begin_pass(dataset_type, n_epoch)
+        recorder.record(dataset_type, model_input, output, truth=ground_truth, ids=input_ids, user=kwargs)
+        return output
+
+    def get_hooked_features(self, layer_name: str) -> Any:
+        """The features of the latest call's detections, per image (N, D).
+
+        Raises:
+            KeyError: another name than "features", or none were found.
+        """
+        if layer_name != "features" or self.recorder.last_features is None:
+            raise KeyError(f"{layer_name!r}: Keras models have the alias 'features', after a call")
+        return self.recorder.last_features
+
+    def wait_for_save(self, n_epoch: int | None = None, *, timeout: float | None = None) -> None:
+        """Seals that epoch's passes (None: every pass) and waits until they are on disk, and uploaded.
+
+        Raises:
+            ValueError, TimeoutError, RuntimeError: see `KerasRecorder.wait_for_save`.
+        """
+        self.recorder.wait_for_save(n_epoch, timeout)
+
+    def export(self, output_path: Any = None, n_epoch: int | None = None) -> Any:
+        """A ZIP of what was recorded; its path."""
+        store, run = self.recorder.store_and_run()
+        return export_run(store, run, output_path, n_epoch)
