@@ -21,10 +21,12 @@ from mld_core.cli.common import (
 from mld_core.cli.output import emit, emit_json, note
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.evaluator import find_run
-from mld_core.exchange.formats import export_boxes
+from mld_core.exchange.export import export_boxes
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.export import export_run
-from mld_core.records.write.retention import gc, merge, prune
+from mld_core.records.store.merge import merge
+from mld_core.records.write.gc import gc
+from mld_core.records.write.retention import prune
 
 
 def export(

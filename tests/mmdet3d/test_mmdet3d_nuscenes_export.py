@@ -23,7 +23,7 @@ from nuscenes.eval.detection.algo import accumulate, calc_ap
 from nuscenes.eval.detection.data_classes import DetectionBox
 
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_nuscenes, nuscenes_metrics
-from mld_core.exchange.formats import export_boxes
+from mld_core.exchange.export import export_boxes
 from mld_core.records.format.layout import RunKey, Store
 
 DATA = Path(os.environ.get("MLD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "nuscenes"

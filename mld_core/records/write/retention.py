@@ -25,20 +25,7 @@ from mld_core.records.format.manifest import (
 )
 from mld_core.records.format.options import WriterOptions
 from mld_core.records.format.parts import file_name, open_family, publish, read_family, write_family
-from mld_core.records.store.merge import MergeReport, merge
-from mld_core.records.write.gc import GcItem, GcReport, folder_bytes, gc
-
-__all__ = [
-    "GcItem",
-    "GcReport",
-    "MergeReport",
-    "PruneReport",
-    "drop_features",
-    "gc",
-    "keep_last_epochs",
-    "merge",
-    "prune",
-]
+from mld_core.records.write.gc import folder_bytes
 
 _KEEP = ("unit", "rank_", "input_id", "det_idx", "logits")
 _GB = 1 << 30

@@ -14,7 +14,8 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
-from mld_core.exchange.formats import export_boxes, image_boxes
+from mld_core.exchange.export import export_boxes
+from mld_core.exchange.kitti import image_boxes
 from mld_core.geometry.conventions import to_standard
 from mld_core.records.format.layout import RunKey, Store
 
@@ -26,7 +27,9 @@ def boxes_store():
     """The sibling module: test folders are no packages, so it is loaded by path, once."""
     name = "mld_tests_boxes_store"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("boxes_store.py"))
+        spec = importlib.util.spec_from_file_location(
+            name, Path(__file__).parents[1] / "records" / "boxes_store.py"
+        )
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

@@ -1,0 +1,74 @@
+"""COCO: `annotations.json` and `detections.json`, boxes in pixels of the original image.
+
+The records' `affine` is applied.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mld_core.exchange.frames import Floats, Frame, flags, write_json
+
+
+def write_coco(frames: list[Frame], class_names: list[str], folder: Path) -> None:
+    """Write the two files of one pass."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for number, frame in enumerate(frames, start=1):
+        height, width = _original_size(frame.row)
+        images.append({"id": number, "file_name": frame.row["input_id"], "height": height, "width": width})
+        crowd, ignore = flags(frame.true, "crowd"), flags(frame.true, "ignore")
+        for k, box in enumerate(_original_boxes(frame.true.box, frame.row)):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": int(frame.true.label[k]) + 1,
+                    "bbox": _xywh(box),
+                    "area": float(np.maximum(box[2:] - box[:2], 0).prod()),
+                    "iscrowd": int(crowd[k]),
+                    "ignore": int(ignore[k]),
+                }
+            )
+        results += [
+            {
+                "image_id": number,
+                "category_id": int(frame.found.label[k]) + 1,
+                "bbox": _xywh(box),
+                "score": float(frame.found.score[k]),
+            }
+            for k, box in enumerate(_original_boxes(frame.found.box, frame.row))
+        ]
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
+    whole = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    write_json(folder / "annotations.json", whole)
+    write_json(folder / "detections.json", results)
+
+
+def _xywh(box: Floats) -> list[float]:
+    return [float(value) for value in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
+
+
+def _affine(row: dict[str, Any]) -> Floats:
+    given = row.get("affine")
+    return np.array(given or [1, 0, 0, 0, 1, 0], np.float64).reshape(2, 3)
+
+
+def _original_boxes(box: Floats, row: dict[str, Any]) -> Floats:
+    """Boxes in pixels of the original image: the upright box around the mapped corners."""
+    matrix = _affine(row)
+    corners = np.stack([box[:, [0, 1]], box[:, [2, 1]], box[:, [2, 3]], box[:, [0, 3]]], axis=1)
+    mapped = corners @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([mapped.min(axis=1), mapped.max(axis=1)], axis=1) if len(box) else box
+
+
+def _original_size(row: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the original image as far as the tensor covers it; 0 where unknown."""
+    if not row.get("image_height") or not row.get("image_width"):
+        return 0, 0
+    corner = _original_boxes(np.array([[0, 0, row["image_width"], row["image_height"]]], np.float64), row)[0]
+    return round(float(corner[3])), round(float(corner[2]))
