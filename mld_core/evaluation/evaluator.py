@@ -13,6 +13,7 @@ import pandas as pd
 from mld_core import __version__
 from mld_core.evaluation.classification.method import METHOD, evaluate_classification
 from mld_core.evaluation.detection.method import METHOD_2D, METHOD_3D, evaluate_boxes
+from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.endpoint import resolve_endpoint
 from mld_core.evaluation.engine.rounds import EmbeddedEngine, Reporter
 from mld_core.evaluation.errors import NotFoundError, known, near
@@ -173,7 +174,7 @@ class Evaluator:
                 **found,
             }
             name = results.publish(folder, info, numbered=result_name is None)
-        return Result(results, name)
+        return Result(results, name, diagnoses=BY_CODE)
 
     def list_results(
         self, result_name: str | None = None, *, method_name: str | None = None, n_epoch: Epochs = None
@@ -207,7 +208,7 @@ class Evaluator:
         """
         if self._endpoint is not None:
             return self._remote().get_result(result_name)
-        return Result(self._results(), result_name)
+        return Result(self._results(), result_name, diagnoses=BY_CODE)
 
     # -- checks --------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mld_core.evaluation.codes.catalogue import BY_CODE
+from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.compare import Comparison
 from mld_core.evaluation.results.result import CATEGORIES, Result
 from mld_core.report.outline import Gathered, epoch_name, first_shown, head, last_of_each_split

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.detection3d.stage import CATALOGUE_3D
+from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.metrics.nuscenes import ERRORS
 from mld_core.evaluation.results.result import CATEGORIES
 from mld_core.report.tables import plain
@@ -141,7 +141,7 @@ def _diagnosed(units: PassUnits) -> list[tuple[str, str, NDArray[np.bool_]]]:
     rows = np.asarray(pc.list_parent_indices(lists))
     values = np.asarray(pc.list_flatten(lists).to_pylist(), np.str_)
     made = []
-    for entry in sorted(CATALOGUE_3D, key=lambda one: (-one.severity, one.code)):
+    for entry in sorted(BY_CODE.values(), key=lambda one: (-one.severity, one.code)):
         mask = np.zeros(units.rows, np.bool_)
         mask[rows[values == entry.code]] = True
         if not mask.any():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.detection3d.stage import CATALOGUE_3D
+from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.report import frames_3d
 from mld_core.report.curves_3d import curves
 from mld_core.report.errors_3d import RoadUnits, error_bins, error_map, sensor_findings
@@ -23,8 +23,6 @@ POINT_BYTES = 4_400_000
 BOX_BYTES = 1_800_000
 PICTURE_BYTES = 600_000
 """Of all splits of a page together."""
-
-ENTRIES = {entry.code: entry for entry in CATALOGUE_3D}
 
 
 def scene_parts(
@@ -123,11 +121,11 @@ def _codes(units: PassUnits) -> dict[str, dict[str, Any]]:
     )
     return {
         code: {
-            "title": ENTRIES[code].title,
-            "severity": ENTRIES[code].severity,
-            "action": ENTRIES[code].action,
-            "why": ENTRIES[code].predicate,
+            "title": BY_CODE[code].title,
+            "severity": BY_CODE[code].severity,
+            "action": BY_CODE[code].action,
+            "why": BY_CODE[code].predicate,
         }
         for code in found.tolist()
-        if code in ENTRIES
+        if code in BY_CODE
     }

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mld_core.evaluation.codes.catalogue import CATALOGUE
+from mld_core.evaluation.classification.diagnoses import DIAGNOSES
+from mld_core.evaluation.codes.diagnosis import markdown_table
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(<!-- snippet: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
@@ -109,8 +110,4 @@ def check_report(names):
 def test_the_catalogue_of_the_document_is_the_one_of_the_code():
     text = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
     table = text.partition("<!-- catalogue:begin -->\n")[2].partition("<!-- catalogue:end -->")[0]
-    rows = [
-        f"| {one.code} | **{one.title}**: {one.predicate} | {one.severity} | {one.action} |"
-        for one in CATALOGUE
-    ]
-    assert table.splitlines()[2:] == rows
+    assert table.splitlines()[2:] == markdown_table(DIAGNOSES)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mld_core.evaluation.detection.catalogue import DETECTION_CATALOGUE
+from mld_core.evaluation.codes.diagnosis import markdown_table
 from mld_core.evaluation.detection.codes import CODES, box_codes, find_events
+from mld_core.evaluation.detection.diagnoses import DIAGNOSES
 from mld_core.evaluation.metrics.boxes import Pairs, Predictions, Truths
 from mld_core.evaluation.metrics.matching import ImageBoxes, match_events, unions_reach
 from mld_core.evaluation.metrics.tide import TideState, classify, tide_costs, within_cap
@@ -171,8 +172,4 @@ def test_costs_equal_tidecv(options):
 def test_the_catalogue_in_the_document_is_the_one_in_the_code():
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     table = text.partition("<!-- catalogue2d:begin -->\n")[2].partition("<!-- catalogue2d:end -->")[0]
-    rows = [
-        f"| {e.code} | **{e.title}**: {e.predicate} | {e.severity} | {e.action} |"
-        for e in DETECTION_CATALOGUE
-    ]
-    assert table.splitlines()[2:] == rows
+    assert table.splitlines()[2:] == markdown_table(DIAGNOSES)

@@ -7,17 +7,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from mld_core.evaluation.analysis.evidence import NEEDS, CellEvidence, Evidence
 from mld_core.evaluation.classification.code_suffixes import close_classes, suffixed_codes
-from mld_core.evaluation.classification.diagnoses import (
-    _PREDICATES,
-    CellEvidence,
-    Evidence,
-    diagnose,
-    significant_pairs,
-)
-from mld_core.evaluation.codes.catalogue import BY_CODE, CATALOGUE, NEEDS, primary_first
+from mld_core.evaluation.classification.diagnoses import DIAGNOSES, significant_pairs
+from mld_core.evaluation.codes import diagnosis
 from mld_core.evaluation.codes.categories import ALEATORIC, CRITICAL, HOTSPOT, RECESSIVE, Flags
 from mld_core.evaluation.codes.notation import parse_classification_code
+from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.space.arrays import EpochArrays
 from mld_core.evaluation.space.cells import Ambiguity
 from mld_core.evaluation.space.regions import CellGrid, cut_cells, find_regions, merge_cells
@@ -29,6 +25,10 @@ from mld_core.evaluation.statistics.significance import (
     binomial_upper,
     two_proportions_upper,
 )
+
+
+def diagnose(evidence):
+    return diagnosis.diagnose(DIAGNOSES, evidence)
 
 
 def make_evidence(n=8, **changes):
@@ -99,10 +99,10 @@ def test_catalogue_is_whole():
         "C90",
         "C91",
     ]
-    assert [entry.code for entry in CATALOGUE] == wanted
-    assert all(1 <= entry.severity <= 5 and entry.action and entry.predicate for entry in CATALOGUE)
-    assert all(need in NEEDS for entry in CATALOGUE for need in entry.needs)
-    assert set(_PREDICATES) == {entry.code for entry in CATALOGUE if "comparison" not in entry.needs}
+    assert [entry.code for entry in DIAGNOSES] == wanted
+    assert all(1 <= entry.severity <= 5 and entry.action and entry.when for entry in DIAGNOSES)
+    assert all(need in NEEDS for entry in DIAGNOSES for need in entry.needs)
+    assert all((entry.predicate is None) == ("comparison" in entry.needs) for entry in DIAGNOSES)
     assert {code: BY_CODE[code].severity for code in ("C04", "C20", "C01", "C23")} == {
         "C04": 5,
         "C20": 5,
@@ -118,7 +118,7 @@ def test_what_is_not_recorded_says_so():
     assert "epochs" in found.not_computable["C40"]
     assert "metadata" in found.not_computable["C32"]
     assert "comparison" in found.not_computable["C90"]
-    assert set(found.masks) | set(found.not_computable) == {entry.code for entry in CATALOGUE}
+    assert set(found.masks) | set(found.not_computable) == {entry.code for entry in DIAGNOSES}
     assert not set(found.masks) & set(found.not_computable)
     train = diagnose(make_evidence(is_train=True))
     assert "other than train" in train.not_computable["C04"]
@@ -135,10 +135,9 @@ def test_primary_is_the_worst_then_the_lowest_number():
     )
     found = diagnose(e)
     assert found.codes_of(0)[:2] == ["C20", "C01"]
-    assert CATALOGUE[found.primary[0]].code == "C20"
+    assert DIAGNOSES[found.primary[0]].code == "C20"
     assert found.severity[:3].tolist() == [5, 3, 0]
     assert found.primary[2] == -1
-    assert primary_first(["C11", "C10", "C20"]) == ["C20", "C10", "C11"]
 
 
 def test_duplicates_and_leakage_by_hash():

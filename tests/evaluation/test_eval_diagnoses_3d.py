@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mld_core.evaluation.codes.catalogue import BY_CODE
+from mld_core.evaluation.codes.diagnosis import markdown_table
 from mld_core.evaluation.detection3d.bins import (
     bev_heatmap,
     breakdown,
@@ -20,9 +20,10 @@ from mld_core.evaluation.detection3d.bins import (
     range_names,
     speed_names,
 )
-from mld_core.evaluation.detection3d.catalogue import ROAD_CATALOGUE
-from mld_core.evaluation.detection3d.diagnoses import RoadEvidence, diagnose_roads, offsets_of, robust_bound
+from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, diagnose_roads
 from mld_core.evaluation.detection3d.diagnoses_sensor import range_drop_off
+from mld_core.evaluation.detection3d.evidence import RoadEvidence, offsets_of, robust_bound
+from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile
@@ -260,21 +261,17 @@ def test_one_frame_and_no_box_at_all() -> None:
 
 
 def test_the_catalogue_holds_every_code() -> None:
-    assert [entry.code for entry in ROAD_CATALOGUE] == sorted(entry.code for entry in ROAD_CATALOGUE)
+    assert [entry.code for entry in DIAGNOSES] == sorted(entry.code for entry in DIAGNOSES)
     made = diagnose_roads(pairs(move(), n_points=np.full(USUAL + 1, 9), points_inside=np.full(USUAL + 1, 9)))
     emitted = {*made.predictions, *made.truths, *made.not_computable}
-    assert {entry.code for entry in ROAD_CATALOGUE} == emitted
+    assert {entry.code for entry in DIAGNOSES} == emitted
     assert all(BY_CODE[code].severity for code in emitted)
 
 
 def test_the_document_has_the_catalogue_of_the_code() -> None:
     text = (HERE.parents[1] / "docs" / "evaluation.md").read_text("utf-8")
     table = text.partition("<!-- catalogue3d:begin -->\n")[2].partition("<!-- catalogue3d:end -->")[0]
-    rows = [
-        f"| {one.code} | **{one.title}**: {one.predicate} | {one.severity} | {one.action} |"
-        for one in ROAD_CATALOGUE
-    ]
-    assert table.splitlines()[2:] == rows
+    assert table.splitlines()[2:] == markdown_table(DIAGNOSES)
 
 
 # --- bins -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, Reference, SplitAnalysis
 from mld_core.evaluation.analysis.error_probability import ErrorProbability, estimate_errors
+from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
 from mld_core.evaluation.analysis.label_quality import (
     PROBE_CLASSES,
     LabelPosterior,
@@ -28,9 +29,9 @@ from mld_core.evaluation.analysis.label_quality import (
 )
 from mld_core.evaluation.analysis.stack_features import StackInputs, fixed_columns, has_epoch_columns
 from mld_core.evaluation.analysis.train_reference import TrainReference, train_reference
-from mld_core.evaluation.classification.diagnoses import CellEvidence, Diagnoses, Evidence, diagnose
 from mld_core.evaluation.codes import categories
 from mld_core.evaluation.codes.categories import Flags, Thresholds
+from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import LogitScores, SplitArrays, score_logits, unit_errors
 from mld_core.evaluation.space.cells import Density, local_density, risk_bins
@@ -408,7 +409,7 @@ def _diagnoses(
         slices=None if arrays.metadata is None else find_slices(arrays.metadata, work.errors),
         is_train=arrays.is_train,
     )
-    found = diagnose(evidence)
+    found = diagnose(work.options.diagnoses, evidence)
     near = made.around.around
     shown = np.append(work.known, -1)[near.index[:, :SHOWN_NEIGHBOURS]] if isinstance(near, Nearest) else None
     links = shown if shown is not None else np.full((arrays.rows, 0), -1, np.int64)

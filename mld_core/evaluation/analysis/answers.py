@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.error_probability import ErrorProbability
+from mld_core.evaluation.analysis.evidence import Evidence
 from mld_core.evaluation.analysis.label_quality import LabelPosterior
 from mld_core.evaluation.analysis.stack_features import StackInputs
-from mld_core.evaluation.classification.diagnoses import Diagnoses
 from mld_core.evaluation.codes.categories import Flags, Thresholds
+from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.cells import Density, RiskBins
 from mld_core.evaluation.space.neighbourhood import CELL_LIMIT, Surroundings
@@ -38,6 +39,7 @@ class AnalysisOptions:
         permute_errors: Shuffle the errors by hash first: the null, under which nothing may be dense.
         refine: Called with the error probability, what it was fitted on and the shared work of the analysis;
             its answer is used instead (boxes: the recalibrated product of two probabilities).
+        diagnoses: The task's diagnoses that read this evidence.
     """
 
     risk_tolerance: float | None = None
@@ -49,6 +51,7 @@ class AnalysisOptions:
     keep_model: bool = False
     permute_errors: bool = False
     refine: Callable[[ErrorProbability, StackInputs, Any], ErrorProbability] | None = None
+    diagnoses: tuple[Diagnosis[Evidence], ...] = ()
 
 
 @dataclass(frozen=True)

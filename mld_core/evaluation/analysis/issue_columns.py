@@ -15,9 +15,8 @@ from mld_core.evaluation.analysis.projection import Projection
 from mld_core.evaluation.analysis.stages import Split
 from mld_core.evaluation.analysis.units import FLAGS, Column
 from mld_core.evaluation.classification.code_suffixes import suffixed_codes
-from mld_core.evaluation.classification.diagnoses import Diagnoses
-from mld_core.evaluation.codes.catalogue import CATALOGUE, Diagnosis
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags
+from mld_core.evaluation.codes.diagnosis import Diagnoses, gravest_first
 from mld_core.evaluation.space.arrays import SplitArrays
 
 _ROWS = 65_536
@@ -32,15 +31,11 @@ def analysis_columns(analysis: SplitAnalysis, arrays: SplitArrays, split: Split)
         analysis.close_classes,
         analysis.suggested_label,
     )
-    found = analysis.diagnoses
     made: dict[str, Column] = {
         "error_proba": analysis.error_proba,
         "category": category_names(analysis.category),
         "projected_category": category_names(np.where(analysis.errors < 0, analysis.projected, -1)),
-        "primary_code": named([entry.code for entry in CATALOGUE], found.primary),
-        "diagnosis": diagnosis_lists(found),
-        "severity": pa.array(found.severity, pa.int8(), mask=found.severity == 0),
-        "recommended_action": named([entry.action for entry in CATALOGUE], found.primary),
+        **diagnosis_columns(analysis.diagnoses),
         "local_error_rate": analysis.density.rate,
         "local_error_lo": analysis.density.low,
         "baseline_risk": analysis.baseline_risk,
@@ -99,22 +94,30 @@ def flag_structs(flags: Flags) -> pa.StructArray:
     return pa.StructArray.from_arrays([pa.array(value) for value in values], fields=list(FLAGS))
 
 
-def diagnosis_lists(found: Diagnoses, catalogue: Sequence[Diagnosis] = CATALOGUE) -> pa.ListArray:
+def diagnosis_columns(found: Diagnoses) -> dict[str, Column]:
+    """What the diagnoses say of every unit: the gravest code, all codes, severity and what to do."""
+    return {
+        "primary_code": named([one.code for one in found.registry], found.primary),
+        "diagnosis": diagnosis_lists(found),
+        "severity": pa.array(found.severity, pa.int8(), mask=found.severity == 0),
+        "recommended_action": named([one.action for one in found.registry], found.primary),
+    }
+
+
+def diagnosis_lists(found: Diagnoses) -> pa.ListArray:
     """The codes of every unit, primary first; an empty list where none applies."""
-    rows = len(found.primary)
-    ranked = sorted(range(len(catalogue)), key=lambda place: (-catalogue[place].severity, place))
-    counts = np.zeros(rows + 1, np.int64)
-    there = [place for place in ranked if catalogue[place].code in found.masks]
-    hits = [np.flatnonzero(found.masks[catalogue[place].code]) for place in there]
+    names = [one.code for one in gravest_first(found.registry) if one.code in found.masks]
+    counts = np.zeros(len(found.primary) + 1, np.int64)
+    hits = [np.flatnonzero(found.masks[name]) for name in names]
     for hit in hits:
         counts[hit + 1] += 1
     offsets = np.cumsum(counts)
     where = offsets[:-1].copy()
     values = np.empty(int(offsets[-1]), np.int64)
-    for place, hit in zip(there, hits, strict=True):
+    for place, hit in enumerate(hits):
         values[where[hit]] = place
         where[hit] += 1
-    codes = pa.array([entry.code for entry in catalogue], pa.string()).take(pa.array(values))
+    codes = pa.array(names, pa.string()).take(pa.array(values))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), codes)
 
 

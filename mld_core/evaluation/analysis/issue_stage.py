@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions, Reference, SplitAnalysis
+from mld_core.evaluation.analysis.evidence import NEEDS
 from mld_core.evaluation.analysis.issue_columns import analysis_columns, projection_columns
 from mld_core.evaluation.analysis.projection import project_units
 from mld_core.evaluation.analysis.stages import (
@@ -23,8 +24,8 @@ from mld_core.evaluation.analysis.stages import (
     StageOutput,
     Value,
 )
+from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.classification.gather import gather
-from mld_core.evaluation.codes.catalogue import NEEDS
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.space.arrays import SplitArrays
@@ -77,7 +78,7 @@ def _analyse(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOu
         gathered = gather(split, group)
     arrays = gathered.arrays
     keep = _projects_from(group) is split and any(one.labeled == 0 for one in group.splits)
-    options = analysis_options(group.options, engine, keep_model=keep)
+    options = analysis_options(group.options, engine, keep_model=keep, diagnoses=DIAGNOSES)
     analysis = analyse(arrays, reference=_reference(split, group), options=options, progress=progress)
     split.scratch["reference"] = analysis.reference
     if keep:

@@ -1,20 +1,16 @@
-"""Which diagnoses apply to which units: the predicates of the catalogue."""
+"""The diagnoses of classification, C01 to C91: what each means, when it applies, what to do about it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.analysis.evidence import Evidence
 from mld_core.evaluation.analysis.stack_features import prediction_flips
-from mld_core.evaluation.codes.catalogue import CATALOGUE, NEEDS, primary_first
-from mld_core.evaluation.codes.categories import CRITICAL, Flags
-from mld_core.evaluation.space.arrays import EpochArrays
-from mld_core.evaluation.space.cells import Ambiguity
-from mld_core.evaluation.space.slices import MetadataSlice
+from mld_core.evaluation.codes.categories import CRITICAL
+from mld_core.evaluation.codes.diagnosis import Diagnosis, Mask
 from mld_core.evaluation.statistics.folds import group_codes
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
@@ -22,147 +18,6 @@ from mld_core.evaluation.statistics.significance import (
     two_proportions_upper,
     two_sided_z,
 )
-
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class CellEvidence:
-    """The split and the train split cut into the same cells.
-
-    Attributes:
-        cell: (N,) cell of each unit.
-        count: How many cells.
-        train_cell: (M,) cell of each train unit, or None.
-        train_errors: (M,) 1 wrong, 0 right, -1 unknown, or None.
-    """
-
-    cell: NDArray[np.int32]
-    count: int
-    train_cell: NDArray[np.int32] | None = None
-    train_errors: NDArray[np.int8] | None = None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Everything the predicates read, (N,) each unless said.
-
-    Attributes:
-        labels: True classes, -1 where unlabelled.
-        prediction: Predicted classes, -1 where the logits were not finite.
-        runner_up: Second classes.
-        errors: 1 wrong, 0 right, -1 unlabelled.
-        msp: Largest softmax probability.
-        error_proba: Error probability.
-        baseline_risk: Isotonic risk of msp.
-        flags: The six booleans.
-        category: Category numbers, -1 where unlabelled.
-        t1: Threshold of low risk.
-        t2: Threshold of risk.
-        suspected: C01 units.
-        neighbours: Ambiguity in the pooled space.
-        layers: Ambiguity in each layer, earliest first.
-        cells: Cells of both splits.
-        hashes: Input hashes, or None.
-        train_hashes: (M,) the train split's, or None.
-        novelty: Conformal p-values, or None without a train split.
-        epochs: Other epochs, or None.
-        slices: Metadata slices, or None without metadata.
-        is_train: Whether this is the train split.
-    """
-
-    labels: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    runner_up: NDArray[np.int64]
-    errors: NDArray[np.int8]
-    msp: NDArray[np.float64]
-    error_proba: NDArray[np.float64]
-    baseline_risk: NDArray[np.float64]
-    flags: Flags
-    category: NDArray[np.int8]
-    t1: float
-    t2: float
-    suspected: Mask
-    neighbours: Ambiguity
-    layers: tuple[Ambiguity, ...]
-    cells: CellEvidence
-    hashes: NDArray[Any] | None = None
-    train_hashes: NDArray[Any] | None = None
-    novelty: NDArray[np.floating] | None = None
-    epochs: EpochArrays | None = None
-    slices: list[MetadataSlice] | None = None
-    is_train: bool = False
-
-    @property
-    def wrong(self) -> Mask:
-        """Labelled and wrong."""
-        return np.asarray(self.errors == 1)
-
-    @property
-    def missing(self) -> frozenset[str]:
-        """Names of `catalogue.NEEDS` that are not there."""
-        epochs = 0 if self.epochs is None else len(self.epochs.predictions)
-        absent = {
-            "hashes": self.hashes is None,
-            "train_hashes": self.train_hashes is None,
-            "train": self.novelty is None,
-            "train_errors": self.cells.train_errors is None,
-            "epochs": epochs < 2,
-            "many_epochs": epochs < 3,
-            "metadata": self.slices is None,
-            "train_split": not self.is_train,
-            "other_split": self.is_train,
-            "comparison": True,
-            "labels": not bool((self.labels >= 0).any()),
-            "layers": len(self.layers) < 2,
-        }
-        return frozenset(name for name, gone in absent.items() if gone)
-
-
-@dataclass(frozen=True)
-class Diagnoses:
-    """What applies to which unit.
-
-    Attributes:
-        masks: Code -> (N,) bool, for every code that could be computed.
-        not_computable: Code -> why, for every other code.
-        primary: (N,) number of the primary code in `catalogue.CATALOGUE`, -1 where none applies.
-        severity: (N,) int8 severity of the primary code, 0 where none applies.
-    """
-
-    masks: Mapping[str, Mask]
-    not_computable: Mapping[str, str]
-    primary: NDArray[np.int8]
-    severity: NDArray[np.int8]
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-    def codes_of(self, row: int) -> list[str]:
-        """Codes of one unit, primary first."""
-        found = [code for code, mask in self.masks.items() if mask[row]]
-        return primary_first(found)
-
-
-def diagnose(evidence: Evidence) -> Diagnoses:
-    """Apply the catalogue; a code that needs something not recorded says so, instead of being absent."""
-    missing = evidence.missing
-    masks: dict[str, Mask] = {}
-    reasons: dict[str, str] = {}
-    for entry in CATALOGUE:
-        absent = [need for need in entry.needs if need in missing]
-        if absent:
-            reasons[entry.code] = "not computable: " + "; ".join(NEEDS[need] for need in absent)
-        else:
-            masks[entry.code] = _PREDICATES[entry.code](evidence)
-    primary = np.full(len(evidence.labels), -1, np.int8)
-    severity = np.zeros(len(evidence.labels), np.int8)
-    ranked = sorted(range(len(CATALOGUE)), key=lambda place: (CATALOGUE[place].severity, -place))
-    for place in ranked:
-        mask = masks.get(CATALOGUE[place].code)
-        if mask is not None:
-            primary[mask] = place
-            severity[mask] = CATALOGUE[place].severity
-    counts = {code: int(mask.sum()) for code, mask in masks.items()}
-    return Diagnoses(masks, reasons, primary, severity, counts)
 
 
 def conflicting_duplicates(hashes: NDArray[Any], labels: NDArray[np.int64]) -> Mask:
@@ -206,6 +61,11 @@ def significant_pairs(labels: NDArray[np.int64], prediction: NDArray[np.int64]) 
         count.astype(float), by_label[pairs[:, 0]].astype(float), np.minimum(share, 1.0)
     )
     return {(int(t), int(y)) for (t, y), ok in zip(pairs, benjamini_hochberg(p_values), strict=True) if ok}
+
+
+def _conflicting(e: Evidence) -> Mask:
+    assert e.hashes is not None
+    return conflicting_duplicates(e.hashes, e.labels)
 
 
 def _systematic_confusion(e: Evidence) -> Mask:
@@ -303,25 +163,199 @@ def _miscalibrated(e: Evidence) -> Mask:
     return benjamini_hochberg(two_sided_z(gap, spread))[e.cells.cell] & known
 
 
-_PREDICATES: dict[str, Callable[[Evidence], Mask]] = {
-    "C01": lambda e: e.suspected,
-    "C02": lambda e: e.flags.ambiguous,
-    "C03": lambda e: conflicting_duplicates(e.hashes, e.labels) if e.hashes is not None else ~e.suspected,
-    "C04": _leakage,
-    "C10": _systematic_confusion,
-    "C11": _head_fixable,
-    "C12": _collapse,
-    "C13": _uninformative,
-    "C20": lambda e: np.asarray(e.category == CRITICAL),
-    "C21": lambda e: e.wrong & e.flags.covered & ~e.flags.dense & ~e.suspected,
-    "C22": lambda e: e.wrong & (e.labels == e.runner_up) & ~e.flags.dense,
-    "C23": lambda e: (e.errors == 0) & (e.baseline_risk > e.t2) & (e.error_proba <= e.t1),
-    "C30": _novel,
-    "C31": _under_represented,
-    "C32": _metadata_slice,
-    "C33": _generalisation_gap,
-    "C40": lambda e: _earlier_right(e) & e.wrong,
-    "C41": _never_right,
-    "C42": _unstable,
-    "C50": _miscalibrated,
-}
+DIAGNOSES: tuple[Diagnosis[Evidence], ...] = (
+    Diagnosis(
+        "C01",
+        "Suspected wrong label",
+        4,
+        "Relabel (the suggested label is shown), retrain, re-evaluate.",
+        "wrong, the label posterior points elsewhere, among the worst label qualities, as many as labels are "
+        "probably wrong",
+        lambda e: e.suspected,
+        ("labels",),
+    ),
+    Diagnosis(
+        "C02",
+        "Ambiguous label",
+        2,
+        "Second annotator, soft label, or merge the classes; do not add capacity.",
+        "two labels tie among the neighbours in every recorded layer",
+        lambda e: e.flags.ambiguous,
+        ("labels",),
+    ),
+    Diagnosis(
+        "C03",
+        "Conflicting duplicates",
+        4,
+        "Adjudicate and remove duplicates.",
+        "same input, different label",
+        _conflicting,
+        ("hashes", "labels"),
+    ),
+    Diagnosis(
+        "C04",
+        "Split leakage",
+        5,
+        "Remove from the evaluation and recompute.",
+        "the same input is in the train split",
+        _leakage,
+        ("hashes", "other_split", "train_hashes"),
+    ),
+    Diagnosis(
+        "C10",
+        "Systematic confusion",
+        4,
+        "Targeted data or hard negatives for the pair; check the labelling guide.",
+        "dense errors, wrong, and the (label, prediction) pair is more frequent than its margins explain",
+        _systematic_confusion,
+        ("labels",),
+    ),
+    Diagnosis(
+        "C11",
+        "Head fixable",
+        3,
+        "Re-fit or calibrate the last layer; re-weight the classes.",
+        "wrong, and the neighbours' labels clearly say the true class",
+        _head_fixable,
+        ("labels",),
+    ),
+    Diagnosis(
+        "C12",
+        "Representation collapse",
+        4,
+        "Unfreeze or augment; add the input condition that is missing.",
+        "dense errors, no two labels hold a majority in the last layer, but they do in an earlier one",
+        _collapse,
+        ("labels", "layers"),
+    ),
+    Diagnosis(
+        "C13",
+        "Uninformative input",
+        3,
+        "Check sensor and preprocessing; offer a reject option.",
+        "dense errors, no two labels hold a majority in any layer",
+        _uninformative,
+        ("labels",),
+    ),
+    Diagnosis(
+        "C20",
+        "Silent systematic failure",
+        5,
+        "Collect and label this region first; block the release.",
+        "critical hotspot",
+        lambda e: np.asarray(e.category == CRITICAL),
+    ),
+    Diagnosis(
+        "C21",
+        "Overconfident isolated error",
+        3,
+        "Calibrate; inspect; add to the regression set.",
+        "wrong, passed by a confidence monitor, no dense errors around it, not C01",
+        lambda e: e.wrong & e.flags.covered & ~e.flags.dense & ~e.suspected,
+    ),
+    Diagnosis(
+        "C22",
+        "Boundary error",
+        2,
+        "More data near the boundary, margin loss.",
+        "wrong, the label is the runner-up, no dense errors around it",
+        lambda e: e.wrong & (e.labels == e.runner_up) & ~e.flags.dense,
+        ("labels",),
+    ),
+    Diagnosis(
+        "C23",
+        "Under-confident correct",
+        1,
+        "Calibrate (temperature).",
+        "right and of low estimated risk, yet a confidence monitor would raise an alarm",
+        lambda e: (e.errors == 0) & (e.baseline_risk > e.t2) & (e.error_proba <= e.t1),
+    ),
+    Diagnosis(
+        "C30",
+        "Novel input",
+        3,
+        "Acquire similar data; out-of-distribution gate.",
+        "farther from the train split than train units are from each other",
+        _novel,
+        ("train", "other_split"),
+    ),
+    Diagnosis(
+        "C31",
+        "Under-represented",
+        3,
+        "Rebalance, mine for similar data.",
+        "the cell's share of the train split is significantly below its share here",
+        _under_represented,
+        ("train", "other_split"),
+    ),
+    Diagnosis(
+        "C32",
+        "Metadata slice failure",
+        4,
+        "Slice-specific data; fairness check.",
+        "in one of the best-scoring metadata slices, significantly worse than the rest",
+        _metadata_slice,
+        ("metadata",),
+    ),
+    Diagnosis(
+        "C33",
+        "Generalisation gap",
+        3,
+        "Regularise, augment for the cell.",
+        "the cell's error rate here is significantly above its rate in train",
+        _generalisation_gap,
+        ("train", "other_split", "train_errors"),
+    ),
+    Diagnosis(
+        "C40",
+        "Forgotten",
+        2,
+        "Schedule, replay, an earlier checkpoint.",
+        "right in an earlier epoch, wrong in the last",
+        lambda e: _earlier_right(e) & e.wrong,
+        ("epochs", "labels"),
+    ),
+    Diagnosis(
+        "C41",
+        "Never learned",
+        3,
+        "Check C01 first, then capacity and curriculum.",
+        "never right in any recorded epoch",
+        _never_right,
+        ("train_split", "epochs", "labels"),
+    ),
+    Diagnosis(
+        "C42",
+        "Unstable",
+        1,
+        "Average the weights (EMA), lower the learning rate.",
+        "wrong, and its prediction flips more often than the split's median",
+        _unstable,
+        ("many_epochs",),
+    ),
+    Diagnosis(
+        "C50",
+        "Local miscalibration",
+        2,
+        "Regional calibration.",
+        "the cell's mean confidence differs significantly from its accuracy",
+        _miscalibrated,
+    ),
+    Diagnosis(
+        "C90",
+        "Regressed",
+        4,
+        "Add to the regression set.",
+        "right before, wrong now",
+        needs=("comparison",),
+    ),
+    Diagnosis(
+        "C91",
+        "Fixed",
+        1,
+        "Keep in the regression set.",
+        "wrong before, right now",
+        needs=("comparison",),
+    ),
+)
+"""Those of classification."""

@@ -1,18 +1,16 @@
-"""Which detection diagnoses (D01 to D23) apply to which units, and how suspicious each label is."""
+"""The diagnoses of boxes, D01 to D23: what each means, when it applies, and how suspicious each label is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from mld_core.evaluation.classification.diagnoses import Diagnoses
-from mld_core.evaluation.codes.catalogue import Diagnosis
+from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis, diagnose
 from mld_core.evaluation.detection.analysis import BoxAnswers
-from mld_core.evaluation.detection.catalogue import DETECTION_CATALOGUE
 from mld_core.evaluation.detection.epochs import OtherEpochs
 from mld_core.evaluation.detection.events import PassMatch
 from mld_core.evaluation.detection.misses import crowded
@@ -27,6 +25,19 @@ MAD_TO_SIGMA = 1.4826
 SMALL_QUANTILE = 0.1
 AGREEING_EPOCHS = 2
 _EDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Labels that may be at fault.
+
+    Attributes:
+        score: How likely, 0 to 1; NaN where the fault is not in question.
+        flagged: Those the code applies to.
+    """
+
+    score: Floats
+    flagged: Bools
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,69 @@ class BoxEvidence:
     t2: float
     miss_t2: float
 
+    @property
+    def rows(self) -> int:
+        """N + M: kept predictions, then missed truths."""
+        return self.units.rows
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is not there, and why a code that needs it cannot be computed."""
+        absent = {
+            "answers": "the error probability was not estimated" if self.answers is None else "",
+            "truths": "no truth counts" if self.miss_proba is None else "",
+        }
+        return {name: why for name, why in absent.items() if why}
+
+    def predicted(self, mask: Bools) -> Bools:
+        """(N + M,) from a mask of the kept predictions."""
+        return np.append(mask, np.zeros(self.rows - len(mask), np.bool_))
+
+    def missed(self, mask: Bools) -> Bools:
+        """(N + M,) from a mask of the missed truths."""
+        return np.append(np.zeros(self.rows - len(mask), np.bool_), mask)
+
+    @cached_property
+    def kind(self) -> NDArray[np.int8]:
+        """(N,) TIDE's type of each judged prediction."""
+        return np.where(self.units.judged, self.units.events.type, tide.IGNORED)
+
+    @cached_property
+    def alone(self) -> Bools:
+        """(M,) no prediction of any score is near."""
+        return np.asarray(self.match.near[self.units.missed] < BACKGROUND_IOU)
+
+    @cached_property
+    def below(self) -> Bools:
+        """(M,) found by a prediction below the score threshold."""
+        return np.asarray(self.match.found[self.units.missed])
+
+    @cached_property
+    def missing_label(self) -> Suspects:
+        """Of the kept predictions; needs the answers, as the next two."""
+        return _missing(self, self.known)
+
+    @cached_property
+    def bad_box(self) -> Suspects:
+        """Of the kept predictions."""
+        return _misplaced(self, self.known)
+
+    @cached_property
+    def wrong_class(self) -> Suspects:
+        """Of the kept predictions."""
+        return _mislabelled(self, self.known)
+
+    @cached_property
+    def spurious(self) -> Suspects:
+        """Of the missed truths; needs the miss probability."""
+        return _spurious(self)
+
+    @property
+    def known(self) -> BoxAnswers:
+        """The answers, where a need has made sure of them."""
+        assert self.answers is not None
+        return self.answers
+
 
 @dataclass(frozen=True)
 class BoxDiagnoses:
@@ -74,101 +148,53 @@ DETAILS = ("shift", "scale", "aspect", "swapped")
 
 
 def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
-    """Apply the catalogue to every unit."""
-    count, rows = len(e.units.kept), e.units.rows
-    masks: dict[str, Bools] = {}
-    for code, mask in _prediction_masks(e).items():
-        masks[code] = np.append(mask, np.zeros(rows - count, np.bool_))
-    for code, mask in _truth_masks(e).items():
-        masks[code] = np.append(np.zeros(count, np.bool_), mask)
-    suspicion = np.full(rows, np.nan)
-    reasons: dict[str, str] = {}
-    if e.answers is None:
-        reasons |= dict.fromkeys(
-            ("D20", "D21", "D22"), "not computable: the error probability was not estimated"
-        )
-    else:
-        for code, (score, flagged) in _suspects(e, e.answers).items():
-            masks[code] = np.append(flagged, np.zeros(rows - count, np.bool_))
-            there = np.flatnonzero(~np.isnan(score))
-            suspicion[there] = score[there]
-    if e.miss_proba is None:
-        reasons["D23"] = "not computable: no truth counts"
-    else:
-        score, flagged = _spurious(e, e.miss_proba)
-        masks["D23"] = np.append(np.zeros(count, np.bool_), flagged)
-        suspicion[count:] = score
-    return BoxDiagnoses(rank_codes(masks, reasons, rows), suspicion, _details(e))
+    """Ask every diagnosis about every unit."""
+    count = len(e.units.kept)
+    suspicion = np.full(e.rows, np.nan)
+    if e.answers is not None:
+        for suspects in (e.missing_label, e.bad_box, e.wrong_class):
+            there = np.flatnonzero(~np.isnan(suspects.score))
+            suspicion[there] = suspects.score[there]
+    if e.miss_proba is not None:
+        suspicion[count:] = e.spurious.score
+    return BoxDiagnoses(diagnose(DIAGNOSES, e), suspicion, _details(e))
 
 
-def rank_codes(
-    masks: Mapping[str, Bools],
-    reasons: Mapping[str, str],
-    rows: int,
-    catalogue: Sequence[Diagnosis] = DETECTION_CATALOGUE,
-) -> Diagnoses:
-    """Primary code and severity of every unit from the masks of a catalogue."""
-    primary, severity = np.full(rows, -1, np.int8), np.zeros(rows, np.int8)
-    for place in sorted(range(len(catalogue)), key=lambda place: (catalogue[place].severity, -place)):
-        mask = masks.get(catalogue[place].code)
-        if mask is not None:
-            primary[mask] = place
-            severity[mask] = catalogue[place].severity
-    counts = {code: int(mask.sum()) for code, mask in masks.items()}
-    return Diagnoses(masks, reasons, primary, severity, counts)
+def _crowded(e: BoxEvidence) -> Bools:
+    dense = crowded(e.records.truths)[e.units.missed] >= 2
+    return e.missed((e.alone | e.below) & dense)
 
 
-def _prediction_masks(e: BoxEvidence) -> dict[str, Bools]:
-    kind = np.where(e.units.judged, e.units.events.type, tide.IGNORED)
-    codes = {"D01": tide.CLS, "D02": tide.LOC, "D03": tide.BOTH, "D04": tide.DUPE, "D05": tide.BKG}
-    return {code: np.asarray(kind == number) for code, number in codes.items()}
-
-
-def _truth_masks(e: BoxEvidence) -> dict[str, Bools]:
+def _small(e: BoxEvidence) -> Bools:
     missed, truths = e.units.missed, e.records.truths
-    alone = e.match.near[missed] < BACKGROUND_IOU
-    below = e.match.found[missed]
     area = box_size(truths.box)[0]
     small = np.zeros(len(missed), np.bool_)
     for label in np.unique(truths.label[missed]):
         mine = truths.label[missed] == label
         limit = np.quantile(area[(truths.label == label) & truths.counts], SMALL_QUANTILE)
         small |= mine & (area[missed] < limit)
-    dense = crowded(truths)[missed] >= 2
-    return {
-        "D06": np.asarray(alone),
-        "D07": np.asarray(below),
-        "D08": np.asarray((alone | below) & dense),
-        "D09": np.asarray(small | e.records.border[missed]),
-    }
+    return e.missed(small | e.records.border[missed])
 
 
-def _suspects(e: BoxEvidence, answers: BoxAnswers) -> dict[str, tuple[Floats, Bools]]:
-    """Code -> (N,) suspicion, NaN where the code is not in question, and who is flagged."""
-    return {"D20": _missing(e, answers), "D21": _misplaced(e, answers), "D22": _mislabelled(e, answers)}
-
-
-def _missing(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:
+def _missing(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     """Background by the labels although the internals say object, least risky first.
 
     Two opinions, averaged as log-odds: the error probability and the posterior of background. As many are
     expected to be objects as the belief in the unlikely errors among them adds up to.
     """
-    kind = np.where(e.units.judged, e.units.events.type, tide.IGNORED)
-    asked = kind == tide.BKG
+    asked = e.kind == tide.BKG
     proba = np.clip(answers.analysis.error_proba, _EDGE, 1 - _EDGE)
     background = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
     score = np.where(asked, expit(-(logit(proba) + logit(background)) / 2), np.nan)
     likely = np.asarray(asked & (proba <= e.t2))
-    return score, _top(score, likely, round(float((1 - proba[likely]).sum())))
+    return Suspects(score, _top(score, likely, round(float((1 - proba[likely]).sum()))))
 
 
-def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:
+def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     """Overlap far below what such a box usually has, and the box itself looks well placed."""
     events = e.units.events
-    kind = np.where(e.units.judged, events.type, tide.IGNORED)
     loose = e.units.judged & events.right & (events.quality < ALIGNED_IOU)
-    loc = (kind == tide.LOC) & _not_found(e)
+    loc = (e.kind == tide.LOC) & _not_found(e)
     asked = loc | loose
     placed = 1 - answers.probabilities.det_error
     score = np.where(asked, placed * (1 - events.quality), np.nan)
@@ -176,7 +202,7 @@ def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:
     voted = loc & (e.epochs.agree >= AGREEING_EPOCHS)
     far = asked & (distance > ROBUST_Z)
     flagged = voted | (far & (placed > 0.5)) if e.epochs.count >= AGREEING_EPOCHS else far & (placed > 0.5)
-    return score, np.asarray(flagged)
+    return Suspects(score, np.asarray(flagged))
 
 
 def _not_found(e: BoxEvidence) -> Bools:
@@ -197,25 +223,25 @@ def _robust_z(quality: Floats, label: Ints, right: Bools) -> Floats:
     return made
 
 
-def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools]:
+def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     """Fits a truth of another class; the label posterior gives that class little."""
     events = e.units.events
-    kind = np.where(e.units.judged, events.type, tide.IGNORED)
-    asked = (kind == tide.CLS) & _not_found(e)
+    asked = (e.kind == tide.CLS) & _not_found(e)
     given = answers.analysis.label_quality.astype(np.float64)
     score = np.where(asked, 1 - given, np.nan)
     posterior = answers.analysis.posterior
     away = asked & (posterior.best != events.said_of)
-    return score, _top(score, np.asarray(away), posterior.n_hat)
+    return Suspects(score, _top(score, np.asarray(away), posterior.n_hat))
 
 
-def _spurious(e: BoxEvidence, miss_proba: Floats) -> tuple[Floats, Bools]:
+def _spurious(e: BoxEvidence) -> Suspects:
     """Not found although such truths usually are, and nothing supports them."""
     missed = e.units.missed
     support = np.maximum(e.match.near[missed], e.epochs.near[missed])
-    proba = miss_proba[missed]
+    assert e.miss_proba is not None
+    proba = e.miss_proba[missed]
     score = (1 - proba) * (1 - support)
-    return score, np.asarray((proba <= e.miss_t2) & (support < BACKGROUND_IOU))
+    return Suspects(score, np.asarray((proba <= e.miss_t2) & (support < BACKGROUND_IOU)))
 
 
 def _top(score: Floats, asked: Bools, count: int) -> Bools:
@@ -245,3 +271,117 @@ def _center_size(box: Floats) -> tuple[Floats, Floats]:
     if box.shape[1] == 4:
         return (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
     return box[:, :2], box[:, 3:5]
+
+
+DIAGNOSES: tuple[Diagnosis[BoxEvidence], ...] = (
+    Diagnosis(
+        "D01",
+        "Wrong class",
+        3,
+        "Targeted data or hard negatives for the pair of classes; re-fit the classification head.",
+        "the box fits a truth of another class (TIDE Cls)",
+        lambda e: e.predicted(e.kind == tide.CLS),
+    ),
+    Diagnosis(
+        "D02",
+        "Badly localised",
+        3,
+        "Box-loss weight, anchors or stride; check how tightly the boxes are drawn.",
+        "overlaps a truth of its class at 0.1 to 0.5 (TIDE Loc); `detail` says shift, scale or aspect",
+        lambda e: e.predicted(e.kind == tide.LOC),
+    ),
+    Diagnosis(
+        "D03",
+        "Class and box wrong",
+        3,
+        "Treat as D05.",
+        "overlaps a truth, wrong in class and place (TIDE Both)",
+        lambda e: e.predicted(e.kind == tide.BOTH),
+    ),
+    Diagnosis(
+        "D04",
+        "Duplicate",
+        2,
+        "Non-maximum suppression threshold, or the set loss.",
+        "the truth was already found by a better-scored box of the class (TIDE Dupe)",
+        lambda e: e.predicted(e.kind == tide.DUPE),
+    ),
+    Diagnosis(
+        "D05",
+        "Background",
+        3,
+        "Hard negatives; look at D20 first.",
+        "overlaps no truth (TIDE Bkg)",
+        lambda e: e.predicted(e.kind == tide.BKG),
+    ),
+    Diagnosis(
+        "D06",
+        "Missed",
+        4,
+        "Data for this size, occlusion or region.",
+        "not found, and no prediction of any score overlaps it at 0.1",
+        lambda e: e.missed(e.alone),
+    ),
+    Diagnosis(
+        "D07",
+        "Missed by threshold",
+        3,
+        "A threshold for the class, calibration.",
+        "not found, but a prediction of its class below the score threshold matches it",
+        lambda e: e.missed(e.below),
+    ),
+    Diagnosis(
+        "D08",
+        "Missed in a crowd",
+        3,
+        "Soft non-maximum suppression, crowded data.",
+        "D06 or D07, and two or more other truths overlap it at 0.3",
+        _crowded,
+    ),
+    Diagnosis(
+        "D09",
+        "Small or cut off",
+        2,
+        "Higher resolution, tiling.",
+        "not found, and smaller than 9 in 10 of its class or touching the image's border",
+        _small,
+    ),
+    Diagnosis(
+        "D20",
+        "Suspected missing label",
+        4,
+        "Look, and add the box if it is one.",
+        "background by the labels, yet of low estimated risk, among the N_hat least risky",
+        lambda e: e.predicted(e.missing_label.flagged),
+        ("answers",),
+    ),
+    Diagnosis(
+        "D21",
+        "Suspected bad box label",
+        3,
+        "Redraw the truth's box.",
+        "badly localised while other epochs agree with the prediction, or far below the usual overlap of the "
+        "class although the box itself looks well placed",
+        lambda e: e.predicted(e.bad_box.flagged),
+        ("answers",),
+    ),
+    Diagnosis(
+        "D22",
+        "Suspected wrong class label",
+        4,
+        "Relabel (the suggested label is shown).",
+        "fits a truth of another class, and the label posterior points away from the truth's class",
+        lambda e: e.predicted(e.wrong_class.flagged),
+        ("answers",),
+    ),
+    Diagnosis(
+        "D23",
+        "Suspected spurious label",
+        3,
+        "Remove the truth or mark it as ignored.",
+        "not found although such objects usually are, and no prediction of any score or epoch supports it",
+        lambda e: e.missed(e.spurious.flagged),
+        ("truths",),
+    ),
+)
+"""D01 to D23, shared by 2D and 3D; "overlap" is closeness there (1 - centre distance / 4 m)."""

@@ -18,7 +18,7 @@ from mld_core.evaluation.analysis.error_probability import ErrorProbability
 from mld_core.evaluation.analysis.issue_columns import (
     category_names,
     coordinates,
-    diagnosis_lists,
+    diagnosis_columns,
     flag_structs,
     named,
     neighbour_ids,
@@ -34,7 +34,6 @@ from mld_core.evaluation.analysis.issue_stage import (
 from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
 from mld_core.evaluation.analysis.units import Column
 from mld_core.evaluation.detection.analysis import BoxAnswers, analyse_boxes, as_train, box_arrays, frame_keys
-from mld_core.evaluation.detection.catalogue import DETECTION_CATALOGUE
 from mld_core.evaluation.detection.codes import A
 from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence, diagnose_boxes
 from mld_core.evaluation.detection.epochs import look_at_epochs
@@ -44,7 +43,6 @@ from mld_core.evaluation.detection.misses import estimate_misses
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits, error_codes
 from mld_core.evaluation.detection3d.stage import (
-    CATALOGUE_3D,
     kitti_figures,
     road_columns,
     road_facts,
@@ -136,7 +134,7 @@ class _Run:
         if answers is not None and arrays is not None:
             analysis = answers.analysis
             facts |= plain_facts(analysis.facts)
-            notes = tuple(_detection_notes(analysis_notes(self.split, analysis)))
+            notes = tuple(analysis_notes(self.split, analysis))
             categories |= category_row(analysis)
             tables["regions"] = region_rows(self.split, self.regions(analysis, found))
             tables["slices"] = slice_rows(self.split, arrays, analysis)
@@ -198,13 +196,8 @@ class _Run:
     def columns(
         self, answers: BoxAnswers | None, misses: ErrorProbability | None, found: BoxDiagnoses
     ) -> dict[str, Column]:
-        entries = CATALOGUE_3D if self.records.task == "detection3d" else DETECTION_CATALOGUE
-        diagnoses = found.found
         made: dict[str, Column] = {
-            "primary_code": named([entry.code for entry in entries], diagnoses.primary),
-            "diagnosis": diagnosis_lists(diagnoses, entries),
-            "severity": pa.array(diagnoses.severity, pa.int8(), mask=diagnoses.severity == 0),
-            "recommended_action": named([entry.action for entry in entries], diagnoses.primary),
+            **diagnosis_columns(found.found),
             "suspicion": found.suspicion,
             "detail": named(DETAILS, found.detail),
         }
@@ -369,11 +362,6 @@ def _more(column: pa.Array, missed: int) -> pa.ChunkedArray:
     if isinstance(column, pa.ChunkedArray):
         return pa.chunked_array([*column.chunks, pa.nulls(missed, column.type)], column.type)
     return pa.chunked_array([column, pa.nulls(missed, column.type)], column.type)
-
-
-def _detection_notes(notes: list[str]) -> list[str]:
-    """Notes of the analysis, without those about codes of the classification catalogue."""
-    return [note for note in notes if "could not be computed" not in note]
 
 
 def frame_error_proba(

@@ -1,85 +1,171 @@
-"""Which 3D diagnoses (T01 to T22) apply to which predictions and truths, from arrays of matches and boxes.
+"""The diagnoses of 3D boxes, T01 to T22: what each means, and when it applies.
 
-Predicates: the catalogue (`catalogue_3d`). A robust bound is the class median + 3 x 1.4826 x MAD over the
-matched pairs. Suspected label faults (T20, T21, T22) also have a suspicion between 0 and 1 by which to rank
-them. T11 and T12, which concern the sensor, are in `diagnoses_3d_sensor`.
+Suspected label faults (T20, T21, T22) also have a suspicion between 0 and 1 by which to rank them. T11 and
+T12, which concern the sensor, are in `diagnoses_sensor`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingRegressor
 
-from mld_core.evaluation.detection3d.bins import polar
-from mld_core.evaluation.detection3d.diagnoses_sensor import range_drop_off, sector_dropout
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Pairs, Predictions, Truths, group_pairs
-from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, near_pairs, tp_errors
-from mld_core.evaluation.statistics.folds import FOLDS, assign_folds
-from mld_core.geometry.boxes import wrap_yaw
-from mld_core.geometry.iou import bev_iou_aligned
-
-MAD_TO_SIGMA = 1.4826
-DEVIATIONS = 3.0
-OFFSET_FLOOR = 0.5
-"""Metres below which no offset is an error: nuScenes' smallest matching distance."""
+from mld_core.evaluation.codes.diagnosis import Diagnosis, diagnose
+from mld_core.evaluation.detection3d.diagnoses_sensor import (
+    RangeBins,
+    SectorDropouts,
+    range_drop_off,
+    sector_dropout,
+)
+from mld_core.evaluation.detection3d.evidence import (
+    AGREEING_EPOCHS,
+    OFFSET_FLOOR,
+    Offsets,
+    RoadEvidence,
+    Votes,
+    flipped,
+    offsets_of,
+    overlapping_truth,
+    robust_bound,
+    shifted,
+    unlabelled,
+    votes_of,
+)
+from mld_core.evaluation.metrics.boxes import Bools, Floats
 
 FEW_POINTS = 5
-MOVING = 1.0
-"""m/s from which the motion tells the heading."""
-
-AGREEING_EPOCHS = 2
-AGREEMENT_METRES = 0.5
-SEARCH_METRES = 4.0
-LEAST_OVERLAP = 0.1
-"""Footprint IoU from which a prediction is about a truth that is there."""
-
-LEAST_PAIRS = 50
-"""Matched pairs below which offsets are judged by the class alone."""
 
 
-@dataclass(frozen=True)
-class RoadEvidence:
-    """Everything the predicates read: N kept predictions, G truths, F frames.
+class Road:
+    """The evidence as the predicates read it, each part made once: N kept predictions, then G truths."""
 
-    Attributes:
-        predictions: (N,) boxes at the operating threshold.
-        truths: (G,) truths.
-        truth: (N,) truth of its own class each prediction found closer than 2 m, -1 for none.
-        counted: (N,) predictions that are right or wrong; false are those of them without a truth.
-        missed: (G,) truths that count and were not found.
-        silent: (G,) truths with no prediction of any class and score closer than 2 m.
-        profile: what differs between classes.
-        frames: F.
-        recorded: every recorded prediction, whatever its score.
-        velocity: (N, 2) m/s or None.
-        true_velocity: (G, 2) m/s or None.
-        n_points: (G,) sensor points in the truths, negative unknown, or None.
-        points_inside: (N,) sensor points in the predicted boxes, or None.
-        error_proba: (N,) probability to be wrong, or None.
-        likely: error probability up to which a box is believed (t2).
-        epochs: predictions of other epochs under the same frame numbers.
-    """
+    def __init__(self, e: RoadEvidence) -> None:
+        self.e = e
+        self.rows = len(e.predictions) + len(e.truths)
 
-    predictions: Predictions
-    truths: Truths
-    truth: Ints
-    counted: Bools
-    missed: Bools
-    silent: Bools
-    profile: NuscenesProfile
-    frames: int
-    recorded: Predictions
-    velocity: NDArray[np.floating] | None = None
-    true_velocity: NDArray[np.floating] | None = None
-    n_points: NDArray[np.integer] | None = None
-    points_inside: NDArray[np.integer] | None = None
-    error_proba: Floats | None = None
-    likely: float = 0.5
-    epochs: Sequence[Predictions] = ()
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is not there, and why a code that needs it cannot be computed."""
+        e = self.e
+        points = e.n_points is not None and bool((e.n_points >= 0).any())
+        told = self.votes.epochs >= AGREEING_EPOCHS or e.true_velocity is not None
+        why = {
+            "answers": "the error probability was not estimated" if e.error_proba is None else "",
+            "velocity": "velocities are not recorded"
+            if e.velocity is None or e.true_velocity is None
+            else "",
+            "headings": "" if told else "neither velocities nor other epochs are recorded",
+            "n_points": "" if points else "the points inside truths are not recorded (n_points)",
+            "points_inside": ""
+            if e.points_inside is not None
+            else "the points inside predicted boxes are not recorded",
+            "sectors": self.sectors.reason,
+        }
+        return {name: text for name, text in why.items() if text}
+
+    def of(self, predictions: Bools | None = None, truths: Bools | None = None) -> Bools:
+        """(N + G,) from a mask of either, or both."""
+        made = np.zeros(self.rows, np.bool_)
+        if predictions is not None:
+            made[: len(self.e.predictions)] = predictions
+        if truths is not None:
+            made[len(self.e.predictions) :] = truths
+        return made
+
+    def of_pairs(self, mask: Bools) -> Bools:
+        """(N + G,) from a mask of the matched pairs: their predictions."""
+        made = np.zeros(self.rows, np.bool_)
+        made[self.pairs.row[mask]] = True
+        return made
+
+    @cached_property
+    def pairs(self) -> Offsets:
+        """The matched pairs."""
+        return offsets_of(self.e)
+
+    @cached_property
+    def off_along(self) -> Bools:
+        """(P,) beyond the bound along the sensor's ray."""
+        return self.pairs.along > robust_bound(self.pairs.along, self.pairs.label, OFFSET_FLOOR)
+
+    @cached_property
+    def off_across(self) -> Bools:
+        """(P,) beyond the bound across the ray."""
+        return self.pairs.across > robust_bound(self.pairs.across, self.pairs.label, OFFSET_FLOOR)
+
+    @cached_property
+    def further(self) -> Bools:
+        """(P,) further off along the ray than across."""
+        return self.pairs.along > self.pairs.across
+
+    @cached_property
+    def off_up(self) -> Bools:
+        """(P,) beyond the bound in height."""
+        return self.pairs.up > robust_bound(self.pairs.up, self.pairs.label)
+
+    @cached_property
+    def off_size(self) -> Bools:
+        """(P,) beyond the bound in size."""
+        return self.pairs.errors[:, 1] > robust_bound(self.pairs.errors[:, 1], self.pairs.label)
+
+    @cached_property
+    def turned(self) -> Floats:
+        """(P,) radians, NaN in classes without a front."""
+        return np.where(self.e.profile.oriented[self.pairs.label], self.pairs.errors[:, 2], np.nan)
+
+    @cached_property
+    def flips(self) -> Bools:
+        """(P,) turned by a quarter or more although the class has a front."""
+        return (self.turned >= np.pi / 2) & (self.pairs.period > 1.5 * np.pi)
+
+    @cached_property
+    def swapped(self) -> Bools:
+        """(N,) size errors whose width and length fit the truth's the other way round."""
+        said, true = self.e.predictions.box[self.pairs.row], self.e.truths.box[self.pairs.truth]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            straight = np.abs(np.log(said[:, 3:5] / true[:, 3:5])).sum(axis=1)
+            crossed = np.abs(np.log(said[:, 3:5] / true[:, 4:2:-1])).sum(axis=1)
+        return self.of_pairs(self.off_size & (crossed < straight))[: len(self.e.predictions)]
+
+    @cached_property
+    def votes(self) -> Votes:
+        """Of other epochs."""
+        return votes_of(self.e, self.pairs)
+
+    @cached_property
+    def alone(self) -> Bools:
+        """(N,) false, and overlapping no truth."""
+        return self.e.counted & (self.e.truth < 0) & ~overlapping_truth(self.e)
+
+    @cached_property
+    def bins(self) -> RangeBins:
+        """Range bins in which a class fails."""
+        e = self.e
+        return range_drop_off(e.predictions, e.counted & (e.truth < 0), e.counted, e.truths, e.missed)
+
+    @cached_property
+    def sectors(self) -> SectorDropouts:
+        """Sectors that fall silent."""
+        e = self.e
+        return sector_dropout(e.truths, e.silent, e.missed, e.recorded, e.frames, e.n_points)
+
+    @cached_property
+    def unlabelled(self) -> tuple[Floats, Bools]:
+        """(N,) suspicion and mask of T20; needs the error probability."""
+        assert self.e.error_proba is not None
+        return unlabelled(self.e, self.alone, self.e.error_proba)
+
+    @cached_property
+    def shifted(self) -> tuple[Floats, Bools]:
+        """(N,) suspicion and mask of T21."""
+        offset = (self.off_along & self.further) | (self.off_across & ~self.further) | self.off_up
+        return shifted(self.e, self.pairs, self.votes, offset)
+
+    @cached_property
+    def flipped(self) -> tuple[Floats, Bools]:
+        """(N,) suspicion and mask of T22."""
+        return flipped(self.e, self.pairs, self.votes, self.flips)
 
 
 @dataclass(frozen=True)
@@ -105,343 +191,163 @@ class RoadDiagnoses:
     swapped: Bools = field(default_factory=lambda: np.empty(0, np.bool_))
 
 
-@dataclass(frozen=True)
-class Offsets:
-    """(P,) differences of matched pairs.
-
-    Attributes:
-        row: prediction.
-        truth: truth.
-        along: metres along the ray from the sensor, absolute.
-        across: metres across it, absolute.
-        up: metres of height, absolute.
-        flat: distance in the ground plane.
-        errors: (P, 4) as `metrics_nuscenes.tp_errors`.
-        period: radians after which the class looks the same.
-        label: class.
-    """
-
-    row: Ints
-    truth: Ints
-    along: Floats
-    across: Floats
-    up: Floats
-    flat: Floats
-    errors: Floats
-    period: Floats
-    label: Ints
-
-
 def diagnose_roads(e: RoadEvidence) -> RoadDiagnoses:
-    """Apply the catalogue to every kept prediction and every truth."""
-    pairs = offsets_of(e)
-    masks, swapped = _pair_masks(e, pairs)
-    suspicion, reasons = {}, {}
-    alone = e.counted & (e.truth < 0) & ~_overlapping_truth(e)
-    if e.error_proba is None:
-        reasons["T20"] = "not computable: the error probability was not estimated"
-    else:
-        suspicion["T20"], masks["T20"] = _unlabelled(e, alone, e.error_proba)
-    votes = _votes(e, pairs)
-    suspicion["T21"], masks["T21"] = _shifted(e, pairs, votes, masks)
-    suspicion["T22"], masks["T22"] = _flipped(e, pairs, votes, masks["T06"])
-    if votes.epochs < AGREEING_EPOCHS and e.true_velocity is None:
-        reasons["T22"] = "not computable: neither velocities nor other epochs are recorded"
-        del masks["T22"]
-    if e.points_inside is None:
-        reasons["T13"] = "not computable: the points inside predicted boxes are not recorded"
-    else:
-        masks["T13"] = np.asarray(alone & (e.points_inside > 0))
-    truths: dict[str, Bools] = {}
-    if e.n_points is None or not (e.n_points >= 0).any():
-        reasons["T10"] = "not computable: the points inside truths are not recorded (n_points)"
-    else:
-        truths["T10"] = np.asarray(e.missed & (e.n_points >= 0) & (e.n_points <= FEW_POINTS))
-    wrong = e.counted & (e.truth < 0)
-    bins = range_drop_off(e.predictions, wrong, e.counted, e.truths, e.missed)
-    masks["T11"], truths["T11"] = bins.predictions, bins.truths
-    sectors = sector_dropout(e.truths, e.silent, e.missed, e.recorded, e.frames, e.n_points)
-    truths["T12"] = sectors.truths
-    if sectors.reason:
-        reasons["T12"] = f"not computable: {sectors.reason}"
-        del truths["T12"]
-    return RoadDiagnoses(masks, truths, suspicion, reasons, bins.rows, sectors.rows, swapped)
-
-
-def offsets_of(e: RoadEvidence) -> Offsets:
-    """Differences of the matched pairs, seen from the sensor."""
-    row = np.flatnonzero(e.truth >= 0)
-    truth = e.truth[row]
-    said, true = e.predictions.box[row].astype(np.float64), e.truths.box[truth].astype(np.float64)
-    gap = said[:, :3] - true[:, :3]
-    far = np.hypot(true[:, 0], true[:, 1])
-    ray = np.divide(
-        true[:, :2], far[:, None], out=np.tile([1.0, 0.0], (len(true), 1)), where=far[:, None] > 0
+    """Ask every diagnosis about every kept prediction and every truth."""
+    road, count = Road(e), len(e.predictions)
+    found = diagnose(DIAGNOSES, road)
+    suspicion = {"T21": road.shifted[0], "T22": road.flipped[0]}
+    if e.error_proba is not None:
+        suspicion = {"T20": road.unlabelled[0], **suspicion}
+    return RoadDiagnoses(
+        {code: mask[:count] for code, mask in found.masks.items()},
+        {code: mask[count:] for code, mask in found.masks.items()},
+        suspicion,
+        dict(found.not_computable),
+        road.bins.rows,
+        road.sectors.rows,
+        road.swapped,
     )
-    along = np.abs((gap[:, :2] * ray).sum(axis=1))
-    across = np.abs(gap[:, 1] * ray[:, 0] - gap[:, 0] * ray[:, 1])
-    label = e.truths.label[truth]
-    period = e.profile.period[label]
-    errors = tp_errors(
-        said,
-        true,
-        period,
-        e.velocity[row] if e.velocity is not None else None,
-        e.true_velocity[truth] if e.true_velocity is not None else None,
-    )
-    flat = np.hypot(gap[:, 0], gap[:, 1])
-    return Offsets(row, truth, along, across, np.abs(gap[:, 2]), flat, errors, period, label)
 
 
-def robust_bound(values: Floats, label: Ints, floor: float = 0.0) -> Floats:
-    """(P,) class median + 3 x 1.4826 x MAD of each value's class, at least `floor`; NaN values are left out.
-
-    Example:
-        >>> robust_bound(np.array([1.0, 2, 3, 4, 5]), np.zeros(5, int)).round(2).tolist()[0]
-        7.45
-    """
-    made = np.full(len(values), np.inf)
-    for one in np.unique(label):
-        mine = label == one
-        known = values[mine & ~np.isnan(values)]
-        if len(known):
-            middle = float(np.median(known))
-            spread = MAD_TO_SIGMA * float(np.median(np.abs(known - middle)))
-            made[mine] = max(middle + DEVIATIONS * spread, floor)
-    return made
+def _turned(r: Road) -> Bools:
+    small = r.turned < np.pi / 2
+    return r.of_pairs(small & (r.turned > robust_bound(np.where(small, r.turned, np.nan), r.pairs.label)))
 
 
-def _pair_masks(e: RoadEvidence, pairs: Offsets) -> tuple[dict[str, Bools], Bools]:
-    label = pairs.label
-    along = pairs.along > robust_bound(pairs.along, label, OFFSET_FLOOR)
-    across = pairs.across > robust_bound(pairs.across, label, OFFSET_FLOOR)
-    further = pairs.along > pairs.across
-    turned = np.where(e.profile.oriented[label], pairs.errors[:, 2], np.nan)
-    small = turned < np.pi / 2
-    flip = (turned >= np.pi / 2) & (pairs.period > 1.5 * np.pi)
-    with np.errstate(invalid="ignore"):
-        found = {
-            "T01": along & further,
-            "T02": across & ~further,
-            "T03": pairs.up > robust_bound(pairs.up, label),
-            "T04": pairs.errors[:, 1] > robust_bound(pairs.errors[:, 1], label),
-            "T05": small & (turned > robust_bound(np.where(small, turned, np.nan), label)),
-            "T06": flip,
-        }
-        if e.velocity is not None and e.true_velocity is not None:
-            speed_error = np.where(e.profile.moves[label], pairs.errors[:, 3], np.nan)
-            found["T07"] = speed_error > robust_bound(speed_error, label)
-    masks = {}
-    for code, mask in found.items():
-        masks[code] = np.zeros(len(e.predictions), np.bool_)
-        masks[code][pairs.row[mask]] = True
-    said, true = e.predictions.box[pairs.row], e.truths.box[pairs.truth]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        straight = np.abs(np.log(said[:, 3:5] / true[:, 3:5])).sum(axis=1)
-        crossed = np.abs(np.log(said[:, 3:5] / true[:, 4:2:-1])).sum(axis=1)
-    swapped = np.zeros(len(e.predictions), np.bool_)
-    swapped[pairs.row[found["T04"] & (crossed < straight)]] = True
-    return masks, swapped
+def _speed(r: Road) -> Bools:
+    error = np.where(r.e.profile.moves[r.pairs.label], r.pairs.errors[:, 3], np.nan)
+    return r.of_pairs(error > robust_bound(error, r.pairs.label))
 
 
-# --- what other epochs say ----------------------------------------------------------------------------------
+def _few_points(r: Road) -> Bools:
+    assert r.e.n_points is not None
+    return r.of(truths=r.e.missed & (r.e.n_points >= 0) & (r.e.n_points <= FEW_POINTS))
 
 
-@dataclass(frozen=True)
-class _Votes:
-    """Of each matched pair, over the other epochs.
-
-    Attributes:
-        epochs: how many epochs there are.
-        seen: (P,) epochs with a box of the class near the prediction or the truth.
-        place: (P,) epochs whose box lies within 0.5 m of the prediction and nearer to it than to the truth.
-        heading: (P,) epochs whose box has the prediction's heading rather than the truth's.
-        steady: (P,) mean over epochs and this one of the offset from the truth: its length, metres.
-    """
-
-    epochs: int
-    seen: Ints
-    place: Ints
-    heading: Ints
-    steady: Floats
+def _ghost(r: Road) -> Bools:
+    assert r.e.points_inside is not None
+    return r.of(r.alone & (r.e.points_inside > 0))
 
 
-def _votes(e: RoadEvidence, pairs: Offsets) -> _Votes:
-    count = len(pairs.row)
-    seen, place, heading = (np.zeros(count, np.int64) for _ in range(3))
-    said, true = e.predictions.box[pairs.row].astype(np.float64), e.truths.box[pairs.truth].astype(np.float64)
-    total = said[:, :2] - true[:, :2]
-    frame = e.predictions.frame[pairs.row]
-    for other in e.epochs:
-        found = _nearest(frame, pairs.label, said, other)
-        rows = np.flatnonzero(found >= 0)
-        box = other.box[found[rows]].astype(np.float64)
-        to_said = np.hypot(*(box[:, :2] - said[rows, :2]).T)
-        to_true = np.hypot(*(box[:, :2] - true[rows, :2]).T)
-        seen[rows] += 1
-        place[rows] += (to_said < AGREEMENT_METRES) & (to_said < to_true)
-        heading[rows] += np.abs(wrap_yaw(box[:, 6] - said[rows, 6])) < np.abs(
-            wrap_yaw(box[:, 6] - true[rows, 6])
-        )
-        total[rows] += box[:, :2] - true[rows, :2]
-    return _Votes(len(e.epochs), seen, place, heading, np.hypot(*total.T) / (1 + seen))
-
-
-def _nearest(frame: Ints, label: Ints, box: Floats, other: Predictions) -> Ints:
-    """(P,) row of the nearest prediction of the class within 2 m in another epoch, -1 for none."""
-    top = 1 + max(int(label.max(initial=0)), int(other.label.max(initial=0)))
-    target = other.frame * top + other.label
-    order = np.argsort(target, kind="stable")
-    near: Pairs = near_pairs(box, frame * top + label, other.box[order], target[order], SEARCH_METRES / 2)
-    made = np.full(len(frame), -1, np.int64)
-    by_distance = np.lexsort((-near.value, near.left))
-    made[near.left[by_distance]] = order[near.right[by_distance]]
-    return made
-
-
-# --- suspected labels ---------------------------------------------------------------------------------------
-
-
-def _overlapping_truth(e: RoadEvidence) -> Bools:
-    """(N,) predictions whose footprint overlaps a truth of any class."""
-    made = np.zeros(len(e.predictions), np.bool_)
-    said, true = e.predictions.box.astype(np.float64), e.truths.box.astype(np.float64)
-    reach, other = np.hypot(said[:, 3], said[:, 4]) / 2, np.hypot(true[:, 3], true[:, 4]) / 2
-    order = np.argsort(e.truths.frame, kind="stable")
-    for i, at in group_pairs(e.predictions.frame, e.truths.frame[order]):
-        j = order[at]
-        near = np.hypot(said[i, 0] - true[j, 0], said[i, 1] - true[j, 1]) < reach[i] + other[j]
-        a, b = i[near], j[near]
-        made[a[bev_iou_aligned(said[a], true[b]) >= LEAST_OVERLAP]] = True
-    return made
-
-
-def _unlabelled(e: RoadEvidence, alone: Bools, error_proba: Floats) -> tuple[Floats, Bools]:
-    """A false prediction that overlaps no truth and looks like a right one, here and in other epochs."""
-    rows = np.flatnonzero(alone)
-    box, label, frame = (
-        e.predictions.box[rows].astype(np.float64),
-        e.predictions.label[rows],
-        e.predictions.frame[rows],
-    )
-    said = e.predictions.score[rows]
-    votes = np.zeros(len(rows))
-    for other in e.epochs:
-        found = _nearest(frame, label, box, other)
-        there = np.flatnonzero(found >= 0)
-        votes[there] += other.score[found[there]] >= said[there] / 2
-    belief = np.clip(1 - error_proba[rows], 1e-6, 1 - 1e-6)
-    # Each vote counts as one of a coin tossed with a flat prior.
-    odds = belief / (1 - belief) * (votes + 1) / (len(e.epochs) - votes + 1)
-    suspicion, mask = np.full(len(e.predictions), np.nan), np.zeros(len(e.predictions), np.bool_)
-    suspicion[rows] = odds / (1 + odds)
-    mask[rows] = (error_proba[rows] <= e.likely) & (votes * 2 >= len(e.epochs))
-    return suspicion, mask
-
-
-def _belief(e: RoadEvidence, rows: Ints) -> Floats:
-    """(P,) how far a prediction is trusted: 1 - error probability, or its score."""
-    if e.error_proba is None:
-        return np.clip(e.predictions.score[rows].astype(np.float64), 0, 1)
-    return 1 - e.error_proba[rows]
-
-
-def expected_offsets(e: RoadEvidence, pairs: Offsets) -> Floats:
-    """(P,) metres by which such a prediction usually lies off its truth, from what does not see the truth.
-
-    Cross-fitted boosted trees over range, azimuth, class, size, score and points of the truth, on the log of
-    the distance; the class median with fewer than 50 pairs.
-    """
-    target = np.log(np.maximum(pairs.flat, 0.01))
-    if len(target) < LEAST_PAIRS:
-        return np.exp(_class_median(target, pairs.label))
-    box = e.predictions.box[pairs.row].astype(np.float64)
-    distance, azimuth = polar(box)
-    columns = [distance, azimuth, pairs.label, np.log(np.maximum(box[:, 3:6], 1e-3)).sum(axis=1)]
-    columns.append(e.predictions.score[pairs.row])
-    if e.n_points is not None:
-        columns.append(np.log1p(np.maximum(e.n_points[pairs.truth], 0)))
-    table = np.column_stack(columns)
-    folds = assign_folds(e.predictions.frame[pairs.row], "0")
-    made = np.empty(len(target))
-    for fold in range(FOLDS):
-        held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        if len(held) == 0:
-            continue
-        if len(rest) < LEAST_PAIRS:
-            made[held] = np.median(target)
-            continue
-        trees = HistGradientBoostingRegressor(
-            max_iter=60,
-            learning_rate=0.1,
-            max_leaf_nodes=15,
-            min_samples_leaf=40,
-            early_stopping=False,
-            random_state=0,
-        )
-        made[held] = trees.fit(table[rest], target[rest]).predict(table[held])
-    return np.exp(made)
-
-
-def _class_median(values: Floats, label: Ints) -> Floats:
-    made = np.zeros(len(values))
-    for one in np.unique(label):
-        made[label == one] = np.median(values[label == one])
-    return made
-
-
-def _shifted(e: RoadEvidence, pairs: Offsets, votes: _Votes, masks: dict[str, Bools]) -> tuple[Floats, Bools]:
-    """The offset is far beyond the usual, steadily so in other epochs, and the prediction is believed."""
-    usual = expected_offsets(e, pairs)
-    surprise = votes.steady / np.maximum(usual, 0.05)
-    suspicion = np.full(len(e.predictions), np.nan)
-    suspicion[pairs.row] = _belief(e, pairs.row) * surprise / (surprise + DEVIATIONS)
-    beyond = (masks["T01"] | masks["T02"] | masks["T03"])[pairs.row]
-    if votes.epochs >= AGREEING_EPOCHS:
-        agreed = (votes.place >= AGREEING_EPOCHS) & (votes.place * 2 > votes.seen)
-    else:
-        agreed = (surprise > DEVIATIONS) & (_belief(e, pairs.row) > 1 - e.likely)
-    mask = np.zeros(len(e.predictions), np.bool_)
-    mask[pairs.row[beyond & agreed]] = True
-    return suspicion, mask
-
-
-def _headings_known(pairs: Offsets, flips: Bools) -> Floats:
-    """(P,) how far the front is told from the rear in the pair's class: 1 always, 0 not better than a coin.
-
-    1 - 2 h, h being the share of the class's pairs that are flipped; a coin flips half of them.
-    """
-    made = np.zeros(len(pairs.row))
-    for one in np.unique(pairs.label):
-        mine = pairs.label == one
-        made[mine] = max(1 - 2 * float(flips[mine].mean()), 0.0)
-    return made
-
-
-def _flipped(e: RoadEvidence, pairs: Offsets, votes: _Votes, flips: Bools) -> tuple[Floats, Bools]:
-    """The motion, or the other epochs, have the prediction's heading.
-
-    Epochs agree on a heading that was learned by chance too: their votes count as far as the headings of the
-    class are usually right.
-    """
-    asked = flips[pairs.row]
-    known = _headings_known(pairs, asked)
-    towards = np.full(len(pairs.row), np.nan)
-    if e.true_velocity is not None:
-        velocity = e.true_velocity[pairs.truth].astype(np.float64)
-        speed = np.hypot(velocity[:, 0], velocity[:, 1])
-        heading = np.arctan2(velocity[:, 1], velocity[:, 0])
-        moving = np.nan_to_num(speed) > MOVING
-        towards[moving] = np.cos(heading - e.predictions.box[pairs.row, 6].astype(np.float64))[moving]
-    share = np.divide(votes.heading, votes.seen, out=np.full(len(asked), 0.5), where=votes.seen > 0)
-    opposite = np.clip(pairs.errors[:, 2] / np.pi * 2 - 1, 0, 1)
-    # The motion decides where there is one; else the epochs, one doubtful vote added to either side.
-    smoothed = (votes.heading + 1.0) / (votes.seen + 2.0)
-    heading_share = np.where(np.isnan(towards), known * smoothed, (1 + np.nan_to_num(towards)) / 2)
-    suspicion = np.full(len(e.predictions), np.nan)
-    suspicion[pairs.row[asked]] = (heading_share * (0.5 + 0.25 * (opposite + _belief(e, pairs.row))))[asked]
-    voted = (votes.heading >= AGREEING_EPOCHS) & (share > 0.5) & (known > 0.5)
-    sure = np.where(np.isnan(towards), voted, np.nan_to_num(towards) > 0.5)
-    mask = np.zeros(len(e.predictions), np.bool_)
-    mask[pairs.row[asked & sure]] = True
-    return suspicion, mask
+DIAGNOSES: tuple[Diagnosis[Road], ...] = (
+    Diagnosis(
+        "T01",
+        "Depth error",
+        3,
+        "Depth supervision; check the calibration.",
+        "the offset along the sensor's ray is beyond the class's robust bound, and above the lateral one",
+        lambda r: r.of_pairs(r.off_along & r.further),
+    ),
+    Diagnosis(
+        "T02",
+        "Lateral error",
+        3,
+        "Check the calibration (extrinsics); finer bird's-eye grid.",
+        "the offset across the ray is beyond the class's robust bound",
+        lambda r: r.of_pairs(r.off_across & ~r.further),
+    ),
+    Diagnosis(
+        "T03",
+        "Vertical error",
+        2,
+        "Check the ground plane and the pitch.",
+        "the height of the centre is off by more than the class's robust bound",
+        lambda r: r.of_pairs(r.off_up),
+    ),
+    Diagnosis(
+        "T04",
+        "Size error",
+        2,
+        "Size prior; check the mix of classes. `detail` says `swapped` where width and length are exchanged.",
+        "1 - aligned IoU is beyond the class's robust bound",
+        lambda r: r.of_pairs(r.off_size),
+    ),
+    Diagnosis(
+        "T05",
+        "Yaw error",
+        2,
+        "Orientation loss.",
+        "turned by more than the class's robust bound, less than a quarter turn",
+        _turned,
+    ),
+    Diagnosis(
+        "T06",
+        "Yaw flip",
+        3,
+        "Direction classifier; look at T22 first.",
+        "turned by a quarter turn or more, in a class with a front",
+        lambda r: r.of_pairs(r.flips),
+    ),
+    Diagnosis(
+        "T07",
+        "Velocity error",
+        2,
+        "More sweeps; check the synchronisation.",
+        "the velocity is off by more than the class's robust bound",
+        _speed,
+        ("velocity",),
+    ),
+    Diagnosis(
+        "T10",
+        "Few-point miss",
+        2,
+        "More sweeps or fusion; may be out of specification.",
+        "not found, at most 5 sensor points",
+        _few_points,
+        ("n_points",),
+    ),
+    Diagnosis(
+        "T11",
+        "Range drop-off",
+        3,
+        "Data at this range; check the range limits of model and post-processing.",
+        "in a 10 m range bin where its class fails more than elsewhere and than others do there",
+        lambda r: r.of(r.bins.predictions, r.bins.truths),
+    ),
+    Diagnosis(
+        "T12",
+        "Sensor-sector dropout",
+        5,
+        "Check the sensor's health; exclude the frames.",
+        "in two or more consecutive 10-degree sectors that fall silent in this frame",
+        lambda r: r.of(truths=r.sectors.truths),
+        ("sectors",),
+    ),
+    Diagnosis(
+        "T13",
+        "Ghost",
+        3,
+        "Negatives with reflections and multipath.",
+        "overlaps no truth although sensor points are inside",
+        _ghost,
+        ("points_inside",),
+    ),
+    Diagnosis(
+        "T20",
+        "Suspected missing 3D label",
+        4,
+        "Add the box.",
+        "false and overlapping no truth, yet its error probability is low and other epochs have it too",
+        lambda r: r.of(r.unlabelled[1]),
+        ("answers",),
+    ),
+    Diagnosis(
+        "T21",
+        "Suspected shifted label",
+        4,
+        "Redraw.",
+        "T01 to T03, and other epochs agree with the prediction (without them: far more than usual)",
+        lambda r: r.of(r.shifted[1]),
+    ),
+    Diagnosis(
+        "T22",
+        "Suspected flipped label",
+        4,
+        "Turn the label round.",
+        "T06, and the motion has the prediction's heading, or other epochs do in a class whose headings "
+        "are mostly right",
+        lambda r: r.of(r.flipped[1]),
+        ("headings",),
+    ),
+)
+"""T01 to T22, beside D01 to D23; T20 takes the place of D20."""

@@ -9,19 +9,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mld_core.evaluation.codes.diagnosis import Diagnosis
-from mld_core.evaluation.detection.catalogue import DETECTION_CATALOGUE
-from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence, rank_codes
+from mld_core.evaluation.codes.diagnosis import ranked
+from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits
 from mld_core.evaluation.detection3d.bins import points_names, speed_names
-from mld_core.evaluation.detection3d.catalogue import ROAD_CATALOGUE
-from mld_core.evaluation.detection3d.diagnoses import RoadDiagnoses, RoadEvidence, diagnose_roads
+from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, RoadDiagnoses, diagnose_roads
+from mld_core.evaluation.detection3d.evidence import RoadEvidence
 from mld_core.evaluation.metrics.boxes import Bools, Floats
 from mld_core.evaluation.metrics.kitti import KittiFrames, kitti_metrics
 from mld_core.evaluation.metrics.nuscenes import ERRORS, NuscenesProfile, tp_errors
 
-CATALOGUE_3D: tuple[Diagnosis, ...] = (*DETECTION_CATALOGUE, *ROAD_CATALOGUE)
 REPLACED = ("D20",)
 """Codes of boxes in general that a 3D code takes the place of."""
 
@@ -60,15 +58,9 @@ def road_evidence(e: BoxEvidence) -> RoadEvidence:
 def with_roads(e: BoxEvidence, found: BoxDiagnoses) -> tuple[BoxDiagnoses, RoadDiagnoses]:
     """Add the 3D codes to the diagnoses of a pass."""
     road = diagnose_roads(road_evidence(e))
-    count, missed, rows = len(e.units.kept), e.units.missed, e.units.rows
+    count, missed = len(e.units.kept), e.units.missed
     masks: dict[str, Bools] = {code: mask for code, mask in found.found.masks.items() if code not in REPLACED}
-    for code in sorted({*road.predictions, *road.truths}):
-        mask = np.zeros(rows, np.bool_)
-        if code in road.predictions:
-            mask[:count] = road.predictions[code]
-        if code in road.truths:
-            mask[count:] = road.truths[code][missed]
-        masks[code] = mask
+    masks |= {code: np.append(mask, road.truths[code][missed]) for code, mask in road.predictions.items()}
     reasons = {code: why for code, why in found.found.not_computable.items() if code not in REPLACED}
     reasons |= road.not_computable
     suspicion: Floats = found.suspicion.copy()
@@ -76,8 +68,9 @@ def with_roads(e: BoxEvidence, found: BoxDiagnoses) -> tuple[BoxDiagnoses, RoadD
         suspicion[:count] = np.fmax(suspicion[:count], score)
     detail = found.detail.copy()
     detail[:count][road.swapped] = DETAILS.index("swapped")
-    ranked = rank_codes(masks, reasons, rows, CATALOGUE_3D)
-    return replace(found, found=ranked, suspicion=suspicion, detail=detail), road
+    registry = (*(one for one in found.found.registry if one.code not in REPLACED), *DIAGNOSES)
+    both = ranked(registry, masks, reasons, e.rows)
+    return replace(found, found=both, suspicion=suspicion, detail=detail), road
 
 
 def road_facts(records: BoxRecords, road: RoadDiagnoses) -> dict[str, Any]:

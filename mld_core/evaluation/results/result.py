@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from mld_core.evaluation.analysis.units import unit_name
+from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
 from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides
 from mld_core.evaluation.results.database import database, fetch, to_frame
@@ -50,8 +51,11 @@ class Result:
         folder: Where its tables lie (Parquet).
     """
 
-    def __init__(self, store: ResultStore, result_name: str) -> None:
+    def __init__(
+        self, store: ResultStore, result_name: str, *, diagnoses: Mapping[str, Diagnosis[Any]]
+    ) -> None:
         self._store = store
+        self._diagnoses = diagnoses
         self.folder, self.info = store.load(result_name)
         self.result_name = str(self.info["result_name"])
 
@@ -369,9 +373,8 @@ class Result:
                 "AND (is_error OR category IS NOT NULL) GROUP BY ALL ORDER BY dataset, category, counts "
                 "DESC, error_code",
             )
-        return Summary(
-            self.info, self.metrics_summary(full=True), self.issue_category_summary(full=True), codes
-        )
+        categories = self.issue_category_summary(full=True)
+        return Summary(self.info, self.metrics_summary(full=True), categories, codes, self._diagnoses)
 
     def get_summary(self) -> None:
         """Display metrics, categories and error codes: a table in a terminal, HTML in a notebook."""

@@ -13,8 +13,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from mld_core.evaluation.codes.catalogue import BY_CODE
 from mld_core.evaluation.codes.categories import MEANINGS
+from mld_core.evaluation.codes.diagnosis import Diagnosis
 
 MAX_COLUMNS = 4
 MAX_CODES = 6
@@ -42,12 +42,18 @@ class Summary:
     """The summary of a result; print it with rich, show it in a notebook, or `str()` it."""
 
     def __init__(
-        self, info: Mapping[str, Any], metrics: pd.DataFrame, categories: pd.DataFrame, codes: pd.DataFrame
+        self,
+        info: Mapping[str, Any],
+        metrics: pd.DataFrame,
+        categories: pd.DataFrame,
+        codes: pd.DataFrame,
+        diagnoses: Mapping[str, Diagnosis[Any]],
     ) -> None:
         self.info = info
         self.metrics = metrics
         self.categories = categories
         self.codes = codes
+        self.diagnoses = diagnoses
 
     @property
     def title(self) -> str:
@@ -110,9 +116,10 @@ class Summary:
         last = {str(one["dataset"]): one for one in self.info.get("facts", [])}
         for dataset, facts in last.items():
             counts = {code: n for code, n in facts.get("code_counts", {}).items() if n}
-            grave = sorted(counts, key=lambda code: (-BY_CODE[code].severity, -counts[code], code))
+            known = self.diagnoses
+            grave = sorted(counts, key=lambda code: (-known[code].severity, -counts[code], code))
             for code in grave[:MAX_DIAGNOSES]:
-                found = BY_CODE[code]
+                found = known[code]
                 text = {"code": f"{code} {found.title}", "severity": f"{found.severity}"}
                 rows.append({"dataset": dataset, **text, "counts": f"{counts[code]}", "action": found.action})
         return pd.DataFrame(rows, columns=["dataset", "code", "severity", "counts", "action"])

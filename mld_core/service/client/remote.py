@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError, known, near
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import RESULT_FILE, ResultStore
@@ -209,7 +210,7 @@ class RemoteEvaluator:
                 shutil.rmtree(tmp, ignore_errors=True)
                 shutil.rmtree(old, ignore_errors=True)
         cache.ensure_run(self._run, {})
-        return Result(results, result_name)
+        return Result(results, result_name, diagnoses=BY_CODE)
 
     def _download(self, folder: Path, result_id: str, info: dict[str, Any]) -> None:
         for file in self._client.pages(f"/v1/results/{result_id}/files"):

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import road_simulation as roads
 from _table import markdown, write_section
 
-from mld_core.evaluation.detection3d.diagnoses import diagnose_roads, offsets_of
+from mld_core.evaluation.detection3d.diagnoses import diagnose_roads
+from mld_core.evaluation.detection3d.evidence import offsets_of
 from mld_core.evaluation.metrics.nuscenes import match_by_distance
 
 

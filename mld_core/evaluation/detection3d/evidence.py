@@ -1,0 +1,353 @@
+"""What the 3D diagnoses read: boxes, matched pairs and their offsets, other epochs, suspected labels.
+
+A robust bound is the class median + 3 x 1.4826 x MAD over the matched pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from mld_core.evaluation.detection3d.bins import polar
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Pairs, Predictions, Truths, group_pairs
+from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, near_pairs, tp_errors
+from mld_core.evaluation.statistics.folds import FOLDS, assign_folds
+from mld_core.geometry.boxes import wrap_yaw
+from mld_core.geometry.iou import bev_iou_aligned
+
+MAD_TO_SIGMA = 1.4826
+DEVIATIONS = 3.0
+OFFSET_FLOOR = 0.5
+"""Metres below which no offset is an error: nuScenes' smallest matching distance."""
+
+MOVING = 1.0
+"""m/s from which the motion tells the heading."""
+
+AGREEING_EPOCHS = 2
+AGREEMENT_METRES = 0.5
+SEARCH_METRES = 4.0
+LEAST_OVERLAP = 0.1
+"""Footprint IoU from which a prediction is about a truth that is there."""
+
+LEAST_PAIRS = 50
+"""Matched pairs below which offsets are judged by the class alone."""
+
+
+@dataclass(frozen=True)
+class RoadEvidence:
+    """Everything the predicates read: N kept predictions, G truths, F frames.
+
+    Attributes:
+        predictions: (N,) boxes at the operating threshold.
+        truths: (G,) truths.
+        truth: (N,) truth of its own class each prediction found closer than 2 m, -1 for none.
+        counted: (N,) predictions that are right or wrong; false are those of them without a truth.
+        missed: (G,) truths that count and were not found.
+        silent: (G,) truths with no prediction of any class and score closer than 2 m.
+        profile: what differs between classes.
+        frames: F.
+        recorded: every recorded prediction, whatever its score.
+        velocity: (N, 2) m/s or None.
+        true_velocity: (G, 2) m/s or None.
+        n_points: (G,) sensor points in the truths, negative unknown, or None.
+        points_inside: (N,) sensor points in the predicted boxes, or None.
+        error_proba: (N,) probability to be wrong, or None.
+        likely: error probability up to which a box is believed (t2).
+        epochs: predictions of other epochs under the same frame numbers.
+    """
+
+    predictions: Predictions
+    truths: Truths
+    truth: Ints
+    counted: Bools
+    missed: Bools
+    silent: Bools
+    profile: NuscenesProfile
+    frames: int
+    recorded: Predictions
+    velocity: NDArray[np.floating] | None = None
+    true_velocity: NDArray[np.floating] | None = None
+    n_points: NDArray[np.integer] | None = None
+    points_inside: NDArray[np.integer] | None = None
+    error_proba: Floats | None = None
+    likely: float = 0.5
+    epochs: Sequence[Predictions] = ()
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """(P,) differences of matched pairs.
+
+    Attributes:
+        row: prediction.
+        truth: truth.
+        along: metres along the ray from the sensor, absolute.
+        across: metres across it, absolute.
+        up: metres of height, absolute.
+        flat: distance in the ground plane.
+        errors: (P, 4) as `metrics_nuscenes.tp_errors`.
+        period: radians after which the class looks the same.
+        label: class.
+    """
+
+    row: Ints
+    truth: Ints
+    along: Floats
+    across: Floats
+    up: Floats
+    flat: Floats
+    errors: Floats
+    period: Floats
+    label: Ints
+
+
+def offsets_of(e: RoadEvidence) -> Offsets:
+    """Differences of the matched pairs, seen from the sensor."""
+    row = np.flatnonzero(e.truth >= 0)
+    truth = e.truth[row]
+    said, true = e.predictions.box[row].astype(np.float64), e.truths.box[truth].astype(np.float64)
+    gap = said[:, :3] - true[:, :3]
+    far = np.hypot(true[:, 0], true[:, 1])
+    ray = np.divide(
+        true[:, :2], far[:, None], out=np.tile([1.0, 0.0], (len(true), 1)), where=far[:, None] > 0
+    )
+    along = np.abs((gap[:, :2] * ray).sum(axis=1))
+    across = np.abs(gap[:, 1] * ray[:, 0] - gap[:, 0] * ray[:, 1])
+    label = e.truths.label[truth]
+    period = e.profile.period[label]
+    errors = tp_errors(
+        said,
+        true,
+        period,
+        e.velocity[row] if e.velocity is not None else None,
+        e.true_velocity[truth] if e.true_velocity is not None else None,
+    )
+    flat = np.hypot(gap[:, 0], gap[:, 1])
+    return Offsets(row, truth, along, across, np.abs(gap[:, 2]), flat, errors, period, label)
+
+
+def robust_bound(values: Floats, label: Ints, floor: float = 0.0) -> Floats:
+    """(P,) class median + 3 x 1.4826 x MAD of each value's class, at least `floor`; NaN values are left out.
+
+    Example:
+        >>> robust_bound(np.array([1.0, 2, 3, 4, 5]), np.zeros(5, int)).round(2).tolist()[0]
+        7.45
+    """
+    made = np.full(len(values), np.inf)
+    for one in np.unique(label):
+        mine = label == one
+        known = values[mine & ~np.isnan(values)]
+        if len(known):
+            middle = float(np.median(known))
+            spread = MAD_TO_SIGMA * float(np.median(np.abs(known - middle)))
+            made[mine] = max(middle + DEVIATIONS * spread, floor)
+    return made
+
+
+# --- what other epochs say ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Of each matched pair, over the other epochs.
+
+    Attributes:
+        epochs: how many epochs there are.
+        seen: (P,) epochs with a box of the class near the prediction or the truth.
+        place: (P,) epochs whose box lies within 0.5 m of the prediction and nearer to it than to the truth.
+        heading: (P,) epochs whose box has the prediction's heading rather than the truth's.
+        steady: (P,) mean over epochs and this one of the offset from the truth: its length, metres.
+    """
+
+    epochs: int
+    seen: Ints
+    place: Ints
+    heading: Ints
+    steady: Floats
+
+
+def votes_of(e: RoadEvidence, pairs: Offsets) -> Votes:
+    """Count the other epochs that are with the prediction, and those with the truth."""
+    count = len(pairs.row)
+    seen, place, heading = (np.zeros(count, np.int64) for _ in range(3))
+    said, true = e.predictions.box[pairs.row].astype(np.float64), e.truths.box[pairs.truth].astype(np.float64)
+    total = said[:, :2] - true[:, :2]
+    frame = e.predictions.frame[pairs.row]
+    for other in e.epochs:
+        found = _nearest(frame, pairs.label, said, other)
+        rows = np.flatnonzero(found >= 0)
+        box = other.box[found[rows]].astype(np.float64)
+        to_said = np.hypot(*(box[:, :2] - said[rows, :2]).T)
+        to_true = np.hypot(*(box[:, :2] - true[rows, :2]).T)
+        seen[rows] += 1
+        place[rows] += (to_said < AGREEMENT_METRES) & (to_said < to_true)
+        heading[rows] += np.abs(wrap_yaw(box[:, 6] - said[rows, 6])) < np.abs(
+            wrap_yaw(box[:, 6] - true[rows, 6])
+        )
+        total[rows] += box[:, :2] - true[rows, :2]
+    return Votes(len(e.epochs), seen, place, heading, np.hypot(*total.T) / (1 + seen))
+
+
+def _nearest(frame: Ints, label: Ints, box: Floats, other: Predictions) -> Ints:
+    """(P,) row of the nearest prediction of the class within 2 m in another epoch, -1 for none."""
+    top = 1 + max(int(label.max(initial=0)), int(other.label.max(initial=0)))
+    target = other.frame * top + other.label
+    order = np.argsort(target, kind="stable")
+    near: Pairs = near_pairs(box, frame * top + label, other.box[order], target[order], SEARCH_METRES / 2)
+    made = np.full(len(frame), -1, np.int64)
+    by_distance = np.lexsort((-near.value, near.left))
+    made[near.left[by_distance]] = order[near.right[by_distance]]
+    return made
+
+
+# --- suspected labels ---------------------------------------------------------------------------------------
+
+
+def overlapping_truth(e: RoadEvidence) -> Bools:
+    """(N,) predictions whose footprint overlaps a truth of any class."""
+    made = np.zeros(len(e.predictions), np.bool_)
+    said, true = e.predictions.box.astype(np.float64), e.truths.box.astype(np.float64)
+    reach, other = np.hypot(said[:, 3], said[:, 4]) / 2, np.hypot(true[:, 3], true[:, 4]) / 2
+    order = np.argsort(e.truths.frame, kind="stable")
+    for i, at in group_pairs(e.predictions.frame, e.truths.frame[order]):
+        j = order[at]
+        near = np.hypot(said[i, 0] - true[j, 0], said[i, 1] - true[j, 1]) < reach[i] + other[j]
+        a, b = i[near], j[near]
+        made[a[bev_iou_aligned(said[a], true[b]) >= LEAST_OVERLAP]] = True
+    return made
+
+
+def unlabelled(e: RoadEvidence, alone: Bools, error_proba: Floats) -> tuple[Floats, Bools]:
+    """A false prediction that overlaps no truth and looks like a right one, here and in other epochs."""
+    rows = np.flatnonzero(alone)
+    box, label, frame = (
+        e.predictions.box[rows].astype(np.float64),
+        e.predictions.label[rows],
+        e.predictions.frame[rows],
+    )
+    said = e.predictions.score[rows]
+    votes = np.zeros(len(rows))
+    for other in e.epochs:
+        found = _nearest(frame, label, box, other)
+        there = np.flatnonzero(found >= 0)
+        votes[there] += other.score[found[there]] >= said[there] / 2
+    belief = np.clip(1 - error_proba[rows], 1e-6, 1 - 1e-6)
+    # Each vote counts as one of a coin tossed with a flat prior.
+    odds = belief / (1 - belief) * (votes + 1) / (len(e.epochs) - votes + 1)
+    suspicion, mask = np.full(len(e.predictions), np.nan), np.zeros(len(e.predictions), np.bool_)
+    suspicion[rows] = odds / (1 + odds)
+    mask[rows] = (error_proba[rows] <= e.likely) & (votes * 2 >= len(e.epochs))
+    return suspicion, mask
+
+
+def _belief(e: RoadEvidence, rows: Ints) -> Floats:
+    """(P,) how far a prediction is trusted: 1 - error probability, or its score."""
+    if e.error_proba is None:
+        return np.clip(e.predictions.score[rows].astype(np.float64), 0, 1)
+    return 1 - e.error_proba[rows]
+
+
+def expected_offsets(e: RoadEvidence, pairs: Offsets) -> Floats:
+    """(P,) metres by which such a prediction usually lies off its truth, from what does not see the truth.
+
+    Cross-fitted boosted trees over range, azimuth, class, size, score and points of the truth, on the log of
+    the distance; the class median with fewer than 50 pairs.
+    """
+    target = np.log(np.maximum(pairs.flat, 0.01))
+    if len(target) < LEAST_PAIRS:
+        return np.exp(_class_median(target, pairs.label))
+    box = e.predictions.box[pairs.row].astype(np.float64)
+    distance, azimuth = polar(box)
+    columns = [distance, azimuth, pairs.label, np.log(np.maximum(box[:, 3:6], 1e-3)).sum(axis=1)]
+    columns.append(e.predictions.score[pairs.row])
+    if e.n_points is not None:
+        columns.append(np.log1p(np.maximum(e.n_points[pairs.truth], 0)))
+    table = np.column_stack(columns)
+    folds = assign_folds(e.predictions.frame[pairs.row], "0")
+    made = np.empty(len(target))
+    for fold in range(FOLDS):
+        held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if len(held) == 0:
+            continue
+        if len(rest) < LEAST_PAIRS:
+            made[held] = np.median(target)
+            continue
+        trees = HistGradientBoostingRegressor(
+            max_iter=60,
+            learning_rate=0.1,
+            max_leaf_nodes=15,
+            min_samples_leaf=40,
+            early_stopping=False,
+            random_state=0,
+        )
+        made[held] = trees.fit(table[rest], target[rest]).predict(table[held])
+    return np.exp(made)
+
+
+def _class_median(values: Floats, label: Ints) -> Floats:
+    made = np.zeros(len(values))
+    for one in np.unique(label):
+        made[label == one] = np.median(values[label == one])
+    return made
+
+
+def shifted(e: RoadEvidence, pairs: Offsets, votes: Votes, offset: Bools) -> tuple[Floats, Bools]:
+    """The offset is far beyond the usual, steadily so in other epochs, and the prediction is believed.
+
+    `offset` (P,) are the pairs of T01 to T03.
+    """
+    usual = expected_offsets(e, pairs)
+    surprise = votes.steady / np.maximum(usual, 0.05)
+    suspicion = np.full(len(e.predictions), np.nan)
+    suspicion[pairs.row] = _belief(e, pairs.row) * surprise / (surprise + DEVIATIONS)
+    if votes.epochs >= AGREEING_EPOCHS:
+        agreed = (votes.place >= AGREEING_EPOCHS) & (votes.place * 2 > votes.seen)
+    else:
+        agreed = (surprise > DEVIATIONS) & (_belief(e, pairs.row) > 1 - e.likely)
+    mask = np.zeros(len(e.predictions), np.bool_)
+    mask[pairs.row[offset & agreed]] = True
+    return suspicion, mask
+
+
+def _headings_known(pairs: Offsets, flips: Bools) -> Floats:
+    """(P,) how far the front is told from the rear in the pair's class: 1 always, 0 not better than a coin.
+
+    1 - 2 h, h being the share of the class's pairs that are flipped; a coin flips half of them.
+    """
+    made = np.zeros(len(pairs.row))
+    for one in np.unique(pairs.label):
+        mine = pairs.label == one
+        made[mine] = max(1 - 2 * float(flips[mine].mean()), 0.0)
+    return made
+
+
+def flipped(e: RoadEvidence, pairs: Offsets, votes: Votes, asked: Bools) -> tuple[Floats, Bools]:
+    """The motion, or the other epochs, have the prediction's heading.
+
+    Epochs agree on a heading that was learned by chance too: their votes count as far as the headings of the
+    class are usually right. `asked` (P,) are the pairs of T06.
+    """
+    known = _headings_known(pairs, asked)
+    towards = np.full(len(pairs.row), np.nan)
+    if e.true_velocity is not None:
+        velocity = e.true_velocity[pairs.truth].astype(np.float64)
+        speed = np.hypot(velocity[:, 0], velocity[:, 1])
+        heading = np.arctan2(velocity[:, 1], velocity[:, 0])
+        moving = np.nan_to_num(speed) > MOVING
+        towards[moving] = np.cos(heading - e.predictions.box[pairs.row, 6].astype(np.float64))[moving]
+    share = np.divide(votes.heading, votes.seen, out=np.full(len(asked), 0.5), where=votes.seen > 0)
+    opposite = np.clip(pairs.errors[:, 2] / np.pi * 2 - 1, 0, 1)
+    # The motion decides where there is one; else the epochs, one doubtful vote added to either side.
+    smoothed = (votes.heading + 1.0) / (votes.seen + 2.0)
+    heading_share = np.where(np.isnan(towards), known * smoothed, (1 + np.nan_to_num(towards)) / 2)
+    suspicion = np.full(len(e.predictions), np.nan)
+    suspicion[pairs.row[asked]] = (heading_share * (0.5 + 0.25 * (opposite + _belief(e, pairs.row))))[asked]
+    voted = (votes.heading >= AGREEING_EPOCHS) & (share > 0.5) & (known > 0.5)
+    sure = np.where(np.isnan(towards), voted, np.nan_to_num(towards) > 0.5)
+    mask = np.zeros(len(e.predictions), np.bool_)
+    mask[pairs.row[asked & sure]] = True
+    return suspicion, mask
