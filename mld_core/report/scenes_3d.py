@@ -124,7 +124,7 @@ def _codes(units: PassUnits) -> dict[str, dict[str, Any]]:
             "title": BY_CODE[code].title,
             "severity": BY_CODE[code].severity,
             "action": BY_CODE[code].action,
-            "why": BY_CODE[code].predicate,
+            "why": BY_CODE[code].when,
         }
         for code in found.tolist()
         if code in BY_CODE

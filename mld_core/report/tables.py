@@ -165,7 +165,7 @@ def diagnosis_rows(units: PassUnits) -> list[dict[str, Any]]:
                 "n": n,
                 "primary": first[code],
                 "share": plain(n / max(units.rows, 1)),
-                "predicate": entry.predicate,
+                "predicate": entry.when,
                 "action": entry.action,
             }
         )
