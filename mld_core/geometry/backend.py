@@ -64,23 +64,16 @@ def _compile_once() -> None:
 def _compile_all() -> None:
     """Call every compiled kernel once per dtype, through the same code that uses it."""
     from mld_core.geometry import iou, nms
-    from mld_core.geometry.kernels import axis as _axis
 
     for dtype in (np.float32, np.float64):
         flat = np.array([[0, 0, 2, 2], [1, 1, 3, 3]], dtype)
         deep = np.array([[0, 0, 0, 2, 4, 1, 0.1], [1, 0, 0, 2, 4, 1, 0.2]], dtype)
         scores, labels = np.array([0.9, 0.8], dtype), np.array([0, 1])
-        for mode in _axis.AXIS_MODES:
-            iou.pairwise_boxes(flat, flat, mode, "numba")
-        for rows in (
-            iou.bev_iou,
-            iou.iou_3d,
-            iou.giou_3d,
-            iou.bev_iou_aligned,
-            iou.iou_3d_aligned,
-            iou.giou_3d_aligned,
-        ):
-            rows(deep, deep, backend="numba")
+        for mode in _arrays.AXIS_MODES:
+            iou.overlaps(flat, flat, mode, "numba")
+        for rotated in ("bev", "3d", "giou_3d"):
+            for aligned in (False, True):
+                iou.overlaps(deep, deep, rotated, "numba", aligned=aligned)
         for given in (None, labels):
             nms.nms(flat, scores, given, backend="numba")
             nms.nms_bev(deep, scores, given, backend="numba")

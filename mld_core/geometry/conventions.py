@@ -7,29 +7,29 @@ BEVFusion, OpenPCDet 0.2 and later, det3d (CenterPoint), the KITTI and nuScenes 
 against point counts in real LiDAR frames.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mld_core.geometry.boxes import Matrix, rigid_parts, transform_boxes, transform_velocities, wrap_yaw
 from mld_core.geometry.kernels.arrays import A, is_tensor, namespace, prepare, require_boxes
 
-Converted: TypeAlias = tuple[Any, Any]
-Converter: TypeAlias = Callable[[Any, Matrix | None], Converted]
+BOTTOM, GRAVITY = "bottom", "gravity"
+OLD_YAW = "clockwise from -y"
 
 
 class Convention(NamedTuple):
-    """One way to write a box: its columns, what must be known about them, and the converter."""
+    """One way to write a box: its columns, where its centre lies in height, and what its yaw means."""
 
     name: str
     columns: str
     widths: tuple[int, ...]
     center_z: str
     yaw: str
-    needs_transform: bool
-    convert: Converter
+    needs_transform: bool = False
 
 
 def to_standard(boxes: A, convention: str, transform: Matrix | None = None) -> tuple[A, A | None]:
@@ -66,132 +66,77 @@ def to_standard(boxes: A, convention: str, transform: Matrix | None = None) -> t
         )
     if transform is not None and not (rule.needs_transform or convention == "nuscenes"):
         raise ValueError(f"{convention} boxes take no transform; convert first, then boxes.transform_boxes")
-    rows = prepare((boxes,), "torch" if is_tensor(boxes) else "numpy").arrays[0]
-    converted, velocities = rule.convert(rows, transform)
+    rows: Any = prepare((boxes,), "torch" if is_tensor(boxes) else "numpy").arrays[0]
+    read: Any = {"kitti_camera": _kitti_camera, "nuscenes": _nuscenes}.get(convention, _as_written)
+    converted, velocities = read(rule, rows, transform)
     return converted, velocities
 
 
-def _rows(rows: Any, columns: list[Any]) -> Any:
+def _columns(rule: Convention, rows: Any) -> dict[str, Any]:
+    """The columns of native rows by the names the convention gives them, as far as the rows hold them."""
+    names = re.findall(r"\w+", rule.columns.partition("]")[0])
+    return {name: rows[:, k] for k, name in enumerate(names[: rows.shape[1]])}
+
+
+def _stacked(rows: Any, columns: list[Any]) -> Any:
     xp: Any = namespace(rows)
     return xp.stack(columns, -1)
 
 
-def _old_yaw(yaw: Any) -> Any:
+def _velocity(rows: Any, column: dict[str, Any]) -> Any:
+    return _stacked(rows, [column["vx"], column["vy"]]) if "vx" in column else None
+
+
+def _turned(yaw: Any) -> Any:
     """Clockwise from -y, to counter-clockwise from +x."""
     return wrap_yaw(-yaw - np.pi / 2)
 
 
-def _velocity(t: Any, first: int) -> Any:
-    return t[:, first : first + 2] if t.shape[1] >= first + 2 else None
+def _as_written(rule: Convention, rows: Any, _: Matrix | None) -> tuple[Any, Any]:
+    """The frame is right as it is: columns in order, the centre lifted, the yaw turned."""
+    column = _columns(rule, rows)
+    z = column["z"] + column["h"] / 2 if rule.center_z == BOTTOM else column["z"]
+    yaw = _turned(column["yaw"]) if rule.yaw == OLD_YAW else wrap_yaw(column["yaw"])
+    boxes = [column["x"], column["y"], z, column["w"], column["l"], column["h"], yaw]
+    return _stacked(rows, boxes), _velocity(rows, column)
 
 
-def _mmdet3d_old(t: Any, _: Matrix | None) -> Converted:
-    z = t[:, 2] + t[:, 5] / 2
-    return _rows(t, [t[:, 0], t[:, 1], z, t[:, 3], t[:, 4], t[:, 5], _old_yaw(t[:, 6])]), _velocity(t, 7)
-
-
-def _mmdet3d_new(t: Any, _: Matrix | None) -> Converted:
-    z = t[:, 2] + t[:, 5] / 2
-    return _rows(t, [t[:, 0], t[:, 1], z, t[:, 4], t[:, 3], t[:, 5], wrap_yaw(t[:, 6])]), _velocity(t, 7)
-
-
-def _mit_bevfusion(t: Any, _: Matrix | None) -> Converted:
-    # The class says "bottom", but targets add h/2 and the decoder takes it off: column 2 is the gravity
-    # centre.
-    return _rows(t, [t[:, k] for k in range(6)] + [_old_yaw(t[:, 6])]), _velocity(t, 7)
-
-
-def _openpcdet(t: Any, _: Matrix | None) -> Converted:
-    return _rows(t, [t[:, k] for k in (0, 1, 2, 4, 3, 5)] + [wrap_yaw(t[:, 6])]), _velocity(t, 7)
-
-
-def _det3d(t: Any, _: Matrix | None) -> Converted:
-    return _rows(t, [t[:, k] for k in range(6)] + [_old_yaw(t[:, 6])]), None
-
-
-def _det3d_velocity(t: Any, _: Matrix | None) -> Converted:
-    return _rows(t, [t[:, k] for k in range(6)] + [_old_yaw(t[:, 8])]), t[:, 6:8]
-
-
-def _kitti_camera(t: Any, lidar_to_camera: Matrix | None) -> Converted:
+def _kitti_camera(rule: Convention, rows: Any, lidar_to_camera: Matrix | None) -> tuple[Any, Any]:
+    column = _columns(rule, rows)
     turn, shift = rigid_parts(np.eye(4) if lidar_to_camera is None else lidar_to_camera)
     back = -turn.T @ shift
-    center = [sum(float(turn[k, i]) * t[:, k] for k in range(3)) + float(back[i]) for i in range(3)]
-    center[2] = center[2] + t[:, 4] / 2
-    return _rows(t, [*center, t[:, 5], t[:, 3], t[:, 4], _old_yaw(t[:, 6])]), None
+    center = [sum(float(turn[k, i]) * rows[:, k] for k in range(3)) + float(back[i]) for i in range(3)]
+    center[2] = center[2] + column["h"] / 2
+    boxes = [*center, column["w"], column["l"], column["h"], _turned(column["ry"])]
+    return _stacked(rows, boxes), None
 
 
-def _nuscenes(t: Any, from_global: Matrix | None) -> Converted:
-    xp: Any = namespace(t)
-    w, x, y, z = (t[:, k] for k in range(6, 10))
+def _nuscenes(rule: Convention, rows: Any, from_global: Matrix | None) -> tuple[Any, Any]:
+    column = _columns(rule, rows)
+    w, x, y, z = (column[name] for name in ("qw", "qx", "qy", "qz"))
+    xp: Any = namespace(rows)
     yaw = xp.arctan2(2 * (w * z + x * y), w * w + x * x - y * y - z * z)
-    boxes, velocity = _rows(t, [t[:, k] for k in range(6)] + [wrap_yaw(yaw)]), _velocity(t, 10)
+    boxes = _stacked(rows, [rows[:, k] for k in range(6)] + [wrap_yaw(yaw)])
+    velocity = _velocity(rows, column)
     if from_global is None:
         return boxes, velocity
-    return transform_boxes(boxes, from_global), (
-        None if velocity is None else transform_velocities(velocity, from_global)
-    )
+    moved = None if velocity is None else transform_velocities(velocity, from_global)
+    return transform_boxes(boxes, from_global), moved
 
 
+_OLD, _NEW = "[x, y, z, w, l, h, yaw(, vx, vy)]", "[x, y, z, l, w, h, yaw(, vx, vy)]"
+_CAMERA = "[x, y, z, l, h, w, ry], rectified camera frame"
+_GLOBAL = "[x, y, z, w, l, h, qw, qx, qy, qz(, vx, vy)], global frame"
 _TABLE = (
-    Convention(
-        "mmdet3d<1.0",
-        "[x, y, z, w, l, h, yaw(, vx, vy)]",
-        (7, 9),
-        "bottom",
-        "clockwise from -y",
-        False,
-        _mmdet3d_old,
-    ),
-    Convention(
-        "mmdet3d>=1.0",
-        "[x, y, z, l, w, h, yaw(, vx, vy)]",
-        (7, 9),
-        "bottom",
-        "ccw from +x",
-        False,
-        _mmdet3d_new,
-    ),
-    Convention(
-        "mit_bevfusion",
-        "[x, y, z, w, l, h, yaw(, vx, vy)]",
-        (7, 9),
-        "gravity",
-        "clockwise from -y",
-        False,
-        _mit_bevfusion,
-    ),
-    Convention(
-        "openpcdet", "[x, y, z, l, w, h, yaw(, vx, vy)]", (7, 9), "gravity", "ccw from +x", False, _openpcdet
-    ),
-    Convention("det3d", "[x, y, z, w, l, h, yaw]", (7,), "gravity", "clockwise from -y", False, _det3d),
-    Convention(
-        "det3d_velocity",
-        "[x, y, z, w, l, h, vx, vy, yaw]",
-        (9,),
-        "gravity",
-        "clockwise from -y",
-        False,
-        _det3d_velocity,
-    ),
-    Convention(
-        "kitti_camera",
-        "[x, y, z, l, h, w, ry], rectified camera frame",
-        (7,),
-        "bottom",
-        "about camera y (down), from camera x",
-        True,
-        _kitti_camera,
-    ),
-    Convention(
-        "nuscenes",
-        "[x, y, z, w, l, h, qw, qx, qy, qz(, vx, vy)], global frame",
-        (10, 12),
-        "gravity",
-        "unit quaternion",
-        False,
-        _nuscenes,
-    ),
+    Convention("mmdet3d<1.0", _OLD, (7, 9), BOTTOM, OLD_YAW),
+    Convention("mmdet3d>=1.0", _NEW, (7, 9), BOTTOM, "ccw from +x"),
+    # The class says "bottom", but targets add h/2 and the decoder takes it off: z is the gravity centre.
+    Convention("mit_bevfusion", _OLD, (7, 9), GRAVITY, OLD_YAW),
+    Convention("openpcdet", _NEW, (7, 9), GRAVITY, "ccw from +x"),
+    Convention("det3d", "[x, y, z, w, l, h, yaw]", (7,), GRAVITY, OLD_YAW),
+    Convention("det3d_velocity", "[x, y, z, w, l, h, vx, vy, yaw]", (9,), GRAVITY, OLD_YAW),
+    Convention("kitti_camera", _CAMERA, (7,), BOTTOM, "about camera y (down), from camera x", True),
+    Convention("nuscenes", _GLOBAL, (10, 12), GRAVITY, "unit quaternion"),
 )
 
 # By name; "mmdet3d<1.0" is up to and with 0.18, "mmdet3d>=1.0" from 1.0.0rc0, "openpcdet" from 0.2.

@@ -25,19 +25,19 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.geometry.kernels import axis as _axis
-from mld_core.geometry.kernels import engine_numpy as _numpy
+from mld_core.geometry.kernels import engine_numpy
 from mld_core.geometry.kernels.arrays import (
+    AXIS_MODES,
     A,
     Backend,
     Call,
+    Mode,
     namespace,
     prepare,
     require_boxes,
-    require_pairs,
 )
-from mld_core.geometry.kernels.axis import AxisMode
-from mld_core.geometry.kernels.pairs import Mode, valid_rows
+from mld_core.geometry.kernels.axis import CHUNK, valid_corners
+from mld_core.geometry.kernels.pairs import valid_rows
 
 XYXY = "[x1, y1, x2, y2]"
 BEV = "[cx, cy, w, l, yaw] or [cx, cy, cz, w, l, h, yaw]"
@@ -63,7 +63,7 @@ def box_iou(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> box_iou(np.array([[0, 0, 2, 2.0]]), np.array([[1, 0, 3, 2.0], [5, 5, 6, 6.0]])).round(4)
     array([[0.3333, 0.    ]])
     """
-    return pairwise_boxes(a, b, "iou", backend)
+    return overlaps(a, b, "iou", backend)
 
 
 def box_giou(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -75,7 +75,7 @@ def box_giou(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> float(box_giou(np.array([[0, 0, 1, 1.0]]), np.array([[3, 0, 4, 1.0]]))[0, 0])
     -0.5
     """
-    return pairwise_boxes(a, b, "giou", backend)
+    return overlaps(a, b, "giou", backend)
 
 
 def box_diou(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -87,7 +87,7 @@ def box_diou(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> round(float(box_diou(np.array([[0, 0, 2, 2.0]]), np.array([[1, 0, 3, 2.0]]))[0, 0]), 4)  # 1/3 - 1/13
     0.2564
     """
-    return pairwise_boxes(a, b, "diou", backend)
+    return overlaps(a, b, "diou", backend)
 
 
 def box_ioa(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -99,7 +99,7 @@ def box_ioa(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> float(box_ioa(np.array([[0, 0, 2, 2.0]]), np.array([[1, 0, 9, 9.0]]))[0, 0])
     0.5
     """
-    return pairwise_boxes(a, b, "ioa", backend)
+    return overlaps(a, b, "ioa", backend)
 
 
 def box_iou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -109,7 +109,7 @@ def box_iou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> box_iou_aligned(np.array([[0, 0, 2, 2.0]]), np.array([[0, 0, 2, 1.0]]))
     array([0.5])
     """
-    return _aligned_boxes(a, b, "iou", backend)
+    return overlaps(a, b, "iou", backend, aligned=True)
 
 
 def box_giou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -119,7 +119,7 @@ def box_giou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> box_giou_aligned(np.array([[0, 0, 1, 1.0]]), np.array([[3, 0, 4, 1.0]]))
     array([-0.5])
     """
-    return _aligned_boxes(a, b, "giou", backend)
+    return overlaps(a, b, "giou", backend, aligned=True)
 
 
 def box_diou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -129,7 +129,7 @@ def box_diou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> box_diou_aligned(np.array([[0, 0, 2, 2.0]]), np.array([[1, 0, 3, 2.0]])).round(4)
     array([0.2564])
     """
-    return _aligned_boxes(a, b, "diou", backend)
+    return overlaps(a, b, "diou", backend, aligned=True)
 
 
 def box_ioa_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -139,7 +139,7 @@ def box_ioa_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> box_ioa_aligned(np.array([[0, 0, 2, 2.0]]), np.array([[1, 0, 9, 9.0]]))
     array([0.5])
     """
-    return _aligned_boxes(a, b, "ioa", backend)
+    return overlaps(a, b, "ioa", backend, aligned=True)
 
 
 def bev_iou(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -163,7 +163,7 @@ def bev_iou(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> round(float(bev_iou(np.array([[0, 0, 2, 2, 0.0]]), turned)[0, 0]), 6)
     0.707107
     """
-    return _pairwise(a, b, "bev", backend)
+    return overlaps(a, b, "bev", backend)
 
 
 def bev_iou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -173,7 +173,7 @@ def bev_iou_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> bev_iou_aligned(np.array([[0, 0, 2, 4, 0.0]]), np.array([[0, 0, 2, 4, np.pi / 2]])).round(4)
     array([0.3333])
     """
-    return _aligned(a, b, "bev", backend)
+    return overlaps(a, b, "bev", backend, aligned=True)
 
 
 def iou_3d(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -196,7 +196,7 @@ def iou_3d(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> float(iou_3d(box, box + [0, 0, 0.75, 0, 0, 0, 0]).round(6)[0, 0])  # half the height shared
     0.333333
     """
-    return _pairwise(a, b, "3d", backend)
+    return overlaps(a, b, "3d", backend)
 
 
 def iou_3d_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -206,7 +206,7 @@ def iou_3d_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> iou_3d_aligned(np.array([[0, 0, 0, 2, 4, 2, 0.0]]), np.array([[0, 0, 0, 2, 4, 1, 0.0]]))
     array([0.5])
     """
-    return _aligned(a, b, "3d", backend)
+    return overlaps(a, b, "3d", backend, aligned=True)
 
 
 def giou_3d(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -220,7 +220,7 @@ def giou_3d(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> float(giou_3d(a, b)[0, 0])
     -0.5
     """
-    return _pairwise(a, b, "giou_3d", backend)
+    return overlaps(a, b, "giou_3d", backend)
 
 
 def giou_3d_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
@@ -230,7 +230,7 @@ def giou_3d_aligned(a: A, b: A, *, backend: Backend | None = None) -> A:
     >>> giou_3d_aligned(np.array([[0, 0, 0, 1, 1, 1, 0.0]]), np.array([[3, 0, 0, 1, 1, 1, 0.0]]))
     array([-0.5])
     """
-    return _aligned(a, b, "giou_3d", backend)
+    return overlaps(a, b, "giou_3d", backend, aligned=True)
 
 
 def center_distance(a: A, b: A, *, dims: int = 2) -> A:
@@ -260,7 +260,7 @@ def center_distance(a: A, b: A, *, dims: int = 2) -> A:
         return matrix
     out = np.empty((len(left), len(right)), left.dtype)
     columns = np.ascontiguousarray(right[:, :dims].T)
-    step = max(1, _axis.CHUNK // max(len(right), 1))
+    step = max(1, CHUNK // max(len(right), 1))
     for start in range(0, len(left), step):
         block = left[start : start + step]
         out[start : start + step] = _norm(np, [block[:, k, None] - columns[k] for k in range(dims)])
@@ -276,7 +276,7 @@ def center_distance_aligned(a: A, b: A, *, dims: int = 2) -> A:
     array([7.])
     """
     call, xp = _centers(a, b, dims)
-    require_pairs(a, b)
+    _require_pairs(a, b)
     left, right = call.arrays
     result: A = call.give_back(_norm(xp, [left[:, k] - right[:, k] for k in range(dims)]))
     return result
@@ -300,7 +300,7 @@ def invalid_boxes(boxes: A) -> A:
     """
     require_boxes(boxes, "boxes", (4, 5, 7), f"{XYXY}, {BEV}")
     xp: Any = namespace(boxes)
-    valid = _axis.valid_corners if boxes.shape[1] == 4 else valid_rows
+    valid = valid_corners if boxes.shape[1] == 4 else valid_rows
     result: A = ~valid(xp, boxes)
     return result
 
@@ -323,67 +323,32 @@ def _centers(a: Any, b: Any, dims: int) -> tuple[Call, Any]:
     return call, namespace(call.arrays[0])
 
 
-def pairwise_boxes(a: A, b: A, mode: AxisMode, backend: Backend | None) -> A:
-    """One of the axis-aligned quantities for every pair, by whichever engine fits."""
-    call = _boxes(a, b, backend)
-    left, right = call.arrays
-    engine: Any = _axis
-    if call.engine == "torch":
-        from mld_core.geometry.kernels import engine_torch as engine
-    elif call.engine == "numba":
-        from mld_core.geometry.kernels import engine_numba as engine
-    result: A = call.give_back(engine.box_pairwise(left, right, mode))
-    return result
-
-
-def _aligned_boxes(a: A, b: A, mode: AxisMode, backend: Backend | None) -> A:
-    require_pairs(a, b)
-    call = _boxes(a, b, backend)
-    left, right = call.arrays
-    engine: Any = _axis  # also for numba: linear work, nothing to win
-    if call.engine == "torch":
-        from mld_core.geometry.kernels import engine_torch as engine
-    result: A = call.give_back(engine.box_aligned(left, right, mode))
-    return result
-
-
-def _boxes(a: Any, b: Any, backend: Backend | None) -> Call:
-    require_boxes(a, "a", (4,), XYXY)
-    require_boxes(b, "b", (4,), XYXY)
-    return prepare((a, b), backend)
-
-
 def footprints(boxes: Any) -> Any:
     """(N, 5) footprints of (N, 5) or (N, 7) rows."""
     return boxes if boxes.shape[1] == 5 else boxes[:, [0, 1, 3, 4, 6]]
 
 
-def _engine(call: Call) -> Any:
-    engine: Any = _numpy
+def overlaps(a: A, b: A, mode: Mode, backend: Backend | None, *, aligned: bool = False) -> A:
+    """One of the quantities above for every pair, or for row k with row k, by whichever engine fits."""
+    widths, rows = ((4,), XYXY) if mode in AXIS_MODES else ((5, 7), BEV) if mode == "bev" else ((7,), BOX_3D)
+    if aligned:
+        _require_pairs(a, b)
+    for name, given in (("a", a), ("b", b)):
+        require_boxes(given, name, widths, rows)
+    left, right = (footprints(a), footprints(b)) if mode == "bev" else (a, b)
+    call = prepare((left, right), backend)
+    engine: Any = engine_numpy
     if call.engine == "torch":
         from mld_core.geometry.kernels import engine_torch as engine
     elif call.engine == "numba":
-        from mld_core.geometry.kernels import engine_numba_rotated as engine
-    return engine
-
-
-def _rotated(a: Any, b: Any, mode: Mode, backend: Backend | None) -> Call:
-    widths, rows = ((5, 7), BEV) if mode == "bev" else ((7,), BOX_3D)
-    require_boxes(a, "a", widths, rows)
-    require_boxes(b, "b", widths, rows)
-    if mode == "bev":
-        a, b = footprints(a), footprints(b)
-    return prepare((a, b), backend)
-
-
-def _pairwise(a: A, b: A, mode: Mode, backend: Backend | None) -> A:
-    call = _rotated(a, b, mode, backend)
-    result: A = call.give_back(_engine(call).rotated_pairwise(*call.arrays, mode))
+        from mld_core.geometry.kernels import engine_numba as engine
+    compute = engine.aligned if aligned else engine.pairwise
+    result: A = call.give_back(compute(*call.arrays, mode))
     return result
 
 
-def _aligned(a: A, b: A, mode: Mode, backend: Backend | None) -> A:
-    require_pairs(a, b)
-    call = _rotated(a, b, mode, backend)
-    result: A = call.give_back(_engine(call).rotated_aligned(*call.arrays, mode))
-    return result
+def _require_pairs(a: Any, b: Any) -> None:
+    if len(a) != len(b):
+        raise ValueError(
+            f"aligned boxes need equal row counts, got {len(a)} and {len(b)}; use the pairwise function"
+        )

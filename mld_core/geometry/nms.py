@@ -10,14 +10,13 @@ device. All engines keep the same rows, unless an IoU meets a threshold to withi
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mld_core.geometry.iou import BEV, BOX_3D, XYXY, footprints
-from mld_core.geometry.kernels import nms_numpy as _nms_numpy
-from mld_core.geometry.kernels.arrays import A, Backend, Call, is_tensor, prepare, require_boxes
-from mld_core.geometry.kernels.pairs import Mode
+from mld_core.geometry.kernels import nms_numpy
+from mld_core.geometry.kernels.arrays import A, Backend, NmsMode, is_tensor, prepare, require_boxes
 
 # One number for all, or one per label: a mapping, or a sequence indexed by label.
 Threshold: TypeAlias = float | Mapping[int, float] | Sequence[float]
@@ -57,10 +56,7 @@ def nms(
     array([1, 0, 2])
     """
     require_boxes(boxes, "boxes", (4,), XYXY)
-    call = prepare((boxes,), backend)
-    work = _in_order(call, boxes, scores, labels, iou_threshold, "iou_threshold")
-    kept: A = call.give_back(work.order[_keep_boxes(call, work, _most(max_output, len(boxes)))])
-    return kept
+    return _greedy(boxes, scores, labels, iou_threshold, max_output, "iou", backend)
 
 
 def nms_bev(
@@ -96,7 +92,7 @@ def nms_bev(
     """
     require_boxes(boxes, "boxes", (5, 7), BEV)
     flat: A = footprints(boxes)
-    return _nms_rotated(flat, scores, labels, iou_threshold, max_output, "bev", backend)
+    return _greedy(flat, scores, labels, iou_threshold, max_output, "bev", backend)
 
 
 def nms_3d(
@@ -131,7 +127,7 @@ def nms_3d(
     array([0, 2])
     """
     require_boxes(boxes, "boxes", (7,), BOX_3D)
-    return _nms_rotated(boxes, scores, labels, iou_threshold, max_output, "3d", backend)
+    return _greedy(boxes, scores, labels, iou_threshold, max_output, "3d", backend)
 
 
 def nms_circle(
@@ -168,84 +164,20 @@ def nms_circle(
     """
     if boxes.ndim != 2 or boxes.shape[1] < 2:
         raise ValueError(f"boxes has shape {tuple(boxes.shape)}; pass (N, 2 or more) rows [cx, cy, ...]")
-    call = prepare((boxes,), backend)
-    work = _in_order(call, boxes, scores, labels, distance_threshold, "distance_threshold")
-    kept: A = call.give_back(work.order[_keep_circles(call, work, _most(max_output, len(boxes)))])
-    return kept
+    return _greedy(boxes, scores, labels, distance_threshold, max_output, "circle", backend)
 
 
-def _keep_boxes(call: Call, work: "_Work", most: int) -> Any:
-    ordered = call.arrays[0][work.order]
-    if call.engine == "torch":
-        from mld_core.geometry.kernels import nms_torch as _nms_torch
-
-        matrix = _nms_torch.box_matrix(ordered, work.limits.to(ordered.dtype), work.codes)
-        return _nms_torch.greedy(len(ordered), matrix, most, ordered.device)
-    limits = work.limits.astype(ordered.dtype)
-    if call.engine == "numba":
-        from mld_core.geometry.kernels import engine_numba as _numba
-
-        return _numba.nms_boxes(ordered, work.codes, limits, most)
-    rule = _nms_numpy.BoxRule(ordered, _nms_numpy.Rows(work.codes, limits))
-    return _nms_numpy.greedy(len(ordered), rule, most)
-
-
-def _keep_circles(call: Call, work: "_Work", most: int) -> Any:
-    ordered, limits = call.arrays[0][work.order, :2], work.limits**2
-    if call.engine == "torch":
-        from mld_core.geometry.kernels import nms_torch as _nms_torch
-
-        matrix = _nms_torch.circle_matrix(ordered.double(), limits, work.codes)
-        return _nms_torch.greedy(len(ordered), matrix, most, ordered.device)
-    x, y = np.ascontiguousarray(ordered.T, np.float64)
-    if call.engine == "numba":
-        from mld_core.geometry.kernels import engine_numba as _numba
-
-        return _numba.nms_circles(x, y, work.codes, limits, most)
-    return _nms_numpy.greedy(
-        len(ordered), _nms_numpy.CircleRule(x, y, _nms_numpy.Rows(work.codes, limits)), most
-    )
-
-
-def _nms_rotated(
+def _greedy(
     boxes: A,
     scores: A,
     labels: A | None,
     threshold: Threshold,
     max_output: int | None,
-    mode: Mode,
+    mode: NmsMode,
     backend: Backend | None,
 ) -> A:
+    """NMS by any engine: rows in score order go in, positions in that order come out."""
     call = prepare((boxes,), backend)
-    work = _in_order(call, boxes, scores, labels, threshold, "iou_threshold")
-    kept: A = call.give_back(work.order[_keep_rotated(call, work, _most(max_output, len(boxes)), mode)])
-    return kept
-
-
-def _keep_rotated(call: Call, work: "_Work", most: int, mode: Mode) -> Any:
-    ordered = call.arrays[0][work.order]
-    if call.engine == "torch":
-        from mld_core.geometry.kernels import nms_torch as _nms_torch
-
-        matrix = _nms_torch.rotated_matrix(ordered, work.limits, work.codes, mode)
-        return _nms_torch.greedy(len(ordered), matrix, most, ordered.device)
-    if call.engine == "numba":
-        from mld_core.geometry.kernels import engine_numba_rotated as _numba_rotated
-
-        return _numba_rotated.nms_rotated(ordered, work.codes, work.limits, most, mode)
-    rule = _nms_numpy.RotatedRule(ordered, _nms_numpy.Rows(work.codes, work.limits), mode)
-    return _nms_numpy.greedy(len(ordered), rule, most)
-
-
-class _Work(NamedTuple):
-    """Rows in score order: `order` into the input, class codes and float64 thresholds so ordered."""
-
-    order: Any
-    codes: Any
-    limits: Any
-
-
-def _in_order(call: Call, boxes: Any, scores: Any, labels: Any, threshold: Threshold, name: str) -> _Work:
     for what, given in (("scores", scores), ("labels", labels)):
         if given is None:
             continue
@@ -255,39 +187,54 @@ def _in_order(call: Call, boxes: Any, scores: Any, labels: Any, threshold: Thres
             )
         if tuple(given.shape) != (len(boxes),):
             raise ValueError(f"{what} has shape {tuple(given.shape)}; pass one per box: ({len(boxes)},)")
+    engine: Any = nms_numpy
+    ordered: Any = _in_order
     if call.engine == "torch":
-        return _tensors_in_order(scores, labels, threshold, name)
+        from mld_core.geometry.kernels import nms_torch as engine
+
+        ordered = _tensors_in_order
+    elif call.engine == "numba":
+        from mld_core.geometry.kernels import engine_numba as engine
+    order, codes, limits = ordered(
+        scores, labels, threshold, "distance_threshold" if mode == "circle" else "iou_threshold"
+    )
+    if max_output is not None and max_output < 0:
+        raise ValueError(f"max_output is {max_output}; pass a count, or None for no limit")
+    most = len(boxes) if max_output is None else min(max_output, len(boxes))
+    kept: A = call.give_back(order[engine.keep(call.arrays[0][order], codes, limits, most, mode)])
+    return kept
+
+
+def _in_order(scores: Any, labels: Any, threshold: Threshold, name: str) -> tuple[Any, Any, Any]:
+    """The order of the scores, and class codes (empty: one class) and float64 thresholds in that order."""
     values = prepare((scores,), "numpy" if not is_tensor(scores) else None).arrays[0]
     order = np.argsort(-np.asarray(values), kind="stable")
     if labels is None:
-        return _Work(order, np.zeros(0, np.int32), _limits(threshold, None, len(order), name))
+        return order, np.zeros(0, np.int32), np.full(len(order), _limits(threshold, None, name))
     known, codes = np.unique(np.asarray(labels), return_inverse=True)
-    per_label = _limits(threshold, known, len(known), name)
     codes = codes.reshape(-1)[order].astype(np.int32)
-    return _Work(order, codes, per_label[codes])
+    return order, codes, _limits(threshold, known, name)[codes]
 
 
-def _tensors_in_order(scores: Any, labels: Any, threshold: Threshold, name: str) -> _Work:
+def _tensors_in_order(scores: Any, labels: Any, threshold: Threshold, name: str) -> tuple[Any, Any, Any]:
+    """As `_in_order` on the tensors' device; codes are None for one class."""
     import torch
 
     order = torch.argsort(-scores.detach().double(), stable=True)
-    if labels is None:
-        limits = torch.from_numpy(_limits(threshold, None, len(order), name)).to(scores.device)
-        return _Work(order, None, limits)
-    if isinstance(threshold, (int, float)):  # the usual case needs no look at the labels from the host
-        limits = torch.full(
-            (len(order),), _limits(threshold, None, 1, name)[0], device=scores.device
-        ).double()
-        return _Work(order, labels[order], limits)
+    if labels is None or isinstance(threshold, (int, float)):
+        # The usual case needs no look at the labels from the host.
+        limit = float(_limits(threshold, None, name)[0])
+        limits = torch.full((len(order),), limit, dtype=torch.float64, device=scores.device)
+        return order, None if labels is None else labels[order], limits
     known, codes = torch.unique(labels, return_inverse=True)
-    limits = torch.from_numpy(_limits(threshold, known.cpu().numpy(), len(known), name)).to(scores.device)
-    return _Work(order, codes[order], limits[codes[order]])
+    limits = torch.from_numpy(_limits(threshold, known.cpu().numpy(), name)).to(scores.device)
+    return order, codes[order], limits[codes[order]]
 
 
-def _limits(threshold: Threshold, known: Any, count: int, name: str) -> Any:
-    """Threshold of each known label (or one for all, repeated), float64."""
+def _limits(threshold: Threshold, known: Any, name: str) -> Any:
+    """Threshold of each known label, or one for all where there are no labels, float64."""
     if isinstance(threshold, (int, float)):
-        limits = np.full(count, float(threshold))
+        limits = np.full(1 if known is None else len(known), float(threshold))
     elif known is None:
         raise ValueError(
             f"{name} holds one value per label, but no labels were given; pass labels or a number"
@@ -303,9 +250,3 @@ def _limits(threshold: Threshold, known: Any, count: int, name: str) -> Any:
     if len(wrong):
         raise ValueError(f"{name} is {wrong[0]}; pass a value from 0 to {top}")
     return limits
-
-
-def _most(max_output: int | None, count: int) -> int:
-    if max_output is not None and max_output < 0:
-        raise ValueError(f"max_output is {max_output}; pass a count, or None for no limit")
-    return count if max_output is None else min(max_output, count)

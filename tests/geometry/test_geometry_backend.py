@@ -74,11 +74,11 @@ def test_warm_up_in_the_background_then_auto_is_compiled(tmp_path):
     before = iou.bev_iou(rows, rows, backend="numpy")
     assert time.perf_counter() - start < 20 and thread.daemon
     thread.join()
-    import mld_core.geometry.kernels.engine_numba_rotated as compiled
+    import mld_core.geometry.kernels.engine_numba as compiled
     assert backend.compiled_ready()
     calls = []
-    inner = compiled.rotated_pairwise
-    compiled.rotated_pairwise = lambda *a: calls.append(1) or inner(*a)
+    inner = compiled.pairwise
+    compiled.pairwise = lambda *a: calls.append(1) or inner(*a)
     after = iou.bev_iou(rows, rows)
     print(len(calls), float(np.abs(after - before).max()) <= 1e-6)
     """

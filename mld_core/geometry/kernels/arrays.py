@@ -17,6 +17,12 @@ A = TypeVar("A", npt.NDArray[Any], "torch.Tensor")
 FloatArray: TypeAlias = npt.NDArray[Any]
 Backend: TypeAlias = Literal["auto", "numpy", "numba", "torch"]
 
+# What is computed of two boxes: of axis-aligned ones, of rotated footprints or of upright volumes.
+Mode: TypeAlias = Literal["iou", "giou", "diou", "ioa", "bev", "3d", "giou_3d"]
+AXIS_MODES: tuple[Mode, ...] = ("iou", "giou", "diou", "ioa")
+# What two boxes may share at most, or how far apart they must be, for NMS to keep both.
+NmsMode: TypeAlias = Literal["iou", "bev", "3d", "circle"]
+
 BACKENDS = ("auto", "numpy", "numba", "torch")
 ENV_BACKEND = "MLD_GEOMETRY_BACKEND"
 
@@ -116,16 +122,4 @@ def require_boxes(boxes: Any, name: str, widths: Sequence[int], rows: str) -> No
     if boxes.ndim != 2 or boxes.shape[1] not in widths:
         raise ValueError(
             f"{name} has shape {tuple(boxes.shape)}; pass (N, {' or '.join(map(str, widths))}) rows {rows}"
-        )
-
-
-def require_pairs(a: Any, b: Any) -> None:
-    """Check that two aligned arguments have the same number of rows.
-
-    Raises:
-        ValueError: they do not.
-    """
-    if len(a) != len(b):
-        raise ValueError(
-            f"aligned boxes need equal row counts, got {len(a)} and {len(b)}; use the pairwise function"
         )

@@ -1,14 +1,14 @@
-"""The numpy engine: pairwise and aligned IoU in bounded memory, structure of arrays."""
+"""The numpy engine: pairwise and aligned quantities in bounded memory, structure of arrays."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from mld_core.geometry.kernels.arrays import FloatArray
+from mld_core.geometry.kernels.arrays import AXIS_MODES, FloatArray, Mode
+from mld_core.geometry.kernels.axis import box_aligned, box_pairwise
 from mld_core.geometry.kernels.circles import Circles, circle_test, row_and_column
 from mld_core.geometry.kernels.pairs import (
-    Mode,
     Table,
     as_table,
     height_overlap,
@@ -61,8 +61,10 @@ def candidate_pairs(a: Table, b: Table, rows_a: FloatArray, rows_b: FloatArray) 
                 yield i[at : at + PAIR_CHUNK], j[at : at + PAIR_CHUNK]
 
 
-def rotated_pairwise(boxes_a: FloatArray, boxes_b: FloatArray, mode: Mode) -> FloatArray:
-    """IoU matrix (N, M) of rotated boxes in the boxes' dtype; pairs are computed in float64."""
+def pairwise(boxes_a: FloatArray, boxes_b: FloatArray, mode: Mode) -> FloatArray:
+    """Matrix (N, M) of `mode` in the boxes' dtype; pairs of rotated boxes are computed in float64."""
+    if mode in AXIS_MODES:
+        return box_pairwise(boxes_a, boxes_b, mode)
     valid_a, valid_b = valid_rows(np, boxes_a), valid_rows(np, boxes_b)
     a, b = table(boxes_a, valid_a), table(boxes_b, valid_b)
     if mode == "giou_3d":
@@ -90,8 +92,10 @@ def _generalised(a: Table, b: Table, valid_a: FloatArray, valid_b: FloatArray, d
     return out.reshape(n, m)
 
 
-def rotated_aligned(boxes_a: FloatArray, boxes_b: FloatArray, mode: Mode) -> FloatArray:
-    """IoU (N,) of row k of one with row k of the other, in the boxes' dtype."""
+def aligned(boxes_a: FloatArray, boxes_b: FloatArray, mode: Mode) -> FloatArray:
+    """`mode` (N,) of row k of one with row k of the other, in the boxes' dtype."""
+    if mode in AXIS_MODES:
+        return box_aligned(boxes_a, boxes_b, mode)
     out = np.full(len(boxes_a), -1.0 if mode == "giou_3d" else 0.0, boxes_a.dtype)
     for start in range(0, len(out), PAIR_CHUNK):
         part_a, part_b = boxes_a[start : start + PAIR_CHUNK], boxes_b[start : start + PAIR_CHUNK]

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from mld_core.geometry.kernels.axis import AxisMode, Corners, as_corners, box_values
-from mld_core.geometry.kernels.pairs import Mode, Table, as_table, height_overlap, pair_values, valid_rows
+from mld_core.geometry.kernels.arrays import AXIS_MODES, Mode
+from mld_core.geometry.kernels.axis import as_corners, box_values
+from mld_core.geometry.kernels.pairs import Table, as_table, height_overlap, pair_values, valid_rows
 from mld_core.geometry.kernels.rotated import edge_spans, overlap_area, relative_pose
 
 CHUNK = 1 << 22  # pairs of the matrix tested, or computed, at once
@@ -83,8 +84,10 @@ def candidates(
     return pairs[:, 0], pairs[:, 1]
 
 
-def rotated_pairwise(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -> torch.Tensor:
-    """IoU matrix (N, M) of rotated boxes; pairs that can overlap are computed in float64."""
+def pairwise(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -> torch.Tensor:
+    """Matrix (N, M) of `mode`; pairs of rotated boxes that can overlap are computed in float64."""
+    if mode in AXIS_MODES:
+        return _box_pairwise(boxes_a, boxes_b, mode)
     n, m = len(boxes_a), len(boxes_b)
     valid_a, valid_b = valid_rows(torch, boxes_a), valid_rows(torch, boxes_b)
     a, b = as_table(torch, wide(boxes_a, valid_a)), as_table(torch, wide(boxes_b, valid_b))
@@ -112,27 +115,22 @@ def rotated_pairwise(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -
     return out.reshape(n, m)
 
 
-def rotated_aligned(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -> torch.Tensor:
-    """IoU (N,) of row k of one with row k of the other."""
+def aligned(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -> torch.Tensor:
+    """`mode` (N,) of row k of one with row k of the other."""
+    if mode in AXIS_MODES:
+        corners = as_corners(torch, boxes_a), as_corners(torch, boxes_b)
+        return torch.as_tensor(box_values(torch, mode, *corners))
     valid = valid_rows(torch, boxes_a) & valid_rows(torch, boxes_b)
     a, b = as_table(torch, wide(boxes_a, valid)), as_table(torch, wide(boxes_b, valid))
     value = pair_values(torch, mode, a, b, footprint)
     return torch.where(valid, value, -1.0 if mode == "giou_3d" else 0.0).to(boxes_a.dtype)
 
 
-def box_pairwise(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: AxisMode) -> torch.Tensor:
-    """Matrix (N, M) of `mode` for axis-aligned boxes, in chunks of rows."""
+def _box_pairwise(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: Mode) -> torch.Tensor:
+    """In chunks of rows."""
     a, b = as_corners(torch, boxes_a), as_corners(torch, boxes_b)
     step = max(1, CHUNK // max(len(boxes_b), 1))
+    chunks = (a.rows((slice(start, start + step), None)) for start in range(0, len(boxes_a), step))
     other = b.rows((None, slice(None)))
-    parts = [_block(mode, a, other, start, step) for start in range(0, len(boxes_a), step)]
+    parts = [torch.as_tensor(box_values(torch, mode, chunk, other)) for chunk in chunks]
     return torch.cat(parts) if parts else boxes_a.new_zeros((0, len(boxes_b)))
-
-
-def _block(mode: AxisMode, a: Corners, other: Corners, start: int, step: int) -> torch.Tensor:
-    return torch.as_tensor(box_values(torch, mode, a.rows((slice(start, start + step), None)), other))
-
-
-def box_aligned(boxes_a: torch.Tensor, boxes_b: torch.Tensor, mode: AxisMode) -> torch.Tensor:
-    """`mode` (N,) of row k of one with row k of the other."""
-    return torch.as_tensor(box_values(torch, mode, as_corners(torch, boxes_a), as_corners(torch, boxes_b)))

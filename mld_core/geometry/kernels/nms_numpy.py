@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mld_core.geometry.kernels.arrays import FloatArray
+from mld_core.geometry.kernels.arrays import FloatArray, Mode, NmsMode
 from mld_core.geometry.kernels.axis import (
     Corners,
     as_corners,
@@ -22,7 +22,7 @@ from mld_core.geometry.kernels.axis import (
 )
 from mld_core.geometry.kernels.circles import CircleTest, circle_test, row_and_column
 from mld_core.geometry.kernels.engine_numpy import circles, footprint, table
-from mld_core.geometry.kernels.pairs import Mode, pair_values, valid_rows
+from mld_core.geometry.kernels.pairs import pair_values, valid_rows
 
 BLOCK = 512
 ENTRIES = 1 << 16  # matrix entries tested at once
@@ -47,6 +47,18 @@ class Suppression(Protocol):
 
     def hits(self, i: FloatArray, j: FloatArray, *, upper: bool) -> Hits:
         """Positions (p, q) with row i[p] suppressing row j[q], in blocks; `upper`: only p < q."""
+
+
+def keep(boxes: FloatArray, codes: FloatArray, limits: FloatArray, most: int, mode: NmsMode) -> FloatArray:
+    """Rows kept of boxes in score order, ascending, at most `most`; thresholds and class codes by row."""
+    rule: Suppression
+    if mode == "iou":
+        rule = BoxRule(boxes, Rows(codes, limits.astype(boxes.dtype)))
+    elif mode == "circle":
+        rule = CircleRule(boxes, Rows(codes, limits**2))
+    else:
+        rule = RotatedRule(boxes, Rows(codes, limits), mode)
+    return greedy(len(boxes), rule, most)
 
 
 def greedy(count: int, rule: Suppression, most: int) -> FloatArray:
@@ -89,6 +101,14 @@ def _touching(test: CircleTest, i: FloatArray, j: FloatArray) -> FloatArray:
         return np.flatnonzero(test.left[i] @ test.right[:, j] <= test.margin)
 
 
+def _pairs(flat: FloatArray, width: int, start: int, upper: bool) -> tuple[FloatArray, FloatArray]:
+    """Flat positions in a chunk that begins at row `start` as (p, q); `upper`: only p < q."""
+    p, q = row_and_column(flat, width)
+    p = p + start
+    later = p < q if upper else slice(None)
+    return p[later], q[later]
+
+
 class BoxRule:
     """Axis-aligned boxes: IoU above the row's threshold, compared in the boxes' dtype."""
 
@@ -105,25 +125,17 @@ class BoxRule:
         b = self._boxes.rows(j)
         for start, part in _row_chunks(i, j):
             found = _touching(self._test, part, j)
-            limits = self._rows.limits[part]
             if len(found) > CROWDED * len(part) * len(j):
                 matrix = np.empty((len(part), len(j)), b.x1.dtype)
                 iou_block(self._boxes.rows((part, None)), b, matrix, np.empty((2, *matrix.shape), b.x1.dtype))
-                over = matrix > limits[:, None]
+                over = matrix > self._rows.limits[part, None]
                 over &= self._rows.same(part[:, None], j)
-                p, q = row_and_column(np.flatnonzero(over), len(j))
-            else:
-                p, q = row_and_column(found, len(j))
-                if upper:
-                    later = p + start < q
-                    p, q = p[later], q[later]
-                over = iou_of_pairs(self._boxes.rows(part), p, b, q) > limits[p]
-                over &= self._rows.same(part[p], j[q])
-                p, q = p[over], q[over]
-            if upper:
-                later = p + start < q
-                p, q = p[later], q[later]
-            yield p + start, q
+                yield _pairs(np.flatnonzero(over), len(j), start, upper)
+                continue
+            p, q = _pairs(found, len(j), start, upper)
+            over = iou_of_pairs(self._boxes, i[p], self._boxes, j[q]) > self._rows.limits[i[p]]
+            over &= self._rows.same(i[p], j[q])
+            yield p[over], q[over]
 
 
 class RotatedRule:
@@ -144,11 +156,8 @@ class RotatedRule:
         waiting: list[tuple[FloatArray, FloatArray]] = []
         count = 0
         for start, part in _row_chunks(i, j):
-            p, q = row_and_column(_touching(self._test, part, j), len(j))
-            p = p + start
+            p, q = _pairs(_touching(self._test, part, j), len(j), start, upper)
             near = self._possible(i[p], j[q])
-            if upper:
-                near &= p < q
             waiting.append((p[near], q[near]))
             count += len(waiting[-1][0])
             if count >= ENTRIES or start + len(part) == len(i):
@@ -175,8 +184,9 @@ class RotatedRule:
 class CircleRule:
     """Centres at most the row's (squared) distance apart."""
 
-    def __init__(self, x: FloatArray, y: FloatArray, rows: Rows) -> None:
-        self._x, self._y, self._rows = x, y, rows
+    def __init__(self, boxes: FloatArray, rows: Rows) -> None:
+        self._x, self._y = np.ascontiguousarray(boxes[:, :2].T, np.float64)
+        self._rows = rows
 
     def hits(self, i: FloatArray, j: FloatArray, *, upper: bool) -> Hits:
         """See `Suppression.hits`."""
@@ -188,8 +198,4 @@ class CircleRule:
             dx += dy
             near = dx <= self._rows.limits[part, None]
             near &= self._rows.same(part[:, None], j)
-            p, q = row_and_column(np.flatnonzero(near), len(j))
-            if upper:
-                later = p + start < q
-                p, q = p[later], q[later]
-            yield p + start, q
+            yield _pairs(np.flatnonzero(near), len(j), start, upper)

@@ -10,15 +10,33 @@ from collections.abc import Callable
 
 import torch
 
+from mld_core.geometry.kernels.arrays import Mode, NmsMode
 from mld_core.geometry.kernels.axis import as_corners, box_values
 from mld_core.geometry.kernels.engine_torch import candidates, footprint, wide
-from mld_core.geometry.kernels.pairs import Mode, Table, as_table, pair_values, valid_rows
+from mld_core.geometry.kernels.pairs import as_table, pair_values, valid_rows
 
 CHUNK = 2048
 ROUNDS = 4  # fixed-point rounds between two looks from the host
 
 # (start, stop) of two chunks -> bool matrix: row i of the first suppresses row j of the second
 Matrix = Callable[[slice, slice], torch.Tensor]
+
+
+def keep(
+    boxes: torch.Tensor, codes: torch.Tensor | None, limits: torch.Tensor, most: int, mode: NmsMode
+) -> torch.Tensor:
+    """Rows kept of boxes in score order, ascending, at most `most`; thresholds and class codes by row."""
+    if mode == "iou":
+        over = _boxes(boxes, limits.to(boxes.dtype))
+    elif mode == "circle":
+        over = _circles(boxes.double(), limits**2)
+    else:
+        over = _rotated(boxes, limits, mode)
+
+    def matrix(i: slice, j: slice) -> torch.Tensor:
+        return over(i, j) if codes is None else over(i, j) & (codes[i, None] == codes[j])
+
+    return greedy(len(boxes), matrix, most, boxes.device)
 
 
 def greedy(count: int, matrix: Matrix, most: int, device: torch.device) -> torch.Tensor:
@@ -45,47 +63,38 @@ def _settle(over: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
             return keep
 
 
-def box_matrix(boxes: torch.Tensor, limits: torch.Tensor, codes: torch.Tensor | None) -> Matrix:
+def _boxes(boxes: torch.Tensor, limits: torch.Tensor) -> Matrix:
     """Axis-aligned boxes: IoU above the row's threshold."""
     corners = as_corners(torch, boxes)
 
-    def matrix(i: slice, j: slice) -> torch.Tensor:
-        over = box_values(torch, "iou", corners.rows((i, None)), corners.rows((None, j))) > limits[i, None]
-        return _of_one_class(torch.as_tensor(over), codes, i, j)
+    def over(i: slice, j: slice) -> torch.Tensor:
+        value = box_values(torch, "iou", corners.rows((i, None)), corners.rows((None, j)))
+        return torch.as_tensor(value > limits[i, None])
 
-    return matrix
+    return over
 
 
-def rotated_matrix(
-    boxes: torch.Tensor, limits: torch.Tensor, codes: torch.Tensor | None, mode: Mode
-) -> Matrix:
+def _rotated(boxes: torch.Tensor, limits: torch.Tensor, mode: Mode) -> Matrix:
     """Rotated footprints or upright volumes: IoU above the row's threshold."""
     valid = valid_rows(torch, boxes)
     table = as_table(torch, wide(boxes, valid))
 
-    def part(rows: slice) -> Table:
-        return Table(*(None if column is None else column[rows] for column in table))
-
-    def matrix(i: slice, j: slice) -> torch.Tensor:
-        a, b = part(i), part(j)
+    def over(i: slice, j: slice) -> torch.Tensor:
+        a, b = table.take(i), table.take(j)
         p, q = candidates(a, b, valid[i], valid[j])
         value = pair_values(torch, mode, a.take(p), b.take(q), footprint)
-        over = torch.zeros((len(a.x), len(b.x)), dtype=torch.bool, device=boxes.device)
-        over[p, q] = value > limits[i][p]
-        return _of_one_class(over, codes, i, j)
+        found = torch.zeros((len(a.x), len(b.x)), dtype=torch.bool, device=boxes.device)
+        found[p, q] = value > limits[i][p]
+        return found
 
-    return matrix
+    return over
 
 
-def circle_matrix(centers: torch.Tensor, limits: torch.Tensor, codes: torch.Tensor | None) -> Matrix:
+def _circles(centers: torch.Tensor, limits: torch.Tensor) -> Matrix:
     """Centres at most the row's (squared) distance apart."""
 
-    def matrix(i: slice, j: slice) -> torch.Tensor:
+    def near(i: slice, j: slice) -> torch.Tensor:
         dx, dy = (centers[i, None, k] - centers[None, j, k] for k in (0, 1))
-        return _of_one_class(dx * dx + dy * dy <= limits[i, None], codes, i, j)
+        return dx * dx + dy * dy <= limits[i, None]
 
-    return matrix
-
-
-def _of_one_class(over: torch.Tensor, codes: torch.Tensor | None, i: slice, j: slice) -> torch.Tensor:
-    return over if codes is None else over & (codes[i, None] == codes[j])
+    return near

@@ -1,13 +1,13 @@
 """From rows of boxes to IoU of given pairs; shared by the numpy and torch engines (`xp` is the module)."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from mld_core.geometry.kernels.arrays import Mode
 from mld_core.geometry.kernels.rotated import Array, Pose, hull_area, relative_pose
 
-Mode: TypeAlias = Literal["bev", "3d", "giou_3d"]
 Overlap: TypeAlias = Callable[["Table", "Table"], Array]
 
 
