@@ -7,7 +7,8 @@ from typing import Any
 from mld_core.evaluation.endpoint import Endpoint, resolve_endpoint
 from mld_core.evaluation.errors import NotFoundError, known, near
 from mld_core.records.format.layout import RunKey
-from mld_core.service.client.api import INTERACTIVE, Client
+from mld_core.service.client.api import Client
+from mld_core.service.client.transport import INTERACTIVE
 
 RUN_COLUMNS = ("model", "version", "task", "created_at", "updated_at")
 PASS_COLUMNS = ("dataset", "epoch", "pass", "rows", "state", "ranks", "attempt")

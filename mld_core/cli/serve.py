@@ -159,7 +159,7 @@ def worker(
     """  # noqa: D301  click reads the mark
     with _clear_errors():
         settings = _settings(data=data, database=database, storage=storage)
-        _load("worker").run_worker(settings)
+        _load("jobs.worker").run_worker(settings)
 
 
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

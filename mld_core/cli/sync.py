@@ -33,7 +33,7 @@ from mld_core.cli.remote import the_service
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.service.client.api import Client
 from mld_core.service.client.sealed import SealedRank
-from mld_core.service.client.sync import Sync, SyncRow
+from mld_core.service.client.uploader import Outcome, Uploader
 
 COLUMNS = ("state", "model", "version", "dataset", "epoch", "pass", "rank", "files", "bytes", "message")
 
@@ -73,7 +73,7 @@ def sync(
         opened = open_store(store)
         runs = _chosen(opened, model, version, everything=everything)
         with _bar() as (progress, task):
-            job = Sync(
+            job = Uploader(
                 opened,
                 Client(service.url, service.api_key),
                 again=again,
@@ -82,12 +82,12 @@ def sync(
             )
             ranks = job.plan(runs)
             progress.update(task, total=sum(rank.bytes for rank in ranks))
-            rows = _send(job, ranks, progress, task, as_json=as_json)
-        failed = [row for row in rows if row.state == "failed"]
-        sent = sum(row.bytes for row in rows)
+            outcomes = _send(job, ranks, progress, task, as_json=as_json)
+        failed = [one for one in outcomes if one.state == "failed"]
+        sent = sum(one.bytes for one in outcomes)
         note(
-            f"{len(rows) - len(failed)} of {len(ranks)} passes sent to {service.url} ({sent / 1e6:.1f} MB), "
-            f"{job.skipped} were there already"
+            f"{len(outcomes) - len(failed)} of {len(ranks)} passes sent to {service.url} "
+            f"({sent / 1e6:.1f} MB), {job.skipped} were there already"
         )
         if failed:
             note(f"mld: {len(failed)} could not be sent: {failed[0].message}")
@@ -104,36 +104,37 @@ def _chosen(store: Store, model: str | None, version: str | None, *, everything:
 
 
 def _send(
-    job: Sync, ranks: list[SealedRank], progress: Progress, task: TaskID, *, as_json: bool
-) -> list[SyncRow]:
+    job: Uploader, ranks: list[SealedRank], progress: Progress, task: TaskID, *, as_json: bool
+) -> list[Outcome]:
     """Send them one by one; what was done is printed also where the service goes away meanwhile."""
-    rows: list[SyncRow] = []
+    outcomes: list[Outcome] = []
     through = 0
     try:
         for number, rank in enumerate(ranks):
             progress.update(task, description=f"{number + 1}/{len(ranks)} {rank.label}")
-            rows += job.send([rank])
+            outcomes.append(job.send(rank))
             through += rank.bytes
             progress.update(task, completed=through)  # files the service had count, too
     finally:
         progress.stop()
-        emit([_row(row) for row in rows], COLUMNS, as_json=as_json)
-    return rows
+        rows = [_row(*one) for one in zip(ranks, outcomes, strict=False)]
+        emit(rows, COLUMNS, as_json=as_json)
+    return outcomes
 
 
-def _row(row: SyncRow) -> dict[str, Any]:
-    opened = row.rank.opened
+def _row(rank: SealedRank, outcome: Outcome) -> dict[str, Any]:
+    opened = rank.opened
     return {
-        "state": row.state,
+        "state": outcome.state,
         "model": opened.model_name,
         "version": opened.version_name,
         "dataset": opened.dataset_type,
         "epoch": opened.n_epoch,
         "pass": opened.pass_no,
         "rank": opened.rank,
-        "files": row.files,
-        "bytes": row.bytes,
-        "message": row.message,
+        "files": outcome.files,
+        "bytes": outcome.bytes,
+        "message": outcome.message,
     }
 
 

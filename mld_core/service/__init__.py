@@ -1,1 +1,1 @@
-"""The HTTP client and server of a team's store."""
+"""A team's store behind HTTP: `server`, `client`, and the `protocol` that both read. Open that first."""

@@ -34,7 +34,6 @@ import requests  # noqa: E402
 from server_parts import ServerProcess, store_factory_module  # noqa: E402
 
 from mld_core.service.client.api import Client  # noqa: E402
-from mld_core.service.client.blobs import upload_file  # noqa: E402
 from mld_core.service.client.sealed import LocalFile  # noqa: E402
 
 RATE = 200
@@ -70,7 +69,7 @@ def one_round(client: Client, file: LocalFile, folder: Path) -> dict[str, float]
     return {
         "copy": seconds(lambda: durable_copy(file.path, folder / "copy")),
         "hashed": seconds(lambda: hashed_copy(file.path, folder / "hashed")),
-        "upload": seconds(lambda: upload_file(client, file)),
+        "upload": seconds(lambda: client.upload(file.path, file.sha256, file.bytes)),
     }
 
 

@@ -38,8 +38,9 @@ from server_parts import Api, Postgres, ServerProcess, rank_folders, store_facto
 
 from mld_core.evaluation.errors import AuthenticationError  # noqa: E402
 from mld_core.records.format.layout import RunKey, Store  # noqa: E402
-from mld_core.service.client.api import Client, Patience  # noqa: E402
-from mld_core.service.client.sync import Sync  # noqa: E402
+from mld_core.service.client.api import Client  # noqa: E402
+from mld_core.service.client.transport import Patience  # noqa: E402
+from mld_core.service.client.uploader import Uploader  # noqa: E402
 
 WIDTH = 1024
 PASSES = 4
@@ -68,8 +69,8 @@ def client(root: str, url: str) -> None:
         goes += 1
         failed = False
         try:
-            sync = Sync(store, Client(url, key, Patience(seconds=20)))
-            for row in sync.send(sync.plan(store.runs())):
+            sync = Uploader(store, Client(url, key, Patience(seconds=20)))
+            for row in map(sync.send, sync.plan(store.runs())):
                 sent += row.bytes
                 failed = failed or row.state == "failed"
         except ConnectionError:

@@ -17,17 +17,17 @@ from mld_core.records.format.attempts import list_attempts, list_passes
 from mld_core.records.format.layout import PassKey, Store
 from mld_core.records.write.retention import drop_features
 from mld_core.records.write.writer import Writer, WriterOptions
-from mld_core.service.client import blobs
-from mld_core.service.client.api import Client, Patience
+from mld_core.service.client import api
+from mld_core.service.client.api import Client
 from mld_core.service.client.errors import (
     DamagedFileError,
     NoServiceError,
     ServiceError,
     ServiceUnreachableError,
 )
-from mld_core.service.client.ranks import RankUploader
 from mld_core.service.client.sealed import LocalFile, read_sealed, sealed_folders
-from mld_core.service.client.sync import Sync
+from mld_core.service.client.transport import Patience
+from mld_core.service.client.uploader import Uploader
 
 pytestmark = pytest.mark.processes
 
@@ -63,8 +63,12 @@ def client(fake, patience=LONGER, key=None):
 
 
 def send_all(store, fake, patience=LONGER, **options):
-    job = Sync(store, client(fake, patience), **options)
-    return list(job.send(job.plan(store.runs()))), job
+    job = Uploader(store, client(fake, patience), **options)
+    return [job.send(rank) for rank in job.plan(store.runs())], job
+
+
+def upload(to, file, on_bytes=None):
+    return to.upload(file.path, file.sha256, file.bytes, on_bytes)
 
 
 def a_file(tmp_path, size, name="part.parquet"):
@@ -102,7 +106,7 @@ def test_every_sealed_rank_arrives_once_and_a_replay_is_a_no_op(made, fake):
 
 def test_the_run_is_described_and_later_facts_follow(made, fake):
     store, run = made
-    uploader = RankUploader(store, client(fake))
+    uploader = Uploader(store, client(fake))
     folders = list(sealed_folders(store, run))
     uploader.upload(folders[0])
     (there,) = fake.seen()["runs"]
@@ -153,7 +157,7 @@ def test_features_that_are_dropped_while_they_are_sent(made, fake):
     (folder,) = [one for one in sealed_folders(store, run) if "/test/" in str(one)]
     fake.set(hold=True)
     outcome = []
-    thread = threading.Thread(target=lambda: outcome.append(RankUploader(store, client(fake)).upload(folder)))
+    thread = threading.Thread(target=lambda: outcome.append(Uploader(store, client(fake)).upload(folder)))
     thread.start()
     until = time.monotonic() + 20
     while not fake.seen()["counts"].get("PUT blobs") and time.monotonic() < until:
@@ -171,11 +175,11 @@ def test_features_that_are_dropped_while_they_are_sent(made, fake):
 
 
 def test_an_upload_goes_on_where_it_was_cut(tmp_path, fake, monkeypatch):
-    monkeypatch.setattr(blobs, "PIECE_BYTES", 2 << 20)
+    monkeypatch.setattr(api, "PIECE_BYTES", 2 << 20)
     file = a_file(tmp_path, (5 << 20) + 17)
     fake.set(cuts=3, cut_after=700_000)
     through = []
-    blobs.upload_file(client(fake), file, through.append)
+    upload(client(fake), file, through.append)
     seen = fake.seen()
     assert seen["blobs"][file.sha256] == [file.bytes, True]
     assert seen["bytes_in"] == file.bytes  # not a byte twice
@@ -185,10 +189,10 @@ def test_an_upload_goes_on_where_it_was_cut(tmp_path, fake, monkeypatch):
 def test_the_memory_of_an_upload_does_not_grow_with_the_file(tmp_path, fake):
     resource = pytest.importorskip("resource")
     file = a_file(tmp_path, 1 << 20, "warm.parquet")
-    blobs.upload_file(client(fake), file)
+    upload(client(fake), file)
     large = a_file(tmp_path, 64 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    blobs.upload_file(client(fake), large)
+    upload(client(fake), large)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 24 << 10, f"{grown} KiB more at the peak"
     assert fake.seen()["blobs"][large.sha256] == [large.bytes, True]
@@ -197,7 +201,7 @@ def test_the_memory_of_an_upload_does_not_grow_with_the_file(tmp_path, fake):
 def test_a_busy_service_is_waited_for_as_long_as_it_asks(tmp_path, fake):
     fake.set(busy=2)
     begun = time.monotonic()
-    blobs.upload_file(client(fake), a_file(tmp_path, 1000))
+    upload(client(fake), a_file(tmp_path, 1000))
     assert time.monotonic() - begun >= 2.0
     assert fake.seen()["counts"]["PUT blobs"] == 3
 
@@ -205,7 +209,7 @@ def test_a_busy_service_is_waited_for_as_long_as_it_asks(tmp_path, fake):
 def test_a_proxy_that_takes_small_bodies_only_gets_small_ones(tmp_path, fake):
     file = a_file(tmp_path, 5 << 20)
     fake.set(proxy_limit=1 << 20)
-    blobs.upload_file(client(fake), file)
+    upload(client(fake), file)
     assert fake.seen()["blobs"][file.sha256] == [file.bytes, True]
 
 
@@ -213,13 +217,13 @@ def test_a_service_that_lies_is_left_alone_after_a_while(tmp_path, fake, made):
     store, run = made
     fake.set(mismatch=True)  # it says that our bytes are wrong
     with pytest.raises(ServiceUnreachableError, match="does not say the same twice"):
-        blobs.upload_file(client(fake, SHORT), a_file(tmp_path, 1000))
+        upload(client(fake, SHORT), a_file(tmp_path, 1000))
     fake.set(stall=True)  # it takes bytes and has none
     with pytest.raises(ServiceUnreachableError, match="says it holds 0 of 1000 bytes"):
-        blobs.upload_file(client(fake, SHORT), a_file(tmp_path, 1000))
+        upload(client(fake, SHORT), a_file(tmp_path, 1000))
     fake.set(forget=True)  # it confirms what it does not keep
     with pytest.raises(ServiceUnreachableError, match="keeps missing files"):
-        RankUploader(store, client(fake, SHORT)).upload(next(sealed_folders(store, run)))
+        Uploader(store, client(fake, SHORT)).upload(next(sealed_folders(store, run)))
     fake.set()
     rows, _ = send_all(store, fake)
     assert [row.state for row in rows] == ["uploaded"] * 5
@@ -249,7 +253,7 @@ def test_a_damaged_file_is_not_sent_and_does_not_stop_the_others(made, fake):
     assert [row.state for row in rows] == ["uploaded", "failed", "failed", "uploaded", "uploaded"]
     assert all("mld doctor" in row.message for row in rows if row.state == "failed")
     with pytest.raises(DamagedFileError, match="is damaged"):
-        RankUploader(store, client(fake)).upload(folders[2])
+        Uploader(store, client(fake)).upload(folders[2])
     assert len(fake.seen()["seals"]) == 3
 
 
@@ -258,7 +262,7 @@ def test_a_damaged_file_is_not_sent_and_does_not_stop_the_others(made, fake):
 
 def test_a_download_goes_on_where_it_was_cut_and_is_checked(tmp_path, fake):
     file = a_file(tmp_path, 3 << 20)
-    blobs.upload_file(client(fake), file)
+    upload(client(fake), file)
     fake.set(halves=2)
     target = tmp_path / "down"
     client(fake).download(file.sha256, target, file.bytes)

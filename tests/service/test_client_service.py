@@ -18,11 +18,12 @@ from mld_core.cli.main import app
 from mld_core.evaluation.errors import AuthenticationError, NotFoundError, ResultExistsError
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.manifest import read_json
-from mld_core.service.client.api import Client, Patience
+from mld_core.service.client.api import Client
 from mld_core.service.client.helper import UploadHelper, UploadSettings
 from mld_core.service.client.remote import RemoteEvaluator
 from mld_core.service.client.sealed import read_sealed, sealed_folders
-from mld_core.service.client.sync import Sync
+from mld_core.service.client.transport import Patience
+from mld_core.service.client.uploader import Uploader
 
 pytestmark = pytest.mark.processes
 
@@ -30,8 +31,8 @@ QUICK = {"repeats": 1}
 
 
 def sync(store, url, key, **options):
-    job = Sync(store, Client(url, key), **options)
-    return list(job.send(job.plan(store.runs())))
+    job = Uploader(store, Client(url, key), **options)
+    return [job.send(rank) for rank in job.plan(store.runs())]
 
 
 @pytest.fixture(scope="module")

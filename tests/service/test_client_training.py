@@ -79,7 +79,7 @@ def helpers():
     found, store = [], str(Store().root)
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            mine = b"mld_core.service.client.uploader" in (path / "cmdline").read_bytes()
+            mine = b"mld_core.service.client.helper" in (path / "cmdline").read_bytes()
             if mine and os.readlink(path / "cwd") == store:
                 found.append(int(path.name))
         except OSError:

@@ -12,14 +12,14 @@ from sqlalchemy import func, select, update
 
 from mld_core.service.client.api import Client
 from mld_core.service.client.sealed import read_sealed, sealed_folders
-from mld_core.service.client.sync import Sync
+from mld_core.service.client.uploader import Uploader
 from mld_core.service.protocol import problem_name
-from mld_core.service.server.security import Authenticator, Principal, bootstrap
 from mld_core.service.server.settings import load_settings
 from mld_core.service.server.storage.backends import open_storage
 from mld_core.service.server.storage.checks import CheckDied, CheckProcess
 from mld_core.service.server.storage.collect import collect
 from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.keys import Authenticator, Principal, bootstrap
 from mld_core.service.server.storage.models import Blob, Organization, SealFile
 from mld_core.service.server.storage.uploads import Uploads
 
@@ -70,12 +70,12 @@ def test_the_rest_of_a_body_that_was_answered_does_not_hold_the_connection(parts
 def test_a_key_that_may_only_write_uploads_all_there_is(server, records, tmp_path):
     factory = records.StoreFactory(tmp_path / "store")
     factory.standard("written", "v1", seed=3)
-    job = Sync(factory.store, Client(server.url, server.new_key("write", organization="writer")))
-    assert [row.state for row in job.send(job.plan(factory.store.runs()))] == ["uploaded"] * 5
-    again = Sync(
+    job = Uploader(factory.store, Client(server.url, server.new_key("write", organization="writer")))
+    assert [job.send(rank).state for rank in job.plan(factory.store.runs())] == ["uploaded"] * 5
+    again = Uploader(
         factory.store, Client(server.url, server.new_key("write", organization="writer")), again=True
     )
-    assert {row.state for row in again.send(again.plan(factory.store.runs()))} == {"there"}
+    assert {again.send(rank).state for rank in again.plan(factory.store.runs())} == {"there"}
 
 
 def test_somebodys_wrong_key_does_not_lock_out_a_colleague_at_the_same_address(parts, tmp_path):
@@ -273,10 +273,10 @@ def test_removing_goes_on_beside_uploads_and_loses_nothing_that_was_sealed(place
         folders = list(sealed_folders(factory.store, run))
         end = time.monotonic() + 60
         while folders and time.monotonic() < end:
-            job = Sync(factory.store, Client(process.url, process.key))
+            job = Uploader(factory.store, Client(process.url, process.key))
             rows = []
             try:
-                rows.extend(job.send(job.plan([run])))
+                rows.extend(job.send(rank) for rank in job.plan([run]))
             except ConnectionError:  # four times in a row it was removed between its upload and its seal
                 continue
             folders = [row.rank.folder for row in rows if row.state == "failed"]

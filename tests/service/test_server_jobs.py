@@ -31,7 +31,7 @@ def worker(place):
     started = []
 
     def start():
-        command = [sys.executable, "-m", "mld_core.service.server.jobs.worker"]
+        command = [sys.executable, "-m", "mld_core.cli.main", "worker"]
         with place.log.open("ab") as log:
             started.append(subprocess.Popen(command, env=place.env, stderr=log))
         return started[-1]

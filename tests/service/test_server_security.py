@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from mld_core.cli.main import app
 from mld_core.service.protocol import HEADER_PROTOCOL, ROUTES, problem_name
-from mld_core.service.server import security
 from mld_core.service.server.app import create_app
 from mld_core.service.server.gate import find_route
+from mld_core.service.server.storage import keys
 
 pytestmark = pytest.mark.processes
 
@@ -187,12 +187,12 @@ def test_keys_by_command(server, parts, monkeypatch):
 
 
 def test_secrets_are_compared_in_constant_time_and_kept_as_hashes(server):
-    source = Path(security.__file__).read_text()
+    source = Path(keys.__file__).read_text()
     assert "hmac.compare_digest(expected, hash_secret(" in source
     with sqlite3.connect(server.data / "mld.sqlite3") as database:
         dump = "\n".join(database.iterdump())
     secret = server.key.rpartition("_")[2]
-    assert security.hash_secret(secret) in dump
+    assert keys.hash_secret(secret) in dump
     assert secret not in dump
 
 

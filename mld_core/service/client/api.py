@@ -1,401 +1,71 @@
-"""The HTTP client: requests as the protocol says, retries with jitter, timeouts on everything.
-
-It goes through `requests`, so that proxies (`HTTPS_PROXY`, `NO_PROXY`) and certificates
-(`REQUESTS_CA_BUNDLE`) of the user's machine hold. The key travels in the `Authorization` header only, never
-follows a redirect, and shows in no message. Bodies are streamed: memory does not grow with a file's size.
-Safe to use from several threads.
-"""
+"""The protocol client: what the service is asked, and files that go on where they were cut, up and down."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import random
-import re
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
-import requests
-from requests.auth import AuthBase
+from mld_core.service.client.errors import DamagedFileError, ServiceError, ServiceUnreachableError
+from mld_core.service.client.transport import INTERACTIVE, SLOW_READ_SECONDS, OnBytes, Transport, Waiting
+from mld_core.service.protocol import FALSE, HEADER_COMPLETE, HEADER_LENGTH, HEADER_OFFSET, TRUE, Whoami
 
-from mld_core import __version__
-from mld_core.evaluation.errors import AuthenticationError
-from mld_core.service.client.errors import NoServiceError, ServiceError, ServiceUnreachableError, describe
-from mld_core.service.protocol import (
-    HEADER_PROTOCOL,
-    MAX_JSON_BYTES,
-    MAX_PAGE,
-    PROTOCOL,
-    PROTOCOL_MAJOR,
-    RETRYABLE,
-    Problem,
-    Whoami,
-    parse_protocol,
-    problem_name,
-)
-
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 30.0
-SLOW_READ_SECONDS = 90.0  # a seal may wait 45 s for the check of its files; a large file for its fsync
-_LONGEST_PAUSE = 30.0
-_LONGEST_RETRY_AFTER = 300.0
+PIECE_BYTES = 64 << 20
 _PIECE = 1 << 20
-_KEY = re.compile(r"[\x21-\x7e]+")
-
-OnBytes = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to go on trying.
-
-    Attributes:
-        seconds: no new try is begun after so many seconds without success.
-        first: the longest first pause; it doubles from try to try.
-    """
-
-    seconds: float
-    first: float = 0.25
+_ASK_FIRST = 1 << 20
+_SMALLEST_PIECE = 256 << 10
+_MISMATCHES = 4
+_CHECK_SECONDS = 1800.0
 
 
-class Waiting:
-    """The pauses between the tries of one thing."""
+class Client(Transport):
+    """One service and one key; the arguments are those of `Transport`."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self.reset()
+    def whoami(self) -> Whoami:
+        """Whose key this is and what it may do; that nobody is there is said within seconds."""
+        return self.json("GET", "/v1/whoami", patience=INTERACTIVE)  # type: ignore[return-value]  # of a later minor: more members
 
-    def reset(self) -> None:
-        """Something got through: patience begins anew."""
-        self._tries, self._since = 0, time.monotonic()
-
-    def after(self, error: ServiceUnreachableError) -> None:
-        """Pause after a failure: what the service asked for, at least, with jitter on top.
+    def seal(self, run_id: str, body: dict[str, Any]) -> int:
+        """Ask for a rank's seal, again while its files are checked; 201 = sealed now, 200 = was before.
 
         Raises:
-            ServiceUnreachableError: the error, where patience is at its end or trying again is no use.
+            As `send`; ServiceError with `missing` where files are not there.
         """
-        longest = min(_LONGEST_PAUSE, self._patience.first * 2 ** min(self._tries, 16))
-        jitter = random.uniform(0.5, 1.0) * longest  # noqa: S311 - spreads load, keeps no secret
-        pause = jitter if error.retry_after <= 0 else error.retry_after + jitter / 4
-        if (
-            isinstance(error, NoServiceError)
-            or time.monotonic() + pause - self._since > self._patience.seconds
-        ):
-            raise error
-        self._tries += 1
-        time.sleep(pause)
-
-
-INTERACTIVE = Patience(4.0)
-"""For a person who waits: a service that is down is said within seconds."""
-STEADY = Patience(90.0)
-"""For work that is under way: a restart of the service goes by unnoticed."""
-
-
-class _Bearer(AuthBase):
-    """The key as a header. As `auth`, it also keeps requests from sending what stands in ~/.netrc."""
-
-    def __init__(self, key: str | None) -> None:
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-
-class FilePiece:
-    """Bytes of an open file as a request body of known length, read in large pieces.
-
-    Args:
-        file: open for reading, buffered or not.
-        start: first byte.
-        length: number of bytes.
-        on_bytes: told how many bytes were read, each time.
-    """
-
-    def __init__(self, file: IO[bytes], start: int, length: int, on_bytes: OnBytes | None = None) -> None:
-        file.seek(start)
-        self._file, self._left, self._length = file, length, length
-        self._on_bytes = on_bytes
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self, _size: int = -1) -> bytes:
-        """The next piece; larger than asked for, since http.client asks for too little at a time."""
-        piece = self._file.read(min(_PIECE, self._left))
-        self._left -= len(piece)
-        if piece and self._on_bytes is not None:
-            self._on_bytes(len(piece))
-        return piece
-
-
-def check_address(url: str) -> str:
-    """The address without a trailing slash.
-
-    Raises:
-        ValueError: it is no http or https address.
-
-    >>> check_address("https://mld.example.org/")
-    'https://mld.example.org'
-    """
-    parts = urlsplit(url)
-    try:
-        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1)
-    except ValueError:  # the port is no number
-        known = False
-    if not known or parts.username or parts.query or parts.fragment:
-        raise ValueError(
-            f"the address of the service is {url!r}: expected http://HOST[:PORT] or https://HOST[:PORT], "
-            "without user, query and fragment; set MLD_API_ENDPOINT (or api_endpoint)"
-        )
-    return url.rstrip("/")
-
-
-class Client:
-    """Talks to one service with one key.
-
-    Args:
-        url: address of the service.
-        api_key: the key; None = none is sent.
-        patience: how long a request is tried.
-
-    Raises:
-        ValueError: the address is none.
-        AuthenticationError: the key holds characters no key has.
-    """
-
-    def __init__(self, url: str, api_key: str | None, patience: Patience = STEADY) -> None:
-        self.url = check_address(url)
-        self.patience = patience
-        self._key = api_key.strip() if api_key else None
-        if self._key and _KEY.fullmatch(self._key) is None:
-            raise AuthenticationError(
-                "the API key holds spaces, line ends or other characters no key has: copy it anew into "
-                "MLD_API_KEY"
-            )
-        self._local = threading.local()
-
-    def __repr__(self) -> str:
-        return f"Client({self.url!r})"
-
-    @property
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:  # a Session belongs to one thread
-            session = requests.Session()
-            session.auth = _Bearer(self._key)
-            session.headers.update(
-                {
-                    HEADER_PROTOCOL: PROTOCOL,
-                    "User-Agent": f"ml-debugger/{__version__}",
-                    "Accept-Encoding": "identity",
-                }
-            )
-            self._local.session = session
-        return session
-
-    # -- one request -----------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        body: Any = None,
-        data: FilePiece | None = None,
-        headers: Mapping[str, str] | None = None,
-        read_seconds: float = READ_SECONDS,
-    ) -> Iterator[requests.Response]:
-        """Send one request, once; the answer is good (below 300) and not read yet.
-
-        Raises:
-            ServiceUnreachableError: no answer, or one that says to come back later.
-            NoServiceError: the answer is none of a service we know.
-            AuthenticationError: 401 or 403.
-            ServiceError: any other answer that is no success.
-        """
-        try:
-            response = self._session.request(
-                method,
-                self.url + path,
-                params=dict(params) if params else None,
-                json=body,
-                data=data,
-                headers=dict(headers or {}),
-                timeout=(CONNECT_SECONDS, read_seconds),
-                allow_redirects=False,
-                stream=True,
-            )
-        except (requests.RequestException, OSError) as error:
-            raise self._unreachable(error) from error
-        try:
-            self._judge(method, response)
-            yield response
-        except requests.RequestException as error:  # the connection broke while the body was read
-            raise self._unreachable(error) from error
-        finally:
-            response.close()
-
-    def _unreachable(self, error: Exception) -> ServiceUnreachableError:
-        # The cause is named by its class: its text can hold the whole request.
-        return ServiceUnreachableError(
-            f"cannot reach the service at {self.url} ({type(error).__name__}); look whether it runs and "
-            "MLD_API_ENDPOINT is right, or unset that (pass no api_endpoint) to use the local store"
-        )
-
-    def _judge(self, method: str, response: requests.Response) -> None:
-        """Raise for every answer that is no success."""
-        status = response.status_code
-        ours = parse_protocol(response.headers.get(HEADER_PROTOCOL, ""))
-        if ours is not None and ours[0] != PROTOCOL_MAJOR:
-            raise NoServiceError(
-                f"the service at {self.url} speaks protocol {ours[0]}.{ours[1]}, this release {PROTOCOL}: "
-                f"upgrade {'ml-debugger here' if ours[0] > PROTOCOL_MAJOR else 'the server'}"
-            )
-        if 200 <= status < 300 and ours is not None:
-            return
-        problem = _problem(response) if method != "HEAD" else {}
-        if status in {401, 403}:
-            raise AuthenticationError(self._refused(status, problem))
-        if status in RETRYABLE:
-            reason = describe(problem) or response.reason
-            raise ServiceUnreachableError(
-                f"the service at {self.url} cannot do it now (HTTP {status}: {reason})",
-                _retry_after(response),
-                problem_name(problem),
-            )
-        if ours is None or status < 400:
-            where = " to " + _host(response.headers["Location"]) if "Location" in response.headers else ""
-            if ours is None and status == 413:  # a proxy's limit; the caller sends smaller pieces
-                raise ServiceError(f"something before the service at {self.url} takes no such body", status)
-            raise NoServiceError(
-                f"{self.url} answers{where} (HTTP {status}), but is no ml_debugger service: set "
-                "MLD_API_ENDPOINT to the address of one, or unset it (pass no api_endpoint) to use the local "
-                "store"
-            )
-        said = describe(problem) or f"HTTP {status} {response.reason}"
-        raise ServiceError(f"the service at {self.url} answered: {said}", status, problem)
-
-    def _refused(self, status: int, problem: Problem) -> str:
-        if not self._key:
-            given = "wants an API key: set MLD_API_KEY"
-        elif status == 403:
-            given = (
-                "did not accept the API key for this; make one with the scope it needs (`mld keys create`)"
-            )
-        else:
-            given = "did not accept the API key: look at MLD_API_KEY, and at `mld keys list` on the server"
-        said = describe(problem)
-        return f"the service at {self.url} {given} (HTTP {status}{': ' if said else ''}{said})"
-
-    # -- requests that may be sent again ---------------------------------------------------------------------
-
-    def again(self, try_once: Callable[[], Any], patience: Patience | None = None) -> Any:
-        """Call `try_once` until it does not raise ServiceUnreachableError, within the patience.
-
-        Raises:
-            ServiceUnreachableError: the last one.
-        """
-        waiting = Waiting(patience or self.patience)
+        until = time.monotonic() + _CHECK_SECONDS
         while True:
             try:
-                return try_once()
-            except ServiceUnreachableError as error:  # noqa: PERF203 - trying again is what this is for
-                waiting.after(error)
+                return self.json_status("POST", f"/v1/runs/{run_id}/seals", body=body)[0]
+            except ServiceUnreachableError as error:  # noqa: PERF203 - asking again is the protocol
+                if error.name != "check-pending" or time.monotonic() > until:
+                    raise
+                time.sleep(max(error.retry_after, 0.5))
 
-    def json(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        body: Any = None,
-        once: bool = False,
-        patience: Patience | None = None,
-    ) -> dict[str, Any]:
-        """A request whose answer is a JSON object.
+    def upload(
+        self, path: Path, sha256: str, size: int, on_bytes: OnBytes | None = None, *, ask: bool = False
+    ) -> int:
+        """Upload one file, unless the service holds it.
 
         Args:
-            method: HTTP method.
-            path: from the root of the service.
-            params: of the query.
-            body: sent as JSON.
-            once: not to be sent again where it is unknown whether it arrived.
-            patience: instead of the client's own.
+            path: what to send.
+            sha256: its digest, as its manifest says.
+            size: its bytes, as its manifest says.
+            on_bytes: told how many bytes are through (negative where some have to be sent again).
+            ask: ask what is there before anything is sent, also where the file is small.
+
+        Returns:
+            Bytes that were sent.
 
         Raises:
-            As `send`; NoServiceError also where the answer is no JSON object.
+            DamagedFileError: the file is not what its manifest says.
+            FileNotFoundError: it is gone (its features were dropped meanwhile).
+            ServiceUnreachableError, ServiceError, AuthenticationError: as `send`.
         """
-        return self.json_status(method, path, params=params, body=body, once=once, patience=patience)[1]
-
-    def json_status(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        body: Any = None,
-        once: bool = False,
-        patience: Patience | None = None,
-    ) -> tuple[int, dict[str, Any]]:
-        """As `json`; the HTTP status with it, which tells 201 (made now) from 200 (was there)."""
-
-        def try_once() -> tuple[int, dict[str, Any]]:
-            wait = SLOW_READ_SECONDS if body is not None else READ_SECONDS
-            with self.send(method, path, params=params, body=body, read_seconds=wait) as response:
-                return response.status_code, self.read_object(response)
-
-        found: tuple[int, dict[str, Any]] = try_once() if once else self.again(try_once, patience)
-        return found
-
-    def read_object(self, response: requests.Response) -> dict[str, Any]:
-        """The body of an answer from `send`, which must be a JSON object.
-
-        Raises:
-            ServiceUnreachableError: it is cut. NoServiceError: it is no JSON object of a sensible size.
-        """
-        text = b""
-        for piece in response.iter_content(1 << 16):
-            text += piece
-            if len(text) > MAX_JSON_BYTES:
-                raise NoServiceError(f"the service at {self.url} answers without end")
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise ServiceUnreachableError(f"the service at {self.url} answered with half a JSON") from error
-        if not isinstance(found, dict):
-            raise NoServiceError(f"the service at {self.url} answered with JSON that is no object")
-        return found
-
-    def pages(self, path: str, params: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-        """Every item of a list, page after page."""
-        cursor: str | None = None
-        while True:
-            more = {"limit": MAX_PAGE, **(params or {}), **({"cursor": cursor} if cursor else {})}
-            page = self.json("GET", path, params=more)
-            yield from page.get("items", [])
-            following = page.get("next")
-            if not following or following == cursor:
-                return
-            cursor = str(following)
-
-    def whoami(self, patience: Patience | None = None) -> Whoami:
-        """Whose key this is and what it may do."""
-        return self.json("GET", "/v1/whoami", patience=patience)  # type: ignore[return-value]  # of a later minor: more members
-
-    # -- downloads -------------------------------------------------------------------------------------------
+        there = path.stat().st_size
+        if there != size:
+            raise _damaged(path, f"{there} bytes, its manifest says {size}")
+        with path.open("rb") as opened:
+            return _Upload(self, path, sha256, size, opened, on_bytes or (lambda _count: None)).run(ask=ask)
 
     def download(self, sha256: str, target: Path, size: int, on_bytes: OnBytes | None = None) -> None:
         """Fetch a blob into a file, continue where a connection broke, check size and digest.
@@ -439,6 +109,164 @@ class Client:
             )
 
 
+class FilePiece:
+    """Bytes of an open file as a request body of known length, read in large pieces.
+
+    Args:
+        file: open for reading, buffered or not.
+        start: first byte.
+        length: number of bytes.
+        on_bytes: told how many bytes were read, each time.
+    """
+
+    def __init__(self, file: IO[bytes], start: int, length: int, on_bytes: OnBytes | None = None) -> None:
+        file.seek(start)
+        self._file, self._left, self._length = file, length, length
+        self._on_bytes = on_bytes
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, _size: int = -1) -> bytes:
+        """The next piece; larger than asked for, since http.client asks for too little at a time."""
+        piece = self._file.read(min(_PIECE, self._left))
+        self._left -= len(piece)
+        if piece and self._on_bytes is not None:
+            self._on_bytes(len(piece))
+        return piece
+
+
+class _Upload:
+    """The state of one file on its way."""
+
+    def __init__(
+        self, client: Client, path: Path, sha256: str, size: int, opened: IO[bytes], on_bytes: OnBytes
+    ) -> None:
+        self._client, self._opened, self._on_bytes = client, opened, on_bytes
+        self._source, self._sha256, self._size = path, sha256, size
+        self._path = f"/v1/blobs/{sha256}"
+        self._piece = PIECE_BYTES
+        self._told = 0  # bytes reported as through
+        self._sent = 0
+        self._mismatches = 0
+
+    def run(self, *, ask: bool) -> int:
+        """Send until it is complete."""
+        # A small file is sent at once: asking costs as much as sending.
+        offset = self._steadily_ask() if ask or self._size > _ASK_FIRST else 0
+        best, waiting = offset or 0, Waiting(self._client.patience)
+        while offset is not None:
+            self._report(offset)
+            try:
+                offset = self._put(offset)
+            except ServiceUnreachableError as error:
+                waiting.after(error)
+                offset = self._steadily_ask()
+            if offset is not None and offset > best:
+                best = offset
+                waiting.reset()
+        self._report(self._size)
+        return self._sent
+
+    def _steadily_ask(self) -> int | None:
+        found: int | None = self._client.again(self._ask)
+        return found
+
+    def _report(self, offset: int) -> None:
+        self._on_bytes(offset - self._told)
+        self._told = offset
+
+    def _read(self, count: int) -> None:
+        self._told += count
+        self._sent += count
+        self._on_bytes(count)
+
+    def _ask(self) -> int | None:
+        """Bytes that are there; None if the file is complete."""
+        try:
+            with self._client.send("HEAD", self._path) as response:
+                if response.headers.get(HEADER_COMPLETE) == TRUE:
+                    return None
+                offset = response.headers.get(HEADER_OFFSET, "0")
+                other = response.headers.get(HEADER_LENGTH, "") not in {"", str(self._size)}
+        except ServiceError as error:
+            if error.status == 404:
+                return 0
+            raise
+        return 0 if other else self._within(int(offset) if offset.isdigit() else 0)
+
+    def _within(self, offset: int) -> int:
+        """An offset the service named; never beyond the file, whatever it says."""
+        return offset if 0 <= offset < self._size else 0
+
+    def _put(self, offset: int) -> int | None:
+        """Send one piece; where to go on, None if the file is complete."""
+        size = self._size
+        length = min(self._piece, size - offset)
+        headers = {
+            HEADER_LENGTH: str(size),
+            HEADER_COMPLETE: TRUE if offset + length == size else FALSE,
+            "Content-Type": "application/octet-stream",
+        }
+        body = FilePiece(self._opened, offset, length, self._read)
+        more: dict[str, Any] = {
+            "params": {"offset": offset},
+            "headers": headers,
+            "read_seconds": SLOW_READ_SECONDS,
+        }
+        try:
+            with self._client.send("PUT", self._path, data=body, **more) as response:
+                state = self._client.read_object(response)
+        except ServiceError as error:
+            return self._answered(error, length)
+        if state.get("complete") is True:
+            return None
+        there = state.get("offset")
+        if not isinstance(there, int) or not offset < there < size:
+            # Neither an error nor progress that makes sense: patience decides.
+            raise ServiceUnreachableError(
+                f"the service at {self._client.url} says it holds {there} of {size} bytes, incomplete, after "
+                f"{offset + length} were sent"
+            )
+        return there
+
+    def _answered(self, error: ServiceError, length: int) -> int:
+        """Where to go on after an answer that was no success.
+
+        Raises:
+            DamagedFileError, ServiceError: nowhere.
+        """
+        if error.name == "wrong-offset":
+            there = error.problem.get("offset")
+            return self._moved(self._within(there if isinstance(there, int) else 0), error)
+        if error.name == "digest-mismatch":
+            digest = file_digest(self._source)
+            if digest != self._sha256:
+                raise _damaged(
+                    self._source, f"SHA-256 {digest[:12]}…, its manifest says otherwise"
+                ) from error
+            return self._moved(0, error)
+        if error.status == 413 and not error.problem and length > _SMALLEST_PIECE:
+            self._piece = max(_SMALLEST_PIECE, length // 8)  # a proxy's limit, not the service's
+            return self._steadily_ask() or 0
+        raise error
+
+    def _moved(self, offset: int, error: ServiceError) -> int:
+        """Go on at an offset the service named, but not for ever."""
+        self._mismatches += 1
+        if self._mismatches > _MISMATCHES:
+            raise ServiceUnreachableError(
+                f"the service at {self._client.url} does not say the same twice about one file ({error.name})"
+            )
+        return offset
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{path} is damaged ({why}) and is not uploaded; `mld doctor` lists what is damaged"
+    )
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file in hex, read in pieces."""
     state = hashlib.sha256()
@@ -446,38 +274,3 @@ def file_digest(path: Path) -> str:
         while piece := file.read(_PIECE):
             state.update(piece)
     return state.hexdigest()
-
-
-def _problem(response: requests.Response) -> Problem:
-    """The body of a problem answer, empty where it is none of ours."""
-    if "json" not in response.headers.get("Content-Type", ""):
-        return {}
-    text = b""
-    with contextlib.suppress(requests.RequestException, ValueError):
-        for piece in response.iter_content(1 << 16):
-            text += piece
-            if len(text) > MAX_JSON_BYTES:
-                return {}
-        found = json.loads(text)
-        if isinstance(found, dict):
-            return found  # type: ignore[return-value]  # any member may be missing
-    return {}
-
-
-def _retry_after(response: requests.Response) -> float:
-    """Seconds of a Retry-After header (a number or a date), 0 without one."""
-    text = response.headers.get("Retry-After", "").strip()
-    if not text:
-        return 0.0
-    seconds = 0.0
-    if text.replace(".", "", 1).isdigit():
-        seconds = float(text)
-    else:
-        with contextlib.suppress(TypeError, ValueError):
-            seconds = parsedate_to_datetime(text).timestamp() - time.time()
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
-
-
-def _host(location: str) -> str:
-    parts = urlsplit(location)
-    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "another path"

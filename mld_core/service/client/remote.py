@@ -25,9 +25,10 @@ from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import RESULT_FILE, ResultStore
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import make_dirs, read_json, tmp_name, write_json
-from mld_core.service.client.api import INTERACTIVE, STEADY, Client
+from mld_core.service.client.api import Client
 from mld_core.service.client.errors import ServiceError
 from mld_core.service.client.sealed import service_id
+from mld_core.service.client.transport import INTERACTIVE, STEADY
 from mld_core.service.protocol import FINISHED_STATES
 
 CACHE_DIR = ".service"

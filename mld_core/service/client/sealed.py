@@ -1,4 +1,4 @@
-"""What is to be uploaded: the sealed ranks of a store. Standard library only, so that the helper is small.
+"""What is to be uploaded: the sealed ranks of a store. Standard library only: every training loads it.
 
 A rank counts as uploaded to one organization of one service when its folder holds that service's note,
 written (temporary name, rename) after the service confirmed the seal. A note is only a shortcut: without it
@@ -28,7 +28,6 @@ from mld_core.records.format.manifest import (
     read_json,
     read_seal,
     utc_now,
-    write_json,
 )
 
 _RANK = "rank-"
@@ -105,15 +104,6 @@ def is_noted(folder: Path, service: str) -> bool:
     return note_path(folder, service).is_file()
 
 
-def write_note(folder: Path, service: str, facts: dict[str, Any]) -> None:
-    """Note that a rank is uploaded.
-
-    Raises:
-        OSError: the folder can not be written; the rank will be asked for again.
-    """
-    write_json(note_path(folder, service), {"format": FORMAT, "uploaded_at": utc_now(), **facts})
-
-
 def read_sealed(folder: Path) -> SealedRank | None:
     """A sealed rank's folder; None if it is not sealed, is gone, or was written by a newer release."""
     try:
@@ -129,9 +119,8 @@ def read_sealed(folder: Path) -> SealedRank | None:
         for family, info in part.files.items()
     )
     opening = read_json(folder / ATTEMPT_FILE) or dict(manifest["attempt"])
-    return SealedRank(
-        folder, sealed.attempt, opening, manifest, files, tuple(_earlier(folder, sealed.attempt))
-    )
+    earlier = tuple(_earlier(folder, sealed.attempt))
+    return SealedRank(folder, sealed.attempt, opening, manifest, files, earlier)
 
 
 def _earlier(folder: Path, opened: AttemptManifest) -> Iterator[Path]:
@@ -157,7 +146,9 @@ def read_unsealed(folder: Path) -> SealedRank | None:
     opened, opening = _opened(folder), read_json(folder / ATTEMPT_FILE)
     if opened is None or opening is None:
         return None
-    parts, files = [], []
+    parts: list[dict[str, Any]] = []
+    files: list[LocalFile] = []
+    rows: dict[str, int] = {}
     for path in subfolders(folder):
         part = read_json(path / PART_FILE) if path.name.startswith(_PART) else None
         if part is None or not isinstance(part.get("files"), dict):
@@ -168,12 +159,10 @@ def read_unsealed(folder: Path) -> SealedRank | None:
         ]
         if all(file.path.is_file() and file.path.stat().st_size == file.bytes for file in listed):
             files += listed
-            names = ("name", "files", "raw_bytes")
-            parts.append({**{name: part[name] for name in names if name in part}, "name": path.name})
-    rows: dict[str, int] = {}
-    for part in parts:
-        for family, info in part["files"].items():
-            rows[family] = rows.get(family, 0) + int(info["rows"])
+            facts: dict[str, Any] = {name: part[name] for name in ("files", "raw_bytes") if name in part}
+            parts.append({**facts, "name": path.name})
+            for family, info in part["files"].items():
+                rows[family] = rows.get(family, 0) + int(info["rows"])
     if not parts:
         return None
     manifest = {
@@ -181,8 +170,8 @@ def read_unsealed(folder: Path) -> SealedRank | None:
         "parts": parts,
         "rows": rows,
         "losses": {},
-        "sealed_at": opened.started_at or utc_now(),
         "widths": {},
+        "sealed_at": opened.started_at or utc_now(),
         "meta": {"cut": True},
         "format": FORMAT,
     }

@@ -1,243 +1,250 @@
-"""The upload helper: a process beside a training that sends sealed ranks to the service.
-
-Its first line on stdin are the settings (JSON, the key among them: it stands on no command line), each later
-one a folder, a wish to look at the whole run, or the end; the end of stdin or of the parent is an end, too.
-Then it looks once more at what this rank has to care for, sends it, and ends; it gives up when nothing got
-through for `MLD_UPLOAD_LINGER` seconds (600). Nothing here is needed for correctness but the notes, which are
-written after the service's word: it may be killed at any moment and started again.
-"""
+"""The uploader: a sealed rank goes up as its files, then its seal, which the service commits whole or not."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.format.manifest import SEAL_FILE, make_dirs, utc_now, write_json
-from mld_core.service.client.api import Client, Patience
+from mld_core.records.format.manifest import FORMAT, utc_now, write_json
+from mld_core.service.client.api import Client
 from mld_core.service.client.errors import DamagedFileError, ServiceError, ServiceUnreachableError
-from mld_core.service.client.helper import BROKEN, KEY_REFUSED, UNREACHABLE, UploadSettings
-from mld_core.service.client.ranks import RankUploader
-from mld_core.service.client.sealed import is_noted, sealed_folders
+from mld_core.service.client.sealed import (
+    LocalFile,
+    SealedRank,
+    is_noted,
+    note_path,
+    read_sealed,
+    read_unsealed,
+    sealed_folders,
+    service_id,
+)
+from mld_core.service.client.transport import OnBytes
 
-LINGER_SECONDS = 600.0
-_PATIENCE = Patience(5.0, first=0.25)  # beyond that the loop here takes over, which listens to the training
-_FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
-_LOOK_SECONDS = 2.0  # how often to see whether the parent lives
-_NICE = 10
-
-
-class Inbox:
-    """Lines from the training, read on a thread of their own."""
-
-    def __init__(self, lines: IO[bytes]) -> None:
-        self._lines = lines
-        self._parent = os.getppid()
-        self._changed = threading.Condition()
-        self._folders: list[Path] = []
-        self._scan = False
-        self._ended = False
-        threading.Thread(target=self._read, name="inbox", daemon=True).start()
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for line in self._lines:
-                message = json.loads(line)
-                with self._changed:
-                    if "folder" in message:
-                        self._folders.append(Path(message["folder"]))
-                    self._scan |= bool(message.get("scan"))
-                    self._ended |= bool(message.get("end"))
-                    self._changed.notify_all()
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    @property
-    def ended(self) -> bool:
-        """Whether no more will come: the training said so, or is gone."""
-        # Forked workers of a killed training may hold its end of the pipe open: ask for the parent, too.
-        return self._ended or os.getppid() != self._parent
-
-    def take(self, timeout: float) -> tuple[list[Path], bool]:
-        """What came since: folders, and whether to look at the whole run; waits up to `timeout` s."""
-        until = time.monotonic() + timeout
-        with self._changed:
-            while not (self._folders or self._scan or self.ended):
-                rest = until - time.monotonic()
-                if rest <= 0:
-                    break
-                self._changed.wait(min(rest, _LOOK_SECONDS))
-            found, scan = self._folders, self._scan
-            self._folders, self._scan = [], False
-        return found, scan
+_AT_ONCE = 4
+_ROUNDS = 4
+_LOCAL_FACTS = frozenset({"format", "model_name", "version_name"})  # not part of what a run is
 
 
-class Helper:
-    """The work of the process.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one sealed rank.
 
-    Args:
-        settings: what to upload, and where.
-        inbox: what the training says.
-        linger: seconds without a success after which it gives up, once the training is over.
+    Attributes:
+        state: "uploaded" = sent now, "there" = the service had it, "gone" from the disk, "failed".
+        files: files that were sent.
+        bytes: bytes that were sent.
+        message: why it failed.
     """
 
-    def __init__(self, settings: UploadSettings, inbox: Inbox, linger: float) -> None:
-        self.settings, self._inbox, self._linger = settings, inbox, linger
-        self._store = Store(settings.store)
-        self._run = RunKey(settings.model_name, settings.version_name)
-        self._uploader = RankUploader(
-            self._store, Client(settings.endpoint, settings.api_key, _PATIENCE), on_problem=self._notice
-        )
-        self._pending: dict[Path, None] = {}
-        self._refused: dict[str, str] = {}
-        self._notices: list[str] = []
-        self._problem: dict[str, str] | None = None
-        self._uploaded = 0
+    state: Literal["uploaded", "there", "gone", "failed"]
+    files: int = 0
+    bytes: int = 0
+    message: str = ""
+
+
+class Uploader:
+    """Uploads ranks of one store to one service, one at a time.
+
+    Args:
+        store: where the ranks lie.
+        client: the service.
+        again: ask the service about every file of every rank, also of those noted as uploaded and of seals it
+            has: it may have been restored from a backup that lacks them.
+        on_bytes: told, from any thread, how many bytes are through.
+        on_problem: told of what does not stop an upload, e.g. a note that can not be written.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        client: Client,
+        *,
+        again: bool = False,
+        on_bytes: OnBytes | None = None,
+        on_problem: Callable[[str], None] | None = None,
+    ) -> None:
+        self._store, self._client, self._again = store, client, again
+        self._on_bytes = on_bytes
+        self._on_problem = on_problem or (lambda _message: None)
         self._service = ""
-        self._pause = 0.0
-        self._moved_at = time.monotonic()
+        self._runs: dict[RunKey, tuple[str, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+        self.skipped = 0
 
-    def run(self) -> int:
-        """Work until the training is over and everything is sent or given up; 0 if all is sent."""
-        self._greet()
-        while not self._inbox.ended:
-            folders, scan = self._inbox.take(self._idle())
-            if folders or scan:
-                self._pause = 0.0  # something new is a reason to try at once
-            self._add(folders, scan=scan)
-            self._step(last=False)
-        self._add(self._inbox.take(0)[0], scan=True)
-        self._moved_at = time.monotonic()
-        while self._pending and self._step(last=True):
-            time.sleep(self._pause)
-        self._say("stopped" if self._pending or self._refused else "done")
-        return 1 if self._pending or self._refused else 0
+    @property
+    def service(self) -> str:
+        """The short name of the key's organization at this service; asks the service once.
 
-    def _greet(self) -> None:
-        """Find out early whether anybody is there and takes the key: the training tells it."""
-        try:
-            self._service = self._uploader.service
-        except ServiceUnreachableError as error:
-            self._failed(UNREACHABLE, error)
-        except AuthenticationError as error:
-            self._failed(KEY_REFUSED, error)
-        else:
-            self._say("ready")
-
-    def _idle(self) -> float:
-        """Seconds to wait for the training's next line."""
-        return 3600.0 if not self._pending else self._pause
-
-    def _notice(self, message: str) -> None:
-        self._notices = [*self._notices[-9:], message]
-
-    def _add(self, folders: list[Path], *, scan: bool) -> None:
-        self._pending.update(dict.fromkeys(folders))
-        if scan:
-            self._pending.update(dict.fromkeys(self._mine()))
-        if folders or scan:
-            self._say("uploading")
-
-    def _mine(self) -> Iterator[Path]:
-        """The sealed ranks of the run that this one of the `world_size` helpers cares for."""
-        for folder in sealed_folders(self._store, self._run):
-            number = int(folder.name.rpartition("-")[2])
-            mine = number % self.settings.world_size == self.settings.rank
-            if mine and not (self._service and is_noted(folder, self._service)):
-                yield folder
-
-    def _step(self, *, last: bool) -> bool:
-        """Upload what is pending, in order, up to the first that does not get through.
-
-        Returns:
-            Whether it is worth going on.
+        Raises:
+            ServiceUnreachableError, AuthenticationError: it can not be asked.
         """
-        while self._pending:
-            folder = next(iter(self._pending))
+        if not self._service:
+            organization = self._client.whoami().get("organization_id", "")
+            self._service = service_id(self._client.url, str(organization))
+        return self._service
+
+    def plan(self, runs: Iterable[RunKey]) -> list[SealedRank]:
+        """What is to be sent, older passes first; `skipped` counts what is noted as uploaded.
+
+        Raises:
+            ServiceUnreachableError, AuthenticationError: the service can not be asked who we are.
+        """
+        service, found = self.service, []
+        for run in runs:
+            for folder in sealed_folders(self._store, run):
+                if not self._again and is_noted(folder, service):
+                    self.skipped += 1
+                    continue
+                rank = read_sealed(folder)
+                if rank is not None:
+                    found.append(rank)
+        return found
+
+    def send(self, rank: SealedRank) -> Outcome:
+        """Upload one rank; that it is refused or damaged is told, not raised, and stops no other.
+
+        Raises:
+            ServiceUnreachableError, AuthenticationError: the service does not answer any more, or refuses the
+                key; what was sent until then counts.
+        """
+        folder = rank.folder
+        try:
+            outcome = self.upload(folder)
+        except (ServiceUnreachableError, AuthenticationError):
+            raise
+        except (ServiceError, DamagedFileError) as error:
+            return Outcome("failed", message=str(error))
+        except OSError as error:
+            return Outcome("failed", message=f"{folder}: {error.strerror or error}")
+        if outcome.state == "gone":
+            return Outcome("failed", message=f"{folder} was removed meanwhile")
+        return outcome
+
+    def upload(self, folder: Path) -> Outcome:
+        """Upload one sealed rank and what it continues; a second time does nothing.
+
+        Raises:
+            ServiceUnreachableError, AuthenticationError, ServiceError: as `Client.send`; nothing of this rank
+                was committed.
+            DamagedFileError: a file is not what its manifest says.
+            OSError: a file can not be read.
+        """
+        if self._known(folder):
+            return Outcome("there")
+        for _ in range(_ROUNDS):
+            rank = read_sealed(folder)
+            if rank is None:
+                return Outcome("gone")
             try:
-                self._service = self._uploader.service
-                self._uploader.upload(folder)
-            except ServiceUnreachableError as error:
-                self._failed(UNREACHABLE, error, error.retry_after)
-                return not last or time.monotonic() - self._moved_at < self._linger
-            except AuthenticationError as error:
-                self._failed(KEY_REFUSED, error)
-                self._pause = _LAST_PAUSE
-                return not last
-            except (ServiceError, DamagedFileError) as error:
-                self._refused[str(folder)] = str(error)
-            except OSError as error:  # the disk: later, perhaps
-                if (folder / SEAL_FILE).exists():
-                    self._failed(BROKEN, error)
-                    return not last or time.monotonic() - self._moved_at < self._linger
-            else:
-                self._uploaded += 1
-            del self._pending[folder]
-            self._problem, self._pause, self._moved_at = None, 0.0, time.monotonic()
-            self._say("uploading")
-            if not last:
-                more, scan = self._inbox.take(0)
-                self._add(more, scan=scan)
-        return False
+                for path in reversed(rank.earlier):
+                    cut = None if self._known(path) else read_unsealed(path)
+                    if cut is not None:
+                        self._upload(cut)
+                return self._upload(rank)
+            except FileNotFoundError:
+                # Its features were dropped while it was read: there is a new manifest now.
+                again = read_sealed(folder)
+                if again is not None and again.manifest == rank.manifest:
+                    raise
+        raise ServiceError(f"{folder} changes faster than it can be uploaded; try later", 0)
 
-    def _failed(self, kind: str, error: OSError, retry_after: float = 0.0) -> None:
-        self._problem = {"kind": kind, "message": str(error)}
-        self._pause = max(min(max(2 * self._pause, _FIRST_PAUSE), _LAST_PAUSE), retry_after)
-        self._say("waiting")
+    def _known(self, folder: Path) -> bool:
+        return not self._again and is_noted(folder, self.service)
 
-    def _say(self, state: str) -> None:
-        """Write the status; readers see it whole or as it was."""
-        path = self.settings.status_path
-        status = {
-            "state": state,
-            "service": self._service,
-            "endpoint": self.settings.endpoint,
-            "pid": os.getpid(),
-            "uploaded": self._uploaded,
-            "pending": len(self._pending),
-            "refused": self._refused,
-            "notices": self._notices,
-            "problem": self._problem,
-            "updated_at": utc_now(),
-        }
-        with contextlib.suppress(OSError):
-            if state == "done":
-                path.unlink(missing_ok=True)
-                return
-            make_dirs(path.parent, fsync=False)
-            write_json(path, status, fsync=False)
+    def _upload(self, rank: SealedRank) -> Outcome:
+        run_id = self._run_id(rank.run)
+        sent = self._send(list(rank.files), ask=True) if self._again else 0
+        files = 0
+        for _ in range(_ROUNDS):
+            made, missing = self._seal(run_id, rank)
+            if not missing:
+                self._note(rank, run_id)
+                return Outcome("uploaded" if sent or made else "there", files, sent)
+            wanted = {file.sha256: file for file in rank.files if file.sha256 in missing}
+            if not wanted:
+                break
+            sent += self._send(list(wanted.values()))
+            files += len(wanted)
+        raise ServiceUnreachableError(
+            f"the service at {self._client.url} keeps missing files of {rank.label} that it took before"
+        )
 
+    def _send(self, files: list[LocalFile], *, ask: bool = False) -> int:
+        """Upload files, a few at once.
 
-def _settings(line: bytes) -> UploadSettings:
-    found: dict[str, Any] = json.loads(line)
-    return UploadSettings(**found)
+        Raises:
+            The first error; the others are stopped when the file they are at is through.
+        """
+        failed = threading.Event()
 
+        def one(file: LocalFile) -> int:
+            if failed.is_set():
+                return 0
+            return self._client.upload(file.path, file.sha256, file.bytes, self._count, ask=ask)
 
-def main() -> int:
-    """Entry point of the process; the exit status is 0 if everything was sent."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.nice(_NICE)
-    settings = _settings(sys.stdin.buffer.readline())
-    linger = float(os.environ.get("MLD_UPLOAD_LINGER") or LINGER_SECONDS)
-    try:
-        return Helper(settings, Inbox(sys.stdin.buffer), linger).run()
-    except Exception as error:  # nobody sees our stderr; the training reads the status
-        problem = {"kind": BROKEN, "message": f"the upload helper stumbled: {error!r}"}
-        status = {"state": "stopped", "problem": problem, "pid": os.getpid(), "updated_at": utc_now()}
-        with contextlib.suppress(OSError):
-            make_dirs(settings.status_path.parent, fsync=False)
-            write_json(settings.status_path, status, fsync=False)
-        raise
+        if len(files) < 2:
+            return sum(one(file) for file in files)
+        with ThreadPoolExecutor(min(_AT_ONCE, len(files)), "mld-upload") as pool:
+            jobs = [pool.submit(one, file) for file in files]
+            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            if any(job.exception() is not None for job in done):
+                failed.set()
+        return sum(job.result() for job in jobs)
 
+    def _count(self, count: int) -> None:
+        if self._on_bytes is not None:
+            with self._lock:
+                self._on_bytes(count)
 
-if __name__ == "__main__":
-    sys.exit(main())
+    def _seal(self, run_id: str, rank: SealedRank) -> tuple[bool, set[str]]:
+        """Ask for the seal: whether it was made now, and which digests are missing."""
+        names = ("dataset_type", "n_epoch", "pass_no", "attempt", "rank")
+        body = {name: getattr(rank.opened, name) for name in names}
+        try:
+            status = self._client.seal(run_id, {**body, "manifest": rank.manifest, "opening": rank.opening})
+        except ServiceError as error:
+            missing = error.problem.get("missing")
+            if error.name == "missing-blobs" and missing:
+                return False, {str(digest) for digest in missing}
+            meta = rank.manifest.get("meta") or {}
+            if error.name != "seal-conflict" or not (meta.get("features_dropped") or meta.get("cut")):
+                raise
+            # The same rows, but features were dropped here.
+            self._on_problem(f"{rank.label}: the service holds a fuller copy, which stays")
+            return False, set()
+        return status == 201, set()
+
+    def _note(self, rank: SealedRank, run_id: str) -> None:
+        facts = {"endpoint": self._client.url, "run_id": run_id, "bytes": rank.bytes}
+        note = {"format": FORMAT, "uploaded_at": utc_now(), **facts}
+        try:
+            write_json(note_path(rank.folder, self.service), note)
+        except OSError as error:  # a store that is read-only, or pruned meanwhile
+            self._on_problem(
+                f"{rank.label} is uploaded, but that could not be noted ({error.strerror or error}); the "
+                "next `mld sync` asks the service again"
+            )
+
+    def _run_id(self, run: RunKey) -> str:
+        """The service's id of a run, which is told what run.json says now."""
+        info = {name: value for name, value in self._store.run_info(run).items() if name not in _LOCAL_FACTS}
+        known = self._runs.get(run)
+        if known is None:
+            names = {"model_name": run.model_name, "version_name": run.version_name}
+            found = self._client.json("POST", "/v1/runs", body={**names, "info": info})
+            known = (str(found["run_id"]), dict(found.get("info") or {}))
+        run_id, there = known
+        # Facts the service has stand, as in a local store; the generation is the newest of all.
+        changes = {name: value for name, value in info.items() if name not in there}
+        if int(info.get("generation") or 0) > int(there.get("generation") or 0):
+            changes["generation"] = info["generation"]
+        if changes:
+            self._client.json("PATCH", f"/v1/runs/{run_id}", body={"info": changes})
+        self._runs[run] = (run_id, {**there, **changes})
+        return run_id

@@ -29,8 +29,8 @@ from mld_core.service.protocol import (
 )
 from mld_core.service.server.logs import scrub
 from mld_core.service.server.problems import ProblemError, translate
-from mld_core.service.server.security import Principal, key_id_of
 from mld_core.service.server.service import Service
+from mld_core.service.server.storage.keys import Principal, key_id_of
 from mld_core.service.server.storage.models import new_id
 
 log = logging.getLogger("mld.request")

@@ -18,10 +18,10 @@ from mld_core.records.format.manifest import utc_now
 from mld_core.service.server.app import create_app, document
 from mld_core.service.server.connection import limited_protocol
 from mld_core.service.server.logs import setup_logs
-from mld_core.service.server.security import bootstrap, create_key, find_or_create_organization
 from mld_core.service.server.service import Service, lock_data
 from mld_core.service.server.settings import Settings
 from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.keys import bootstrap, create_key, find_or_create_organization
 from mld_core.service.server.storage.models import ApiKey, Organization
 
 log = logging.getLogger("mld.server")

@@ -20,12 +20,12 @@ from mld_core.records.format.manifest import make_dirs
 from mld_core.service.server.jobs.queue import Jobs
 from mld_core.service.server.limits import Buckets
 from mld_core.service.server.metrics import Metrics
-from mld_core.service.server.security import Authenticator
 from mld_core.service.server.settings import Settings, to_env
 from mld_core.service.server.storage.backends import open_storage
 from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.collect import collect
 from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.keys import Authenticator
 from mld_core.service.server.storage.models import Audit
 from mld_core.service.server.storage.seals import Sealer
 from mld_core.service.server.storage.uploads import Uploads

@@ -23,8 +23,8 @@ from mld_core.service.protocol import (
 from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.routes import forms
 from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep
-from mld_core.service.server.security import Principal
 from mld_core.service.server.service import Service
+from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob
 from mld_core.service.server.storage.uploads import Upload
 

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from mld_core.service.server.problems import not_found
-from mld_core.service.server.security import Principal
 from mld_core.service.server.service import Service
+from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Base, Job, Pass, Result, Run
 
 T = TypeVar("T", bound=Base)

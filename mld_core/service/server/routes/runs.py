@@ -16,8 +16,8 @@ from mld_core.service.server.jobs.materialise import parse_epoch
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.routes import forms
 from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep, answer, own_pass, own_run, page
-from mld_core.service.server.security import Principal
 from mld_core.service.server.service import Service
+from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Pass, Run, Seal, SealFile, new_id
 from mld_core.service.server.storage.seals import parse_seal
 

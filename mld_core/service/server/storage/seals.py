@@ -19,9 +19,9 @@ from mld_core.records.format.manifest import UnknownFormatError, attempt_from_js
 from mld_core.records.format.schema import FAMILIES, TASKS, base_schema
 from mld_core.service.protocol import SHA256
 from mld_core.service.server.problems import ProblemError
-from mld_core.service.server.security import Principal
 from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Pass, Run, Seal, SealFile, new_id
 
 _ATTEMPT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,110}-\d{3,6}")

@@ -25,10 +25,10 @@ from sqlalchemy.orm import Session
 
 from mld_core.records.format.manifest import make_dirs, utc_now
 from mld_core.service.server.problems import ProblemError
-from mld_core.service.server.security import Principal
 from mld_core.service.server.settings import MIB, Settings
 from mld_core.service.server.storage.backends import FULL, Storage
 from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Organization
 
 if TYPE_CHECKING:
