@@ -9,13 +9,14 @@ from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions
 from mld_core.evaluation.analysis.error_probability import capped, guard
 from mld_core.evaluation.analysis.projection import project_units
+from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.categories import CRITICAL, HOTSPOT
 from mld_core.evaluation.metrics.classification import auroc
 from mld_core.evaluation.space.arrays import EpochArrays, SplitArrays, score_logits
 from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.logistic import fit_logistic
 
-QUICK = AnalysisOptions(replicates=0, threads=2, salts=("0",))
+QUICK = AnalysisOptions(replicates=0, threads=2, salts=("0",), diagnoses=DIAGNOSES)
 
 
 @pytest.fixture(scope="module")

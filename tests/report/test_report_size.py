@@ -7,8 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from mld_core.evaluation.analysis import issue_stage
-from mld_core.evaluation.classification import method
+from mld_core.evaluation.classification import method, stage
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.report import write_report
 
@@ -39,7 +38,7 @@ def large(records, tmp_path_factory):
         "r", options={"progress": False}
     )
     patch.undo()
-    assert issue_stage.CLASSIFICATION_STAGES
+    assert stage.CLASSIFICATION_STAGES
     return result
 
 

@@ -38,7 +38,7 @@ from mld_core.evaluation.space.cells import Density, local_density, risk_bins
 from mld_core.evaluation.space.layers import LayerView, look_at_layers
 from mld_core.evaluation.space.neighbourhood import Nearest, Surroundings, surroundings
 from mld_core.evaluation.space.regions import CellGrid, Region, cut_cells, find_regions
-from mld_core.evaluation.space.slices import find_slices
+from mld_core.evaluation.space.slices import MetadataSlice, find_slices
 from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.bootstrap import error_metrics
 from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hashes
@@ -280,7 +280,7 @@ def _answers(
             _label_members(made), arrays.labels, work.folds[0], arrays.n_class, work.workers
         )
     with progress("diagnoses"):
-        neighbours, region, regions, found = _diagnoses(made, flags, category, view, posterior, used)
+        neighbours, region, regions, found, slices = _diagnoses(made, flags, category, view, posterior, used)
     with progress("metrics"):
         metrics = error_metrics(
             proba[known],
@@ -320,6 +320,7 @@ def _answers(
         ratios=ratios,
         facts=_facts(made, used, density, posterior, found),
         fitted=_kept(made, density),
+        slices=slices,
     )
 
 
@@ -383,9 +384,10 @@ def _diagnoses(
     view: LayerView,
     posterior: LabelPosterior,
     used: Thresholds,
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int32], list[Region], Diagnoses]:
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int32], list[Region], Diagnoses, list[MetadataSlice] | None]:
     work, arrays = made.work, made.work.arrays
     grid, cells = _cells(made)
+    slices = None if arrays.metadata is None else find_slices(arrays.metadata, work.errors)
     evidence = Evidence(
         labels=arrays.labels,
         prediction=work.scores.prediction,
@@ -406,7 +408,7 @@ def _diagnoses(
         train_hashes=None if arrays.train is None else arrays.train.hashes,
         novelty=None if made.train is None or arrays.is_train else made.train.novelty,
         epochs=arrays.epochs,
-        slices=None if arrays.metadata is None else find_slices(arrays.metadata, work.errors),
+        slices=slices,
         is_train=arrays.is_train,
     )
     found = diagnose(work.options.diagnoses, evidence)
@@ -424,4 +426,4 @@ def _diagnoses(
         masks=found.masks,
         metadata=arrays.metadata,
     )
-    return shown, region, regions, found
+    return shown, region, regions, found, slices

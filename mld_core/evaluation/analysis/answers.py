@@ -20,6 +20,7 @@ from mld_core.evaluation.space.cells import Density, RiskBins
 from mld_core.evaluation.space.neighbourhood import CELL_LIMIT, Surroundings
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT
 from mld_core.evaluation.space.regions import Region
+from mld_core.evaluation.space.slices import MetadataSlice
 from mld_core.evaluation.statistics.bootstrap import REPLICATES
 from mld_core.evaluation.statistics.folds import SALTS
 
@@ -109,6 +110,7 @@ class SplitAnalysis:
         ratios: Category shares.
         facts: k, m, t1, t2, method of the neighbours, measured recall, ...
         fitted: What scores other units, if kept.
+        slices: Metadata slices, or None without metadata.
     """
 
     prediction: NDArray[np.int64]
@@ -138,3 +140,4 @@ class SplitAnalysis:
     ratios: Mapping[str, float | None]
     facts: Mapping[str, Any] = field(default_factory=dict)
     fitted: Fitted | None = None
+    slices: list[MetadataSlice] | None = None

@@ -1,4 +1,4 @@
-"""The answers of an analysis as columns of the unit table."""
+"""Answers as columns of the unit table, for any task."""
 
 from __future__ import annotations
 
@@ -10,62 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis.answers import SplitAnalysis
-from mld_core.evaluation.analysis.projection import Projection
 from mld_core.evaluation.analysis.stages import Split
 from mld_core.evaluation.analysis.units import FLAGS, Column
-from mld_core.evaluation.classification.code_suffixes import suffixed_codes
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags
 from mld_core.evaluation.codes.diagnosis import Diagnoses, gravest_first
-from mld_core.evaluation.space.arrays import SplitArrays
 
 _ROWS = 65_536
-
-
-def analysis_columns(analysis: SplitAnalysis, arrays: SplitArrays, split: Split) -> dict[str, Column]:
-    """Columns of a labelled split; (N,) each."""
-    codes = suffixed_codes(
-        analysis.category,
-        arrays.labels,
-        analysis.prediction,
-        analysis.close_classes,
-        analysis.suggested_label,
-    )
-    made: dict[str, Column] = {
-        "error_proba": analysis.error_proba,
-        "category": category_names(analysis.category),
-        "projected_category": category_names(np.where(analysis.errors < 0, analysis.projected, -1)),
-        **diagnosis_columns(analysis.diagnoses),
-        "local_error_rate": analysis.density.rate,
-        "local_error_lo": analysis.density.low,
-        "baseline_risk": analysis.baseline_risk,
-        "predicted_risk_lo": analysis.risk_low,
-        "ambiguity": analysis.ambiguity,
-        "label_quality": analysis.label_quality,
-        "suggested_label": analysis.suggested_label,
-        "region_id": pa.array(analysis.region, pa.int32(), mask=analysis.region < 0),
-        "flags": flag_structs(analysis.flags),
-        "error_code": pa.array(codes.tolist(), pa.string()),
-        **coordinates(analysis.points),
-    }
-    if analysis.neighbours is not None:
-        made["neighbour_ids"] = neighbour_ids(analysis.neighbours, split)
-    return made
-
-
-def projection_columns(projection: Projection, reference: Split) -> dict[str, Column]:
-    """Columns of an unlabelled split; its neighbours are units of the reference split."""
-    return {
-        "error_proba": projection.error_proba,
-        "projected_category": category_names(projection.category),
-        "local_error_rate": projection.density.rate,
-        "local_error_lo": projection.density.low,
-        "baseline_risk": projection.baseline_risk,
-        "predicted_risk_lo": projection.risk_low,
-        "neighbour_ids": neighbour_ids(projection.neighbours, reference),
-        "flags": flag_structs(projection.flags),
-        **coordinates(projection.points),
-    }
 
 
 def category_names(category: NDArray[np.integer]) -> pa.Array:

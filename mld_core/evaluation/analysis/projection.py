@@ -21,11 +21,11 @@ from mld_core.evaluation.analysis.stack_features import (
     fixed_columns,
     has_epoch_columns,
 )
-from mld_core.evaluation.classification.code_suffixes import close_classes
 from mld_core.evaluation.codes.categories import Flags, projected
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Density, ambiguity_of, density_of
+from mld_core.evaluation.space.layers import close_classes
 from mld_core.evaluation.space.neighbourhood import K_GRID, Nearest, look
 from mld_core.evaluation.statistics.blocks import Workers, spans
 

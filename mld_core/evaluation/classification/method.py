@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mld_core.evaluation.analysis.issue_stage import CLASSIFICATION_STAGES
 from mld_core.evaluation.analysis.stages import Split, SplitStage, StageOutput, run_stages
 from mld_core.evaluation.classification.scalars import (
     EXACT_CELLS,
@@ -23,6 +22,7 @@ from mld_core.evaluation.classification.scalars import (
     rank,
     scalars,
 )
+from mld_core.evaluation.classification.stage import CLASSIFICATION_STAGES
 from mld_core.evaluation.engine.passes import PassSource, problem, record_problems
 from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.results.database import database

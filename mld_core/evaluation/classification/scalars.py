@@ -22,17 +22,6 @@ EXACT_CELLS = 2**25
 HISTOGRAM_BYTES = 2**30
 """Memory the histograms of one ranking round may take, over all threads."""
 
-SAMPLE_COLUMNS = (
-    "input_id",
-    "id_source",
-    "input_hash",
-    "label",
-    "soft_label",
-    "prediction",
-    "confidence",
-    "loss",
-)
-
 Batches = Callable[[], Iterable[pa.RecordBatch]]
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mld_core.evaluation.codes.categories import ALEATORIC, CRITICAL, HOTSPOT
+
 NO_PREDICTION = "nonfinite"
 """Stands for the prediction where the logits held NaN or infinity: such a unit is wrong and has no class."""
 
@@ -81,3 +83,46 @@ def parse_classification_code(code: str) -> tuple[int, int | None]:
             f"error code {code!r}: expected CLS<truth>-><prediction>, e.g. CLS3->7, CLS3->7|1 or CLS9->7**"
         )
     return int(head[3:]), None if said == NO_PREDICTION else int(said)
+
+
+def suffixed_codes(
+    category: NDArray[np.int8],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    close: NDArray[np.int32],
+    plausible_label: NDArray[np.int64],
+) -> NDArray[np.object_]:
+    """Error codes with their suffixes.
+
+    In category hotspot the prediction is followed by the other classes that hold at least 15 % of the
+    neighbours, at most 4 classes in all; in critical and aleatoric hotspots a wrong unit whose label is the
+    most plausible one ends in `**`.
+
+    Args:
+        category: (N,) category numbers, -1 where unlabelled.
+        labels: (N,) true classes, -1 where unlabelled.
+        prediction: (N,) predicted classes, -1 where the logits were not finite.
+        close: (N, 4) classes that hold at least 15 % of the neighbours, largest share first, -1 where fewer.
+        plausible_label: (N,) argmax of the label posterior.
+
+    Returns:
+        (N,) texts, None where unlabelled.
+
+    Example:
+        >>> close = np.array([[7, 1, -1, -1]] * 2)
+        >>> labels, said = np.array([3, 9]), np.array([7, 7])
+        >>> suffixed_codes(np.array([2, 4], np.int8), labels, said, close, labels).tolist()
+        ['CLS3->7|1', 'CLS9->7**']
+    """
+    knows = np.isin(category, (CRITICAL, ALEATORIC)) & (prediction != labels) & (plausible_label == labels)
+    listed = np.where((category == HOTSPOT)[:, None], close, -1)
+    key = np.column_stack([labels, prediction, knows, listed]).astype(np.int64)
+    distinct, where = np.unique(key, axis=0, return_inverse=True)
+    names = np.empty(len(distinct), object)
+    for place, (t, y, plausible, *others) in enumerate(distinct.tolist()):
+        if t >= 0:
+            kept = [one for one in others if one not in (-1, y)][: close.shape[1] - 1]
+            names[place] = classification_code(
+                t, None if y < 0 else y, confused_with=kept, plausible=bool(plausible)
+            )
+    return names[where.reshape(-1)]

@@ -23,7 +23,7 @@ from mld_core.evaluation.analysis.issue_columns import (
     named,
     neighbour_ids,
 )
-from mld_core.evaluation.analysis.issue_stage import (
+from mld_core.evaluation.analysis.issue_tables import (
     analysis_notes,
     analysis_options,
     category_row,
@@ -137,7 +137,7 @@ class _Run:
             notes = tuple(analysis_notes(self.split, analysis))
             categories |= category_row(analysis)
             tables["regions"] = region_rows(self.split, self.regions(analysis, found))
-            tables["slices"] = slice_rows(self.split, arrays, analysis)
+            tables["slices"] = slice_rows(self.split, analysis.slices)
         else:
             notes = ("no kept prediction can be judged: there are no error probabilities and categories",)
         facts["not_computable"] = dict(found.found.not_computable)

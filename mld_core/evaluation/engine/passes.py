@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mld_core.evaluation.classification.scalars import SAMPLE_COLUMNS
 from mld_core.records.read.reader import PassSelection
 
 CELLS = 2**23
 """Units x classes of one batch: its float64 temporaries stay around 64 MiB each."""
 
 _OWN_COLUMNS = frozenset(
-    (*SAMPLE_COLUMNS, "unit", "rank_", "batch_idx", "row", "global_step", "mode", "nonfinite", "overflow")
+    [
+        *("input_id", "id_source", "input_hash", "label", "soft_label", "prediction", "confidence", "loss"),
+        *("unit", "rank_", "batch_idx", "row", "global_step", "mode", "nonfinite", "overflow"),
+    ]
 )
+"""Columns of the sample records that are no user's own."""
 
 
 @dataclass(frozen=True)

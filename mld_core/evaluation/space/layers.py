@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.classification.code_suffixes import LISTED, close_classes
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Ambiguity, ambiguity_of
 from mld_core.evaluation.space.neighbourhood import Nearest, Neighbourhood, Surroundings, look
 from mld_core.evaluation.space.neighbours import Base, make_base
 from mld_core.evaluation.statistics.blocks import Workers, spans
+
+SHARE = 0.15
+LISTED = 4
 
 _CELLS = 2**22
 
@@ -32,6 +34,23 @@ class LayerView:
     layers: tuple[Ambiguity, ...]
     pooled: Ambiguity
     close: NDArray[np.int32]
+
+
+def close_classes(counts: NDArray[np.floating]) -> NDArray[np.int32]:
+    """(N, 4) classes that hold at least 15 % of a unit's neighbours, largest share first; -1 = none.
+
+    Args:
+        counts: (N, K) neighbours of each label.
+
+    Example:
+        >>> close_classes(np.array([[8, 20, 0, 4]])).tolist()
+        [[1, 0, -1, -1]]
+    """
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    order = np.argsort(-share, axis=1, kind="stable")[:, :LISTED]
+    made = np.where(np.take_along_axis(share, order, axis=1) >= SHARE, order, -1)
+    pad = LISTED - made.shape[1]
+    return np.pad(made, ((0, 0), (0, max(pad, 0))), constant_values=-1).astype(np.int32)
 
 
 def look_at_layers(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions, SplitAnalysis
+from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.categories import ALEATORIC, CATEGORIES, CRITICAL, HOTSPOT, RECESSIVE
 from mld_core.evaluation.metrics.classification import auroc, average_precision
 from mld_core.evaluation.space.arrays import EpochArrays, SplitArrays, TrainArrays
@@ -23,7 +24,7 @@ from mld_core.evaluation.space.arrays import EpochArrays, SplitArrays, TrainArra
 Row = tuple[str, str, str, str, float]
 KINDS = {"digits": ("mlp", 14), "faces": ("mlp", 8), "textures": ("conv", 10)}
 PAIRS = {"digits": ((4, 9, True), (3, 8, False)), "faces": ((1, 0, True),), "textures": ((0, 3, True),)}
-NULLS = AnalysisOptions(replicates=0)
+NULLS = AnalysisOptions(replicates=0, diagnoses=DIAGNOSES)
 OURS = "ours"
 
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.analysis import analyse
-from mld_core.evaluation.analysis.answers import AnalysisOptions, Reference, SplitAnalysis
-from mld_core.evaluation.analysis.evidence import NEEDS
-from mld_core.evaluation.analysis.issue_columns import analysis_columns, projection_columns
-from mld_core.evaluation.analysis.projection import project_units
+from mld_core.evaluation.analysis.answers import Reference, SplitAnalysis
+from mld_core.evaluation.analysis.issue_columns import (
+    category_names,
+    coordinates,
+    diagnosis_columns,
+    flag_structs,
+    neighbour_ids,
+)
+from mld_core.evaluation.analysis.issue_tables import (
+    analysis_notes,
+    analysis_options,
+    category_row,
+    plain_facts,
+    projected_ratios,
+    region_rows,
+    slice_rows,
+    threshold_cells,
+)
+from mld_core.evaluation.analysis.projection import Projection, project_units
 from mld_core.evaluation.analysis.stages import (
     REFERENCE_MINIMUM,
     Split,
@@ -24,18 +37,14 @@ from mld_core.evaluation.analysis.stages import (
     StageOutput,
     Value,
 )
+from mld_core.evaluation.analysis.units import Column
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.classification.gather import gather
-from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.codes.notation import suffixed_codes
 from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.space.arrays import SplitArrays
-from mld_core.evaluation.space.regions import Region
-from mld_core.evaluation.space.slices import find_slices
 from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.intervals import mean_intervals, ranking_intervals
-
-_NOT_WORTH_A_NOTE = frozenset(NEEDS[name] for name in ("comparison", "train_split", "other_split", "labels"))
-"""Reasons that lie in what a code is about, not in what was recorded."""
 
 
 class IssueAnalysis:
@@ -58,16 +67,6 @@ class IssueAnalysis:
 
 CLASSIFICATION_STAGES: tuple[SplitStage, ...] = (IssueAnalysis(),)
 """The analyses of `classification_v1` after its metrics, in order."""
-
-
-def analysis_options(options: Mapping[str, Any], engine: EmbeddedEngine, **more: Any) -> AnalysisOptions:
-    """The options of a request as the analysis takes them."""
-    return AnalysisOptions(
-        risk_tolerance=options.get("risk_tolerance"),
-        threads=engine.width,
-        salts=tuple(str(number) for number in range(int(options.get("repeats", 3)))),
-        **more,
-    )
 
 
 def _analyse(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
@@ -98,7 +97,7 @@ def _analyse(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOu
         notes=tuple(notes),
         tables={
             "regions": region_rows(split, analysis.regions),
-            "slices": slice_rows(split, arrays, analysis),
+            "slices": slice_rows(split, analysis.slices),
         },
     )
 
@@ -117,9 +116,6 @@ def _null_share(arrays: SplitArrays, group: SplitGroup, engine: EmbeddedEngine) 
     return float((shuffled["hotspot_ratio"] or 0.0) + (shuffled["critical_hotspot_ratio"] or 0.0))
 
 
-# --- metrics and categories ---------------------------------------------------------------------------------
-
-
 def _intervals(
     split: Split, arrays: SplitArrays, analysis: SplitAnalysis, workers: Workers
 ) -> dict[str, float | None]:
@@ -135,127 +131,6 @@ def _intervals(
         **mean_intervals(values, keys, workers),
         **ranking_intervals(arrays.logits, arrays.labels, keys, workers),
     }
-
-
-def category_row(analysis: SplitAnalysis) -> dict[str, Value]:
-    """Cells of the split's row in the category table."""
-    row: dict[str, Value] = {
-        f"{name.removeprefix('five_way_')}_five_way" if name.startswith("five_way_") else name: value
-        for name, value in analysis.ratios.items()
-    }
-    row |= _threshold_cells(analysis)
-    unlabelled = analysis.errors < 0
-    if unlabelled.any():
-        row |= _projected_ratios(analysis.projected[unlabelled])
-    return row
-
-
-def _threshold_cells(analysis: SplitAnalysis) -> dict[str, Value]:
-    used = analysis.used
-    return {
-        "t1": used.t1,
-        "t2": used.t2,
-        "k": analysis.density.k,
-        "m": analysis.density.m,
-        "ref_split": used.reference,
-    }
-
-
-def _projected_ratios(category: NDArray[np.int8]) -> dict[str, Value]:
-    """Shares of the projected categories among the units without a label."""
-    return {
-        f"projected_{name}_ratio": float((category == number).mean())
-        for number, name in enumerate(CATEGORIES)
-    }
-
-
-def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts as JSON holds them: no NaN, infinity as a text."""
-    made: dict[str, Any] = {}
-    for name, value in facts.items():
-        if isinstance(value, np.generic):
-            value = value.item()  # noqa: PLW2901
-        if isinstance(value, float) and not math.isfinite(value):
-            value = None if math.isnan(value) else str(value)  # noqa: PLW2901
-        made[name] = value
-    return made
-
-
-def analysis_notes(split: Split, analysis: SplitAnalysis) -> list[str]:
-    """What to know when reading the figures of a split."""
-    made = []
-    estimate = analysis.estimate
-    if estimate.source == "constant":
-        made.append(f"error_proba is the same for every unit: {estimate.reason}")
-    elif estimate.source != "cse":
-        made.append(f"error_proba is the isotonic risk of the softmax confidence: {estimate.reason}")
-    if min(split.errors, split.labeled - split.errors) < REFERENCE_MINIMUM:
-        made.append(
-            f"{split.errors} wrong and {split.labeled - split.errors} right units are few: thresholds from "
-            f"{analysis.used.reference!r}, read the categories with care"
-        )
-    if analysis.density.m == math.inf:
-        made.append("errors are not clustered in the feature space: no unit can be in a hotspot by density")
-    by_reason: dict[str, list[str]] = {}
-    for code, reason in analysis.diagnoses.not_computable.items():
-        text = reason.removeprefix("not computable: ")
-        if not any(part in _NOT_WORTH_A_NOTE for part in text.split("; ")):
-            by_reason.setdefault(text, []).append(code)
-    made += [f"{', '.join(codes)} could not be computed: {reason}" for reason, codes in by_reason.items()]
-    return made
-
-
-# --- tables -------------------------------------------------------------------------------------------------
-
-
-def region_rows(split: Split, regions: list[Region]) -> list[dict[str, Any]]:
-    """Rows of the table of regions."""
-    if not regions:
-        return []
-    ids = pq.read_table(split.units, columns=["unit_id", "input_id"])
-    medoids = ids.take([region.medoid for region in regions]).to_pylist()
-    return [
-        {
-            "dataset": split.dataset,
-            "n_epoch": split.n_epoch,
-            "region_id": region.region_id,
-            "n": region.n,
-            "errors": region.errors,
-            "rate": region.rate,
-            "rate_lo": region.rate_lo,
-            "p_value": region.p_value,
-            "bh_sig": region.bh_sig,
-            "label": region.label,
-            "top_classes": region.top_classes,
-            "top_codes": region.top_codes,
-            "medoid_unit_id": medoid["unit_id"],
-            "medoid_input_id": medoid["input_id"],
-        }
-        for region, medoid in zip(regions, medoids, strict=True)
-    ]
-
-
-def slice_rows(split: Split, arrays: SplitArrays, analysis: SplitAnalysis) -> list[dict[str, Any]]:
-    """The metadata slices behind C32."""
-    if arrays.metadata is None:
-        return []
-    return [
-        {
-            "dataset": split.dataset,
-            "n_epoch": split.n_epoch,
-            "slice": " and ".join(f"{name} = {value}" for name, value in found.conditions.items()),
-            "n": found.size,
-            "errors": found.errors,
-            "rate": found.errors / found.size,
-            "score": found.score,
-            "p_value": found.p_value,
-            "bh_sig": found.significant,
-        }
-        for found in find_slices(arrays.metadata, analysis.errors)
-    ]
-
-
-# --- units without labels -----------------------------------------------------------------------------------
 
 
 def _projects_from(group: SplitGroup) -> Split | None:
@@ -287,7 +162,7 @@ def _project(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOu
     )
     return StageOutput(
         columns=projection_columns(projection, reference),
-        categories={**_threshold_cells(analysis), **_projected_ratios(projection.category)},
+        categories={**threshold_cells(analysis), **projected_ratios(projection.category)},
         facts={"labeled": 0, "projected_from": reference.dataset},
         notes=(note, *gathered.notes),
     )
@@ -306,3 +181,49 @@ def _not_projectable(split: Split, reference: Split, analysis: SplitAnalysis) ->
     if split.n_class != reference.n_class:
         return f"{split.n_class} classes here, {reference.n_class} in {reference.dataset!r}: not projectable"
     return ""
+
+
+def analysis_columns(analysis: SplitAnalysis, arrays: SplitArrays, split: Split) -> dict[str, Column]:
+    """Columns of a labelled split; (N,) each."""
+    codes = suffixed_codes(
+        analysis.category,
+        arrays.labels,
+        analysis.prediction,
+        analysis.close_classes,
+        analysis.suggested_label,
+    )
+    made: dict[str, Column] = {
+        "error_proba": analysis.error_proba,
+        "category": category_names(analysis.category),
+        "projected_category": category_names(np.where(analysis.errors < 0, analysis.projected, -1)),
+        **diagnosis_columns(analysis.diagnoses),
+        "local_error_rate": analysis.density.rate,
+        "local_error_lo": analysis.density.low,
+        "baseline_risk": analysis.baseline_risk,
+        "predicted_risk_lo": analysis.risk_low,
+        "ambiguity": analysis.ambiguity,
+        "label_quality": analysis.label_quality,
+        "suggested_label": analysis.suggested_label,
+        "region_id": pa.array(analysis.region, pa.int32(), mask=analysis.region < 0),
+        "flags": flag_structs(analysis.flags),
+        "error_code": pa.array(codes.tolist(), pa.string()),
+        **coordinates(analysis.points),
+    }
+    if analysis.neighbours is not None:
+        made["neighbour_ids"] = neighbour_ids(analysis.neighbours, split)
+    return made
+
+
+def projection_columns(projection: Projection, reference: Split) -> dict[str, Column]:
+    """Columns of an unlabelled split; its neighbours are units of the reference split."""
+    return {
+        "error_proba": projection.error_proba,
+        "projected_category": category_names(projection.category),
+        "local_error_rate": projection.density.rate,
+        "local_error_lo": projection.density.low,
+        "baseline_risk": projection.baseline_risk,
+        "predicted_risk_lo": projection.risk_low,
+        "neighbour_ids": neighbour_ids(projection.neighbours, reference),
+        "flags": flag_structs(projection.flags),
+        **coordinates(projection.points),
+    }
