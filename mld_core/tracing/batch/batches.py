@@ -5,13 +5,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mld_core.tracing.tables.rows import CONTENT_HASH, HeldInputs
+CONTENT_HASH: Final = "content_hash"  # the id source of ids that are the hash of the inputs
+
+
+@dataclass
+class HeldInputs:
+    """A CPU batch kept until the writer thread has hashed it, with its tensors' in-place counters."""
+
+    inputs: Any
+    versions: list[tuple[Any, int]]
+
+    def changed(self) -> bool:
+        """Whether a tensor was written to since the event."""
+        # torch has no public name for the in-place counter
+        return any(tensor._version != version for tensor, version in self.versions)  # noqa: SLF001
 
 
 @dataclass

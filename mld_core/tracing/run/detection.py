@@ -11,7 +11,7 @@ from torch import nn
 from mld_core.adapters.base import FALL_BACK_2D, FALL_BACK_3D, Adapter, ModelCall, Parsed, Thresholds
 from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
 from mld_core.records.format.schema import media_schema
-from mld_core.tracing.batch.batches import Batch, own_copy, tensors_in
+from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, HeldInputs, own_copy, tensors_in
 from mld_core.tracing.batch.modalities import frames_in, modalities
 from mld_core.tracing.batch.truths import count_frames, find_images, find_truth
 from mld_core.tracing.capture.activations import ready
@@ -22,7 +22,6 @@ from mld_core.tracing.run.session import OpenPass, Session
 from mld_core.tracing.tables.convention import ConventionProbe
 from mld_core.tracing.tables.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
 from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, DETECTION_PICTURES, Pictures
-from mld_core.tracing.tables.rows import CONTENT_HASH, HeldInputs
 
 _ROW_BYTES: Final = 512
 

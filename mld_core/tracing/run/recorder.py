@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mld_core.records.format.layout import PassKey
-from mld_core.tracing.batch.batches import Batch, row_count
+from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, row_count
 from mld_core.tracing.batch.identity import locate_ids
 from mld_core.tracing.batch.labels import find_labels
 from mld_core.tracing.batch.order import sequential_order
@@ -22,7 +22,6 @@ from mld_core.tracing.batch.taps import install_tap
 from mld_core.tracing.run.lifecycle import RunLife
 from mld_core.tracing.run.replay import plan
 from mld_core.tracing.run.session import OpenPass
-from mld_core.tracing.tables.rows import CONTENT_HASH
 
 LOADER_INDEX: Final = "loader_index"
 

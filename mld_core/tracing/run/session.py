@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.write.writer import Account, Writer, WriterOptions
-from mld_core.tracing.batch.batches import Batch, count_rows, tensors_in
+from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, HeldInputs, count_rows, tensors_in
 from mld_core.tracing.batch.hashing import input_hash_of
 from mld_core.tracing.batch.labels import find_inputs, find_labels
 from mld_core.tracing.capture.staging import Stager
@@ -25,7 +25,7 @@ from mld_core.tracing.guard import Guard
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.uploads import RunUploads
 from mld_core.tracing.tables.media import Pictures
-from mld_core.tracing.tables.rows import CONTENT_HASH, HeldInputs, PassState
+from mld_core.tracing.tables.rows import PassState
 
 _SOURCE_MEANING: Final = {
     CONTENT_HASH: (

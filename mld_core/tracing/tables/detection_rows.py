@@ -23,6 +23,7 @@ from mld_core.records.format.schema import (
     vectors_schema,
 )
 from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
+from mld_core.tracing.batch.batches import CONTENT_HASH, HeldInputs
 from mld_core.tracing.batch.hashing import input_hash_of, to_hex
 from mld_core.tracing.batch.identity import as_id_list
 from mld_core.tracing.batch.modalities import by_frame
@@ -41,7 +42,7 @@ from mld_core.tracing.tables.box_tables import (
 )
 from mld_core.tracing.tables.convention import ConventionProbe
 from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, media_arrays, media_columns
-from mld_core.tracing.tables.rows import CONTENT_HASH, HeldInputs, PassState, constant, table_of
+from mld_core.tracing.tables.rows import PassState, constant, table_of
 
 _TRUTH_TYPES: Final = {
     "crowd": pa.bool_(),

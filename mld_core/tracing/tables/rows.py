@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mld_core.records.format.schema import AdditionalField, additional_column
 from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
+from mld_core.tracing.batch.batches import CONTENT_HASH, HeldInputs
 from mld_core.tracing.batch.hashing import input_hash_of, to_hex
 from mld_core.tracing.batch.identity import as_id_list
 from mld_core.tracing.batch.labels import Labels, normalise_labels
@@ -21,8 +22,6 @@ from mld_core.tracing.capture.outputs import probabilities_to_logits
 from mld_core.tracing.capture.staging import Staged, to_float32
 from mld_core.tracing.guard import Guard
 from mld_core.tracing.tables.media import media_arrays, media_columns
-
-CONTENT_HASH = "content_hash"
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -60,19 +59,6 @@ class Scores:
         else:
             loss = -log_p[np.arange(n), np.where(labels.valid, labels.hard, 0)]
         self.loss = loss.astype(np.float32)
-
-
-@dataclass
-class HeldInputs:
-    """A CPU batch kept until the writer thread has hashed it, with its tensors' in-place counters."""
-
-    inputs: Any
-    versions: list[tuple[Any, int]]
-
-    def changed(self) -> bool:
-        """Whether a tensor was written to since the event."""
-        # torch has no public name for the in-place counter
-        return any(tensor._version != version for tensor, version in self.versions)  # noqa: SLF001
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ from torch import nn
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.export import export_run
-from mld_core.tracing.batch.batches import Batch, class_count, row_count, takes_keywords
+from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, class_count, row_count, takes_keywords
 from mld_core.tracing.capture.capture import Capture
 from mld_core.tracing.capture.heads import Captured
 from mld_core.tracing.guard import ConfigurationProblem, Guard
@@ -32,7 +32,6 @@ from mld_core.tracing.run.naming import restart_count
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.recorder import Recorder
 from mld_core.tracing.run.session import OpenPass, Session
-from mld_core.tracing.tables.rows import CONTENT_HASH
 
 GIVEN: Final = "input_id"  # the id source of ids that were handed over
 
