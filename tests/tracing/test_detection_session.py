@@ -35,7 +35,7 @@ from mld_core.tracing.capture.detectors import find_detector
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.classifying import ClassificationSession
 from mld_core.tracing.run.detection import DetectionSession
-from mld_core.tracing.run.sessions import session_class
+from mld_core.tracing.run.lifecycle import session_class
 
 
 @pytest.fixture(autouse=True)

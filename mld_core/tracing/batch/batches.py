@@ -29,7 +29,11 @@ class HeldInputs:
 
 @dataclass
 class Batch:
-    """One batch as an event or a call brought it. `labels`, `ids` and `inputs` are references, read later."""
+    """One batch as an event or a call brought it. `labels`, `ids` and `inputs` are references, read later.
+
+    Attributes:
+        n: its units, None where neither labels nor inputs tell.
+    """
 
     inputs: Any = None
     labels: Any = None
@@ -40,6 +44,7 @@ class Batch:
     batch_idx: int = 0
     global_step: int | None = None
     images: Any = None
+    n: int | None = None
 
 
 def class_count(model: nn.Module) -> int | None:

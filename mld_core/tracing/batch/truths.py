@@ -7,11 +7,9 @@ that does not exist is stored with `ignore`; a frame whose truth has no readable
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from mld_core.adapters.base import Adapter, ModelCall, Truth
@@ -29,8 +27,6 @@ _COLUMNS: Final = {
     "difficult": "difficulty", "occlusion": "occlusion", "truncation": "truncation", "n_points": "n_points",
     "num_points": "n_points",
 }  # fmt: skip
-LABELS_OUT_OF_RANGE: Final = "true labels out of range"
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 def find_truth(batch: Any) -> Any:
@@ -202,52 +198,3 @@ def read_truths(adapter: Adapter | None, call: ModelCall | None, truth: Any, n: 
     if found is not None and len(found) != n:
         raise ValueError(f"true boxes of {len(found)} frames for {n} frames; give one entry per frame")
     return found
-
-
-@dataclass
-class Checked:
-    """A frame's truths with their faults.
-
-    Attributes:
-        truth: as read.
-        ignore: (N,) bool: not to be matched, as the data set says or because the box is unusable.
-        faults: what is wrong -> number of boxes.
-    """
-
-    truth: Truth
-    ignore: npt.NDArray[np.bool_]
-    faults: dict[str, int]
-
-
-def check_truth(truth: Truth, n_class: int | None, size: tuple[int, int] | None) -> Checked:
-    """Flags boxes that are no boxes.
-
-    Args:
-        truth: of one frame.
-        n_class: foreground classes where known.
-        size: (height, width) of the image in pixels, None in 3D or where unknown.
-
-    Examples:
-        >>> truth = Truth(np.array([[0, 0, 4, 4], [4, 4, 0, 0]], np.float32), np.array([0, 9]))
-        >>> check_truth(truth, 3, (8, 8)).ignore.tolist()
-        [False, True]
-    """
-    boxes, labels = truth.boxes, truth.labels
-    ignore: npt.NDArray[np.bool_] = np.zeros(len(boxes), np.bool_)
-    given = truth.columns.get("ignore")
-    if given is not None and len(given) == len(boxes):
-        ignore |= np.asarray(given).astype(np.bool_)
-    finite = np.isfinite(boxes).all(axis=1)
-    with np.errstate(invalid="ignore"):
-        extent = boxes[:, 2:4] - boxes[:, :2] if boxes.shape[1] == 4 else boxes[:, 3:6]
-        sized = np.asarray((extent > 0).all(axis=1))
-    faults = {"true boxes with NaN": ~finite, "true boxes without extent": finite & ~sized}
-    if size is not None and boxes.shape[1] == 4:
-        height, width = size
-        inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
-        faults["true boxes outside the image"] = finite & sized & ~inside
-    beyond = np.inf if n_class is None else n_class
-    faults[LABELS_OUT_OF_RANGE] = np.logical_or((labels < 0) & ~ignore, labels >= beyond)
-    for bad in faults.values():
-        np.logical_or(ignore, bad, out=ignore)
-    return Checked(truth, ignore, {what: int(bad.sum()) for what, bad in faults.items() if bad.any()})

@@ -5,22 +5,24 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from torch import nn
-
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.options import Account
 from mld_core.records.write.retention import prune
 from mld_core.tracing.guard import Guard
-from mld_core.tracing.run.naming import architecture_hash
 from mld_core.tracing.run.options import RecorderOptions
-from mld_core.tracing.run.session import Session
+from mld_core.tracing.run.sealing import RunWriter
 from mld_core.tracing.run.uploads import where_to
 
 
-def describe_run(store: Store, run: RunKey, model: nn.Module, options: RecorderOptions, guard: Guard) -> None:
-    """Writes run.json's first lines; warns where another architecture goes by this model name."""
-    hashed = architecture_hash(model)
-    info: dict[str, Any] = {"architecture_hash": hashed}
+def describe_run(
+    store: Store, run: RunKey, hashed: str, options: RecorderOptions, guard: Guard, **more: Any
+) -> dict[str, Any]:
+    """Writes run.json's first lines; warns where another architecture goes by this model name.
+
+    Returns:
+        What run.json holds.
+    """
+    info: dict[str, Any] = {**more, "architecture_hash": hashed}
     if options.class_names is not None:
         info["class_names"] = list(options.class_names)
     stored = store.ensure_run(run, info)
@@ -33,6 +35,7 @@ def describe_run(store: Store, run: RunKey, model: nn.Module, options: RecorderO
             "this name. Records are kept apart by version_name; if this is another model, give it another "
             "model_name.",
         )
+    return stored
 
 
 def tell_start(guard: Guard, run: RunKey, store: Store, options: RecorderOptions) -> None:
@@ -45,7 +48,7 @@ def tell_start(guard: Guard, run: RunKey, store: Store, options: RecorderOptions
         guard.tell_once("endpoint", uploads)
 
 
-def keep_store_small(session: Session) -> None:
+def keep_store_small(session: RunWriter) -> None:
     """Applies `max_store_gb` at the end of a run; each warning is told before anything goes."""
     limit = session.options.max_store_gb
     if limit is not None:
@@ -57,28 +60,29 @@ def keep_store_small(session: Session) -> None:
         )
 
 
-def account_text(session: Session, account: Account, share: tuple[float, float]) -> str:
+def account_text(session: RunWriter, account: Account, share: tuple[float, float] | None) -> str:
     """Rows, losses, share of wall time and where, and the one command that evaluates.
 
     Args:
         session: the closed session.
         account: the writer's account.
-        share: seconds spent in the training thread, seconds of wall time since the start.
+        share: seconds spent in the training thread, seconds of wall time since the start, where measured.
     """
     if session.unsupported:
         return f"Nothing was recorded: {session.unsupported} is not supported."
     guard, run, store = session.guard, session.run, session.store
-    spent, wall = share
     command = ["mld", "evaluate", run.model_name, run.version_name]
     if store.root != Store().root:
         command += ["--store", str(store.root)]
     lost = account.rows_lost + guard.rows_lost
     lines = [f"{account.rows_written} rows recorded to {store.run_dir(run)}, {lost} lost."]
-    lines.append(
-        f"{spent:.2f} s of {wall:.1f} s were spent in the training thread "
-        f"({100.0 * spent / max(wall, 1e-9):.2f} %), {account.blocked_seconds:.2f} s of it waiting for the "
-        "disk."
-    )
+    if share is not None:
+        spent, wall = share
+        lines.append(
+            f"{spent:.2f} s of {wall:.1f} s were spent in the training thread "
+            f"({100.0 * spent / max(wall, 1e-9):.2f} %), {account.blocked_seconds:.2f} s of it waiting for "
+            "the disk."
+        )
     if session.spills:
         lines.append(f"{session.spills} batches found no staging slot and took a fresh one.")
     if guard.problems or account.reasons:

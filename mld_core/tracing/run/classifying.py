@@ -13,7 +13,8 @@ from mld_core.tracing.batch.labels import infer_task
 from mld_core.tracing.capture.capture import Capture, canonical
 from mld_core.tracing.capture.heads import MOST_MISSES, Captured, HeadChooser
 from mld_core.tracing.capture.outputs import find_main_tensor
-from mld_core.tracing.run.session import OpenPass, Session
+from mld_core.tracing.run.sealing import OpenPass
+from mld_core.tracing.run.session import Session
 from mld_core.tracing.tables.rows import BatchJob, PassContext
 
 
@@ -101,12 +102,10 @@ class ClassificationSession(Session):
         if not isinstance(context, PassContext):
             context = self._begin_rows(open_pass, captured)
         job = self._job(open_pass, context, batch, captured, n)
-        assert open_pass.handle is not None
         held = held_bytes(job.hash_from)
-        if not self._writer.put(open_pass.handle, job, rows=n, nbytes=job.staged.nbytes + held + 128 * n):
+        if not self.put(open_pass, job, rows=n, nbytes=job.staged.nbytes + held + 128 * n):
             job.staged.discard()
         open_pass.units += n
-        open_pass.batches += 1
         return captured
 
     def _take(self, batch: Batch, n: int | None) -> Captured | None:
@@ -215,7 +214,8 @@ class ClassificationSession(Session):
     def _begin_rows(self, open_pass: OpenPass, captured: Captured) -> PassContext:
         """The first batch of a pass fixes its columns."""
         assert self.chooser is not None
-        rules = tuple(r for r in self.chooser.rules.values() if self._same_width(r.alias, r.width))
+        wanted = self._wanted({alias: rule.width for alias, rule in self.chooser.rules.items()})
+        rules = tuple(rule for alias, rule in self.chooser.rules.items() if alias in wanted)
         dtype = self.options.vector_dtype
         context = PassContext(
             rank=self.rank,
@@ -244,21 +244,10 @@ class ClassificationSession(Session):
         # The counters are a dict of their own: the writer thread fills it after `seal` was called.
         context.meta.update(meta, counts=context.counts)
         if open_pass.handle is None:
-            open_pass.handle = self._open(open_pass, dict(meta))
+            self.open(open_pass, dict(meta))
         open_pass.context = context
         self._store_info(context)
         return context
-
-    def _same_width(self, alias: str, width: int) -> bool:
-        stored = (self.info.get("features") or {}).get(alias, {}).get("width")
-        if stored in {None, width}:
-            return True
-        self.guard.tell_once(
-            f"width:{alias}",
-            f"The feature {alias!r} is {stored} wide in this run and {width} in this model; it is not "
-            "recorded now. Give another version_name, or force_table_recreate=True.",
-        )
-        return False
 
     def _store_info(self, context: PassContext) -> None:
         """Rank 0 writes what the first batches settled into run.json, once per change."""
@@ -272,9 +261,7 @@ class ClassificationSession(Session):
             return
         self._stored_info = found
         self.info = {**self.info, **found}
-        if self.rank == 0:
-            with self.guard.catch("writing run.json", lost="the run's class count and feature rules"):
-                self.store.update_run_info(self.run, **found)
+        self._write_info(found)
 
     def _job(
         self, open_pass: OpenPass, context: PassContext, batch: Batch, captured: Captured, n: int

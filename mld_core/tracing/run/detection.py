@@ -18,7 +18,8 @@ from mld_core.tracing.capture.activations import ready
 from mld_core.tracing.capture.detectors import DetectorCapture, find_detector, point_range
 from mld_core.tracing.capture.features import stored_width
 from mld_core.tracing.capture.holding import Holder
-from mld_core.tracing.run.session import OpenPass, Session
+from mld_core.tracing.run.sealing import OpenPass
+from mld_core.tracing.run.session import Session
 from mld_core.tracing.tables.convention import ConventionProbe
 from mld_core.tracing.tables.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
 from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, DETECTION_PICTURES, Pictures
@@ -114,15 +115,13 @@ class DetectionSession(Session):
 
     # -- batches ---------------------------------------------------------------------------------------------
 
-    def labels_of(self, batch: Any) -> Any:
-        """The targets in a framework's batch, as they are."""
+    def _find_labels(self, batch: Any) -> Any:
         return find_truth(batch)
 
-    def inputs_of(self, batch: Any) -> Any:
-        """Images or points in a framework's batch, as they are."""
+    def _find_inputs(self, batch: Any) -> Any:
         return modalities(batch) if self.task == "detection3d" else find_images(batch)
 
-    def rows_in(self, batch: Any, labels: Any, inputs: Any) -> int | None:
+    def count(self, batch: Any, labels: Any, inputs: Any) -> int | None:
         """Frames of a framework's batch."""
         n = frames_in(inputs) if self.task == "detection3d" else None
         return count_frames(batch, labels, inputs) if n is None else n
@@ -150,12 +149,10 @@ class DetectionSession(Session):
             context = self._begin(open_pass)
         if context.silent and context.mode == "train":
             return self.capture
-        n = self.rows_in(None, batch.labels, batch.inputs)
+        n = self.count(None, batch.labels, batch.inputs)
         job = self._job(context, batch, source, n)
-        assert open_pass.handle is not None
         rows = n or 1
-        self._writer.put(open_pass.handle, job, rows=rows, nbytes=source.holder.nbytes + _ROW_BYTES * rows)
-        open_pass.batches += 1
+        self.put(open_pass, job, rows=rows, nbytes=source.holder.nbytes + _ROW_BYTES * rows)
         return self.capture
 
     def _source(self, capture: DetectorCapture, batch: Batch) -> Source | None:
@@ -254,7 +251,7 @@ class DetectionSession(Session):
         if self.task == "detection3d":
             context.probe = ConventionProbe(self.options.class_names or self.info.get("class_names"))
         if open_pass.handle is None:
-            open_pass.handle = self._open(open_pass, {"mode": open_pass.mode, "task": self.task})
+            self.open(open_pass, {"mode": open_pass.mode, "task": self.task})
         open_pass.context = context
         return context
 
@@ -288,8 +285,7 @@ class DetectionSession(Session):
         self._stored_info = found
         if self.unsupported:
             return False
-        if self.rank == 0:
-            self._write_info(found)
+        self._write_info(found)
         return True
 
     def _settle(self, context: DetectionContext, parsed: Parsed, widths: dict[str, int]) -> set[str]:
@@ -300,25 +296,12 @@ class DetectionSession(Session):
         """
         facts = {"activation": parsed.activation, "background": parsed.background}
         context.meta.update(facts)
-        stored = self.info.get("features") or {}
-        wanted = {
-            a for a, w in widths.items() if a == "logits" or stored.get(a, {}).get("width") in {None, w}
-        }
-        for alias in sorted(set(widths) - wanted):
-            self.guard.tell_once(
-                f"width:{alias}",
-                f"The feature {alias!r} is {stored[alias]['width']} wide in this run and {widths[alias]} in "
-                "this model; it is not recorded now. Give another version_name or force_table_recreate=True.",
-            )
+        wanted = self._wanted(widths)
         features = {a: {"width": stored_width(widths[a]), "rule": _rule(a)} for a in wanted - {"logits"}}
-        found = {**facts, "features": {**stored, **features}}
-        if self.rank == 0 and any(self.info.get(name) != value for name, value in found.items()):
+        found = {**facts, "features": {**(self.info.get("features") or {}), **features}}
+        if any(self.info.get(name) != value for name, value in found.items()):
             self._write_info(found)
         return wanted
-
-    def _write_info(self, found: dict[str, Any]) -> None:
-        with self.guard.catch("writing run.json", lost="the run's classes and feature rules"):
-            self.info = self.store.update_run_info(self.run, **found) or self.info
 
     def _meta(self, open_pass: OpenPass) -> dict[str, Any] | Callable[[], dict[str, Any] | None]:
         """What is sealed with a pass; None, once all is read, where the model made no detections at all."""

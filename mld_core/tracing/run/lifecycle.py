@@ -12,22 +12,24 @@ from typing import Any, Final
 
 from torch import nn
 
+from mld_core.adapters.registry import UnknownDetectorError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.write.writer import Account
+from mld_core.tracing.capture.detectors import find_detector
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.run.account import account_text, describe_run, keep_store_small, tell_start
+from mld_core.tracing.run.classifying import ClassificationSession
+from mld_core.tracing.run.detection import DetectionSession
 from mld_core.tracing.run.naming import (
-    attempt_name,
+    architecture_hash,
     class_name,
-    new_launch_id,
     passes_of,
     passes_text,
     restart_count,
 )
 from mld_core.tracing.run.options import RecorderOptions
-from mld_core.tracing.run.session import OpenPass, Session
-from mld_core.tracing.run.sessions import session_class
-from mld_core.tracing.run.uploads import uploads_for
+from mld_core.tracing.run.sealing import OpenPass, attempt_name, new_launch_id
+from mld_core.tracing.run.session import Session
 
 _WAIT_S: Final = 300.0
 _CHECKPOINT_WAIT_S: Final = 30.0
@@ -94,7 +96,8 @@ class RunLife:
                 "launch_id": new_launch_id(),
                 "restart": str(restart_count()),
             }
-            describe_run(store, run, options.model or model, options, self.guard)
+            described = architecture_hash(options.model or model)
+            describe_run(store, run, described, options, self.guard)
             return names
         return {}
 
@@ -148,9 +151,6 @@ class RunLife:
             run = RunKey(names["model_name"], names["version_name"])
             attempt = attempt_name(names["launch_id"], names["restart"])
             self.session = kind(
-                self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
-            )
-            self.session.uploads = uploads_for(
                 self.options, self.guard, store, run, attempt=attempt, rank=rank, world_size=world_size
             )
             self._started, self._spent = time.perf_counter(), 0.0
@@ -340,3 +340,21 @@ class RunLife:
                 self._pass_numbers = {}
             for key, number in passes_of(str(state.get("passes", "[]"))).items():
                 self._pass_numbers[key] = max(number, self._pass_numbers.get(key, 0))
+
+
+def session_class(task: str | None, model: nn.Module) -> type[Session]:
+    """The session that records a task; None is inferred from the model.
+
+    Raises:
+        ConfigurationProblem: a detection task, and no detector of a known family in the model; or several
+            detectors in it.
+    """
+    if task == "classification":
+        return ClassificationSession
+    try:
+        find_detector(model, task)
+    except UnknownDetectorError as error:
+        if task is None:
+            return ClassificationSession
+        raise ConfigurationProblem(f"task={task!r}: {error}") from error
+    return DetectionSession

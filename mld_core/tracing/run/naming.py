@@ -1,38 +1,28 @@
-"""Names of a launch, and the hash that tells one architecture from another."""
+"""Which rank and launch this is, and the hash that tells one architecture from another."""
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Mapping
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping
 
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parameter import is_lazy
 
 from mld_core.tracing.capture.capture import canonical
+from mld_core.tracing.run.sealing import new_launch_id
 
-
-def new_launch_id() -> str:
-    """UTC time with microseconds and six random hex digits: sorts by time, never repeats."""
-    return datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ") + secrets.token_hex(3)
+_READY_TIMEOUT = dt.timedelta(seconds=60)
 
 
 def restart_count() -> int:
     """How often the launcher restarted this process group (torchelastic), 0 elsewhere."""
     text = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return int(text) if text.isdigit() else 0
-
-
-def attempt_name(launch_id: str, restart: int | str) -> str:
-    """The attempt's folder name.
-
-    >>> attempt_name("20261121T020000000000Zab12cd", "2")
-    '20261121T020000000000Zab12cd-002'
-    """
-    return f"{launch_id}-{int(restart):03d}"
 
 
 def env_rank() -> tuple[int, int] | None:
@@ -90,3 +80,33 @@ def passes_text(numbers: Mapping[tuple[str, int | None], int]) -> str:
 def passes_of(text: str) -> dict[tuple[str, int | None], int]:
     """The inverse of `passes_text`."""
     return {(split, epoch): number for split, epoch, number in json.loads(text)}
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(rank, world size): of torch.distributed if initialised, else RANK and WORLD_SIZE, else (0, 1)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return env_rank() or (0, 1)
+
+
+def shared_launch_id(key: str, first: Callable[[], None]) -> str:
+    """One launch id for all ranks, of whichever comes first; `first` runs there, before the others go on.
+
+    The process group's key-value store decides (compare and set), so a rank that never traces is never
+    waited for. Without a process group the id is this process's own.
+    """
+    own = new_launch_id()
+    if not (dist.is_available() and dist.is_initialized()):
+        first()
+        return own
+    store = _get_default_store()
+    name = f"ml_debugger/launch/{key}"
+    chosen = bytes(store.compare_set(name, "", own)).decode()
+    if chosen == own:
+        try:
+            first()
+        finally:
+            store.set(name + "/ready", "1")
+    else:
+        store.wait([name + "/ready"], _READY_TIMEOUT)
+    return chosen

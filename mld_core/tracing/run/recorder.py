@@ -9,7 +9,7 @@ goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from mld_core.tracing.batch.order import sequential_order
 from mld_core.tracing.batch.taps import install_tap
 from mld_core.tracing.run.lifecycle import RunLife
 from mld_core.tracing.run.replay import plan
-from mld_core.tracing.run.session import OpenPass
+from mld_core.tracing.run.sealing import OpenPass
 
 LOADER_INDEX: Final = "loader_index"
 
@@ -273,8 +273,7 @@ class Recorder(RunLife):
         open_pass = self._stack[-1]
         with self.guard.catch("passing over a batch", lost="the loader's order as sample ids"):
             if open_pass.tap is not None:
-                session = self.session
-                n = session.rows_in(batch, session.labels_of(batch), session.inputs_of(batch))
+                n = self.session.read(batch).n
                 open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
         self.session.disarm()
 
@@ -286,16 +285,14 @@ class Recorder(RunLife):
         self, batch: Any, outputs: Any, open_pass: OpenPass, batch_idx: int, global_step: int | None
     ) -> Batch:
         """Inputs, labels, ids and fields of a framework's batch; the user's functions come first."""
-        options = self.options
         assert self.session is not None
-        session = self.session
-        labels = session.labels_of(batch) if options.label_fn is None else options.label_fn(batch)
-        inputs = session.inputs_of(batch) if options.input_fn is None else options.input_fn(batch)
-        n = session.rows_in(batch, labels, inputs)
-        ids, source = self.identify(batch, n, open_pass)
-        fields: Mapping[str, Any] = {} if options.fields_fn is None else options.fields_fn(batch)
-        images = session.pictures.of(batch, open_pass.key)
-        return Batch(inputs, labels, ids, source, fields, outputs, batch_idx, global_step, images)
+        found = self.session.read(batch)
+        found.ids, found.id_source = self.identify(batch, found.n, open_pass)
+        if self.options.fields_fn is not None:
+            found.fields = self.options.fields_fn(batch)
+        found.images = self.session.pictures.of(batch, open_pass.key)
+        found.outputs, found.batch_idx, found.global_step = outputs, batch_idx, global_step
+        return found
 
     def identify(self, batch: Any, n: int | None, open_pass: OpenPass) -> tuple[Any, str]:
         """The batch's ids and their source, best source first; the content hash is the last resort."""

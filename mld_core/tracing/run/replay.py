@@ -71,11 +71,11 @@ class Walk:
     def forward(self, batch: Any) -> Any:
         """Runs the model on a batch: as keywords where its keys are the arguments, else on its inputs."""
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        input_fn = self.session.options.input_fn
         batch = moved(batch, device)
-        if input_fn is None and isinstance(batch, Mapping) and takes_keywords(self.model, batch):
+        own = self.session.options.input_fn is not None
+        if not own and isinstance(batch, Mapping) and takes_keywords(self.model, batch):
             return self.model(**batch)
-        inputs = self.session.inputs_of(batch) if input_fn is None else moved(input_fn(batch), device)
+        inputs = moved(self.session.inputs_of(batch), device)
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         return self.model(inputs)

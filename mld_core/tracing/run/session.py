@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from mld_core.records.format.layout import PassKey, RunKey, Store
-from mld_core.records.write.writer import Account, Writer, WriterOptions
+from mld_core.records.write.writer import Account
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, HeldInputs, count_rows, tensors_in
 from mld_core.tracing.batch.hashing import input_hash_of
 from mld_core.tracing.batch.labels import find_inputs, find_labels
 from mld_core.tracing.capture.staging import Stager
-from mld_core.tracing.guard import Guard
-from mld_core.tracing.run.options import RecorderOptions
-from mld_core.tracing.run.uploads import RunUploads
+from mld_core.tracing.run.sealing import OpenPass, RunWriter
 from mld_core.tracing.tables.media import Pictures
-from mld_core.tracing.tables.rows import PassState
 
 _SOURCE_MEANING: Final = {
     CONTENT_HASH: (
@@ -35,86 +29,22 @@ _SOURCE_MEANING: Final = {
 }
 
 
-@dataclass
-class OpenPass:
-    """A pass that has begun. `muted`: its events are followed, nothing is recorded."""
-
-    key: PassKey
-    mode: str
-    muted: bool = False
-    continues: str | None = None
-    resume_step: int | None = None
-    tap: Any = None
-    max_ahead: int | None = None
-    provisional: bool = False
-    final_key: PassKey | None = None
-    handle: int | None = None
-    context: PassState | None = None
-    units: int = 0
-    batches: int = 0
-
-
-class Session(ABC):
-    """Store, writer and hooks of one run on this rank.
-
-    Args:
-        options: the recorder's options.
-        guard: tells and counts problems.
-        store: where records go.
-        run: the run's names.
-        attempt: the attempt all passes of this launch belong to.
-        rank: this process's rank, of `world_size`.
+class Session(RunWriter, ABC):
+    """Store, writer and hooks of one run on this rank; arguments as of `RunWriter`.
 
     Raises:
         ConfigurationProblem: a module path in `target_layers` does not exist.
     """
 
-    def __init__(
-        self,
-        options: RecorderOptions,
-        guard: Guard,
-        store: Store,
-        run: RunKey,
-        *,
-        attempt: str,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.options = options
-        self.guard = guard
-        self.store = store
-        self.run = run
-        self.attempt = attempt
-        self.rank = rank
-        self.info = store.run_info(run)
-        self.n_class: int | None = options.known_n_class or self.info.get("n_class")
-        self.unsupported = ""
+    def __init__(self, *args: Any, **place: Any) -> None:
+        super().__init__(*args, **place)
+        self.info = self.store.run_info(self.run)
+        self.n_class: int | None = self.options.known_n_class or self.info.get("n_class")
         self.id_source = ""
         self.id_hint = ""
-        self.tickets: dict[int | None, list[Future[Any]]] = {}
-        self.uploads: RunUploads | None = None
         self._stored_info: dict[str, Any] = {}
         self._stager = Stager()
-        self.pictures = Pictures(options.image_fn, guard)
-        self._writer = Writer(
-            store,
-            run,
-            attempt=attempt,
-            rank=rank,
-            world_size=world_size,
-            options=WriterOptions(
-                queue_mb=options.queue_mb,
-                on_full="drop" if options.on_full == "drop" else "block",
-                roll_mb=options.roll_mb,
-                roll_seconds=options.roll_seconds,
-                keep_vectors=options.keep_vectors,
-            ),
-            on_problem=self.tell,
-        )
-
-    def tell(self, key: str, message: str) -> None:
-        """Tells a message once."""
-        self.guard.tell_once(key, message)
+        self.pictures = Pictures(self.options.image_fn, self.guard)
 
     # -- hooks -----------------------------------------------------------------------------------------------
 
@@ -138,7 +68,7 @@ class Session(ABC):
     def arm(self) -> None:
         """A batch begins: clears the stash, lets the hooks keep references."""
 
-    def preview(self, batch: Any) -> None:  # noqa: B027 - most tasks need nothing of it
+    def preview(self, batch: Any) -> None:
         """The batch that is about to go through the step."""
 
     @abstractmethod
@@ -160,98 +90,73 @@ class Session(ABC):
     def open_resumed(self, open_pass: OpenPass) -> None:
         """Opens a pass that continues an earlier attempt at once: a later resume may need the link."""
         if not open_pass.muted and not self.unsupported:
-            open_pass.handle = self._open(open_pass, {"mode": open_pass.mode})
+            self.open(open_pass, {"mode": open_pass.mode})
 
-    def seal(self, open_pass: OpenPass) -> None:
+    def seal(self, open_pass: OpenPass, meta: Any = None) -> None:  # noqa: ARG002 - a session knows its own
         """Seals a pass in the background; a rank without a batch seals an empty one, or it stays partial."""
         if open_pass.muted or self.unsupported:
             return
         if open_pass.handle is None:
             open_pass.key = open_pass.final_key or open_pass.key
-            open_pass.handle = self._open(open_pass, {"mode": open_pass.mode})
+            self.open(open_pass, {"mode": open_pass.mode})
         if open_pass.final_key is not None:
             self.pictures.renamed(open_pass.key, open_pass.final_key)
-        ticket = self._writer.seal(open_pass.handle, meta=self._meta(open_pass), key=_new_key(open_pass))
-        self.tickets.setdefault(open_pass.key.n_epoch, []).append(ticket)
-        if self.uploads is not None:
-            ticket.add_done_callback(self.uploads.sealed)
+        super().seal(open_pass, self._meta(open_pass))
 
     def _meta(self, open_pass: OpenPass) -> dict[str, Any] | Callable[[], dict[str, Any] | None]:
         """What is sealed with a pass."""
         return open_pass.context.meta if open_pass.context is not None else {}
 
-    def abandon(self, open_pass: OpenPass) -> None:
-        """Flushes a pass and leaves it unsealed."""
-        if open_pass.handle is not None:
-            self._writer.abandon(open_pass.handle)
-            open_pass.handle = None
-
-    def discard(self, open_pass: OpenPass) -> None:
-        """Removes a pass that turned out not to be wanted."""
-        if open_pass.handle is not None:
-            self._writer.discard(open_pass.handle)
-            open_pass.handle = None
-
-    def _open(self, open_pass: OpenPass, meta: dict[str, Any]) -> int:
-        return self._writer.open(
-            open_pass.key, continues=open_pass.continues, resume_step=open_pass.resume_step, meta=meta
-        )
-
-    def wait(self, n_epoch: int | None, timeout: float | None, *, every: bool = False) -> bool:
-        """Waits until the sealed passes of an epoch (or of all) are durable on this rank."""
-        return self._writer.wait(self._tickets(n_epoch, every=every), timeout)
-
-    def _tickets(self, n_epoch: int | None, *, every: bool) -> list[Future[Any]]:
-        if every:
-            return [t for group in self.tickets.values() for t in group]
-        return list(self.tickets.get(n_epoch, []))
-
-    def wait_for_upload(self, n_epoch: int | None, timeout: float | None, *, every: bool = False) -> None:
-        """Waits until passes that are durable are uploaded, too; at once where nothing is uploaded.
-
-        Raises:
-            TimeoutError, PermissionError, RuntimeError: see `RunUploads.wait`.
-        """
-        if self.uploads is not None:
-            self.uploads.wait(self._tickets(n_epoch, every=every), timeout)
-
-    def failure(self, n_epoch: int | None, *, every: bool = False) -> BaseException | None:
-        """Why a pass of that epoch could not be sealed, None if none failed (yet)."""
-        done = [ticket for ticket in self._tickets(n_epoch, every=every) if ticket.done()]
-        return next((error for ticket in done if (error := ticket.exception()) is not None), None)
-
-    def flush(self, timeout: float | None) -> bool:
-        """Writes what is queued, sealed or not."""
-        return self._writer.flush(timeout)
-
-    def account(self) -> Account:
-        """The writer's account so far."""
-        return self._writer.account()
-
     def close(self, timeout: float | None) -> Account:
         """Takes the hooks off, flushes, stops the writer; what is not uploaded yet goes in the background."""
         self.detach()
-        account = self._writer.close(timeout)
-        if self.uploads is not None:
-            self.uploads.finish()
-        return account
+        return super().close(timeout)
 
     @property
     def spills(self) -> int:
         """Batches that found no ring slot large enough or free (CUDA)."""
         return self._stager.spills
 
+    def _write_info(self, found: dict[str, Any]) -> None:
+        """Rank 0 writes what the first batches settled into run.json."""
+        if self.rank == 0:
+            with self.guard.catch("writing run.json", lost="the run's classes and feature rules"):
+                self.info = self.store.update_run_info(self.run, **found) or self.info
+
+    def _wanted(self, widths: dict[str, int]) -> set[str]:
+        """The aliases whose width is the run's; of the others it is told that they are not recorded."""
+        stored = {a: rule.get("width") for a, rule in (self.info.get("features") or {}).items()}
+        wrong = {a for a, width in widths.items() if a != "logits" and stored.get(a) not in {None, width}}
+        for alias in sorted(wrong):
+            self.guard.tell_once(
+                f"width:{alias}",
+                f"The feature {alias!r} is {stored[alias]} wide in this run and {widths[alias]} in this "
+                "model; it is not recorded now. Give another version_name, or force_table_recreate=True.",
+            )
+        return set(widths) - wrong
+
     # -- batches ---------------------------------------------------------------------------------------------
 
+    def read(self, batch: Any) -> Batch:
+        """What stands in a framework's batch, as it is; the one way in."""
+        labels, inputs = self.labels_of(batch), self.inputs_of(batch)
+        return Batch(inputs, labels, n=self.count(batch, labels, inputs))
+
     def labels_of(self, batch: Any) -> Any:
-        """The labels in a framework's batch, as they are."""
-        return find_labels(batch)
+        """The labels in a framework's batch; the user's function comes first."""
+        return (self.options.label_fn or self._find_labels)(batch)
 
     def inputs_of(self, batch: Any) -> Any:
-        """The model's inputs in a framework's batch, as they are."""
+        """The model's inputs in a framework's batch; the user's function comes first."""
+        return (self.options.input_fn or self._find_inputs)(batch)
+
+    def _find_labels(self, batch: Any) -> Any:
+        return find_labels(batch)
+
+    def _find_inputs(self, batch: Any) -> Any:
         return find_inputs(batch)
 
-    def rows_in(self, batch: Any, labels: Any, inputs: Any) -> int | None:
+    def count(self, batch: Any, labels: Any, inputs: Any) -> int | None:
         """Units of a framework's batch, None where it does not tell."""
         return count_rows(batch, labels, inputs)
 
@@ -280,8 +185,3 @@ class Session(ABC):
         meaning = _SOURCE_MEANING.get(source)
         text = f"Sample ids come from {source}" + (f": {meaning}{self.id_hint}." if meaning else ".")
         self.guard.tell_once(f"ids:{source}", text)
-
-
-def _new_key(open_pass: OpenPass) -> PassKey | None:
-    """The key a provisional pass got at its end, None where it is the one it was opened with."""
-    return None if open_pass.final_key == open_pass.key else open_pass.final_key

@@ -1,19 +1,249 @@
-"""Small parts of the box tables: from lists with one array per frame to columns."""
+"""The box tables of one batch of frames, of whatever framework; needs no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mld_core.adapters.base import Truth
+from mld_core.adapters.base import Parsed, Truth
 from mld_core.adapters.outputs import as_array
-from mld_core.tracing.tables.rows import table_of
+from mld_core.records.format.schema import (
+    AdditionalField,
+    additional_column,
+    detections_schema,
+    samples_schema,
+    truths_schema,
+    vectors_schema,
+)
+from mld_core.records.format.vectors import nonfinite_rows
+from mld_core.tracing.tables.columns import (
+    Columns,
+    PassState,
+    constant,
+    own_columns,
+    sample_columns,
+    table_of,
+    vector_columns,
+)
 
-Arrays = dict[str, pa.Array]
+LABELS_OUT_OF_RANGE: Final = "true labels out of range"
+_TRUTH_TYPES: Final = {
+    "crowd": pa.bool_(),
+    "difficulty": pa.int32(),
+    "occlusion": pa.float32(),
+    "truncation": pa.float32(),
+    "n_points": pa.int32(),
+}
+Vectors = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass
+class Checked:
+    """A frame's truths with their faults.
+
+    Attributes:
+        truth: as read.
+        ignore: (N,) bool: not to be matched, as the data set says or because the box is unusable.
+        faults: what is wrong -> number of boxes.
+    """
+
+    truth: Truth
+    ignore: npt.NDArray[np.bool_]
+    faults: dict[str, int]
+
+
+def check_truth(truth: Truth, n_class: int | None, size: tuple[int, int] | None) -> Checked:
+    """Flags boxes that are no boxes.
+
+    Args:
+        truth: of one frame.
+        n_class: foreground classes where known.
+        size: (height, width) of the image in pixels, None in 3D or where unknown.
+
+    Examples:
+        >>> truth = Truth(np.array([[0, 0, 4, 4], [4, 4, 0, 0]], np.float32), np.array([0, 9]))
+        >>> check_truth(truth, 3, (8, 8)).ignore.tolist()
+        [False, True]
+    """
+    boxes, labels = truth.boxes, truth.labels
+    ignore: npt.NDArray[np.bool_] = np.zeros(len(boxes), np.bool_)
+    given = truth.columns.get("ignore")
+    if given is not None and len(given) == len(boxes):
+        ignore |= np.asarray(given).astype(np.bool_)
+    finite = np.isfinite(boxes).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        extent = boxes[:, 2:4] - boxes[:, :2] if boxes.shape[1] == 4 else boxes[:, 3:6]
+        sized = np.asarray((extent > 0).all(axis=1))
+    faults = {"true boxes with NaN": ~finite, "true boxes without extent": finite & ~sized}
+    if size is not None and boxes.shape[1] == 4:
+        height, width = size
+        inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
+        faults["true boxes outside the image"] = finite & sized & ~inside
+    beyond = np.inf if n_class is None else n_class
+    faults[LABELS_OUT_OF_RANGE] = np.logical_or((labels < 0) & ~ignore, labels >= beyond)
+    for bad in faults.values():
+        np.logical_or(ignore, bad, out=ignore)
+    return Checked(truth, ignore, {what: int(bad.sum()) for what, bad in faults.items() if bad.any()})
+
+
+@dataclass(kw_only=True)
+class BoxPass(PassState):
+    """What all batches of a detector's pass share.
+
+    Attributes:
+        task: "detection" or "detection3d".
+        n_class: foreground classes where known.
+        label_fields: the user's columns of `truths`.
+    """
+
+    task: str
+    n_class: int | None
+    label_fields: tuple[AdditionalField, ...] = ()
+
+    @property
+    def box_width(self) -> int:
+        """Columns of a box."""
+        return 7 if self.task == "detection3d" else 4
+
+
+@dataclass(kw_only=True)
+class Frames:
+    """One batch of frames, read and checked.
+
+    Attributes:
+        context: of the pass.
+        unit: number of the first frame within the pass.
+        parsed: final detections.
+        truths: one per frame, None: unlabelled.
+        ids: one per frame.
+        hashes: of the frames' content, if it is stored.
+        sizes: (height, width) of each image in pixels, (None, None) where unknown.
+        vectors: alias -> one row per detection; `widths`: alias -> width, of those the pass stores.
+        user: values of the user's columns by name; `label_values` those of `truths`, one per true box.
+    """
+
+    context: BoxPass
+    unit: int
+    parsed: Parsed
+    truths: Sequence[Checked | None]
+    ids: list[str]
+    id_source: str
+    hashes: list[str] | None
+    sizes: Sequence[tuple[int | None, int | None]]
+    vectors: Vectors
+    widths: Mapping[str, int]
+    user: Mapping[str, Any]
+    batch_idx: int
+    global_step: int | None
+    label_values: Mapping[str, list[Any] | None] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """`samples`, `detections`, `truths`, and `vectors` where there are detections with any."""
+        context, output, n = self.context, self.parsed.output, len(self.parsed.output)
+        counts = [len(boxes) for boxes in output.boxes]
+        total = sum(counts)
+        columns, overflow = vector_columns(context, self.vectors if total else {}, total)
+        bad = ~np.isfinite(joined(output.boxes, (0, context.box_width))).all(axis=1)
+        bad |= ~np.isfinite(joined(output.scores, (0,)))
+        if total and "logits" in self.vectors:
+            bad |= nonfinite_rows(self.vectors["logits"])
+        context.count("detections not finite", int(bad.sum()))
+        frames, index = places(counts)
+        samples = self._samples(counts)
+        samples["nonfinite"] = pa.array(np.bincount(frames, weights=bad, minlength=n) > 0)
+        samples["overflow"] = pa.array(np.bincount(frames, weights=overflow, minlength=n) > 0)
+        own = {**self.own(frames), "det_idx": pa.array(index)}
+        made = {
+            "samples": table_of(samples, samples_schema(context.task, context.fields), n),
+            "detections": self._detections(own, total),
+            "truths": self._truth_table(),
+        }
+        if total and self.widths:
+            features = {a: (w, context.vector_dtype) for a, w in self.widths.items() if a != "logits"}
+            schema = vectors_schema(context.task, self.widths.get("logits"), features)
+            made["vectors"] = table_of({**own, **columns}, schema, total)
+        return made
+
+    def own(self, frames: npt.NDArray[np.int64]) -> Columns:
+        """The key columns of rows that belong to `frames`."""
+        return own_columns(self.unit + frames, self.context.rank, [self.ids[i] for i in frames])
+
+    def _samples(self, counts: list[int]) -> Columns:
+        parsed, limits, n = self.parsed, self.parsed.thresholds, len(counts)
+        affine = [None if parsed.geometry is None else parsed.geometry[i].affine for i in range(n)]
+        cap_hit = [bool(hit) for hit in parsed.cap_hit] if len(parsed.cap_hit) == n else [None] * n
+        common = sample_columns(
+            self.context,
+            self.own(np.arange(n)),
+            id_source=self.id_source,
+            batch_idx=self.batch_idx,
+            global_step=self.global_step,
+            hashes=self.hashes,
+            user=self.user,
+        )
+        return {
+            **common,
+            "n_detections": pa.array(counts, pa.int32()),
+            "n_truths": pa.array([None if t is None else len(t.ignore) for t in self.truths], pa.int32()),
+            "labelled": pa.array([t is not None for t in self.truths], pa.bool_()),
+            "score_thresh": pa.array([limits.score] * n, pa.float32()),
+            "iou_thresh": pa.array([limits.iou] * n, pa.float32()),
+            "max_detections": pa.array([limits.max_detections] * n, pa.int32()),
+            "cap_hit": pa.array(cap_hit, pa.bool_()),
+            "image_height": pa.array([size[0] for size in self.sizes], pa.int32()),
+            "image_width": pa.array([size[1] for size in self.sizes], pa.int32()),
+            "affine": pa.array([None if a is None else list(a) for a in affine], pa.list_(pa.float64())),
+        }
+
+    def _detections(self, own: Columns, total: int) -> pa.Table:
+        output = self.parsed.output
+        columns = {
+            **own,
+            "label": pa.array(joined(output.labels, (0,)).astype(np.int64)),
+            "score": pa.array(joined(output.scores, (0,)).astype(np.float32)),
+            "activation": constant(self.parsed.activation, total),
+            "box": _fixed_lists(joined(output.boxes, (0, self.context.box_width))),
+        }
+        if self.parsed.quality is not None:
+            columns["quality"] = pa.array(joined(self.parsed.quality, (0,)).astype(np.float32))
+        if output.source_index is not None:
+            columns["source_index"] = pa.array(joined(output.source_index, (0,)).astype(np.int64))
+        if output.velocities is not None:
+            columns["velocity"] = _fixed_lists(joined(output.velocities, (0, 2)))
+        return _box_table(columns, detections_schema(self.context.task), total)
+
+    def _truth_table(self) -> pa.Table:
+        found = [t for t in self.truths if t is not None]
+        counts = [0 if t is None else len(t.ignore) for t in self.truths]
+        total = sum(counts)
+        frames, index = places(counts)
+        columns = {
+            **self.own(frames),
+            "gt_idx": pa.array(index),
+            "label": pa.array(joined([t.truth.labels for t in found], (0,)).astype(np.int64)),
+            "box": _fixed_lists(joined([t.truth.boxes for t in found], (0, self.context.box_width))),
+            "ignore": pa.array(joined([t.ignore for t in found], (0,)).astype(np.bool_)),
+        }
+        for name, kind in _TRUTH_TYPES.items():
+            if any(name in t.truth.columns for t in found):
+                given = [t.truth.columns.get(name) for t in found]
+                rows = [
+                    value
+                    for t, part in zip(found, given, strict=True)
+                    for value in ([None] * len(t.ignore) if part is None else part.tolist())
+                ]
+                columns[name] = pa.array(rows).cast(kind, safe=False)
+        velocities = [t.truth.velocities for t in found if t.truth.velocities is not None]
+        if found and len(velocities) == len(found):
+            columns["velocity"] = _fixed_lists(joined(velocities, (0, 2)))
+        for spec in self.context.label_fields:
+            columns[spec.name] = additional_column(spec, self.label_values.get(spec.name), total)
+        return _box_table(columns, truths_schema(self.context.task, self.context.label_fields), total)
 
 
 def as_arrays(truth: Truth) -> Truth:
@@ -48,13 +278,13 @@ def places(counts: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     return frames, (np.arange(len(frames)) - first).astype(np.int32)
 
 
-def fixed_lists(values: npt.NDArray[Any]) -> pa.Array:
+def _fixed_lists(values: npt.NDArray[Any]) -> pa.Array:
     """(N, W) as a column of float32 lists of W."""
     flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def box_table(columns: Arrays, schema: pa.Schema, n: int) -> pa.Table:
+def _box_table(columns: Columns, schema: pa.Schema, n: int) -> pa.Table:
     """As `table_of`. Without velocities there is no such column: pyarrow < 26 cannot read null lists back."""
     if "velocity" not in columns and "velocity" in schema.names:
         schema = schema.remove(schema.get_field_index("velocity"))

@@ -5,52 +5,34 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from mld_core.adapters.base import Adapter, ModelCall, Parsed, Thresholds
-from mld_core.adapters.outputs import as_array
-from mld_core.records.format.schema import (
-    AdditionalField,
-    additional_column,
-    detections_schema,
-    samples_schema,
-    truths_schema,
-    vectors_schema,
-)
-from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
-from mld_core.tracing.batch.batches import CONTENT_HASH, HeldInputs
-from mld_core.tracing.batch.hashing import input_hash_of, to_hex
-from mld_core.tracing.batch.identity import as_id_list
+from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput, as_array
+from mld_core.tracing.batch.batches import CONTENT_HASH
 from mld_core.tracing.batch.modalities import by_frame
-from mld_core.tracing.batch.truths import LABELS_OUT_OF_RANGE, Checked, check_truth, read_truths
+from mld_core.tracing.batch.truths import read_truths
 from mld_core.tracing.capture.features import project
 from mld_core.tracing.capture.holding import Holder
-from mld_core.tracing.capture.layers import layer_features
 from mld_core.tracing.tables.box_tables import (
-    Arrays,
+    LABELS_OUT_OF_RANGE,
+    BoxPass,
+    Checked,
+    Frames,
     as_arrays,
-    box_table,
-    fixed_lists,
-    joined,
-    places,
+    check_truth,
     stacked,
 )
 from mld_core.tracing.tables.convention import ConventionProbe
-from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, media_arrays, media_columns
-from mld_core.tracing.tables.rows import PassState, constant, table_of
+from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, media_table
+from mld_core.tracing.tables.rows import Job
 
-_TRUTH_TYPES: Final = {
-    "crowd": pa.bool_(),
-    "difficulty": pa.int32(),
-    "occlusion": pa.float32(),
-    "truncation": pa.float32(),
-    "n_points": pa.int32(),
-}
 FEATURES: Final = "features"
 _LOSSES_ONLY: Final = (
     "In {mode} mode this detector returns no detections (losses only), so such batches are not recorded; the "
@@ -65,13 +47,10 @@ _LABEL_RANGE: Final = (
 
 
 @dataclass(kw_only=True)
-class DetectionContext(PassState):
+class DetectionContext(BoxPass):
     """What all batches of a detector's pass share.
 
     Attributes:
-        task: "detection" or "detection3d".
-        n_class: foreground classes where known.
-        label_fields: the user's columns of `truths`.
         units: frames built so far; the writer thread's.
         widths: alias -> width of the vectors of this pass, settled by its first detections.
         silent: the model made no detections in this pass so far (a training that gives losses only).
@@ -80,20 +59,12 @@ class DetectionContext(PassState):
         probe: judges 3D boxes, None in 2D.
     """
 
-    task: str
-    n_class: int | None
-    label_fields: tuple[AdditionalField, ...] = ()
     units: int = 0
     widths: dict[str, int] | None = None
     silent: bool = False
     settled: Callable[[Parsed, dict[str, int]], set[str]]
     provider: Callable[[list[str]], Any] | None = None
     probe: ConventionProbe | None = None
-
-    @property
-    def box_width(self) -> int:
-        """Columns of a box."""
-        return 7 if self.task == "detection3d" else 4
 
 
 @dataclass
@@ -147,22 +118,17 @@ class Source:
         return parsed
 
 
-@dataclass
-class DetectionJob:
+@dataclass(kw_only=True)
+class DetectionJob(Job):
     """One batch of frames on its way to the record tables: called once, on the writer thread."""
+
+    unit: ClassVar[str] = "frame"
 
     context: DetectionContext
     source: Source
     truth: Any
-    ids: Any
-    id_source: str
-    hash_from: HeldInputs | None
     device_hash: Any
     sizes: Sequence[tuple[int, int]] | None
-    user: Mapping[str, Any]
-    batch_idx: int
-    global_step: int | None
-    images: Any = None
 
     def __call__(self) -> dict[str, pa.Table]:
         """Builds the tables of this batch; {} where the model made no detections (losses only).
@@ -181,8 +147,8 @@ class DetectionJob:
                 )
                 return {}
             n = len(parsed.output)
-            hashes = self._hashes(n)
-            ids = self._ids(hashes, n)
+            hashes = self._hashes(context, n, self.device_hash)
+            ids = hashes if self.id_source == CONTENT_HASH else self._given_ids(self.ids, n)
             truths = self._truths(parsed, ids, n)
             layers = self._layers(parsed)
             if isinstance(self.images, list):
@@ -190,8 +156,26 @@ class DetectionJob:
             elif self.images is not None:
                 self.images = as_array(self.images)
         self._judge(parsed, truths)
-        ids = self._truth_ids(ids, truths, n)
-        tables = self._tables(parsed, truths, layers, ids, hashes, n)
+        counts = [0 if t is None else len(t.ignore) for t in truths]
+        frames = Frames(
+            context=context,
+            unit=context.units,
+            parsed=parsed,
+            truths=truths,
+            ids=self._truth_ids(ids, truths, n),
+            id_source=self.id_source,
+            hashes=hashes,
+            sizes=[self._size(parsed, i) or (None, None) for i in range(n)],
+            vectors=self._vectors(parsed, layers),
+            widths=context.widths or {},
+            user=self.user,
+            batch_idx=self.batch_idx,
+            global_step=self.global_step,
+            label_values={f.name: self._label_values(f.name, counts) for f in context.label_fields},
+        )
+        tables = frames.tables()
+        if context.media is not None and self.images is not None:
+            tables["media"] = media_table(frames.own(np.arange(n)), self.images, context, DETECTION_LONG_SIDE)
         context.silent = False
         context.units += n
         self.source.call = None
@@ -199,24 +183,8 @@ class DetectionJob:
 
     # -- what stands beside the detections -------------------------------------------------------------------
 
-    def _hashes(self, n: int) -> list[str] | None:
-        values = self.device_hash
-        if values is None and self.hash_from is not None:
-            if self.hash_from.changed():
-                self.context.count("inputs changed in place before they were hashed", n)
-            else:
-                inputs = self.hash_from.inputs
-                values = input_hash_of(by_frame(inputs, n) if self.context.box_width == 7 else inputs, n)
-        self.hash_from = None  # lets go of the inputs
-        return None if values is None or len(values) != n else to_hex(values)
-
-    def _ids(self, hashes: list[str] | None, n: int) -> list[str] | None:
-        if self.id_source == CONTENT_HASH:
-            return hashes
-        ids = as_id_list(self.ids)
-        if len(ids) != n:
-            raise ValueError(f"{len(ids)} ids for {n} frames; give one id per frame")
-        return ids
+    def _divided(self, inputs: Any, n: int) -> Any:
+        return by_frame(inputs, n) if self.context.box_width == 7 else inputs
 
     def _truth_ids(self, ids: list[str] | None, truths: Sequence[Checked | None], n: int) -> list[str]:
         """The framework's own ids where there are no better ones."""
@@ -225,12 +193,7 @@ class DetectionJob:
             if n and all(name is not None for name in own):
                 self.id_source = "image_id"
                 return [str(name) for name in own]
-        if ids is None:
-            raise ValueError(
-                "no id could be made of the inputs' content (changed in place, or not divisible by frame); "
-                "give id_fn"
-            )
-        return ids
+        return self._known(ids)
 
     def _truths(self, parsed: Parsed, ids: list[str] | None, n: int) -> list[Checked | None]:
         """The checked truths; frames whose truth can not be read count as unlabelled."""
@@ -298,138 +261,6 @@ class DetectionJob:
                 )
         return found
 
-    # -- tables ----------------------------------------------------------------------------------------------
-
-    def _tables(
-        self,
-        parsed: Parsed,
-        truths: Sequence[Checked | None],
-        layers: Mapping[str, npt.NDArray[np.float32]],
-        ids: list[str],
-        hashes: list[str] | None,
-        n: int,
-    ) -> dict[str, pa.Table]:
-        context, output = self.context, parsed.output
-        counts = [len(boxes) for boxes in output.boxes]
-        vectors, bad, overflow = self._vectors(parsed, layers, counts, ids)
-        finite = np.isfinite(joined(output.boxes, (0, context.box_width))).all(axis=1)
-        finite &= np.isfinite(joined(output.scores, (0,)))
-        owner = np.repeat(np.arange(n), counts)
-        nonfinite = np.bincount(owner, weights=bad | ~finite, minlength=n) > 0
-        context.count("detections not finite", int((bad | ~finite).sum()))
-        samples = self._samples(parsed, truths, ids, hashes, n)
-        samples["nonfinite"] = pa.array(nonfinite)
-        samples["overflow"] = pa.array(np.bincount(owner, weights=overflow, minlength=n) > 0)
-        made = {
-            "samples": table_of(samples, samples_schema(context.task, context.fields), n),
-            "detections": self._detections(parsed, counts, ids),
-            "truths": self._truth_table(truths, ids),
-        }
-        if vectors is not None:
-            made["vectors"] = vectors
-        if context.media is not None and self.images is not None:
-            own = self._own(np.arange(n), ids)
-            made["media"] = table_of(
-                media_arrays(own, media_columns(self.images, n, context.guard, DETECTION_LONG_SIDE)),
-                context.media,
-                n,
-            )
-        return made
-
-    def _own(self, frames: npt.NDArray[np.int64], ids: list[str]) -> Arrays:
-        """The key columns of rows that belong to `frames`."""
-        return {
-            "unit": pa.array(self.context.units + frames),
-            "rank_": pa.array(np.full(len(frames), self.context.rank, np.int32)),
-            "input_id": pa.array([ids[i] for i in frames], pa.string()),
-        }
-
-    def _samples(
-        self,
-        parsed: Parsed,
-        truths: Sequence[Checked | None],
-        ids: list[str],
-        hashes: list[str] | None,
-        n: int,
-    ) -> Arrays:
-        context, limits = self.context, parsed.thresholds
-        sizes = [self._size(parsed, i) or (None, None) for i in range(n)]
-        affine = [None if parsed.geometry is None else parsed.geometry[i].affine for i in range(n)]
-        cap_hit = [bool(hit) for hit in parsed.cap_hit] if len(parsed.cap_hit) == n else [None] * n
-        columns: Arrays = {
-            **self._own(np.arange(n), ids),
-            "id_source": constant(self.id_source, n),
-            "batch_idx": pa.array(np.full(n, self.batch_idx, np.int32)),
-            "row": pa.array(np.arange(n, dtype=np.int32)),
-            "mode": constant(context.mode, n),
-            "n_detections": pa.array([len(boxes) for boxes in parsed.output.boxes], pa.int32()),
-            "n_truths": pa.array([None if t is None else len(t.ignore) for t in truths], pa.int32()),
-            "labelled": pa.array([t is not None for t in truths], pa.bool_()),
-            "score_thresh": pa.array([limits.score] * n, pa.float32()),
-            "iou_thresh": pa.array([limits.iou] * n, pa.float32()),
-            "max_detections": pa.array([limits.max_detections] * n, pa.int32()),
-            "cap_hit": pa.array(cap_hit, pa.bool_()),
-            "image_height": pa.array([size[0] for size in sizes], pa.int32()),
-            "image_width": pa.array([size[1] for size in sizes], pa.int32()),
-            "affine": pa.array([None if a is None else list(a) for a in affine], pa.list_(pa.float64())),
-        }
-        if self.global_step is not None:
-            columns["global_step"] = pa.array(np.full(n, self.global_step, np.int64))
-        if hashes is not None and context.store_hash:
-            columns["input_hash"] = pa.array(hashes, pa.string())
-        for spec in context.fields:
-            columns[spec.name] = additional_column(spec, self.user.get(spec.name), n)
-        return columns
-
-    def _detections(self, parsed: Parsed, counts: list[int], ids: list[str]) -> pa.Table:
-        output, total = parsed.output, sum(counts)
-        frames, index = places(counts)
-        columns = {
-            **self._own(frames, ids),
-            "det_idx": pa.array(index),
-            "label": pa.array(joined(output.labels, (0,)).astype(np.int64)),
-            "score": pa.array(joined(output.scores, (0,)).astype(np.float32)),
-            "activation": constant(parsed.activation, total),
-            "box": fixed_lists(joined(output.boxes, (0, self.context.box_width))),
-        }
-        if parsed.quality is not None:
-            columns["quality"] = pa.array(joined(parsed.quality, (0,)).astype(np.float32))
-        if output.source_index is not None:
-            columns["source_index"] = pa.array(joined(output.source_index, (0,)).astype(np.int64))
-        if output.velocities is not None:
-            columns["velocity"] = fixed_lists(joined(output.velocities, (0, 2)))
-        return box_table(columns, detections_schema(self.context.task), total)
-
-    def _truth_table(self, truths: Sequence[Checked | None], ids: list[str]) -> pa.Table:
-        found = [t for t in truths if t is not None]
-        counts = [0 if t is None else len(t.ignore) for t in truths]
-        total = sum(counts)
-        frames, index = places(counts)
-        columns = {
-            **self._own(frames, ids),
-            "gt_idx": pa.array(index),
-            "label": pa.array(joined([t.truth.labels for t in found], (0,)).astype(np.int64)),
-            "box": fixed_lists(joined([t.truth.boxes for t in found], (0, self.context.box_width))),
-            "ignore": pa.array(joined([t.ignore for t in found], (0,)).astype(np.bool_)),
-        }
-        for name, kind in _TRUTH_TYPES.items():
-            if any(name in t.truth.columns for t in found):
-                rows = [
-                    value
-                    for t in found
-                    for value in (
-                        t.truth.columns[name].tolist() if name in t.truth.columns else [None] * len(t.ignore)
-                    )
-                ]
-                columns[name] = pa.array(rows).cast(kind, safe=False)
-        if found and all(t.truth.velocities is not None for t in found):
-            columns["velocity"] = fixed_lists(
-                joined([t.truth.velocities for t in found if t.truth.velocities is not None], (0, 2))
-            )
-        for spec in self.context.label_fields:
-            columns[spec.name] = additional_column(spec, self._label_values(spec.name, counts), total)
-        return box_table(columns, truths_schema(self.context.task, self.context.label_fields), total)
-
     def _label_values(self, name: str, counts: list[int]) -> list[Any] | None:
         """Values of a user's label field for each true box: given by frame, or standing in the truth."""
         given = self.user.get(name)
@@ -453,21 +284,15 @@ class DetectionJob:
         return rows
 
     def _vectors(
-        self,
-        parsed: Parsed,
-        layers: Mapping[str, npt.NDArray[np.float32]],
-        counts: list[int],
-        ids: list[str],
-    ) -> tuple[pa.Table | None, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """`vectors` of this batch; the rows whose logits are not finite, and those beyond float16."""
-        context, total = self.context, sum(counts)
-        bad, overflow = np.zeros(total, np.bool_), np.zeros(total, np.bool_)
-        if not total:
-            return None, bad, overflow
+        self, parsed: Parsed, layers: Mapping[str, npt.NDArray[np.float32]]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """What the pass stores of this batch's detections."""
+        context, total = self.context, sum(map(len, parsed.output.boxes))
         values: dict[str, npt.NDArray[np.float32]] = {}
+        if not total:
+            return values
         if parsed.output.logits is not None:
             values["logits"] = stacked(parsed.output.logits)
-            bad = nonfinite_rows(values["logits"])
         if parsed.output.features is not None:
             values[FEATURES] = project(stacked(parsed.output.features))
         values.update({alias: project(rows) for alias, rows in layers.items()})
@@ -476,23 +301,60 @@ class DetectionJob:
             widths = {alias: rows.shape[1] for alias, rows in values.items()}
             wanted = context.settled(parsed, widths)
             context.widths = {alias: width for alias, width in widths.items() if alias in wanted}
-        if not context.widths:
-            return None, bad, overflow
-        frames, index = places(counts)
-        columns = {**self._own(frames, ids), "det_idx": pa.array(index)}
-        for alias, width in context.widths.items():
+        found = {}
+        for alias, width in (context.widths or {}).items():
             rows = values.get(alias)
             if rows is None or rows.shape[1] != width:
                 context.count(f"{alias} missing or of another width", total)
-                continue
-            if alias == "logits":
-                columns[alias] = from_numpy(np.ascontiguousarray(rows, np.float32))
-                continue
-            stored, clipped = cast_vectors(rows, context.vector_dtype)
-            overflow |= clipped
-            context.count(f"feature {alias} not finite", int(nonfinite_rows(stored).sum()))
-            columns[alias] = from_numpy(stored)
-        context.count("features beyond float16", int(overflow.sum()))
-        features = {a: (w, context.vector_dtype) for a, w in context.widths.items() if a != "logits"}
-        schema = vectors_schema(context.task, context.widths.get("logits"), features)
-        return table_of(columns, schema, total), bad, overflow
+            else:
+                found[alias] = rows
+        return found
+
+
+def layer_features(
+    output: Any, found: DetectionOutput | Detection3DOutput, sizes: Sequence[tuple[int, int] | None]
+) -> npt.NDArray[np.float32] | None:
+    """The rows of a layer's output that belong to final detections.
+
+    Args:
+        output: what the layer gave: a map (B, C, H, W), read in the cell under each 2D box's centre, or
+            queries (B, Q, D), read at `source_index`. Of a tuple the first tensor.
+        found: the detections, B frames.
+        sizes: (height, width) of each image in pixels.
+
+    Returns:
+        (N, C) or (N, D) float32 over all frames; None where it can not be told whose is what.
+
+    Examples:
+        >>> one = DetectionOutput(boxes=[[[6, 0, 8, 2]]], scores=[[0.9]], labels=[[0]])
+        >>> layer_features(torch.arange(4.0).reshape(1, 1, 2, 2), one, [(8, 8)]).tolist()
+        [[1.0]]
+    """
+    if isinstance(output, (tuple, list)):
+        output = next((part for part in output if isinstance(part, Tensor)), None)
+    if not isinstance(output, Tensor) or output.shape[:1] != (len(found),) or not output.is_floating_point():
+        return None
+    if output.ndim == 3 and found.source_index is not None:
+        rows = [_rows(output, i, index) for i, index in enumerate(found.source_index)]
+    elif output.ndim == 4 and isinstance(found, DetectionOutput) and all(size is not None for size in sizes):
+        rows = [
+            _cells(output, i, np.asarray(boxes), sizes[i] or (1, 1)) for i, boxes in enumerate(found.boxes)
+        ]
+    else:
+        return None
+    return torch.cat(rows).float().cpu().numpy()
+
+
+def _rows(output: Tensor, frame: int, index: Any) -> Tensor:
+    picked = torch.as_tensor(np.asarray(index), device=output.device).clamp(0, output.shape[1] - 1)
+    return output[frame, picked]
+
+
+def _cells(output: Tensor, frame: int, boxes: npt.NDArray[Any], size: tuple[int, int]) -> Tensor:
+    height, width = output.shape[2:]
+    with np.errstate(invalid="ignore"):
+        x = np.nan_to_num((boxes[:, 0] + boxes[:, 2]) / 2 / size[1] * width)
+        y = np.nan_to_num((boxes[:, 1] + boxes[:, 3]) / 2 / size[0] * height)
+    columns = torch.as_tensor(np.clip(x, 0, width - 1).astype(np.int64), device=output.device)
+    rows = torch.as_tensor(np.clip(y, 0, height - 1).astype(np.int64), device=output.device)
+    return output[frame][:, rows, columns].T

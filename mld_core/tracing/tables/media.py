@@ -7,7 +7,7 @@ that a launch records. Readers find the image of a sample of another epoch by it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -19,8 +19,10 @@ from torch.nn import functional
 
 from mld_core.adapters.outputs import as_array
 from mld_core.records.format.layout import PassKey
+from mld_core.records.format.schema import media_schema
 from mld_core.records.store.png import encode_png
 from mld_core.tracing.guard import Guard
+from mld_core.tracing.tables.columns import Columns, PassState, table_of
 
 LONG_SIDE: Final = 64
 DETECTION_LONG_SIDE: Final = 256  # boxes are drawn into these
@@ -169,15 +171,11 @@ def _pixels(image: npt.NDArray[Any], long_side: int) -> npt.NDArray[np.uint8]:
     return np.asarray(np.round(values * 255), np.uint8)
 
 
-def media_columns(images: Any, rows: int, guard: Guard, long_side: int = LONG_SIDE) -> Sequence[bytes | None]:
-    """`thumbnails`, or nulls where they fail: an image never costs a row."""
-    found: Sequence[bytes | None] = [None] * rows
+def media_table(own: Columns, images: Any, context: PassState, long_side: int = LONG_SIDE) -> pa.Table:
+    """The family `media` of a batch; nulls where no thumbnail can be made: an image never costs a row."""
+    n = len(own["unit"])
+    pngs: list[bytes | None] = [None] * n
     if images is not None:
-        with guard.catch("making thumbnails", lost="the thumbnails of that batch"):
-            found = thumbnails(images, rows, long_side)
-    return found
-
-
-def media_arrays(own: dict[str, pa.Array], pngs: Sequence[bytes | None]) -> dict[str, pa.Array]:
-    """The columns of the family `media`: those all families share, and the PNGs."""
-    return {**own, "png": pa.array(pngs, pa.binary())}
+        with context.guard.catch("making thumbnails", lost="the thumbnails of that batch"):
+            pngs = thumbnails(images, n, long_side)
+    return table_of({**own, "png": pa.array(pngs, pa.binary())}, context.media or media_schema(), n)

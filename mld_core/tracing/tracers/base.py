@@ -27,11 +27,11 @@ from mld_core.tracing.capture.capture import Capture
 from mld_core.tracing.capture.heads import Captured
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.run.account import describe_run
-from mld_core.tracing.run.launch import rank_and_world, shared_launch_id
-from mld_core.tracing.run.naming import restart_count
+from mld_core.tracing.run.naming import architecture_hash, rank_and_world, restart_count, shared_launch_id
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.recorder import Recorder
-from mld_core.tracing.run.session import OpenPass, Session
+from mld_core.tracing.run.sealing import OpenPass, check_traced
+from mld_core.tracing.run.session import Session
 
 GIVEN: Final = "input_id"  # the id source of ids that were handed over
 
@@ -335,7 +335,7 @@ class TrainingTracer(TorchTracer):
 
         launch_id = shared_launch_id(f"{run.model_name}/{run.version_name}/{store.root}", first)
         if rank == 0:
-            describe_run(store, run, self.model, self.options, self.guard)
+            describe_run(store, run, architecture_hash(self.model), self.options, self.guard)
         names = {
             "model_name": run.model_name,
             "version_name": run.version_name,
@@ -395,26 +395,12 @@ class TrainingTracer(TorchTracer):
             RuntimeError: a pass could not be sealed; the message holds the reason.
         """
         n_epoch = epoch_number(n_epoch)
-        if n_epoch is not None and n_epoch not in self._traced:
-            traced = sorted(e for e in self._traced if e is not None)
-            raise ValueError(f"epoch {n_epoch} was never traced; traced epochs: {traced or 'none'}.")
+        check_traced(n_epoch, self._traced)
         session = self.recorder.session
         for key in [k for k in self._open if n_epoch is None or k[1] == n_epoch]:
             self._close_pass(key, seal=True)
-        begun = time.monotonic()
-        if session is None:
-            return
-        if session.wait(n_epoch, timeout, every=n_epoch is None):
-            rest = None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
-            session.wait_for_upload(n_epoch, rest, every=n_epoch is None)
-            return
-        failed = session.failure(n_epoch, every=n_epoch is None)
-        if failed is not None:
-            raise RuntimeError(f"epoch {n_epoch} is not sealed: {failed}") from failed
-        raise TimeoutError(
-            f"epoch {n_epoch} was not durable after {timeout} s; writing goes on in the background to "
-            f"{session.store.root}. Give a longer timeout, or look at the disk."
-        )
+        if session is not None:
+            session.wait_for_save(n_epoch, timeout)
 
     def export(self, output_path: str | Path | None = None, n_epoch: int | None = None) -> Path | None:
         """Writes features and ground truth of this run into a ZIP file.

@@ -7,29 +7,28 @@ the writer thread. Nothing raises into the training.
 from __future__ import annotations
 
 import hashlib
-import secrets
-import shlex
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from mld_core.adapters.base import FALL_BACK_2D, Adapter, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
+from mld_core.adapters.base import FALL_BACK_2D, Adapter, ModelCall, Parsed, Thresholds, Truth
 from mld_core.adapters.keras.boxes import frames_of, to_numpy
 from mld_core.adapters.outputs import DetectionOutput
 from mld_core.adapters.registry import find_adapter
 from mld_core.records.format.layout import PassKey, RunKey, Store
-from mld_core.records.write.writer import Account, Writer, WriterOptions
+from mld_core.records.write.writer import Account
+from mld_core.tracing.batch.hashing_numpy import content_hashes
+from mld_core.tracing.capture.activations import ready
 from mld_core.tracing.guard import ConfigurationProblem, Guard
+from mld_core.tracing.run.account import account_text, describe_run, tell_start
 from mld_core.tracing.run.options import RecorderOptions
-from mld_core.tracing.run.uploads import RunUploads, uploads_for, where_to
-from mld_core.tracing.tables.keras_rows import KerasBatch
+from mld_core.tracing.run.sealing import OpenPass, RunWriter, attempt_name, check_traced, new_launch_id
+from mld_core.tracing.tables.box_tables import BoxPass, Frames, check_truth, joined
 
 ParseFn = Callable[[Any, Sequence[tuple[int, int]]], "DetectionOutput | Parsed"]
 _RULE: Final = "what the class layer sees at each detection's anchor"
@@ -41,13 +40,62 @@ _UNUSED: Final = (
 )  # fmt: skip
 
 
-@dataclass
-class _Pass:
-    key: PassKey
-    mode: str
-    handle: int | None = None
-    units: int = 0
-    batches: int = 0
+@dataclass(kw_only=True)
+class KerasJob:
+    """One batch of frames on its way to the record tables; called once, on the writer thread.
+
+    Attributes:
+        truths: one per frame, None: unlabelled; or None: none is labelled.
+        ids: one per frame, or None: the content's hash.
+        images: (B, H, W, C) to be hashed, or None.
+        widths: alias -> width of what this run stores of a detection.
+    """
+
+    context: BoxPass
+    unit: int
+    parsed: Parsed
+    truths: Sequence[Truth | None] | None
+    ids: list[str] | None
+    id_source: str
+    images: npt.NDArray[Any] | None
+    widths: Mapping[str, int]
+    batch_idx: int
+    global_step: int | None
+    user: Mapping[str, Any]
+
+    def __call__(self) -> dict[str, pa.Table]:
+        """The tables.
+
+        Raises:
+            ValueError: no id and no image to make one of.
+        """
+        output, n = self.parsed.output, len(self.parsed.output)
+        hashes = None if self.images is None else content_hashes(self.images)
+        ids = self.ids if self.ids is not None else hashes
+        if ids is None or len(ids) != n:
+            raise ValueError(f"{0 if ids is None else len(ids)} ids for {n} frames; give one id per frame")
+        n_class, geometry = self.context.n_class, self.parsed.geometry or []
+        given = {"logits": output.logits, "features": output.features}
+        frames = Frames(
+            context=self.context,
+            unit=self.unit,
+            parsed=self.parsed,
+            truths=[None if t is None else check_truth(t, n_class, None) for t in self.truths or [None] * n],
+            ids=ids,
+            id_source=self.id_source,
+            hashes=hashes,
+            sizes=[(g.height, g.width) for g in geometry] if len(geometry) == n else [(None, None)] * n,
+            vectors={
+                alias: joined([part.reshape(len(part), width) for part in parts], (0, width))
+                for alias, width in self.widths.items()
+                if (parts := given[alias]) is not None
+            },
+            widths=self.widths,
+            user=self.user,
+            batch_idx=self.batch_idx,
+            global_step=self.global_step,
+        )
+        return frames.tables()
 
 
 class KerasRecorder:
@@ -69,22 +117,20 @@ class KerasRecorder:
         self.parse_fn = parse_fn
         self.adapter: Adapter | None = None
         self.model: Any = None
-        self.run: RunKey | None = None
         self.n_class: int | None = self.options.known_n_class
         self.last_features: list[Any] | None = None
-        self._writer: Writer | None = None
-        self._store: Store | None = None
-        self._uploads: RunUploads | None = None
-        self._passes: dict[str, _Pass] = {}
+        self._records: RunWriter | None = None
+        self._place: tuple[Store, RunKey] | None = None
+        self._passes: dict[str, OpenPass] = {}
         self._numbers: dict[tuple[str, int | None], int] = {}
-        self._tickets: dict[int | None, list[Future[Any]]] = {}
-        self._facts: dict[str, Any] | None = None
+        self._facts: dict[str, Any] = {}
+        self._widths: dict[str, int] = {}
         self._traced: set[int | None] = set()
 
     @property
     def enabled(self) -> bool:
         """Whether records are being made."""
-        return self._writer is not None
+        return self._records is not None
 
     def start(self, model: Any) -> None:
         """Finds the family, settles the names, opens the store; a problem is told once and disables."""
@@ -92,7 +138,7 @@ class KerasRecorder:
             options = self.options
             self.model = options.model or model
             # A second training with the same callback is another run.
-            self._passes, self._numbers, self._tickets, self._facts = {}, {}, {}, None
+            self._passes, self._numbers, self._facts, self._widths = {}, {}, {}, {}
             self._traced = set()
             self._tell_unused()
             if self.parse_fn is None:
@@ -104,43 +150,21 @@ class KerasRecorder:
             run = RunKey(name, options.version_name or store.claim_version(name))
             if options.force_table_recreate:
                 store.recreate(run)
-            info: dict[str, Any] = {"task": "detection", "framework": "keras", "n_class": self.n_class}
-            info["architecture_hash"] = architecture_hash(self.model)
-            info["family"] = self.adapter.family if self.adapter is not None else type(self.model).__name__
+            family = self.adapter.family if self.adapter is not None else type(self.model).__name__
+            info: dict[str, Any] = {"family": family, "task": "detection", "framework": "keras"}
             info["vector_dtype"] = options.vector_dtype
-            if options.class_names is not None:
-                info["class_names"] = list(options.class_names)
-            stored = store.ensure_run(run, {k: v for k, v in info.items() if v is not None})
+            if self.n_class is not None:
+                info["n_class"] = self.n_class
+            stored = describe_run(store, run, architecture_hash(self.model), options, self.guard, **info)
             if stored.get("n_class") not in {None, self.n_class}:
                 raise ConfigurationProblem(
                     f"The run {name}/{run.version_name} has {stored['n_class']} classes, this model has "
                     f"{self.n_class}. Give another version_name, or force_table_recreate=True."
                 )
-            attempt = f"{_launch_id()}-000"
-            self._writer = Writer(
-                store,
-                run,
-                attempt=attempt,
-                rank=0,
-                world_size=1,
-                options=WriterOptions(
-                    queue_mb=options.queue_mb,
-                    on_full="drop" if options.on_full == "drop" else "block",
-                    roll_mb=options.roll_mb,
-                    roll_seconds=options.roll_seconds,
-                    keep_vectors=options.keep_vectors,
-                ),
-                on_problem=self._tell,
-            )
-            self._store, self.run = store, run
-            self._uploads = uploads_for(
-                options, self.guard, store, run, attempt=attempt, rank=0, world_size=1
-            )
-            self.guard.tell_once(
-                f"start:{run}:{store.root}", f"Recording {name}/{run.version_name} to {store.root}"
-            )
-            if where_to(options):
-                self.guard.tell_once("endpoint", where_to(options))
+            attempt = attempt_name(new_launch_id(), 0)
+            self._records = RunWriter(options, self.guard, store, run, attempt=attempt)
+            self._place = store, run
+            tell_start(self.guard, run, store, options)
 
     def _tell(self, key: str, message: str) -> None:
         self.guard.tell_once(key, message)
@@ -160,27 +184,23 @@ class KerasRecorder:
         number = self._numbers.get((split, n_epoch), 0)
         self._numbers[split, n_epoch] = number + 1
         self._traced.add(n_epoch)
-        self._passes[split] = _Pass(PassKey(split, n_epoch, number), mode)
+        self._passes[split] = OpenPass(PassKey(split, n_epoch, number), mode)
 
     def end_pass(self, split: str) -> None:
         """Seals the pass of a split in the background."""
         current = self._passes.pop(split, None)
-        if current is None or self._writer is None or current.handle is None:
+        if current is None or self._records is None or current.handle is None:
             return
         with self.guard.catch("closing a pass", lost="the seal of that pass"):
-            meta = {**(self._facts or {}), "mode": current.mode, "task": "detection"}
-            ticket = self._writer.seal(current.handle, meta=meta)
-            if self._uploads is not None:
-                ticket.add_done_callback(self._uploads.sealed)
-            self._tickets.setdefault(current.key.n_epoch, []).append(ticket)
+            self._records.seal(current, {**self._facts, "mode": current.mode, "task": "detection"})
 
     def abort_pass(self, split: str, reason: str) -> None:
         """The pass of a split ends early: what is there is flushed and stays marked as partial."""
         current = self._passes.pop(split, None)
-        if current is None or self._writer is None or current.handle is None:
+        if current is None or self._records is None or current.handle is None:
             return
         with self.guard.catch("closing a pass", lost="the rows of the last seconds"):
-            self._writer.abandon(current.handle)
+            self._records.abandon(current)
             self.guard.count(f"partial pass: {reason}")
 
     def open_epoch(self, split: str) -> int | None:
@@ -193,9 +213,9 @@ class KerasRecorder:
         Raises:
             RuntimeError: not started.
         """
-        if self._store is None or self.run is None:
+        if self._place is None:
             raise RuntimeError("nothing is recorded: the recorder did not start; see its message")
-        return self._store, self.run
+        return self._place
 
     def is_open(self, split: str) -> bool:
         """Whether a pass of the split is open."""
@@ -216,7 +236,7 @@ class KerasRecorder:
         global_step: int | None = None,
     ) -> None:
         """One batch: what went in (B, H, W, C), what `model(images)` returned, true boxes, ids."""
-        if self._writer is None:
+        if self._records is None:
             return
         shape = getattr(images, "shape", None)
         n = int(shape[0]) if shape else 0
@@ -232,11 +252,13 @@ class KerasRecorder:
                 return
             features = parsed.output.features
             self.last_features = None if features is None else list(features)
-            self._settle(parsed)
-            self._put(split, call, parsed, truth, ids, id_source, user or {}, global_step)
+            if not self._facts:
+                self._settle(self._records, parsed)
+            self._put(self._records, split, call, parsed, truth, ids, id_source, user or {}, global_step)
 
     def _put(
         self,
+        records: RunWriter,
         split: str,
         call: ModelCall,
         parsed: Parsed,
@@ -246,34 +268,37 @@ class KerasRecorder:
         user: Mapping[str, Any],
         global_step: int | None,
     ) -> None:
-        assert self._writer is not None
-        current, facts = self._passes[split], self._facts or {}
-        n = len(parsed.output)
+        current, n = self._passes[split], len(parsed.output)
         names = None if ids is None else as_texts(ids)
-        if current.handle is None:
-            current.handle = self._writer.open(current.key, meta={"mode": current.mode, "task": "detection"})
         hashed = self.options.input_hash or names is None
-        batch = KerasBatch(
+        if not isinstance(current.context, BoxPass):
+            current.context = BoxPass(
+                rank=0,
+                mode=current.mode,
+                store_hash=hashed,
+                vector_dtype=self.options.vector_dtype,
+                fields=self.options.sample_fields(),
+                guard=self.guard,
+                task="detection",
+                n_class=self.n_class,
+            )
+            records.open(current, {"mode": current.mode, "task": "detection"})
+        job = KerasJob(
+            context=current.context,
             unit=current.units,
             parsed=parsed,
             truths=None if truth is None else self._truths(call, truth, n),
             ids=names,
             id_source="content_hash" if names is None else id_source,
             images=np.array(to_numpy(call.args[0])) if hashed else None,
-            mode=current.mode,
+            widths=self._widths,
             batch_idx=current.batches,
             global_step=global_step,
-            n_logits=facts.get("n_logits"),
-            features=facts.get("features"),
-            n_class=self.n_class,
-            vector_dtype=self.options.vector_dtype,
-            fields=self.options.sample_fields(),
             user=user,
         )
-        nbytes = _ROW_BYTES * n + (0 if batch.images is None else batch.images.nbytes)
-        self._writer.put(current.handle, batch, rows=n, nbytes=nbytes)
+        nbytes = _ROW_BYTES * n + (0 if job.images is None else job.images.nbytes)
+        records.put(current, job, rows=n, nbytes=nbytes)
         current.units += n
-        current.batches += 1
 
     def _parse(self, call: ModelCall) -> Parsed | None:
         options = self.options
@@ -285,7 +310,8 @@ class KerasRecorder:
         found = self.parse_fn(call.output, [(frame.height, frame.width) for frame in frames])
         if isinstance(found, Parsed):
             return found
-        return _ready(found, limits, self.n_class, frames)
+        limits = limits.over(Thresholds(0.0, None, int(FALL_BACK_2D["max_detections"])))
+        return replace(ready(found, limits, self.n_class), geometry=frames)
 
     def _truths(self, call: ModelCall, truth: Any, n: int) -> list[Truth | None] | None:
         """As the family reads them, else the public form: per image boxes (N, 4) xyxy pixels and labels."""
@@ -314,23 +340,14 @@ class KerasRecorder:
             )
         return list(found)
 
-    def _settle(self, parsed: Parsed) -> None:
+    def _settle(self, records: RunWriter, parsed: Parsed) -> None:
         """The first batch shows activation and widths; run.json holds them."""
-        logits, features = parsed.output.logits, parsed.output.features
-        if self._facts is not None:
-            return
-        self._facts = {
-            "activation": parsed.activation,
-            "background": parsed.background,
-            "n_logits": None if not logits else int(logits[0].shape[1]),
-            "features": None if not features else int(features[0].shape[1]),
-        }
-        assert self._store is not None
-        assert self.run is not None
-        width = self._facts["features"]
+        given = {"logits": parsed.output.logits, "features": parsed.output.features}
+        self._widths = {alias: int(parts[0].shape[1]) for alias, parts in given.items() if parts}
+        self._facts = {"activation": parsed.activation, "background": parsed.background}
+        width = self._widths.get("features")
         stored = {} if width is None else {"features": {"width": width, "rule": _RULE}}
-        facts = {key: self._facts[key] for key in ("activation", "background")}
-        self._store.update_run_info(self.run, **facts, features=stored)
+        records.store.update_run_info(records.run, **self._facts, features=stored)
 
     # -- end -------------------------------------------------------------------------------------------------
 
@@ -346,26 +363,11 @@ class KerasRecorder:
             TimeoutError: not durable, or not uploaded, in time; both go on in the background.
             RuntimeError: a pass could not be sealed; the message holds the reason.
         """
-        if n_epoch is not None and n_epoch not in self._traced:
-            traced = sorted(e for e in self._traced if e is not None)
-            raise ValueError(f"epoch {n_epoch} was never traced; traced epochs: {traced or 'none'}.")
+        check_traced(n_epoch, self._traced)
         for split in [s for s, p in self._passes.items() if n_epoch is None or p.key.n_epoch == n_epoch]:
             self.end_pass(split)
-        every = [ticket for tickets in self._tickets.values() for ticket in tickets]
-        tickets = every if n_epoch is None else self._tickets.get(n_epoch, [])
-        begun = time.monotonic()
-        waiting = wait_for(tickets, timeout)
-        failed = next((error for t in waiting.done if (error := t.exception()) is not None), None)
-        if failed is not None:
-            raise RuntimeError(f"epoch {n_epoch} is not sealed: {failed}") from failed
-        if waiting.not_done:
-            raise TimeoutError(
-                f"epoch {n_epoch} was not durable after {timeout} s; writing goes on in the background. Give "
-                "a longer timeout, or look at the disk."
-            )
-        if self._uploads is not None:
-            rest = None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
-            self._uploads.wait(tickets, rest)
+        if self._records is not None:
+            self._records.wait_for_save(n_epoch, timeout)
 
     def finish(self) -> Account:
         """Flushes, closes, tells the account and the command that evaluates; open passes stay partial."""
@@ -378,24 +380,12 @@ class KerasRecorder:
             )
         for split in list(self._passes):
             self.abort_pass(split, "still open at the end")
-        writer, self._writer = self._writer, None
-        if writer is None or self.run is None or self._store is None:
+        records, self._records = self._records, None
+        if records is None:
             return account
         with self.guard.catch("closing the records", lost="the rows of the last seconds"):
-            account = writer.close(_CLOSE_S)
-            if self._uploads is not None:
-                self._uploads.finish()
-            command = ["mld", "evaluate", self.run.model_name, self.run.version_name]
-            if self._store.root != Store().root:
-                command += ["--store", str(self._store.root)]
-            lost = account.rows_lost + self.guard.rows_lost
-            text = f"{account.rows_written} rows recorded to {self._store.run_dir(self.run)}, {lost} lost."
-            if self.guard.problems or account.reasons:
-                reasons = "; ".join(f"{what}: {n} rows" for what, n in account.reasons.items())
-                text += f"\nProblems: {self.guard.summary()} {reasons}."
-            if self._uploads is not None:
-                text += f"\n{self._uploads.summary()}"
-            self.guard.tell_once(f"account:{self.run}", f"{text}\nEvaluate with: {shlex.join(command)}")
+            account = records.close(_CLOSE_S)
+            self.guard.tell_once(f"account:{records.run}", account_text(records, account, None))
         return account
 
 
@@ -417,41 +407,3 @@ def architecture_hash(model: Any) -> str:
     for weight in getattr(model, "weights", None) or ():
         digest.update(str(tuple(weight.shape)).encode())
     return digest.hexdigest()[:32]
-
-
-def _launch_id() -> str:
-    return datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ") + secrets.token_hex(3)
-
-
-def _ready(
-    found: DetectionOutput, limits: Thresholds, n_class: int | None, frames: list[FrameGeometry]
-) -> Parsed:
-    """Detections of `parse_fn` within the limits asked for."""
-    score = limits.score if limits.score is not None else 0.0
-    most = limits.max_detections if limits.max_detections is not None else int(FALL_BACK_2D["max_detections"])
-    # A NaN stays, to be counted.
-    kept = [np.flatnonzero(~(s < score))[np.argsort(-s[~(s < score)], kind="stable")] for s in found.scores]
-    cut = [len(k) > most for k in kept]
-
-    def rows(values: Sequence[Any] | None) -> list[Any] | None:
-        return None if values is None else [v[k[:most]] for v, k in zip(values, kept, strict=True)]
-
-    output = DetectionOutput(
-        boxes=rows(found.boxes) or [],
-        scores=rows(found.scores) or [],
-        labels=rows(found.labels) or [],
-        logits=rows(found.logits),
-        features=rows(found.features),
-        source_index=rows(found.source_index),
-    )
-    width = None if not output.logits else output.logits[0].shape[1]
-    softmax = width is not None and n_class is not None and width == n_class + 1
-    activation = "none" if width is None else "softmax" if softmax else "sigmoid"
-    return Parsed(
-        output,
-        activation,
-        n_class if softmax else None,
-        cut,
-        replace(limits, score=score, max_detections=most),
-        geometry=frames,
-    )

@@ -1,0 +1,103 @@
+"""Columns that the tables of every task share; needs no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mld_core.records.format.schema import AdditionalField, additional_column
+from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
+from mld_core.tracing.guard import Guard
+
+Columns = dict[str, pa.Array]
+
+
+@dataclass(kw_only=True)
+class PassState:
+    """What all batches of a pass share; `counts` is filled on the writer thread and sealed with the pass."""
+
+    rank: int
+    mode: str
+    store_hash: bool
+    vector_dtype: str
+    fields: tuple[AdditionalField, ...]
+    guard: Guard
+    media: pa.Schema | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def count(self, what: str, times: int = 1) -> None:
+        """Adds to a counter of the pass."""
+        if times:
+            self.counts[what] = self.counts.get(what, 0) + times
+
+
+def own_columns(units: npt.NDArray[np.int64], rank: int, ids: Sequence[str]) -> Columns:
+    """The key columns of rows that belong to these units."""
+    return {
+        "unit": pa.array(units.astype(np.int64)),
+        "rank_": pa.array(np.full(len(units), rank, np.int32)),
+        "input_id": pa.array(ids, pa.string()),
+    }
+
+
+def sample_columns(
+    context: PassState,
+    own: Columns,
+    *,
+    id_source: str,
+    batch_idx: int,
+    global_step: int | None,
+    hashes: list[str] | None,
+    user: Mapping[str, Any],
+) -> Columns:
+    """What `samples` of every task say of a batch: where its rows came from, and the user's own columns."""
+    n = len(own["unit"])
+    columns = {
+        **own,
+        "id_source": constant(id_source, n),
+        "batch_idx": pa.array(np.full(n, batch_idx, np.int32)),
+        "row": pa.array(np.arange(n, dtype=np.int32)),
+        "mode": constant(context.mode, n),
+    }
+    if global_step is not None:
+        columns["global_step"] = pa.array(np.full(n, global_step, np.int64))
+    if hashes is not None and context.store_hash:
+        columns["input_hash"] = pa.array(hashes, pa.string())
+    for spec in context.fields:
+        columns[spec.name] = additional_column(spec, user.get(spec.name), n)
+    return columns
+
+
+def vector_columns(
+    context: PassState, values: Mapping[str, npt.NDArray[np.float32]], n: int
+) -> tuple[Columns, npt.NDArray[np.bool_]]:
+    """Columns of `vectors`, and the rows in which a feature overflowed its stored type."""
+    columns: Columns = {}
+    overflow = np.zeros(n, np.bool_)
+    for alias, rows in values.items():
+        if alias == "logits":
+            columns[alias] = from_numpy(np.ascontiguousarray(rows, np.float32))
+            continue
+        stored, clipped = cast_vectors(rows, context.vector_dtype)
+        overflow |= clipped
+        context.count(f"feature {alias} not finite", int(nonfinite_rows(stored).sum()))
+        columns[alias] = from_numpy(np.ascontiguousarray(stored))
+    context.count("features beyond float16", int(overflow.sum()))
+    return columns, overflow
+
+
+def constant(value: str, n: int) -> pa.DictionaryArray:
+    """A dictionary column of n equal texts."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), pa.array([value]))
+
+
+def table_of(columns: Mapping[str, pa.Array], schema: pa.Schema, n: int) -> pa.Table:
+    """`columns` in the order of `schema`; what a batch does not have is null."""
+    arrays = [columns[f.name] if f.name in columns else pa.nulls(n, f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
