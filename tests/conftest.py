@@ -1,8 +1,6 @@
-"""After collection and after every test here, numbers are printed as NumPy and PyTorch print them.
+"""What all tests share: modules that make data, where started processes find them, how numbers are printed."""
 
-Ultralytics sets print options of its own when it is imported, and doctests compare what is printed.
-"""
-
+import os
 import sys
 from collections.abc import Iterator
 
@@ -10,6 +8,13 @@ import numpy as np
 import pytest
 
 _AS_INSTALLED = np.get_printoptions()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Processes that tests start import the helper modules as the tests do."""
+    folders = [str(folder) for folder in config.getini("pythonpath")]
+    given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one and one not in folders]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*given, *folders])
 
 
 def _restore() -> None:
@@ -26,5 +31,22 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _printed_as_installed() -> Iterator[None]:
+    """Ultralytics sets print options of its own when it is imported, and doctests compare what is printed."""
     yield
     _restore()
+
+
+@pytest.fixture(scope="session")
+def records():
+    """The module that writes synthetic runs: `make_data`, `StoreFactory`."""
+    import store_factory
+
+    return store_factory
+
+
+@pytest.fixture(scope="session")
+def planted():
+    """The function that makes a split with faults planted."""
+    from planted import planted
+
+    return planted

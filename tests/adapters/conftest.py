@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mld_core.adapters.base import Call, ModelCall
 from mld_core.adapters.registry import find_adapter, unwrap
-
-sys.path.insert(0, str(Path(__file__).parent))  # the stand-ins beside this file
 
 
 class Watched:

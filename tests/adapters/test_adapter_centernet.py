@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import fake_centernet as fake
 import numpy as np
 import pytest
 import torch
 
 from mld_core.adapters.base import ModelCall, Thresholds
 from mld_core.adapters.registry import UnknownDetectorError, find_adapter
-
-_spec = importlib.util.spec_from_file_location(
-    "fake_centernet", Path(__file__).with_name("fake_centernet.py")
-)
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 LIMITS = Thresholds(0.5, None, 20)
 

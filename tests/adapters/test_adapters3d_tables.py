@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from fake_parts3d import RANGE, FakeNewBoxes, FakeOldBoxes, clouds
+from folders import DATA
 from torch import nn
 
 from mld_core.adapters.base import ModelCall, Thresholds
 from mld_core.adapters.detection3d.layouts import box_convention
 from mld_core.adapters.registry import find_adapter
 from mld_core.geometry.boxes import count_points_in_boxes
-
-DATA = Path(os.environ.get("MLD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def renamed(model: nn.Module, name: str) -> nn.Module:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
+import fake_detr as fake
 import numpy as np
 import pytest
 import torch
@@ -13,12 +12,6 @@ import torch
 from mld_core.adapters.base import Thresholds
 from mld_core.adapters.detr.facebook import DetrAdapter
 from mld_core.adapters.registry import find_adapter
-
-_spec = importlib.util.spec_from_file_location("fake_detr", Path(__file__).parent / "fake_detr.py")
-assert _spec is not None
-assert _spec.loader is not None
-fake = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fake)
 
 SIZES = [(48, 64), (64, 40), (32, 32)]
 CLASSES, QUERIES = 6, 12

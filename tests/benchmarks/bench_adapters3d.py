@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "mmdet3d"))
+sys.path[:0] = [str(Path(__file__).parents[1] / one) for one in ("parts", "parts/trainings")]
 
 import mmdet3d_parts as parts
 import numpy as np

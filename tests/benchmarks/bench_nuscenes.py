@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "mmdet3d"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "parts" / "data"))
 
 from frames_3d import NUSCENES, make_frames
 

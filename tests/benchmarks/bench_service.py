@@ -28,10 +28,11 @@ from pathlib import Path
 from _table import markdown, write_section
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "service"))
+sys.path[:0] = [str(ROOT / "tests" / "parts"), str(ROOT / "tests" / "parts" / "data")]
 
 import requests  # noqa: E402
-from server_parts import ServerProcess, store_factory_module  # noqa: E402
+import store_factory  # noqa: E402
+from server_parts import ServerProcess  # noqa: E402
 
 from mld_core.service.client.api import Client  # noqa: E402
 from mld_core.service.client.sealed import LocalFile  # noqa: E402
@@ -141,7 +142,7 @@ def read_loop(url: str, key: str, paths: list[str], duration: float) -> None:
 
 def reads(server: ServerProcess, folder: Path, duration: float) -> list[list[str]]:
     """Rows of the table: requests a second that were answered, p50, p99, slowest."""
-    factory = store_factory_module().StoreFactory(folder / "store")
+    factory = store_factory.StoreFactory(folder / "store")
     api = server.api()
     run_id = api.sync(factory.store, factory.standard())
     for number in range(50):

@@ -32,9 +32,10 @@ import pyarrow.parquet as pq
 from _table import markdown, write_section
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "service"))
+sys.path[:0] = [str(ROOT / "tests" / "parts"), str(ROOT / "tests" / "parts" / "data")]
 
-from server_parts import Api, Postgres, ServerProcess, rank_folders, store_factory_module, wait_for  # noqa: E402
+import store_factory  # noqa: E402
+from server_parts import Api, Postgres, ServerProcess, rank_folders, wait_for  # noqa: E402
 
 from mld_core.evaluation.errors import AuthenticationError  # noqa: E402
 from mld_core.records.format.layout import RunKey, Store  # noqa: E402
@@ -49,11 +50,11 @@ MIB = 1 << 20
 
 def record(root: Path, number: int, megabytes: float) -> None:
     """Write a store with one run: passes of two ranks, random features."""
-    factory = store_factory_module().StoreFactory(root)
+    factory = store_factory.StoreFactory(root)
     run = factory.run("faults", f"client-{number}")
     rows = max(64, int(megabytes * MIB / PASSES / (WIDTH * 2)))
     for epoch in range(PASSES):
-        made = store_factory_module().make_data(rows, seed=number * 100 + epoch)
+        made = store_factory.make_data(rows, seed=number * 100 + epoch)
         made.features = (
             np.random.default_rng(number * 100 + epoch).normal(size=(rows, WIDTH)).astype(np.float32)
         )
@@ -336,9 +337,9 @@ def run(options: argparse.Namespace, folder: Path, disk: Path | None, postgres: 
 
 def _job(server: ServerProcess, folder: Path) -> str:
     """Ask for an evaluation that takes a while."""
-    factory = store_factory_module().StoreFactory(folder)
+    factory = store_factory.StoreFactory(folder)
     run_key = factory.run("evaluated", "v1")
-    factory.add_pass(run_key, "val", store_factory_module().make_data(1000))
+    factory.add_pass(run_key, "val"().make_data(1000))
     run_id = server.api().sync(factory.store, run_key)
     return str(
         server.api()("POST", f"/v1/runs/{run_id}/evaluations", json={"options": {"repeats": 5}}).json()[

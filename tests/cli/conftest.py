@@ -1,8 +1,5 @@
-import importlib.util
 import inspect
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -14,19 +11,6 @@ def runner():
     """Keeps stdout and stderr apart, which older clicks must be asked for."""
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
     return CliRunner(**apart)
-
-
-@pytest.fixture(scope="session")
-def records():
-    """The module that writes synthetic runs, shared with the tests of the evaluation."""
-    name = "mld_tests_store_factory"
-    if name not in sys.modules:
-        path = Path(__file__).parent.parent / "evaluation" / "store_factory.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

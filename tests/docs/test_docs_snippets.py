@@ -1,25 +1,17 @@
 """Every Python block of docs/*.md is executed as it stands there; the README's have tests of their own."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
+import store_factory as records
+from planted import planted
 
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.diagnosis import markdown_table
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(<!-- snippet: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
-
-
-def _module(name: str, path: Path):
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def blocks(document: Path) -> list[tuple[str, str]]:
@@ -37,9 +29,6 @@ DOCUMENTS = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """What the documents presume: two versions of MyModel, with columns of the user's own."""
-    folder = ROOT / "tests" / "evaluation"
-    records = _module("mld_tests_store_factory", folder / "store_factory.py")
-    planted = _module("mld_tests_planted", folder / "planted.py").planted
     made = records.StoreFactory(tmp_path_factory.mktemp("docs") / "store")
     for version, skill in (("v1", 0.8), ("v2", 1.0)):
         run = made.run("MyModel", version, n_class=6)

@@ -1,25 +1,4 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
-
-
-def _factory_module():
-    """The sibling module: test folders are no packages, so it is loaded by path, once."""
-    name = "mld_tests_store_factory"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("store_factory.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-@pytest.fixture(scope="session")
-def records():
-    """The module that writes synthetic runs: `make_data`, `StoreFactory`."""
-    return _factory_module()
 
 
 @pytest.fixture
@@ -43,24 +22,9 @@ def standard_store(records, tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_split():
     """`make_split(n, n_class, seed, ...)`: arrays of a split with a failing slice, and who is in it."""
-    name = "mld_tests_synthetic_split"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("synthetic_split.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module.make_split
+    from synthetic_split import make_split as made
 
-
-@pytest.fixture(scope="session")
-def planted():
-    """The function `planted` of the sibling module planted.py."""
-    name = "mld_tests_planted"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("planted.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name].planted
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from boxes_store import write
+from folders import DATA
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
@@ -18,23 +17,6 @@ from mld_core.exchange.export import export_boxes
 from mld_core.exchange.kitti import image_boxes
 from mld_core.geometry.conventions import to_standard
 from mld_core.records.format.layout import RunKey, Store
-
-DATA = Path(os.environ.get("MLD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
-
-@pytest.fixture(scope="module")
-def boxes_store():
-    """The sibling module: test folders are no packages, so it is loaded by path, once."""
-    name = "mld_tests_boxes_store"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            name, Path(__file__).parents[1] / "records" / "boxes_store.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
 
 RUN = RunKey("detector", "v1")
 
@@ -61,12 +43,12 @@ def flat_frames(seed=0, count=12):
     return frames
 
 
-def test_coco_is_read_back_by_pycocotools(boxes_store, tmp_path, capsys) -> None:
+def test_coco_is_read_back_by_pycocotools(tmp_path, capsys) -> None:
     coco = pytest.importorskip("pycocotools.coco", reason="pip install pycocotools")
     from pycocotools.cocoeval import COCOeval
 
     store, frames = Store(tmp_path / "store"), flat_frames()
-    boxes_store.write(store, RUN, "val", frames, "detection", class_names=["cat", "dog", "owl"])
+    write(store, RUN, "val", frames, "detection", class_names=["cat", "dog", "owl"])
     (folder,) = export_boxes(store, RUN, "coco", tmp_path / "out")
     truth = coco.COCO(str(folder / "annotations.json"))
     found = truth.loadRes(str(folder / "detections.json"))
@@ -107,7 +89,7 @@ def read_calibration(path):
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_kitti_files_lead_back_to_the_boxes(boxes_store, tmp_path, calibrated) -> None:
+def test_kitti_files_lead_back_to_the_boxes(tmp_path, calibrated) -> None:
     rng = np.random.default_rng(3)
     tilt = np.eye(4)
     if calibrated:
@@ -141,7 +123,7 @@ def test_kitti_files_lead_back_to_the_boxes(boxes_store, tmp_path, calibrated) -
         )
     store = Store(tmp_path / "store")
     names = ["Car", "Pedestrian", "Cyclist"]
-    boxes_store.write(store, RUN, "val", frames, "detection3d", class_names=names)
+    write(store, RUN, "val", frames, "detection3d", class_names=names)
     (folder,) = export_boxes(store, RUN, "kitti", tmp_path / "out")
     index = json.loads((folder / "index.json").read_text())
     assert index == {f"{k + 7:06d}": frame["input_id"] for k, frame in enumerate(frames)}
@@ -168,7 +150,7 @@ def test_kitti_files_lead_back_to_the_boxes(boxes_store, tmp_path, calibrated) -
         assert_allclose(rows[:, 14], frame["detections"]["score"], atol=1e-5)
 
 
-def test_the_real_kitti_frame_comes_back(boxes_store, tmp_path) -> None:
+def test_the_real_kitti_frame_comes_back(tmp_path) -> None:
     if not (DATA / "kitti").is_dir():
         pytest.skip(f"no real frames at {DATA}; set MLD_TEST_DATA to the folder that holds kitti/")
     real = json.loads((DATA / "kitti" / "000008.json").read_text())
@@ -185,7 +167,7 @@ def test_the_real_kitti_frame_comes_back(boxes_store, tmp_path) -> None:
         "detections": {"box": box, "label": np.full(len(box), 2), "score": np.full(len(box), 0.9)},
     }
     store = Store(tmp_path / "store")
-    boxes_store.write(store, RUN, "val", [frame], "detection3d", class_names=real["class_names"])
+    write(store, RUN, "val", [frame], "detection3d", class_names=real["class_names"])
     (folder,) = export_boxes(store, RUN, "kitti", tmp_path / "out")
     kinds, rows = read_kitti(folder / "label_2" / "000008.txt")
     assert kinds == [one["label"] for one in real["objects"]]
@@ -195,7 +177,7 @@ def test_the_real_kitti_frame_comes_back(boxes_store, tmp_path) -> None:
             assert_allclose(clipped, one["bbox_2d"], atol=12, err_msg="the image box was drawn by hand")
 
 
-def test_nuscenes_form_and_frames(boxes_store, tmp_path) -> None:
+def test_nuscenes_form_and_frames(tmp_path) -> None:
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]], [100, 200, 1]
     box = np.array([[10, 0, 1, 2, 4, 1.5, 0.5]], np.float32)
@@ -206,7 +188,7 @@ def test_nuscenes_form_and_frames(boxes_store, tmp_path) -> None:
         "detections": {"box": box, "label": [0], "score": [0.5], "velocity": [[3, 0]]},
     }
     store = Store(tmp_path / "store")
-    boxes_store.write(store, RUN, "val", [frame], "detection3d", class_names=["Car"])
+    write(store, RUN, "val", [frame], "detection3d", class_names=["Car"])
     (folder,) = export_boxes(store, RUN, "nuscenes", tmp_path / "out")
     made = json.loads((folder / "results.json").read_text())
     (one,) = made["results"]["token"]
@@ -220,14 +202,14 @@ def test_nuscenes_form_and_frames(boxes_store, tmp_path) -> None:
     assert true["num_pts"] == 7
 
 
-def test_what_cannot_be_exported_is_said(boxes_store, tmp_path, monkeypatch) -> None:
+def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch) -> None:
     store = Store(tmp_path / "store")
     frame = {
         "input_id": "000001",
         "truths": {"box": np.zeros((0, 7)), "label": []},
         "detections": {"box": np.array([[1, 2, 0, 1, 1, 1, 0.0]]), "label": [1], "score": [0.5]},
     }
-    boxes_store.write(store, RUN, "val", [frame], "detection3d", class_names=["Car", "Cyclist"])
+    write(store, RUN, "val", [frame], "detection3d", class_names=["Car", "Cyclist"])
     with pytest.raises(ValueError, match=r"nuScenes has no class cyclist; give the names"):
         export_boxes(store, RUN, "nuscenes", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir()), "nothing half written"

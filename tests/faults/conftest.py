@@ -1,11 +1,6 @@
-"""The Lightning parts of the integration tests serve here too."""
-
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
 
 
 @pytest.fixture

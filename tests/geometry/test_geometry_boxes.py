@@ -1,18 +1,15 @@
 """Formats, corners, frames, points in boxes, and the named conventions on real LiDAR frames."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from folders import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mld_core.geometry import boxes, conventions
-
-DATA = Path(os.environ.get("MLD_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
 
 def frame(folder, name):

@@ -1,14 +1,8 @@
-"""Makes this folder's helper modules importable and gives every test a store of its own."""
+"""Gives every test a store of its own."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-# Started as processes by the tests; they read their arguments when imported.
-collect_ignore_glob = ["*_script.py"]
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from folders import TRAININGS
 
 pytest.importorskip("torchvision.models.detection")
 from detector_parts import (
@@ -34,7 +35,7 @@ from lightning_parts import passes, quiet_trainer
 from ml_debugger.records import load
 from mld_core.records.format.layout import RunKey, Store
 
-SCRIPT = Path(__file__).with_name("detection_script.py")
+SCRIPT = TRAININGS / "detection_script.py"
 
 
 def table(family: str = "samples", version: str = "v", **which: Any) -> pd.DataFrame:

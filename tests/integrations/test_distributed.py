@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from loops_run import HERE, collectives, free_port, installed, loops, passes, table
+from folders import TRAININGS
+from loops_run import collectives, free_port, installed, loops, passes, table
 
 from ml_debugger.evaluator import Evaluator
 
@@ -69,7 +70,7 @@ def test_a_rank_that_ends_early(kind: str, store: Path, tmp_path: Path) -> None:
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, HERE / "kill_script.py", kind],
+            [sys.executable, TRAININGS / "kill_script.py", kind],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -12,13 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from folders import TRAININGS
 
 pytest.importorskip("transformers")
 
 from hf_parts import rows, sealed
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
-SCRIPT = Path(__file__).with_name("hf_script.py")
+SCRIPT = TRAININGS / "hf_script.py"
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:

@@ -13,9 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from folders import TRAININGS
 from lightning_parts import assert_ids_are_content, ids_of, passes
 
-SCRIPT = Path(__file__).with_name("lightning_script.py")
+SCRIPT = TRAININGS / "lightning_script.py"
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import TRAININGS
 
 pytest.importorskip("mmengine")
 
 from mmengine_parts import VAL_OFFSET, assert_ids_are_content, ids_of, passes, summary
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
-SCRIPT = Path(__file__).with_name("mmengine_script.py")
+SCRIPT = TRAININGS / "mmengine_script.py"
 ENV = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

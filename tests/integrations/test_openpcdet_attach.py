@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
+import fake_openpcdet as pcd
 import pytest
 import torch
+from fake_parts3d import clouds
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-import fake_openpcdet as pcd
-from fake_parts3d import clouds
 
 from ml_debugger.openpcdet import Recording, attach
 from ml_debugger.records import load

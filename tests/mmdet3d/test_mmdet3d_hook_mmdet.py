@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import TRAININGS
 
 pytest.importorskip("mmdet", reason="mmdet is not installed: run this in .venv-mmdet3d")
 
@@ -58,7 +59,7 @@ def test_mmdet_in_a_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.processes
 def test_mmdet_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
-    script = str(Path(__file__).with_name("mmdet_pictures.py"))
+    script = str(TRAININGS / "mmdet_pictures.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*torchrun, script, str(tmp_path / "work")],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import pytest
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed: run this in .venv-mmdet3d")
 pytest.importorskip("shapely")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 
 from kitti_frames import NAMES, make_kitti
 from mmdet3d.evaluation.functional.kitti_utils import eval as kitti_eval

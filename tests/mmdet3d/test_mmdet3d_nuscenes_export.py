@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import DATA
 
 pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed: run this in .venv-mmdet3d")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
 
 from boxes_store import write
 from frames_3d import NUSCENES, make_frames
@@ -26,7 +22,7 @@ from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_nuscenes
 from mld_core.exchange.export import export_boxes
 from mld_core.records.format.layout import RunKey, Store
 
-DATA = Path(os.environ.get("MLD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "nuscenes"
+FRAMES = DATA / "nuscenes"
 RUN = RunKey("detector", "v1")
 
 
@@ -67,9 +63,9 @@ def test_the_devkit_finds_the_same_ap_in_the_files(tmp_path) -> None:
 
 
 def test_the_real_frame_lies_where_nuscenes_has_it(tmp_path) -> None:
-    if not DATA.is_dir():
-        pytest.skip(f"no real frames at {DATA}; set MLD_TEST_DATA to the folder that holds nuscenes/")
-    real = json.loads((DATA / "n015.json").read_text())
+    if not FRAMES.is_dir():
+        pytest.skip(f"no real frames at {FRAMES}; set MLD_TEST_DATA to the folder that holds nuscenes/")
+    real = json.loads((FRAMES / "n015.json").read_text())
     objects = real["objects"]
     box = np.array([one["box_3d"] for one in objects], np.float32)
     part = {

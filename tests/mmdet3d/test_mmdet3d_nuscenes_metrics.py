@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed: run this in .venv-mmdet3d")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 
 from frames_3d import NUSCENES, make_frames
 from nuscenes.eval.common.data_classes import EvalBoxes

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import DATA, TRAININGS
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed: run this in .venv-mmdet3d")
 
@@ -20,11 +21,11 @@ from mld_core.records.read.reader import select
 
 @pytest.mark.processes
 def test_two_ranks_share_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not parts.DATA.is_dir():
-        pytest.skip(f"no real LiDAR frames at {parts.DATA}; set MLD_TEST_DATA to their folder")
+    if not DATA.is_dir():
+        pytest.skip(f"no real LiDAR frames at {DATA}; set MLD_TEST_DATA to their folder")
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
     boxes = parts.write_dataset(tmp_path / "data", frames=3)  # one of the ranks gets a frame twice
-    script = str(Path(__file__).with_name("mmdet3d_script.py"))
+    script = str(TRAININGS / "mmdet3d_script.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*torchrun, script, str(tmp_path / "data"), str(tmp_path / "work")],

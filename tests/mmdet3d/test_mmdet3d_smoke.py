@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import DATA
 
 pytest.importorskip("mmdet3d", reason="mmdet3d is not installed: run this in .venv-mmdet3d")
 
@@ -27,10 +28,8 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.vectors import to_numpy
 from mld_core.records.read.reader import select
 
-if not parts.DATA.is_dir():
-    pytest.skip(
-        f"no real LiDAR frames at {parts.DATA}; set MLD_TEST_DATA to their folder", allow_module_level=True
-    )
+if not DATA.is_dir():
+    pytest.skip(f"no real LiDAR frames at {DATA}; set MLD_TEST_DATA to their folder", allow_module_level=True)
 init_default_scope("mmdet3d")
 
 

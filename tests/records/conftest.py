@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.schema import samples_schema, vectors_schema
 from mld_core.records.format.vectors import from_numpy
 from mld_core.records.write.writer import Writer, WriterOptions
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 RUN = RunKey("model.a", "v1")
 WIDTH = 16

@@ -1,5 +1,3 @@
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +7,6 @@ import pytest
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.schema import media_schema
 from mld_core.records.store.png import encode_png
-
-sys.path.insert(0, str(Path(__file__).parent))  # helper modules
 
 CHROMIUM_ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
@@ -24,30 +20,6 @@ HOSTILE = (
     "a&b</script>",
 )
 """What the ids of val begin with."""
-
-
-def _sibling(name):
-    """A module of the tests of the evaluation, loaded by path, once."""
-    known = f"mld_tests_{name}"
-    if known not in sys.modules:
-        path = Path(__file__).parent.parent / "evaluation" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(known, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[known] = module
-        spec.loader.exec_module(module)
-    return sys.modules[known]
-
-
-@pytest.fixture(scope="session")
-def records():
-    """The module that writes synthetic runs."""
-    return _sibling("store_factory")
-
-
-@pytest.fixture(scope="session")
-def planted():
-    """The function that makes a split with faults."""
-    return _sibling("planted").planted
 
 
 def with_media(records, monkeypatch):

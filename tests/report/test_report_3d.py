@@ -1,15 +1,13 @@
 """The 3D parts of the page: they say what the tables and records say, stay small, and work in a browser."""
 
 import base64
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import road_store as roads
 from browser_parts import all_drawn, settled
 
 from mld_core.evaluation.evaluator import Evaluator
@@ -26,20 +24,9 @@ SIDES = ("cx", "cy", "cz", "w", "l", "h", "yaw")
 UNIT = np.array([100, 100, 100, 100, 100, 100, 1000])
 
 
-def _roads():
-    name = "mld_tests_road_store"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("road_store.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
     """A result of two epochs with flipped and missing labels and two silent sectors, and its frames."""
-    roads = _roads()
     root = tmp_path_factory.mktemp("roads") / "store"
     true, spoilt, _ = roads.make_scenes(FRAMES)
     store, run = Store(root), RunKey("lidar", "v1")
@@ -179,7 +166,7 @@ def _as_rows(boxes):
 
 
 def test_motion_of_the_truth_is_on_the_card(road, scenes):
-    frames = {_roads().frame_id(number): frame for number, frame in enumerate(road[1])}
+    frames = {roads.frame_id(number): frame for number, frame in enumerate(road[1])}
     moving = 0
     for card in scenes["frames"].values():
         speeds = np.hypot(*frames[card["id"]].velocities.T)
@@ -191,7 +178,7 @@ def test_motion_of_the_truth_is_on_the_card(road, scenes):
 
 
 def test_points_are_thinned_and_those_of_boxes_stay(road, scenes):
-    frames = {_roads().frame_id(number): frame for number, frame in enumerate(road[1])}
+    frames = {roads.frame_id(number): frame for number, frame in enumerate(road[1])}
     card = scenes["frames"][str(scenes["groups"][0]["rows"][0])]
     frame = frames[card["id"]]
     assert card["points"]["of"] == len(frame.points) > MAX_POINTS == card["points"]["n"]

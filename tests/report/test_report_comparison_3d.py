@@ -1,12 +1,11 @@
 """The page of two 3D detections: fixed and regressed truths, both sides of their frames from above."""
 
-import importlib.util
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import road_store as roads
+import simulated_detector as boxes
 
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store
@@ -19,20 +18,9 @@ pytestmark = pytest.mark.processes
 KINDS = ("regressed", "fixed")
 
 
-def _sibling(stem):
-    name = f"mld_tests_{stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{stem}.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Two versions on the same frames, and the frames."""
-    roads = _sibling("road_store")
     store = Store(tmp_path_factory.mktemp("roads") / "store")
     true, spoilt, _ = roads.make_scenes(24)
     made = []
@@ -104,7 +92,6 @@ def test_frames_stay_within_the_budget(pair, split, monkeypatch):
 
 
 def test_results_of_two_tasks_are_refused(pair, tmp_path):
-    boxes = _sibling("box_store").simulation()
     store, run = Store(tmp_path / "store"), RunKey("boxes", "v1")
     store.ensure_run(run, {"task": "detection", "n_class": 6})
     boxes.write(store, run, "val", boxes.simulate(8, seed=1), n_epoch=0)

@@ -1,15 +1,14 @@
 """The page of two 2D detections: it says what the comparison says, and draws both sides of what changed."""
 
-import importlib.util
 import itertools
 import shutil
-import sys
-from pathlib import Path
 
+import box_store
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import simulated_detector as simulation
 
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store
@@ -23,27 +22,17 @@ WIDTH, HEIGHT = 1000, 800
 KINDS = ("regressed", "fixed")
 
 
-def _store():
-    name = "mld_tests_box_store"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("box_store.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Two versions on the same images of two splits, and a split only the second has."""
-    boxes, patch = _store(), pytest.MonkeyPatch()
-    simulation, store = boxes.simulation(), Store(tmp_path_factory.mktemp("boxes") / "store")
-    boxes.with_extras(patch)
+    patch = pytest.MonkeyPatch()
+    store = Store(tmp_path_factory.mktemp("boxes") / "store")
+    box_store.with_extras(patch)
     made = []
     for number, (version, skill) in enumerate((("v1", 0.8), ("v2", 1.1))):
         run = RunKey("boxes", version)
-        store.ensure_run(run, {"task": "detection", "n_class": 6, "class_names": boxes.NAMES})
-        scene = simulation.simulate(60, seed=4, faults=boxes.FAULTS, jitter=number, skill=skill)
+        store.ensure_run(run, {"task": "detection", "n_class": 6, "class_names": box_store.NAMES})
+        scene = simulation.simulate(60, seed=4, faults=box_store.FAULTS, jitter=number, skill=skill)
         simulation.write(store, run, "val", scene, n_epoch=0)
         simulation.write(store, run, "test", simulation.simulate(8, seed=9), n_epoch=0)
         if number:
@@ -118,7 +107,7 @@ def test_classes_add_up_and_carry_the_exact_test(pair, compared, val):
     assert sum(one["n"] for one in rows.values()) == val["counts"]["n_paired"]
     tested = of_split(compared.classes).set_index("class")
     summaries = [of_split(one.class_summary()).set_index("class") for one in pair]
-    for number, name in enumerate(_store().NAMES):
+    for number, name in enumerate(box_store.NAMES):
         row = rows[name]
         assert row["p"] == pytest.approx(tested.loc[number, "p_value"], rel=1e-5)
         assert row["sig"] == tested.loc[number, "bh_sig"]

@@ -1,15 +1,14 @@
 """The page of a 2D detection: it says what the tables and records say, and boxes lie where they belong."""
 
-import importlib.util
 import itertools
 import re
-import sys
-from pathlib import Path
 
+import box_store
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import simulated_detector as simulation
 from browser_parts import all_drawn
 
 from mld_core.evaluation.evaluator import Evaluator
@@ -25,24 +24,13 @@ OPTIONS = {"repeats": 1, "progress": False, "threads": 2}
 WIDTH, HEIGHT = 1000, 800
 
 
-def _store():
-    name = "mld_tests_box_store"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("box_store.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 def _evaluated(root, version, epochs, frames, **extras):
-    boxes = _store()
-    simulation, patch = boxes.simulation(), pytest.MonkeyPatch()
+    patch = pytest.MonkeyPatch()
     store, run = Store(root), RunKey("boxes", version)
-    store.ensure_run(run, {"task": "detection", "n_class": 6, "class_names": boxes.NAMES})
-    boxes.with_extras(patch, **extras)
+    store.ensure_run(run, {"task": "detection", "n_class": 6, "class_names": box_store.NAMES})
+    box_store.with_extras(patch, **extras)
     for epoch in range(epochs):
-        scene = simulation.simulate(frames, seed=4, faults=boxes.FAULTS, jitter=epoch)
+        scene = simulation.simulate(frames, seed=4, faults=box_store.FAULTS, jitter=epoch)
         simulation.write(store, run, "val", scene, n_epoch=epoch)
     patch.undo()
     return Evaluator("boxes", version, store=root).request_evaluation(f"r-{version}", None, options=OPTIONS)
@@ -56,7 +44,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(root):
     """Two epochs, label faults, hostile names, thumbnails of the first images."""
-    return _evaluated(root, "v1", 2, _store().FRAMES)
+    return _evaluated(root, "v1", 2, box_store.FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +201,7 @@ def test_only_the_last_epoch_has_images_and_curves(content):
 def test_thumbnails_and_asked_images(result, detail):
     cards = detail["cards"].values()
     stored = {card["id"] for card in cards if card["picture"]}
-    few = {f"img{number:06d}" for number in range(_store().WITH_THUMBNAILS)}
+    few = {f"img{number:06d}" for number in range(box_store.WITH_THUMBNAILS)}
     assert stored == {card["id"] for card in cards if card["id"][-9:] in few}
     assert {card["picture"]["type"] for card in cards if card["picture"]} == {"png"}
     # Every fourth pixel: the thumbnail covers the canvas.
@@ -225,7 +213,7 @@ def test_thumbnails_and_asked_images(result, detail):
 
 
 def test_boxes_follow_the_frame_of_the_image(moved):
-    scale, shift = _store().SCALE, np.array(_store().SHIFT)
+    scale, shift = box_store.SCALE, np.array(box_store.SHIFT)
     units = pq.read_table(passes_of(moved)[0].path).to_pandas()
 
     def boxes(content):

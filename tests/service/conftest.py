@@ -1,33 +1,16 @@
-import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import server_parts
 
 pytest.importorskip("fastapi", reason='the server is not installed: pip install "ml-debugger[server]"')
-
-
-def _load():
-    name = "mld_tests_server_parts"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("server_parts.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @pytest.fixture(scope="session")
 def parts():
     """The module with the processes these tests start."""
-    return _load()
-
-
-@pytest.fixture(scope="session")
-def records():
-    """The module that writes synthetic runs."""
-    return _load().store_factory_module()
+    return server_parts
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,8 @@
-"""Makes this folder's helper modules importable; fixtures of the tracers' tests."""
-
-import sys
-from pathlib import Path
+"""Fixtures of the tracers' tests."""
 
 import pytest
 
 from mld_core.tracing.guard import forget_told
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

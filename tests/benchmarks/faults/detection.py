@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "evaluation"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "parts" / "data"))
 
 from simulated_detector import FAULTS, Scene, simulate, write
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "evaluation"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "parts" / "data"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import road_simulation as roads

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from kitti_frames import make_kitti, slow_ap
 
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
 from mld_core.evaluation.metrics.kitti import (
@@ -23,18 +21,6 @@ from mld_core.evaluation.metrics.kitti import (
 pytest.importorskip("shapely", reason="the slow implementation needs shapely: pip install shapely")
 
 
-@pytest.fixture(scope="module")
-def slow():
-    """The sibling module: test folders are no packages, so it is loaded by path, once."""
-    name = "mld_tests_kitti_frames"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("kitti_frames.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.mark.parametrize(
     "setting",
     [
@@ -44,8 +30,8 @@ def slow():
         {"seed": 3, "truths": 2, "detections": 3},
     ],
 )
-def test_equal_to_the_slow_implementation(slow, setting) -> None:
-    data, _ = slow.make_kitti(12, **setting)
+def test_equal_to_the_slow_implementation(setting) -> None:
+    data, _ = make_kitti(12, **setting)
     made, overlaps = kitti_metrics(data), {}
     compared = 0
     for m, metric in enumerate(METRICS):
@@ -57,7 +43,7 @@ def test_equal_to_the_slow_implementation(slow, setting) -> None:
                 if made.truths[c, level] == 0:
                     assert np.isnan(made.ap[m, c, level])
                     continue
-                ap, aos = slow.slow_ap(data, metric, c, level, overlaps)
+                ap, aos = slow_ap(data, metric, c, level, overlaps)
                 assert made.ap[m, c, level] == pytest.approx(ap, abs=1e-9)
                 assert made.aos[m, c, level] == pytest.approx(aos, abs=1e-9)
                 compared += 1

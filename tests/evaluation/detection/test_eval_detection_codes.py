@@ -1,9 +1,8 @@
 """Matching, TIDE errors against tidecv, and error codes on hand-made frames."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
+import detection_sets as sets
 import numpy as np
 import pytest
 
@@ -16,16 +15,6 @@ from mld_core.evaluation.metrics.tide import TideState, classify, tide_costs, wi
 from mld_core.geometry.matching import coco_overlaps, greedy_match
 
 GEOMETRY = ImageBoxes()
-
-
-def _sets():
-    name = "mld_tests_detection_sets"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("detection_sets.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 def frame(predictions, truths):
@@ -104,7 +93,7 @@ def test_ignored_truths_and_crowds_take_predictions_out_of_the_count():
 
 
 def test_matching_equals_the_frame_by_frame_rule():
-    p, t = _sets().make_set(60, seed=11, n_class=3, ties=True, ignore=0.1, crowd=0.1)
+    p, t = sets.make_set(60, seed=11, n_class=3, ties=True, ignore=0.1, crowd=0.1)
     found = match_events(GEOMETRY.close(p, t), p, t, 0.5)
     expected = np.full(len(p), -1)
     for number in range(60):
@@ -138,7 +127,7 @@ def test_the_union_of_boxes_is_exact():
 def test_costs_equal_tidecv(options):
     tidecv = pytest.importorskip("tidecv", exc_type=ImportError)
     frames, n_class = 60, options.get("n_class", 8)
-    predictions, truths = _sets().make_set(frames, crowd=0, **options)
+    predictions, truths = sets.make_set(frames, crowd=0, **options)
     reference = tidecv.TIDE()
     true, made = tidecv.Data("truths"), tidecv.Data("predictions")
     for number in range(frames):
@@ -170,6 +159,6 @@ def test_costs_equal_tidecv(options):
 
 
 def test_the_catalogue_in_the_document_is_the_one_in_the_code():
-    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
     table = text.partition("<!-- catalogue2d:begin -->\n")[2].partition("<!-- catalogue2d:end -->")[0]
     assert table.splitlines()[2:] == markdown_table(DIAGNOSES)

@@ -1,12 +1,9 @@
 """Detection runs from records to results: metrics, units, categories, diagnoses, tables, command line."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+import simulated_detector as simulation
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
@@ -24,16 +21,6 @@ OPTIONS = {"repeats": 1, "progress": False}
 FRAMES = 260
 
 
-def _simulation():
-    name = "mld_tests_simulated_detector"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("simulated_detector.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 def _evaluate(root, version="v1", **options):
     return Evaluator("det", version, store=root).request_evaluation(options={**OPTIONS, **options})
 
@@ -45,7 +32,6 @@ def _units(result):
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
     """A store with a clean run, one with planted faults in three epochs, and their scenes."""
-    simulation = _simulation()
     root = tmp_path_factory.mktemp("detection") / "store"
     store = Store(root)
     scenes = {}
@@ -181,7 +167,6 @@ def test_categories_partition_the_boxes(clean):
 
 
 def _planted(scene, fault):
-    simulation = _simulation()
     number = np.arange(len(scene.truth_frame)) - np.searchsorted(scene.truth_frame, scene.truth_frame)
     rows = np.flatnonzero(scene.fault == 1 + simulation.FAULTS.index(fault))
     return {(int(scene.truth_frame[row]), int(number[row])) for row in rows}
@@ -283,7 +268,6 @@ def test_the_summary_and_the_command_line(simulated, clean, monkeypatch):
 
 
 def test_repeated_frames_count_once_with_their_boxes(simulated, clean, tmp_path):
-    simulation = _simulation()
     store, run = Store(tmp_path), RunKey("det", "v1")
     store.ensure_run(run, {"task": "detection", "n_class": 6, "class_names": list("abcdef")})
     simulation.write(store, run, "val", simulated[1]["clean"], world_size=2, repeat=30)
@@ -298,7 +282,6 @@ def test_repeated_frames_count_once_with_their_boxes(simulated, clean, tmp_path)
 
 
 def test_scores_alone_are_enough(tmp_path):
-    simulation = _simulation()
     store, run = Store(tmp_path), RunKey("det", "v1")
     store.ensure_run(run, {"task": "detection", "n_class": 6})
     simulation.write(store, run, "val", simulation.simulate(80, seed=1), sigmoid=False)
@@ -310,7 +293,6 @@ def test_scores_alone_are_enough(tmp_path):
 
 
 def test_passes_without_truth_boxes_or_frames(tmp_path):
-    simulation = _simulation()
     store, run = Store(tmp_path), RunKey("det", "v1")
     store.ensure_run(run, {"task": "detection", "n_class": 6})
     scene = simulation.simulate(40, seed=2)

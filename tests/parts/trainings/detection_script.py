@@ -6,10 +6,7 @@ usage: detection_script.py lightning|huggingface|ultralytics ROOT
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from detector_parts import PixelScenes, TorchvisionModule, pixels, scenes, yolos
 

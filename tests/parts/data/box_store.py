@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
+import simulated_detector
 
 from mld_core.records.format.schema import media_schema
 from mld_core.records.store.png import encode_png
@@ -22,21 +19,9 @@ SCALE, SHIFT = 1.5, (12.0, -6.0)
 """Of the recorded transform: original = pixel of the tensor * SCALE + SHIFT."""
 
 
-def simulation():
-    """The module of the tests of the evaluation, loaded by path, once."""
-    name = "mld_tests_simulated_detector"
-    if name not in sys.modules:
-        path = Path(__file__).parent.parent / "evaluation" / "simulated_detector.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
 def with_extras(monkeypatch, *, affine=False, thumbnails=True):
     """Let the simulation write hostile ids, thumbnails of the first images, and a transform."""
-    module = simulation()
+    module = simulated_detector
     plain = module.tables
 
     def tables(scene, frames, **keywords):

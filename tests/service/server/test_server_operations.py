@@ -24,7 +24,7 @@ from mld_core.service.server.storage.models import Base
 
 pytestmark = pytest.mark.processes
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from client_fake import KEY, FakeService
 
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.attempts import list_attempts, list_passes
@@ -35,18 +33,9 @@ SHORT = Patience(1.0, first=0.05)
 LONGER = Patience(15.0, first=0.05)
 
 
-def fake_module():
-    name = "mld_tests_client_fake"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("client_fake.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture
 def fake():
-    service = fake_module().FakeService()
+    service = FakeService()
     yield service
     service.kill()
 
@@ -59,7 +48,7 @@ def made(records, tmp_path):
 
 
 def client(fake, patience=LONGER, key=None):
-    return Client(fake.url, key or fake_module().KEY, patience)
+    return Client(fake.url, key or KEY, patience)
 
 
 def send_all(store, fake, patience=LONGER, **options):
@@ -305,7 +294,7 @@ def test_what_is_no_service_is_a_connection_error(fake):
 
 
 def test_a_redirect_takes_no_key_anywhere(fake):
-    other = fake_module().FakeService()
+    other = FakeService()
     try:
         fake.set(redirect=f"{other.url}/v1/whoami")
         with pytest.raises(NoServiceError, match=f"answers to {other.url}"):
@@ -320,7 +309,7 @@ def test_the_key_is_ours_and_not_that_of_netrc(fake, tmp_path, monkeypatch):
     netrc.write_text("machine 127.0.0.1 login someone password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
     assert client(fake).whoami()["organization_id"] == "org_1"
-    assert fake.seen()["headers"][-1]["Authorization"] == f"Bearer {fake_module().KEY}"
+    assert fake.seen()["headers"][-1]["Authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize(

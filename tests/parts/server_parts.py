@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import pwd
@@ -214,18 +213,6 @@ class Api:
 def rank_folders(store: Store, run: RunKey) -> list[Path]:
     """All sealed rank folders of a run."""
     return sorted(path.parent for path in store.run_dir(run).rglob(SEAL_FILE))
-
-
-def store_factory_module():
-    """The module of the evaluation's tests that writes synthetic runs."""
-    name = "mld_tests_store_factory"
-    if name not in sys.modules:
-        path = ROOT / "tests" / "evaluation" / "store_factory.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 class Postgres:

@@ -7,9 +7,9 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import record_writer_process
 
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.read.check import check_store
@@ -17,7 +17,7 @@ from mld_core.records.read.reader import select
 from mld_core.records.write.gc import gc
 from mld_core.records.write.writer import Writer
 
-SCRIPT = Path(__file__).with_name("record_writer_process.py")
+SCRIPT = record_writer_process.__file__
 RUN = RunKey("m", "v1")
 pytestmark = pytest.mark.processes
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.processes
 def start(
     store: Store, mode: str, attempt: str = "20260101T000000.000000Z-aaaaaa-000"
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(store.root), attempt, mode]
+    command = [sys.executable, SCRIPT, str(store.root), attempt, mode]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -116,13 +116,13 @@ def test_killed_at_random_times(tmp_path):
 
 def test_an_interpreter_that_just_ends_keeps_what_was_put(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); import record_writer_process as p\n"
+        "import sys; import record_writer_process as p\n"
         "from mld_core.records.format.layout import *; from mld_core.records.write.writer import *\n"
         "w = Writer(Store(sys.argv[1]), RunKey('m', 'v1'), attempt='a-000')\n"
         "h = w.open(PassKey('train', 0)); w.put(h, lambda: p.tables(0), rows=50, nbytes=4000)\n"
         "del w; raise ValueError('the training failed')"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(SCRIPT.parent)]
+    command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "the training failed" in done.stderr
     (selection,) = select(Store(tmp_path), RUN)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import road_simulation as roads
+from boxes_store import write
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mld_core.evaluation.codes.diagnosis import markdown_table
@@ -28,30 +28,6 @@ from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile
 from mld_core.records.format.layout import RunKey, Store
-
-HERE = Path(__file__).parent
-
-
-def sibling(path):
-    """A module of a test folder: those are no packages, so it is loaded by path, once."""
-    name = f"mld_tests_{path.stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def roads():
-    return sibling(HERE / "road_simulation.py")
-
-
-@pytest.fixture(scope="module")
-def writer():
-    return sibling(HERE.parent / "records" / "boxes_store.py")
-
 
 # --- predicates on pairs ----------------------------------------------------------------------------------------
 
@@ -269,7 +245,7 @@ def test_the_catalogue_holds_every_code() -> None:
 
 
 def test_the_document_has_the_catalogue_of_the_code() -> None:
-    text = (HERE.parents[1] / "docs" / "evaluation.md").read_text("utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text("utf-8")
     table = text.partition("<!-- catalogue3d:begin -->\n")[2].partition("<!-- catalogue3d:end -->")[0]
     assert table.splitlines()[2:] == markdown_table(DIAGNOSES)
 
@@ -318,7 +294,7 @@ def test_heatmap_finds_the_bad_cell() -> None:
 # --- planted faults ---------------------------------------------------------------------------------------------
 
 
-def test_range_drop_off_of_one_class_only(roads) -> None:
+def test_range_drop_off_of_one_class_only() -> None:
     plain = roads.simulate(frames=240, seed=21)
     faulty = roads.range_dropout(plain, label=0, metres=30)
     cells = {}
@@ -335,7 +311,7 @@ def test_range_drop_off_of_one_class_only(roads) -> None:
     assert len(cells["plain"]) <= 1
 
 
-def test_silent_sectors_are_found_in_their_frames(roads) -> None:
+def test_silent_sectors_are_found_in_their_frames() -> None:
     road = roads.sector_dropout(roads.simulate(frames=240, seed=22, clutter=150), degrees=60, seed=2)
     made = diagnose_roads(roads.evidence(road))
     flagged = np.zeros(road.frames, bool)
@@ -347,7 +323,7 @@ def test_silent_sectors_are_found_in_their_frames(roads) -> None:
     assert len(plain.dropouts) <= 2
 
 
-def test_label_faults_rank_before_the_detectors_own_errors(roads) -> None:
+def test_label_faults_rank_before_the_detectors_own_errors() -> None:
     plain = roads.simulate(frames=240, seed=24)
     for fault, code, least in (
         (roads.flipped_labels(plain, seed=1), "T22", 0.85),
@@ -362,7 +338,7 @@ def test_label_faults_rank_before_the_detectors_own_errors(roads) -> None:
         assert hit.mean() < 0.1
 
 
-def test_the_evaluator_shows_it(roads, writer, tmp_path, monkeypatch) -> None:
+def test_the_evaluator_shows_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path))
     road = roads.flipped_labels(roads.simulate(frames=40, seed=3, clutter=15, objects=20), share=0.1, seed=3)
     store, run = Store(tmp_path), RunKey("lidar", "v1")
@@ -381,7 +357,7 @@ def test_the_evaluator_shows_it(roads, writer, tmp_path, monkeypatch) -> None:
                 "difficulty": np.minimum(road.n_points[b] < 20, 1).astype(int),
             }
             frames.append({"input_id": f"frame{k}", "detections": said, "truths": true})
-        writer.write(store, run, "val", frames, "detection3d", class_names=list(roads.CLASSES), n_epoch=epoch)
+        write(store, run, "val", frames, "detection3d", class_names=list(roads.CLASSES), n_epoch=epoch)
     result = Evaluator("lidar", "v1").request_evaluation(options={"repeats": 1})
     (row,) = result.metrics_summary(full=True).to_dict("records")
     assert row["profile"] == "nuscenes"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import lidar_scenes as scenes
 import numpy as np
 import pyarrow as pa
 
@@ -15,18 +13,6 @@ from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.schema import detections_schema, samples_schema, truths_schema, vectors_schema
 from mld_core.records.format.vectors import from_numpy
 from mld_core.records.write.writer import Writer, WriterOptions
-
-
-def lidar_scenes():
-    """The module of the examples."""
-    name = "mld_tests_lidar_scenes"
-    if name not in sys.modules:
-        path = Path(__file__).parents[2] / "examples" / "lidar_scenes.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 @dataclass
@@ -46,7 +32,6 @@ def frame_id(number: int, start: int = 0) -> str:
 
 def make_scenes(count: int, seed: int = 0):
     """Frames with planted faults (flipped, missing), and the true ones."""
-    scenes = lidar_scenes()
     rng = np.random.default_rng(seed)
     true = [scenes.make_frame(rng) for _ in range(count)]
     planted = scenes.Planted()

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from folders import TRAININGS
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import PassSelection, load, select
 
-HERE = Path(__file__).parent
 FRAMEWORKS = ["lightning", "huggingface", "mmengine", "accelerate", "fabric", "plain"]
 _PACKAGES = {"huggingface": "transformers", "fabric": "lightning", "plain": "torch"}
 
@@ -60,7 +60,7 @@ def torchrun(world: int, *command: Any, store: Path) -> subprocess.CompletedProc
 def loops(world: int, frameworks: tuple[str, ...]) -> Path:
     """The folder of a run of all these frameworks: `store` and `collectives-<rank>.json`."""
     root = Path(tempfile.mkdtemp(prefix=f"mld-loops-{world}-"))
-    done = torchrun(world, HERE / "loops_script.py", root, ",".join(frameworks), store=root / "store")
+    done = torchrun(world, TRAININGS / "loops_script.py", root, ",".join(frameworks), store=root / "store")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return root
 

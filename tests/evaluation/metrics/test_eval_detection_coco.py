@@ -1,27 +1,14 @@
 """COCO metrics against pycocotools and faster-coco-eval on generated sets."""
 
 import contextlib
-import importlib.util
 import io
-import sys
-from pathlib import Path
 
+import detection_sets as sets
 import numpy as np
 import pytest
 
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
 from mld_core.evaluation.metrics.coco import CocoState, coco_metrics, match_coco
-
-
-def _sets():
-    name = "mld_tests_detection_sets"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("detection_sets.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
 
 SETS = {
     "crowds": {"seed": 1, "crowd": 0.2},
@@ -63,7 +50,6 @@ def _reference(dataset, results):
 
 @pytest.mark.parametrize("name", SETS)
 def test_every_figure_equals_pycocotools(name):
-    sets = _sets()
     n_class = SETS[name].get("n_class", 8)
     predictions, truths = sets.make_set(FRAMES, **SETS[name])
     reference = _reference(*sets.as_coco(predictions, truths, FRAMES, n_class))
@@ -80,7 +66,6 @@ def test_every_figure_equals_pycocotools(name):
 
 def test_the_summary_equals_faster_coco_eval():
     faster = pytest.importorskip("faster_coco_eval")
-    sets = _sets()
     predictions, truths = sets.make_set(FRAMES, seed=7)
     dataset, results = sets.as_coco(predictions, truths, FRAMES, 8)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -96,7 +81,7 @@ def test_the_summary_equals_faster_coco_eval():
 
 
 def test_frames_may_come_in_chunks():
-    predictions, truths = _sets().make_set(FRAMES, seed=8, ties=True)
+    predictions, truths = sets.make_set(FRAMES, seed=8, ties=True)
     whole = coco_metrics(match_coco(predictions, truths, 8))
     states = []
     for start in range(0, FRAMES, 7):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from client_fake import KEY, FakeService
 
 from ml_debugger import _service
 from ml_debugger.training import ClassificationTracer
@@ -28,21 +28,12 @@ from mld_core.tracing.run.recorder import Recorder
 pytestmark = pytest.mark.processes
 
 
-def fake_module():
-    name = "mld_tests_client_fake"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("client_fake.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    service = fake_module().FakeService()
+    service = FakeService()
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("MLD_API_ENDPOINT", service.url)
-    monkeypatch.setenv("MLD_API_KEY", fake_module().KEY)
+    monkeypatch.setenv("MLD_API_KEY", KEY)
     monkeypatch.setenv("MLD_UPLOAD_LINGER", "3")
     yield service
     service.kill()
@@ -194,7 +185,7 @@ def test_a_service_that_hangs_is_not_felt_by_the_training(fake, monkeypatch):
                 monkeypatch.delenv("MLD_API_ENDPOINT")
                 monkeypatch.delenv("MLD_API_KEY", raising=False)
             else:
-                monkeypatch.setenv("MLD_API_KEY", fake_module().KEY)
+                monkeypatch.setenv("MLD_API_KEY", KEY)
             times, end = record_run(60, version=f"v{turn}{there}", auto_sync=True)
             (hanging if there else alone).extend(times)
             ends[there].append(end)
@@ -308,7 +299,7 @@ def settings(fake, store, run, rank=0, world_size=1):
         rank,
         world_size,
         fake.url,
-        fake_module().KEY,
+        KEY,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import mmdet3d
 import numpy as np
+from folders import DATA, ROOT
 from mmdet3d.datasets import Det3DDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes
@@ -17,8 +17,6 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-REPO = Path(__file__).parents[2]
-DATA = Path(os.environ.get("MLD_TEST_DATA", REPO.parent / "shared" / "data"))
 SHIPPED = Path(mmdet3d.__file__).parent / ".mim" / "configs"
 FRAMES = 4
 KITTI = ["Pedestrian", "Cyclist", "Car"]
@@ -99,7 +97,7 @@ def write_dataset(folder: Path, name: str = "kitti", frames: int = FRAMES) -> li
 
 def pointpillars() -> Config:
     """The example's config, coarse."""
-    cfg = Config.fromfile(REPO / "examples" / "mmdet3d_pointpillars.py")
+    cfg = Config.fromfile(ROOT / "examples" / "mmdet3d_pointpillars.py")
     pillar, model = [0.64, 0.64, 4], cfg.model
     model.data_preprocessor.voxel_layer.update(point_cloud_range=KITTI_RANGE, voxel_size=pillar)
     model.voxel_encoder.update(point_cloud_range=KITTI_RANGE, voxel_size=pillar)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from frames_3d import NUSCENES, make_frames
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
@@ -20,18 +17,6 @@ from mld_core.evaluation.metrics.nuscenes import (
     nuscenes_metrics,
     tp_errors,
 )
-
-
-@pytest.fixture(scope="module")
-def frames_3d():
-    """The sibling module: test folders are no packages, so it is loaded by path, once."""
-    name = "mld_tests_frames_3d"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("frames_3d.py"))
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 def boxes(*centres, yaw=0.0):
@@ -67,9 +52,9 @@ def slow_match(p, t, most):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_matching_equals_the_plain_loop(frames_3d, seed) -> None:
-    data = frames_3d.make_frames(25, seed=seed, truths=20, detections=40, reach=15.0, ties=seed % 2 == 1)
-    right, ignored, at_two = match_by_distance(data.predictions, data.truths, len(frames_3d.NUSCENES))
+def test_matching_equals_the_plain_loop(seed) -> None:
+    data = make_frames(25, seed=seed, truths=20, detections=40, reach=15.0, ties=seed % 2 == 1)
+    right, ignored, at_two = match_by_distance(data.predictions, data.truths, len(NUSCENES))
     for bit, most in enumerate(DISTANCES):
         assert_array_equal(right >> bit & 1 == 1, slow_match(data.predictions, data.truths, most))
     assert not ignored.any()
@@ -167,8 +152,8 @@ def test_undefined_is_none_and_an_absent_class_counts_by_the_devkits_rule_only_w
     ).mean_ap == pytest.approx(1)
 
 
-def test_merging_parts_changes_nothing(frames_3d) -> None:
-    data, profile = frames_3d.make_frames(60, seed=3), NuscenesProfile.of(frames_3d.NUSCENES)
+def test_merging_parts_changes_nothing() -> None:
+    data, profile = make_frames(60, seed=3), NuscenesProfile.of(NUSCENES)
 
     def part(low, high):
         a = slice(*np.searchsorted(data.predictions.frame, (low, high)))
