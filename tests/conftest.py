@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from skip_summary import pytest_terminal_summary  # noqa: F401 (a hook)
 
 _AS_INSTALLED = np.get_printoptions()
 

@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / one) for one in ("parts", "parts/trainings")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "parts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "parts" / "trainings"))
 
 import mmdet3d_parts as parts
 import numpy as np

@@ -228,7 +228,7 @@ class Postgres:
     @property
     def missing(self) -> str:
         if self.bin is None:
-            return "PostgreSQL is not installed: apt-get install postgresql"
+            return "PostgreSQL is not installed: install the package postgresql"
         if os.geteuid() == 0 and not self._has_user():
             return "PostgreSQL does not run as root, and there is no user postgres"
         return ""

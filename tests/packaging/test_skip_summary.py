@@ -1,0 +1,28 @@
+"""The list of what was skipped: by reason, with the command where a system package is missing."""
+
+from collections import Counter
+
+from skip_summary import lines
+
+
+def test_reasons_are_counted_and_packages_named_once():
+    reasons = Counter(
+        {
+            "no browser at /usr/bin/chromium: install the package chromium": 40,
+            "PostgreSQL is not installed: install the package postgresql": 7,
+            "needs a CUDA device": 3,
+        }
+    )
+    made = lines(reasons)
+    assert made[0].split(maxsplit=1) == [
+        "40",
+        "no browser at /usr/bin/chromium: install the package chromium",
+    ]
+    assert (
+        "40 for want of the system package chromium, 7 for want of the system package postgresql" in made[-1]
+    )
+    assert made[-1].endswith("apt-get install -y --no-install-recommends chromium postgresql")
+
+
+def test_no_package_no_command():
+    assert lines(Counter({"needs a CUDA device": 3})) == ["    3  needs a CUDA device"]
