@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,7 +13,8 @@ import pandas as pd
 
 from mld_core import __version__
 from mld_core.evaluation.classification.method import METHOD, evaluate_classification
-from mld_core.evaluation.detection.method import METHOD_2D, METHOD_3D, evaluate_boxes
+from mld_core.evaluation.detection.method import METHOD_2D, evaluate_boxes
+from mld_core.evaluation.detection3d.profile import METHOD_3D, ROADS
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.endpoint import resolve_endpoint
 from mld_core.evaluation.engine.rounds import EmbeddedEngine, Reporter
@@ -22,6 +24,11 @@ from mld_core.evaluation.results.store import FORMAT, ResultStore, utc_now
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import PassSelection, select
 
+_EVALUATE: Mapping[str, Callable[..., dict[str, Any]]] = {
+    METHOD: evaluate_classification,
+    METHOD_2D: evaluate_boxes,
+    METHOD_3D: partial(evaluate_boxes, profile=ROADS),
+}
 METHODS: Mapping[str, str] = {"classification": METHOD, "detection": METHOD_2D, "detection3d": METHOD_3D}
 """Task of a run and the method that `method_name="default"` stands for."""
 
@@ -158,8 +165,7 @@ class Evaluator:
         wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
         with results.writing() as folder, self._reporter(chosen) as reporter:
             engine = EmbeddedEngine(chosen.get("threads"), reporter)
-            evaluate = evaluate_classification if method == METHOD else evaluate_boxes
-            found = evaluate(results, selections, folder, engine, options=chosen)
+            found = _EVALUATE[method](results, selections, folder, engine, options=chosen)
             info = {
                 "format": FORMAT,
                 "result_name": wanted,

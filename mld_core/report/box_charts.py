@@ -10,15 +10,14 @@ import pandas as pd
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mld_core.evaluation.detection.events import frame_chunks
-from mld_core.evaluation.detection.records import BoxRecords, read_boxes
+from mld_core.evaluation.detection.profile import coco_state
+from mld_core.evaluation.detection.records import read_boxes
 from mld_core.evaluation.metrics.coco import (
     AREAS,
     RECALLS,
     CocoMetrics,
     CocoState,
     coco_metrics,
-    match_coco,
     needed,
 )
 from mld_core.records.format.layout import RunKey
@@ -51,9 +50,9 @@ def box_curves(units: PassUnits, names: Sequence[str] | None) -> dict[str, Any] 
         return None
     run = RunKey(units.result.model_name, units.result.version_name)
     records = read_boxes(selection, units.result.store.run_info(run))
-    if not records.truths.counts.any():
-        return None
     state = coco_state(records)
+    if state is None or not records.truths.counts.any():
+        return None
     found = coco_metrics(state)
     precision = {iou: precision_at_recalls(state, place) for place, iou in IOUS.items()}
     classes = [int(one) for one in np.argsort(-found.truths[:, 0], kind="stable") if found.truths[one, 0] > 0]
@@ -83,17 +82,6 @@ def _mean_curve(found: CocoMetrics, precision: dict[float, Floats]) -> dict[str,
         "ap": rounded([float(found.precision[place, known, 0].mean()) for place in IOUS]),
         "precision": [rounded(one[known].mean(axis=0), 3) for one in precision.values()],
     }
-
-
-def coco_state(records: BoxRecords) -> CocoState:
-    """The matches of every recorded prediction of labelled frames, as the evaluation found them."""
-    judged = records.labelled[records.predictions.frame]
-    states = []
-    for chunk in frame_chunks(records.frames.num_rows, records.predictions, records.truths):
-        rows = np.arange(chunk.predictions.start, chunk.predictions.stop)
-        said = records.predictions.take(rows[judged[rows]])
-        states.append(match_coco(said, records.truths.take(chunk.truths), records.n_class))
-    return CocoState.merge(states)
 
 
 def precision_at_recalls(state: CocoState, threshold: int) -> Floats:

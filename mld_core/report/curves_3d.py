@@ -7,17 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.evaluation.detection.events import frame_chunks
-from mld_core.evaluation.detection.records import BoxRecords, read_boxes
-from mld_core.evaluation.metrics.nuscenes import (
-    DISTANCES,
-    ERRORS,
-    NuscenesMetrics,
-    NuscenesProfile,
-    NuscenesState,
-    match_nuscenes,
-    nuscenes_metrics,
-)
+from mld_core.evaluation.detection.records import read_boxes
+from mld_core.evaluation.detection3d.profile import nuscenes_figures
+from mld_core.evaluation.metrics.nuscenes import DISTANCES, ERRORS, NuscenesMetrics
 from mld_core.records.format.layout import RunKey
 from mld_core.report.tables import class_label, plain
 from mld_core.report.units import PassUnits, rounded
@@ -38,9 +30,9 @@ def curves(units: PassUnits, names: Sequence[str] | None) -> dict[str, Any] | No
         return None
     run = RunKey(units.result.model_name, units.result.version_name)
     records = read_boxes(selection, units.result.store.run_info(run))
-    if not records.truths.counts.any() or not len(records.predictions):
+    found = nuscenes_figures(records)
+    if found is None or not records.truths.counts.any() or not len(records.predictions):
         return None
-    found = road_metrics(records)
     order = np.argsort(-found.truths, kind="stable")
     classes = [int(one) for one in order if found.truths[one] > 0]
     known = [name for name in ERRORS if name != "ave" or found.velocities]
@@ -50,31 +42,6 @@ def curves(units: PassUnits, names: Sequence[str] | None) -> dict[str, Any] | No
         "classes": [_of_class(found, one, names, known) for one in classes[:MAX_CURVES]],
         "left_out": max(0, len(classes) - MAX_CURVES),
     }
-
-
-def road_metrics(records: BoxRecords) -> NuscenesMetrics:
-    """The nuScenes metrics of a pass over every recorded prediction, as the evaluation computed them."""
-    profile = NuscenesProfile.of(records.class_names)
-    points = None
-    if "n_points" in records.truth_columns.column_names:
-        points = records.truth_columns["n_points"].fill_null(-1).to_numpy()
-    judged = records.labelled[records.predictions.frame]
-    states = []
-    for chunk in frame_chunks(records.frames.num_rows, records.predictions, records.truths):
-        rows = np.arange(chunk.predictions.start, chunk.predictions.stop)
-        rows = rows[judged[rows]]
-        said, true = records.velocity, records.truth_velocity
-        states.append(
-            match_nuscenes(
-                records.predictions.take(rows),
-                records.truths.take(chunk.truths),
-                profile,
-                velocities=None if said is None else said[rows],
-                true_velocities=None if true is None else true[chunk.truths],
-                n_points=None if points is None else points[chunk.truths],
-            )
-        )
-    return nuscenes_metrics(NuscenesState.merge(states), profile)
 
 
 def _of_class(

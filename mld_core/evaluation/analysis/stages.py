@@ -40,11 +40,11 @@ class Split:
         dataset: Name of the split.
         n_epoch: Epoch, or None.
         selection: The records, for streaming vectors.
-        n_class: Number of classes.
+        units: Parquet file of the unit table of the metric rounds.
+        n_class: Number of classes; this and the counts are filled in by the metric rounds.
         rows: Number of units.
         errors: Labelled units that are wrong.
         labeled: Labelled units.
-        units: Parquet file of the unit table of the metric rounds.
         facts: What earlier stages learned about the split (thresholds, k and m, ...).
         columns: Per-unit columns earlier stages returned.
         scratch: What a stage keeps in memory for the other splits of the group; never stored.
@@ -53,11 +53,11 @@ class Split:
     dataset: str
     n_epoch: int | None
     selection: PassSelection
-    n_class: int
-    rows: int
-    errors: int
-    labeled: int
     units: Path
+    n_class: int = 0
+    rows: int = 0
+    errors: int = 0
+    labeled: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Column] = field(default_factory=dict)
     scratch: dict[str, Any] = field(default_factory=dict)

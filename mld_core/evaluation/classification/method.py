@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mld_core.evaluation.analysis.stages import Split, SplitStage, StageOutput, run_stages
+from mld_core.evaluation.analysis.stages import Split, SplitStage
 from mld_core.evaluation.classification.scalars import (
     EXACT_CELLS,
     ClassificationSplit,
@@ -26,16 +26,9 @@ from mld_core.evaluation.classification.stage import CLASSIFICATION_STAGES
 from mld_core.evaluation.engine.passes import PassSource, problem, record_problems
 from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.results.database import database
-from mld_core.evaluation.results.evaluated import (
-    EvaluatedPass,
-    groups_of,
-    pass_info,
-    stage_notes,
-    write_tables,
-    write_units,
-)
+from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.evaluation.results.tables import CONFUSION_SCHEMA, epoch_order, read_facts, split_order
+from mld_core.evaluation.results.tables import CONFUSION_SCHEMA, read_facts
 from mld_core.records.read.reader import PassSelection
 
 METHOD = "classification_v1"
@@ -50,84 +43,47 @@ def evaluate_classification(
     options: dict[str, Any],
     stages: tuple[SplitStage, ...] = CLASSIFICATION_STAGES,
 ) -> dict[str, Any]:
-    """Evaluate some passes of a run and write the tables of the result into `folder`.
-
-    Args:
-        results: Where the run's results lie.
-        selections: The passes, each counted on its own.
-        folder: An empty folder.
-        engine: What runs the rounds.
-        options: The checked options of the request.
-        stages: The analyses after the metrics.
-
-    Returns:
-        The members `passes`, `problems`, `facts` and `class_names` of `result.json`.
-    """
+    """Evaluate some passes of a run; see `evaluate_passes`."""
     info = results.store.run_info(results.run)
-    ordered = sorted(
-        selections, key=lambda one: (split_order(one.key.dataset_type), epoch_order(one.key.n_epoch))
+    method = Method(
+        lambda group: [_evaluate_pass(results, one, engine, info, options) for one in group.splits], stages
     )
-    done = [
-        _evaluate_pass(results, one, folder / f"base-{place}.parquet", engine, info, options)
-        for place, one in enumerate(ordered)
-    ]
-    targets = {id(one.split): folder / f"units-{place}.parquet" for place, one in enumerate(done)}
-    outputs: dict[int, StageOutput] = {}
-    for group in groups_of([one.split for one in done], options):
-        found = run_stages(group, stages, engine)
-        for split in group.splits:
-            outputs[id(split)] = write_units(split, targets[id(split)], found[split.dataset])
-    write_tables(folder, done, [outputs[id(one.split)] for one in done])
-    return {
-        "task": "classification",
-        "class_names": info.get("class_names"),
-        "passes": [pass_info(one, f"units-{place}.parquet") for place, one in enumerate(done)],
-        "problems": [problem_ for one in done for problem_ in one.problems]
-        + stage_notes(done, outputs)
-        + _unused_options(options),
-        "facts": [
-            {"dataset": one.split.dataset, "n_epoch": one.split.n_epoch, **one.split.facts} for one in done
-        ],
-    }
+    found = evaluate_passes(method, selections, folder, engine, info=info, options=options)
+    return {**found, "task": "classification", "problems": found["problems"] + _unused_options(options)}
 
 
 def _evaluate_pass(
-    results: ResultStore,
-    selection: PassSelection,
-    units: Path,
-    engine: EmbeddedEngine,
-    info: dict[str, Any],
-    options: dict[str, Any],
+    results: ResultStore, split: Split, engine: EmbeddedEngine, info: dict[str, Any], options: dict[str, Any]
 ) -> EvaluatedPass:
+    selection = split.selection
     source = PassSource.of(selection)
     n_class = source.logits_width or _count_classes(source, info)
-    key = selection.key
     context = ClassificationSplit(
-        key.dataset_type,
-        key.n_epoch,
+        split.dataset,
+        split.n_epoch,
         n_class,
         source.user_fields(),
         has_logits=source.logits_width is not None,
     )
     rows = int(selection.n_rows)
-    with pq.ParquetWriter(units, context.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(split.units, context.schema, compression="zstd") as writer:
         state = scalars(engine, context, source.batches, rows, writer.write_batch)
     ranking = None
     if context.has_logits and state.labeled:
         cells = int(options.get("exact_cells", EXACT_CELLS))
         ranking = rank(engine, context, source.batches, state.counts, exact_cells=cells)
     overflow = _count_flag(source, "overflow")
-    metrics = metric_row(state, ranking, n_class)
-    metrics |= read_facts(selection) | {
-        "count_label_out_of_range": state.out_of_range,
-        "count_overflow": overflow,
-    }
-    metrics["count_distinct_input"] = _distinct_inputs(results, units)
-    split = Split(
-        key.dataset_type, key.n_epoch, selection, n_class, state.counts, state.errors, state.labeled, units
+    split.n_class, split.rows, split.errors, split.labeled = (
+        n_class,
+        state.counts,
+        state.errors,
+        state.labeled,
     )
+    metrics = metric_row(state, ranking, n_class) | read_facts(selection)
+    metrics |= {"count_label_out_of_range": state.out_of_range, "count_overflow": overflow}
+    metrics["count_distinct_input"] = _distinct_inputs(results, split.units)
     classes = [
-        {"dataset": key.dataset_type, "n_epoch": key.n_epoch, **row}
+        {"dataset": split.dataset, "n_epoch": split.n_epoch, **row}
         for row in class_rows(state, ranking, n_class)
     ]
     problems = record_problems(selection) + _value_problems(selection, state, ranking, overflow, context)

@@ -24,7 +24,7 @@ class OtherEpochs:
         count: How many epochs were read.
         agree: (N,) epochs with a prediction of the same class close to the kept one (IoU 0.75; 3D: 1 m).
         near: (G,) largest closeness of a truth to any prediction of any epoch.
-        predictions: of each epoch, under the frame numbers of this one; 3D only.
+        predictions: of each epoch, under the frame numbers of this one, where they were asked for.
     """
 
     count: int
@@ -34,7 +34,7 @@ class OtherEpochs:
 
 
 def look_at_epochs(
-    records: BoxRecords, kept: Ints, geometry: BoxGeometry, thresholds: NDArray[np.floating]
+    records: BoxRecords, kept: Ints, geometry: BoxGeometry, thresholds: NDArray[np.floating], *, keep: bool
 ) -> OtherEpochs:
     """Read up to five other epochs, the nearest first; frames are paired by input id.
 
@@ -43,6 +43,7 @@ def look_at_epochs(
         kept: (N,) rows of its kept predictions.
         geometry: How close boxes are.
         thresholds: (K,) score thresholds, which hold for the other epochs' votes too.
+        keep: Answer with the predictions themselves too.
     """
     selection = records.selection
     agree, near = np.zeros(len(kept), np.int64), np.zeros(len(records.truths))
@@ -61,7 +62,7 @@ def look_at_epochs(
     for one in others[:MOST_EPOCHS]:
         there = read_boxes(one, info)
         predictions = _in_frames_of(there, records)
-        if records.task == "detection3d":
+        if keep:
             seen.append(predictions)
         pairs = geometry.close(predictions, records.truths)
         np.maximum.at(near, pairs.right, pairs.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,7 @@ from mld_core.evaluation.detection.codes import BoxEvents, find_events
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
-from mld_core.evaluation.metrics.coco import CocoMetrics, CocoState, coco_metrics, match_coco
 from mld_core.evaluation.metrics.matching import BoxGeometry, match_events
-from mld_core.evaluation.metrics.nuscenes import (
-    NuscenesMetrics,
-    NuscenesProfile,
-    NuscenesState,
-    match_nuscenes,
-    nuscenes_metrics,
-)
 
 CHUNK_BOXES = 50_000
 DEFAULT_THRESHOLD = 0.5
@@ -50,17 +42,52 @@ def frame_chunks(frames: int, predictions: Predictions, truths: Truths) -> Itera
 
 
 @dataclass(frozen=True)
+class Step:
+    """The boxes of some labelled frames, and which of the pass they are.
+
+    Attributes:
+        predictions: Recorded predictions.
+        truths: Truths of the same frames.
+        rows: Rows of the predictions.
+        span: Rows of the truths.
+    """
+
+    predictions: Predictions
+    truths: Truths
+    rows: Ints
+    span: slice
+
+
+def walk(records: BoxRecords) -> Iterator[Step]:
+    """Every recorded prediction of the labelled frames of a pass, some frames at a time."""
+    judged = records.labelled[records.predictions.frame]
+    for chunk in frame_chunks(records.frames.num_rows, records.predictions, records.truths):
+        rows = np.arange(chunk.predictions.start, chunk.predictions.stop)
+        rows = rows[judged[rows]]
+        yield Step(records.predictions.take(rows), records.truths.take(chunk.truths), rows, chunk.truths)
+
+
+class Figures(Protocol):
+    """The metrics of a pass: COCO's, nuScenes', ..."""
+
+    def summary(self) -> dict[str, float | None]:
+        """The headline figures, `map` among them; None where undefined."""
+        ...
+
+    def of_class(self, number: int) -> dict[str, float | None]:
+        """The figures of one class, `map` or `ap` among them."""
+        ...
+
+
+@dataclass(frozen=True)
 class PassMatch:
-    """The walk over all recorded predictions of a pass; (N,) predictions, (G,) truths.
+    """Every recorded prediction of a pass against its truths; (N,) predictions, (G,) truths.
 
     Attributes:
         right: (N,) matched within its class.
         ignored: (N,) counts neither as right nor as wrong, frames without known truth included.
         found: (G,) found within its class by a prediction of any score.
         near: (G,) closeness of the closest prediction of any class and score.
-        evidence: (G,) largest score times closeness over all predictions.
-        coco: COCO metrics, None for 3D.
-        road: nuScenes metrics, None for 2D.
         costs: TIDE costs.
     """
 
@@ -68,67 +95,25 @@ class PassMatch:
     ignored: Bools
     found: Bools
     near: Floats
-    evidence: Floats
-    coco: CocoMetrics | None
-    road: NuscenesMetrics | None
     costs: dict[str, float | None]
 
 
 def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
     """Match every recorded prediction of labelled frames."""
-    predictions, truths = records.predictions, records.truths
-    right = np.zeros(len(predictions), np.bool_)
-    ignored = np.ones(len(predictions), np.bool_)
-    found = np.zeros(len(truths), np.bool_)
-    near, evidence = np.zeros(len(truths)), np.zeros(len(truths))
-    cocos: list[CocoState] = []
-    roads: list[NuscenesState] = []
-    profile = NuscenesProfile.of(records.class_names)
+    right = np.zeros(len(records.predictions), np.bool_)
+    ignored = np.ones(len(records.predictions), np.bool_)
+    found, near = np.zeros(len(records.truths), np.bool_), np.zeros(len(records.truths))
     tides: list[tide.TideState] = []
-    judged = records.labelled[predictions.frame]
-    for chunk in frame_chunks(records.frames.num_rows, predictions, truths):
-        rows = np.arange(chunk.predictions.start, chunk.predictions.stop)
-        rows = rows[judged[rows]]
-        p, t = predictions.take(rows), truths.take(chunk.truths)
-        pairs = geometry.close(p, t)
-        matched = match_events(pairs, p, t, geometry.event)
-        right[rows] = (matched.truth >= 0) & ~matched.ignored
-        ignored[rows] = matched.ignored
-        found[chunk.truths] = matched.prediction >= 0
-        np.maximum.at(near[chunk.truths], pairs.right, pairs.value)
-        np.maximum.at(evidence[chunk.truths], pairs.right, pairs.value * p.score[pairs.left])
-        if records.task == "detection":
-            cocos.append(match_coco(p, t, records.n_class))
-        else:
-            roads.append(_road(records, p, rows, t, chunk.truths, profile))
-        tides.append(_tide(p, t, geometry, records.n_class))
-    return PassMatch(
-        right,
-        ignored,
-        found,
-        near,
-        evidence,
-        coco_metrics(CocoState.merge(cocos)) if cocos else None,
-        nuscenes_metrics(NuscenesState.merge(roads), profile) if roads else None,
-        tide.tide_costs(tide.TideState.merge(tides)) if tides else dict.fromkeys(("ap", *tide.TYPES)),
-    )
-
-
-def _road(
-    records: BoxRecords, p: Predictions, rows: Ints, t: Truths, span: slice, profile: NuscenesProfile
-) -> NuscenesState:
-    points = None
-    if "n_points" in records.truth_columns.column_names:
-        points = records.truth_columns["n_points"].fill_null(-1).to_numpy()[span]
-    said, true = records.velocity, records.truth_velocity
-    return match_nuscenes(
-        p,
-        t,
-        profile,
-        velocities=None if said is None else said[rows],
-        true_velocities=None if true is None else true[span],
-        n_points=points,
-    )
+    for step in walk(records):
+        pairs = geometry.close(step.predictions, step.truths)
+        matched = match_events(pairs, step.predictions, step.truths, geometry.event)
+        right[step.rows] = (matched.truth >= 0) & ~matched.ignored
+        ignored[step.rows] = matched.ignored
+        found[step.span] = matched.prediction >= 0
+        np.maximum.at(near[step.span], pairs.right, pairs.value)
+        tides.append(_tide(step.predictions, step.truths, geometry, records.n_class))
+    costs = tide.tide_costs(tide.TideState.merge(tides)) if tides else dict.fromkeys(("ap", *tide.TYPES))
+    return PassMatch(right, ignored, found, near, costs)
 
 
 def _tide(p: Predictions, t: Truths, geometry: BoxGeometry, n_class: int) -> tide.TideState:

@@ -1,4 +1,4 @@
-"""`od_v1` and `od3d_v1` from the records of a run to the tables of a result."""
+"""Detection from the records of a run to the tables of a result: `od_v1`, and `od3d_v1` with 3D's profile."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput, run_stages
+from mld_core.evaluation.analysis.stages import Split, SplitGroup
 from mld_core.evaluation.detection.analysis import logit_figures
 from mld_core.evaluation.detection.events import (
     DEFAULT_THRESHOLD,
@@ -27,29 +26,19 @@ from mld_core.evaluation.detection.metrics import (
     class_rows,
     confusion_table,
 )
+from mld_core.evaluation.detection.profile import IMAGES, Profile
 from mld_core.evaluation.detection.records import BoxRecords, class_logits, read_boxes, vector_rows
 from mld_core.evaluation.detection.stage import BoxAnalysis, BoxPass
 from mld_core.evaluation.detection.units import BoxUnits, unit_table
-from mld_core.evaluation.detection3d.geometry import RoadBoxes
 from mld_core.evaluation.engine.passes import problem, record_problems
 from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.metrics.boxes import Floats
-from mld_core.evaluation.metrics.matching import BoxGeometry, ImageBoxes
-from mld_core.evaluation.results.evaluated import (
-    EvaluatedPass,
-    groups_of,
-    pass_info,
-    stage_notes,
-    write_tables,
-    write_units,
-)
+from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.evaluation.results.tables import epoch_order, read_facts, split_order
+from mld_core.evaluation.results.tables import read_facts
 from mld_core.records.read.reader import PassSelection
 
 METHOD_2D = "od_v1"
-METHOD_3D = "od3d_v1"
-BOX_STAGES: tuple[SplitStage, ...] = (BoxAnalysis(),)
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,6 @@ class _Read:
 
     records: BoxRecords
     match: PassMatch
-    geometry: BoxGeometry
     split: Split
 
 
@@ -69,81 +57,41 @@ def evaluate_boxes(
     engine: EmbeddedEngine,
     *,
     options: dict[str, Any],
-    stages: tuple[SplitStage, ...] = BOX_STAGES,
+    profile: Profile = IMAGES,
 ) -> dict[str, Any]:
-    """Evaluate some passes of a detection run and write the tables of the result into `folder`.
-
-    Args:
-        results: Where the run's results lie.
-        selections: The passes, each counted on its own.
-        folder: An empty folder.
-        engine: What runs the analyses.
-        options: The checked options of the request.
-        stages: The analyses after the metrics.
-
-    Returns:
-        The members `passes`, `problems`, `facts` and `class_names` of `result.json`.
-    """
+    """Evaluate some passes of a detection run, whose boxes are those of `profile`; see `evaluate_passes`."""
     info = results.store.run_info(results.run)
-    ordered = sorted(
-        selections, key=lambda one: (split_order(one.key.dataset_type), epoch_order(one.key.n_epoch))
+    method = Method(
+        lambda group: _evaluate_group(group, info, engine, profile),
+        (BoxAnalysis(),),
+        BOX_METRICS_SCHEMA,
+        BOX_CLASS_SCHEMA,
+        ("frames",),
     )
-    # Epochs of a split one after the other: of many epochs only one group's boxes are held at once.
-    keys = [_key_split(one, folder / f"base-{place}.parquet") for place, one in enumerate(ordered)]
-    files = {id(split): f"units-{place}.parquet" for place, split in enumerate(keys)}
-    finished: dict[int, EvaluatedPass] = {}
-    outputs: dict[int, StageOutput] = {}
-    frames: list[dict[str, Any]] = []
-    for group in groups_of(keys, options):
-        for one in _evaluate_group(group, info, engine):
-            finished[id(one.split)] = one
-        found = run_stages(group, stages, engine)
-        for split in group.splits:
-            outputs[id(split)] = write_units(split, folder / files[id(split)], found[split.dataset])
-            frames += outputs[id(split)].tables.get("frames", [])
-    done = [finished[id(split)] for split in keys]
-    write_tables(
-        folder,
-        done,
-        [outputs[id(split)] for split in keys],
-        metrics_schema=BOX_METRICS_SCHEMA,
-        class_schema=BOX_CLASS_SCHEMA,
-    )
-    pq.write_table(pa.Table.from_pylist(frames), folder / "frames.parquet")
-    return {
-        "task": ordered[0].task if ordered else str(info.get("task")),
-        "class_names": info.get("class_names"),
-        "passes": [pass_info(one, files[id(one.split)]) for one in done],
-        "problems": [problem_ for one in done for problem_ in one.problems] + stage_notes(done, outputs),
-        "facts": [{"dataset": one.dataset, "n_epoch": one.n_epoch, **one.facts} for one in keys],
-    }
+    return evaluate_passes(method, selections, folder, engine, info=info, options=options)
 
 
-def _key_split(selection: PassSelection, units: Path) -> Split:
-    key = selection.key
-    return Split(key.dataset_type, key.n_epoch, selection, 0, 0, 0, 0, units)
-
-
-def _evaluate_group(group: SplitGroup, info: dict[str, Any], engine: EmbeddedEngine) -> list[EvaluatedPass]:
+def _evaluate_group(
+    group: SplitGroup, info: dict[str, Any], engine: EmbeddedEngine, profile: Profile
+) -> list[EvaluatedPass]:
     """Match all splits of a group, then judge each at the thresholds of its reference split."""
     read = {}
     for split in group.splits:
         with engine.reporter.stage(f"matching ({split.dataset})"):
-            read[split.dataset] = _match(split, info)
+            read[split.dataset] = _match(split, info, profile)
     limits = {name: _thresholds(read[group.reference(one.split).dataset]) for name, one in read.items()}
     # Every split needs its reference's counts of all predictions; only then are they those of the events.
-    return [_judge(read[split.dataset], limits[split.dataset]) for split in group.splits]
+    return [_judge(read[split.dataset], limits[split.dataset], profile) for split in group.splits]
 
 
-def _match(split: Split, info: dict[str, Any]) -> _Read:
+def _match(split: Split, info: dict[str, Any], profile: Profile) -> _Read:
     records = read_boxes(split.selection, info)
-    geometry: BoxGeometry = RoadBoxes() if records.task == "detection3d" else ImageBoxes()
-    match = match_pass(records, geometry)
+    match = match_pass(records, profile.geometry)
     split.n_class = records.n_class
     counted = ~match.ignored
     split.labeled = int(counted.sum())
     split.errors = int((counted & ~match.right).sum())
-    return _Read(records, match, geometry, split)
+    return _Read(records, match, split)
 
 
 def _thresholds(read: _Read) -> Floats:
@@ -156,7 +104,7 @@ def _thresholds(read: _Read) -> Floats:
     return best_thresholds(predictions.label, predictions.score, match.right, match.ignored, counts)
 
 
-def _judge(read: _Read, thresholds: Floats) -> EvaluatedPass:
+def _judge(read: _Read, thresholds: Floats, profile: Profile) -> EvaluatedPass:
     """Events at the thresholds, the unit table, and the metrics of a pass."""
     records, match, split = read.records, read.match, read.split
     predictions = records.predictions
@@ -165,7 +113,7 @@ def _judge(read: _Read, thresholds: Floats) -> EvaluatedPass:
     inside = (predictions.label >= 0) & (predictions.label < records.n_class)
     limit = thresholds[np.clip(predictions.label, 0, records.n_class - 1)]
     kept = np.flatnonzero(inside & (predictions.score >= limit))
-    events = events_of(records, kept, read.geometry)
+    events = events_of(records, kept, profile.geometry)
     judged = ~events.ignored & records.labelled[predictions.frame[kept]]
     missed = np.flatnonzero(records.truths.counts & ~events.met)
     units = BoxUnits(kept, missed, judged, events)
@@ -173,18 +121,22 @@ def _judge(read: _Read, thresholds: Floats) -> EvaluatedPass:
     label = np.where(events.said_of >= 0, events.said_of, records.n_class)
     # For the loss a box that found nothing is background, however close the next truth.
     label = np.where(events.matched, label, records.n_class)
-    figures = logit_figures(logits, np.where(judged, label, -1))
-    table = unit_table(records, units, figures)
+    of_logits = logit_figures(logits, np.where(judged, label, -1))
+    table = unit_table(records, units, profile.columns, of_logits)
     pq.write_table(table, split.units, compression="zstd", row_group_size=65_536)
     split.rows, split.errors = units.rows, int(units.wrong.sum())
     split.labeled = int(judged.sum())
-    split.scratch["boxes"] = BoxPass(records, units, match, read.geometry, thresholds)
-    metrics = box_metrics(records, units, match, figures) | read_facts(split.selection)
+    split.scratch["boxes"] = BoxPass(records, units, match, thresholds, profile)
+    figures = profile.figures(records)
+    metrics = box_metrics(records, units, match, of_logits) | read_facts(split.selection)
+    if figures is not None:
+        found = figures.summary()
+        metrics |= {"auprc": found.pop("map"), **found, "profile": profile.name}
     metrics["error_rate"] = split.errors / split.labeled if split.labeled else None
     return EvaluatedPass(
         split,
         metrics,
-        class_rows(records, units, match, thresholds),
+        class_rows(records, units, match, figures, thresholds),
         confusion_table(records, units),
         record_problems(split.selection) + _problems(records, units),
     )

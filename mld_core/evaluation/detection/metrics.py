@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mld_core.evaluation.detection.events import PassMatch
+from mld_core.evaluation.detection.events import Figures, PassMatch
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits
 from mld_core.evaluation.metrics.boxes import Floats, Ints
@@ -60,12 +60,12 @@ def event_counts(records: BoxRecords, units: BoxUnits) -> NDArray[np.int64]:
 
 
 def box_metrics(
-    records: BoxRecords, units: BoxUnits, match: PassMatch, figures: dict[str, Floats]
+    records: BoxRecords, units: BoxUnits, match: PassMatch, logits_figures: dict[str, Floats]
 ) -> dict[str, Any]:
-    """The row of the metrics table, without what the analysis adds.
+    """The row of the metrics table, without what the profile and the analysis add.
 
     `counts` are frames; `accuracy` is TP / (TP + FP + FN) at the operating thresholds; `auroc` is the macro
-    AUC of the score (TP against FP) over every recorded prediction; `auprc` is mAP.
+    AUC of the score (TP against FP) over every recorded prediction.
     """
     counted = event_counts(records, units)
     gt, tp, fp, fn = (int(value) for value in counted.sum(axis=0))
@@ -96,18 +96,7 @@ def box_metrics(
     if labelled == 0:
         for name in ("accuracy", "error_rate", "precision", "recall", "f1", "frame_error_rate"):
             row[name] = None
-    if match.coco is not None:
-        found = match.coco.summary()
-        row["auprc"] = found.pop("map")
-        row |= found
-        row["profile"] = "coco"
-    if match.road is not None:
-        found = match.road.summary()
-        row["auprc"] = found.pop("map")
-        row |= found
-        row["profile"] = "nuscenes"
-    row |= _entropies(figures, records.n_class)
-    return row
+    return row | _entropies(logits_figures, records.n_class)
 
 
 def _entropies(figures: dict[str, Floats], n_class: int) -> dict[str, float | None]:
@@ -150,7 +139,7 @@ def class_aurocs(records: BoxRecords, match: PassMatch) -> list[float | None]:
 
 
 def class_rows(
-    records: BoxRecords, units: BoxUnits, match: PassMatch, thresholds: Floats
+    records: BoxRecords, units: BoxUnits, match: PassMatch, figures: Figures | None, thresholds: Floats
 ) -> list[dict[str, Any]]:
     """One row for each class with a truth or a prediction."""
     counted = event_counts(records, units)
@@ -167,8 +156,7 @@ def class_rows(
         gt, tp, fp, fn = (int(value) for value in counted[number])
         if gt + tp + fp == 0:
             continue
-        coco = {} if match.coco is None else match.coco.of_class(number)
-        road = {} if match.road is None else match.road.of_class(number)
+        own = {} if figures is None else figures.of_class(number)
         rows.append(
             {
                 "dataset": key.dataset_type,
@@ -179,7 +167,7 @@ def class_rows(
                 "accuracy": ratio(tp, tp + fp + fn),
                 "precision": ratio(tp, tp + fp),
                 "auroc": aurocs[number],
-                "auprc": coco.get("map") if coco else road.get("ap"),
+                "auprc": own.get("map", own.get("ap")),
                 "n_pred": tp + fp,
                 "n_tp": tp,
                 "n_fp": fp,
@@ -187,9 +175,9 @@ def class_rows(
                 "recall": ratio(tp, gt),
                 "f1": ratio(2 * tp, 2 * tp + fp + fn),
                 "score_threshold": float(thresholds[number]),
-                "map_50": coco.get("map_50") if coco else (float(ap_50[number]) if gt else None),
-                "map_75": coco.get("map_75"),
-                **{name: road.get(name) for name in ERRORS},
+                "map_50": own.get("map_50", float(ap_50[number]) if gt else None),
+                "map_75": own.get("map_75"),
+                **{name: own.get(name) for name in ERRORS},
             }
         )
     return rows

@@ -40,18 +40,12 @@ from mld_core.evaluation.detection.epochs import look_at_epochs
 from mld_core.evaluation.detection.events import PassMatch
 from mld_core.evaluation.detection.metrics import wrong_frames
 from mld_core.evaluation.detection.misses import estimate_misses
+from mld_core.evaluation.detection.profile import Profile
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits, error_codes
-from mld_core.evaluation.detection3d.stage import (
-    kitti_figures,
-    road_columns,
-    road_facts,
-    with_roads,
-)
 from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.metrics.boxes import Bools, Floats
 from mld_core.evaluation.metrics.classification import auroc, average_precision
-from mld_core.evaluation.metrics.matching import BoxGeometry
 from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.regions import Region
 from mld_core.evaluation.statistics.blocks import Workers
@@ -71,8 +65,8 @@ class BoxPass:
     records: BoxRecords
     units: BoxUnits
     match: PassMatch
-    geometry: BoxGeometry
     thresholds: Floats
+    profile: Profile
 
 
 class BoxAnalysis:
@@ -96,7 +90,7 @@ class _Run:
     def __init__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine, made: BoxPass) -> None:
         self.split, self.group, self.engine = split, group, engine
         self.records, self.units, self.match = made.records, made.units, made.match
-        self.geometry, self.thresholds = made.geometry, made.thresholds
+        self.profile, self.thresholds = made.profile, made.thresholds
         self.keys = frame_keys(made.records, group.options.get("group_key"))
         self.options = analysis_options(group.options, engine)
 
@@ -109,7 +103,13 @@ class _Run:
             salts = self.options.salts or SALTS
             misses = estimate_misses(self.records, ~self.units.events.found, self.keys, salts, workers)
         with self.progress("other epochs"):
-            epochs = look_at_epochs(self.records, self.units.kept, self.geometry, self.thresholds)
+            epochs = look_at_epochs(
+                self.records,
+                self.units.kept,
+                self.profile.geometry,
+                self.thresholds,
+                keep=self.profile.keep_epochs,
+            )
         evidence = BoxEvidence(
             self.records,
             self.units,
@@ -121,11 +121,10 @@ class _Run:
             self.miss_t2(),
         )
         with self.progress("diagnoses"):
-            found, road = diagnose_boxes(evidence), None
-            if self.records.task == "detection3d":
-                found, road = with_roads(evidence, found)
-        columns = self.columns(answers, misses, found)
-        metrics = self.metrics(answers, misses)
+            more = self.profile.diagnose(evidence, diagnose_boxes(evidence))
+            found = more.diagnoses
+        columns = self.columns(answers, misses, found) | dict(more.columns)
+        metrics = self.metrics(answers, misses) | dict(more.metrics)
         facts: dict[str, Any] = {"labeled": self.split.labeled, "other_epochs": epochs.count}
         facts["score_thresholds"] = [round(float(value), 6) for value in self.thresholds]
         notes: tuple[str, ...] = ()
@@ -142,10 +141,7 @@ class _Run:
             notes = ("no kept prediction can be judged: there are no error probabilities and categories",)
         facts["not_computable"] = dict(found.found.not_computable)
         facts["code_counts"] = dict(found.found.counts)
-        if road is not None:
-            facts |= plain_facts(road_facts(self.records, road))
-            columns |= road_columns(self.records, self.units)
-            metrics |= kitti_figures(self.records)
+        facts |= plain_facts(more.facts)
         return StageOutput(columns, metrics, categories, facts, notes, tables)
 
     def analysis(self) -> tuple[SplitArrays | None, BoxAnswers | None]:

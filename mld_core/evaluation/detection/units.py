@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,10 @@ from mld_core.evaluation.analysis.issue_columns import named
 from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS, unit_ids
 from mld_core.evaluation.detection.codes import CODES, NO_PREDICTION, BoxEvents, box_codes
 from mld_core.evaluation.detection.records import BoxRecords, user_columns
-from mld_core.evaluation.detection3d.bins import range_bin, range_names
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
 from mld_core.evaluation.metrics.coco import AREA_BOUNDS, AREAS
 
-BOX_NAMES = {"detection": ("x1", "y1", "x2", "y2"), "detection3d": ("cx", "cy", "cz", "w", "l", "h", "yaw")}
 TIDE_NAMES = ("right", *tide.TYPES)
 
 BOX_FIELDS: tuple[pa.Field, ...] = (
@@ -73,58 +72,87 @@ class BoxUnits:
         return self.judged & ~self.events.right
 
 
-def box_fields(task: str) -> tuple[pa.Field, ...]:
-    """The columns of a detection table beyond those of every unit table."""
-    names = BOX_NAMES[task]
-    boxes = [pa.field(name, pa.float32()) for name in (*names, *(f"gt_{name}" for name in names))]
-    spatial = []
-    if task == "detection3d":
-        spatial = [pa.field("range", pa.float32()), pa.field("azimuth", pa.float32())]
-        spatial.append(pa.field("range_bin", pa.string()))
-        spatial += [pa.field(name, pa.float32()) for name in ("ate", "ase", "aoe", "ave", "speed")]
-        spatial += [pa.field(name, pa.string()) for name in ("speed_bin", "points_bin")]
-    return (*BOX_FIELDS, *boxes, *spatial, *BOX_STAGE_FIELDS)
+@dataclass(frozen=True)
+class BoxColumns:
+    """What the unit table says about one kind of boxes.
+
+    Attributes:
+        names: Columns of a box; those of its truth are called `gt_<name>`.
+        place: (U, W) boxes and (U,) their areas or volumes -> columns that say what is known of the place.
+        fields: Their schema, and that of further columns of the analysis.
+        near_is_iou: Whether the closeness of two boxes is their IoU.
+    """
+
+    names: tuple[str, ...]
+    place: Callable[[NDArray[np.floating], Floats], dict[str, pa.Array]]
+    fields: tuple[pa.Field, ...]
+    near_is_iou: bool
+
+    @property
+    def every(self) -> tuple[pa.Field, ...]:
+        """The columns of a detection table beyond those of every unit table."""
+        names = (*self.names, *(f"gt_{name}" for name in self.names))
+        return (
+            *BOX_FIELDS,
+            *(pa.field(name, pa.float32()) for name in names),
+            *self.fields,
+            *BOX_STAGE_FIELDS,
+        )
+
+    def own_name(self, name: str) -> str:
+        """The name of a user's column: its own, or `field_<name>` where we hold that name."""
+        ours = {item.name.lower() for item in (*BASE_FIELDS, *STAGE_FIELDS, *self.every)}
+        return f"field_{name}" if name.lower() in ours else name
+
+    def schema(self, records: BoxRecords) -> pa.Schema:
+        """Schema of the unit table: ours, then the user's columns of frames and of truths."""
+        made = {item.name: item for item in (*BASE_FIELDS, *STAGE_FIELDS, *self.every)}
+        for table in (user_columns(records), records.truth_columns):
+            for item in table.schema:
+                kind = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
+                made.setdefault(self.own_name(item.name), pa.field(self.own_name(item.name), kind))
+        return pa.schema(list(made.values()))
 
 
-def own_name(name: str, task: str) -> str:
-    """The name of a user's column: its own, or `field_<name>` where we hold that name."""
-    ours = {item.name.lower() for item in (*BASE_FIELDS, *STAGE_FIELDS, *box_fields(task))}
-    return f"field_{name}" if name.lower() in ours else name
+def size_buckets(area: Floats) -> pa.Array:
+    """COCO's small, medium or large of (N,) areas in square pixels.
+
+    Example:
+        >>> size_buckets(np.array([10.0, 2000.0, 1e5])).to_pylist()
+        ['small', 'medium', 'large']
+    """
+    place = np.digitize(area, [AREA_BOUNDS[1][1], AREA_BOUNDS[2][1]])
+    return pa.array(AREAS[1:], pa.string()).take(pa.array(place))
 
 
-def box_schema(records: BoxRecords) -> pa.Schema:
-    """Schema of the unit table: ours, then the user's columns of frames and of truths."""
-    own = [*BASE_FIELDS, *STAGE_FIELDS, *box_fields(records.task)]
-    made = {item.name: item for item in own}
-    for table in (user_columns(records), records.truth_columns):
-        for item in table.schema:
-            kind = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
-            made.setdefault(
-                own_name(item.name, records.task), pa.field(own_name(item.name, records.task), kind)
-            )
-    return pa.schema(list(made.values()))
+IMAGE_COLUMNS = BoxColumns(
+    ("x1", "y1", "x2", "y2"), lambda _, area: {"size_bucket": size_buckets(area)}, (), near_is_iou=True
+)
 
 
-def unit_table(records: BoxRecords, units: BoxUnits, logits_figures: dict[str, Floats]) -> pa.Table:
+def unit_table(
+    records: BoxRecords, units: BoxUnits, ours: BoxColumns, logits_figures: dict[str, Floats]
+) -> pa.Table:
     """The table before the analysis.
 
     Args:
         records: The pass.
         units: Its units.
+        ours: What is said about its boxes.
         logits_figures: (N,) `loss` and `entropy` of the kept predictions, nats, NaN where unknown.
     """
-    schema = box_schema(records)
+    schema = ours.schema(records)
     count, missed = len(units.kept), len(units.missed)
-    columns = _identity(records, units) | _outcome(records, units) | _boxes(records, units)
+    columns = _identity(records, units) | _outcome(records, units, ours) | _boxes(records, units, ours)
     for name, values in logits_figures.items():
         columns[name] = pa.array(np.append(values, np.full(missed, np.nan)), pa.float64(), from_pandas=True)
     frame = np.append(records.predictions.frame[units.kept], records.truths.frame[units.missed])
     for name, column in zip(*_named_columns(user_columns(records)), strict=True):
-        columns[own_name(name, records.task)] = column.take(pa.array(frame))
+        columns[ours.own_name(name)] = column.take(pa.array(frame))
     truth = np.append(units.events.truth, units.missed)
     place = pa.array(truth, pa.int64(), mask=truth < 0)
     for name, column in zip(*_named_columns(records.truth_columns), strict=True):
-        columns.setdefault(own_name(name, records.task), column.take(place))
+        columns.setdefault(ours.own_name(name), column.take(place))
     rows = count + missed
     made = [
         _cast(columns[item.name], item.type) if item.name in columns else pa.nulls(rows, item.type)
@@ -184,16 +212,16 @@ def _truth_ids(records: BoxRecords, units: BoxUnits) -> pa.Array:
     return pa.array(names.tolist(), pa.string())
 
 
-def _outcome(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
+def _outcome(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str, Any]:
     events, missed = units.events, len(units.missed)
     said = np.append(records.predictions.label[units.kept], np.full(missed, -1))
     truth = np.append(np.where(units.judged, events.said_of, -1), records.truths.label[units.missed])
     wrong = np.append(units.wrong, np.ones(missed, np.bool_))
     known = np.append(units.judged, np.ones(missed, np.bool_))
     score = np.append(records.predictions.score[units.kept], np.full(missed, np.nan))
-    iou = np.append(events.quality, events.best[units.missed]) if records.task == "detection" else None
-    if iou is None:
-        iou = np.append(events.quality, np.full(missed, np.nan))
+    iou = np.append(
+        events.quality, events.best[units.missed] if ours.near_is_iou else np.full(missed, np.nan)
+    )
     codes = np.append(np.where(units.judged, events.code, -1), np.full(missed, len(CODES)))
     kinds = np.append(np.where(units.judged, events.type, -1), np.full(missed, len(TIDE_NAMES) - 1))
     return {
@@ -217,7 +245,7 @@ def error_codes(records: BoxRecords, units: BoxUnits, unsure: Bools) -> pa.Array
     )
 
 
-def _boxes(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
+def _boxes(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str, Any]:
     predictions, truths, events = records.predictions, records.truths, units.events
     width = predictions.box.shape[1]
     none = np.full((len(units.missed), width), np.nan, np.float32)
@@ -234,21 +262,13 @@ def _boxes(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
         "center_x": center[:, 0],
         "center_y": center[:, 1],
     }
-    names = BOX_NAMES[records.task]
-    columns |= {name: said[:, k] for k, name in enumerate(names)}
-    columns |= {f"gt_{name}": true[:, k] for k, name in enumerate(names)}
+    columns |= {name: said[:, k] for k, name in enumerate(ours.names)}
+    columns |= {f"gt_{name}": true[:, k] for k, name in enumerate(ours.names)}
     made: dict[str, Any] = {
         name: pa.array(np.asarray(values, np.float32), pa.float32(), from_pandas=True)
         for name, values in columns.items()
     }
-    if records.task == "detection3d":
-        distance = np.hypot(own[:, 0], own[:, 1])
-        made["range"] = pa.array(distance, pa.float32(), from_pandas=True)
-        made["azimuth"] = pa.array(np.arctan2(own[:, 1], own[:, 0]), pa.float32(), from_pandas=True)
-        made["range_bin"] = pa.array(range_names(range_bin(distance)).tolist(), pa.string())
-    else:
-        made["size_bucket"] = size_buckets(area)
-    return made
+    return made | ours.place(own, area)
 
 
 def box_size(box: NDArray[np.floating]) -> tuple[Floats, Floats]:
@@ -258,14 +278,3 @@ def box_size(box: NDArray[np.floating]) -> tuple[Floats, Floats]:
         w, h = wide[:, 2] - wide[:, 0], wide[:, 3] - wide[:, 1]
         return w * h, w / np.where(h > 0, h, 1.0)
     return wide[:, 3] * wide[:, 4] * wide[:, 5], wide[:, 3] / np.where(wide[:, 4] > 0, wide[:, 4], 1.0)
-
-
-def size_buckets(area: Floats) -> pa.Array:
-    """COCO's small, medium or large of (N,) areas in square pixels.
-
-    Example:
-        >>> size_buckets(np.array([10.0, 2000.0, 1e5])).to_pylist()
-        ['small', 'medium', 'large']
-    """
-    place = np.digitize(area, [AREA_BOUNDS[1][1], AREA_BOUNDS[2][1]])
-    return pa.array(AREAS[1:], pa.string()).take(pa.array(place))

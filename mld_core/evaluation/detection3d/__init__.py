@@ -1,4 +1,4 @@
 """What 3D detection adds to `detection`: geometry, bins along the road, sensor diagnoses.
 
-Open `stage` first.
+Open `profile` first.
 """

@@ -1,8 +1,8 @@
-"""Evaluated passes, from their groups to the files of a result; shared by all evaluation methods."""
+"""From the passes of a run to the files of a result: what all evaluation methods share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
+from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput, run_stages
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.engine.passes import describe, problem
+from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.results.tables import (
     CATEGORY_SCHEMA,
     CLASS_SCHEMA,
     METRICS_SCHEMA,
     REGION_SCHEMA,
     SLICE_SCHEMA,
+    epoch_order,
+    split_order,
     table_of,
 )
 from mld_core.records.read.reader import PassSelection
@@ -36,6 +39,75 @@ class EvaluatedPass:
     classes: list[dict[str, Any]]
     confusion: pa.Table
     problems: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a task brings to the evaluation of its passes.
+
+    Attributes:
+        measure: The metric rounds of the splits that are evaluated together; writes their unit tables.
+        stages: The analyses after the metrics, in order.
+        metrics_schema: Of the metrics table.
+        class_schema: Of the table of classes.
+        tables: Further tables the stages fill, written as they are.
+    """
+
+    measure: Callable[[SplitGroup], Sequence[EvaluatedPass]]
+    stages: tuple[SplitStage, ...]
+    metrics_schema: pa.Schema = METRICS_SCHEMA
+    class_schema: pa.Schema = CLASS_SCHEMA
+    tables: tuple[str, ...] = ()
+
+
+def evaluate_passes(
+    method: Method,
+    selections: Sequence[PassSelection],
+    folder: Path,
+    engine: EmbeddedEngine,
+    *,
+    info: Mapping[str, Any],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Evaluate some passes of a run and write the tables of the result into `folder`.
+
+    Args:
+        method: What the task brings.
+        selections: The passes, each counted on its own.
+        folder: An empty folder.
+        engine: What runs the analyses.
+        info: The run's info.
+        options: The checked options of the request.
+
+    Returns:
+        The members `task`, `class_names`, `passes`, `problems` and `facts` of `result.json`.
+    """
+    splits = [
+        Split(one.key.dataset_type, one.key.n_epoch, one, folder / f"base-{place}.parquet")
+        for place, one in enumerate(sorted(selections, key=_place_of))
+    ]
+    files = {id(split): f"units-{place}.parquet" for place, split in enumerate(splits)}
+    finished: dict[int, EvaluatedPass] = {}
+    outputs: dict[int, StageOutput] = {}
+    # Epochs of a split one after the other: of many epochs only one group's units are held at once.
+    for group in groups_of(splits, options):
+        finished |= {id(one.split): one for one in method.measure(group)}
+        found = run_stages(group, method.stages, engine)
+        for split in group.splits:
+            outputs[id(split)] = write_units(split, folder / files[id(split)], found[split.dataset])
+    done = [finished[id(split)] for split in splits]
+    _write_tables(folder, method, done, [outputs[id(split)] for split in splits])
+    return {
+        "task": selections[0].task if selections else str(info.get("task")),
+        "class_names": info.get("class_names"),
+        "passes": [_pass_info(one, files[id(one.split)]) for one in done],
+        "problems": [problem_ for one in done for problem_ in one.problems] + stage_notes(done, outputs),
+        "facts": [{"dataset": one.dataset, "n_epoch": one.n_epoch, **one.facts} for one in splits],
+    }
+
+
+def _place_of(selection: PassSelection) -> tuple[tuple[int, str], int]:
+    return split_order(selection.key.dataset_type), epoch_order(selection.key.n_epoch)
 
 
 def groups_of(splits: Sequence[Split], options: dict[str, Any]) -> list[SplitGroup]:
@@ -61,17 +133,12 @@ def write_units(split: Split, target: Path, output: StageOutput) -> StageOutput:
     return replace(output, columns={})
 
 
-def write_tables(
-    folder: Path,
-    done: Sequence[EvaluatedPass],
-    outputs: Sequence[StageOutput],
-    *,
-    metrics_schema: pa.Schema = METRICS_SCHEMA,
-    class_schema: pa.Schema = CLASS_SCHEMA,
+def _write_tables(
+    folder: Path, method: Method, done: Sequence[EvaluatedPass], outputs: Sequence[StageOutput]
 ) -> None:
-    """Write the tables beside the units: metrics, categories, classes, regions, slices, confusion."""
+    """Write the tables beside the units: metrics, categories, classes, regions, confusion, ..."""
     metrics = [{**one.metrics, **output.metrics} for one, output in zip(done, outputs, strict=True)]
-    pq.write_table(table_of(metrics, metrics_schema), folder / "metrics.parquet")
+    pq.write_table(table_of(metrics, method.metrics_schema), folder / "metrics.parquet")
     categories = [
         {
             "dataset": one.split.dataset,
@@ -83,15 +150,16 @@ def write_tables(
     ]
     pq.write_table(table_of(categories, CATEGORY_SCHEMA), folder / "categories.parquet")
     classes = [row for one in done for row in one.classes]
-    pq.write_table(pa.Table.from_pylist(classes, class_schema), folder / "classes.parquet")
-    for name, schema in (("regions", REGION_SCHEMA), ("slices", SLICE_SCHEMA)):
+    pq.write_table(pa.Table.from_pylist(classes, method.class_schema), folder / "classes.parquet")
+    schemas = {"regions": REGION_SCHEMA, "slices": SLICE_SCHEMA, **dict.fromkeys(method.tables)}
+    for name, schema in schemas.items():
         rows = [row for output in outputs for row in output.tables.get(name, [])]
         pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"{name}.parquet")
     confusion = pa.concat_tables([one.confusion for one in done])
     pq.write_table(confusion, folder / "confusion.parquet")
 
 
-def pass_info(one: EvaluatedPass, units: str) -> dict[str, Any]:
+def _pass_info(one: EvaluatedPass, units: str) -> dict[str, Any]:
     """What `result.json` says about a pass; `units` is the file of its unit table."""
     selection = one.split.selection
     return {

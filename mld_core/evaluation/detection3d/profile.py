@@ -1,4 +1,4 @@
-"""3D detection in the analysis of a pass: the T-codes beside the D-codes, and what they are made from."""
+"""What 3D boxes bring to the evaluation of a pass: metrics, T-codes, places on the road."""
 
 from __future__ import annotations
 
@@ -11,21 +11,57 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.codes.diagnosis import ranked
 from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence
+from mld_core.evaluation.detection.events import walk
+from mld_core.evaluation.detection.profile import Findings, Profile
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection.units import BoxUnits
-from mld_core.evaluation.detection3d.bins import points_names, speed_names
+from mld_core.evaluation.detection.units import BoxColumns, BoxUnits
+from mld_core.evaluation.detection3d.bins import points_names, range_bin, range_names, speed_names
 from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, RoadDiagnoses, diagnose_roads
 from mld_core.evaluation.detection3d.evidence import RoadEvidence
+from mld_core.evaluation.detection3d.geometry import RoadBoxes
 from mld_core.evaluation.metrics.boxes import Bools, Floats
 from mld_core.evaluation.metrics.kitti import KittiFrames, kitti_metrics
-from mld_core.evaluation.metrics.nuscenes import ERRORS, NuscenesProfile, tp_errors
+from mld_core.evaluation.metrics.nuscenes import (
+    ERRORS,
+    NuscenesMetrics,
+    NuscenesProfile,
+    NuscenesState,
+    match_nuscenes,
+    nuscenes_metrics,
+    tp_errors,
+)
 
+METHOD_3D = "od3d_v1"
 REPLACED = ("D20",)
 """Codes of boxes in general that a 3D code takes the place of."""
 
-UNIT_COLUMNS = (*ERRORS, "speed", "speed_bin", "points_bin")
 NEAR = 0.5
 """Closeness of 2 m."""
+
+
+def points_in(records: BoxRecords) -> NDArray[np.integer] | None:
+    """(G,) sensor points in the truths, -1 unknown; None where they are not recorded."""
+    if "n_points" not in records.truth_columns.column_names:
+        return None
+    return np.asarray(records.truth_columns["n_points"].fill_null(-1).to_numpy())
+
+
+def nuscenes_figures(records: BoxRecords) -> NuscenesMetrics | None:
+    """NuScenes' metrics of a pass; None without frames."""
+    profile = NuscenesProfile.of(records.class_names)
+    points, said, true = points_in(records), records.velocity, records.truth_velocity
+    states = [
+        match_nuscenes(
+            step.predictions,
+            step.truths,
+            profile,
+            velocities=None if said is None else said[step.rows],
+            true_velocities=None if true is None else true[step.span],
+            n_points=None if points is None else points[step.span],
+        )
+        for step in walk(records)
+    ]
+    return nuscenes_metrics(NuscenesState.merge(states), profile) if states else None
 
 
 def road_evidence(e: BoxEvidence) -> RoadEvidence:
@@ -33,9 +69,6 @@ def road_evidence(e: BoxEvidence) -> RoadEvidence:
     records, units = e.records, e.units
     kept, events = units.kept, units.events
     own = np.where(units.judged & events.right & events.matched, events.truth, -1)
-    points = None
-    if "n_points" in records.truth_columns.column_names:
-        points = records.truth_columns["n_points"].fill_null(-1).to_numpy()
     return RoadEvidence(
         records.predictions.take(kept),
         records.truths,
@@ -48,7 +81,7 @@ def road_evidence(e: BoxEvidence) -> RoadEvidence:
         records.predictions,
         velocity=None if records.velocity is None else records.velocity[kept],
         true_velocity=records.truth_velocity,
-        n_points=points,
+        n_points=points_in(records),
         error_proba=None if e.answers is None else e.answers.analysis.error_proba,
         likely=e.t2,
         epochs=e.epochs.predictions,
@@ -119,9 +152,9 @@ def road_columns(records: BoxRecords, units: BoxUnits) -> dict[str, pa.Array]:
         true_velocity = records.truth_velocity[truth[there]]
         velocity[there] = np.where(np.isnan(true_velocity), velocity[there], true_velocity)
     points = np.full(units.rows, -1, np.int64)
-    if "n_points" in records.truth_columns.column_names:
-        values = records.truth_columns["n_points"].fill_null(-1).to_numpy()
-        points[truth >= 0] = values[truth[truth >= 0]]
+    known_points = points_in(records)
+    if known_points is not None:
+        points[truth >= 0] = known_points[truth[truth >= 0]]
     made = {name: _float32(errors[:, k]) for k, name in enumerate(ERRORS)}
     made["speed"] = _float32(np.hypot(velocity[:, 0], velocity[:, 1]))
     made["speed_bin"] = pa.array(speed_names(velocity).tolist(), pa.string())
@@ -150,5 +183,44 @@ def kitti_figures(records: BoxRecords) -> dict[str, float | None]:
     return {name: value for name, value in found.items() if "image" not in name}
 
 
-def _float32(values: NDArray[np.float64]) -> pa.Array:
+def place_columns(box: NDArray[np.floating], _volume: Floats) -> dict[str, pa.Array]:
+    """Range in metres, azimuth in radians and the bin of the range of (U, 7) boxes."""
+    distance = np.hypot(box[:, 0], box[:, 1])
+    return {
+        "range": _float32(distance),
+        "azimuth": _float32(np.arctan2(box[:, 1], box[:, 0])),
+        "range_bin": pa.array(range_names(range_bin(distance)).tolist(), pa.string()),
+    }
+
+
+def diagnose(e: BoxEvidence, found: BoxDiagnoses) -> Findings:
+    """The 3D codes beside those of boxes of any kind, and what 3D boxes add to the tables."""
+    both, road = with_roads(e, found)
+    columns, figures = road_columns(e.records, e.units), kitti_figures(e.records)
+    return Findings(both, columns, figures, road_facts(e.records, road))
+
+
+def _float32(values: NDArray[np.floating]) -> pa.Array:
     return pa.array(values.astype(np.float32), pa.float32(), from_pandas=True)
+
+
+ROADS = Profile(
+    "nuscenes",
+    RoadBoxes(),
+    BoxColumns(
+        ("cx", "cy", "cz", "w", "l", "h", "yaw"),
+        place_columns,
+        (
+            pa.field("range", pa.float32()),
+            pa.field("azimuth", pa.float32()),
+            pa.field("range_bin", pa.string()),
+            *(pa.field(name, pa.float32()) for name in (*ERRORS, "speed")),
+            *(pa.field(name, pa.string()) for name in ("speed_bin", "points_bin")),
+        ),
+        near_is_iou=False,
+    ),
+    nuscenes_figures,
+    diagnose,
+    keep_epochs=True,
+)
+"""3D boxes around a vehicle: events by centre distance in the ground plane."""

@@ -1,0 +1,74 @@
+"""What one kind of boxes brings to the evaluation of a pass; `IMAGES` is that of boxes in an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mld_core.evaluation.analysis.units import Column
+from mld_core.evaluation.detection.diagnoses import BoxDiagnoses, BoxEvidence
+from mld_core.evaluation.detection.events import Figures, walk
+from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.detection.units import IMAGE_COLUMNS, BoxColumns
+from mld_core.evaluation.metrics.coco import CocoMetrics, CocoState, coco_metrics, match_coco
+from mld_core.evaluation.metrics.matching import BoxGeometry, ImageBoxes
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The diagnoses of a pass, and what else a profile has to say about it.
+
+    Attributes:
+        diagnoses: What applies to which unit.
+        columns: Further columns of the unit table.
+        metrics: Further cells of the row in the metrics table.
+        facts: Further facts of the split.
+    """
+
+    diagnoses: BoxDiagnoses
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kind of boxes.
+
+    Attributes:
+        name: `profile` in the metrics table: whose metrics they are.
+        geometry: How close two boxes are.
+        columns: What the unit table says about a box.
+        figures: The metrics of a pass over every recorded prediction; None without frames.
+        diagnose: Given the evidence and what applies to boxes of any kind, what applies to these.
+        keep_epochs: Whether `diagnose` reads the boxes of other epochs.
+    """
+
+    name: str
+    geometry: BoxGeometry
+    columns: BoxColumns
+    figures: Callable[[BoxRecords], Figures | None]
+    diagnose: Callable[[BoxEvidence, BoxDiagnoses], Findings]
+    keep_epochs: bool = False
+
+
+def coco_state(records: BoxRecords) -> CocoState | None:
+    """COCO's matches of every recorded prediction of a pass; None without frames."""
+    states = [match_coco(step.predictions, step.truths, records.n_class) for step in walk(records)]
+    return CocoState.merge(states) if states else None
+
+
+def coco_figures(records: BoxRecords) -> CocoMetrics | None:
+    """COCO's metrics of a pass; None without frames."""
+    state = coco_state(records)
+    return None if state is None else coco_metrics(state)
+
+
+IMAGES = Profile(
+    "coco",
+    ImageBoxes(),
+    IMAGE_COLUMNS,
+    coco_figures,
+    lambda _, found: Findings(found),
+)
