@@ -12,18 +12,36 @@ import atexit
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
+from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.recorder import Recorder
 
 _EXIT_S = 15.0
 
-__all__ = ["LoopRecorder", "TracedLoader"]
+__all__ = ["LoopArguments", "LoopRecorder", "TracedLoader", "traced_loaders"]
+
+
+@dataclass(frozen=True)
+class _Loaders:
+    _: KW_ONLY
+    train: Any = None
+    val: Any = None
+    test: Any = None
+
+
+@dataclass(frozen=True)
+class LoopArguments(RecorderOptions, _Loaders):
+    """What every `trace` takes behind the framework's object and the model, all by keyword."""
+
+    _: KW_ONLY
+    model_name: str | None = None
+    version_name: str | None = None
 
 
 @dataclass(eq=False)
@@ -261,3 +279,10 @@ def _finish(reference: weakref.ref[LoopRecorder]) -> None:
     loop = reference()
     if loop is not None:
         loop.at_exit()
+
+
+def traced_loaders(given: LoopArguments, loop: LoopRecorder) -> Any:
+    """What `trace` returns: the model, and the loaders that were given, traced."""
+    loaders = {"train": given.train, "val": given.val, "test": given.test}
+    traced = [TracedLoader(loader, split, loop) for split, loader in loaders.items() if loader is not None]
+    return (given.model, *traced) if traced else given.model

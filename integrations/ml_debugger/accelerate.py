@@ -15,14 +15,16 @@ import json
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from ml_debugger._loop import LoopRecorder, TracedLoader
+from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.capture.capture import say_compiled
+from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.naming import unwrap
 from mld_core.tracing.run.recorder import Recorder
 
@@ -42,9 +44,21 @@ _KEPT_SCALARS = 10_000
 _newest: weakref.ref[LoopRecorder] | None = None
 
 
-def trace(
-    accelerator: Any, model: Any, *, train: Any = None, val: Any = None, test: Any = None, **options: Any
-) -> Any:
+@dataclass(frozen=True)
+class _Prepared:
+    accelerator: Any
+    model: Any
+
+
+@dataclass(frozen=True)
+class TraceArguments(LoopArguments, _Prepared):
+    """The arguments of `trace`."""
+
+    model: Any = field()  # the prepared one, in its place in front
+
+
+@arguments_of(TraceArguments)
+def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those of the call
     """Record what the prepared model says of the batches of the prepared loaders.
 
     Call it once, on every rank, after `accelerator.prepare` and before `accelerator.load_state`.
@@ -57,7 +71,7 @@ def trace(
             which, where they do not start at 0.
         val: that of the validation split, recorded under the epoch being trained or trained last.
         test: that of the test split, likewise.
-        **options: those of every wrapper (docs/usage.md).
+        ...: those of every wrapper (docs/usage.md), by keyword.
 
     Returns:
         `model` and the loaders that were given, in the order train, val, test. The loaders are iterated
@@ -69,7 +83,8 @@ def trace(
         TypeError: an unknown option.
     """
     global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
-    recorder = Recorder(**options)
+    accelerator, model = given.accelerator, given.model
+    recorder = Recorder(**given.less("accelerator", "model", "train", "val", "test"))
     inner = unwrap(model)
     if hasattr(model, "_orig_mod"):
         say_compiled(inner)
@@ -90,9 +105,7 @@ def trace(
     accelerator.register_save_state_pre_hook(checkpoints.save)
     accelerator.register_load_state_pre_hook(checkpoints.load)
     _newest = weakref.ref(loop)
-    given = {"train": train, "val": val, "test": test}
-    traced = [TracedLoader(loader, split, loop) for split, loader in given.items() if loader is not None]
-    return (model, *traced) if traced else model
+    return traced_loaders(given, loop)
 
 
 class _Checkpoints:

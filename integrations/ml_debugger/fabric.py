@@ -7,9 +7,11 @@ what `forward` returns before Fabric converts it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from ml_debugger._loop import LoopRecorder, TracedLoader
+from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
+from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.recorder import Recorder
 
 try:
@@ -20,9 +22,21 @@ except ImportError as error:
 __all__ = ["trace"]
 
 
-def trace(
-    fabric: Any, model: Any, *, train: Any = None, val: Any = None, test: Any = None, **options: Any
-) -> Any:
+@dataclass(frozen=True)
+class _Prepared:
+    fabric: Any
+    model: Any
+
+
+@dataclass(frozen=True)
+class TraceArguments(LoopArguments, _Prepared):
+    """The arguments of `trace`."""
+
+    model: Any = field()  # the prepared one, in its place in front
+
+
+@arguments_of(TraceArguments)
+def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those of the call
     """Record what the model says of the batches of the loaders.
 
     Call it once, on every rank, after `fabric.setup` and `fabric.setup_dataloaders`.
@@ -34,7 +48,7 @@ def trace(
             which, where they do not start at 0.
         val: that of the validation split, recorded under the epoch being trained or trained last.
         test: that of the test split, likewise.
-        **options: those of every wrapper (docs/usage.md).
+        ...: those of every wrapper (docs/usage.md), by keyword.
 
     Returns:
         `model` and the loaders that were given, in the order train, val, test.
@@ -43,7 +57,8 @@ def trace(
         ConfigurationProblem: an option of the wrong type or range.
         TypeError: an unknown option.
     """
-    recorder = Recorder(**options)
+    fabric, model = given.fabric, given.model
+    recorder = Recorder(**given.less("fabric", "model", "train", "val", "test"))
     inner = model.module if is_wrapped(model) else model
     names = recorder.resolve_names(inner) if fabric.is_global_zero else {}
     names = fabric.broadcast(names)  # our only collective; every rank is here
@@ -56,6 +71,4 @@ def trace(
         framework="fabric",
     )
     loop.start()
-    given = {"train": train, "val": val, "test": test}
-    traced = [TracedLoader(loader, split, loop) for split, loader in given.items() if loader is not None]
-    return (model, *traced) if traced else model
+    return traced_loaders(given, loop)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 try:
@@ -22,12 +23,29 @@ except ImportError as error:
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.outputs import DetectionOutput
+from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.tracers.keras_object_detection import (
     ObjectDetectionTrainingKerasTracer as ObjectDetectionTracer,
 )
 from mld_core.tracing.tracers.keras_tracer import KerasRecorder, ParseFn
 
 __all__ = ["DetectionOutput", "MLDebuggerCallback", "ObjectDetectionTracer"]
+
+
+@dataclass(frozen=True)
+class _Data:
+    _: KW_ONLY
+    data: Mapping[str, Any]
+    parse_fn: ParseFn | None = None
+    max_batches: int | None = None
+
+
+@dataclass(frozen=True)
+class CallbackArguments(RecorderOptions, _Data):
+    """The arguments of the callback."""
+
+    task: str | None = field(default="detection", init=False)
 
 
 class MLDebuggerCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -39,26 +57,15 @@ class MLDebuggerCallback(keras.callbacks.Callback):  # type: ignore[misc]
         data: split -> data set: anything that yields batches anew each time it is iterated.
         parse_fn: for models of one's own (see the module).
         max_batches: most batches of a data set that are recorded each epoch, None: all.
-        options: as of every wrapper: id_fn, label_fn, input_fn, fields_fn, score_thresh, iou_thresh,
-            max_detections, every_n_epochs, store, ...
+        ...: as of every wrapper (docs/usage.md).
     """
 
-    def __init__(
-        self,
-        model_name: str | None = None,
-        version_name: str | None = None,
-        *,
-        data: Mapping[str, Any],
-        parse_fn: ParseFn | None = None,
-        max_batches: int | None = None,
-        **options: Any,
-    ) -> None:
+    @arguments_of(CallbackArguments)
+    def __init__(self, given: CallbackArguments) -> None:
         super().__init__()
-        self.data = dict(data)
-        self.max_batches = max_batches
-        self.recorder = KerasRecorder(
-            parse_fn=parse_fn, model_name=model_name, version_name=version_name, task="detection", **options
-        )
+        self.data = dict(given.data)
+        self.max_batches = given.max_batches
+        self.recorder = KerasRecorder(**given.less("data", "max_batches"))
         self.seconds = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:

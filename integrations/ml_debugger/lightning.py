@@ -15,16 +15,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.tracing.batch.taps import install_tap, remove_tap
+from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["MLDebuggerCallback"]
-
-Fn = Callable[..., Any] | None
 
 
 def _callback_bases() -> tuple[type, ...]:
@@ -47,47 +46,10 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         {}
     """
 
-    def __init__(
-        self,
-        model_name: str | None = None,
-        version_name: str | None = None,
-        *,
-        task: str | None = None,
-        model: Any = None,
-        target_layers: dict[str, str] | None = None,
-        n_class: int | None = None,
-        class_names: list[str] | None = None,
-        id_fn: Fn = None,
-        input_fn: Fn = None,
-        label_fn: Fn = None,
-        image_fn: Fn = None,
-        fields_fn: Fn = None,
-        additional_fields: list[dict[str, Any]] | None = None,
-        additional_label_fields: list[dict[str, Any]] | None = None,
-        splits: list[str] | None = None,
-        every_n_epochs: int = 1,
-        replay_train: bool | float = False,
-        score_thresh: float | None = None,
-        iou_thresh: float | None = None,
-        max_detections: int | None = None,
-        pc_range: list[float] | None = None,
-        ground_truth_provider: Any = None,
-        store: str | None = None,
-        queue_mb: float = 256,
-        on_full: str = "block",
-        roll_mb: float = 64,
-        roll_seconds: float = 10,
-        vector_dtype: str = "float16",
-        keep_vectors: int = 2,
-        input_hash: bool = True,
-        force_table_recreate: bool = False,
-        auto_sync: bool = False,
-        api_endpoint: str | None = None,
-        api_key: str | None = None,
-    ) -> None:
+    @arguments_of(WrapperOptions)
+    def __init__(self, options: WrapperOptions) -> None:
         super().__init__()
-        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        self._recorder = Recorder(**options)
+        self._recorder = Recorder(**vars(options))
         self._epoch: int | None = (
             None  # the epoch last trained; Lightning's own counter is one past it after fit
         )

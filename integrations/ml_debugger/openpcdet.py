@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -28,13 +28,13 @@ from torch import nn
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.detection3d.openpcdet import on_device
 from mld_core.adapters.registry import unwrap
+from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["Recording", "attach"]
 
-Fn = Callable[..., Any] | None
 _EXIT_S = 15.0
-_OWN = frozenset({"model", "train_loader", "test_loader", "start_epoch"})  # arguments that are no options
 
 
 class Recording:
@@ -137,46 +137,25 @@ class Recording:
         self._recorder.finish(status, timeout)
 
 
-def attach(
-    model: nn.Module,
-    train_loader: Any = None,
-    test_loader: Any = None,
-    model_name: str | None = None,
-    version_name: str | None = None,
-    *,
-    start_epoch: int = 0,
-    task: str | None = "detection3d",
-    target_layers: dict[str, str] | None = None,
-    n_class: int | None = None,
-    class_names: list[str] | None = None,
-    id_fn: Fn = None,
-    input_fn: Fn = None,
-    label_fn: Fn = None,
-    image_fn: Fn = None,
-    fields_fn: Fn = None,
-    additional_fields: list[dict[str, Any]] | None = None,
-    additional_label_fields: list[dict[str, Any]] | None = None,
-    splits: list[str] | None = None,
-    every_n_epochs: int = 1,
-    replay_train: bool | float = False,
-    score_thresh: float | None = None,
-    iou_thresh: float | None = None,
-    max_detections: int | None = None,
-    pc_range: list[float] | None = None,
-    ground_truth_provider: Any = None,
-    store: str | None = None,
-    queue_mb: float = 256,
-    on_full: str = "block",
-    roll_mb: float = 64,
-    roll_seconds: float = 10,
-    vector_dtype: str = "float16",
-    keep_vectors: int = 2,
-    input_hash: bool = True,
-    force_table_recreate: bool = False,
-    auto_sync: bool = False,
-    api_endpoint: str | None = None,
-    api_key: str | None = None,
-) -> Recording:
+@dataclass(frozen=True)
+class _Attached:
+    model: nn.Module
+    train_loader: Any = None
+    test_loader: Any = None
+    _: KW_ONLY
+    start_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class AttachArguments(WrapperOptions, _Attached):
+    """The arguments of `attach`."""
+
+    model: nn.Module = field()  # what is attached to, in its place in front
+    task: str | None = field(default="detection3d", kw_only=True)
+
+
+@arguments_of(AttachArguments)
+def attach(given: AttachArguments) -> Recording:
     """Records the training and the evaluations that follow.
 
     Args: those of every wrapper (docs/usage.md), and: `model`, the detector or what DistributedDataParallel
@@ -188,9 +167,8 @@ def attach(
         The recording: `finish()` it at the end of the script. What is left to the interpreter's exit lacks
         the last epoch's training frames of `replay_train`.
     """
-    options = {key: value for key, value in locals().items() if key not in _OWN}
-    recorder = Recorder(**options)
-    inner = unwrap(model)
+    recorder = Recorder(**given.less("model", "train_loader", "test_loader", "start_epoch"))
+    inner = unwrap(given.model)
     grouped = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     names = [recorder.resolve_names(inner) if rank == 0 else None]
@@ -198,7 +176,7 @@ def attach(
         dist.broadcast_object_list(names)  # our only collective; every rank is here
     recorder.start(inner, names[0] or {}, rank=rank, world_size=world, framework="openpcdet")
     # Behind the recorder's own hooks: what they keep is there when the call is recorded.
-    return Recording(recorder, inner, train_loader, test_loader, start_epoch)
+    return Recording(recorder, inner, given.train_loader, given.test_loader, given.start_epoch)
 
 
 def _batch_of(args: Any, kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ import torch.distributed as dist
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.adapters.registry import unwrap
+from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["attach"]
 
 RUN_FILE = "mld_run.json"
-Fn = Callable[..., Any] | None
 _EVENTS = (
     "on_pretrain_routine_end",
     "on_train_epoch_start",
@@ -51,41 +52,23 @@ _EVENTS = (
 )
 
 
-def attach(
-    model: Any,
-    model_name: str | None = None,
-    version_name: str | None = None,
-    *,
-    task: str | None = "detection",
-    target_layers: dict[str, str] | None = None,
-    n_class: int | None = None,
-    class_names: list[str] | None = None,
-    id_fn: Fn = None,
-    input_fn: Fn = None,
-    label_fn: Fn = None,
-    image_fn: Fn = None,
-    fields_fn: Fn = None,
-    additional_fields: list[dict[str, Any]] | None = None,
-    additional_label_fields: list[dict[str, Any]] | None = None,
-    splits: list[str] | None = None,
-    every_n_epochs: int = 1,
-    replay_train: bool | float = False,
-    score_thresh: float | None = None,
-    iou_thresh: float | None = None,
-    max_detections: int | None = None,
-    store: str | None = None,
-    queue_mb: float = 256,
-    on_full: str = "block",
-    roll_mb: float = 64,
-    roll_seconds: float = 10,
-    vector_dtype: str = "float16",
-    keep_vectors: int = 2,
-    input_hash: bool = True,
-    force_table_recreate: bool = False,
-    auto_sync: bool = False,
-    api_endpoint: str | None = None,
-    api_key: str | None = None,
-) -> Any:
+@dataclass(frozen=True)
+class _Attached:
+    model: Any
+
+
+@dataclass(frozen=True)
+class AttachArguments(WrapperOptions, _Attached):
+    """The arguments of `attach`: those of every wrapper, less those of 3D."""
+
+    model: Any = field()  # what is attached to, in its place in front
+    task: str | None = field(default="detection", kw_only=True)
+    pc_range: Any = field(default=None, init=False)
+    ground_truth_provider: Any = field(default=None, init=False)
+
+
+@arguments_of(AttachArguments)
+def attach(given: AttachArguments) -> Any:
     """Records what follows: training and its validations of a `YOLO`, an `RTDETR` or a trainer.
 
     Args: as of every wrapper (docs/usage.md), less those of 3D. `score_thresh` and the like filter what is
@@ -94,11 +77,10 @@ def attach(
     Returns:
         `model`.
     """
-    options = {k: v for k, v in locals().items() if k != "model"}
-    callbacks = _Callbacks(Recorder(**options))
+    callbacks = _Callbacks(Recorder(**given.less("model")))
     for event in _EVENTS:
-        model.add_callback(event, getattr(callbacks, event))
-    return model
+        given.model.add_callback(event, getattr(callbacks, event))
+    return given.model
 
 
 class _Callbacks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 from mld_core.records.format.schema import AdditionalField, parse_fields
@@ -13,11 +13,51 @@ from mld_core.tracing.guard import ConfigurationProblem
 
 _TASKS: Final = ("classification", "detection", "detection3d")
 _FUNCTIONS: Final = ("id_fn", "input_fn", "label_fn", "image_fn", "fields_fn")
+_POSITIVE: Final = ((int, float), "a positive number", lambda v: math.isfinite(v) and v > 0)
 
 
 @dataclass(frozen=True)
-class RecorderOptions:
-    """Options of every wrapper (public API, section 7); a wrong value is one clear error before training.
+class WrapperOptions:
+    """The arguments of every wrapper (public API, section 7); no argument is required.
+
+    Args:
+        model_name: first half of the run's name; None: the class name of what is trained.
+        version_name: second half; None: the next free `v<k>`, and a resumed training finds its own again.
+        task: "classification", "detection" or "detection3d"; None: inferred. Anything else is said once and
+            not recorded.
+        model: the module that makes the logits, or the detector, where it can not be found or there are
+            several.
+        target_layers: alias -> module path of features to record; None: the input of the layer that makes the
+            logits.
+        n_class: number of classes; None: read from the model.
+        class_names: their names.
+        id_fn: batch -> list of ids; None: ids are looked for (docs/usage.md).
+        input_fn: batch -> inputs; None: found in the batch.
+        label_fn: batch -> labels or true boxes; None: found in the batch.
+        image_fn: batch -> images kept as thumbnails for the report.
+        fields_fn: batch -> dict of the additional columns.
+        additional_fields: the user's own columns per sample, `{"name", "type", "default"?}` each.
+        additional_label_fields: likewise, about the label.
+        splits: those to record, such as ["val"]; None: all the framework runs.
+        every_n_epochs: record every n-th epoch.
+        replay_train: True or a fraction: the train split is recorded in a walk after each epoch.
+        score_thresh: smallest score of a box that is recorded; None: the model's own.
+        iou_thresh: overlap above which suppression drops a box; None: the model's own.
+        max_detections: most boxes of one image or frame; None: the model's own.
+        pc_range: x_min, y_min, z_min, x_max, y_max, z_max in metres, for a 3D model that does not tell.
+        ground_truth_provider: asked, with `get(input_ids, dataset_type)`, for the truth of frames without.
+        store: where records go; None: `MLD_HOME`, else `~/.mld`.
+        queue_mb: memory bound of what waits for the disk, MiB.
+        on_full: "block" waits up to 30 s, then drops and counts; "drop" at once.
+        roll_mb: a part is written at this size, MiB;
+        roll_seconds: or at this age: what a SIGKILL can lose.
+        vector_dtype: "float16" or "float32", of logits and features.
+        keep_vectors: epochs whose features are kept per split; None: all.
+        input_hash: whether the content of each sample is hashed.
+        force_table_recreate: forget what was recorded under these names.
+        auto_sync: upload each pass when it is sealed; else all at the end of the run.
+        api_endpoint: address of a team's service; None: `MLD_API_ENDPOINT`, else local records only.
+        api_key: key for it; None: `MLD_API_KEY`.
 
     Raises:
         ConfigurationProblem: a value of the wrong type or outside its range; the message names value and fix.
@@ -25,6 +65,7 @@ class RecorderOptions:
 
     model_name: str | None = None
     version_name: str | None = None
+    _: KW_ONLY
     task: str | None = None
     model: Any = None
     target_layers: Mapping[str, str] | None = None
@@ -52,12 +93,15 @@ class RecorderOptions:
     roll_seconds: float = 10
     vector_dtype: str = "float16"
     keep_vectors: int | None = 2
-    max_store_gb: float | None = None
     input_hash: bool = True
     force_table_recreate: bool = False
     auto_sync: bool = False
     api_endpoint: str | None = None
     api_key: str | None = field(default=None, repr=False)
+
+    def less(self, *own: str) -> dict[str, Any]:
+        """What `Recorder` takes of these arguments: all but a wrapper's own."""
+        return {name: value for name, value in vars(self).items() if name not in own}
 
     def __post_init__(self) -> None:
         for name in ("model_name", "version_name", "api_endpoint", "api_key"):
@@ -82,8 +126,8 @@ class RecorderOptions:
         self._expect("max_detections", (int,), "an integer of at least 1", ok=lambda v: v >= 1)
         for name in ("score_thresh", "iou_thresh"):
             self._expect(name, (int, float), "a number from 0 to 1", ok=lambda v: 0 <= v <= 1)
-        for name in ("queue_mb", "roll_mb", "roll_seconds", "max_store_gb"):
-            self._expect(name, (int, float), "a positive number", ok=lambda v: math.isfinite(v) and v > 0)
+        for name in ("queue_mb", "roll_mb", "roll_seconds"):
+            self._expect(name, *_POSITIVE)
         self._expect("on_full", (str,), "'block' or 'drop'", ok=lambda v: v in {"block", "drop"})
         self._expect(
             "vector_dtype", (str,), "'float16' or 'float32'", ok=lambda v: v in {"float16", "float32"}
@@ -107,7 +151,7 @@ class RecorderOptions:
         self, name: str, types: tuple[type, ...], what: str, ok: Callable[[Any], bool] | None = None
     ) -> None:
         value = getattr(self, name)
-        default = type(self).__dataclass_fields__[name].default
+        default = RecorderOptions.__dataclass_fields__[name].default
         if value is None and default is None:
             return
         wrong_type = not isinstance(value, types) or (isinstance(value, bool) and bool not in types)
@@ -152,6 +196,21 @@ class RecorderOptions:
     def records_epoch(self, n_epoch: int | None) -> bool:
         """Whether `every_n_epochs` lets this epoch pass; epochs below 0 and unknown ones always do."""
         return n_epoch is None or n_epoch < 0 or n_epoch % self.every_n_epochs == 0
+
+
+@dataclass(frozen=True)
+class RecorderOptions(WrapperOptions):
+    """The options of the recorder: those of every wrapper, and one more.
+
+    Args:
+        max_store_gb: bound of the store in GiB at the end of a run, kept by dropping old features.
+    """
+
+    max_store_gb: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._expect("max_store_gb", *_POSITIVE)
 
 
 def _all_strings(value: Mapping[Any, Any]) -> bool:

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -27,11 +27,13 @@ from mld_core.tracing.capture.capture import Capture
 from mld_core.tracing.capture.heads import Captured
 from mld_core.tracing.guard import ConfigurationProblem, Guard
 from mld_core.tracing.run.account import describe_run
+from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.naming import architecture_hash, rank_and_world, restart_count, shared_launch_id
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.recorder import Recorder
 from mld_core.tracing.run.sealing import OpenPass, check_traced
 from mld_core.tracing.run.session import Session
+from mld_core.tracing.tracers.arguments import TracerArguments
 
 GIVEN: Final = "input_id"  # the id source of ids that were handed over
 
@@ -39,64 +41,34 @@ GIVEN: Final = "input_id"  # the id source of ids that were handed over
 class TorchTracer:
     """A PyTorch model under observation: options, hooks, and where the records go.
 
-    Args:
-        model: the model; it is never changed, its output is passed through untouched.
-        model_name: name of the model; records of other names never mix.
-        version_name: name of this version.
-        target_layers: alias -> module path whose output is recorded as a feature; None: the input of the
-            layer that makes the class logits.
-        additional_fields: the user's own columns per sample, `{"name", "type", "default"?}` each; their
-            values come through `**kwargs` of the call.
-        additional_label_fields: likewise, about the label.
-        auto_sync: upload each pass when it is sealed; else when `wait_for_save` is called, or at the end.
-        force_table_recreate: drop what is recorded under these two names and start anew.
-        api_endpoint: address of a service; default `MLD_API_ENDPOINT`; none: local records only.
-        api_key: key for it; default `MLD_API_KEY`.
-        **options: further options of the recorder, from the task's own tracer.
-
     Raises:
         ConfigurationProblem: a module path that does not exist, a key without an endpoint, a malformed field.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        model_name: str,
-        version_name: str,
-        target_layers: Mapping[str, str] | None = None,
-        additional_fields: Any = None,
-        additional_label_fields: Any = None,
-        auto_sync: bool = False,
-        force_table_recreate: bool = False,
-        api_endpoint: str | None = None,
-        api_key: str | None = None,
-        **options: Any,
-    ) -> None:
+    task: ClassVar[str] = "classification"
+
+    @arguments_of(TracerArguments)
+    def __init__(self, given: TracerArguments) -> None:
+        self._begin(given)
+
+    def _begin(self, given: TracerArguments) -> None:
+        """What `__init__` does, whose arguments are those of the task."""
+        model = given.model
         if not isinstance(model, nn.Module):
             raise ConfigurationProblem(f"model={type(model).__name__}: expected a torch.nn.Module.")
-        for name, value in (("model_name", model_name), ("version_name", version_name)):
+        for name in ("model_name", "version_name"):
+            value = getattr(given, name)
             if not isinstance(value, str) or not value:
                 raise ConfigurationProblem(f"{name}={value!r}: expected a non-empty string.")
         self.model = model
-        self.recorder = Recorder(
-            model_name=model_name,
-            version_name=version_name,
-            target_layers=target_layers,
-            additional_fields=additional_fields,
-            additional_label_fields=additional_label_fields,
-            auto_sync=auto_sync,
-            force_table_recreate=force_table_recreate,
-            api_endpoint=api_endpoint,
-            api_key=api_key,
-            **{"task": "classification", **options},
-        )
+        self.recorder = Recorder(task=self.task, **given.for_recorder())
         self._features: dict[str, torch.Tensor] = {}
         self._capture: Any = None
         self._set_up()
         self._register_model_hooks(model)
 
     def _set_up(self) -> None:
-        """What else an instance begins with; not in `__init__`, whose arguments are the public ones."""
+        """What else an instance begins with."""
 
     @property
     def options(self) -> RecorderOptions:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mld_core.adapters.detection3d.families import Detector3D
 from mld_core.tracing.batch.modalities import modalities
@@ -13,6 +13,8 @@ from mld_core.tracing.batch.truths import as_frames, find_truth
 from mld_core.tracing.capture.detectors import has_detector, point_range
 from mld_core.tracing.capture.holding import Holder
 from mld_core.tracing.guard import ConfigurationProblem
+from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.tracers.arguments import Detection3DArguments, TracerArguments
 from mld_core.tracing.tracers.detection_tracer import (
     DetectionTorchTracer,
     DetectionTrainingTracer,
@@ -24,6 +26,10 @@ class ObjectDetection3DTorchTracer(DetectionTorchTracer):
     """What 3D detection tracers of PyTorch models have in common."""
 
     task: ClassVar[str] = "detection3d"
+
+    @arguments_of(Detection3DArguments)
+    def __init__(self, given: Detection3DArguments) -> None:
+        self._begin(given)
 
     @staticmethod
     def detect(model: Any) -> bool:
@@ -40,55 +46,12 @@ class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetect
 
     Every frame is run once, in the order given: detectors with a memory stay right. Detectors that take one
     frame at a time (MIT BEVFusion, StreamPETR, BEVFormer) get the clouds of a list one by one.
-
-    Arguments as of `ObjectDetectionTrainingTorchTracer`, and
-
-    Args:
-        max_detections_per_frame: None: the model's, else 300.
-        pc_range: x_min, y_min, z_min, x_max, y_max, z_max in metres, where the model does not tell.
-        ground_truth_provider: asked, with `get(input_ids, dataset_type)`, on the writer thread, for the
-            truth of frames that come without.
     """
 
     _native_truth: Any = None
 
-    def __init__(
-        self,
-        model: nn.Module,
-        model_name: str,
-        version_name: str,
-        target_layers: Mapping[str, str] | None = None,
-        additional_fields: Any = None,
-        additional_label_fields: Any = None,
-        auto_sync: bool = False,
-        force_table_recreate: bool = False,
-        api_endpoint: str | None = None,
-        api_key: str | None = None,
-        n_class: int | None = None,
-        score_thresh: float | None = None,
-        iou_thresh: float | None = None,
-        max_detections_per_frame: int | None = None,
-        pc_range: Sequence[float] | None = None,
-        ground_truth_provider: Any = None,
-    ) -> None:
-        super().__init__(
-            model,
-            model_name,
-            version_name,
-            target_layers,
-            additional_fields,
-            additional_label_fields,
-            auto_sync,
-            force_table_recreate,
-            api_endpoint,
-            api_key,
-            n_class=n_class,
-            score_thresh=score_thresh,
-            iou_thresh=iou_thresh,
-            max_detections=max_detections_per_frame,
-            pc_range=pc_range,
-            ground_truth_provider=ground_truth_provider,
-        )
+    def _begin(self, given: TracerArguments) -> None:
+        super()._begin(given)
         if not self._reads_output():
             point_range(self.adapter, self.options.pc_range)
 
@@ -194,46 +157,13 @@ def _frame_inputs(model_input: Any, n: int) -> list[Any]:
     return [{key: value[i : i + 1] for key, value in model_input.items()} for i in range(n)]
 
 
-def ObjectDetection3DTracer(  # noqa: N802 - the public name of the factory
-    model: nn.Module,
-    model_name: str,
-    version_name: str,
-    target_layers: Mapping[str, str] | None = None,
-    additional_fields: Any = None,
-    additional_label_fields: Any = None,
-    auto_sync: bool = False,
-    force_table_recreate: bool = False,
-    api_endpoint: str | None = None,
-    api_key: str | None = None,
-    n_class: int | None = None,
-    score_thresh: float | None = None,
-    iou_thresh: float | None = None,
-    max_detections_per_frame: int | None = None,
-    pc_range: Sequence[float] | None = None,
-    ground_truth_provider: Any = None,
-) -> ObjectDetection3DTrainingTorchTracer:
+@arguments_of(Detection3DArguments)
+def ObjectDetection3DTracer(given: Detection3DArguments) -> ObjectDetection3DTrainingTorchTracer:  # noqa: N802 - the public name
     """The 3D tracer that knows the model; arguments as of `ObjectDetection3DTrainingTorchTracer`.
 
     Raises:
         UnknownDetectorError: no tracer and no adapter knows the model; the message says how to add one.
     """
-    kind: Any = tracer_class(ObjectDetection3DTrainingTorchTracer, model)
-    made: ObjectDetection3DTrainingTorchTracer = kind(
-        model,
-        model_name,
-        version_name,
-        target_layers,
-        additional_fields,
-        additional_label_fields,
-        auto_sync,
-        force_table_recreate,
-        api_endpoint,
-        api_key,
-        n_class,
-        score_thresh,
-        iou_thresh,
-        max_detections_per_frame,
-        pc_range,
-        ground_truth_provider,
-    )
+    kind: Any = tracer_class(ObjectDetection3DTrainingTorchTracer, given.model)
+    made: ObjectDetection3DTrainingTorchTracer = kind(**vars(given))
     return made

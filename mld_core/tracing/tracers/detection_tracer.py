@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,9 @@ from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
 from mld_core.adapters.registry import UnknownDetectorError, families
 from mld_core.tracing.batch.truths import as_frames, count_frames, find_images
 from mld_core.tracing.capture.detectors import DetectorCapture, find_detector, has_detector
+from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.detection import DetectionSession, image_sizes
+from mld_core.tracing.tracers.arguments import DetectionArguments, DetectorArguments, TracerArguments
 from mld_core.tracing.tracers.base import TorchTracer, TrainingTracer
 
 Output = DetectionOutput | Detection3DOutput
@@ -35,47 +38,19 @@ class DetectionTorchTracer(TorchTracer):
 
     task: ClassVar[str] = "detection"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        model_name: str,
-        version_name: str,
-        target_layers: Mapping[str, str] | None = None,
-        additional_fields: Any = None,
-        additional_label_fields: Any = None,
-        auto_sync: bool = False,
-        force_table_recreate: bool = False,
-        api_endpoint: str | None = None,
-        api_key: str | None = None,
-        *,
-        n_class: int | None = None,
-        score_thresh: float | None = None,
-        iou_thresh: float | None = None,
-        max_detections: int | None = None,
-        **options: Any,
-    ) -> None:
-        self.adapter = self._find_adapter(model)
-        super().__init__(
-            model,
-            model_name,
-            version_name,
-            target_layers,
-            additional_fields,
-            additional_label_fields,
-            auto_sync,
-            force_table_recreate,
-            api_endpoint,
-            api_key,
-            task=self.task,
-            n_class=n_class if n_class is not None else self._get_n_class(model),
-            score_thresh=score_thresh,
-            iou_thresh=iou_thresh,
-            max_detections=max_detections,
-            **options,
-        )
+    @arguments_of(DetectionArguments)
+    def __init__(self, given: DetectionArguments) -> None:
+        self._begin(given)
+
+    def _begin(self, given: TracerArguments) -> None:
+        self.adapter = self._find_adapter(given.model)
+        assert isinstance(given, DetectorArguments)
+        if given.n_class is None:
+            given = replace(given, n_class=self._get_n_class(given.model))
+        super()._begin(given)
         self.recorder.kind = DetectionSession
         if self._capture is None:  # a subclass that sets hooks of its own
-            self._capture = DetectorCapture(self.adapter, self.options.target_layers, model=model)
+            self._capture = DetectorCapture(self.adapter, self.options.target_layers, model=self.model)
 
     @classmethod
     def _reads_output(cls) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
 from mld_core.adapters.keras.detectors import KerasDetectorAdapter, TensorFlowDetectionAdapter
 from mld_core.adapters.registry import type_names
 from mld_core.records.store.export import export_run
+from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.tracers.arguments import DetectionArguments
 from mld_core.tracing.tracers.keras_tracer import KerasRecorder, ParseFn
 
 _PACKAGES: Final = ("keras.", "keras_cv.", "keras_hub.", "tf_keras.", "tensorflow.")
@@ -32,69 +34,29 @@ def _finish(reference: weakref.ref[KerasRecorder]) -> None:
         recorder.finish()
 
 
-class ObjectDetectionTrainingKerasTracer:
-    """Records a Keras or TensorFlow detector, called by hand; arguments as of `ml_debugger.training`'s.
+@dataclass(frozen=True)
+class KerasArguments(DetectionArguments):
+    """What the Keras tracer takes beside what every 2D one takes (`DetectionArguments`).
 
     Args:
-        model: called with the images and `training=False`.
-        model_name: of the run.
-        version_name: of the run.
-        target_layers: not used by Keras models (said once if given).
-        additional_fields: the user's columns; values come as keyword arguments of the call.
-        additional_label_fields: not used by Keras models (said once if given).
-        auto_sync: as of every tracer.
-        force_table_recreate: starts this model's version anew.
-        api_endpoint: of a team's service.
-        api_key: for it.
-        n_class: where the model does not tell.
-        score_thresh: None: the model's, else 0.05.
-        iou_thresh: None: the model's, else 0.5.
-        max_detections_per_image: None: the model's, else 300.
         parse_fn: for models of one's own (see `ml_debugger.keras`).
         store: folder of the records.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        model_name: str,
-        version_name: str,
-        target_layers: Mapping[str, str] | None = None,
-        additional_fields: Any = None,
-        additional_label_fields: Any = None,
-        auto_sync: bool = False,
-        force_table_recreate: bool = False,
-        api_endpoint: str | None = None,
-        api_key: str | None = None,
-        n_class: int | None = None,
-        score_thresh: float | None = None,
-        iou_thresh: float | None = None,
-        max_detections_per_image: int | None = None,
-        *,
-        parse_fn: ParseFn | None = None,
-        store: Any = None,
-    ) -> None:
-        self.recorder = KerasRecorder(
-            parse_fn=parse_fn,
-            model_name=model_name,
-            version_name=version_name,
-            task="detection",
-            target_layers=target_layers,
-            additional_fields=additional_fields,
-            additional_label_fields=additional_label_fields,
-            auto_sync=auto_sync,
-            force_table_recreate=force_table_recreate,
-            api_endpoint=api_endpoint,
-            api_key=api_key,
-            n_class=n_class,
-            score_thresh=score_thresh,
-            iou_thresh=iou_thresh,
-            max_detections=max_detections_per_image,
-            store=store,
-        )
+    _: KW_ONLY
+    parse_fn: ParseFn | None = None
+    store: Any = None
+
+
+class ObjectDetectionTrainingKerasTracer:
+    """Records a Keras or TensorFlow detector, called by hand with the images and `training=False`."""
+
+    @arguments_of(KerasArguments)
+    def __init__(self, given: KerasArguments) -> None:
+        self.recorder = KerasRecorder(task="detection", **given.for_recorder())
         atexit.register(_finish, weakref.ref(self.recorder))
-        self.model = model
-        self.recorder.start(model)
+        self.model = given.model
+        self.recorder.start(given.model)
 
     def __call__(
         self,

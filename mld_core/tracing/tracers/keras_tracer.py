@@ -30,7 +30,7 @@ from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import OpenPass, RunWriter, attempt_name, check_traced, new_launch_id
 from mld_core.tracing.tables.box_tables import BoxPass, Frames, check_truth, joined
 
-ParseFn = Callable[[Any, Sequence[tuple[int, int]]], "DetectionOutput | Parsed"]
+ParseFn = Callable[[Any, Sequence[tuple[int, int]]], DetectionOutput | Parsed]
 _RULE: Final = "what the class layer sees at each detection's anchor"
 _ROW_BYTES: Final = 4096
 _CLOSE_S: Final = 300.0
