@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from mld_core.tracing.batch.identity import base_id
@@ -34,6 +34,10 @@ _ONE_TO_ONE = {
     ("lightning.pytorch.overrides.distributed", "_IndexBatchSamplerWrapper"),
     ("pytorch_lightning.overrides.distributed", "_IndexBatchSamplerWrapper"),
     ("accelerate.data_loader", "SkipBatchSampler"),
+}
+_BATCH_SAMPLERS = {
+    ("torch.utils.data.sampler", "BatchSampler"),
+    ("accelerate.data_loader", "BatchSamplerShard"),
 }
 
 
@@ -246,13 +250,10 @@ def install_tap(loader: Any) -> IndexTap | None:
     """
     if not isinstance(loader, DataLoader) or getattr(loader, "skip_batches", False):
         return None
-    if any(kind.__name__ in {"DataLoaderDispatcher", "StatefulDataLoader"} for kind in type(loader).__mro__):
-        return None
     target = _innermost(loader)
-    current: Any = target.batch_sampler
-    ordered = getattr(target, "in_order", True) and not isinstance(target.dataset, IterableDataset)
-    if current is None or not ordered:
+    if _is_a(loader, "DataLoaderDispatcher", "StatefulDataLoader") or not _ordered(target):
         return None
+    current: Any = target.batch_sampler
     tap: IndexTap = current if issubclass(type(current), IndexTap) else _tap_of(current)
     if tap is not current:
         object.__setattr__(target, "batch_sampler", tap)  # DataLoader refuses the plain assignment
@@ -273,3 +274,58 @@ def _innermost(loader: Any) -> Any:
     while "base_dataloader" in getattr(loader, "__dict__", {}):
         loader = loader.base_dataloader
     return loader
+
+
+def _is_a(loader: Any, *names: str) -> bool:
+    return any(kind.__name__ in names for kind in type(loader).__mro__)
+
+
+def _ordered(loader: Any) -> bool:
+    """Whether batches are delivered in the order in which their indices are drawn."""
+    mapped = not isinstance(loader.dataset, IterableDataset)
+    return mapped and loader.batch_sampler is not None and getattr(loader, "in_order", True)
+
+
+class SequentialOrder:
+    """Names the samples of each delivered batch of a sequential loader; used like an `IndexTap`.
+
+    For a walk whose loader is known only after it began: an evaluation of the Hugging Face Trainer shows its
+    loader with the first finished batch. A sequential sampler draws the same indices on every walk, and from
+    no generator, so a second walk over the batch sampler tells what the first one drew. Any other order is
+    not guessed.
+
+    Args:
+        batch_sampler: a batch sampler over a sequential sampler.
+        dataset: what its indices belong to.
+    """
+
+    def __init__(self, batch_sampler: Any, dataset: Any) -> None:
+        self._drawn: Iterator[Any] | None = iter(batch_sampler)
+        self._dataset = dataset
+
+    def pop(self, n: int | None, max_ahead: int | None = None) -> list[str] | None:  # noqa: ARG002 - as a tap's
+        """The ids of the next batch, which has `n` samples; None from the first batch of another size on."""
+        indices = None if self._drawn is None else next(self._drawn, None)
+        if indices is None or (n is not None and len(indices) != n):
+            self._drawn = None
+            return None
+        return [base_id(self._dataset, index) for index in indices]
+
+
+def sequential_order(loader: Any) -> SequentialOrder | None:
+    """The order of a loader that draws its dataset front to back, sharded over ranks or not; else None.
+
+    Args:
+        loader: a ``torch.utils.data.DataLoader``, or one prepared by Accelerate.
+    """
+    if _is_a(loader, "DataLoaderDispatcher"):
+        return None  # rank 0 draws for all and slices
+    loader = getattr(loader, "base_dataloader", loader)
+    if not isinstance(loader, DataLoader) or not _ordered(loader):
+        return None
+    current: Any = loader.batch_sampler
+    while (type(current).__module__, type(current).__name__) in _BATCH_SAMPLERS:
+        current = current.sampler if type(current) is BatchSampler else current.batch_sampler
+    return (
+        SequentialOrder(loader.batch_sampler, loader.dataset) if type(current) is SequentialSampler else None
+    )

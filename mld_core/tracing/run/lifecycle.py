@@ -23,9 +23,11 @@ from mld_core.tracing.run.detection import DetectionSession
 from mld_core.tracing.run.naming import (
     architecture_hash,
     class_name,
+    names_of,
     passes_of,
     passes_text,
-    restart_count,
+    rank_and_world,
+    shared_launch_id,
 )
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import OpenPass, attempt_name, new_launch_id
@@ -89,17 +91,32 @@ class RunLife:
             run = RunKey(model_name, version)
             if options.force_table_recreate and not restored:
                 store.recreate(run)
-            names = {
-                "model_name": model_name,
-                "version_name": version,
-                "store": str(store.root),
-                "launch_id": new_launch_id(),
-                "restart": str(restart_count()),
-            }
+            names = names_of(run, store, new_launch_id())
             described = architecture_hash(options.model or model)
             describe_run(store, run, described, options, self.guard)
             return names
         return {}
+
+    def start_by_hand(self, model: nn.Module, capture: Any) -> None:
+        """Starts where no framework says when: at the first batch, without a collective.
+
+        Args:
+            model: what is traced.
+            capture: its hooks.
+        """
+        options = self.options
+        run, store = RunKey(str(options.model_name), str(options.version_name)), Store(options.store)
+        rank, world_size = rank_and_world()
+
+        def first() -> None:
+            if options.force_table_recreate:
+                store.recreate(run)
+
+        launch_id = shared_launch_id(f"{run.model_name}/{run.version_name}/{store.root}", first)
+        if rank == 0:
+            describe_run(store, run, architecture_hash(model), options, self.guard)
+        names = names_of(run, store, launch_id)
+        self.start(model, names, rank=rank, world_size=world_size, framework="", capture=capture)
 
     def start(
         self,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parameter import is_lazy
 
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.capture.capture import canonical
 from mld_core.tracing.run.sealing import new_launch_id
 
@@ -23,6 +24,17 @@ def restart_count() -> int:
     """How often the launcher restarted this process group (torchelastic), 0 elsewhere."""
     text = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return int(text) if text.isdigit() else 0
+
+
+def names_of(run: RunKey, store: Store, launch_id: str) -> dict[str, str]:
+    """What every rank needs to know of a launch, as plain strings."""
+    return {
+        "model_name": run.model_name,
+        "version_name": run.version_name,
+        "store": str(store.root),
+        "launch_id": launch_id,
+        "restart": str(restart_count()),
+    }
 
 
 def env_rank() -> tuple[int, int] | None:

@@ -17,8 +17,7 @@ from mld_core.records.format.layout import PassKey
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, row_count
 from mld_core.tracing.batch.identity import locate_ids
 from mld_core.tracing.batch.labels import find_labels
-from mld_core.tracing.batch.order import sequential_order
-from mld_core.tracing.batch.taps import install_tap
+from mld_core.tracing.batch.taps import install_tap, sequential_order
 from mld_core.tracing.run.lifecycle import RunLife
 from mld_core.tracing.run.replay import plan
 from mld_core.tracing.run.sealing import OpenPass

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mld_core.tracing.batch.batches import takes_keywords
-from mld_core.tracing.batch.order import SequentialOrder
+from mld_core.tracing.batch.taps import SequentialOrder
 from mld_core.tracing.capture.detectors import DetectorCapture
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.session import Session

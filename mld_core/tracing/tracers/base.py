@@ -26,9 +26,8 @@ from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, class_count, row
 from mld_core.tracing.capture.capture import Capture
 from mld_core.tracing.capture.heads import Captured
 from mld_core.tracing.guard import ConfigurationProblem, Guard
-from mld_core.tracing.run.account import describe_run
 from mld_core.tracing.run.arguments import arguments_of
-from mld_core.tracing.run.naming import architecture_hash, rank_and_world, restart_count, shared_launch_id
+from mld_core.tracing.run.naming import rank_and_world
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.recorder import Recorder
 from mld_core.tracing.run.sealing import OpenPass, check_traced
@@ -290,36 +289,11 @@ class TrainingTracer(TorchTracer):
         if not self.recorder.failed_to_start:
             lost = "all records of this tracer (MLD_HOME says where the store is)"
             with self.guard.catch("starting to record", lost=lost) as caught:
-                self._start()
+                if self._capture is None:
+                    self._register_model_hooks(self.model)
+                self.recorder.start_by_hand(self.model, self._capture)
             self.recorder.failed_to_start |= caught.failed
         return self.recorder.session
-
-    def _start(self) -> None:
-        rank, world_size = rank_and_world()
-        assert self.options.model_name is not None
-        assert self.options.version_name is not None
-        run = RunKey(self.options.model_name, self.options.version_name)
-        store = Store(self.options.store)
-
-        def first() -> None:
-            if self.options.force_table_recreate:
-                store.recreate(run)
-
-        launch_id = shared_launch_id(f"{run.model_name}/{run.version_name}/{store.root}", first)
-        if rank == 0:
-            describe_run(store, run, architecture_hash(self.model), self.options, self.guard)
-        names = {
-            "model_name": run.model_name,
-            "version_name": run.version_name,
-            "store": str(store.root),
-            "launch_id": launch_id,
-            "restart": str(restart_count()),
-        }
-        if self._capture is None:
-            self._register_model_hooks(self.model)
-        self.recorder.start(
-            self.model, names, rank=rank, world_size=world_size, framework="", capture=self._capture
-        )
 
     # -- end of an epoch -------------------------------------------------------------------------------------
 
