@@ -17,7 +17,7 @@ from mld_core.evaluation.detection.method import METHOD_2D, evaluate_boxes
 from mld_core.evaluation.detection3d.profile import METHOD_3D, ROADS
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.endpoint import resolve_endpoint
-from mld_core.evaluation.engine.rounds import EmbeddedEngine, Reporter
+from mld_core.evaluation.engine.executor import Reporter, Workers
 from mld_core.evaluation.errors import NotFoundError, known, near
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import FORMAT, ResultStore, utc_now
@@ -164,7 +164,7 @@ class Evaluator:
         today = datetime.now(timezone.utc).strftime("%Y%m%d")
         wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
         with results.writing() as folder, self._reporter(chosen) as reporter:
-            engine = EmbeddedEngine(chosen.get("threads"), reporter)
+            engine = Workers(chosen.get("threads"), reporter)
             found = _EVALUATE[method](results, selections, folder, engine, options=chosen)
             info = {
                 "format": FORMAT,

@@ -66,23 +66,25 @@ def generate(folder: Path, n: int) -> None:
 
 def measure(folder: Path, n: int) -> dict[str, object]:
     from mld_core.evaluation.analysis.analysis import analyse
+    from mld_core.evaluation.engine.executor import Workers
     from mld_core.evaluation.metrics.classification import auroc
     from mld_core.evaluation.space.arrays import SplitArrays
 
     stages: dict[str, float] = {}
 
-    @contextmanager
-    def progress(name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        stages[name] = round(time.perf_counter() - start, 1)
-        print(f"  {name}: {stages[name]} s", file=sys.stderr, flush=True)
+    class Clock(Workers):
+        @contextmanager
+        def stage(self, name: str, total: int | None = None) -> Iterator[None]:
+            start, short = time.perf_counter(), name.removesuffix(" (test)")
+            yield
+            stages[short] = round(time.perf_counter() - start, 1)
+            print(f"  {short}: {stages[short]} s", file=sys.stderr, flush=True)
 
     labels, hit = np.load(folder / "labels.npy"), np.load(folder / "hit.npy")
     logits = np.load(folder / "logits.npy", mmap_mode="r")
     arrays = SplitArrays(logits, labels, {"features": Stored(folder / "features.bin", n)})
     start = time.perf_counter()
-    made = analyse(arrays, progress=progress)
+    made = analyse(arrays, workers=Clock())
     seconds = time.perf_counter() - start
     cpu = time.process_time()
     wrong = made.errors == 1

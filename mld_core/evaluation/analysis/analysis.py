@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +30,7 @@ from mld_core.evaluation.analysis.train_reference import TrainReference, train_r
 from mld_core.evaluation.codes import categories
 from mld_core.evaluation.codes.categories import Flags, Thresholds
 from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
+from mld_core.evaluation.engine.executor import Stage, Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import LogitScores, SplitArrays, score_logits, unit_errors
 from mld_core.evaluation.space.cells import Density, local_density, risk_bins
@@ -39,13 +38,11 @@ from mld_core.evaluation.space.layers import LayerView, look_at_layers
 from mld_core.evaluation.space.neighbourhood import Nearest, Surroundings, surroundings
 from mld_core.evaluation.space.regions import CellGrid, Region, cut_cells, find_regions
 from mld_core.evaluation.space.slices import MetadataSlice, find_slices
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.bootstrap import error_metrics
 from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hashes
 from mld_core.evaluation.statistics.kmeans import assign
 
 SHOWN_NEIGHBOURS = 8
-NO_PROGRESS: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass
@@ -74,13 +71,17 @@ class Work:
     hashes: NDArray[np.uint64]
     folds: list[NDArray[np.int8]]
 
+    def stage(self, name: str) -> Stage:
+        """Open a line of progress."""
+        return self.workers.stage(f"{name} ({self.arrays.name})")
+
 
 def analyse(
     arrays: SplitArrays,
     *,
     reference: Reference | None = None,
     options: AnalysisOptions | None = None,
-    progress: Callable[[str], AbstractContextManager[Any]] = NO_PROGRESS,
+    workers: Workers | None = None,
 ) -> SplitAnalysis:
     """Analyse one split.
 
@@ -88,43 +89,43 @@ def analyse(
         arrays: The split.
         reference: Thresholds of the reference split (`SplitAnalysis.reference`); None = this split is it.
         options: Choices.
-        progress: Opens a context for each stage by its name.
+        workers: What runs it and shows its stages; None = `options.threads` of its own.
 
     Raises:
         ValueError: No unit is labelled.
     """
     chosen = options or AnalysisOptions()
-    with Workers(chosen.threads) as workers:
-        with progress("logits"):
-            work = prepare(arrays, chosen, workers)
+    with workers or Workers(chosen.threads) as pool:
+        with pool.stage(f"logits ({arrays.name})"):
+            work = prepare(arrays, chosen, pool)
         if len(work.known) == 0:
             raise ValueError(
                 f"split {arrays.name!r} has {arrays.rows} units and no label: its errors are unknown; "
                 "evaluate a labelled split first and project it onto this one (project_units)"
             )
-        with progress("feature space"):
-            fitted_space = space.fit_space(arrays.layers, workers)
-            points = space.project(fitted_space, arrays.layers, workers)
-        with progress("neighbours"):
+        with work.stage("feature space"):
+            fitted_space = space.fit_space(arrays.layers, pool)
+            points = space.project(fitted_space, arrays.layers, pool)
+        with work.stage("neighbours"):
             around = surroundings(
                 points,
                 work.groups,
                 work.known,
-                workers,
+                pool,
                 exact_limit=chosen.exact_limit,
                 cell_limit=chosen.cell_limit,
             )
-        with progress("train reference"):
+        with work.stage("train reference"):
             train, train_points = reference_of(work, fitted_space, points)
-        with progress("error probability"):
+        with work.stage("error probability"):
             inputs = _stack_inputs(work, around, points, train)
             estimate = estimate_errors(
-                inputs, work.scores.msp, work.groups, work.folds, workers, with_model=chosen.keep_model
+                inputs, work.scores.msp, work.groups, work.folds, pool, with_model=chosen.keep_model
             )
             if chosen.refine is not None:
                 estimate = chosen.refine(estimate, inputs, work)
         fitted = _Estimated(work, fitted_space, points, around, train, train_points, inputs, estimate)
-        return _answers(fitted, reference, progress)
+        return _answers(fitted, reference)
 
 
 @dataclass
@@ -261,27 +262,25 @@ def _label_members(made: _Estimated) -> list[Member]:
     return members
 
 
-def _answers(
-    made: _Estimated, reference: Reference | None, progress: Callable[[str], AbstractContextManager[Any]]
-) -> SplitAnalysis:
+def _answers(made: _Estimated, reference: Reference | None) -> SplitAnalysis:
     work, arrays, estimate = made.work, made.work.arrays, made.estimate
     known, proba, errors = work.known, estimate.error_proba, work.errors
     own = _own_reference(made)
     used = own.thresholds if reference is None else reference.thresholds
-    with progress("error density"):
+    with work.stage("error density"):
         density = local_density(made.around.around, errors[known], known, used.pi)
         risk_low = own.bins.lower_bound(proba)
-    with progress("label ambiguity"):
+    with work.stage("label ambiguity"):
         view = look_at_layers(arrays, made.space, made.around, work.groups, known, density.k, work.workers)
     flags = _flags(made, density, view, used, risk_low)
     category = np.where(errors >= 0, categories.categorise(flags), np.int8(-1)).astype(np.int8)
-    with progress("label quality"):
+    with work.stage("label quality"):
         posterior = label_posterior(
             _label_members(made), arrays.labels, work.folds[0], arrays.n_class, work.workers
         )
-    with progress("diagnoses"):
+    with work.stage("diagnoses"):
         neighbours, region, regions, found, slices = _diagnoses(made, flags, category, view, posterior, used)
-    with progress("metrics"):
+    with work.stage("metrics"):
         metrics = error_metrics(
             proba[known],
             errors[known],

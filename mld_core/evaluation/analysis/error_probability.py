@@ -24,7 +24,8 @@ from mld_core.evaluation.analysis.stack_features import (
     fold_columns,
     neighbour_rates,
 )
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, SALTS, hash_uniform
 from mld_core.evaluation.statistics.logistic import Logistic, fit_logistic
 from mld_core.evaluation.statistics.trees import fit_trees

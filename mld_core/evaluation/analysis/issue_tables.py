@@ -14,7 +14,6 @@ from mld_core.evaluation.analysis.answers import AnalysisOptions, SplitAnalysis
 from mld_core.evaluation.analysis.evidence import NEEDS
 from mld_core.evaluation.analysis.stages import REFERENCE_MINIMUM, Split, Value
 from mld_core.evaluation.codes.categories import CATEGORIES
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.space.regions import Region
 from mld_core.evaluation.space.slices import MetadataSlice
 
@@ -22,11 +21,10 @@ _NOT_WORTH_A_NOTE = frozenset(NEEDS[name] for name in ("comparison", "train_spli
 """Reasons that lie in what a code is about, not in what was recorded."""
 
 
-def analysis_options(options: Mapping[str, Any], engine: EmbeddedEngine, **more: Any) -> AnalysisOptions:
+def analysis_options(options: Mapping[str, Any], **more: Any) -> AnalysisOptions:
     """The options of a request as the analysis takes them."""
     return AnalysisOptions(
         risk_tolerance=options.get("risk_tolerance"),
-        threads=engine.width,
         salts=tuple(str(number) for number in range(int(options.get("repeats", 3)))),
         **more,
     )

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
 
 NEIGHBOURS = 32

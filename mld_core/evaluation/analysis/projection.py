@@ -22,12 +22,13 @@ from mld_core.evaluation.analysis.stack_features import (
     has_epoch_columns,
 )
 from mld_core.evaluation.codes.categories import Flags, projected
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Density, ambiguity_of, density_of
 from mld_core.evaluation.space.layers import close_classes
 from mld_core.evaluation.space.neighbourhood import K_GRID, Nearest, look
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.blocks import spans
 
 _CELLS = 2**22
 
@@ -64,14 +65,19 @@ class Projection:
 
 
 def project_units(
-    arrays: SplitArrays, reference: SplitAnalysis, *, options: AnalysisOptions | None = None
+    arrays: SplitArrays,
+    reference: SplitAnalysis,
+    *,
+    options: AnalysisOptions | None = None,
+    workers: Workers | None = None,
 ) -> Projection:
     """Score units by an analysed split.
 
     Args:
         arrays: The units; their labels and errors are not read. Needs `train` where the reference had it.
         reference: An analysis made with `keep_model=True`.
-        options: Choices; `threads` counts.
+        options: Choices.
+        workers: What runs it; None = `options.threads` of its own.
 
     Raises:
         ValueError: The reference kept no model, or the train split it relied on is missing here.
@@ -81,16 +87,17 @@ def project_units(
         raise ValueError("the reference kept no model: analyse it with AnalysisOptions(keep_model=True)")
     if fitted.with_train and arrays.train is None:
         raise ValueError("the reference was analysed with its train split: give the same one as arrays.train")
-    with Workers((options or AnalysisOptions()).threads) as workers:
-        work = prepare(arrays, options or AnalysisOptions(), workers)
-        points = space.project(fitted.space, arrays.layers, workers)
+    chosen = options or AnalysisOptions()
+    with workers or Workers(chosen.threads) as pool:
+        work = prepare(arrays, chosen, pool)
+        points = space.project(fitted.space, arrays.layers, pool)
         codes, base_codes = shared_codes(arrays.groups, fitted.group_keys)
         base = fitted.around.base.regrouped(base_codes)
-        around = look(points, codes, base, K_GRID[-1], workers)
+        around = look(points, codes, base, K_GRID[-1], pool)
         inputs = _inputs(work, fitted, around, points)
         proba = score_units(model, fitted.inputs, inputs, work.scores.msp)
         density = _density(around, fitted, reference.used.pi)
-        tie, a, close = _labels(around, fitted, arrays.n_class, workers)
+        tie, a, close = _labels(around, fitted, arrays.n_class, pool)
     risk_low = reference.reference.bins.lower_bound(proba)
     baseline = model.baseline(work.scores.msp)
     used = reference.used

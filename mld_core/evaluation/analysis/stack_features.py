@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.train_reference import TrainReference
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.arrays import EpochArrays, LogitScores
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS
 
 ONE_HOT_CLASSES = 64

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.units import Column
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection
 
@@ -143,19 +143,17 @@ class SplitStage(Protocol):
         """What the progress shows."""
         ...
 
-    def __call__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
+    def __call__(self, split: Split, group: SplitGroup, engine: Workers) -> StageOutput:
         """Analyse one split."""
         ...
 
 
-def run_stages(
-    group: SplitGroup, stages: tuple[SplitStage, ...], engine: EmbeddedEngine
-) -> dict[str, StageOutput]:
+def run_stages(group: SplitGroup, stages: tuple[SplitStage, ...], engine: Workers) -> dict[str, StageOutput]:
     """Run every stage over every split; the later stage wins where two return the same column or metric."""
     found = {split.dataset: StageOutput() for split in group.splits}
     for stage in stages:
         for split in group.in_reference_order():
-            with engine.reporter.stage(f"{stage.name} ({split.dataset})"):
+            with engine.stage(f"{stage.name} ({split.dataset})"):
                 output = stage(split, group, engine)
             split.columns.update(output.columns)
             split.facts.update(output.facts)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import log_distances
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 
 CALIBRATION_UNITS = 20_000

@@ -23,8 +23,8 @@ from mld_core.evaluation.classification.scalars import (
     scalars,
 )
 from mld_core.evaluation.classification.stage import CLASSIFICATION_STAGES
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import PassSource, problem, record_problems
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
 from mld_core.evaluation.results.store import ResultStore
@@ -38,7 +38,7 @@ def evaluate_classification(
     results: ResultStore,
     selections: Sequence[PassSelection],
     folder: Path,
-    engine: EmbeddedEngine,
+    engine: Workers,
     *,
     options: dict[str, Any],
     stages: tuple[SplitStage, ...] = CLASSIFICATION_STAGES,
@@ -53,7 +53,7 @@ def evaluate_classification(
 
 
 def _evaluate_pass(
-    results: ResultStore, split: Split, engine: EmbeddedEngine, info: dict[str, Any], options: dict[str, Any]
+    results: ResultStore, split: Split, engine: Workers, info: dict[str, Any], options: dict[str, Any]
 ) -> EvaluatedPass:
     selection = split.selection
     source = PassSource.of(selection)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.units import unit_ids, unit_name, unit_schema
 from mld_core.evaluation.codes.notation import classification_codes
-from mld_core.evaluation.engine.rounds import EmbeddedEngine, Round, Sink
+from mld_core.evaluation.engine.executor import Round, Sink, Workers
 from mld_core.evaluation.metrics import classification as metrics
 from mld_core.evaluation.statistics.histograms import RankHistograms
 from mld_core.records.format.vectors import to_numpy
@@ -298,7 +298,7 @@ def histogram_kernel(batch: pa.RecordBatch, block: _Block) -> tuple[None, RankHi
 
 
 def rank(
-    engine: EmbeddedEngine,
+    engine: Workers,
     split: ClassificationSplit,
     batches: Batches,
     rows: int,
@@ -312,7 +312,7 @@ def rank(
     """
     if rows * split.n_class <= exact_cells:
         return _rank_exactly(engine, split, batches, rows)
-    in_flight = 2 * engine.width + 1
+    in_flight = 2 * engine.threads + 1
     width = max(8, HISTOGRAM_BYTES // (in_flight * RankHistograms.empty(1).total.nbytes * 2))
     auroc: list[float | None] = []
     auprc: list[float | None] = []
@@ -330,7 +330,7 @@ def rank(
     return Ranking(auroc, auprc, "histogram")
 
 
-def _rank_exactly(engine: EmbeddedEngine, split: ClassificationSplit, batches: Batches, rows: int) -> Ranking:
+def _rank_exactly(engine: Workers, split: ClassificationSplit, batches: Batches, rows: int) -> Ranking:
     logits = np.empty((rows, split.n_class), np.float32)
     truth = np.empty(rows, np.int64)
     norm = np.empty(rows, np.float64)
@@ -351,12 +351,17 @@ def _rank_exactly(engine: EmbeddedEngine, split: ClassificationSplit, batches: B
         counts = metrics.counts_by_score(score, truth == index)
         return metrics.auroc_of_counts(*counts), metrics.average_precision_of_counts(*counts)
 
-    per_class = engine.each(f"ranking of {split.dataset}", one, range(split.n_class))
-    return Ranking([auroc for auroc, _ in per_class], [auprc for _, auprc in per_class], "exact")
+    found = Ranking([], [], "exact")
+    with engine.stage(f"ranking of {split.dataset}", split.n_class) as stage:
+        for auroc, auprc in engine.map(one, range(split.n_class)):
+            found.auroc.append(auroc)
+            found.auprc.append(auprc)
+            stage.advance(1)
+    return found
 
 
 def scalars(
-    engine: EmbeddedEngine, split: ClassificationSplit, batches: Batches, rows: int, sink: Sink
+    engine: Workers, split: ClassificationSplit, batches: Batches, rows: int, sink: Sink
 ) -> ClassificationState:
     """Run the first round over a pass; rows of the unit table go to `sink` in order."""
     work = Round(f"scalars of {split.dataset}", scalars_kernel, ClassificationState(), split)

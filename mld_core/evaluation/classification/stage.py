@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -41,9 +38,8 @@ from mld_core.evaluation.analysis.units import Column
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.classification.gather import gather
 from mld_core.evaluation.codes.notation import suffixed_codes
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.arrays import SplitArrays
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.intervals import mean_intervals, ranking_intervals
 
 
@@ -52,7 +48,7 @@ class IssueAnalysis:
 
     name = "issues"
 
-    def __call__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
+    def __call__(self, split: Split, group: SplitGroup, engine: Workers) -> StageOutput:
         """Analyse a labelled split, or project an unlabelled one onto its reference."""
         if split.rows == 0:
             return StageOutput()
@@ -69,22 +65,19 @@ CLASSIFICATION_STAGES: tuple[SplitStage, ...] = (IssueAnalysis(),)
 """The analyses of `classification_v1` after its metrics, in order."""
 
 
-def _analyse(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
-    def progress(name: str) -> AbstractContextManager[Any]:
-        return engine.reporter.stage(f"{name} ({split.dataset})")
-
-    with progress("reading vectors"):
+def _analyse(split: Split, group: SplitGroup, engine: Workers) -> StageOutput:
+    with engine.stage(f"reading vectors ({split.dataset})"):
         gathered = gather(split, group)
     arrays = gathered.arrays
     keep = _projects_from(group) is split and any(one.labeled == 0 for one in group.splits)
-    options = analysis_options(group.options, engine, keep_model=keep, diagnoses=DIAGNOSES)
-    analysis = analyse(arrays, reference=_reference(split, group), options=options, progress=progress)
+    options = analysis_options(group.options, keep_model=keep, diagnoses=DIAGNOSES)
+    analysis = analyse(arrays, reference=_reference(split, group), options=options, workers=engine)
     split.scratch["reference"] = analysis.reference
     if keep:
         split.scratch["analysis"] = analysis
     metrics: dict[str, Value] = {**analysis.metrics, "error_proba_source": analysis.estimate.source}
-    with progress("intervals"), Workers(engine.width) as workers:
-        metrics |= _intervals(split, arrays, analysis, workers)
+    with engine.stage(f"intervals ({split.dataset})"), engine:
+        metrics |= _intervals(split, arrays, analysis, engine)
     extra: dict[str, Value] = {}
     if group.options.get("null_run"):
         extra["null_hotspot_ratio"] = _null_share(arrays, group, engine)
@@ -109,10 +102,10 @@ def _reference(split: Split, group: SplitGroup) -> Reference | None:
     return found if isinstance(found, Reference) else None
 
 
-def _null_share(arrays: SplitArrays, group: SplitGroup, engine: EmbeddedEngine) -> float:
+def _null_share(arrays: SplitArrays, group: SplitGroup, engine: Workers) -> float:
     """Share of hotspot and critical_hotspot after the errors were shuffled by hash: should be near 0."""
-    options = analysis_options(group.options, engine, permute_errors=True, replicates=0)
-    shuffled = analyse(arrays, options=options).ratios
+    options = analysis_options(group.options, permute_errors=True, replicates=0)
+    shuffled = analyse(arrays, options=options, workers=Workers(engine.threads)).ratios
     return float((shuffled["hotspot_ratio"] or 0.0) + (shuffled["critical_hotspot_ratio"] or 0.0))
 
 
@@ -141,7 +134,7 @@ def _projects_from(group: SplitGroup) -> Split | None:
     return found[0] if found else None
 
 
-def _project(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
+def _project(split: Split, group: SplitGroup, engine: Workers) -> StageOutput:
     reference = _projects_from(group)
     analysis = None if reference is None else reference.scratch.get("analysis")
     if reference is None or not isinstance(analysis, SplitAnalysis):
@@ -153,9 +146,9 @@ def _project(split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOu
         return StageOutput(notes=(problem,))
     assert analysis.fitted is not None
     gathered = gather(split, group, layers=analysis.fitted.space.names)
-    options = analysis_options(group.options, engine)
-    with engine.reporter.stage(f"projection ({split.dataset})"):
-        projection = project_units(gathered.arrays, analysis, options=options)
+    options = analysis_options(group.options)
+    with engine.stage(f"projection ({split.dataset})"):
+        projection = project_units(gathered.arrays, analysis, options=options, workers=engine)
     note = (
         f"no unit is labelled: error_proba and projected_category are estimates from {reference.dataset!r}, "
         "as far as the two resemble each other"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis.analysis import NO_PROGRESS, analyse
+from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions, Reference, SplitAnalysis
 from mld_core.evaluation.classification.gather import read_hashes
 from mld_core.evaluation.detection.error_probability import BoxProbabilities, BoxRefiner
@@ -23,6 +21,7 @@ from mld_core.evaluation.detection.records import (
     vector_rows,
 )
 from mld_core.evaluation.detection.units import BoxUnits, box_size
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Floats, Ints, Predictions, group_pairs, ordinal
 from mld_core.evaluation.metrics.classification import entropy, log_softmax
 from mld_core.evaluation.space.arrays import SplitArrays, TrainArrays
@@ -165,7 +164,7 @@ def analyse_boxes(
     *,
     options: AnalysisOptions,
     reference: Reference | None = None,
-    progress: Callable[[str], AbstractContextManager[Any]] = NO_PROGRESS,
+    workers: Workers | None = None,
 ) -> BoxAnswers:
     """Run the analysis of the kept predictions; at least one must be judged."""
     events = units.events
@@ -175,7 +174,7 @@ def analyse_boxes(
     wrong_class = np.where(units.judged & events.matched, (events.said_of != prediction).astype(np.int64), -1)
     refiner = BoxRefiner(code, wrong_class)
     chosen = AnalysisOptions(**{**vars(options), "refine": refiner})
-    found = analyse(arrays, reference=reference, options=chosen, progress=progress)
+    found = analyse(arrays, reference=reference, options=chosen, workers=workers)
     assert refiner.found is not None
     return BoxAnswers(found, refiner.found)
 

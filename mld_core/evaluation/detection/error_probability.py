@@ -18,8 +18,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from mld_core.evaluation.analysis.error_probability import CSE, MINIMUM, ErrorProbability
 from mld_core.evaluation.analysis.stack_features import StackInputs, fold_columns
 from mld_core.evaluation.detection.codes import A, U
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
 from mld_core.evaluation.statistics.logistic import fit_logistic
 

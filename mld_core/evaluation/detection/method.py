@@ -30,8 +30,8 @@ from mld_core.evaluation.detection.profile import IMAGES, Profile
 from mld_core.evaluation.detection.records import BoxRecords, class_logits, read_boxes, vector_rows
 from mld_core.evaluation.detection.stage import BoxAnalysis, BoxPass
 from mld_core.evaluation.detection.units import BoxUnits, unit_table
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import problem, record_problems
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.metrics.boxes import Floats
 from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
 from mld_core.evaluation.results.store import ResultStore
@@ -54,7 +54,7 @@ def evaluate_boxes(
     results: ResultStore,
     selections: Sequence[PassSelection],
     folder: Path,
-    engine: EmbeddedEngine,
+    engine: Workers,
     *,
     options: dict[str, Any],
     profile: Profile = IMAGES,
@@ -72,12 +72,12 @@ def evaluate_boxes(
 
 
 def _evaluate_group(
-    group: SplitGroup, info: dict[str, Any], engine: EmbeddedEngine, profile: Profile
+    group: SplitGroup, info: dict[str, Any], engine: Workers, profile: Profile
 ) -> list[EvaluatedPass]:
     """Match all splits of a group, then judge each at the thresholds of its reference split."""
     read = {}
     for split in group.splits:
-        with engine.reporter.stage(f"matching ({split.dataset})"):
+        with engine.stage(f"matching ({split.dataset})"):
             read[split.dataset] = _match(split, info, profile)
     limits = {name: _thresholds(read[group.reference(one.split).dataset]) for name, one in read.items()}
     # Every split needs its reference's counts of all predictions; only then are they those of the events.

@@ -10,9 +10,9 @@ from mld_core.evaluation.analysis.error_probability import ErrorProbability, est
 from mld_core.evaluation.analysis.stack_features import ONE_HOT_CLASSES, StackInputs
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import box_size
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Truths, group_pairs
 from mld_core.evaluation.space.neighbourhood import surroundings
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hashes
 
 CLOSE_LENGTHS = 2.0

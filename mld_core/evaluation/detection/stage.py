@@ -43,12 +43,11 @@ from mld_core.evaluation.detection.misses import estimate_misses
 from mld_core.evaluation.detection.profile import Profile
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits, error_codes
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Bools, Floats
 from mld_core.evaluation.metrics.classification import auroc, average_precision
 from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.regions import Region
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.bootstrap import bootstrap
 from mld_core.evaluation.statistics.folds import FOLDS, SALTS, folds_of, group_codes, key_hashes
 
@@ -74,7 +73,7 @@ class BoxAnalysis:
 
     name = "issues"
 
-    def __call__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine) -> StageOutput:
+    def __call__(self, split: Split, group: SplitGroup, engine: Workers) -> StageOutput:
         """Analyse one split."""
         made: BoxPass = split.scratch["boxes"]
         if made.units.rows == 0:
@@ -87,19 +86,19 @@ class BoxAnalysis:
 class _Run:
     """The analysis of one split, step by step."""
 
-    def __init__(self, split: Split, group: SplitGroup, engine: EmbeddedEngine, made: BoxPass) -> None:
+    def __init__(self, split: Split, group: SplitGroup, engine: Workers, made: BoxPass) -> None:
         self.split, self.group, self.engine = split, group, engine
         self.records, self.units, self.match = made.records, made.units, made.match
         self.profile, self.thresholds = made.profile, made.thresholds
         self.keys = frame_keys(made.records, group.options.get("group_key"))
-        self.options = analysis_options(group.options, engine)
+        self.options = analysis_options(group.options)
 
     def progress(self, name: str) -> AbstractContextManager[Any]:
-        return self.engine.reporter.stage(f"{name} ({self.split.dataset})")
+        return self.engine.stage(f"{name} ({self.split.dataset})")
 
     def output(self) -> StageOutput:
         arrays, answers = self.analysis()
-        with self.progress("missed truths"), Workers(self.engine.width) as workers:
+        with self.progress("missed truths"), self.engine as workers:
             salts = self.options.salts or SALTS
             misses = estimate_misses(self.records, ~self.units.events.found, self.keys, salts, workers)
         with self.progress("other epochs"):
@@ -160,7 +159,7 @@ class _Run:
             self.units,
             options=self.options,
             reference=reference if isinstance(reference, Reference) else None,
-            progress=self.progress,
+            workers=self.engine,
         )
         self.split.scratch["reference"] = answers.analysis.reference
         return arrays, answers
@@ -337,7 +336,7 @@ class _Run:
             mass = float(weight.sum())
             return {"accuracy": float(weight[right].sum()) / mass if mass else None}
 
-        with Workers(self.engine.width) as workers:
+        with self.engine as workers:
             found = bootstrap(accuracy, key_hashes(names, "0"), groups, workers)
         low, high = found.get("accuracy", (None, None))
         return {"accuracy_lo": low, "accuracy_hi": high}

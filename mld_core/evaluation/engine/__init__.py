@@ -1,4 +1,4 @@
-"""How an evaluation walks over records: `rounds` (map, merge, broadcast) over `passes`.
+"""How an evaluation is computed: the one `executor`, and the records of `passes` it walks over.
 
-Open `rounds` first.
+Open `executor` first.
 """

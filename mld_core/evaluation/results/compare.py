@@ -16,6 +16,7 @@ import duckdb
 import pandas as pd
 from scipy.special import bdtr
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.results.database import database, fetch
 from mld_core.evaluation.results.expression import quoted
 from mld_core.evaluation.results.paired import (
@@ -29,7 +30,6 @@ from mld_core.evaluation.results.paired import (
     rethresholded,
     transition_rows,
 )
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.bootstrap import Interval
 
 KEYS = ("input_hash", "input_id")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc
 
 from mld_core.evaluation.codes.categories import CATEGORIES
-from mld_core.evaluation.statistics.blocks import Workers
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.statistics.bootstrap import REPLICATES, Interval, bootstrap
 from mld_core.evaluation.statistics.significance import benjamini_hochberg
 

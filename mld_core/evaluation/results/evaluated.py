@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput, run_stages
 from mld_core.evaluation.analysis.units import rewrite_units
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import describe, problem
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
 from mld_core.evaluation.results.tables import (
     CATEGORY_SCHEMA,
     CLASS_SCHEMA,
@@ -64,7 +64,7 @@ def evaluate_passes(
     method: Method,
     selections: Sequence[PassSelection],
     folder: Path,
-    engine: EmbeddedEngine,
+    engine: Workers,
     *,
     info: Mapping[str, Any],
     options: dict[str, Any],

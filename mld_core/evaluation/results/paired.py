@@ -13,12 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags, categorise
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.results.compare_statistics import (
     category_transitions,
     changes_by_group,
     paired_intervals,
 )
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.bootstrap import Interval, RankedErrors
 from mld_core.evaluation.statistics.folds import group_codes, key_hashes
 

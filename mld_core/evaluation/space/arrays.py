@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mld_core.evaluation.statistics.blocks import Vectors, Workers, spans
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.statistics.blocks import Vectors, spans
 
 BLOCK = 16_384
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Ambiguity, ambiguity_of
 from mld_core.evaluation.space.neighbourhood import Nearest, Neighbourhood, Surroundings, look
 from mld_core.evaluation.space.neighbours import Base, make_base
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.blocks import spans
 
 SHARE = 0.15
 LISTED = 4

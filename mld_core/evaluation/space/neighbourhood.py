@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 
 K_GRID = (8, 16, 32, 64, 128)

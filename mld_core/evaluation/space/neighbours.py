@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 

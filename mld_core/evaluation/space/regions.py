@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.cells import beta_quantile
 from mld_core.evaluation.space.neighbourhood import CELL_SIZE
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,

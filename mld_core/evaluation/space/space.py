@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.statistics.blocks import Vectors, Workers, row_blocks
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.statistics.blocks import Vectors, row_blocks
 
 POOLED_WIDTH = 64
 LAYER_WIDTH = 32

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.classification import auroc_of_counts, average_precision_of_counts
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.folds import hash_uniform
 
 REPLICATES = 200

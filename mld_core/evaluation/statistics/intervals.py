@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.classification import (
     auroc_of_counts,
     average_precision_of_counts,
@@ -13,7 +14,6 @@ from mld_core.evaluation.metrics.classification import (
     macro,
     macro_auroc,
 )
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.bootstrap import REPLICATES, bootstrap
 from mld_core.evaluation.statistics.folds import group_codes, key_hashes
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 
 ITERATIONS = 10

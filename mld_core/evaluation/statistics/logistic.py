@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from mld_core.evaluation.statistics.blocks import Workers, spans
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.statistics.blocks import spans
 
 _ROWS = 16_384
 _STEPS = 60

@@ -11,9 +11,9 @@ from mld_core.evaluation.analysis.error_probability import capped, guard
 from mld_core.evaluation.analysis.projection import project_units
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.categories import CRITICAL, HOTSPOT
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.classification import auroc
 from mld_core.evaluation.space.arrays import EpochArrays, SplitArrays, score_logits
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.logistic import fit_logistic
 
 QUICK = AnalysisOptions(replicates=0, threads=2, salts=("0",), diagnoses=DIAGNOSES)

@@ -13,8 +13,8 @@ from mld_core.evaluation.analysis.label_quality import (
     probe_member,
     suspected_labels,
 )
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.classification import auroc
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.folds import assign_folds
 
 N, K = 3_000, 5

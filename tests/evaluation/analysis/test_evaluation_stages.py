@@ -7,7 +7,7 @@ import pytest
 
 from mld_core.evaluation.analysis.stages import StageOutput
 from mld_core.evaluation.classification.method import evaluate_classification
-from mld_core.evaluation.engine.rounds import EmbeddedEngine
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.tables import split_order
 from mld_core.records.read.reader import select
@@ -68,7 +68,7 @@ def staged(factory, tmp_path):
     folder.mkdir()
     results = ResultStore(factory.store, run)
     found = evaluate_classification(
-        results, select(factory.store, run), folder, EmbeddedEngine(2), options={}, stages=(first, Reader())
+        results, select(factory.store, run), folder, Workers(2), options={}, stages=(first, Reader())
     )
     return folder, found, first
 

@@ -13,12 +13,12 @@ from mld_core.evaluation.codes import diagnosis
 from mld_core.evaluation.codes.categories import ALEATORIC, CRITICAL, HOTSPOT, RECESSIVE, Flags
 from mld_core.evaluation.codes.notation import parse_classification_code, suffixed_codes
 from mld_core.evaluation.diagnoses import BY_CODE
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.arrays import EpochArrays
 from mld_core.evaluation.space.cells import Ambiguity
 from mld_core.evaluation.space.layers import close_classes
 from mld_core.evaluation.space.regions import CellGrid, cut_cells, find_regions, merge_cells
 from mld_core.evaluation.space.slices import find_slices
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
     binomial_lower,

@@ -16,7 +16,7 @@ from mld_core.evaluation.classification.scalars import (
     scalars,
     scalars_kernel,
 )
-from mld_core.evaluation.engine.rounds import EmbeddedEngine, Round
+from mld_core.evaluation.engine.executor import Round, Workers
 from mld_core.records.format.vectors import from_numpy, vector_field
 
 SPLIT = ClassificationSplit("val", 3, 4, {"weather": pa.string()})
@@ -61,8 +61,8 @@ def comparable(state):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_result_does_not_depend_on_threads(threads):
     one, many = [], []
-    first = scalars(EmbeddedEngine(threads=1), SPLIT, batches, 450, one.append)
-    other = scalars(EmbeddedEngine(threads=threads), SPLIT, batches, 450, many.append)
+    first = scalars(Workers(threads=1), SPLIT, batches, 450, one.append)
+    other = scalars(Workers(threads=threads), SPLIT, batches, 450, many.append)
     assert comparable(first) == comparable(other)
     # Bit for bit: states are folded in the order of the batches.
     assert (first.entropy_sum, first.loss_sum) == (other.entropy_sum, other.loss_sum)
@@ -89,7 +89,7 @@ def test_merge_is_associative_and_commutative(order, cut):
 
 
 def test_histograms_of_blocks_equal_the_exact_ranking(monkeypatch):
-    engine = EmbeddedEngine(threads=2)
+    engine = Workers(threads=2)
     exact = rank(engine, SPLIT, batches, 450)
     # A budget below one block makes the classes go in blocks of eight; four classes then need one walk.
     binned = rank(engine, SPLIT, batches, 450, exact_cells=0)
@@ -107,9 +107,9 @@ def test_histograms_walk_over_blocks_of_classes(monkeypatch):
         walks.append(1)
         return [make_batch(300, seed=5, classes=20)]
 
-    binned = rank(EmbeddedEngine(threads=2), split, source, 300, exact_cells=0)
+    binned = rank(Workers(threads=2), split, source, 300, exact_cells=0)
     assert len(walks) == 3
-    exact = rank(EmbeddedEngine(threads=2), split, source, 300)
+    exact = rank(Workers(threads=2), split, source, 300)
     assert len(binned.auroc) == 20
     assert binned.auroc == pytest.approx(exact.auroc, abs=2e-3)
 
@@ -138,7 +138,7 @@ def test_at_most_two_batches_for_each_thread_are_in_flight():
         nonlocal alive
         alive -= 1
 
-    total = EmbeddedEngine(threads=2).run(Round("count", kernel, Count(0)), source(), sink=sink)
+    total = Workers(threads=2).run(Round("count", kernel, Count(0)), source(), sink=sink)
     assert total.n == 40
     assert highest <= 5
 
@@ -148,14 +148,14 @@ def test_a_failing_kernel_is_heard():
         raise ValueError("bad batch")
 
     with pytest.raises(ValueError, match="bad batch"):
-        EmbeddedEngine(threads=2).run(Round("fail", kernel, ClassificationState()), batches(3))
+        Workers(threads=2).run(Round("fail", kernel, ClassificationState()), batches(3))
 
 
 def test_no_batches_give_the_zero_state():
     zero = ClassificationState()
-    assert EmbeddedEngine().run(Round("none", scalars_kernel, zero, SPLIT), []) is zero
+    assert Workers().run(Round("none", scalars_kernel, zero, SPLIT), []) is zero
     with pytest.raises(ValueError, match="threads=0"):
-        EmbeddedEngine(threads=0)
+        Workers(threads=0)
 
 
 def test_labels_that_are_ignored_or_too_large_count_as_unlabelled():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.cells import (
     K_GRID,
     M_GRID,
@@ -15,7 +16,6 @@ from mld_core.evaluation.space.cells import (
     risk_bins,
 )
 from mld_core.evaluation.space.neighbourhood import Nearest
-from mld_core.evaluation.statistics.blocks import Workers
 
 
 def test_r_lo_is_the_beta_quantile_frozen():

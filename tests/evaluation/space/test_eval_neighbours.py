@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import look, surroundings
 from mld_core.evaluation.space.neighbours import _candidates, make_base, search
 from mld_core.evaluation.space.space import fit_space, project
-from mld_core.evaluation.statistics.blocks import Workers, row_blocks
+from mld_core.evaluation.statistics.blocks import row_blocks
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.results.compare_statistics import (
     category_transitions,
     changes_by_group,
@@ -13,7 +14,6 @@ from mld_core.evaluation.results.compare_statistics import (
     paired_intervals,
     transitions,
 )
-from mld_core.evaluation.statistics.blocks import Workers
 from mld_core.evaluation.statistics.bootstrap import RankedErrors, bootstrap, error_metrics, poisson_weights
 from mld_core.evaluation.statistics.folds import group_codes, key_hashes
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import Any
 
-from mld_core.evaluation.engine.rounds import Reporter, Stage
+from mld_core.evaluation.engine.executor import Reporter, Stage
 from mld_core.evaluation.errors import NotFoundError, ResultExistsError
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store

@@ -1,0 +1,227 @@
+"""The one executor: threads whose work gives the same result, to the last bit, for any number of them.
+
+Work is cut into blocks of a fixed size, every block is computed with one BLAS and one OpenMP thread, and the
+answers are taken in the order of the blocks, never in the order of completion (numpy releases the
+interpreter lock inside its loops). How many run at once changes the time, never a figure.
+
+Over records the evaluation walks in rounds of map, merge and broadcast: a round maps a *kernel* over record
+batches, `kernel(batch, broadcast) -> (batch or None, state)`, and folds the states with `State.merge`, which
+is associative and commutative. What one round found is the broadcast of the next. Kernels are module-level
+functions and broadcasts are plain data, so another executor can ship both to other machines.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+R = TypeVar("R")
+S = TypeVar("S", bound="State")
+Sink = Callable[[pa.RecordBatch], None]
+
+
+class State(Protocol):
+    """What a kernel learned from one batch; merging is associative and commutative."""
+
+    def merge(self: S, other: S) -> S:  # noqa: PYI019  typing.Self needs Python 3.11
+        """Return the state of both batches together; may reuse either operand."""
+        ...
+
+
+@dataclass(frozen=True)
+class Round(Generic[S]):
+    """One walk over the rows of a split.
+
+    Attributes:
+        name: What the progress bar shows, e.g. "scalars".
+        kernel: `(batch, broadcast) -> (output batch or None, state)`; a module-level function.
+        zero: The state of no rows at all.
+        broadcast: What every call of the kernel is given: plain data from earlier rounds.
+    """
+
+    name: str
+    kernel: Callable[[pa.RecordBatch, Any], tuple[pa.RecordBatch | None, S]]
+    zero: S
+    broadcast: Any = None
+
+
+class Reporter:
+    """Progress of the stages on stderr: a bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, *, enabled: bool | None = None) -> None:
+        console = Console(stderr=True)
+        show = console.is_terminal if enabled is None else enabled
+        self._progress: Progress | None = None
+        if show:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            self._progress = Progress(*columns, console=console, transient=True)
+
+    def __enter__(self) -> Reporter:  # noqa: PYI034  the same
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def stage(self, name: str, total: int | None = None) -> Stage:
+        """Open a line for a stage; `total` is in rows, None where it is unknown."""
+        return Stage(name, total, self._progress)
+
+
+class Stage(AbstractContextManager["Stage"]):
+    """One line of the progress display; `advance` may be called from the mapping thread only."""
+
+    def __init__(self, name: str, total: int | None, progress: Progress | None) -> None:
+        self.name = name
+        self._progress = progress
+        self._task = progress.add_task(name, total=total) if progress is not None else None
+
+    def advance(self, rows: int) -> None:
+        """Count `rows` more as done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, rows)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.remove_task(self._task)
+
+
+_inside = threading.local()
+
+
+def _enter_worker() -> None:
+    """Start of a worker: the number of OpenMP threads is a property of the thread that asks for them."""
+    _inside.worker = True
+    threadpool_limits(1, user_api="openmp")
+
+
+class Workers:
+    """A pool of threads; opened as a context it is kept, else each walk opens one of its own.
+
+    Example:
+        >>> with Workers(2) as workers:
+        ...     list(workers.map(lambda x: x * x, range(4)))
+        [0, 1, 4, 9]
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Total:
+        ...     value: int
+        ...     def merge(self, other):
+        ...         return Total(self.value + other.value)
+        >>> def add_up(batch, scale):
+        ...     return None, Total(scale * sum(batch["x"].to_pylist()))
+        >>> batches = [pa.RecordBatch.from_pydict({"x": [1, 2]}), pa.RecordBatch.from_pydict({"x": [3]})]
+        >>> Workers(2).run(Round("total", add_up, Total(0), broadcast=10), batches).value
+        60
+
+    Args:
+        threads: None = one for each usable core, at most 16.
+        reporter: Where progress goes.
+    """
+
+    def __init__(self, threads: int | None = None, reporter: Reporter | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads={threads}: expected a whole number of at least 1, or None")
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = threads or min(16, usable)
+        self.reporter = reporter or Reporter(enabled=False)
+        self._depth = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._limit: Any = None
+
+    def __enter__(self) -> Self:
+        self._depth += 1
+        if self._depth == 1:
+            self._limit = threadpool_limits(1, user_api="blas")
+            self._pool = ThreadPoolExecutor(self.threads, initializer=_enter_worker)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+            self._limit.__exit__(kind, error, trace)
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Apply `work` to every item; answers come in the order of the items, few items are held at once.
+
+        Inside a worker (work that maps work) the items are taken one after the other: no thread waits for
+        the pool it stands in.
+        """
+        if getattr(_inside, "worker", False):
+            yield from map(work, items)
+            return
+        waiting: deque[Future[R]] = deque()
+        with self:
+            assert self._pool is not None
+            try:
+                for item in items:
+                    waiting.append(self._pool.submit(work, item))
+                    if len(waiting) > 2 * self.threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for ticket in waiting:
+                    ticket.cancel()
+
+    def each(self, work: Callable[[T], object], items: Iterable[T]) -> None:
+        """Apply `work` to every item for its effect."""
+        for _ in self.map(work, items):
+            pass
+
+    def run(
+        self,
+        work: Round[S],
+        batches: Iterable[pa.RecordBatch],
+        *,
+        sink: Sink | None = None,
+        rows: int | None = None,
+    ) -> S:
+        """Map `work` over `batches`, hand output batches to `sink` in order, return the merged state."""
+
+        def one(batch: pa.RecordBatch) -> tuple[int, tuple[pa.RecordBatch | None, S]]:
+            return batch.num_rows, work.kernel(batch, work.broadcast)
+
+        state: S | None = None
+        with self.stage(work.name, rows) as stage:
+            for size, (output, part) in self.map(one, batches):
+                if sink is not None and output is not None:
+                    sink(output)
+                stage.advance(size)
+                state = part if state is None else state.merge(part)
+        return work.zero if state is None else state
+
+    def stage(self, name: str, total: int | None = None) -> Stage:
+        """Open a line of progress; `total` is in rows, None where it is unknown."""
+        return self.reporter.stage(name, total)
