@@ -59,7 +59,7 @@ def find_events(predictions: Predictions, truths: Truths, geometry: BoxGeometry)
     pairs = geometry.close(predictions, truths)
     own = match_events(pairs, predictions, truths, geometry.event)
     errors = tide.classify(pairs, own, predictions, truths, geometry.event, geometry.background)
-    real = pairs.where(truths.counts[pairs.right])
+    real = pairs.take(truths.counts[pairs.right])
     rest = _leftovers(real, own, predictions, truths, geometry.event)
     right = (own.truth >= 0) & ~own.ignored
     matched = right | (rest.truth >= 0)
@@ -100,7 +100,7 @@ def find_events(predictions: Predictions, truths: Truths, geometry: BoxGeometry)
 def _leftovers(pairs: Pairs, own: Matched, predictions: Predictions, truths: Truths, event: float) -> Matched:
     """Match what is left on both sides, whatever the classes."""
     free = (own.truth < 0)[pairs.left] & (own.prediction < 0)[pairs.right]
-    return match_events(pairs.where(free), predictions, truths, event, any_class=True)
+    return match_events(pairs.take(free), predictions, truths, event, any_class=True)
 
 
 def _codes(
@@ -116,17 +116,17 @@ def _codes(
     closest: Ints,
 ) -> NDArray[np.int8]:
     rows = len(predictions)
-    pieces = pairs.where(
+    pieces = pairs.take(
         free[pairs.left]
         & ~met[pairs.right]
         & (pairs.value >= geometry.background)
         & (predictions.label[pairs.left] == truths.label[pairs.right])
     )
     several = np.bincount(pieces.right, minlength=len(truths)) >= 2
-    pieces = pieces.where(several[pieces.right])
+    pieces = pieces.take(several[pieces.right])
     split = np.zeros(rows, np.bool_)
     split[pieces.left[geometry.together(predictions, truths, pieces)]] = True
-    own = pairs.where(free[pairs.left])
+    own = pairs.take(free[pairs.left])
     covers = geometry.covered(predictions, truths, own) >= COVERED
     group = np.bincount(own.left[covers], minlength=rows) >= 2
     alone = np.flatnonzero(free & (closest < 0))

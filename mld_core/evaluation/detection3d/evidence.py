@@ -13,8 +13,17 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from mld_core.evaluation.detection3d.bins import polar
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Pairs, Predictions, Truths, group_pairs
-from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, near_pairs, tp_errors
+from mld_core.evaluation.metrics.boxes import (
+    Bools,
+    Floats,
+    Ints,
+    Pairs,
+    Predictions,
+    Truths,
+    footprints,
+    near_pairs,
+)
+from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, tp_errors
 from mld_core.evaluation.statistics.folds import FOLDS, assign_folds
 from mld_core.geometry.boxes import wrap_yaw
 from mld_core.geometry.iou import bev_iou_aligned
@@ -209,15 +218,10 @@ def _nearest(frame: Ints, label: Ints, box: Floats, other: Predictions) -> Ints:
 
 def overlapping_truth(e: RoadEvidence) -> Bools:
     """(N,) predictions whose footprint overlaps a truth of any class."""
-    made = np.zeros(len(e.predictions), np.bool_)
-    said, true = e.predictions.box.astype(np.float64), e.truths.box.astype(np.float64)
-    reach, other = np.hypot(said[:, 3], said[:, 4]) / 2, np.hypot(true[:, 3], true[:, 4]) / 2
-    order = np.argsort(e.truths.frame, kind="stable")
-    for i, at in group_pairs(e.predictions.frame, e.truths.frame[order]):
-        j = order[at]
-        near = np.hypot(said[i, 0] - true[j, 0], said[i, 1] - true[j, 1]) < reach[i] + other[j]
-        a, b = i[near], j[near]
-        made[a[bev_iou_aligned(said[a], true[b]) >= LEAST_OVERLAP]] = True
+    said, true = e.predictions, e.truths
+    (pairs,) = footprints(said.box, said.frame, true.box, true.frame, bev_iou_aligned)
+    made = np.zeros(len(said), np.bool_)
+    made[pairs.left[pairs.value >= LEAST_OVERLAP]] = True
     return made
 
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.boxes import (
-    NO_PAIRS,
     Bools,
     Floats,
     Ints,
     Pairs,
     Predictions,
     Truths,
-    group_pairs,
+    footprints,
+    measured,
+    near_pairs,
 )
-from mld_core.evaluation.metrics.matching import COVERED, SHARED_IOU
+from mld_core.evaluation.metrics.matching import SHARED_IOU
 from mld_core.geometry.iou import bev_iou_aligned
 
 EVENT_METRES = 2.0
 ALIGNED_METRES = 0.5
 ALIGNED_SHARE = 0.75
-BLOCK = 1 << 16
 
 
 class RoadBoxes:
@@ -33,15 +35,8 @@ class RoadBoxes:
     def close(self, predictions: Predictions, truths: Truths) -> Pairs:
         """See `BoxGeometry.close`: centres less than 4 m apart."""
         reach = 2 * EVENT_METRES
-        found = []
-        a, b = predictions.box.astype(np.float64), truths.box.astype(np.float64)
-        for i, j in group_pairs(predictions.frame, truths.frame):
-            distance = np.hypot(a[i, 0] - b[j, 0], a[i, 1] - b[j, 1])
-            near = np.flatnonzero(distance < reach)
-            found.append((i[near], j[near], 1 - distance[near] / reach))
-        if not found:
-            return NO_PAIRS
-        return Pairs(*(np.concatenate([part[k] for part in found]) for k in range(3)))
+        pairs = near_pairs(predictions.box, predictions.frame, truths.box, truths.frame, reach)
+        return replace(pairs, value=1 - pairs.value / reach)
 
     def quality(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Floats:
         """See `BoxGeometry.quality`: aligned IoU, the boxes moved and turned onto each other."""
@@ -65,7 +60,7 @@ class RoadBoxes:
     def covered(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Floats:
         """See `BoxGeometry.covered`: share of the truth's footprint."""
         a, b = predictions.box[pairs.left], truths.box[pairs.right]
-        iou = _footprint_iou(a, b)
+        iou = measured(bev_iou_aligned, a, b)
         own, other = (box[:, 3].astype(np.float64) * box[:, 4] for box in (a, b))
         return np.asarray(iou * (own + other) / (1 + iou) / np.where(other > 0, other, 1.0))
 
@@ -81,15 +76,10 @@ class RoadBoxes:
 
     def shared(self, predictions: Predictions, rows: Ints) -> Bools:
         """See `BoxGeometry.shared`: footprints."""
+        box, frame = predictions.box, predictions.frame
+        (pairs,) = footprints(box[rows], frame[rows], box, frame, bev_iou_aligned)
         made = np.zeros(len(rows), np.bool_)
-        for i, j in group_pairs(predictions.frame[rows], predictions.frame):
-            other = np.flatnonzero(rows[i] != j)
-            a, b = rows[i[other]], j[other]
-            centre = predictions.box[:, :2].astype(np.float64)
-            reach = np.hypot(predictions.box[:, 3], predictions.box[:, 4]) / 2
-            near = np.hypot(*(centre[a] - centre[b]).T) < reach[a] + reach[b]
-            a, b, at = a[near], b[near], i[other][near]
-            made[at[_footprint_iou(predictions.box[a], predictions.box[b]) >= SHARED_IOU]] = True
+        made[pairs.left[(rows[pairs.left] != pairs.right) & (pairs.value >= SHARED_IOU)]] = True
         return made
 
 
@@ -99,14 +89,3 @@ def aligned_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
     shared = np.minimum(sizes, others).clip(0).prod(axis=1)
     whole = sizes.clip(0).prod(axis=1) + others.clip(0).prod(axis=1) - shared
     return np.asarray(shared / np.where(whole > 0, whole, 1.0))
-
-
-def _footprint_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
-    made = np.zeros(len(a))
-    for start in range(0, len(a), BLOCK):
-        span = slice(start, start + BLOCK)
-        made[span] = bev_iou_aligned(a[span].astype(np.float64), b[span].astype(np.float64))
-    return made
-
-
-__all__ = ["COVERED", "RoadBoxes", "aligned_iou"]

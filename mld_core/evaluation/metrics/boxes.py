@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,29 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
+Measure = Callable[[NDArray[np.floating], NDArray[np.floating]], Any]
+
 PAIR_BLOCK = 1 << 21
 """Pairs whose overlap is computed at once: temporaries of about 16 MiB each."""
 
+MEASURED = 1 << 16
+"""Pairs of turned boxes that are measured at once."""
+
 
 @dataclass(frozen=True)
-class Predictions:
+class Columns:
+    """Columns of equal length, a row for each box or pair."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def take(self, rows: NDArray[Any] | slice) -> Self:
+        """Some rows, by number or by mask."""
+        return replace(self, **{name: column[rows] for name, column in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Predictions(Columns):
     """Predicted boxes, frames in rising order.
 
     Attributes:
@@ -33,16 +50,9 @@ class Predictions:
     score: NDArray[np.floating]
     box: NDArray[np.floating]
 
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def take(self, rows: NDArray[Any] | slice) -> Predictions:
-        """The boxes of some rows."""
-        return Predictions(self.frame[rows], self.label[rows], self.score[rows], self.box[rows])
-
 
 @dataclass(frozen=True)
-class Truths:
+class Truths(Columns):
     """True boxes, frames in rising order.
 
     Attributes:
@@ -59,13 +69,6 @@ class Truths:
     ignore: Bools
     crowd: Bools
 
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def take(self, rows: NDArray[Any] | slice) -> Truths:
-        """The boxes of some rows."""
-        return Truths(self.frame[rows], self.label[rows], self.box[rows], self.ignore[rows], self.crowd[rows])
-
     @property
     def counts(self) -> Bools:
         """(G,) truths that must be found: neither ignored nor a crowd."""
@@ -73,7 +76,7 @@ class Truths:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Columns):
     """Some pairs of a left and a right box.
 
     Attributes:
@@ -86,12 +89,32 @@ class Pairs:
     right: Ints
     value: Floats
 
-    def where(self, keep: Bools) -> Pairs:
-        """The pairs that are kept."""
-        return Pairs(self.left[keep], self.right[keep], self.value[keep])
+    @classmethod
+    def of(cls, blocks: Iterable[Pairs]) -> Pairs:
+        """The pairs of all blocks."""
+        every = [(one.left, one.right, one.value) for one in blocks]
+        return cls(*(np.concatenate(column) for column in zip(*every, strict=True))) if every else NO_PAIRS
 
-    def __len__(self) -> int:
-        return len(self.left)
+
+@dataclass(frozen=True)
+class FrameState:
+    """What a metric keeps of some frames; states of further frames are appended with `merge`."""
+
+    summed: ClassVar[tuple[str, ...]] = ("truths",)
+
+    @classmethod
+    def merge(cls, states: Sequence[Self]) -> Self:
+        """The state of all frames, in the order given (which decides between equal scores)."""
+        if len(states) == 1:
+            return states[0]
+        made: dict[str, Any] = {}
+        for name, first in vars(states[0]).items():
+            values = [getattr(one, name) for one in states]
+            if isinstance(first, bool):
+                made[name] = all(values)
+            else:
+                made[name] = np.sum(values, axis=0) if name in cls.summed else np.concatenate(values)
+        return replace(states[0], **made)
 
 
 NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
@@ -135,6 +158,35 @@ def columns_of(box: NDArray[np.floating]) -> tuple[Floats, ...]:
     return x1, y1, x2, y2, (x2 - x1) * (y2 - y1)
 
 
+def overlap_blocks(
+    left: NDArray[np.floating],
+    left_group: Ints,
+    right: NDArray[np.floating],
+    right_group: Ints,
+    least: float,
+    *,
+    crowd: Bools | None = None,
+) -> Iterator[Pairs]:
+    """`overlapping` some two million candidates at a time."""
+    order = np.argsort(right_group, kind="stable")
+    ax1, ay1, ax2, ay2, a_area = columns_of(left)
+    bx1, by1, bx2, by2, b_area = columns_of(right[order])
+    many = None if crowd is None else crowd[order]
+    for i, j in group_pairs(left_group, right_group[order]):
+        width = np.minimum(ax2[i], bx2[j]) - np.maximum(ax1[i], bx1[j])
+        near = np.flatnonzero(width > 0)
+        i, j, width = i[near], j[near], width[near]  # noqa: PLW2901
+        height = np.minimum(ay2[i], by2[j]) - np.maximum(ay1[i], by1[j])
+        near = np.flatnonzero(height > 0)
+        i, j, shared = i[near], j[near], width[near] * height[near]  # noqa: PLW2901
+        whole = a_area[i] + b_area[j] - shared
+        if many is not None:
+            whole = np.where(many[j], a_area[i], whole)
+        value = shared / whole
+        kept = np.flatnonzero(value >= least)
+        yield Pairs(i[kept], order[j[kept]], value[kept])
+
+
 def overlapping(
     left: NDArray[np.floating],
     left_group: Ints,
@@ -159,27 +211,74 @@ def overlapping(
         >>> overlapping(boxes, np.zeros(1, int), boxes + [1, 0, 1, 0], np.zeros(1, int), 0.1).value.round(4)
         array([0.3333])
     """
-    order = np.argsort(right_group, kind="stable")
-    ax1, ay1, ax2, ay2, a_area = columns_of(left)
-    bx1, by1, bx2, by2, b_area = columns_of(right[order])
-    many = None if crowd is None else crowd[order]
+    return Pairs.of(overlap_blocks(left, left_group, right, right_group, least, crowd=crowd))
+
+
+def near_pairs(
+    left: NDArray[np.floating],
+    left_group: Ints,
+    right: NDArray[np.floating],
+    right_group: Ints,
+    limit: float,
+) -> Pairs:
+    """Pairs of one group whose centres are closer than `limit` in the ground plane, with their distance.
+
+    Args:
+        left: (N, >= 2) rows that begin with x, y.
+        left_group: (N,) groups.
+        right: (M, >= 2) rows likewise.
+        right_group: (M,) groups, rising.
+        limit: metres.
+    """
+    ax, ay = (np.ascontiguousarray(left[:, k], np.float64) for k in (0, 1))
+    bx, by = (np.ascontiguousarray(right[:, k], np.float64) for k in (0, 1))
     found = []
-    for i, j in group_pairs(left_group, right_group[order]):
-        width = np.minimum(ax2[i], bx2[j]) - np.maximum(ax1[i], bx1[j])
-        near = np.flatnonzero(width > 0)
-        i, j, width = i[near], j[near], width[near]  # noqa: PLW2901
-        height = np.minimum(ay2[i], by2[j]) - np.maximum(ay1[i], by1[j])
-        near = np.flatnonzero(height > 0)
-        i, j, shared = i[near], j[near], width[near] * height[near]  # noqa: PLW2901
-        whole = a_area[i] + b_area[j] - shared
-        if many is not None:
-            whole = np.where(many[j], a_area[i], whole)
-        value = shared / whole
-        kept = np.flatnonzero(value >= least)
-        found.append((i[kept], order[j[kept]], value[kept]))
-    if not found:
-        return NO_PAIRS
-    return Pairs(*(np.concatenate([part[k] for part in found]) for k in range(3)))
+    for i, j in group_pairs(left_group, right_group):
+        dx = ax[i] - bx[j]
+        close = np.flatnonzero(np.abs(dx) < limit)
+        i, j, dx = i[close], j[close], dx[close]  # noqa: PLW2901
+        dy = ay[i] - by[j]
+        distance = np.sqrt(dx * dx + dy * dy)
+        close = np.flatnonzero(distance < limit)
+        found.append(Pairs(i[close], j[close], distance[close]))
+    return Pairs.of(found)
+
+
+def footprints(
+    left: NDArray[np.floating],
+    left_frame: Ints,
+    right: NDArray[np.floating],
+    right_frame: Ints,
+    *measures: Measure,
+) -> list[Pairs]:
+    """Pairs of 3D boxes of a frame whose footprints may touch, once for each measure of their overlap.
+
+    Args:
+        left: (N, 7) boxes.
+        left_frame: (N,) their frames.
+        right: (M, 7) boxes.
+        right_frame: (M,) their frames, in any order.
+        measures: `bev_iou_aligned`, `iou_3d_aligned`: from the boxes of (P,) pairs to their overlaps.
+    """
+    order = np.argsort(right_frame, kind="stable")
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    reach, other = np.hypot(a[:, 3], a[:, 4]) / 2, np.hypot(b[:, 3], b[:, 4]) / 2
+    found = []
+    for i, at in group_pairs(left_frame, right_frame[order]):
+        j = order[at]
+        close = np.hypot(a[i, 0] - b[j, 0], a[i, 1] - b[j, 1]) < reach[i] + other[j]
+        found.append(Pairs(i[close], j[close], np.zeros(int(close.sum()))))
+    pairs = Pairs.of(found)
+    return [replace(pairs, value=measured(one, a[pairs.left], b[pairs.right])) for one in measures]
+
+
+def measured(measure: Measure, a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
+    """(P,) overlaps of the boxes of pairs, some 65,536 at a time."""
+    made = np.zeros(len(a))
+    for start in range(0, len(a), MEASURED):
+        span = slice(start, start + MEASURED)
+        made[span] = measure(a[span].astype(np.float64), b[span].astype(np.float64))
+    return made
 
 
 def ordinal(groups: Ints) -> Ints:

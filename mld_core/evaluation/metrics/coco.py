@@ -8,7 +8,6 @@ thresholds and four area ranges are decided at once, as the bits of one integer 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.metrics.boxes import (
     Bools,
     Floats,
+    FrameState,
     Ints,
     Pairs,
     Predictions,
@@ -24,6 +24,7 @@ from mld_core.evaluation.metrics.boxes import (
     ordinal,
     overlapping,
 )
+from mld_core.evaluation.metrics.matching import choose_counting, union_of_bits
 
 THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)
@@ -45,11 +46,10 @@ _OF_AREA = np.array([_all_thresholds(area) for area in range(_A)], np.uint64)
 _OF_THRESHOLD = np.array(
     [sum(0b1111 << (t * _A) for t in range(reached)) for reached in range(_T + 1)], np.uint64
 )
-_EVERY = _OF_THRESHOLD[_T]
 
 
 @dataclass(frozen=True)
-class CocoState:
+class CocoState(FrameState):
     """What matching found in some frames; states of further frames are appended with `merge`.
 
     Attributes:
@@ -69,15 +69,6 @@ class CocoState:
     right: Bits
     ignored: Bits
     truths: Ints
-
-    @staticmethod
-    def merge(states: list[CocoState]) -> CocoState:
-        """The state of all frames, in the order of the list (which decides between equal scores)."""
-        if len(states) == 1:
-            return states[0]
-        names = ("label", "score", "rank", "inside", "right", "ignored")
-        joined = {name: np.concatenate([getattr(one, name) for one in states]) for name in names}
-        return CocoState(**joined, truths=np.sum([one.truths for one in states], axis=0))
 
 
 @dataclass(frozen=True)
@@ -174,10 +165,7 @@ def _known(predictions: Predictions, n_class: int) -> Predictions:
 
 
 def _match(pairs: Pairs, group: Ints, ignore: Bits, crowd: Bools) -> tuple[Bits, Bits]:
-    """Greedy matching under all thresholds and ranges at once.
-
-    Every group (image and class) lets its predictions choose one after the other; a round is one prediction
-    of every group, a step one of its pairs, best overlap first (of equal ones the later truth).
+    """Greedy matching under all thresholds and ranges at once, best overlap first (of equal ones the later).
 
     Args:
         pairs: Pairs of one group above the lowest threshold; left boxes by falling score within a group.
@@ -188,33 +176,9 @@ def _match(pairs: Pairs, group: Ints, ignore: Bits, crowd: Bools) -> tuple[Bits,
     Returns:
         (N,) bits under which a prediction found a truth, and found an ignored one.
     """
-    right = np.zeros(len(group), np.uint64)
-    ignored = np.zeros(len(group), np.uint64)
-    if len(pairs) == 0:
-        return right, ignored
-    order = np.lexsort((-pairs.right, -pairs.value, pairs.left))
-    left, truth = pairs.left[order], pairs.right[order]
-    allowed = _OF_THRESHOLD[np.searchsorted(THRESHOLDS, pairs.value[order], side="right")]
-    step = ordinal(left)
-    first = np.flatnonzero(step == 0)
-    length = np.diff(np.append(first, len(left)))
-    turn = ordinal(group[left[first]])
-    taken = np.zeros(len(ignore), np.uint64)
-    by_turn = np.argsort(turn, kind="stable")
-    stops = np.searchsorted(turn[by_turn], np.arange(int(turn.max()) + 2))
-    for start, stop in pairwise(stops.tolist()):
-        heads = by_turn[start:stop]
-        open_ = np.full(len(heads), _EVERY, np.uint64)
-        for wanted, target in ((False, right), (True, ignored)):
-            for k in range(int(length[heads].max())):
-                still = np.flatnonzero((length[heads] > k) & (open_ > 0))
-                row = first[heads[still]] + k
-                g = truth[row]
-                free = allowed[row] & ~taken[g] & open_[still]
-                won = free & (ignore[g] if wanted else ~ignore[g])
-                target[left[row]] |= won
-                open_[still] &= ~won
-                taken[g] |= np.where(crowd[g], np.uint64(0), won)
+    allowed = _OF_THRESHOLD[np.searchsorted(THRESHOLDS, pairs.value, side="right")]
+    made = choose_counting(pairs, (-pairs.right, -pairs.value), group, allowed, ignore, crowd)
+    right, ignored = (union_of_bits(pairs.left, bits, len(group)) for bits in made)
     return right, ignored
 
 

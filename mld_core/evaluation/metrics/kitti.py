@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +24,10 @@ from mld_core.evaluation.metrics.boxes import (
     Pairs,
     Predictions,
     Truths,
-    group_pairs,
-    ordinal,
+    footprints,
     overlapping,
 )
+from mld_core.evaluation.metrics.matching import choose
 from mld_core.geometry.iou import bev_iou_aligned, iou_3d_aligned
 
 METRICS = ("image", "bev", "3d")
@@ -50,7 +49,6 @@ OTHER_OVERLAP = (0.5, 0.5, 0.5)
 NEIGHBOURS: Mapping[str, str] = {"car": "van", "pedestrian": "person_sitting"}
 """Classes whose truths are ignored rather than background."""
 
-BLOCK = 1 << 16
 Bits = NDArray[np.uint64]
 
 
@@ -213,32 +211,17 @@ def _case(frames: KittiFrames, label: int, level: int) -> _Case:
 def _all_pairs(frames: KittiFrames) -> list[Pairs | None]:
     """Pairs of a frame that overlap, for each metric; left the prediction, right the truth."""
     found, truths = frames.predictions, frames.truths
-    order = np.argsort(truths.frame, kind="stable")
-    a, b = found.box.astype(np.float64), truths.box.astype(np.float64)
-    reach, other = np.hypot(a[:, 3], a[:, 4]) / 2, np.hypot(b[:, 3], b[:, 4]) / 2
-    near = []
-    for i, at in group_pairs(found.frame, truths.frame[order]):
-        j = order[at]
-        close = np.hypot(a[i, 0] - b[j, 0], a[i, 1] - b[j, 1]) < reach[i] + other[j]
-        near.append((i[close], j[close]))
-    left = np.concatenate([i for i, _ in near]) if near else np.empty(0, np.int64)
-    right = np.concatenate([j for _, j in near]) if near else np.empty(0, np.int64)
     made: list[Pairs | None] = [None]
     if frames.image_box is not None and frames.true_image_box is not None:
         made = [overlapping(frames.image_box, found.frame, frames.true_image_box, truths.frame, 1e-9)]
-    for measure in (bev_iou_aligned, iou_3d_aligned):
-        value = np.zeros(len(left))
-        for start in range(0, len(left), BLOCK):
-            span = slice(start, start + BLOCK)
-            value[span] = measure(a[left[span]], b[right[span]])
-        made.append(Pairs(left, right, value).where(value > 0))
-    return made
+    turned = footprints(found.box, found.frame, truths.box, truths.frame, bev_iou_aligned, iou_3d_aligned)
+    return made + [pairs.take(pairs.value > 0) for pairs in turned]
 
 
 def _usable(pairs: Pairs | None, case: _Case, least: float) -> Pairs:
     assert pairs is not None
     part = (case.found_state[pairs.left] >= 0) & (case.truth_state[pairs.right] >= 0)
-    return pairs.where(part & (pairs.value > least))
+    return pairs.take(part & (pairs.value > least))
 
 
 def _in_dontcare(frames: KittiFrames, case: _Case) -> Ints:
@@ -344,25 +327,7 @@ def _assign(pairs: Pairs, order: Ints, active: Bits, frame: Ints) -> Bits:
         active: (P,) bits under which the pair's prediction is there.
         frame: (G,) frames of the truths, rising.
     """
-    won = np.zeros(len(pairs), np.uint64)
-    if len(pairs) == 0:
-        return won
+    won = np.zeros_like(active)
     truth = pairs.right[order]
-    first = np.flatnonzero(ordinal(truth) == 0)
-    length = np.diff(np.append(first, len(truth)))
-    turn = ordinal(frame[truth[first]])
-    taken = np.zeros(int(pairs.left.max()) + 1, np.uint64)
-    by_turn = np.argsort(turn, kind="stable")
-    stops = np.searchsorted(turn[by_turn], np.arange(int(turn.max()) + 2))
-    for start, stop in pairwise(stops):
-        heads = by_turn[start:stop]
-        open_ = np.full(len(heads), ~np.uint64(0))
-        for k in range(int(length[heads].max())):
-            still = np.flatnonzero((length[heads] > k) & (open_ > 0))
-            row = order[first[heads[still]] + k]
-            found = pairs.left[row]
-            chosen = active[row] & ~taken[found] & open_[still]
-            won[row] = chosen
-            taken[found] |= chosen
-            open_[still] &= ~chosen
+    won[order] = choose(truth, pairs.left[order], frame[truth], active[order])
     return won

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from mld_core.evaluation.metrics.boxes import (
     ordinal,
     overlapping,
 )
+
+Bits = NDArray[Any]
 
 EVENT_IOU = 0.5
 ALIGNED_IOU = 0.75
@@ -186,7 +188,7 @@ def match_events(
     usable = pairs.value >= event
     if not any_class:
         usable &= predictions.label[pairs.left] == truths.label[pairs.right]
-    some = pairs.where(usable)
+    some = pairs.take(usable)
     group = predictions.frame
     if not any_class:
         span = 1 + int(max(predictions.label.max(initial=0), truths.label.max(initial=0)))
@@ -202,31 +204,86 @@ def match_events(
 def _greedy(
     pairs: Pairs, group: Ints, score: NDArray[np.floating], ignore: Bools, crowd: Bools
 ) -> tuple[Ints, Floats]:
-    found = np.full(len(group), -1, np.int64)
-    value = np.zeros(len(group))
-    if len(pairs) == 0:
-        return found, value
-    order = np.lexsort((pairs.right, -pairs.value, ignore[pairs.right], pairs.left))
-    left, right, near = pairs.left[order], pairs.right[order], pairs.value[order]
+    """(N,) truth that each prediction finds, -1 for none, and the closeness of the two."""
+    place = np.empty(len(group), np.int64)
+    place[np.lexsort((-score.astype(np.float64), group))] = np.arange(len(group))
+    order = np.lexsort((pairs.right, -pairs.value, ignore[pairs.right], place[pairs.left]))
+    left, right = pairs.left[order], pairs.right[order]
+    won = order[choose(place[left], right, group[left], np.ones(len(order), np.uint8), crowd) > 0]
+    found, value = np.full(len(group), -1, np.int64), np.zeros(len(group))
+    found[pairs.left[won]], value[pairs.left[won]] = pairs.right[won], pairs.value[won]
+    return found, value
+
+
+def choose(left: Ints, right: Ints, group: Ints, allowed: Bits, crowd: Bools | None = None) -> Bits:
+    """Let the left boxes of every group choose one after the other: (P,) bits under which a pair is made.
+
+    Every bit is a matching of its own, under another threshold. A round is one left box of every group, a
+    step one of its pairs: under the bits that are still open to it, it takes what no other has taken.
+
+    Args:
+        left: (P,) who chooses, in the order of the turns; the pairs of one stand together, best first.
+        right: (P,) what is chosen.
+        group: (P,) in which boxes choose one after the other.
+        allowed: (P,) bits under which the pair may be made.
+        crowd: right boxes that stay free.
+    """
+    won = np.zeros_like(allowed)
+    if len(left) == 0:
+        return won
     first = np.flatnonzero(ordinal(left) == 0)
     length = np.diff(np.append(first, len(left)))
-    heads = left[first]
-    line = np.lexsort((heads, -score[heads].astype(np.float64), group[heads]))
-    turn = ordinal(group[heads[line]])
-    line = line[np.argsort(turn, kind="stable")]
-    stops = np.append(0, np.cumsum(np.bincount(turn)))
-    free = np.ones(len(ignore), np.bool_)
+    turn = ordinal(group[first])
+    taken = np.zeros(int(right.max()) + 1, allowed.dtype)
+    by_turn = np.argsort(turn, kind="stable")
+    stops = np.searchsorted(turn[by_turn], np.arange(int(turn.max()) + 2))
+    every = np.bitwise_or.reduceat(allowed, first)
     for start, stop in pairwise(stops.tolist()):
-        waiting = line[start:stop]
-        for k in range(int(length[waiting].max())):
-            waiting = waiting[length[waiting] > k]
-            row = first[waiting] + k
-            won = free[right[row]]
-            taken = right[row[won]]
-            found[left[row[won]]], value[left[row[won]]] = taken, near[row[won]]
-            free[taken] = crowd[taken]
-            waiting = waiting[~won]
-    return found, value
+        heads = by_turn[start:stop]
+        open_ = every[heads]
+        for k in range(int(length[heads].max())):
+            still = np.flatnonzero((length[heads] > k) & (open_ > 0))
+            row = first[heads[still]] + k
+            chosen = right[row]
+            made = allowed[row] & ~taken[chosen] & open_[still]
+            won[row] = made
+            open_[still] &= ~made
+            taken[chosen] |= made if crowd is None else np.where(crowd[chosen], allowed.dtype.type(0), made)
+    return won
+
+
+def choose_counting(
+    pairs: Pairs, better: tuple[NDArray[Any], ...], group: Ints, allowed: Bits, ignore: Bits, crowd: Bools
+) -> tuple[Bits, Bits]:
+    """`choose` among the truths that count first and among the ignored ones then, as COCO and nuScenes do.
+
+    Args:
+        pairs: left the predictions, by falling score within a group.
+        better: keys of the pairs of a prediction, best first, as of `lexsort`.
+        group: (N,) groups of the predictions.
+        allowed: (P,) bits under which a pair may be made.
+        ignore: (G,) bits under which a truth is ignored.
+        crowd: (G,) truths that stay free.
+
+    Returns:
+        (P,) bits under which a pair is made with a truth that counts, and with an ignored one.
+    """
+    both = np.concatenate([allowed & ~ignore[pairs.right], allowed & ignore[pairs.right]])
+    rows = np.flatnonzero(both)
+    pair = rows % max(len(pairs), 1)
+    order = np.lexsort((*(key[pair] for key in better), rows >= len(pairs), pairs.left[pair]))
+    rows, pair = rows[order], pair[order]
+    left = pairs.left[pair]
+    won = np.zeros_like(both)
+    won[rows] = choose(left, pairs.right[pair], group[left], both[rows], crowd)
+    return won[: len(pairs)], won[len(pairs) :]
+
+
+def union_of_bits(rows: Ints, bits: Bits, count: int) -> Bits:
+    """(count,) every bit that any pair of a row has."""
+    made = np.zeros(count, bits.dtype)
+    np.bitwise_or.at(made, rows, bits)
+    return made
 
 
 def best_pairs(pairs: Pairs, keep: Bools, rows: int) -> tuple[Ints, Floats]:
@@ -237,7 +294,7 @@ def best_pairs(pairs: Pairs, keep: Bools, rows: int) -> tuple[Ints, Floats]:
         >>> best_pairs(pairs, np.ones(2, bool), 2)[0].tolist()
         [4, -1]
     """
-    some = pairs.where(keep)
+    some = pairs.take(keep)
     order = np.lexsort((some.right, -some.value, some.left))
     left = some.left[order]
     head = order[np.flatnonzero(ordinal(left) == 0)]

@@ -10,8 +10,7 @@ the bits of one integer for each prediction. **Attributes are not recorded**: th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 from mld_core.evaluation.metrics.boxes import (
     Bools,
     Floats,
+    FrameState,
     Ints,
-    Pairs,
     Predictions,
     Truths,
-    group_pairs,
-    ordinal,
+    near_pairs,
 )
+from mld_core.evaluation.metrics.matching import choose_counting, union_of_bits
 from mld_core.geometry.boxes import wrap_yaw
 
 DISTANCES = (0.5, 1.0, 2.0, 4.0)
@@ -118,7 +117,7 @@ class NuscenesProfile:
 
 
 @dataclass(frozen=True)
-class NuscenesState:
+class NuscenesState(FrameState):
     """What matching found in some frames; states of further frames are appended with `merge`.
 
     Attributes:
@@ -138,21 +137,6 @@ class NuscenesState:
     error: Floats
     truths: Ints
     velocities: bool
-
-    @staticmethod
-    def merge(states: Sequence[NuscenesState]) -> NuscenesState:
-        """The state of all frames, in the order given (which decides between equal scores)."""
-        if len(states) == 1:
-            return states[0]
-        return NuscenesState(
-            np.concatenate([one.label for one in states]),
-            np.concatenate([one.score for one in states]),
-            np.concatenate([one.right for one in states]),
-            np.concatenate([one.ignored for one in states]),
-            np.concatenate([one.error for one in states]),
-            np.sum([one.truths for one in states], axis=0),
-            all(one.velocities for one in states),
-        )
 
 
 def match_nuscenes(
@@ -226,81 +210,17 @@ def match_by_distance(predictions: Predictions, truths: Truths, n_class: int) ->
     pairs = near_pairs(
         predictions.box[order], group[order], truths.box[by_group], target[by_group], DISTANCES[-1]
     )
-    pairs = Pairs(pairs.left, by_group[pairs.right], pairs.value)
-    right, ignored, at_two = _greedy(pairs, group[order], ~truths.counts, truths.crowd)
-    back = np.empty(len(order), np.int64)
-    back[order] = rows
-    return right[back], ignored[back], at_two[back]
-
-
-def near_pairs(
-    left: NDArray[np.floating],
-    left_group: Ints,
-    right: NDArray[np.floating],
-    right_group: Ints,
-    limit: float,
-) -> Pairs:
-    """Pairs of one group whose centres are closer than `limit` in the ground plane, with their distance.
-
-    Args:
-        left: (N, >= 2) rows that begin with x, y.
-        left_group: (N,) groups.
-        right: (M, >= 2) rows likewise.
-        right_group: (M,) groups, rising.
-        limit: metres.
-    """
-    ax, ay = (np.ascontiguousarray(left[:, k], np.float64) for k in (0, 1))
-    bx, by = (np.ascontiguousarray(right[:, k], np.float64) for k in (0, 1))
-    found = []
-    for i, j in group_pairs(left_group, right_group):
-        dx = ax[i] - bx[j]
-        close = np.flatnonzero(np.abs(dx) < limit)
-        i, j, dx = i[close], j[close], dx[close]  # noqa: PLW2901
-        dy = ay[i] - by[j]
-        distance = np.sqrt(dx * dx + dy * dy)
-        close = np.flatnonzero(distance < limit)
-        found.append((i[close], j[close], distance[close]))
-    if not found:
-        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    return Pairs(*(np.concatenate([part[k] for part in found]) for k in range(3)))
-
-
-def _greedy(pairs: Pairs, group: Ints, ignore: Bools, crowd: Bools) -> tuple[Bits, Bits, Ints]:
-    """Let the predictions of every group choose one after the other, nearest free truth first.
-
-    A round is one prediction of every group, a step one of its pairs.
-    """
-    right, ignored = np.zeros(len(group), np.uint8), np.zeros(len(group), np.uint8)
-    at_two = np.full(len(group), -1, np.int64)
-    if len(pairs) == 0:
-        return right, ignored, at_two
-    order = np.lexsort((pairs.right, pairs.value, pairs.left))
-    left, truth, distance = pairs.left[order], pairs.right[order], pairs.value[order]
-    allowed = np.zeros(len(left), np.uint8)
+    pairs = replace(pairs, right=by_group[pairs.right])
+    allowed = np.zeros(len(pairs), np.uint8)
     for t, most in enumerate(DISTANCES):
-        allowed |= (distance < most).astype(np.uint8) << np.uint8(t)
-    first = np.flatnonzero(ordinal(left) == 0)
-    length = np.diff(np.append(first, len(left)))
-    turn = ordinal(group[left[first]])
-    taken = np.zeros(len(ignore), np.uint8)
-    by_turn = np.argsort(turn, kind="stable")
-    stops = np.searchsorted(turn[by_turn], np.arange(int(turn.max()) + 2))
-    passes = ((False, right), (True, ignored)) if ignore.any() else ((False, right),)
-    for start, stop in pairwise(stops):
-        heads = by_turn[start:stop]
-        open_ = np.full(len(heads), _EVERY, np.uint8)
-        for wanted, target in passes:
-            for k in range(int(length[heads].max())):
-                still = np.flatnonzero((length[heads] > k) & (open_ > 0))
-                row = first[heads[still]] + k
-                g = truth[row]
-                won = np.where(ignore[g] == wanted, allowed[row] & ~taken[g] & open_[still], np.uint8(0))
-                target[left[row]] |= won
-                open_[still] &= ~won
-                taken[g] |= np.where(crowd[g], np.uint8(0), won)
-                if not wanted:
-                    two = np.flatnonzero(won >> np.uint8(_TP) & np.uint8(1))
-                    at_two[left[row[two]]] = g[two]
+        allowed |= (pairs.value < most).astype(np.uint8) << np.uint8(t)
+    ignore = np.where(truths.counts, np.uint8(0), _EVERY)
+    made = choose_counting(pairs, (pairs.right, pairs.value), group[order], allowed, ignore, truths.crowd)
+    own = order[pairs.left]
+    right, ignored = (union_of_bits(own, bits, len(rows)) for bits in made)
+    at_two = np.full(len(rows), -1, np.int64)
+    two = np.flatnonzero(made[0] >> np.uint8(_TP) & np.uint8(1))
+    at_two[own[two]] = pairs.right[two]
     return right, ignored, at_two
 
 

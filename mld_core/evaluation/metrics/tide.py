@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Pairs, Predictions, Truths, ordinal
+from mld_core.evaluation.metrics.boxes import (
+    Bools,
+    Floats,
+    FrameState,
+    Ints,
+    Pairs,
+    Predictions,
+    Truths,
+    ordinal,
+)
 from mld_core.evaluation.metrics.coco import interpolated, needed
 from mld_core.evaluation.metrics.matching import Matched, best_pairs
 
@@ -80,7 +89,7 @@ def classify(
 
 
 @dataclass(frozen=True)
-class TideState:
+class TideState(FrameState):
     """What the costs are computed from; states of further frames are appended with `merge`.
 
     Attributes:
@@ -91,6 +100,8 @@ class TideState:
         truths: (K,) truths by class.
         missed: (K,) of them missed.
     """
+
+    summed = ("truths", "missed")
 
     label: NDArray[np.int32]
     score: NDArray[np.floating]
@@ -112,18 +123,6 @@ class TideState:
             np.bincount(truths.label[truths.counts], minlength=n_class),
             np.bincount(truths.label[errors.miss], minlength=n_class),
         )
-
-    @staticmethod
-    def merge(states: list[TideState]) -> TideState:
-        """The state of all frames."""
-        if len(states) == 1:
-            return states[0]
-        joined = {
-            name: np.concatenate([getattr(one, name) for one in states])
-            for name in ("label", "score", "type", "mended_label")
-        }
-        sums = {name: np.sum([getattr(one, name) for one in states], axis=0) for name in ("truths", "missed")}
-        return TideState(**joined, **sums)
 
 
 def within_cap(predictions: Predictions, most: int = MAX_DETECTIONS) -> Ints:

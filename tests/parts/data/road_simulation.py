@@ -17,8 +17,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from mld_core.evaluation.detection.analysis import box_columns
 from mld_core.evaluation.detection.events import best_thresholds
 from mld_core.evaluation.detection3d.evidence import RoadEvidence
-from mld_core.evaluation.metrics.boxes import Predictions, Truths
-from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_by_distance, near_pairs
+from mld_core.evaluation.metrics.boxes import Predictions, Truths, near_pairs
+from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_by_distance
 from mld_core.evaluation.statistics.folds import assign_folds
 
 CLASSES = (
