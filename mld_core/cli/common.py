@@ -10,13 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from mld_core.cli.output import note
-from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError, known
-from mld_core.evaluation.evaluator import Evaluator, find_run
-from mld_core.evaluation.results.result import Result
-from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError
+from mld_core.evaluation.results.store import find_run
 from mld_core.records.format.attempts import list_passes
 from mld_core.records.format.layout import RunKey, Store, subfolders
-from mld_core.records.format.parts import DamagedPartError
 
 OK, FAILED, USAGE, NOTHING = 0, 1, 2, 3
 
@@ -33,6 +30,10 @@ ModelArgument = Annotated[
 VersionArgument = Annotated[
     str | None, typer.Argument(help="Version name. Default: the model's newest.", show_default=False)
 ]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Model of the versions. Default: the newest run's.", show_default=False)
+]
+DatasetOption = Annotated[str | None, typer.Option(help="Only this split.", show_default=False)]
 
 
 @contextmanager
@@ -44,11 +45,13 @@ def clear_errors() -> Iterator[None]:
         raise _stop(error, NOTHING) from error
     except (FilterError, ResultExistsError) as error:
         raise _stop(error, USAGE) from error
-    except DamagedPartError as error:
-        raise _stop(f"{error}; `mld doctor` lists what is damaged", FAILED) from error
-    except OSError as error:  # the disk, a service, permissions
+    except (ImportError, OSError) as error:  # an extra; the disk, a service, permissions
         raise _stop(error, FAILED) from error
     except ValueError as error:
+        from mld_core.records.format.parts import DamagedPartError
+
+        if isinstance(error, DamagedPartError):
+            raise _stop(f"{error}; `mld doctor` lists what is damaged", FAILED) from error
         raise _stop(error, USAGE) from error
 
 
@@ -85,58 +88,28 @@ def choose_run(store: Store, model: str | None, version: str | None) -> RunKey:
     """
     if model is not None and version is not None:
         return find_run(store, model, version)
+
+    def newest(run: RunKey) -> tuple[str, str]:
+        """The newest attempt's name begins with the time of the launch."""
+        attempts = (path for key in list_passes(store, run) for path in subfolders(store.pass_dir(run, key)))
+        made = str(store.run_info(run).get("created_at", ""))
+        return max((path.name for path in attempts), default=""), made
+
+    return max(runs_of(store, model), key=newest)
+
+
+def runs_of(store: Store, model: str | None, version: str | None = None) -> list[RunKey]:
+    """The runs that were meant: one, those of a model, or all.
+
+    Raises:
+        NotFoundError: There is no run of that name; the message lists what exists.
+    """
+    if model is not None and version is not None:
+        return [find_run(store, model, version)]
     runs = [run for run in store.runs() if model in {None, run.model_name}]
     if not runs and model is not None:
         find_run(store, model, "")
-    return max(
-        runs, key=lambda run: (newest_attempt(store, run), str(store.run_info(run).get("created_at", "")))
-    )
-
-
-def newest_attempt(store: Store, run: RunKey) -> str:
-    """Name of the newest attempt of a run, which begins with the time of the launch; may be empty."""
-    found = [path.name for key in list_passes(store, run) for path in subfolders(store.pass_dir(run, key))]
-    return max(found, default="")
-
-
-def newest_result(store: Store, run: RunKey) -> Result:
-    """The newest result of a run.
-
-    Raises:
-        NotFoundError: It has none yet.
-    """
-    evaluator = Evaluator(run.model_name, run.version_name, store=store.root)
-    names = list(evaluator.list_results()["result_name"])
-    if not names:
-        names_of_run = f"{run.model_name} {run.version_name}"
-        raise NotFoundError(f"{names_of_run} has no results yet: run `mld evaluate {names_of_run}`")
-    return evaluator.get_result(str(names[-1]))
-
-
-def find_result(store: Store, text: str, model: str | None = None) -> Result:
-    """The result a text names: a result, `MODEL/VERSION`, or a version of `model` (default: the newest).
-
-    Raises:
-        NotFoundError: Nothing has that name, or several results do.
-    """
-    runs = store.runs()
-    named = [
-        run
-        for run in runs
-        if any(info["result_name"] == text for info in ResultStore(store, run).all())
-        and model in {None, run.model_name}
-    ]
-    if len(named) == 1:
-        run = named[0]
-        return Evaluator(run.model_name, run.version_name, store=store.root).get_result(text)
-    if named:
-        owners = known(f"{run.model_name}/{run.version_name}" for run in named)
-        raise NotFoundError(f"several results are named {text!r} (of {owners}): name the run instead")
-    for run in runs:
-        if text == f"{run.model_name}/{run.version_name}":
-            return newest_result(store, run)
-    chosen = model if model is not None else choose_run(store, None, None).model_name
-    return newest_result(store, find_run(store, chosen, text))
+    return runs
 
 
 def parse_epoch(text: str) -> int | Literal["latest"] | None:

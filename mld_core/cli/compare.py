@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mld_core.cli.common import FAILED, JsonOption, StoreOption, clear_errors
+from mld_core.cli.common import FAILED, DatasetOption, JsonOption, ModelOption, StoreOption, clear_errors
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
 from mld_core.cli.source import source
-from mld_core.evaluation.results.compare import Comparison
-from mld_core.evaluation.results.result import METRIC_COLUMNS
+
+if TYPE_CHECKING:
+    from mld_core.evaluation.results.compare import Comparison
 
 TERMINAL_ROWS = 20
 LEVEL = 0.05
@@ -20,10 +21,8 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Before: a version, MODEL/VERSION or a result name.")],
     b: Annotated[str, typer.Argument(metavar="B", help="After: the same.")],
     *,
-    model: Annotated[
-        str | None, typer.Option(help="Model of the versions. Default: the newest run's.", show_default=False)
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only this split.", show_default=False)] = None,
+    model: ModelOption = None,
+    dataset: DatasetOption = None,
     changed: Annotated[bool, typer.Option("--changed", help="List the fixed and regressed units.")] = False,
     fail_on_regression: Annotated[
         bool,
@@ -90,6 +89,8 @@ def print_comparison(found: Comparison, *, changed: bool, as_json: bool) -> None
     emit_frame(found.units, as_json=False, title=f"{found.a} -> {found.b}")
     if not on_terminal():
         return
+    from mld_core.evaluation.results.result import METRIC_COLUMNS
+
     shown = found.metrics[found.metrics["metric"].isin((*METRIC_COLUMNS, "error_rate"))]
     emit_frame(shown, as_json=False, title="\nMetrics (delta_lo, delta_hi: 95 % interval on paired units)")
     moved = found.transitions[found.transitions["category_a"] != found.transitions["category_b"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,32 +14,11 @@ import typer
 from mld_core.cli.common import FAILED, NOTHING, JsonOption, StoreOption, clear_errors
 from mld_core.cli.output import cell, emit, emit_json, note
 from mld_core.records.format.layout import Store
-from mld_core.records.read.check import check_store
 
 PACKAGES = (
-    *(
-        "ml-debugger",
-        "numpy",
-        "pyarrow",
-        "pandas",
-        "duckdb",
-        "scikit-learn",
-        "requests",
-        "rich",
-        "typer",
-        "xxhash",
-    ),
-    *(
-        "torch",
-        "lightning",
-        "pytorch-lightning",
-        "transformers",
-        "accelerate",
-        "mmengine",
-        "mmdet",
-        "mmdet3d",
-    ),
-    *("ultralytics", "faiss-cpu", "numba", "ray"),
+    *("ml-debugger", "numpy", "pyarrow", "pandas", "duckdb", "scikit-learn", "requests", "rich", "typer"),
+    *("xxhash", "torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "mmengine"),
+    *("mmdet", "mmdet3d", "ultralytics", "faiss-cpu", "numba", "ray"),
 )
 
 
@@ -61,10 +41,12 @@ def doctor(
       mld doctor --json > report.json      to attach to a bug report
     """  # noqa: D301  click reads the mark
     with clear_errors():
+        from mld_core.records.read.check import check_store
+
         place = Store(store)
         facts = _store_facts(place, store)
         there = place.root.is_dir() and bool(place.runs())
-        findings = [] if not there else [_finding(one) for one in check_store(place, digests=not quick)]
+        findings = [] if not there else [asdict(one) for one in check_store(place, digests=not quick)]
         findings += _settings()
         if as_json:
             emit_json({"versions": versions(), "store": facts, "findings": findings})
@@ -95,9 +77,7 @@ def doctor(
 def versions() -> dict[str, str]:
     """Python and every package that matters, with "not installed" for those that are not."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
-        found[name] = _version_of(name)
-    return found
+    return found | {name: _version_of(name) for name in PACKAGES}
 
 
 def _version_of(package: str) -> str:
@@ -127,7 +107,3 @@ def _settings() -> list[dict[str, Any]]:
         )
         return [{"kind": "settings", "severity": "warning", "path": "MLD_API_KEY", "message": text}]
     return []
-
-
-def _finding(one: Any) -> dict[str, Any]:
-    return {"kind": one.kind, "severity": one.severity, "path": str(one.path), "message": one.message}

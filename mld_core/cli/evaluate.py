@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +17,10 @@ from mld_core.cli.common import (
 )
 from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_of
 from mld_core.cli.source import source
-from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.results.result import Result
 from mld_core.records.format.layout import Store
+
+if TYPE_CHECKING:
+    from mld_core.evaluation.results.result import Result
 
 
 def evaluate(
@@ -66,15 +67,16 @@ def evaluate(
       mld evaluate --dataset val --json      for a script
     """  # noqa: D301  click reads the mark
     with clear_errors():
-        run = source(store).run(model, version)
+        place = source(store)
+        run = place.run(model, version)
         wanted: dict[str, Any] = {
             "dataset_types": dataset or None,
             "threads": threads,
             "group_key": group_key,
             "risk_tolerance": risk_tolerance,
         }
-        evaluator = Evaluator(run.model_name, run.version_name, store=store)
-        result = evaluator.request_evaluation(name, parse_epoch(epoch), method_name=method, options=wanted)
+        asked = place.evaluator(run).request_evaluation
+        result = asked(name, parse_epoch(epoch), method_name=method, options=wanted)
         print_result(result, full=full, as_json=as_json)
         if store is None and result.store.root != Store().root:
             show = ["mld", "show", run.model_name, run.version_name, "--store", str(result.store.root)]

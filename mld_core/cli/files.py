@@ -17,16 +17,11 @@ from mld_core.cli.common import (
     clear_errors,
     open_store,
     parse_epoch,
+    runs_of,
 )
 from mld_core.cli.output import emit, emit_json, note
 from mld_core.evaluation.errors import NotFoundError
-from mld_core.evaluation.evaluator import find_run
-from mld_core.exchange.export import export_boxes
-from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.export import export_run
-from mld_core.records.store.merge import merge
-from mld_core.records.write.gc import gc
-from mld_core.records.write.retention import prune
+from mld_core.records.format.layout import Store
 
 
 def export(
@@ -62,6 +57,9 @@ def export(
       mld export centerpoint v1 --format nuscenes -o out/
     """  # noqa: D301  click reads the mark
     with clear_errors():
+        from mld_core.exchange.export import export_boxes
+        from mld_core.records.store.export import export_run
+
         opened = open_store(store)
         run = choose_run(opened, model, version)
         if form != "zip":
@@ -115,10 +113,13 @@ def collect(
     if max_gb is not None and model is not None:
         raise typer.BadParameter("--max-gb is about the whole store: give no MODEL with it")
     with clear_errors():
+        from mld_core.records.write.gc import gc
+        from mld_core.records.write.retention import prune
+
         opened = open_store(store)
         rows: list[dict[str, str | int]] = []
         failed: list[str] = []
-        for run in _runs(opened, model, version):
+        for run in runs_of(opened, model, version):
             report = gc(opened, run, dry_run=dry_run, min_age_s=min_age)
             rows += [_row(item.kind, item.path, item.bytes) for item in report.items]
             failed += report.failed
@@ -135,16 +136,6 @@ def collect(
             note(f"mld: {message}")
         if failed:
             raise typer.Exit(FAILED)
-
-
-def _runs(store: Store, model: str | None, version: str | None) -> list[RunKey]:
-    """The runs that were meant: one, those of a model, or all."""
-    if model is None:
-        return store.runs()
-    if version is not None:
-        return [find_run(store, model, version)]
-    choose_run(store, model, None)
-    return [run for run in store.runs() if run.model_name == model]
 
 
 def _row(kind: str, path: Path, size: int) -> dict[str, str | int]:
@@ -179,6 +170,8 @@ def merge_stores(
       mld merge copied-store
     """  # noqa: D301  click reads the mark
     with clear_errors():
+        from mld_core.records.store.merge import merge
+
         for source in sources:
             if not source.expanduser().is_dir():
                 raise NotFoundError(f"there is no store at {source.expanduser().absolute()}")

@@ -6,17 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mld_core.cli.common import JsonOption, StoreOption, choose_run, clear_errors, open_store
+from mld_core.cli.common import JsonOption, StoreOption, clear_errors, open_store, runs_of
 from mld_core.cli.output import emit, emit_frame
-from mld_core.cli.remote import PASS_COLUMNS as REMOTE_PASS_COLUMNS
-from mld_core.cli.remote import RUN_COLUMNS as REMOTE_RUN_COLUMNS
-from mld_core.cli.remote import client_of, newest_run, pass_rows, remote_runs, run_row, the_service
-from mld_core.evaluation.engine.passes import rows_lost
-from mld_core.evaluation.evaluator import Evaluator, find_run
+from mld_core.cli.source import ServiceSource, Source, StoreSource, the_service
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.records.format.attempts import list_passes
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.read.reader import select
 
 RUN_COLUMNS = ("model", "version", "task", "created_at", "datasets", "epochs", "results")
 PASS_COLUMNS = (
@@ -30,6 +25,8 @@ PASS_COLUMNS = (
     "torn_parts",
     "attempt",
 )
+REMOTE_RUN_COLUMNS = ("model", "version", "task", "created_at", "updated_at")
+REMOTE_PASS_COLUMNS = ("dataset", "epoch", "pass", "rows", "state", "ranks", "attempt")
 
 
 def ls(
@@ -61,38 +58,54 @@ def ls(
     """  # noqa: D301  click reads the mark
     with clear_errors():
         if remote:
-            _remote(model, version, results=results, as_json=as_json)
+            place = ServiceSource(the_service())
+            if results:
+                _results(place, place.newest(model, version), as_json=as_json)
+            else:
+                _remote(place, model, version, as_json=as_json)
             return
         opened = open_store(store)
         if results:
-            run = choose_run(opened, model, version)
-            found = Evaluator(run.model_name, run.version_name, store=opened.root).list_results()
-            emit_frame(found, as_json=as_json, title=f"Results of {run.model_name} {run.version_name}")
-        elif version is not None and model is not None:
-            run = find_run(opened, model, version)
-            emit(_passes(opened, run), PASS_COLUMNS, as_json=as_json, title=f"{model} {version}")
+            here = StoreSource(opened)
+            _results(here, here.run(model, version), as_json=as_json)
+            return
+        runs = runs_of(opened, model, version)
+        if version is not None:
+            emit(_passes(opened, runs[0]), PASS_COLUMNS, as_json=as_json, title=f"{model} {version}")
         else:
-            if model is not None:
-                choose_run(opened, model, None)
-            runs = [run for run in opened.runs() if model in {None, run.model_name}]
             emit([_run(opened, run) for run in runs], RUN_COLUMNS, as_json=as_json, title=str(opened.root))
 
 
-def _remote(model: str | None, version: str | None, *, results: bool, as_json: bool) -> None:
-    service = the_service()
-    client = client_of(service)
-    if results:
-        run = newest_run(client, model, version)
-        evaluator = Evaluator(run.model_name, run.version_name, service.url, service.api_key)
-        title = f"Results of {run.model_name} {run.version_name}"
-        emit_frame(evaluator.list_results(), as_json=as_json, title=title)
-        return
-    runs = remote_runs(client, model, version)
+def _results(place: Source, run: RunKey, *, as_json: bool) -> None:
+    found = place.evaluator(run).list_results()
+    emit_frame(found, as_json=as_json, title=f"Results of {run.model_name} {run.version_name}")
+
+
+def _remote(place: ServiceSource, model: str | None, version: str | None, *, as_json: bool) -> None:
+    runs = place.runs(model, version)
     if version is not None:
-        rows = pass_rows(client, str(runs[0]["run_id"]))
+        rows = [_remote_pass(one) for one in place.client.pages(f"/v1/runs/{runs[0]['run_id']}/passes")]
         emit(rows, REMOTE_PASS_COLUMNS, as_json=as_json, title=f"{model} {version}")
-    else:
-        emit([run_row(one) for one in runs], REMOTE_RUN_COLUMNS, as_json=as_json, title=client.url)
+        return
+    for one in runs:
+        one |= {"model": one["model_name"], "version": one["version_name"]}
+        one["task"] = (one.get("info") or {}).get("task")
+    emit(runs, REMOTE_RUN_COLUMNS, as_json=as_json, title=place.client.url)
+
+
+def _remote_pass(one: dict[str, Any]) -> dict[str, Any]:
+    """A pass of a service as a row: the newest attempt at it that all ranks sealed."""
+    attempts = one.get("attempts") or [{}]
+    chosen = next((item for item in reversed(attempts) if item.get("sealed")), attempts[-1])
+    return {
+        "dataset": one["dataset_type"],
+        "epoch": one["n_epoch"],
+        "pass": one["pass_no"],
+        "rows": (chosen.get("rows") or {}).get("samples"),
+        "state": "sealed" if one.get("sealed") else "partial",
+        "ranks": chosen.get("ranks"),
+        "attempt": chosen.get("attempt"),
+    }
 
 
 def _run(store: Store, run: RunKey) -> dict[str, Any]:
@@ -110,6 +123,9 @@ def _run(store: Store, run: RunKey) -> dict[str, Any]:
 
 
 def _passes(store: Store, run: RunKey) -> list[dict[str, Any]]:
+    from mld_core.evaluation.engine.passes import rows_lost
+    from mld_core.records.read.reader import select
+
     return [
         {
             "dataset": one.key.dataset_type,

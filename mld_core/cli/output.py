@@ -12,14 +12,12 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -45,6 +43,7 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as plain values.
 
     Example:
+        >>> import pandas as pd
         >>> rows_of(pd.DataFrame({"a": [1.5, None]}))
         [{'a': 1.5}, {'a': None}]
     """
@@ -55,11 +54,12 @@ def plain(value: Any) -> Any:
     """A value JSON knows: missing values are None, arrays are lists, paths and infinity are texts."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
+    if hasattr(value, "tolist"):  # of NumPy: an array or one number
+        value = value.tolist()
+    if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+    pandas = sys.modules.get("pandas")  # its NA can only be there where it was loaded
+    if value is None or (pandas and value is pandas.NA) or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and math.isinf(value):
         return str(value)
@@ -132,6 +132,10 @@ def _print_separated(rows: Rows, columns: Sequence[str]) -> None:
 
 
 def _print_table(rows: Rows, columns: Sequence[str], title: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in columns:
         known = [row[name] for row in rows if row.get(name) is not None]

@@ -7,12 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mld_core.cli.common import (
-    FAILED,
-    JsonOption,
-    StoreOption,
-    clear_errors,
-)
+from mld_core.cli.common import JsonOption, ModelOption, StoreOption, clear_errors
 from mld_core.cli.output import emit_json, note
 from mld_core.cli.source import source
 
@@ -34,9 +29,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it is replaced.")] = Path(
         "report.html"
     ),
-    model: Annotated[
-        str | None, typer.Option(help="Model of the versions. Default: the newest run's.", show_default=False)
-    ] = None,
+    model: ModelOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,12 +47,9 @@ def report(
       mld report resnet18/v3 -o v3.html
       mld report v2 v3 -o change.html         what changed from v2 to v3
     """  # noqa: D301  click reads the mark
-    try:
-        from mld_core.report import pages  # noqa: PLC0415 - an extra: the other commands work without it
-    except ImportError as error:
-        note(f"mld: {error}")
-        raise typer.Exit(FAILED) from error
     with clear_errors():
+        from mld_core.report import pages  # an extra: the other commands work without it
+
         results = source(store)
         before = results.result(results.run(model, None)) if a is None else results.find(a, model)
         if b is None:

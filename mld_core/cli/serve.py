@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mld_core.cli.common import FAILED, NOTHING, USAGE, JsonOption
+from mld_core.cli.common import JsonOption, clear_errors
 from mld_core.cli.output import emit, emit_json, note
+from mld_core.evaluation.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from mld_core.service.server.settings import Settings
 
 DataOption = Annotated[
     Path | None,
@@ -36,46 +39,31 @@ StorageOption = Annotated[
     ),
 ]
 _KEY_COLUMNS = (
-    "key_id",
-    "name",
-    "organization",
-    "scopes",
-    "created_at",
-    "expires_at",
-    "revoked_at",
-    "last_used_at",
+    *("key_id", "name", "organization", "scopes"),
+    *("created_at", "expires_at", "revoked_at", "last_used_at"),
 )
 
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    try:
-        yield
-    except LookupError as error:
-        note(f"mld: {error.args[0] if error.args else error}")
-        raise typer.Exit(NOTHING) from error
-    except ValueError as error:
-        note(f"mld: {error}")
-        raise typer.Exit(USAGE) from error
-    except (ImportError, OSError) as error:
-        note(f"mld: {error}")
-        raise typer.Exit(FAILED) from error
-    except Exception as error:
-        # SQLAlchemy can not be named here: it belongs to the extra.
-        if not type(error).__module__.startswith("sqlalchemy."):
-            raise
-        cause = str(getattr(error, "orig", error)).strip().splitlines()
-        note(f"mld: the database can not be used ({cause[0] if cause else type(error).__name__})")
-        raise typer.Exit(FAILED) from error
+    """What the server may raise, as one line; where its extra is missing, the command that installs it."""
+    with clear_errors():
+        try:
+            yield
+        except LookupError as error:
+            raise NotFoundError(*error.args) from error
+        except Exception as error:
+            # SQLAlchemy can not be named here: it belongs to the extra.
+            if not type(error).__module__.startswith("sqlalchemy."):
+                raise
+            cause = [*str(getattr(error, "orig", error)).strip().splitlines(), type(error).__name__]
+            raise OSError(f"the database can not be used ({cause[0]})") from error
 
 
-def _load(name: str) -> Any:
-    """A module of the server; an ImportError with the install command where the extra is missing."""
-    return importlib.import_module(f"mld_core.service.server.{name}")
+def _settings(**changes: Any) -> Settings:
+    from mld_core.service.server.settings import load_settings
 
-
-def _settings(**changes: Any) -> Any:
-    return _load("settings").load_settings(changes)
+    return load_settings(changes)
 
 
 def serve(
@@ -129,6 +117,8 @@ def serve(
       mld evaluate
     """  # noqa: D301  click reads the mark
     with _clear_errors():
+        from mld_core.service.server import run
+
         settings = _settings(
             data=data,
             bind=bind,
@@ -140,7 +130,7 @@ def serve(
             tls_key=tls_key,
             workers=workers,
         )
-        _load("run").serve(settings)
+        run.serve(settings)
 
 
 def worker(
@@ -158,8 +148,9 @@ def worker(
       mld worker --database postgresql://mld@db/mld --storage s3://records/mld
     """  # noqa: D301  click reads the mark
     with _clear_errors():
-        settings = _settings(data=data, database=database, storage=storage)
-        _load("jobs.worker").run_worker(settings)
+        from mld_core.service.server.jobs.worker import run_worker
+
+        run_worker(_settings(data=data, database=database, storage=storage))
 
 
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -203,8 +194,10 @@ def keys_create(
       mld keys create --name alice --scope read --scope write
     """  # noqa: D301  click reads the mark
     with _clear_errors():
+        from mld_core.service.server import run
+
         settings = _settings(data=data, database=database)
-        made = _load("run").keys_create(settings, name, scope, organization, expires_in_days)
+        made = run.keys_create(settings, name, scope, organization, expires_in_days)
     if as_json:
         emit_json(made)
         return
@@ -225,7 +218,9 @@ def keys_list(
       mld keys list --json
     """  # noqa: D301  click reads the mark
     with _clear_errors():
-        rows = _load("run").keys_list(_settings(data=data, database=database))
+        from mld_core.service.server import run
+
+        rows = run.keys_list(_settings(data=data, database=database))
     emit(rows, _KEY_COLUMNS, as_json=as_json)
 
 
@@ -244,7 +239,9 @@ def keys_revoke(
       mld keys revoke key_0123456789abcdef01234567
     """  # noqa: D301  click reads the mark
     with _clear_errors():
-        row = _load("run").keys_revoke(_settings(data=data, database=database), key_id)
+        from mld_core.service.server import run
+
+        row = run.keys_revoke(_settings(data=data, database=database), key_id)
     if as_json:
         emit_json(row)
         return

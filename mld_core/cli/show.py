@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 
 from mld_core.cli.common import (
+    DatasetOption,
     JsonOption,
     ModelArgument,
     StoreOption,
@@ -20,8 +20,10 @@ from mld_core.cli.output import emit, emit_frame, note, on_terminal
 from mld_core.cli.source import source
 from mld_core.records.format.layout import RunKey
 
-TERMINAL_ROWS = 20
+if TYPE_CHECKING:
+    import pandas as pd
 
+TERMINAL_ROWS = 20
 
 ResultOption = Annotated[
     str | None, typer.Option(help="Name of the result. Default: the newest.", show_default=False)
@@ -53,7 +55,6 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option(help="A further metric for --view; may be repeated.", show_default=False),
 ]
-DatasetOption = Annotated[str | None, typer.Option(help="Only this split.", show_default=False)]
 CategoryOption = Annotated[str | None, typer.Option(help="Issues of this category.", show_default=False)]
 CodeOption = Annotated[str | None, typer.Option(help="Issues with this code.", show_default=False)]
 SeverityOption = Annotated[

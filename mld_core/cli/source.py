@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
-from mld_core.cli.common import choose_run, find_result, newest_result, open_store
-from mld_core.cli.remote import client_of, newest_run, remote_runs
-from mld_core.evaluation.endpoint import Endpoint, resolve_endpoint
-from mld_core.evaluation.errors import NotFoundError, known
-from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.results.result import Result
+from mld_core.cli.common import choose_run, open_store
+from mld_core.evaluation.errors import NotFoundError, known, near
+from mld_core.evaluation.results.store import ResultStore, find_run
 from mld_core.records.format.layout import RunKey, Store
+from mld_core.service.client.endpoint import Endpoint, resolve_endpoint
+
+if TYPE_CHECKING:
+    from mld_core.evaluation.evaluator import Evaluator
+    from mld_core.evaluation.results.result import Result
+    from mld_core.service.client.api import Client
 
 
-class Source(Protocol):
+class Source(ABC):
     """Runs and their results."""
 
+    place = ""
+    """Where that is, as the end of a phrase; empty for this machine."""
+
+    @abstractmethod
     def run(self, model: str | None, version: str | None) -> RunKey:
         """The run that was named; with no version the model's newest, with no names the newest of all."""
-        ...
 
-    def result(self, run: RunKey, name: str | None = None) -> Result:
-        """A result of a run; without a name the newest."""
-        ...
+    @abstractmethod
+    def evaluator(self, run: RunKey) -> Evaluator:
+        """The evaluator of a run."""
 
+    @abstractmethod
     def find(self, text: str, model: str | None = None) -> Result:
         """The result a text names: a result, `MODEL/VERSION`, or a version of `model` (default: newest)."""
-        ...
+
+    def result(self, run: RunKey, name: str | None = None) -> Result:
+        """A result of a run; without a name the newest.
+
+        Raises:
+            NotFoundError: There is none yet, or none of that name.
+        """
+        evaluator = self.evaluator(run)
+        names = [name] if name is not None else list(evaluator.list_results()["result_name"])
+        if not names:
+            asked = f"{run.model_name} {run.version_name}"
+            raise NotFoundError(f"{asked} has no results{self.place} yet: run `mld evaluate {asked}`")
+        return evaluator.get_result(str(names[-1]))
+
+    def _owned(self, text: str, owners: list[RunKey]) -> Result:
+        """The result of that name of the one run that has it."""
+        if len(owners) > 1:
+            named = known(f"{run.model_name}/{run.version_name}" for run in owners)
+            raise NotFoundError(f"several results are named {text!r} (of {named}): name the run instead")
+        return self.result(owners[0], text)
 
 
 def source(store: Path | None) -> Source:
@@ -41,7 +68,7 @@ def source(store: Path | None) -> Source:
     return StoreSource(open_store(store)) if service is None else ServiceSource(service)
 
 
-class StoreSource:
+class StoreSource(Source):
     """A store on this machine."""
 
     def __init__(self, store: Store) -> None:
@@ -51,50 +78,83 @@ class StoreSource:
         """See `Source`."""
         return choose_run(self._store, model, version)
 
-    def result(self, run: RunKey, name: str | None = None) -> Result:
+    def evaluator(self, run: RunKey) -> Evaluator:
         """See `Source`."""
-        if name is None:
-            return newest_result(self._store, run)
-        return Evaluator(run.model_name, run.version_name, store=self._store.root).get_result(name)
+        from mld_core.evaluation.evaluator import Evaluator
+
+        return Evaluator(run.model_name, run.version_name, store=self._store.root)
 
     def find(self, text: str, model: str | None = None) -> Result:
-        """See `Source`."""
-        return find_result(self._store, text, model)
+        """See `Source`; a result's name goes before a run's."""
+        runs = self._store.runs()
+        owners = [
+            run
+            for run in runs
+            if any(info["result_name"] == text for info in ResultStore(self._store, run).all())
+            and model in {None, run.model_name}
+        ]
+        if owners:
+            return self._owned(text, owners)
+        for run in runs:
+            if text == f"{run.model_name}/{run.version_name}":
+                return self.result(run)
+        chosen = model if model is not None else self.run(None, None).model_name
+        return self.result(find_run(self._store, chosen, text))
 
 
-class ServiceSource:
+class ServiceSource(Source):
     """A team's service; what is read is copied here and stays."""
 
     def __init__(self, service: Endpoint) -> None:
         self._service = service
-        self._client = client_of(service)
+        self.client = client_of(service)
+        self.place = f" at {service.url}"
 
     def run(self, model: str | None, version: str | None) -> RunKey:
         """See `Source`; two names are taken as they are, what is read next tells whether they exist."""
         if model is not None and version is not None:
             return RunKey(model, version)
-        return newest_run(self._client, model, version)
+        return self.newest(model, version)
 
-    def _evaluator(self, run: RunKey) -> Evaluator:
-        return Evaluator(run.model_name, run.version_name, self._service.url, self._service.api_key)
+    def newest(self, model: str | None, version: str | None) -> RunKey:
+        """The newest of the runs of these names."""
+        found = max(self.runs(model, version), key=lambda one: str(one["created_at"]))
+        return RunKey(str(found["model_name"]), str(found["version_name"]))
 
-    def result(self, run: RunKey, name: str | None = None) -> Result:
+    def runs(self, model: str | None, version: str | None = None) -> list[dict[str, Any]]:
+        """The runs of the key's organization, as they are answered.
+
+        Raises:
+            NotFoundError: There is none of that name; the message lists what exists.
+        """
+        runs = list(self.client.pages("/v1/runs"))
+        named = [
+            one
+            for one in runs
+            if model in {None, one["model_name"]} and version in {None, one["version_name"]}
+        ]
+        if not runs:
+            sync = "`mld sync` uploads what was recorded here"
+            raise NotFoundError(f"the service{self.place} holds no runs: {sync}")
+        if not named:
+            models = list(dict.fromkeys(str(one["model_name"]) for one in runs))
+            asked = f"model {model!r}" + (f" version {version!r}" if version is not None else "")
+            spelled = near(model, models) if model is not None else ""
+            raise NotFoundError(f"no {asked}{spelled}{self.place} (models: {known(models)})")
+        return named
+
+    def evaluator(self, run: RunKey) -> Evaluator:
         """See `Source`."""
-        evaluator = self._evaluator(run)
-        if name is None:
-            names = list(evaluator.list_results()["result_name"])
-            if not names:
-                raise NotFoundError(
-                    f"{run.model_name} {run.version_name} has no results at {self._client.url} yet: run "
-                    f"`mld evaluate {run.model_name} {run.version_name}`"
-                )
-            name = str(names[-1])
-        return evaluator.get_result(name)
+        from mld_core.evaluation.evaluator import Evaluator
+        from mld_core.service.client.remote import RemoteEvaluator
+
+        remote = RemoteEvaluator(self._service, Store(), run)
+        return Evaluator(run.model_name, run.version_name, elsewhere=remote)
 
     def find(self, text: str, model: str | None = None) -> Result:
         """See `Source`; a run's name goes before a result's, which takes one question for each run."""
-        runs = remote_runs(self._client, model, None)
-        newest = model or newest_run(self._client, None, None).model_name
+        runs = self.runs(model)
+        newest = model or self.newest(None, None).model_name
         for one in runs:
             run = RunKey(str(one["model_name"]), str(one["version_name"]))
             if text == f"{run.model_name}/{run.version_name}" or run == RunKey(newest, text):
@@ -102,16 +162,33 @@ class ServiceSource:
         owners = [
             RunKey(str(one["model_name"]), str(one["version_name"]))
             for one in runs
-            for item in self._client.pages(f"/v1/runs/{one['run_id']}/results", {"result_name": text})
+            for item in self.client.pages(f"/v1/runs/{one['run_id']}/results", {"result_name": text})
             if item["result_name"] == text
         ]
-        if len(owners) == 1:
-            return self.result(owners[0], text)
         if owners:
-            named = known(f"{run.model_name}/{run.version_name}" for run in owners)
-            raise NotFoundError(f"several results are named {text!r} (of {named}): name the run instead")
+            return self._owned(text, owners)
         versions = known(one["version_name"] for one in runs if one["model_name"] == newest)
         raise NotFoundError(
-            f"nothing is named {text!r} at {self._client.url}: expected a result, MODEL/VERSION, or a "
+            f"nothing is named {text!r}{self.place}: expected a result, MODEL/VERSION, or a "
             f"version of {newest!r} (versions: {versions}); `mld ls --remote` lists the runs"
         )
+
+
+def the_service(endpoint: str | None = None) -> Endpoint:
+    """The service that is set up.
+
+    Raises:
+        NotFoundError: None is.
+    """
+    found = resolve_endpoint(endpoint)
+    if found is None:
+        raise NotFoundError("no service is named: set MLD_API_ENDPOINT and MLD_API_KEY, or give --endpoint")
+    return found
+
+
+def client_of(service: Endpoint) -> Client:
+    """A client that says within seconds that nobody answers."""
+    from mld_core.service.client.api import Client
+    from mld_core.service.client.transport import INTERACTIVE
+
+    return Client(service.url, service.api_key, INTERACTIVE)

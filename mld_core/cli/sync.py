@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from mld_core.cli.common import (
     FAILED,
@@ -27,13 +17,16 @@ from mld_core.cli.common import (
     choose_run,
     clear_errors,
     open_store,
+    runs_of,
 )
 from mld_core.cli.output import emit, note
-from mld_core.cli.remote import the_service
-from mld_core.records.format.layout import RunKey, Store
-from mld_core.service.client.api import Client
-from mld_core.service.client.sealed import SealedRank
-from mld_core.service.client.uploader import Outcome, Uploader
+from mld_core.cli.source import the_service
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from mld_core.service.client.sealed import SealedRank
+    from mld_core.service.client.uploader import Outcome, Uploader
 
 COLUMNS = ("state", "model", "version", "dataset", "epoch", "pass", "rank", "files", "bytes", "message")
 
@@ -69,9 +62,13 @@ def sync(
     if everything and model is not None:
         raise typer.BadParameter("--all means every run: give no MODEL with it")
     with clear_errors():
+        from mld_core.service.client.api import Client
+        from mld_core.service.client.uploader import Uploader
+
         service = the_service(endpoint)
         opened = open_store(store)
-        runs = _chosen(opened, model, version, everything=everything)
+        named = everything or model is not None
+        runs = runs_of(opened, model, version) if named else [choose_run(opened, None, None)]
         with _bar() as (progress, task):
             job = Uploader(
                 opened,
@@ -92,15 +89,6 @@ def sync(
         if failed:
             note(f"mld: {len(failed)} could not be sent: {failed[0].message}")
             raise typer.Exit(FAILED)
-
-
-def _chosen(store: Store, model: str | None, version: str | None, *, everything: bool) -> list[RunKey]:
-    if everything:
-        return store.runs()
-    if model is not None and version is None:
-        choose_run(store, model, None)  # says so where there is no such model
-        return [run for run in store.runs() if run.model_name == model]
-    return [choose_run(store, model, version)]
 
 
 def _send(
@@ -141,13 +129,13 @@ def _row(rank: SealedRank, outcome: Outcome) -> dict[str, Any]:
 @contextlib.contextmanager
 def _bar() -> Iterator[tuple[Progress, TaskID]]:
     """A progress bar in bytes on stderr, where a person looks."""
+    from rich import progress as bar
+    from rich.console import Console
+
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        *(bar.TextColumn("{task.description}"), bar.BarColumn(), bar.DownloadColumn()),
+        *(bar.TransferSpeedColumn(), bar.TimeRemainingColumn()),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with bar.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield progress, progress.add_task("looking", total=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
@@ -16,12 +15,11 @@ from mld_core.evaluation.classification.method import METHOD, evaluate_classific
 from mld_core.evaluation.detection.method import METHOD_2D, evaluate_boxes
 from mld_core.evaluation.detection3d.profile import METHOD_3D, ROADS
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.evaluation.endpoint import resolve_endpoint
 from mld_core.evaluation.engine.executor import Reporter, Workers
 from mld_core.evaluation.errors import NotFoundError, known, near
-from mld_core.evaluation.results.result import Result
-from mld_core.evaluation.results.store import FORMAT, ResultStore, utc_now
-from mld_core.records.format.layout import RunKey, Store
+from mld_core.evaluation.results.result import PageWriter, Result
+from mld_core.evaluation.results.store import FORMAT, ResultStore, find_run, utc_now
+from mld_core.records.format.layout import Store
 from mld_core.records.read.reader import PassSelection, select
 
 _EVALUATE: Mapping[str, Callable[..., dict[str, Any]]] = {
@@ -57,25 +55,25 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 """Lowest and highest value; the ends of a probability are not allowed."""
 
 
-class Remote(Protocol):
-    """What a service does for an evaluator; see `mld_core.service.client.remote`."""
+class Elsewhere(Protocol):
+    """Evaluations that are made and kept at another place, as a service's client offers them."""
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        ...
 
     def request_evaluation(
-        self,
-        result_name: str | None,
-        n_epoch: Epochs,
-        *,
-        method_name: str,
-        options: Mapping[str, Any],
-    ) -> Result:
-        """Evaluate at the service."""
+        self, result_name: str | None, n_epoch: Epochs, *, method_name: str, options: Mapping[str, Any]
+    ) -> tuple[ResultStore, str]:
+        """Evaluate there, and bring the result here."""
         ...
 
     def infos(self) -> list[dict[str, Any]]:
         """The `result.json` of every result, oldest first."""
         ...
 
-    def get_result(self, result_name: str) -> Result:
+    def get_result(self, result_name: str) -> tuple[ResultStore, str]:
         """Bring a result here."""
         ...
 
@@ -83,40 +81,31 @@ class Remote(Protocol):
 class Evaluator:
     """Evaluates the records of one model version and keeps the results.
 
-    Example:
-        ::
-
-            result = Evaluator("resnet18", "v1").request_evaluation()
-            result.get_summary()
-
     Args:
         model_name: Name of the model, as given to the tracer or the callback.
         version_name: Name of the version.
-        api_endpoint: Address of a service; default `MLD_API_ENDPOINT`, else the local store.
-        api_key: Its key; default `MLD_API_KEY`.
-        store: Folder of the local store; default `MLD_HOME`, else `~/.mld`. Beats `MLD_API_ENDPOINT`.
-
-    Raises:
-        ValueError: A key without an endpoint.
+        store: Folder of the local store; default `MLD_HOME`, else `~/.mld`.
+        elsewhere: Where evaluations are made instead of here.
+        page: What `Result.report` writes with.
     """
 
     def __init__(
         self,
         model_name: str,
         version_name: str,
-        api_endpoint: str | None = None,
-        api_key: str | None = None,
         *,
         store: str | Path | None = None,
+        elsewhere: Elsewhere | None = None,
+        page: PageWriter | None = None,
     ) -> None:
         self.model_name = model_name
         self.version_name = version_name
-        local = store is not None and api_endpoint is None and api_key is None
-        self._endpoint = None if local else resolve_endpoint(api_endpoint, api_key)
         self._store = Store(store)
+        self._elsewhere = elsewhere
+        self._page = page
 
     def __repr__(self) -> str:
-        where = self._endpoint.url if self._endpoint else self._store.root
+        where = self._elsewhere.url if self._elsewhere else self._store.root
         return f"Evaluator({self.model_name!r}, {self.version_name!r}, {str(where)!r})"
 
     def request_evaluation(
@@ -151,10 +140,11 @@ class Evaluator:
             AuthenticationError: The service did not accept the key.
         """
         chosen = _check_options(dict(options or {}))
-        if self._endpoint is not None:
-            return self._remote().request_evaluation(
+        if self._elsewhere is not None:
+            made = self._elsewhere.request_evaluation(
                 result_name, n_epoch, method_name=method_name, options=chosen
             )
+            return self._open(*made)
         results = self._results()
         if result_name is not None:
             results.check_free(result_name)
@@ -180,7 +170,7 @@ class Evaluator:
                 **found,
             }
             name = results.publish(folder, info, numbered=result_name is None)
-        return Result(results, name, diagnoses=BY_CODE)
+        return self._open(results, name)
 
     def list_results(
         self, result_name: str | None = None, *, method_name: str | None = None, n_epoch: Epochs = None
@@ -199,7 +189,7 @@ class Evaluator:
         """
         rows = [
             {name: info.get(name) for name in _LIST_COLUMNS}
-            for info in (self._results().all() if self._endpoint is None else self._remote().infos())
+            for info in (self._results().all() if self._elsewhere is None else self._elsewhere.infos())
             if result_name in {None, info["result_name"]}
             and method_name in {None, info["method_name"]}
             and (n_epoch is None or _holds(info, n_epoch))
@@ -212,25 +202,18 @@ class Evaluator:
         Raises:
             NotFoundError: There is no result of that name; the message lists those that exist.
         """
-        if self._endpoint is not None:
-            return self._remote().get_result(result_name)
-        return Result(self._results(), result_name, diagnoses=BY_CODE)
+        if self._elsewhere is not None:
+            return self._open(*self._elsewhere.get_result(result_name))
+        return self._open(self._results(), result_name)
+
+    def _open(self, results: ResultStore, name: str) -> Result:
+        return Result(results, name, diagnoses=BY_CODE, page=self._page)
 
     # -- checks --------------------------------------------------------------------------------------------
 
     def _reporter(self, options: Mapping[str, Any]) -> Reporter:
         """Where progress goes; a worker of the service has its own."""
         return Reporter(enabled=options.get("progress"))
-
-    def _remote(self) -> Remote:
-        """The service's side of every method."""
-        assert self._endpoint is not None
-        # By name: the service is a room above this one and imports it, never the other way round.
-        room = importlib.import_module("mld_core.service.client.remote")
-        remote: Remote = room.RemoteEvaluator(
-            self._endpoint.url, self._endpoint.api_key, self._store, self.model_name, self.version_name
-        )
-        return remote
 
     def _results(self) -> ResultStore:
         return ResultStore(self._store, find_run(self._store, self.model_name, self.version_name))
@@ -279,32 +262,6 @@ class Evaluator:
                     f"no split {name!r}{near(name, splits)} among the records (splits: {known(splits)})"
                 )
         return [one for one in found if one.key.dataset_type in dataset_types]
-
-
-def find_run(store: Store, model_name: str, version_name: str) -> RunKey:
-    """Look a run up by its names.
-
-    Raises:
-        NotFoundError: The store, the model or the version is not there; the message lists what is.
-    """
-    runs = store.runs()
-    if not runs:
-        raise NotFoundError(
-            f"the store {store.root} holds no runs: trace a run first, or point MLD_HOME to where the "
-            "records are"
-        )
-    models = list(dict.fromkeys(run.model_name for run in runs))
-    if model_name not in models:
-        raise NotFoundError(
-            f"no model {model_name!r}{near(model_name, models)} in {store.root} (models: {known(models)})"
-        )
-    versions = [run.version_name for run in runs if run.model_name == model_name]
-    if version_name not in versions:
-        raise NotFoundError(
-            f"model {model_name!r} has no version {version_name!r}{near(version_name, versions)} "
-            f"(versions: {known(versions)})"
-        )
-    return RunKey(model_name, version_name)
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:

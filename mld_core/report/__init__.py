@@ -5,7 +5,6 @@ The names are looked up when they are used, so that the package imports where pl
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +14,8 @@ __all__ = ["Written", "write_comparison", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("mld_core.report.pages"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mld_core.report import pages  # noqa: PLC0415  see above
+
+    return getattr(pages, name)

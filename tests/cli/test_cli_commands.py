@@ -9,10 +9,10 @@ import zipfile
 
 import pytest
 
+from ml_debugger.evaluator import Evaluator
 from mld_core import __version__
 from mld_core.cli.output import cell, plain
 from mld_core.evaluation.codes.categories import CATEGORIES
-from mld_core.evaluation.evaluator import Evaluator
 
 COMMANDS = ("ls", "evaluate", "show", "compare", "export", "gc", "merge", "doctor")
 

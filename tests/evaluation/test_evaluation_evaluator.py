@@ -11,10 +11,10 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ml_debugger.evaluator import Evaluator
 from ml_debugger.evaluator import Evaluator as PublicEvaluator
 from ml_debugger.evaluator.evaluator import Evaluator as LongPathEvaluator
 from mld_core.evaluation.errors import AuthenticationError, NotFoundError, ResultExistsError
-from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.results.result import CATEGORY_COLUMNS, METRIC_COLUMNS
 from mld_core.evaluation.results.store import ResultStore
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mld_core.evaluation.evaluator import Evaluator
+from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.schema import media_schema
 from mld_core.records.store.png import encode_png
 

@@ -10,7 +10,7 @@ import pytest
 import road_store as roads
 from browser_parts import all_drawn, settled
 
-from mld_core.evaluation.evaluator import Evaluator
+from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 from mld_core.report.frames_3d import FIELDS

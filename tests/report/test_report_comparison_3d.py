@@ -7,7 +7,7 @@ import pytest
 import road_store as roads
 import simulated_detector as boxes
 
-from mld_core.evaluation.evaluator import Evaluator
+from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_comparison
 from mld_core.report.comparison import comparison_content

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import simulated_detector as simulation
 
-from mld_core.evaluation.evaluator import Evaluator
+from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_comparison
 from mld_core.report.comparison import comparison_content

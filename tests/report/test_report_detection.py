@@ -11,7 +11,7 @@ import pytest
 import simulated_detector as simulation
 from browser_parts import all_drawn
 
-from mld_core.evaluation.evaluator import Evaluator
+from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 from mld_core.report.content import report_content

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.classification import method, stage
-from mld_core.evaluation.evaluator import Evaluator
 from mld_core.report import write_report
 
 ROWS = 100_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,10 @@ CATEGORY_COLUMNS = ("dataset", *(f"{name}_ratio" for name in CATEGORIES))
 _ISSUE_ORDER = ("-severity", "-error_proba", "-loss", "dataset", "n_epoch", "unit_id")
 
 
+PageWriter = Callable[["Result", str | Path, Callable[[str, str], Any] | None], Path]
+"""What writes the page of a result: (result, path, image_fn) -> the file's absolute path."""
+
+
 class Result:
     """One evaluation result. It is stored once and never changes; every method reads it from disk.
 
@@ -52,10 +55,16 @@ class Result:
     """
 
     def __init__(
-        self, store: ResultStore, result_name: str, *, diagnoses: Mapping[str, Diagnosis[Any]]
+        self,
+        store: ResultStore,
+        result_name: str,
+        *,
+        diagnoses: Mapping[str, Diagnosis[Any]],
+        page: PageWriter | None = None,
     ) -> None:
         self._store = store
         self._diagnoses = diagnoses
+        self._page = page
         self.folder, self.info = store.load(result_name)
         self.result_name = str(self.info["result_name"])
 
@@ -357,9 +366,9 @@ class Result:
         Raises:
             ImportError: The extra is missing: `pip install "ml-debugger[report]"`.
         """
-        # By name: the report is a room above this one and imports it, never the other way round.
-        written = importlib.import_module("mld_core.report").write_report(self, path, image_fn=image_fn)
-        return Path(written.path)
+        if self._page is None:
+            raise NotImplementedError("this result was opened without a page: use ml_debugger.evaluator")
+        return self._page(self, path, image_fn)
 
     # -- display -------------------------------------------------------------------------------------------
 

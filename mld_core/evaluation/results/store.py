@@ -129,6 +129,32 @@ class ResultStore:
                 return name
 
 
+def find_run(store: Store, model_name: str, version_name: str) -> RunKey:
+    """Look a run up by its names.
+
+    Raises:
+        NotFoundError: The store, the model or the version is not there; the message lists what is.
+    """
+    runs = store.runs()
+    if not runs:
+        raise NotFoundError(
+            f"the store {store.root} holds no runs: trace a run first, or point MLD_HOME to where the "
+            "records are"
+        )
+    models = list(dict.fromkeys(run.model_name for run in runs))
+    if model_name not in models:
+        raise NotFoundError(
+            f"no model {model_name!r}{near(model_name, models)} in {store.root} (models: {known(models)})"
+        )
+    versions = [run.version_name for run in runs if run.model_name == model_name]
+    if version_name not in versions:
+        raise NotFoundError(
+            f"model {model_name!r} has no version {version_name!r}{near(version_name, versions)} "
+            f"(versions: {known(versions)})"
+        )
+    return RunKey(model_name, version_name)
+
+
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
         info = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))

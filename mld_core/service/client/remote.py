@@ -19,13 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError, known, near
-from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import RESULT_FILE, ResultStore
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import make_dirs, read_json, tmp_name, write_json
 from mld_core.service.client.api import Client
+from mld_core.service.client.endpoint import Endpoint
 from mld_core.service.client.errors import ServiceError
 from mld_core.service.client.sealed import service_id
 from mld_core.service.client.transport import INTERACTIVE, STEADY
@@ -52,22 +51,18 @@ class RemoteEvaluator:
     """Evaluations of one model version at a service.
 
     Args:
-        url: address of the service.
-        api_key: the key.
+        service: its address and the key.
         store: its root is where results are kept.
-        model_name: name of the model.
-        version_name: name of the version.
+        run: the model and its version.
 
     Raises:
         ValueError: the address is none.
     """
 
-    def __init__(
-        self, url: str, api_key: str | None, store: Store, model_name: str, version_name: str
-    ) -> None:
-        self._client = Client(url, api_key, INTERACTIVE)
+    def __init__(self, service: Endpoint, store: Store, run: RunKey) -> None:
+        self._client = Client(service.url, service.api_key, INTERACTIVE)
         self._store = store
-        self._run = RunKey(model_name, version_name)
+        self._run = run
 
     def request_evaluation(
         self,
@@ -76,7 +71,7 @@ class RemoteEvaluator:
         *,
         method_name: str,
         options: Mapping[str, Any],
-    ) -> Result:
+    ) -> tuple[ResultStore, str]:
         """Ask for an evaluation and wait for it; Ctrl-C cancels it at the service, too.
 
         Raises:
@@ -144,7 +139,7 @@ class RemoteEvaluator:
         found = [dict(item["info"]) for item in self._client.pages(f"/v1/runs/{self._run_id()}/results")]
         return sorted(found, key=lambda info: (str(info["completed_at"]), str(info["result_name"])))
 
-    def get_result(self, result_name: str) -> Result:
+    def get_result(self, result_name: str) -> tuple[ResultStore, str]:
         """Bring a stored result here.
 
         Raises:
@@ -161,6 +156,11 @@ class RemoteEvaluator:
             f"{self._run.version_name!r} at {self._client.url}{near(result_name, there)} (results: "
             f"{known(there)}); evaluate with request_evaluation()"
         )
+
+    @property
+    def url(self) -> str:
+        """Address of the service."""
+        return self._client.url
 
     # -- looking up ------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class RemoteEvaluator:
 
     # -- the local copy --------------------------------------------------------------------------------------
 
-    def _fetch(self, item: Mapping[str, Any]) -> Result:
+    def _fetch(self, item: Mapping[str, Any]) -> tuple[ResultStore, str]:
         """A result as files here; those that are here already are taken as they are."""
         service = service_id(self._client.url, str(self._client.whoami().get("organization_id", "")))
         cache = Store(self._store.root / CACHE_DIR / service)
@@ -211,7 +211,7 @@ class RemoteEvaluator:
                 shutil.rmtree(tmp, ignore_errors=True)
                 shutil.rmtree(old, ignore_errors=True)
         cache.ensure_run(self._run, {})
-        return Result(results, result_name, diagnoses=BY_CODE)
+        return results, result_name
 
     def _download(self, folder: Path, result_id: str, info: dict[str, Any]) -> None:
         for file in self._client.pages(f"/v1/results/{result_id}/files"):

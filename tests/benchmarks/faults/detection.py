@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "parts" / "data"))
 
 from simulated_detector import FAULTS, Scene, simulate, write
 
-from mld_core.evaluation.evaluator import Evaluator
+from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey, Store
 
 DOSES = {"missing": (0.03, 0.10), "shifted": (0.05,), "swapped": (0.05,), "spurious": (0.03,)}

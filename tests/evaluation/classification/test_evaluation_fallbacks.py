@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.codes.categories import CATEGORIES
-from mld_core.evaluation.evaluator import Evaluator
 
 RATIOS = [f"{name}_ratio" for name in CATEGORIES]
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.notation import parse_classification_code
-from mld_core.evaluation.evaluator import Evaluator
 
 RATIOS = [f"{name}_ratio" for name in CATEGORIES]
 

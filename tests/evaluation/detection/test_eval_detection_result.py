@@ -6,11 +6,11 @@ import pytest
 import simulated_detector as simulation
 from typer.testing import CliRunner
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.cli.main import app
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.detection.codes import CODES
 from mld_core.evaluation.errors import NotFoundError
-from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
 from mld_core.evaluation.metrics.coco import coco_metrics, match_coco
 from mld_core.geometry.iou import box_iou

@@ -11,6 +11,7 @@ import road_simulation as roads
 from boxes_store import write
 from numpy.testing import assert_allclose, assert_array_equal
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.codes.diagnosis import markdown_table
 from mld_core.evaluation.detection3d.bins import (
     bev_heatmap,
@@ -24,7 +25,6 @@ from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, diagnose_roads
 from mld_core.evaluation.detection3d.diagnoses_sensor import range_drop_off
 from mld_core.evaluation.detection3d.evidence import RoadEvidence, offsets_of, robust_bound
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile
 from mld_core.records.format.layout import RunKey, Store

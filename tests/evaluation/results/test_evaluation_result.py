@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.codes.notation import classification_code, parse_classification_code
 from mld_core.evaluation.errors import FilterError, NotFoundError
-from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.results.compare import mcnemar_exact
 from mld_core.evaluation.results.expression import compile_filter
 

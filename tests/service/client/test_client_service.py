@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.cli.main import app
 from mld_core.evaluation.errors import AuthenticationError, NotFoundError, ResultExistsError
-from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.manifest import read_json
 from mld_core.service.client.api import Client
 from mld_core.service.client.helper import UploadHelper, UploadSettings

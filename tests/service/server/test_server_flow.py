@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from mld_core.evaluation.evaluator import Evaluator
+from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey
 
 pytestmark = pytest.mark.processes

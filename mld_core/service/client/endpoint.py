@@ -32,7 +32,6 @@ def resolve_endpoint(api_endpoint: str | None = None, api_key: str | None = None
         where = "api_key" if api_key else "MLD_API_KEY"
         raise ValueError(
             f"{where} is set but no endpoint is: set MLD_API_ENDPOINT (or pass api_endpoint) to use the "
-            "service, "
-            "or remove the key to use the local store"
+            "service, or remove the key to use the local store"
         )
     return Endpoint(url.rstrip("/"), key) if url is not None else None
