@@ -89,7 +89,7 @@ def print_comparison(found: Comparison, *, changed: bool, as_json: bool) -> None
     emit_frame(found.units, as_json=False, title=f"{found.a} -> {found.b}")
     if not on_terminal():
         return
-    from mld_core.evaluation.results.result import METRIC_COLUMNS
+    from mld_core.evaluation.results.tables import METRIC_COLUMNS
 
     shown = found.metrics[found.metrics["metric"].isin((*METRIC_COLUMNS, "error_rate"))]
     emit_frame(shown, as_json=False, title="\nMetrics (delta_lo, delta_hi: 95 % interval on paired units)")

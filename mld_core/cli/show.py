@@ -113,11 +113,14 @@ def show(
       mld show --view class --adjust weather            error rate of each class at equal weather
       mld show --view confidence:5 --where "dataset = 'val'" --metric accuracy
     """  # noqa: D301  click reads the mark
-    listing, grouping = (
-        any((issues, category, code, min_severity, order_by)),
-        any((view, adjust, where, metric)),
-    )
-    _one_kind(listing=listing, grouping=grouping)
+    listing = any((issues, category, code, min_severity, order_by))
+    grouping = any((view, adjust, where, metric))
+    if listing and grouping:
+        raise typer.BadParameter(
+            "issues are chosen by --dataset, --category, --code, --min-severity; not by a view"
+        )
+    if limit is None and on_terminal() and not as_json:
+        limit = TERMINAL_ROWS
     with clear_errors():
         results = source(store)
         run = results.run(model, version)
@@ -126,8 +129,9 @@ def show(
             before = results.result(RunKey(run.model_name, against))
             print_comparison(before.compare(found, dataset), changed=False, as_json=as_json)
         elif listing:
-            asked = (dataset, category, code, min_severity, order_by, _one_more(limit, as_json=as_json))
-            _cut(found.get_issues(*asked), limit, as_json=as_json)
+            more = None if limit is None else limit + 1  # one more tells whether something was cut off
+            listed = found.get_issues(dataset, category, code, min_severity, order_by, more)
+            _cut(listed, limit, as_json=as_json)
         elif grouping:
             _cut(found.get_view(view, adjust, _also(where, dataset), metric), limit, as_json=as_json)
         elif classes or confusion or regions:
@@ -140,13 +144,6 @@ def show(
             print_result(found, full=full, as_json=as_json)
 
 
-def _one_kind(*, listing: bool, grouping: bool) -> None:
-    if listing and grouping:
-        raise typer.BadParameter(
-            "issues are chosen by --dataset, --category, --code, --min-severity; not by a view"
-        )
-
-
 def _also(where: str | None, dataset: str | None) -> str | None:
     """The filter of a view, narrowed to one split."""
     if dataset is None:
@@ -156,18 +153,7 @@ def _also(where: str | None, dataset: str | None) -> str | None:
     return own if where is None else f"({where}) and {own}"
 
 
-def _limit(limit: int | None, *, as_json: bool) -> int | None:
-    return TERMINAL_ROWS if limit is None and on_terminal() and not as_json else limit
-
-
-def _one_more(limit: int | None, *, as_json: bool) -> int | None:
-    """What to ask for, to know whether the limit cut something off."""
-    chosen = _limit(limit, as_json=as_json)
-    return None if chosen is None else chosen + 1
-
-
 def _cut(frame: pd.DataFrame, limit: int | None, *, as_json: bool) -> None:
-    chosen = _limit(limit, as_json=as_json)
-    emit_frame(frame if chosen is None else frame.head(chosen), as_json=as_json)
-    if chosen is not None and len(frame) > chosen:
-        note(f"only the first {chosen} rows are shown (--limit)")
+    emit_frame(frame if limit is None else frame.head(limit), as_json=as_json)
+    if limit is not None and len(frame) > limit:
+        note(f"only the first {limit} rows are shown (--limit)")

@@ -228,19 +228,14 @@ class Evaluator:
         if method != METHODS.get(str(task)):
             raise ValueError(
                 f"method_name={method_name!r}{near(method_name, METHODS.values())}: expected 'default' or, "
-                "for task "
-                f"{task!r}, {METHODS.get(str(task))!r}"
+                f"for task {task!r}, {METHODS.get(str(task))!r}"
             )
         return method
 
     def _select(
         self, results: ResultStore, n_epoch: Epochs, dataset_types: list[str] | None
     ) -> list[PassSelection]:
-        if (
-            n_epoch != "latest"
-            and n_epoch is not None
-            and (isinstance(n_epoch, bool) or not isinstance(n_epoch, int))
-        ):
+        if n_epoch not in {"latest", None} and type(n_epoch) is not int:
             raise ValueError(
                 f"n_epoch={n_epoch!r}: expected 'latest', a whole number, or None for every epoch"
             )
@@ -273,24 +268,19 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"option {name}={value!r}: expected {kinds}")
         if value is not None and name in _RANGES:
             _check_range(name, value)
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in options.items()
-        if value is not None
-    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 def _check_range(name: str, value: Any) -> None:
     low, high = _RANGES[name]
-    whole = int in _OPTIONS[name]
-    if isinstance(value, bool) or not (low <= value <= high if whole else low < value < high):
-        what = f"strictly between {low} and {high}"
-        if whole:
-            what = f"a whole number from {low} to {high}"
+    if int in _OPTIONS[name]:
+        fits, what = low <= value <= high, f"a whole number from {low} to {high}"
+    else:
+        fits, what = low < value < high, f"strictly between {low} and {high}"
+    if isinstance(value, bool) or not fits:
         raise ValueError(f"option {name}={value!r}: expected {what}")
 
 
 def _holds(info: Mapping[str, Any], n_epoch: int | str) -> bool:
-    if info["n_epoch"] == n_epoch:
-        return True
-    return any(one["n_epoch"] == n_epoch for one in info["passes"])
+    return info["n_epoch"] == n_epoch or any(one["n_epoch"] == n_epoch for one in info["passes"])

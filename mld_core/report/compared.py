@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.compare import Comparison
-from mld_core.evaluation.results.result import CATEGORIES, Result
+from mld_core.evaluation.results.result import Result
 from mld_core.report.outline import Gathered, epoch_name, first_shown, head, last_of_each_split
 from mld_core.report.tables import category_rows, metric_rows, metric_texts, plain
 from mld_core.report.texts import CATEGORY_TEXTS, METRIC_TEXTS, MetricText

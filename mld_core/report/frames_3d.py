@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.metrics.nuscenes import ERRORS
-from mld_core.evaluation.results.result import CATEGORIES
 from mld_core.report.tables import plain
 from mld_core.report.units import PassUnits
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.evaluation.results.result import CATEGORIES
 from mld_core.report.frames_3d import ALL_GROUP, PER_GROUP, FrameTable, drawn_first, ranked_group
 from mld_core.report.outline import IMAGE_BYTES
 from mld_core.report.pictures import Canvas, Picture, fitting, pictures, shown

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.evaluation.results.result import CATEGORIES
 from mld_core.records.format.layout import RunKey
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection, select

@@ -12,9 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.notation import parse_classification_code
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.evaluation.results.result import CATEGORIES, Result
+from mld_core.evaluation.results.result import Result
 from mld_core.report.texts import METRIC_TEXTS, PAIR_ACTION, MetricText
 from mld_core.report.units import PassUnits
 

@@ -15,8 +15,8 @@ from ml_debugger.evaluator import Evaluator
 from ml_debugger.evaluator import Evaluator as PublicEvaluator
 from ml_debugger.evaluator.evaluator import Evaluator as LongPathEvaluator
 from mld_core.evaluation.errors import AuthenticationError, NotFoundError, ResultExistsError
-from mld_core.evaluation.results.result import CATEGORY_COLUMNS, METRIC_COLUMNS
 from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS
 
 
 def test_public_paths():

@@ -7,14 +7,13 @@ side only are counted, never dropped silently. Of detections the truths are pair
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pandas as pd
-from scipy.special import bdtr
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.results.database import database, fetch
@@ -26,6 +25,7 @@ from mld_core.evaluation.results.paired import (
     code_rows,
     difference_intervals,
     group_rows,
+    mcnemar_exact,
     read_pairs,
     rethresholded,
     transition_rows,
@@ -116,7 +116,7 @@ class _Found:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     units: list[dict[str, Any]] = field(default_factory=list)
     changed: list[pd.DataFrame] = field(default_factory=list)
-    transitions: list[pd.DataFrame] = field(default_factory=list)
+    transitions: list[dict[str, Any]] = field(default_factory=list)
     classes: list[dict[str, Any]] = field(default_factory=list)
     regions: list[dict[str, Any]] = field(default_factory=list)
     codes: list[dict[str, Any]] = field(default_factory=list)
@@ -138,14 +138,15 @@ def compare_sides(a: Side, b: Side, spill: Path, threads: int | None = None) -> 
     units = pd.DataFrame(found.units, columns=list(_UNITS))
     for name in _UNITS[2:7]:
         units[name] = units[name].fillna(0).astype("int64")
+    some = [frame for frame in found.changed if len(frame)]
     change = ["n", "delta", "p_value", "bh_sig"]
     return Comparison(
         a.name,
         b.name,
         pd.DataFrame(found.metrics, columns=list(_METRICS)),
         units,
-        _stack(found.changed, _CHANGED),
-        _stack(found.transitions, ("dataset", "category_a", "category_b", "counts")),
+        pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=list(_CHANGED)),
+        pd.DataFrame(found.transitions, columns=["dataset", "category_a", "category_b", "counts"]),
         pd.DataFrame(found.classes, columns=["dataset", "class", *change]),
         pd.DataFrame(found.regions, columns=["dataset", "region_id", *change]),
         pd.DataFrame(found.codes, columns=["dataset", "code", "counts_a", "counts_b", "new"]),
@@ -164,14 +165,15 @@ def _compare_dataset(
         # Of the paired truths: the share that is found.
         intervals = {"recall": intervals["accuracy"]} if "accuracy" in intervals else {}
     found.metrics += _moved(dataset, a.metrics[dataset], b.metrics[dataset], intervals)
-    found.transitions.append(_transitions(dataset, pairs, a, b))
-    found.classes += group_rows(dataset, "class", pairs.columns["gt_a"], pairs)
-    found.regions += group_rows(dataset, "region_id", pairs.columns["region_id_a"], pairs)
+    found.transitions += _transitions(dataset, pairs, a, b)
+    errors = (pairs.errors("a"), pairs.errors("b"))
+    found.classes += group_rows(dataset, "class", pairs.columns["gt_a"], *errors)
+    found.regions += group_rows(dataset, "region_id", pairs.columns["region_id_a"], *errors)
     counts = [side.facts.get(dataset, {}).get("code_counts", {}) for side in (a, b)]
     found.codes += code_rows(dataset, counts[0], counts[1])
 
 
-def _transitions(dataset: str, pairs: PairedUnits, a: Side, b: Side) -> pd.DataFrame:
+def _transitions(dataset: str, pairs: PairedUnits, a: Side, b: Side) -> list[dict[str, Any]]:
     """Category transitions; those of b are made anew where a was cut at other thresholds."""
     before = category_numbers(pairs.columns["category_a"])
     after = category_numbers(pairs.columns["category_b"])
@@ -183,9 +185,7 @@ def _transitions(dataset: str, pairs: PairedUnits, a: Side, b: Side) -> pd.DataF
 
 
 _METRICS = ("dataset", "metric", "a", "b", "delta", "delta_paired", "delta_lo", "delta_hi")
-_UNITS = (
-    *("dataset", "joined_on", "n_paired", "n_fixed", "n_regressed", "n_only_a", "n_only_b", "mcnemar_p"),
-)
+_UNITS = ("dataset", "joined_on", "n_paired", "n_fixed", "n_regressed", "n_only_a", "n_only_b", "mcnemar_p")
 _CHANGED = (
     *("dataset", "change", "code", "input_id", "input_hash", "gt", "prediction_a", "prediction_b"),
     *("confidence_a", "confidence_b", "error_code_a", "error_code_b", "category_a", "category_b"),
@@ -193,35 +193,10 @@ _CHANGED = (
 
 
 _FACTS = frozenset(
-    {
-        "n_epoch",
-        "pass_no",
-        "rows_read",
-        "duplicates_dropped",
-        "non_unique_ids",
-        "superseded_rows",
-        "rows_lost",
-        "torn_parts",
-    }
-    | {"count_overflow", "count_label_out_of_range"}
+    {"n_epoch", "pass_no", "rows_read", "duplicates_dropped", "non_unique_ids", "superseded_rows"}
+    | {"rows_lost", "torn_parts", "count_overflow", "count_label_out_of_range"}
 )
 """Numbers of the metrics table that say how the records were read, not how the model does."""
-
-
-def mcnemar_exact(fixed: int, regressed: int) -> float | None:
-    """Exact two-sided McNemar p of `fixed` against `regressed` changes; None where nothing changed.
-
-    Example:
-        >>> round(mcnemar_exact(1, 8), 4)
-        0.0391
-    """
-    n = fixed + regressed
-    return None if n == 0 else min(1.0, 2 * float(bdtr(min(fixed, regressed), n, 0.5)))
-
-
-def _stack(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    some = [frame for frame in frames if len(frame)]
-    return pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=list(columns))
 
 
 def _moved(

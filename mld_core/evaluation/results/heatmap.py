@@ -16,8 +16,8 @@ from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.errors import FilterError, near
 from mld_core.evaluation.metrics.classification import jeffreys_interval
 from mld_core.evaluation.results.database import fetch
-from mld_core.evaluation.results.expression import compile_filter, find_column, quoted
-from mld_core.evaluation.results.view import ALIASES
+from mld_core.evaluation.results.expression import quoted
+from mld_core.evaluation.results.view import is_numeric, parse_column, pick
 from mld_core.evaluation.space.cells import M_GRID
 from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper, two_sided_z
 
@@ -51,7 +51,6 @@ def heatmap(
     x: str,
     y: str,
     value: str,
-    *,
     condition: str | None,
     weights: dict[tuple[str, int | None], float],
 ) -> pd.DataFrame:
@@ -70,11 +69,7 @@ def heatmap(
         FilterError: A name or filter that is not understood, or more than a million cells.
     """
     measured = _measured(value, schema)
-    compiled = compile_filter(condition, schema, ALIASES) if condition is not None else None
-    where = f"WHERE {compiled.sql}" if compiled else ""
-    # Columns are quoted names of the schema and literals are parameters: no text of the user's is in the SQL.
-    sql = f"CREATE OR REPLACE TEMP TABLE shown AS SELECT * FROM units {where}"  # noqa: S608
-    connection.execute(sql, list(compiled.parameters) if compiled else [])
+    pick(connection, schema, condition)
     across, down = _axis(connection, schema, x), _axis(connection, schema, y)
     if across.name == down.name:
         raise FilterError(f"heatmap of {x!r} against itself: expected two columns")
@@ -85,7 +80,7 @@ def heatmap(
         f"SELECT {keys}{across.sql} AS x_, {down.sql} AS y_, count(*) AS counts, "  # noqa: S608
         f"count({measured}) AS n, sum({measured})::DOUBLE AS total_, "
         f"sum(({measured}) * ({measured}))::DOUBLE AS squares_, count(*) FILTER (WHERE is_error) AS errors "
-        f"FROM shown WHERE {across.sql} IS NOT NULL AND {down.sql} IS NOT NULL GROUP BY ALL ORDER BY ALL",
+        f"FROM picked WHERE {across.sql} IS NOT NULL AND {down.sql} IS NOT NULL GROUP BY ALL ORDER BY ALL",
     )
     blocks: list[dict[Hashable, Any]] = cells[own].drop_duplicates().to_dict("records") if own else [{}]
     if len(cells) == 0:
@@ -102,9 +97,7 @@ def _measured(value: str, schema: pa.Schema) -> str:
     """SQL of what a cell is the mean of."""
     if value in VALUES:
         return "CASE WHEN is_error THEN 1.0 WHEN NOT is_error THEN 0.0 END"
-    numeric = [
-        field.name for field in schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
-    ]
+    numeric = [field.name for field in schema if is_numeric(field.type)]
     if value not in numeric:
         options = [*VALUES, *numeric]
         raise FilterError(
@@ -116,27 +109,21 @@ def _measured(value: str, schema: pa.Schema) -> str:
 
 def _block_keys(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Splits are never mixed; nor are epochs, where there are several."""
-    sql = "SELECT count(*) FROM (SELECT DISTINCT n_epoch FROM shown)"
+    sql = "SELECT count(*) FROM (SELECT DISTINCT n_epoch FROM picked)"
     several = int(connection.execute(sql).fetchall()[0][0]) > 1
     return ["dataset", "n_epoch"] if several else ["dataset"]
 
 
 def _axis(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, name: str) -> _Axis:
-    text, _, bins = (name, "", "") if name in schema.names else name.partition(":")
-    column = find_column(text, schema, ALIASES)
-    kind = schema.field(column).type
+    text, column, kind, count = parse_column(name, schema, BINS, "heatmap over")
     if pa.types.is_nested(kind):
         raise FilterError(f"heatmap over {name!r}: a column of {kind} has no axis")
-    floating = pa.types.is_floating(kind)
-    if bins and not (bins.isdigit() and int(bins) > 1 and (floating or pa.types.is_integer(kind))):
-        raise FilterError(f"heatmap over {name!r}: expected <numeric column>:<number of bins>")
-    if not (bins or floating):
+    if count is None:
         named = list(CATEGORIES) if column in {"category", "projected_category"} else []
         return _Axis(text, quoted(column), named)
-    count = int(bins or BINS)
     value = f"{quoted(column)}::DOUBLE"
     known = f"{value} IS NOT NULL AND NOT isnan({value})"
-    sql = f"SELECT quantile_cont({value}, [{TAIL}, {1 - TAIL}]) FROM shown WHERE {known}"  # noqa: S608
+    sql = f"SELECT quantile_cont({value}, [{TAIL}, {1 - TAIL}]) FROM picked WHERE {known}"  # noqa: S608
     edges = connection.execute(sql).fetchall()[0][0]
     low, high = (0.0, 0.0) if edges is None else (float(edges[0]), float(edges[1]))
     step = (high - low) / count or 1.0
@@ -219,7 +206,5 @@ def _shares(
     hits: NDArray[np.float64], n: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     pairs = [jeffreys_interval(int(e), int(c)) for e, c in zip(hits, n, strict=True)]
-    low, high = (
-        np.array([np.nan if pair[side] is None else pair[side] for pair in pairs], float) for side in (0, 1)
-    )
+    low, high = np.array(pairs, dtype=np.float64).reshape(-1, 2).T  # None becomes NaN
     return low, high

@@ -1,26 +1,28 @@
-"""Paired statistics of a comparison: intervals of differences, transitions, changes by class and region."""
+"""Paired statistics of a comparison: intervals of differences, exact McNemar, transitions, changes by group.
+
+All functions take units that were already joined (same input on both sides), in the same order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import betainc
 
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags, categorise
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.results.compare_statistics import (
-    category_transitions,
-    changes_by_group,
-    paired_intervals,
-)
-from mld_core.evaluation.statistics.bootstrap import Interval, RankedErrors
+from mld_core.evaluation.statistics.bootstrap import Interval, RankedErrors, bootstrap
 from mld_core.evaluation.statistics.folds import group_codes, key_hashes
+from mld_core.evaluation.statistics.significance import benjamini_hochberg
+
+Metrics = Callable[[NDArray[np.float64]], Mapping[str, float | None]]
+"""Metrics of one side from (N,) weights of its units, such as `RankedErrors.metrics`."""
 
 _MEANS = {"net_entropy_loss_mean": "loss", "net_entropy_mean": "entropy"}
 
@@ -73,18 +75,43 @@ def _plain(column: pa.ChunkedArray) -> NDArray[Any]:
 
 def difference_intervals(pairs: PairedUnits, workers: Workers) -> dict[str, tuple[float | None, Interval]]:
     """Metric -> (difference on the paired units, (low, high)): paired cluster bootstrap, 95 %."""
-    if len(pairs.groups) == 0:
-        return {}
-    distinct, groups = group_codes(pairs.groups)
     use = np.flatnonzero((pairs.errors("a") >= 0) & (pairs.errors("b") >= 0))
     if len(use) == 0:
         return {}
-    sides = [_metrics_of(pairs, side, use) for side in "ab"]
-    hashes = key_hashes(distinct, "0")
-    return paired_intervals(sides[0], sides[1], hashes, groups[use], workers)
+    distinct, groups = group_codes(pairs.groups)
+    before, after = (_metrics_of(pairs, side, use) for side in "ab")
+    return paired_intervals(before, after, key_hashes(distinct, "0"), groups[use], workers)
 
 
-def _metrics_of(pairs: PairedUnits, side: str, use: NDArray[np.int64]) -> Any:
+def paired_intervals(
+    before: Metrics, after: Metrics, hashes: NDArray[np.uint64], groups: NDArray[np.int64], workers: Workers
+) -> dict[str, tuple[float | None, Interval]]:
+    """Differences after - before of metrics with paired cluster-bootstrap intervals.
+
+    Both sides draw the same groups.
+
+    Args:
+        before: Metrics of the first result.
+        after: Metrics of the second.
+        hashes: (G,) hashes of the group keys.
+        groups: (N,) place of each unit's group.
+        workers: Open pool.
+
+    Returns:
+        Metric -> (difference, (low, high)).
+    """
+
+    def difference(weight: NDArray[np.float64]) -> dict[str, float | None]:
+        a, b = before(weight), after(weight)
+        both = {name: (left, b[name]) for name, left in a.items() if name in b}
+        return {name: None if x is None or y is None else y - x for name, (x, y) in both.items()}
+
+    exact = difference(np.ones(len(groups)))
+    intervals = bootstrap(difference, hashes, groups, workers)
+    return {name: (value, intervals.get(name, (None, None))) for name, value in exact.items()}
+
+
+def _metrics_of(pairs: PairedUnits, side: str, use: NDArray[np.int64]) -> Metrics:
     wrong = pairs.errors(side)[use].astype(np.float64)
     means = {
         name: pairs.columns[f"{column}_{side}"][use].astype(np.float64) for name, column in _MEANS.items()
@@ -105,6 +132,21 @@ def _mean(value: NDArray[np.float64], weight: NDArray[np.float64]) -> float | No
     known = ~np.isnan(value)
     mass = float(weight[known].sum())
     return float((weight[known] * value[known]).sum()) / mass if mass > 0 else None
+
+
+def mcnemar_exact(fixed: int, regressed: int) -> float | None:
+    """Two-sided exact McNemar p-value: the discordant units under Binomial(n, 1/2), doubled, at most 1.
+
+    None where nothing changed.
+
+    Example:
+        >>> mcnemar_exact(1, 9)
+        0.021484375
+    """
+    low, total = min(fixed, regressed), fixed + regressed
+    if total == 0:
+        return None
+    return 1.0 if 2 * low == total else min(1.0, 2 * float(betainc(total - low, low + 1, 0.5)))
 
 
 def rethresholded(pairs: PairedUnits, t1: float, t2: float) -> NDArray[np.int8]:
@@ -143,46 +185,76 @@ def category_numbers(names: NDArray[Any]) -> NDArray[np.int8]:
     return made
 
 
-def transition_rows(dataset: str, before: NDArray[np.int8], after: NDArray[np.int8]) -> pd.DataFrame:
-    """The 6 x 6 counts as rows; empty where a side has no categories."""
-    if not ((before >= 0) & (after >= 0)).any():
-        return pd.DataFrame(columns=["dataset", "category_a", "category_b", "counts"])
+def category_transitions(before: NDArray[np.integer], after: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(6, 6) units by category before (rows) and after (columns); unlabelled units (-1) are left out.
+
+    Example:
+        >>> category_transitions(np.array([0, 0, -1]), np.array([0, 2, 1]))[0].tolist()
+        [1, 0, 1, 0, 0, 0]
+    """
+    size = len(CATEGORIES)
+    known = (before >= 0) & (after >= 0)
+    flat = before[known].astype(np.int64) * size + after[known]
+    return np.bincount(flat, minlength=size * size).reshape(size, size)
+
+
+def transition_rows(dataset: str, before: NDArray[np.int8], after: NDArray[np.int8]) -> list[dict[str, Any]]:
+    """The 6 x 6 counts as rows; none where a side has no categories."""
     counts = category_transitions(before, after)
-    rows = [
+    return [
         {"dataset": dataset, "category_a": a, "category_b": b, "counts": int(counts[i, j])}
         for i, a in enumerate(CATEGORIES)
         for j, b in enumerate(CATEGORIES)
+        if counts.any()
     ]
-    return pd.DataFrame(rows)
 
 
-def group_rows(dataset: str, name: str, keys: NDArray[Any], pairs: PairedUnits) -> list[dict[str, Any]]:
-    """Change of the error rate in each class or region."""
-    changes = changes_by_group(keys.astype(np.int64), pairs.errors("a"), pairs.errors("b"))
-    return [
-        {
-            "dataset": dataset,
-            name: one.key,
-            "n": one.n,
-            "delta": one.delta,
-            "p_value": one.p_value,
-            "bh_sig": one.bh_sig,
-        }
-        for one in changes
-    ]
+def group_rows(
+    dataset: str,
+    name: str,
+    keys: NDArray[np.integer],
+    before: NDArray[np.integer],
+    after: NDArray[np.integer],
+) -> list[dict[str, Any]]:
+    """Change of the error rate in each class or region.
+
+    Args:
+        dataset: First column.
+        name: Name of the column that holds the key.
+        keys: (N,) number of each unit's group; those below 0 are left out.
+        before: (N,) errors: 1 wrong, 0 right, -1 unknown; units unknown on a side are left out.
+        after: (N,) errors of the other side.
+
+    Returns:
+        dataset, the key, n, delta (rate after - before), p_value (exact McNemar in the group), bh_sig
+        (significant after Benjamini-Hochberg over the groups).
+    """
+    known = (keys >= 0) & (before >= 0) & (after >= 0)
+    rows = np.flatnonzero(known)
+    distinct, where = np.unique(keys[rows], return_inverse=True)
+    size, fixed, regressed = (
+        np.bincount(where, weights=weights, minlength=len(distinct)).astype(np.int64)
+        for weights in (known[rows], before[rows] > after[rows], before[rows] < after[rows])
+    )
+    p_values = [mcnemar_exact(int(f), int(r)) for f, r in zip(fixed, regressed, strict=True)]
+    shown = np.array([1.0 if p is None else p for p in p_values])
+    delta = (regressed - fixed) / size
+    columns = {
+        name: distinct,
+        "n": size,
+        "delta": delta,
+        "p_value": shown,
+        "bh_sig": benjamini_hochberg(shown),
+    }
+    made = zip(*(values.tolist() for values in columns.values()), strict=True)
+    return [{"dataset": dataset, **dict(zip(columns, row, strict=True))} for row in made]
 
 
 def code_rows(dataset: str, before: Mapping[str, int], after: Mapping[str, int]) -> list[dict[str, Any]]:
     """Units of each diagnosis on both sides; `new` where it occurs in b only."""
-    codes: Sequence[str] = sorted({*before, *after})
+    counts = {code: (int(before.get(code, 0)), int(after.get(code, 0))) for code in sorted({*before, *after})}
     return [
-        {
-            "dataset": dataset,
-            "code": code,
-            "counts_a": int(before.get(code, 0)),
-            "counts_b": int(after.get(code, 0)),
-            "new": bool(after.get(code)) and not before.get(code),
-        }
-        for code in codes
-        if before.get(code) or after.get(code)
+        {"dataset": dataset, "code": code, "counts_a": a, "counts_b": b, "new": b > 0 and a == 0}
+        for code, (a, b) in counts.items()
+        if a or b
     ]

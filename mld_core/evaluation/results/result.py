@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from mld_core.evaluation.analysis.units import unit_name
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
 from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides
@@ -20,23 +23,11 @@ from mld_core.evaluation.results.expression import find_column, quoted
 from mld_core.evaluation.results.heatmap import heatmap
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.summary import Summary, show
+from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS
 from mld_core.evaluation.results.view import ALIASES, view
 from mld_core.records.format.layout import Store
 
-__all__ = ["CATEGORIES", "CATEGORY_COLUMNS", "METRIC_COLUMNS", "Comparison", "Result"]
-
-METRIC_COLUMNS = (
-    *("dataset", "counts", "accuracy", "auroc", "auprc", "net_entropy_loss", "net_entropy"),
-    *("error_proba_auroc", "error_proba_auprc"),
-)
-"""The columns of `metrics_summary()`, in their order."""
-
-CATEGORIES = (
-    *("stable_coverage", "operational_coverage", "hotspot"),
-    *("recessive_hotspot", "critical_hotspot", "aleatoric_hotspot"),
-)
-CATEGORY_COLUMNS = ("dataset", *(f"{name}_ratio" for name in CATEGORIES))
-"""The columns of `issue_category_summary()`, in their order."""
+__all__ = ["Comparison", "Result"]
 
 _ISSUE_ORDER = ("-severity", "-error_proba", "-loss", "dataset", "n_epoch", "unit_id")
 
@@ -179,37 +170,29 @@ class Result:
             FilterError: An unknown column in `order_by`, a negative `cursor`.
             NotFoundError: A split the result does not hold.
         """
-        tests, values = ["is_error OR severity >= 2"], []
-        if not (category is None and code is None and min_severity is None):
-            tests = []
-        if dataset_type is not None:
-            tests.append("dataset = ?")
-            values.append(self._check_dataset(dataset_type))
-        if category is not None:
-            if category not in CATEGORIES:
-                raise FilterError(
-                    f"category={category!r}{near(category, CATEGORIES)} (categories: {known(CATEGORIES)})"
-                )
-            tests.append("category = ?")
-            values.append(category)
-        if code is not None:
-            tests.append("(error_code = ? OR list_contains(diagnosis, ?))")
-            values += [code, code]
-        parameters: list[object] = list(values)
-        if min_severity is not None:
-            tests.append("severity >= ?")
-            parameters.append(int(min_severity))
-        where = " AND ".join(f"({test})" for test in tests)
-        sql = f"SELECT * FROM units WHERE {where} ORDER BY {self._order(order_by)}"  # noqa: S608
+        if category is not None and category not in CATEGORIES:
+            raise FilterError(
+                f"category={category!r}{near(category, CATEGORIES)} (categories: {known(CATEGORIES)})"
+            )
         if cursor < 0:
             raise FilterError(f"cursor={cursor}: expected the `attrs['cursor']` of an earlier page, or 0")
+        dataset = None if dataset_type is None else self._check_dataset(dataset_type)
+        wanted: list[tuple[str, list[object]]] = [
+            ("dataset = ?", [dataset]),
+            ("category = ?", [category]),
+            ("(error_code = ? OR list_contains(diagnosis, ?))", [code, code]),
+            ("severity >= ?", [min_severity]),
+        ]
+        asked = [(test, values) for test, values in wanted if values[0] is not None]
+        if category is None and code is None and min_severity is None:
+            asked.append(("(is_error OR severity >= 2)", []))
+        where = " AND ".join(test for test, _ in asked)
+        sql = f"SELECT * FROM units WHERE {where} ORDER BY {self._order(order_by)} OFFSET ?"  # noqa: S608
+        parameters = [value for _, values in asked for value in values] + [int(cursor)]
         if limit is not None:
             sql += " LIMIT ?"
             parameters.append(int(limit) + 1)  # one more tells whether there is a next page
-        if cursor:
-            sql += " OFFSET ?"
-            parameters.append(int(cursor))
-        with database(self._store.spill, units=self._unit_files()) as connection:
+        with self._units() as connection:
             frame = fetch(connection, sql, parameters)
         more = limit is not None and len(frame) > limit
         frame = self._named(
@@ -247,15 +230,8 @@ class Result:
         Raises:
             FilterError: A name or an expression that is not understood; the message says what is possible.
         """
-        with database(self._store.spill, units=self._unit_files()) as connection:
-            return view(
-                connection,
-                self._schema(),
-                groupby=groupby,
-                adjustby=adjustby,
-                condition=filter,
-                metrics=metrics,
-            )
+        with self._units() as connection:
+            return view(connection, self._schema(), groupby, adjustby, filter, metrics)
 
     def heatmap(
         self,
@@ -293,8 +269,8 @@ class Result:
         table = pq.read_table(self.folder / "categories.parquet", columns=["dataset", "n_epoch", "m"])
         weights = {(str(row["dataset"]), row["n_epoch"]): float(row["m"] or 0.0) for row in table.to_pylist()}
         weights |= {(dataset, None): m for (dataset, _), m in weights.items()}
-        with database(self._store.spill, units=self._unit_files()) as connection:
-            return heatmap(connection, self._schema(), x, y, value, condition=filter, weights=weights)
+        with self._units() as connection:
+            return heatmap(connection, self._schema(), x, y, value, filter, weights)
 
     def regions(self, dataset_type: str | None = None) -> pd.DataFrame:
         """Connected regions of the feature space where errors are dense, those with most errors first.
@@ -374,13 +350,12 @@ class Result:
 
     def summary(self) -> Summary:
         """The summary as an object: it renders in a terminal (rich), in a notebook (HTML) and as text."""
-        with database(self._store.spill, units=self._unit_files()) as connection:
+        with self._units() as connection:
             codes = fetch(
                 connection,
-                "SELECT dataset, n_epoch, category, error_code, count(*) AS counts FROM units WHERE "
-                "error_code IS NOT NULL "
-                "AND (is_error OR category IS NOT NULL) GROUP BY ALL ORDER BY dataset, category, counts "
-                "DESC, error_code",
+                "SELECT dataset, n_epoch, category, error_code, count(*) AS counts FROM units "
+                "WHERE error_code IS NOT NULL AND (is_error OR category IS NOT NULL) "
+                "GROUP BY ALL ORDER BY dataset, category, counts DESC, error_code",
             )
         categories = self.issue_category_summary(full=True)
         return Summary(self.info, self.metrics_summary(full=True), categories, codes, self._diagnoses)
@@ -419,15 +394,16 @@ class Result:
 
     def _check_dataset(self, dataset_type: str) -> str:
         if dataset_type not in self.datasets:
-            raise NotFoundError(
-                f"result {self.result_name!r} holds no dataset "
-                f"{dataset_type!r}{near(dataset_type, self.datasets)} "
-                f"(datasets: {known(self.datasets)})"
-            )
+            there = f"{near(dataset_type, self.datasets)} (datasets: {known(self.datasets)})"
+            raise NotFoundError(f"result {self.result_name!r} holds no dataset {dataset_type!r}{there}")
         return dataset_type
 
     def _unit_files(self) -> list[Path]:
         return [self.folder / str(one["units"]) for one in self.info["passes"]]
+
+    def _units(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A database whose view `units` holds the units of every pass."""
+        return database(self._store.spill, units=self._unit_files())
 
     def _schema(self) -> pa.Schema:
         fields: dict[str, pa.Field] = {}
@@ -451,27 +427,23 @@ class Result:
         names = self.class_names
         if names is None:
             return frame
+        by_number = dict(enumerate(names))
         for column, label in columns.items():
-            values = [
-                names[int(value)] if not pd.isna(value) and 0 <= int(value) < len(names) else None
-                for value in frame[column]
-            ]
-            frame.insert(
-                list(frame.columns).index(column) + 1, label, pd.Series(values, frame.index, dtype="object")
-            )
+            values = [None if pd.isna(value) else by_number.get(int(value)) for value in frame[column]]
+            place = list(frame.columns).index(column) + 1
+            frame.insert(place, label, pd.Series(values, frame.index, dtype="object"))
         return frame
 
     def _side(self, dataset_type: str | None) -> Side:
         """This result for a comparison: the last epoch of each dataset."""
         rows = pq.read_table(self.folder / "metrics.parquet").to_pylist()
-        metrics = {str(row["dataset"]): row for row in rows}
-        units = {str(one["dataset"]): self.folder / str(one["units"]) for one in self.info["passes"]}
-        facts = {str(one["dataset"]): one for one in self.info.get("facts", [])}
-        if dataset_type is not None:
-            metrics = {name: row for name, row in metrics.items() if name == dataset_type}
-            units = {name: path for name, path in units.items() if name == dataset_type}
+        passes = [one for one in self.info["passes"] if dataset_type in {None, one["dataset"]}]
         key = self.info["options"].get("group_key")
-        keys = KEYS if self.task == "classification" else TRUTH_KEYS
         return Side(
-            self.result_name, metrics, units, facts, None if key is None else unit_name(str(key)), keys
+            self.result_name,
+            metrics={str(row["dataset"]): row for row in rows},
+            units={str(one["dataset"]): self.folder / str(one["units"]) for one in passes},
+            facts={str(one["dataset"]): one for one in self.info.get("facts", [])},
+            group_key=None if key is None else unit_name(str(key)),
+            keys=KEYS if self.task == "classification" else TRUTH_KEYS,
         )

@@ -15,15 +15,13 @@ from rich.text import Text
 
 from mld_core.evaluation.codes.categories import MEANINGS
 from mld_core.evaluation.codes.diagnosis import Diagnosis
+from mld_core.evaluation.results.tables import METRIC_COLUMNS, RATIO_COLUMNS
 
 MAX_COLUMNS = 4
 MAX_CODES = 6
 MAX_DIAGNOSES = 6
 
-_METRICS = (
-    *("counts", "accuracy", "auroc", "auprc", "net_entropy_loss", "net_entropy"),
-    *("error_proba_auroc", "error_proba_auprc"),
-)
+_METRICS = METRIC_COLUMNS[1:]
 _BOX_METRICS = (
     *("counts", "n_gt", "n_pred", "accuracy", "precision", "recall", "auroc", "auprc"),
     *("net_entropy_loss", "net_entropy", "error_proba_auroc", "error_proba_auprc"),
@@ -32,10 +30,6 @@ _MORE = {
     "coco": ("map_50", "map_75", "dap_cls", "dap_loc", "dap_both", "dap_dupe", "dap_bkg", "dap_miss"),
     "nuscenes": ("nds", "mate", "mase", "maoe", "mave"),
 }
-_RATIOS = (
-    *("stable_coverage_ratio", "operational_coverage_ratio", "hotspot_ratio"),
-    *("recessive_hotspot_ratio", "critical_hotspot_ratio", "aleatoric_hotspot_ratio"),
-)
 
 
 class Summary:
@@ -65,6 +59,11 @@ class Summary:
         """Method and time."""
         return f"{self.info['method_name']}, {self.info['completed_at']}"
 
+    @property
+    def analysed(self) -> bool:
+        """Whether any pass has categories."""
+        return bool(self.categories[list(RATIO_COLUMNS)].notna().to_numpy().any())
+
     def problems(self) -> list[tuple[str, str]]:
         """(severity, sentence) of everything that is wrong with the records, warnings first."""
         found = [(str(one["severity"]), str(one["message"])) for one in self.info["problems"]]
@@ -74,7 +73,7 @@ class Summary:
         """Title and cells (texts) of each table, metrics as rows and datasets as columns."""
         made = [self._figures()]
         last = " of the last epoch" if self.metrics["dataset"].duplicated().any() else ""
-        if self.categories[list(_RATIOS)].notna().to_numpy().any():
+        if self.analysed:
             made.append(("Issue categories (share of units)", self._meant()))
             made.append((f"What to do (diagnoses{last})", self._actions()))
         made.append((f"Error codes{last}", self._codes()))
@@ -88,7 +87,7 @@ class Summary:
                 f"{len(self.metrics) - MAX_COLUMNS} more columns are not shown: metrics_summary() has them "
                 "all."
             )
-        if not self.categories[list(_RATIOS)].notna().to_numpy().any():
+        if not self.analysed:
             notes.append("Issue categories and error probabilities are not computed in this result.")
         return notes
 
@@ -97,17 +96,13 @@ class Summary:
         if "n_gt" not in self.metrics:
             return "Metrics (entropies: sums in nats)", _turned(self.metrics, _METRICS)
         profile = next((str(one) for one in self.metrics["profile"].dropna()), "")
-        names = (*_BOX_METRICS, *_MORE.get(profile, ()))
-        title = (
-            f"Metrics (counts: frames; auprc: mAP, profile {profile}; dap: what an error type costs in AP50)"
-        )
-        if profile != "coco":
-            title = f"Metrics (counts: frames; auprc: mAP, profile {profile})"
-        return title, _turned(self.metrics, names)
+        costs = "; dap: what an error type costs in AP50" if profile == "coco" else ""
+        title = f"Metrics (counts: frames; auprc: mAP, profile {profile}{costs})"
+        return title, _turned(self.metrics, (*_BOX_METRICS, *_MORE.get(profile, ())))
 
     def _meant(self) -> pd.DataFrame:
         """The shares, and what each category means."""
-        turned = _turned(self.categories, _RATIOS)
+        turned = _turned(self.categories, RATIO_COLUMNS)
         return turned.assign(means=[MEANINGS[name] for name in turned[""]])
 
     def _actions(self) -> pd.DataFrame:
@@ -185,11 +180,8 @@ def _turned(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     several = frame["dataset"].duplicated().any()
     cells: dict[str, list[str]] = {"": [name.removesuffix("_ratio") for name in names]}
     for row in shown.to_dict("records"):
-        title = (
-            f"{row['dataset']} {'-' if pd.isna(row['n_epoch']) else row['n_epoch']}"
-            if several
-            else str(row["dataset"])
-        )
+        epoch = "-" if pd.isna(row["n_epoch"]) else row["n_epoch"]
+        title = f"{row['dataset']} {epoch}" if several else str(row["dataset"])
         cells[title] = [_cell(row[name]) for name in names]
     return pd.DataFrame(cells)
 

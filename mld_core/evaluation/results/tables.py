@@ -6,43 +6,36 @@ from typing import Any
 
 import pyarrow as pa
 
+from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.engine.passes import rows_lost
 from mld_core.records.read.reader import PassSelection
 
 _SPLIT_ORDER = ("train", "val", "test", "predict", "deploying")
 
-KEY_FIELDS = [pa.field("dataset", pa.string()), pa.field("n_epoch", pa.int32())]
+_TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
+
+
+def _many(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    return [pa.field(name, kind) for name in names]
+
+
+_KEYS = [pa.field("dataset", _TEXT), pa.field("n_epoch", pa.int32())]
 
 METRICS_SCHEMA = pa.schema(
     [
-        pa.field("dataset", pa.string()),
-        pa.field("counts", pa.int64()),
-        *(
-            pa.field(name, pa.float64())
-            for name in ("accuracy", "auroc", "auprc", "net_entropy_loss", "net_entropy")
-        ),
-        *(pa.field(name, pa.float64()) for name in ("error_proba_auroc", "error_proba_auprc")),
-        pa.field("model_name", pa.string()),
-        pa.field("version_name", pa.string()),
-        pa.field("task", pa.string()),
-        pa.field("n_epoch", pa.int32()),
-        pa.field("pass_no", pa.int32()),
-        *(pa.field(name, pa.int64()) for name in ("count_labeled", "count_error", "count_distinct_input")),
-        *(
-            pa.field(name, pa.float64())
-            for name in ("error_rate", "net_entropy_loss_mean", "net_entropy_mean")
-        ),
-        pa.field("net_entropy_norm", pa.float64()),
-        pa.field("ranking_method", pa.string()),
-        *(pa.field(f"error_proba_{name}", pa.float64()) for name in ("brier", "ece")),
-        *(pa.field(name, pa.float64()) for name in ("aurc", "augrc")),
-        pa.field("error_proba_source", pa.string()),
-        *(
-            pa.field(name, pa.int64())
-            for name in ("count_nonfinite", "count_label_out_of_range", "count_overflow")
-        ),
-        *(pa.field(name, pa.int64()) for name in ("rows_read", "duplicates_dropped", "non_unique_ids")),
-        *(pa.field(name, pa.int64()) for name in ("superseded_rows", "rows_lost")),
+        pa.field("dataset", _TEXT),
+        pa.field("counts", _WHOLE),
+        *_many(_REAL, "accuracy", "auroc", "auprc", "net_entropy_loss", "net_entropy"),
+        *_many(_REAL, "error_proba_auroc", "error_proba_auprc"),
+        *_many(_TEXT, "model_name", "version_name", "task"),
+        *_many(pa.int32(), "n_epoch", "pass_no"),
+        *_many(_WHOLE, "count_labeled", "count_error", "count_distinct_input"),
+        *_many(_REAL, "error_rate", "net_entropy_loss_mean", "net_entropy_mean", "net_entropy_norm"),
+        pa.field("ranking_method", _TEXT),
+        *_many(_REAL, "error_proba_brier", "error_proba_ece", "aurc", "augrc"),
+        pa.field("error_proba_source", _TEXT),
+        *_many(_WHOLE, "count_nonfinite", "count_label_out_of_range", "count_overflow", "rows_read"),
+        *_many(_WHOLE, "duplicates_dropped", "non_unique_ids", "superseded_rows", "rows_lost"),
         pa.field("partial", pa.bool_()),
         pa.field("missing_ranks", pa.list_(pa.int32())),
         pa.field("torn_parts", pa.int32()),
@@ -50,62 +43,56 @@ METRICS_SCHEMA = pa.schema(
 )
 """One row for each pass; what a stage adds under another name is appended as a float64 or string column."""
 
-RATIOS = ("stable_coverage", "operational_coverage", "hotspot", "recessive_hotspot", "critical_hotspot")
+METRIC_COLUMNS = tuple(METRICS_SCHEMA.names[:9])
+"""The columns of `metrics_summary()`, in their order."""
+
+RATIO_COLUMNS = tuple(f"{name}_ratio" for name in CATEGORIES)
 CATEGORY_SCHEMA = pa.schema(
     [
-        pa.field("dataset", pa.string()),
-        *(pa.field(f"{name}_ratio", pa.float64()) for name in (*RATIOS, "aleatoric_hotspot")),
+        pa.field("dataset", _TEXT),
+        *_many(_REAL, *RATIO_COLUMNS),
         pa.field("n_epoch", pa.int32()),
-        pa.field("counts", pa.int64()),
-        pa.field("aleatoric_overlay_ratio", pa.float64()),
-        *(pa.field(f"{name}_ratio_five_way", pa.float64()) for name in RATIOS),
-        *(
-            pa.field(name, pa.float64())
-            for name in ("expected_risk_coverage", "t1", "t2", "m", "null_hotspot_ratio")
-        ),
+        pa.field("counts", _WHOLE),
+        pa.field("aleatoric_overlay_ratio", _REAL),
+        *_many(_REAL, *(f"{name}_five_way" for name in RATIO_COLUMNS[:-1])),
+        *_many(_REAL, "expected_risk_coverage", "t1", "t2", "m", "null_hotspot_ratio"),
         pa.field("k", pa.int32()),
-        pa.field("ref_split", pa.string()),
+        pa.field("ref_split", _TEXT),
     ]
 )
+CATEGORY_COLUMNS = ("dataset", *RATIO_COLUMNS)
+"""The columns of `issue_category_summary()`, in their order."""
+
 CLASS_SCHEMA = pa.schema(
     [
-        *KEY_FIELDS,
-        *(pa.field(name, pa.int64()) for name in ("class", "counts", "count_error")),
-        *(pa.field(name, pa.float64()) for name in ("accuracy", "precision", "auroc", "auprc")),
+        *_KEYS,
+        *_many(_WHOLE, "class", "counts", "count_error"),
+        *_many(_REAL, "accuracy", "precision", "auroc", "auprc"),
     ]
 )
 REGION_SCHEMA = pa.schema(
     [
-        *KEY_FIELDS,
+        *_KEYS,
         pa.field("region_id", pa.int32()),
-        pa.field("n", pa.int64()),
-        pa.field("errors", pa.int64()),
-        *(pa.field(name, pa.float64()) for name in ("rate", "rate_lo", "p_value")),
+        *_many(_WHOLE, "n", "errors"),
+        *_many(_REAL, "rate", "rate_lo", "p_value"),
         pa.field("bh_sig", pa.bool_()),
-        pa.field("label", pa.string()),
+        pa.field("label", _TEXT),
         pa.field("top_classes", pa.list_(pa.int32())),
-        pa.field("top_codes", pa.list_(pa.string())),
-        *(pa.field(name, pa.string()) for name in ("medoid_unit_id", "medoid_input_id")),
+        pa.field("top_codes", pa.list_(_TEXT)),
+        *_many(_TEXT, "medoid_unit_id", "medoid_input_id"),
     ]
 )
 SLICE_SCHEMA = pa.schema(
     [
-        *KEY_FIELDS,
-        pa.field("slice", pa.string()),
-        pa.field("n", pa.int64()),
-        pa.field("errors", pa.int64()),
-        *(pa.field(name, pa.float64()) for name in ("rate", "score", "p_value")),
+        *_KEYS,
+        pa.field("slice", _TEXT),
+        *_many(_WHOLE, "n", "errors"),
+        *_many(_REAL, "rate", "score", "p_value"),
         pa.field("bh_sig", pa.bool_()),
     ]
 )
-CONFUSION_SCHEMA = pa.schema(
-    [
-        *KEY_FIELDS,
-        pa.field("gt", pa.int32()),
-        pa.field("prediction", pa.int32()),
-        pa.field("counts", pa.int64()),
-    ]
-)
+CONFUSION_SCHEMA = pa.schema([*_KEYS, *_many(pa.int32(), "gt", "prediction"), pa.field("counts", _WHOLE)])
 
 
 def split_order(dataset: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from mld_core.evaluation.errors import FilterError, near
 from mld_core.evaluation.metrics.classification import auroc, average_precision, jeffreys_interval
 from mld_core.evaluation.results.database import fetch
-from mld_core.evaluation.results.expression import compile_filter, find_column, quoted
+from mld_core.evaluation.results.expression import Compiled, compile_filter, find_column, quoted
 
 ALIASES: Mapping[str, str] = {
     "dataset_type": "dataset",
@@ -89,7 +89,6 @@ class _Plan:
 def view(
     connection: duckdb.DuckDBPyConnection,
     schema: pa.Schema,
-    *,
     groupby: str | Sequence[str] | None,
     adjustby: str | None,
     condition: str | None,
@@ -104,7 +103,7 @@ def view(
     if len(names) > 3:
         raise FilterError(f"groupby={names!r}: expected one to three columns")
     means, sums, ranks = _choose_metrics(list(metrics or []), schema)
-    _pick(connection, schema, condition)
+    pick(connection, schema, condition)
     own = [_Key("dataset", quoted("dataset"))]
     if _one(connection, "SELECT count(DISTINCT coalesce(n_epoch, -9)) FROM picked") > 1:
         own.append(_Key("n_epoch", quoted("n_epoch")))
@@ -124,12 +123,31 @@ def view(
     return frame
 
 
-def _pick(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, condition: str | None) -> None:
-    compiled = compile_filter(condition, schema, ALIASES) if condition is not None else None
-    where = f"WHERE {compiled.sql}" if compiled else ""
+def pick(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, condition: str | None) -> None:
+    """Make the table `picked` of those rows of `units` that a filter asks for."""
+    compiled = compile_filter(condition, schema, ALIASES) if condition is not None else Compiled("true", ())
     # Columns are quoted names of the schema and literals are parameters: no text of the user's is in the SQL.
-    sql = f"CREATE OR REPLACE TEMP TABLE picked AS SELECT * FROM units {where}"  # noqa: S608
-    connection.execute(sql, list(compiled.parameters) if compiled else [])
+    sql = f"CREATE OR REPLACE TEMP TABLE picked AS SELECT * FROM units WHERE {compiled.sql}"  # noqa: S608
+    connection.execute(sql, list(compiled.parameters))
+
+
+def parse_column(
+    name: str, schema: pa.Schema, bins_of_floats: int, where: str
+) -> tuple[str, str, pa.DataType, int | None]:
+    """Read `column` or `column:bins` -> (name in the view, column of the table, its type, bins or None).
+
+    Raises:
+        FilterError: There is no such column, or it cannot be cut into bins; `where` begins the message.
+    """
+    text, _, bins = (name, "", "") if name in schema.names else name.partition(":")
+    column = find_column(text, schema, ALIASES)
+    kind = schema.field(column).type
+    if bins and not (bins.isdigit() and int(bins) > 1 and is_numeric(kind)):
+        raise FilterError(
+            f"{where} {name!r}: expected <numeric column>:<number of bins>, e.g. 'confidence:5'"
+        )
+    floating = bins_of_floats if pa.types.is_floating(kind) else None
+    return text, column, kind, int(bins) if bins else floating
 
 
 def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
@@ -147,7 +165,7 @@ def _choose_metrics(
             means[name] = _MEANS[name]
         elif name in _SUMS:
             sums[name] = _SUMS[name]
-        elif name.startswith("mean_") and column in schema.names and _numeric(schema.field(column).type):
+        elif name.startswith("mean_") and column in schema.names and is_numeric(schema.field(column).type):
             means[name] = quoted(column)
         elif name not in _RANKS:
             options = [*_MEANS, *_SUMS, *_RANKS]
@@ -159,25 +177,20 @@ def _choose_metrics(
     return means, sums, tuple(name for name in wanted if name in _RANKS)
 
 
-def _numeric(kind: pa.DataType) -> bool:
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _key(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, name: str, edges: str) -> _Key:
     """Resolve one grouping column; `column:bins` and every float column become equal-mass bins."""
-    text, _, bins = (name, "", "") if name in schema.names else name.partition(":")
-    column = find_column(text, schema, ALIASES)
-    kind = schema.field(column).type
-    if bins and not (bins.isdigit() and int(bins) > 1 and _numeric(kind)):
-        raise FilterError(
-            f"groupby {name!r}: expected <numeric column>:<number of bins>, e.g. 'confidence:5'"
-        )
+    text, column, kind, bins = parse_column(name, schema, BINS, "groupby")
     if pa.types.is_list(kind):
         return _Key(text, f"unnest({quoted(column)})", exploded=True)
     if pa.types.is_struct(kind):
         raise FilterError(f"groupby {name!r}: a column of {kind} cannot be grouped")
-    if bins or pa.types.is_floating(kind):
-        return _Key(text, _bin_sql(connection, column, int(bins or BINS), edges))
+    if bins is not None:
+        return _Key(text, _bin_sql(connection, column, bins, edges))
     return _Key(text, quoted(column))
 
 
@@ -209,8 +222,7 @@ def _grouped(connection: duckdb.DuckDBPyConnection, plan: _Plan) -> pd.DataFrame
     order = f"ORDER BY {by}" if plan.columns() else ""
     frame = fetch(
         connection,
-        f"SELECT {select}{',' if select else ''} count(*) AS counts, count(is_error) AS "  # noqa: S608
-        "labeled_, "
+        f"SELECT {select}{',' if select else ''} count(*) AS counts, count(is_error) AS labeled_, "  # noqa: S608
         f"count(*) FILTER (WHERE is_error) AS errors, avg(error_proba)::DOUBLE AS error_proba{extra}, "
         f"list(input_id ORDER BY unit_id)[1:{SAMPLE_IDS}] AS sample_ids FROM keyed GROUP BY {by} {order}",
     )
@@ -219,12 +231,13 @@ def _grouped(connection: duckdb.DuckDBPyConnection, plan: _Plan) -> pd.DataFrame
     labeled, errors = frame.pop("labeled_").to_numpy(), frame["errors"].to_numpy()
     rate = np.divide(errors, labeled, out=np.full(len(frame), np.nan), where=labeled > 0)
     bounds = [jeffreys_interval(int(bad), int(count)) for bad, count in zip(errors, labeled, strict=True)]
+    low, high = np.array(bounds, dtype=np.float64).reshape(-1, 2).T  # None becomes NaN
     overall = block["overall_"].to_numpy(dtype=np.float64, na_value=np.nan)
     place = len(plan.names) + 1
     frame.insert(place, "share", frame["counts"].to_numpy() / block["all_"].to_numpy())
     frame.insert(place + 2, "error_rate", rate)
-    frame.insert(place + 3, "error_rate_lo", [np.nan if low is None else low for low, _ in bounds])
-    frame.insert(place + 4, "error_rate_hi", [np.nan if high is None else high for _, high in bounds])
+    frame.insert(place + 3, "error_rate_lo", low)
+    frame.insert(place + 4, "error_rate_hi", high)
     lift = np.divide(rate, overall, out=np.full(len(frame), np.nan), where=overall > 0)
     frame.insert(place + 5, "lift", lift)
     return frame
@@ -245,21 +258,17 @@ def _ranked(connection: duckdb.DuckDBPyConnection, plan: _Plan, frame: pd.DataFr
     select = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in plan.columns())
     units = fetch(
         connection,
-        f"SELECT {select}{',' if select else ''} list(error_proba ORDER BY unit_id) AS "  # noqa: S608
-        "scores_, "
-        "list(is_error ORDER BY unit_id) AS errors_ FROM keyed WHERE error_proba IS NOT NULL AND is_error "
-        "IS NOT NULL "
+        f"SELECT {select}{',' if select else ''} list(error_proba ORDER BY unit_id) AS scores_, "  # noqa: S608
+        "list(is_error ORDER BY unit_id) AS errors_ FROM keyed "
+        "WHERE error_proba IS NOT NULL AND is_error IS NOT NULL "
         f"GROUP BY {', '.join(sql for _, sql in plan.columns()) or '()'}",
     )
+    pairs = [
+        (np.asarray([] if scores is None else scores, np.float64), np.asarray(errors, np.bool_))
+        for scores, errors in zip(units["scores_"], units["errors_"], strict=True)
+    ]
     for name in plan.ranks:
-        measure = _RANKS[name]
-        values = [
-            measure(np.asarray(scores, np.float64), np.asarray(errors, np.bool_))
-            if scores is not None
-            else None
-            for scores, errors in zip(units["scores_"], units["errors_"], strict=True)
-        ]
-        units[name] = [np.nan if value is None else value for value in values]
+        units[name] = np.array([_RANKS[name](*pair) for pair in pairs], dtype=np.float64)  # None becomes NaN
     units = units.drop(columns=["scores_", "errors_"])
     ids = frame.pop("sample_ids")
     joined = frame.merge(units, on=plan.names, how="left") if plan.names else frame.join(units)
@@ -298,12 +307,12 @@ def _adjusted(
 
 def _standardise(grid: pd.DataFrame, groups: pd.DataFrame, name: str) -> list[float]:
     """Weighted mean over the strata of each group; strata where nothing is known carry no weight."""
-    own = grid[f"s_{name}_g"].to_numpy(float, na_value=np.nan) / grid[f"n_{name}_g"].replace(
-        0, np.nan
-    ).to_numpy(float, na_value=np.nan)
-    of_stratum = grid[f"s_{name}_x"].to_numpy(float, na_value=np.nan) / grid[f"n_{name}_x"].replace(
-        0, np.nan
-    ).to_numpy(float, na_value=np.nan)
+
+    def mean(side: str) -> np.ndarray:
+        count = grid[f"n_{name}_{side}"].replace(0, np.nan).to_numpy(float, na_value=np.nan)
+        return grid[f"s_{name}_{side}"].to_numpy(float, na_value=np.nan) / count
+
+    own, of_stratum = mean("g"), mean("x")
     value = np.where(np.isnan(own), of_stratum, own)
     weight = np.where(np.isnan(value), 0.0, grid["units__x"].to_numpy(float))
     where = _group_numbers(grid, groups)
@@ -317,8 +326,5 @@ def _group_numbers(grid: pd.DataFrame, groups: pd.DataFrame) -> np.ndarray:
     if groups.columns.empty:
         return np.zeros(len(grid), np.int64)
     numbered = groups.assign(number_=np.arange(len(groups)))
-    return (
-        grid[list(groups.columns)]
-        .merge(numbered, on=list(groups.columns), how="left")["number_"]
-        .to_numpy(np.int64)
-    )
+    names = list(groups.columns)
+    return grid[names].merge(numbered, on=names, how="left")["number_"].to_numpy(np.int64)

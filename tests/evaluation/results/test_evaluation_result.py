@@ -12,8 +12,8 @@ from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.codes.notation import classification_code, parse_classification_code
 from mld_core.evaluation.errors import FilterError, NotFoundError
-from mld_core.evaluation.results.compare import mcnemar_exact
 from mld_core.evaluation.results.expression import compile_filter
+from mld_core.evaluation.results.paired import mcnemar_exact
 
 
 @pytest.fixture(scope="module")

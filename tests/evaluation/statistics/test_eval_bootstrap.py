@@ -6,13 +6,12 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.results.compare_statistics import (
+from mld_core.evaluation.results.paired import (
     category_transitions,
-    changes_by_group,
+    code_rows,
+    group_rows,
     mcnemar_exact,
-    new_codes,
     paired_intervals,
-    transitions,
 )
 from mld_core.evaluation.statistics.bootstrap import RankedErrors, bootstrap, error_metrics, poisson_weights
 from mld_core.evaluation.statistics.folds import group_codes, key_hashes
@@ -138,14 +137,13 @@ def test_paired_intervals_are_narrower_than_unpaired():
 def test_transitions_and_groups():
     before = np.array([1, 1, 1, 1, 1, 1, 0, 0, -1, 1], np.int8)
     after = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, -1], np.int8)
-    made = transitions(before, after)
-    assert (made.fixed.sum(), made.regressed.sum()) == (6, 1)
-    groups = changes_by_group(np.array([0] * 6 + [1] * 4), before, after)
-    assert [(one.key, one.n) for one in groups] == [(0, 6), (1, 2)]
-    assert groups[0].delta == -1
-    assert groups[0].p_value == pytest.approx(2 / 64)
-    assert groups[1].delta == 0.5
+    groups = group_rows("val", "class", np.array([0] * 6 + [1] * 4), before, after)
+    assert [(one["class"], one["n"]) for one in groups] == [(0, 6), (1, 2)]
+    assert groups[0]["delta"] == -1
+    assert groups[0]["p_value"] == pytest.approx(2 / 64)
+    assert groups[1]["delta"] == 0.5
     table = category_transitions(np.array([0, 5, 5, -1]), np.array([0, 2, 2, 3]))
     assert table[5, 2] == 2
     assert table.sum() == 3
-    assert new_codes({}, {"C90": 1, "C91": 0}) == ["C90"]
+    assert [one["code"] for one in code_rows("val", {}, {"C90": 1, "C91": 0}) if one["new"]] == ["C90"]
+    assert mcnemar_exact(0, 0) is None

@@ -138,7 +138,7 @@ def test_ctrl_c_does_not_wait_for_a_service_that_hangs(at_service, server, monke
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    run_id = at_service._remote()._run_id()
+    run_id = at_service._elsewhere._run_id()
     monkeypatch.setattr(RemoteEvaluator, "_run_id", lambda self: run_id)  # what is asked before the request
     before = signal.signal(signal.SIGALRM, interrupt)
     server.process.send_signal(signal.SIGSTOP)
