@@ -310,7 +310,7 @@ def _standardise(grid: pd.DataFrame, groups: pd.DataFrame, name: str) -> list[fl
 
     def mean(side: str) -> np.ndarray:
         count = grid[f"n_{name}_{side}"].replace(0, np.nan).to_numpy(float, na_value=np.nan)
-        return grid[f"s_{name}_{side}"].to_numpy(float, na_value=np.nan) / count
+        return np.asarray(grid[f"s_{name}_{side}"].to_numpy(float, na_value=np.nan) / count)
 
     own, of_stratum = mean("g"), mean("x")
     value = np.where(np.isnan(own), of_stratum, own)
