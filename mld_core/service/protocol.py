@@ -1,4 +1,6 @@
-"""What client and server say to each other: routes, headers, bodies, problems. Standard library only.
+"""What client and server say to each other: routes, headers, answers, problems. Standard library only.
+
+The bodies of requests are in the OpenAPI document (`/v1/openapi.json`, docs/openapi.json).
 
 **Version.** The base address is `MLD_API_ENDPOINT`; every path below hangs on it. Client and server send
 `MLD-Protocol: <major>.<minor>`. The same major works together; a side ignores members it does not know, and
@@ -151,20 +153,6 @@ class Whoami(TypedDict):
     max_blob_bytes: int
 
 
-class RunBody(TypedDict, total=False):
-    """`POST /v1/runs`: finds or creates; `info` adds members that are not there, as `Store.ensure_run`."""
-
-    model_name: str
-    version_name: str
-    info: dict[str, Any]
-
-
-class RunPatch(TypedDict):
-    """`PATCH /v1/runs/{run_id}`: sets members of `info` (last writer wins)."""
-
-    info: dict[str, Any]
-
-
 class Run(TypedDict):
     """A run of the key's organization."""
 
@@ -181,18 +169,6 @@ class BlobState(TypedDict):
 
     offset: int
     complete: bool
-
-
-class SealBody(TypedDict):
-    """`POST /v1/runs/{run_id}/seals`: one rank's seal.json and attempt.json as they are on disk."""
-
-    dataset_type: str
-    n_epoch: int | None
-    pass_no: int
-    attempt: str
-    rank: int
-    manifest: dict[str, Any]
-    opening: dict[str, Any]
 
 
 class Seal(TypedDict):
@@ -250,21 +226,6 @@ class PassRank(TypedDict):
     files: list[PassFile]
 
 
-class PassDetail(Pass):
-    """`GET /v1/runs/{run_id}/passes/{pass_id}`."""
-
-    ranks: list[PassRank]
-
-
-class EvaluationBody(TypedDict, total=False):
-    """`POST /v1/runs/{run_id}/evaluations`; as the arguments of `Evaluator.request_evaluation`."""
-
-    result_name: str | None
-    n_epoch: int | Literal["latest"] | None
-    method_name: str
-    options: dict[str, Any] | None
-
-
 class Job(TypedDict):
     """An evaluation on its way."""
 
@@ -305,16 +266,6 @@ class ResultFile(TypedDict):
     name: str
     sha256: str
     bytes: int
-
-
-class KeyBody(TypedDict, total=False):
-    """`POST /v1/keys`."""
-
-    name: str
-    scopes: list[Scope]
-    expires_in_days: float | None
-    organization_id: str
-    """Only the root organization may name another than its own."""
 
 
 class Key(TypedDict):

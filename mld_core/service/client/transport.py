@@ -329,11 +329,9 @@ class Transport:
         Raises:
             ServiceUnreachableError: it is cut. NoServiceError: it is no JSON object of a sensible size.
         """
-        text = b""
-        for piece in response.iter_content(1 << 16):
-            text += piece
-            if len(text) > MAX_JSON_BYTES:
-                raise NoServiceError(f"the service at {self.url} answers without end")
+        text = _text(response)
+        if len(text) > MAX_JSON_BYTES:
+            raise NoServiceError(f"the service at {self.url} answers without end")
         try:
             found = json.loads(text)
         except ValueError as error:
@@ -355,17 +353,23 @@ class Transport:
             cursor = str(following)
 
 
+def _text(response: requests.Response) -> bytes:
+    """A whole answer, or a little more than the most we read."""
+    text = bytearray()
+    for piece in response.iter_content(1 << 16):
+        text += piece
+        if len(text) > MAX_JSON_BYTES:
+            break
+    return bytes(text)
+
+
 def _problem(response: requests.Response) -> Problem:
     """The body of a problem answer, empty where it is none of ours."""
     if "json" not in response.headers.get("Content-Type", ""):
         return {}
-    text = b""
     with contextlib.suppress(requests.RequestException, ValueError):
-        for piece in response.iter_content(1 << 16):
-            text += piece
-            if len(text) > MAX_JSON_BYTES:
-                return {}
-        found = json.loads(text)
+        text = _text(response)
+        found = json.loads(text) if len(text) <= MAX_JSON_BYTES else None
         if isinstance(found, dict):
             return found  # type: ignore[return-value]  # any member may be missing
     return {}

@@ -9,16 +9,13 @@ from typing import Any
 import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
 
 from mld_core import __version__
-from mld_core.service.protocol import PROBLEM_JSON, PROTOCOL, ROUTES
+from mld_core.service.protocol import PROBLEM_JSON, PROTOCOL, ROUTES, Problem
 from mld_core.service.server import problems
 from mld_core.service.server.gate import Gate
-from mld_core.service.server.routes import admin as routes_admin
-from mld_core.service.server.routes import blobs as routes_blobs
-from mld_core.service.server.routes import jobs as routes_jobs
-from mld_core.service.server.routes import runs as routes_runs
-from mld_core.service.server.routes import system as routes_system
+from mld_core.service.server.routes import admin, blobs, jobs, runs, system
 from mld_core.service.server.service import Service
 
 _THREADS = 64
@@ -51,7 +48,7 @@ def create_app(service: Service | None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (routes_system, routes_runs, routes_blobs, routes_jobs, routes_admin):
+    for module in (system, runs, blobs, jobs, admin):
         app.include_router(module.router)
     problems.install(app)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
@@ -72,7 +69,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         )
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
         made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schemas["Problem"] = _PROBLEM
+        problem = TypeAdapter(Problem).json_schema()
+        schemas["Problem"] = {**problem, "required": ["type", "title", "status", "detail"]}
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         answer = {
@@ -92,22 +90,3 @@ def document(app: FastAPI) -> dict[str, Any]:
         made["info"]["x-mld-release"] = __version__
         app.openapi_schema = made
     return app.openapi_schema
-
-
-_PROBLEM: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "value": {},
-        "expectation": {"type": "string"},
-        "fix": {"type": "string"},
-        "request_id": {"type": "string"},
-        "offset": {"type": "integer"},
-        "missing": {"type": "array", "items": {"type": "string"}},
-        "refused": {"type": "array", "items": {"type": "object"}},
-    },
-}

@@ -150,23 +150,14 @@ def keys_revoke(settings: Settings, key_id: str) -> dict[str, Any]:
             known = ", ".join(session.scalars(select(ApiKey.id).limit(20))) or "none"
             raise LookupError(f"there is no key {key_id!r} (keys: {known}); `mld keys list` shows them")
         key.revoked_at = key.revoked_at or utc_now()
-        return _row(
-            key,
-            session.scalars(select(Organization.name).where(Organization.pk == key.organization_pk)).one(),
-        )
+        owner = session.get_one(Organization, key.organization_pk)
+        return _row(key, owner.name)
 
 
 def _row(key: ApiKey, organization: str) -> dict[str, Any]:
-    return {
-        "key_id": key.id,
-        "name": key.name,
-        "organization": organization,
-        "scopes": key.scopes,
-        "created_at": key.created_at,
-        "expires_at": key.expires_at,
-        "revoked_at": key.revoked_at,
-        "last_used_at": key.last_used_at,
-    }
+    names = ("name", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at")
+    facts = {name: getattr(key, name) for name in names}
+    return {"key_id": key.id, "organization": organization, **facts}
 
 
 def write_document(path: Path) -> None:

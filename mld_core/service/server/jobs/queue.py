@@ -51,6 +51,12 @@ def name_taken(name: str) -> ProblemError:
     )
 
 
+def _held(claim: Claim, worker: str) -> tuple[Any, ...]:
+    """What is true of a job for as long as it is this worker's."""
+    ours = (Job.pk == claim.job_pk, Job.state == "running", Job.worker == worker)
+    return (*ours, Job.attempts == claim.attempts)
+
+
 class Jobs:
     """Queue, claim, report, cancel."""
 
@@ -73,17 +79,9 @@ class Jobs:
                 waiting = session.scalars(select(Job).where(Job.run_pk == run.pk, Job.state.in_(_ACTIVE)))
                 if taken is not None or any(job.request.get("result_name") == name for job in waiting):
                     raise name_taken(str(name))
-            job = Job(
-                id=new_id("job"),
-                run_pk=run.pk,
-                request=dict(request),
-                state="queued",
-                progress=0.0,
-                stage="",
-                attempts=0,
-                cancel=False,
-                created_at=utc_now(),
-            )
+            fresh = {"state": "queued", "progress": 0.0, "stage": "", "attempts": 0, "cancel": False}
+            names = {"id": new_id("job"), "run_pk": run.pk, "created_at": utc_now()}
+            job = Job(**names, request=dict(request), **fresh)
             session.add(job)
         return job
 
@@ -138,13 +136,7 @@ class Jobs:
         with self._database.write() as session:
             kept = session.execute(
                 update(Job)
-                .where(
-                    Job.pk == claim.job_pk,
-                    Job.state == "running",
-                    Job.worker == worker,
-                    Job.attempts == claim.attempts,
-                    Job.cancel.is_(False),
-                )
+                .where(*_held(claim, worker), Job.cancel.is_(False))
                 .values(lease_until=time.time() + self._lease, stage=stage[:200], progress=progress)
             )
         return bool(kept.rowcount == 1)  # type: ignore[attr-defined]
@@ -163,23 +155,14 @@ class Jobs:
         False if it is no longer this worker's, or would be done although somebody cancelled it: whoever was
         told that it is cancelled must not find its result afterwards.
         """
-        values: dict[str, Any] = {
-            "state": state,
-            "finished_at": utc_now(),
-            "lease_until": None,
-            "result_pk": result_pk,
-        }
+        values: dict[str, Any] = {"state": state, "finished_at": utc_now(), "lease_until": None}
+        values["result_pk"] = result_pk
         if state == "done":
             values |= {"progress": 1.0, "stage": "done"}
         elif state == "queued":
             values |= {"worker": None, "stage": "queued again"}
         values |= more
-        ours = [
-            Job.pk == claim.job_pk,
-            Job.state == "running",
-            Job.worker == worker,
-            Job.attempts == claim.attempts,
-        ]
+        ours = [*_held(claim, worker)]
         if state == "done":
             ours.append(Job.cancel.is_(False))
         ended = session.execute(update(Job).where(*ours).values(**values))

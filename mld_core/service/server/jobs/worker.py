@@ -66,7 +66,7 @@ class Worker:
     def run(self) -> None:
         """Work until stopped. A database that is away is waited for."""
         log.info("worker is up", extra={"worker": self._name, "database": repr(self._database)})
-        self._process.warm_up()
+        self._process.start()
         sweep(self._settings.folder("work"))
         pause = _POLL
         while not self._stopping.is_set():
@@ -258,14 +258,9 @@ class Worker:
                 select(Blob).where(Blob.organization_pk == claim.organization_pk, Blob.sha256 == sha256)
             )
             if blob is None:
-                blob = Blob(
-                    organization_pk=claim.organization_pk,
-                    sha256=sha256,
-                    size=size,
-                    state="checked",
-                    facts={"ok": True, "result": True},
-                    created_at=utc_now(),
-                )
+                place = {"organization_pk": claim.organization_pk, "sha256": sha256, "size": size}
+                facts = {"ok": True, "result": True}
+                blob = Blob(**place, state="checked", facts=facts, created_at=utc_now())
                 session.add(blob)
                 session.flush()
             session.add(ResultFile(result_pk=result_pk, blob_pk=blob.pk, name=name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from fastapi import APIRouter
 from sqlalchemy import select
@@ -12,7 +12,7 @@ from mld_core.records.format.manifest import utc_now
 from mld_core.service import protocol
 from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.routes import forms
-from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep, page
+from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep, page, shown
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal, create_key
 from mld_core.service.server.storage.models import ApiKey, Organization, new_id
@@ -22,16 +22,8 @@ router = APIRouter(prefix="/v1", tags=["admin"])
 
 def key_out(key: ApiKey, organization_id: str) -> protocol.Key:
     """What is shown of a key: never its secret."""
-    return {
-        "key_id": key.id,
-        "name": key.name,
-        "organization_id": organization_id,
-        "scopes": cast("list[protocol.Scope]", key.scopes.split(",")),
-        "created_at": key.created_at,
-        "expires_at": key.expires_at,
-        "revoked_at": key.revoked_at,
-        "last_used_at": key.last_used_at,
-    }
+    scopes = key.scopes.split(",")
+    return shown(key, protocol.Key, key_id=key.id, organization_id=organization_id, scopes=scopes)
 
 
 def _organization(service: Service, principal: Principal, organization_id: str | None) -> Organization:

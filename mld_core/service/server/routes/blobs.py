@@ -9,23 +9,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from mld_core.service.protocol import (
-    FALSE,
-    HEADER_COMPLETE,
-    HEADER_LENGTH,
-    HEADER_OFFSET,
-    TRUE,
-    BlobState,
-)
+from mld_core.service.protocol import FALSE, HEADER_COMPLETE, HEADER_LENGTH, HEADER_OFFSET, TRUE, BlobState
 from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.routes import forms
 from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
-from mld_core.service.server.storage.models import Blob
 from mld_core.service.server.storage.uploads import Upload
 
 router = APIRouter(prefix="/v1", tags=["blobs"])
@@ -179,16 +170,6 @@ async def put_blob(
     return {"offset": length, "complete": True}
 
 
-def _size(service: Service, principal: Principal, sha256: str) -> int:
-    with service.database.read() as session:
-        size = session.scalar(
-            select(Blob.size).where(Blob.organization_pk == principal.organization_pk, Blob.sha256 == sha256)
-        )
-    if size is None:
-        raise not_found("blob", sha256)
-    return size
-
-
 @router.get(
     "/blobs/{sha256}",
     response_class=StreamingResponse,
@@ -201,7 +182,9 @@ def get_blob(
     sha256: forms.Digest, request: Request, service: ServiceDep, principal: PrincipalDep
 ) -> Response:
     """Download a blob, or the part a single `Range` names."""
-    size = _size(service, principal, sha256)
+    size = service.uploads.noted_size(principal, sha256)
+    if size is None:
+        raise not_found("blob", sha256)
     start, end = _range(request.headers.get("range"), size)
     try:
         pieces: Any = service.storage.read(principal.organization_id, sha256, start, end)

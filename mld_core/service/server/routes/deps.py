@@ -18,6 +18,7 @@ from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Base, Job, Pass, Result, Run
 
 T = TypeVar("T", bound=Base)
+S = TypeVar("S")
 
 
 async def get_service(request: Request) -> Service:
@@ -45,6 +46,13 @@ def answer(content: Any) -> Response:
     event loop, which for a long list takes longer than to look it up.
     """
     return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
+
+
+def shown(row: Any, kind: type[S], **more: Any) -> S:
+    """What a client sees of a row: the members of a protocol class, from the row but for `more`."""
+    names = [name for name in kind.__annotations__ if name not in more]
+    found: Any = {**{name: getattr(row, name) for name in names}, **more}
+    return found  # type: ignore[no-any-return]
 
 
 def own_run(session: Session, principal: Principal, run_id: str, *, lock: bool = False) -> Run:

@@ -68,7 +68,7 @@ class Form(BaseModel):
 
 
 class RunForm(Form):
-    """`protocol.RunBody`."""
+    """Finds or creates a run; `info` adds members that are not there, as `Store.ensure_run`."""
 
     model_name: Name
     version_name: Name
@@ -76,13 +76,13 @@ class RunForm(Form):
 
 
 class RunPatchForm(Form):
-    """`protocol.RunPatch`."""
+    """Sets members of a run's `info`; the last writer wins."""
 
     info: dict[str, Any]
 
 
 class SealForm(Form):
-    """`protocol.SealBody`."""
+    """One rank's seal.json and attempt.json as they are on disk."""
 
     dataset_type: Name
     n_epoch: Epoch | None
@@ -94,7 +94,7 @@ class SealForm(Form):
 
 
 class EvaluationForm(Form):
-    """`protocol.EvaluationBody`."""
+    """An evaluation, as the arguments of `Evaluator.request_evaluation`."""
 
     result_name: ResultName | None = None
     n_epoch: Epoch | Literal["latest"] | None = "latest"
@@ -103,7 +103,7 @@ class EvaluationForm(Form):
 
 
 class KeyForm(Form):
-    """`protocol.KeyBody`."""
+    """A new key; only the root organization may name another than its own."""
 
     name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]

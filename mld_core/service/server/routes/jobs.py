@@ -18,6 +18,7 @@ from mld_core.service.server.routes.deps import (
     own_result,
     own_run,
     page,
+    shown,
 )
 from mld_core.service.server.storage.models import Blob, Job, Result, ResultFile, Run
 
@@ -28,20 +29,7 @@ def job_out(session: Session, job: Job) -> protocol.Job:
     """What a client sees of a job."""
     run_id = session.scalars(select(Run.id).where(Run.pk == job.run_pk)).one()
     result_id = session.scalar(select(Result.id).where(Result.pk == job.result_pk))
-    return {
-        "job_id": job.id,
-        "run_id": run_id,
-        "state": job.state,  # type: ignore[typeddict-item]  # a text in the database
-        "progress": job.progress,
-        "stage": job.stage,
-        "reason": job.reason,
-        "error": job.error,
-        "result_id": result_id,
-        "attempts": job.attempts,
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-    }
+    return shown(job, protocol.Job, job_id=job.id, run_id=run_id, result_id=result_id)
 
 
 def result_out(run_id: str, result: Result) -> protocol.ResultInfo:

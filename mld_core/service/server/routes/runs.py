@@ -15,7 +15,15 @@ from mld_core.service import protocol
 from mld_core.service.server.jobs.materialise import parse_epoch
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.routes import forms
-from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep, answer, own_pass, own_run, page
+from mld_core.service.server.routes.deps import (
+    PrincipalDep,
+    ServiceDep,
+    answer,
+    own_pass,
+    own_run,
+    page,
+    shown,
+)
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Pass, Run, Seal, SealFile, new_id
@@ -28,14 +36,7 @@ router = APIRouter(prefix="/v1", tags=["records"])
 
 def run_out(run: Run) -> protocol.Run:
     """What a client sees of a run."""
-    return {
-        "run_id": run.id,
-        "model_name": run.model_name,
-        "version_name": run.version_name,
-        "info": run.info,
-        "created_at": run.created_at,
-        "updated_at": run.updated_at,
-    }
+    return shown(run, protocol.Run, run_id=run.id)
 
 
 def _checked(info: dict[str, Any]) -> dict[str, Any]:
@@ -64,15 +65,9 @@ def _find_or_create(service: Service, principal: Principal, form: forms.RunForm)
         now = utc_now()
         info = _checked(plain(form.info))
         if run is None:
-            run = Run(
-                id=new_id("run"),
-                organization_pk=principal.organization_pk,
-                model_name=form.model_name,
-                version_name=form.version_name,
-                info=info,
-                created_at=now,
-                updated_at=now,
-            )
+            names = {"model_name": form.model_name, "version_name": form.version_name}
+            place = {"id": new_id("run"), "organization_pk": principal.organization_pk, **names}
+            run = Run(**place, info=info, created_at=now, updated_at=now)
             session.add(run)
             return run, True
         merged = {**info, **run.info}

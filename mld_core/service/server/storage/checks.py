@@ -6,14 +6,8 @@ server left unchecked are checked when it starts again, or when a seal asks for 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import queue
-import select as select_files
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -22,7 +16,8 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from mld_core.service.server.settings import MIB, SECRET_PREFIXES, Settings
+from mld_core.service.server.children import Child
+from mld_core.service.server.settings import MIB, Settings
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.models import Blob, Organization
@@ -42,12 +37,15 @@ class CheckDied(Exception):  # noqa: N818 - an event, not a fault of ours
     """The process died, or took too long, over a file."""
 
 
-class CheckProcess:
-    """One process that checks files, started when it is needed and again after it died."""
+class CheckProcess(Child):
+    """One process that checks files."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._process: subprocess.Popen[str] | None = None
+        # The system's allocator: the others reserve address space in bulk, which the limit counts.
+        env = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+        memory = str(settings.check_memory_mb * MIB)
+        super().__init__("mld_core.service.server.storage.check_part", memory, env=env)
 
     def check(self, path: str) -> dict[str, Any]:
         """The verdict on a file.
@@ -55,69 +53,30 @@ class CheckProcess:
         Raises:
             CheckDied: it took the process down.
         """
-        request = {
-            "path": path,
-            "seconds": self._settings.check_seconds,
-            "max_rows": self._settings.max_rows,
-            "max_decoded": self._settings.max_decoded_mb * MIB,
-            "max_ratio": self._settings.max_ratio,
-        }
         try:
-            if self._process is None:
-                self._process = self._start()
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            return self._answer(self._process, self._settings.check_seconds * 4 + 10)
-        except (OSError, ValueError, CheckDied) as error:
+            if not self.running:
+                self.start()
+                self._answer(_START_SECONDS)
+            seconds = self._settings.check_seconds
+            limits = {"max_rows": self._settings.max_rows, "max_ratio": self._settings.max_ratio}
+            self.say(
+                {
+                    "path": path,
+                    "seconds": seconds,
+                    "max_decoded": self._settings.max_decoded_mb * MIB,
+                    **limits,
+                }
+            )
+            return self._answer(seconds * 4 + 10)
+        except (OSError, CheckDied) as error:
             self.stop()
             raise CheckDied from error
 
-    def _start(self) -> subprocess.Popen[str]:
-        # It reads what strangers sent: it gets no key, password or address.
-        env = {name: value for name, value in os.environ.items() if not name.startswith(SECRET_PREFIXES)}
-        # The system's allocator: the others reserve address space in bulk, which the limit counts.
-        env |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [
-                *(sys.executable, "-m", "mld_core.service.server.storage.check_part"),
-                str(self._settings.check_memory_mb * MIB),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=env,
-        )
-        try:
-            self._answer(process, _START_SECONDS)
-        except CheckDied:
-            process.kill()
-            process.wait()
-            raise
-        return process
-
-    @staticmethod
-    def _answer(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
-        assert process.stdout is not None
-        ready, _, _ = select_files.select([process.stdout], [], [], seconds)
-        line = process.stdout.readline() if ready else ""
-        if not line.endswith("\n"):
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        found = self.event(seconds)
+        if not found:
             raise CheckDied
-        found = json.loads(line)
-        assert isinstance(found, dict)
         return found
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._process = None
 
 
 class Checks:

@@ -50,50 +50,50 @@ _Big = BigInteger().with_variant(Integer, "sqlite")
 class Base(DeclarativeBase):
     """All tables of the server."""
 
+    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
 
-class Organization(Base):
+
+class _Named:
+    """What a client sees of a row."""
+
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    created_at: Mapped[str] = mapped_column(String(40))
+
+
+class Organization(_Named, Base):
     """A team: nothing of it is visible to another."""
 
     __tablename__ = "organizations"
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(40), unique=True)
     name: Mapped[str] = mapped_column(String(200), unique=True)
     is_root: Mapped[bool] = mapped_column(default=False)
     blob_bytes: Mapped[int] = mapped_column(_Big, default=0)
-    created_at: Mapped[str] = mapped_column(String(40))
 
 
-class ApiKey(Base):
+class ApiKey(_Named, Base):
     """A key; only the SHA-256 of its secret is kept (256 random bits: no slow hash is needed)."""
 
     __tablename__ = "api_keys"
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(40), unique=True)
     organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
     name: Mapped[str] = mapped_column(String(200))
     secret_hash: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[str] = mapped_column(String(100))
-    created_at: Mapped[str] = mapped_column(String(40))
     expires_at: Mapped[str | None] = mapped_column(String(40))
     revoked_at: Mapped[str | None] = mapped_column(String(40))
     last_used_at: Mapped[str | None] = mapped_column(String(40))
 
 
-class Run(Base):
+class Run(_Named, Base):
     """A model version of an organization."""
 
     __tablename__ = "runs"
     __table_args__ = (UniqueConstraint("organization_pk", "model_name", "version_name"),)
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(40), unique=True)
     organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
     model_name: Mapped[str] = mapped_column(String(300))
     version_name: Mapped[str] = mapped_column(String(300))
     info: Mapped[dict[str, Any]] = mapped_column(Json)
-    created_at: Mapped[str] = mapped_column(String(40))
     updated_at: Mapped[str] = mapped_column(String(40))
 
 
@@ -103,7 +103,6 @@ class Blob(Base):
     __tablename__ = "blobs"
     __table_args__ = (UniqueConstraint("organization_pk", "sha256"),)
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
     organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
     sha256: Mapped[str] = mapped_column(String(64))
     size: Mapped[int] = mapped_column(_Big)
@@ -112,29 +111,24 @@ class Blob(Base):
     created_at: Mapped[str] = mapped_column(String(40))
 
 
-class Pass(Base):
+class Pass(_Named, Base):
     """One walk over one split. `epoch` is the number as text, or "none": a null would not be unique."""
 
     __tablename__ = "passes"
     __table_args__ = (UniqueConstraint("run_pk", "dataset_type", "epoch", "pass_no"),)
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(40), unique=True)
     run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
     dataset_type: Mapped[str] = mapped_column(String(300))
     epoch: Mapped[str] = mapped_column(String(24))
     pass_no: Mapped[int] = mapped_column(_Big)
-    created_at: Mapped[str] = mapped_column(String(40))
 
 
-class Seal(Base):
+class Seal(_Named, Base):
     """One rank of one attempt at a pass: there at once with all its files, or not at all."""
 
     __tablename__ = "seals"
     __table_args__ = (UniqueConstraint("pass_pk", "attempt", "rank_no"),)
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(40), unique=True)
     pass_pk: Mapped[int] = mapped_column(ForeignKey("passes.pk"))
     attempt: Mapped[str] = mapped_column(String(120))
     rank_no: Mapped[int] = mapped_column(_Big)
@@ -144,7 +138,6 @@ class Seal(Base):
     rows: Mapped[dict[str, Any]] = mapped_column(Json)
     bytes: Mapped[int] = mapped_column(_Big)
     digest: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[str] = mapped_column(String(40))
 
 
 class SealFile(Base):
@@ -152,7 +145,6 @@ class SealFile(Base):
 
     __tablename__ = "seal_files"
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
     seal_pk: Mapped[int] = mapped_column(ForeignKey("seals.pk"), index=True)
     blob_pk: Mapped[int] = mapped_column(ForeignKey("blobs.pk"), index=True)
     part: Mapped[str] = mapped_column(String(40))
@@ -160,14 +152,12 @@ class SealFile(Base):
     rows: Mapped[int] = mapped_column(_Big)
 
 
-class Job(Base):
+class Job(_Named, Base):
     """An evaluation that was asked for. `lease_until` is a Unix time: past it, the worker counts as dead."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index("jobs_by_state", "state", "pk"),)
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(40), unique=True)
     run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
     state: Mapped[str] = mapped_column(String(10))
@@ -180,23 +170,19 @@ class Job(Base):
     cancel: Mapped[bool] = mapped_column(default=False)
     worker: Mapped[str | None] = mapped_column(String(120))
     lease_until: Mapped[float | None] = mapped_column()
-    created_at: Mapped[str] = mapped_column(String(40))
     started_at: Mapped[str | None] = mapped_column(String(40))
     finished_at: Mapped[str | None] = mapped_column(String(40))
 
 
-class Result(Base):
+class Result(_Named, Base):
     """A stored result; `info` is its result.json."""
 
     __tablename__ = "results"
     __table_args__ = (UniqueConstraint("run_pk", "result_name"),)
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(40), unique=True)
     run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
     result_name: Mapped[str] = mapped_column(String(640))
     info: Mapped[dict[str, Any]] = mapped_column(Json)
-    created_at: Mapped[str] = mapped_column(String(40))
 
 
 class ResultFile(Base):
@@ -204,7 +190,6 @@ class ResultFile(Base):
 
     __tablename__ = "result_files"
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
     result_pk: Mapped[int] = mapped_column(ForeignKey("results.pk"), index=True)
     blob_pk: Mapped[int] = mapped_column(ForeignKey("blobs.pk"), index=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -215,7 +200,6 @@ class Audit(Base):
 
     __tablename__ = "audit"
 
-    pk: Mapped[int] = mapped_column(_Pk, primary_key=True, autoincrement=True)
     at: Mapped[str] = mapped_column(String(40), index=True)
     organization_id: Mapped[str | None] = mapped_column(String(40))
     key_id: Mapped[str | None] = mapped_column(String(40))

@@ -188,6 +188,12 @@ def _blobs(session: Session, organization_pk: int, digests: Iterable[str]) -> di
     return found
 
 
+def _place(run: Run, request: SealRequest) -> tuple[Any, ...]:
+    """What is true of the pass a seal belongs to."""
+    where = (Pass.run_pk == run.pk, Pass.dataset_type == request.dataset_type, Pass.epoch == request.epoch)
+    return (*where, Pass.pass_no == request.pass_no)
+
+
 class Sealer:
     """Commits seals."""
 
@@ -225,14 +231,7 @@ class Sealer:
         query = (
             select(Seal)
             .join(Pass, Pass.pk == Seal.pass_pk)
-            .where(
-                Pass.run_pk == run.pk,
-                Pass.dataset_type == request.dataset_type,
-                Pass.epoch == request.epoch,
-                Pass.pass_no == request.pass_no,
-                Seal.attempt == request.attempt,
-                Seal.rank_no == request.rank,
-            )
+            .where(*_place(run, request), Seal.attempt == request.attempt, Seal.rank_no == request.rank)
         )
         with self._database.read() as session:
             found = session.scalar(query)
@@ -276,22 +275,14 @@ class Sealer:
             left = sum(blob.state == "stored" for blob in blobs.values())
             if left:
                 raise _pending(left, len(digests))
-            place = (
-                Pass.run_pk == run.pk,
-                Pass.dataset_type == request.dataset_type,
-                Pass.epoch == request.epoch,
-                Pass.pass_no == request.pass_no,
-            )
-            owner = session.scalar(select(Pass).where(*place))
+            owner = session.scalar(select(Pass).where(*_place(run, request)))
             if owner is None:
-                owner = Pass(
-                    id=new_id("pass"),
-                    run_pk=run.pk,
-                    dataset_type=request.dataset_type,
-                    epoch=request.epoch,
-                    pass_no=request.pass_no,
-                    created_at=utc_now(),
-                )
+                names = {
+                    "dataset_type": request.dataset_type,
+                    "epoch": request.epoch,
+                    "pass_no": request.pass_no,
+                }
+                owner = Pass(id=new_id("pass"), run_pk=run.pk, **names, created_at=utc_now())
                 session.add(owner)
                 session.flush()
             seal = Seal(
@@ -310,17 +301,11 @@ class Sealer:
             session.add(seal)
             session.flush()
             rows = [
-                {
-                    "seal_pk": seal.pk,
-                    "blob_pk": blobs[one.sha256].pk,
-                    "part": one.part,
-                    "family": one.family,
-                    "rows": one.rows,
-                }
+                {"blob_pk": blobs[one.sha256].pk, "part": one.part, "family": one.family, "rows": one.rows}
                 for one in request.files
             ]
             if rows:
-                session.execute(insert(SealFile), rows)
+                session.execute(insert(SealFile).values(seal_pk=seal.pk), rows)
         return seal
 
 

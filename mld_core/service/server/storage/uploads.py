@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,31 +71,41 @@ class Upload:
 
     def _append(self, piece: bytes) -> None:
         rest = memoryview(piece)
-        try:
+        with self._told():
             while rest:
                 done = self._file.write(rest)
                 self.hash.update(rest[:done])
                 self.offset += done
                 rest = rest[done:]
-        except OSError as error:
-            self.intact = False
-            if error.errno in FULL:
-                raise storage_full("the server's disk is full") from error
-            raise
 
     def sync(self) -> None:
         """Make the bytes durable."""
-        try:
+        with self._told():
             os.fsync(self._file.fileno())
-        except OSError as error:
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            with full_disk_told():
+                yield
+        except BaseException:
             self.intact = False
-            if error.errno in FULL:
-                raise storage_full("the server's disk is full") from error
             raise
 
     def close(self) -> None:
         """Close the file; what it holds stays."""
         self._file.close()
+
+
+@contextlib.contextmanager
+def full_disk_told() -> Iterator[None]:
+    """A full disk as the answer that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise storage_full("the server's disk is full") from error
+        raise
 
 
 def storage_full(detail: str) -> ProblemError:
@@ -127,15 +137,18 @@ class Uploads:
         """Uploads that are open at this moment."""
         return len(self._open)
 
-    def complete_size(self, principal: Principal, sha256: str) -> int | None:
-        """The size of a complete blob of the organization, None if there is none."""
+    def noted_size(self, principal: Principal, sha256: str) -> int | None:
+        """The size of a complete blob of the organization as the database knows it, None if there is none."""
+        mine = (Blob.organization_pk == principal.organization_pk, Blob.sha256 == sha256)
         with self._database.read() as session:
-            size = session.scalar(
-                select(Blob.size).where(
-                    Blob.organization_pk == principal.organization_pk, Blob.sha256 == sha256
-                )
-            )
-        # A row without its bytes (a restored older backup) is mended by uploading again.
+            return session.scalar(select(Blob.size).where(*mine))
+
+    def complete_size(self, principal: Principal, sha256: str) -> int | None:
+        """The same, but None also where the bytes are gone.
+
+        A row without its bytes (a restored older backup) is mended by uploading again.
+        """
+        size = self.noted_size(principal, sha256)
         return size if size is not None and self._storage.exists(principal.organization_id, sha256) else None
 
     def partial(self, principal: Principal, sha256: str) -> tuple[int, int] | None:
@@ -289,12 +302,9 @@ class Uploads:
                     offset=0,
                 )
             upload.sync()
-            self._storage.take(principal.organization_id, sha256, upload.path)
+            with full_disk_told():
+                self._storage.take(principal.organization_id, sha256, upload.path)
             self._note(principal, sha256, upload.length)
-        except OSError as error:
-            if error.errno in FULL:
-                raise storage_full("the server's disk is full") from error
-            raise
         finally:
             upload.close()
             with self._lock:
@@ -314,16 +324,8 @@ class Uploads:
         )
         if row is not None:
             return
-        session.add(
-            Blob(
-                organization_pk=organization_pk,
-                sha256=sha256,
-                size=size,
-                state="stored",
-                facts=None,
-                created_at=utc_now(),
-            )
-        )
+        place = {"organization_pk": organization_pk, "sha256": sha256}
+        session.add(Blob(**place, size=size, state="stored", facts=None, created_at=utc_now()))
         grown = Organization.blob_bytes + size
         session.execute(
             update(Organization).where(Organization.pk == organization_pk).values(blob_bytes=grown)
