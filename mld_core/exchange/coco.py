@@ -18,6 +18,10 @@ def write_coco(frames: list[Frame], class_names: list[str], folder: Path) -> Non
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
+
+    def place(number: int, label: Any, box: Floats) -> dict[str, Any]:
+        return {"image_id": number, "category_id": int(label) + 1, "bbox": _xywh(box)}
+
     for number, frame in enumerate(frames, start=1):
         height, width = _original_size(frame.row)
         images.append({"id": number, "file_name": frame.row["input_id"], "height": height, "width": width})
@@ -26,21 +30,14 @@ def write_coco(frames: list[Frame], class_names: list[str], folder: Path) -> Non
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": int(frame.true.label[k]) + 1,
-                    "bbox": _xywh(box),
+                    **place(number, frame.true.label[k], box),
                     "area": float(np.maximum(box[2:] - box[:2], 0).prod()),
                     "iscrowd": int(crowd[k]),
                     "ignore": int(ignore[k]),
                 }
             )
         results += [
-            {
-                "image_id": number,
-                "category_id": int(frame.found.label[k]) + 1,
-                "bbox": _xywh(box),
-                "score": float(frame.found.score[k]),
-            }
+            {**place(number, frame.found.label[k], box), "score": float(frame.found.score[k])}
             for k, box in enumerate(_original_boxes(frame.found.box, frame.row))
         ]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]

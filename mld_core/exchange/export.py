@@ -16,7 +16,7 @@ from mld_core.exchange.kitti import write_kitti
 from mld_core.exchange.nuscenes import write_nuscenes
 from mld_core.records.format import names
 from mld_core.records.format.layout import PassKey, RunKey, Store, epoch_folder
-from mld_core.records.format.manifest import tmp_name
+from mld_core.records.format.manifest import work_folder
 from mld_core.records.read.reader import PassSelection, select
 
 Format = Literal["coco", "kitti", "nuscenes"]
@@ -74,9 +74,7 @@ def export_boxes(
 
 def _write_pass(item: PassSelection, kind: str, root: Path, given: Sequence[str] | None) -> Path:
     target = root / _folder(item.key)
-    work = root / tmp_name("formats")
-    work.mkdir()
-    try:
+    with work_folder(root, "formats") as work:
         frames = list(frames_of(item))
         known = _class_names(given, frames)
         FORMATS[kind][1](frames, known, work)
@@ -84,8 +82,6 @@ def _write_pass(item: PassSelection, kind: str, root: Path, given: Sequence[str]
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return target
 
 

@@ -13,16 +13,8 @@ import numpy as np
 from mld_core.exchange.frames import Boxes, Floats, Frame, calibration, flags, write_json
 
 NUSCENES_CLASSES = (
-    "car",
-    "truck",
-    "bus",
-    "trailer",
-    "construction_vehicle",
-    "pedestrian",
-    "motorcycle",
-    "bicycle",
-    "traffic_cone",
-    "barrier",
+    *("car", "truck", "bus", "trailer", "construction_vehicle"),
+    *("pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier"),
 )
 MOST_NUSCENES = 500
 """Boxes of a sample beyond which nuScenes refuses a submission; the best-scored are kept."""

@@ -22,16 +22,8 @@ Matrix: TypeAlias = npt.ArrayLike
 
 # The corner order of `corners_3d`: signs along (length, width, height). 0-3 the bottom face,
 # counter-clockwise seen from above from the front left; 4-7 the top face above them.
-CORNER_SIGNS = (
-    (1, 1, -1),
-    (-1, 1, -1),
-    (-1, -1, -1),
-    (1, -1, -1),
-    (1, 1, 1),
-    (-1, 1, 1),
-    (-1, -1, 1),
-    (1, -1, 1),
-)
+_FACE = ((1, 1), (-1, 1), (-1, -1), (1, -1))
+CORNER_SIGNS = tuple((ahead, left, up) for up in (-1, 1) for ahead, left in _FACE)
 
 
 def _floats(boxes: Any, name: str, widths: tuple[int, ...], rows: str) -> Any:
@@ -73,9 +65,11 @@ def convert_boxes(boxes: A, source: str, target: str, image_size: tuple[float, f
     elif kind == "cxcywh":
         p, q, r, s = p - r / 2, q - s / 2, p + r / 2, q + s / 2
     if source.endswith("n") != target.endswith("n"):
-        height, width = _image_size(image_size, source, target)
-        if target.endswith("n"):
-            height, width = 1 / height, 1 / width
+        if image_size is None or not (image_size[0] > 0 and image_size[1] > 0):
+            raise ValueError(
+                f"image_size is {image_size}; {source} to {target} needs the image's positive (height, width)"
+            )
+        height, width = (1 / side if target.endswith("n") else float(side) for side in image_size)
         p, q, r, s = p * width, q * height, r * width, s * height
     kind = target.removesuffix("n")
     if kind == "xywh":
@@ -84,14 +78,6 @@ def convert_boxes(boxes: A, source: str, target: str, image_size: tuple[float, f
         p, q, r, s = (p + r) / 2, (q + s) / 2, r - p, s - q
     result: A = xp.stack([p, q, r, s], -1)
     return result
-
-
-def _image_size(image_size: tuple[float, float] | None, source: str, target: str) -> tuple[float, float]:
-    if image_size is None or not (image_size[0] > 0 and image_size[1] > 0):
-        raise ValueError(
-            f"image_size is {image_size}; {source} to {target} needs the image's positive (height, width)"
-        )
-    return float(image_size[0]), float(image_size[1])
 
 
 def wrap_yaw(yaw: A) -> A:

@@ -43,7 +43,7 @@ def valid_corners(xp: Any, boxes: Any) -> Any:
 def as_corners(xp: Any, boxes: Any) -> Corners:
     """Split (N, 4) xyxy rows into columns; rows that are not boxes become points at the origin."""
     valid = valid_corners(xp, boxes)
-    boxes = xp.where(valid[:, None], boxes, 0 * _zeros(xp, boxes))
+    boxes = xp.where(valid[:, None], boxes, xp.zeros_like(boxes))
     columns = [boxes[:, k] for k in range(4)]
     if xp.__name__ == "numpy":
         columns = [np.ascontiguousarray(c) for c in columns]
@@ -51,14 +51,10 @@ def as_corners(xp: Any, boxes: Any) -> Corners:
     return Corners(x1, y1, x2, y2, (x2 - x1) * (y2 - y1), valid)
 
 
-def _zeros(xp: Any, like: Any) -> Any:
-    return xp.zeros_like(like)
-
-
 def _ratio(xp: Any, part: Array, whole: Array) -> Array:
     """Divide part by whole, 0 where whole is 0 (both finite, also in the gradient)."""
     none = whole <= 0
-    return xp.where(none, _zeros(xp, part), part / xp.where(none, xp.ones_like(whole), whole))
+    return xp.where(none, xp.zeros_like(part), part / xp.where(none, xp.ones_like(whole), whole))
 
 
 def box_values(xp: Any, mode: Mode, a: Corners, b: Corners) -> Array:

@@ -118,15 +118,13 @@ def greedy_boxes(boxes: Any, labels: Any, limits: Any, most: int, kept: Any) -> 
         if labels.size:
             label, ll = labels[i], labels[i + 1 :]
             for j in range(len(later)):
-                inter = max(min(x2, lx2[j]) - max(x1, lx1[j]), zero) * max(
-                    min(y2, ly2[j]) - max(y1, ly1[j]), zero
-                )
+                w, h = min(x2, lx2[j]) - max(x1, lx1[j]), min(y2, ly2[j]) - max(y1, ly1[j])
+                inter = max(w, zero) * max(h, zero)
                 later[j] |= (inter / (size + ar[j] - inter) > limit) & (ll[j] == label)
         else:
             for j in range(len(later)):
-                inter = max(min(x2, lx2[j]) - max(x1, lx1[j]), zero) * max(
-                    min(y2, ly2[j]) - max(y1, ly1[j]), zero
-                )
+                w, h = min(x2, lx2[j]) - max(x1, lx1[j]), min(y2, ly2[j]) - max(y1, ly1[j])
+                inter = max(w, zero) * max(h, zero)
                 later[j] |= inter / (size + ar[j] - inter) > limit
     return count
 
@@ -255,15 +253,13 @@ def _pairwise(mode: int, a: Any, b: Any, order: Any, out: Any) -> None:
     widest = 0.0
     for j in range(b.shape[1]):
         widest = max(widest, b[8, j])
-    xs = b[0][order]
     bx, by, br = b[0][order], b[1][order], b[8][order]
     for i in range(a.shape[1]):
         x, y, r = a[0, i], a[1, i], a[8, i]
         if r < 0:
             continue
-        for k in range(
-            np.searchsorted(xs, x - r - widest), np.searchsorted(xs, x + r + widest, side="right")
-        ):
+        first, end = np.searchsorted(bx, x - r - widest), np.searchsorted(bx, x + r + widest, side="right")
+        for k in range(first, end):
             dx, dy, reach = bx[k] - x, by[k] - y, r + br[k]
             if br[k] >= 0 and dx * dx + dy * dy <= reach * reach:
                 out[i, order[k]] = _value(mode, a, i, b, order[k])
@@ -301,9 +297,8 @@ def greedy_rotated(mode: int, b: Any, order: Any, labels: Any, limits: Any, most
         if r < 0:
             continue
         size = b[2, i] * b[3, i] * (b[7, i] if mode > 0 else 1.0)
-        for k in range(
-            np.searchsorted(bx, x - r - widest), np.searchsorted(bx, x + r + widest, side="right")
-        ):
+        first, end = np.searchsorted(bx, x - r - widest), np.searchsorted(bx, x + r + widest, side="right")
+        for k in range(first, end):
             j = order[k]
             dx, dy, reach = bx[k] - x, by[k] - y, r + br[k]
             if j <= i or gone[j] or br[k] < 0 or dx * dx + dy * dy > reach * reach:

@@ -3,7 +3,7 @@
 import errno
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,19 +43,15 @@ class RankFolder:
         for part in listed:
             info = part if self.sealed is not None else read_part_info(self.path / part.name)
             reason = torn_reason(self.path / part.name, info)
-            if reason is not None or info is None:
-                torn.append(reason or part.name)
-            else:
+            if reason is None and info is not None:
                 whole.append(info)
+            else:
+                torn.append(reason or part.name)
         return whole, torn
 
     def _found(self) -> list[PartInfo]:
-        numbers = sorted(
-            (int(match[1]), path.name)
-            for path in subfolders(self.path)
-            if (match := _PART.fullmatch(path.name))
-        )
-        return [PartInfo(name, {}) for _, name in numbers]
+        found = [path.name for path in subfolders(self.path) if _PART.fullmatch(path.name)]
+        return [PartInfo(name, {}) for name in sorted(found, key=lambda name: int(name[5:]))]
 
     def reread(self) -> "RankFolder":
         """The same folder as it is now.
@@ -161,18 +157,14 @@ def list_attempts(store: Store, run: RunKey, key: PassKey) -> list[Attempt]:
     """
     found = []
     for folder in subfolders(store.pass_dir(run, key)):
-        attempt = _readable(run, key, folder)
+        try:
+            attempt = read_attempt_folder(run, key, folder)
+        except UnknownFormatError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
         if attempt is not None:
             found.append(attempt)
     return found
-
-
-def _readable(run: RunKey, key: PassKey, folder: Path) -> Attempt | None:
-    try:
-        return read_attempt_folder(run, key, folder)
-    except UnknownFormatError as error:
-        warnings.warn(f"left out: {error}", stacklevel=2)
-        return None
 
 
 def list_splits(store: Store, run: RunKey) -> list[str]:
@@ -195,7 +187,10 @@ def _split_name(folder: Path) -> str | None:
 
 
 def list_passes(
-    store: Store, run: RunKey, splits: list[str] | None = None, epochs: tuple[int | None, ...] | None = None
+    store: Store,
+    run: RunKey,
+    splits: Sequence[str] | None = None,
+    epochs: tuple[int | None, ...] | None = None,
 ) -> Iterator[PassKey]:
     """The passes of a run by split, epoch and number.
 

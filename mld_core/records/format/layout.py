@@ -9,7 +9,7 @@ once and removed by `mld gc`.
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,8 @@ class Store:
 
     def runs(self) -> list[RunKey]:
         """All runs in the store, sorted by folder name. Folders that are not ours are passed over."""
-        found = []
-        for model in subfolders(self.root):
-            for version in subfolders(model):
-                key = _run_of(model, version)
-                if key is not None:
-                    found.append(key)
-        return found
+        folders = ((model, version) for model in subfolders(self.root) for version in subfolders(model))
+        return [key for model, version in folders if (key := _run_of(model, version)) is not None]
 
     def claim_version(self, model_name: str) -> str:
         """Take the next free `v<k>` of a model by creating its folder exclusively; safe among processes."""
@@ -162,12 +157,7 @@ class Store:
         make_dirs(self.run_dir(run))
         generation = self.generation(run)
         stored = self._stored(run, generation)
-        base = {
-            "format": FORMAT,
-            "model_name": run.model_name,
-            "version_name": run.version_name,
-            "created_at": utc_now(),
-        }
+        base = {"format": FORMAT, **asdict(run), "created_at": utc_now()}
         merged = {**base, **info, **stored, "generation": generation}
         if merged != stored:
             write_json(self.run_dir(run) / RUN_FILE, merged)
@@ -176,8 +166,7 @@ class Store:
     def run_info(self, run: RunKey) -> dict[str, Any]:
         """What `run.json` holds for the current generation; the two names and the generation at least."""
         generation = self.generation(run)
-        names_of = {"model_name": run.model_name, "version_name": run.version_name}
-        return {**names_of, **self._stored(run, generation), "generation": generation}
+        return {**asdict(run), **self._stored(run, generation), "generation": generation}
 
     def update_run_info(self, run: RunKey, **changes: Any) -> dict[str, Any]:
         """Set members of `run.json` (last writer wins) and return what is stored now."""
@@ -232,12 +221,9 @@ def _claimed(folder: Path) -> bool:
 def _run_of(model: Path, version: Path) -> RunKey | None:
     """The names of a run folder, or None if the folder is not a run."""
     data = read_json(version / RUN_FILE)
-    if (
-        data is not None
-        and isinstance(data.get("model_name"), str)
-        and isinstance(data.get("version_name"), str)
-    ):
-        key = RunKey(data["model_name"], data["version_name"])
+    stored = (data or {}).get("model_name"), (data or {}).get("version_name")
+    if isinstance(stored[0], str) and isinstance(stored[1], str):
+        key = RunKey(stored[0], stored[1])
         # A folder that was copied or renamed by hand goes by what it is called now.
         if (names.encode(key.model_name), names.encode(key.version_name)) == (model.name, version.name):
             return key

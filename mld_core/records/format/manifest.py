@@ -4,16 +4,20 @@
 `format` number; a reader that meets a higher number leaves the attempt alone and says so.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 FORMAT = 1
 ATTEMPT_FILE = "attempt.json"
 SEAL_FILE = "seal.json"
@@ -43,6 +47,10 @@ class PartInfo:
     name: str
     files: dict[str, FileInfo]
     raw_bytes: int = 0
+
+    def rows_of(self, family: str) -> int:
+        """Rows of a family; 0 where the part has none of it."""
+        return self.files[family].rows if family in self.files else 0
 
     @property
     def disk_bytes(self) -> int:
@@ -132,6 +140,17 @@ def tmp_name(stem: str) -> str:
     return f"{TMP_PREFIX}-{stem}-{os.getpid()}-{next(_counter)}-{os.urandom(3).hex()}"
 
 
+@contextlib.contextmanager
+def work_folder(parent: Path, stem: str) -> Iterator[Path]:
+    """A folder to build something in: it is removed afterwards, unless it was given its name by then."""
+    folder = parent / tmp_name(stem)
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def plain(value: Any) -> Any:
     """Turn a value into what JSON can hold; NaN and infinities become text, anything unknown its str()."""
     if value is None or isinstance(value, bool | int | str):
@@ -174,6 +193,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
+def _read(path: Path, build: Callable[[dict[str, Any], Path], T]) -> T | None:
+    """A manifest as `build` makes it; None when it is missing, torn or not one of ours.
+
+    Raises:
+        UnknownFormatError: a newer format.
+    """
+    data = read_json(path)
+    if data is None:
+        return None
+    try:
+        return build(data, path)
+    except UnknownFormatError:
+        raise
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _check_format(data: dict[str, Any], path: Path) -> None:
     found = data.get("format")
     if not isinstance(found, int):
@@ -198,47 +234,25 @@ def attempt_from_json(data: dict[str, Any], path: Path) -> AttemptManifest:
         raise ValueError(f"{path} is not an attempt manifest: {error}") from error
 
 
-def read_attempt(folder: Path) -> AttemptManifest | None:
-    """Read `attempt.json` of a rank folder; None when missing or torn.
+def _seal_from_json(data: dict[str, Any], path: Path) -> SealManifest:
+    _check_format(data, path)
+    return SealManifest(
+        attempt=attempt_from_json(dict(data["attempt"]), path),
+        parts=[PartInfo.from_json(part) for part in data["parts"]],
+        rows={str(family): int(rows) for family, rows in dict(data["rows"]).items()},
+        losses={str(reason): int(rows) for reason, rows in dict(data.get("losses", {})).items()},
+        sealed_at=str(data["sealed_at"]),
+        widths=dict(data.get("widths", {})),
+        meta=dict(data.get("meta", {})),
+        format=int(data["format"]),
+    )
 
-    Raises:
-        UnknownFormatError: a newer format.
-    """
-    path = folder / ATTEMPT_FILE
-    data = read_json(path)
-    if data is None:
-        return None
-    try:
-        return attempt_from_json(data, path)
-    except UnknownFormatError:
-        raise
-    except ValueError:
-        return None
+
+def read_attempt(folder: Path) -> AttemptManifest | None:
+    """Read `attempt.json` of a rank folder; None and errors as `_read`."""
+    return _read(folder / ATTEMPT_FILE, attempt_from_json)
 
 
 def read_seal(folder: Path) -> SealManifest | None:
-    """Read `seal.json` of a rank folder; None when missing or torn.
-
-    Raises:
-        UnknownFormatError: a newer format.
-    """
-    path = folder / SEAL_FILE
-    data = read_json(path)
-    if data is None:
-        return None
-    try:
-        _check_format(data, path)
-        return SealManifest(
-            attempt=attempt_from_json(dict(data["attempt"]), path),
-            parts=[PartInfo.from_json(part) for part in data["parts"]],
-            rows={str(family): int(rows) for family, rows in dict(data["rows"]).items()},
-            losses={str(reason): int(rows) for reason, rows in dict(data.get("losses", {})).items()},
-            sealed_at=str(data["sealed_at"]),
-            widths=dict(data.get("widths", {})),
-            meta=dict(data.get("meta", {})),
-            format=int(data["format"]),
-        )
-    except UnknownFormatError:
-        raise
-    except (KeyError, TypeError, ValueError):
-        return None
+    """Read `seal.json` of a rank folder; None and errors as `_read`."""
+    return _read(folder / SEAL_FILE, _seal_from_json)

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import io
 import os
-import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mld_core.records.format.manifest import (
     FileInfo,
     PartInfo,
     read_json,
-    tmp_name,
+    work_folder,
     write_json,
 )
 from mld_core.records.format.options import WriterOptions
@@ -46,19 +46,15 @@ def file_name(family: str) -> str:
 
 def write_options(family: str, schema: pa.Schema, codec: str) -> dict[str, Any]:
     """The Parquet settings of a family: vectors and images plain, without statistics; scalars with both."""
-    options: dict[str, Any] = {"compression": codec, "row_group_size": SAMPLE_ROW_GROUP}
+    if family == "media":  # PNGs are compressed already
+        codec = "none"
+    options: dict[str, Any] = {"compression": codec}
     if codec == "zstd":
         options["compression_level"] = 1
-    if family == "vectors":
+    if family in {"vectors", "media"}:
         plain = {"use_dictionary": False, "write_statistics": False, "row_group_size": VECTOR_ROW_GROUP}
         return {**options, **plain}
-    if family == "media":  # PNGs are compressed already
-        return {
-            "compression": "none",
-            "row_group_size": VECTOR_ROW_GROUP,
-            "use_dictionary": False,
-            "write_statistics": False,
-        }
+    options["row_group_size"] = SAMPLE_ROW_GROUP
     texts = [item for item in schema if pa.types.is_string(item.type) or pa.types.is_dictionary(item.type)]
     repeated = [item.name for item in texts if item.name not in _NO_DICTIONARY]
     return {**options, "use_dictionary": repeated or False, "write_statistics": True}
@@ -164,19 +160,14 @@ def write_part(
         OSError: the disk refused; nothing visible was left.
         pyarrow.ArrowException: the rows can not be encoded.
     """
-    tmp = rank_dir / tmp_name(name)
     options.step("part:write")
-    try:
-        tmp.mkdir()
+    with work_folder(rank_dir, name) as tmp:
         files = {
             family: write_family(tmp / file_name(family), family, table, options)
             for family, table in tables.items()
         }
         info = PartInfo(name=name, files=files, raw_bytes=raw_bytes)
         publish(tmp, rank_dir / name, info, options)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
     return info
 
 
@@ -212,6 +203,15 @@ def _torn_file(path: Path, expected: FileInfo) -> str | None:
     return None if rows == expected.rows else f"{path}: {rows} rows, expected {expected.rows}"
 
 
+def joined(pieces: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    """One table for each family of several pieces, chunk after chunk, nothing copied."""
+    families = dict.fromkeys(family for piece in pieces for family in piece)
+    return {
+        family: pa.concat_tables([piece[family] for piece in pieces if family in piece])
+        for family in families
+    }
+
+
 def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
     """Open one family of a part for reading.
 
@@ -221,10 +221,8 @@ def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
     path = part_dir / file_name(family)
     try:
         return pq.ParquetFile(str(path))
-    except pa.ArrowInvalid as error:
-        raise damaged(path, error) from error
-    except OSError as error:
-        if error.errno is not None:  # the system's word, not Arrow's
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's word, not Arrow's
             raise
         raise damaged(path, error) from error
 

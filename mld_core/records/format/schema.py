@@ -19,48 +19,37 @@ KEY_FIELDS = (pa.field("unit", pa.int64(), nullable=False), pa.field("rank_", pa
 LOCATION_COLUMNS = ("dataset_type", "n_epoch", "pass_no")
 INDEX_SOURCES = ("dataset_index", "loader_index")
 
+_INT, _LONG, _FLOAT, _BOOL, _TEXT = pa.int32(), pa.int64(), pa.float32(), pa.bool_(), pa.string()
 _DICT = pa.dictionary(pa.int32(), pa.string())
-_ID = pa.field("input_id", pa.string())
-_SAMPLE_FIELDS = (
-    *KEY_FIELDS,
-    _ID,
-    pa.field("id_source", _DICT),
-    pa.field("input_hash", pa.string()),
-    pa.field("batch_idx", pa.int32()),
-    pa.field("row", pa.int32()),
-    pa.field("global_step", pa.int64()),
-    pa.field("mode", _DICT),
+_DOUBLES = pa.list_(pa.float64())
+
+
+def _fields(**types: pa.DataType) -> tuple[pa.Field, ...]:
+    return tuple(pa.field(name, kind) for name, kind in types.items())
+
+
+# In front of every family: the sample row within the attempt, and its id.
+_KEYS = (*KEY_FIELDS, *_fields(input_id=_TEXT))
+_SAMPLE_FIELDS = _fields(
+    id_source=_DICT, input_hash=_TEXT, batch_idx=_INT, row=_INT, global_step=_LONG, mode=_DICT
 )
-_CLASSIFICATION_FIELDS = (
-    pa.field("label", pa.int64()),
-    pa.field("soft_label", pa.list_(pa.float32())),
-    pa.field("prediction", pa.int64()),
-    pa.field("confidence", pa.float32()),
-    pa.field("loss", pa.float32()),
+_CLASSIFICATION_FIELDS = _fields(
+    label=_LONG, soft_label=pa.list_(_FLOAT), prediction=_LONG, confidence=_FLOAT, loss=_FLOAT
 )
-_FLAG_FIELDS = (pa.field("nonfinite", pa.bool_()), pa.field("overflow", pa.bool_()))
 _DETECTION_FIELDS = (
-    pa.field("n_detections", pa.int32()),
-    pa.field("n_truths", pa.int32()),
-    pa.field("labelled", pa.bool_()),
-    pa.field("score_thresh", pa.float32()),
-    pa.field("iou_thresh", pa.float32()),
-    pa.field("max_detections", pa.int32()),
-    pa.field("cap_hit", pa.bool_()),
-    pa.field("image_height", pa.int32()),
-    pa.field("image_width", pa.int32()),
-    pa.field("affine", pa.list_(pa.float64())),
-    pa.field("media_path", pa.string()),
+    *_fields(n_detections=_INT, n_truths=_INT, labelled=_BOOL, score_thresh=_FLOAT, iou_thresh=_FLOAT),
+    *_fields(max_detections=_INT, cap_hit=_BOOL, image_height=_INT, image_width=_INT, affine=_DOUBLES),
+    *_fields(media_path=_TEXT),
 )
-_DETECTION3D_FIELDS = (
-    pa.field("ego_pose", pa.list_(pa.float64())),
-    pa.field("calibration", pa.string()),
-)
+_DETECTION3D_FIELDS = _fields(ego_pose=_DOUBLES, calibration=_TEXT)
+_FLAG_FIELDS = _fields(nonfinite=_BOOL, overflow=_BOOL)
+_VELOCITY = _fields(velocity=pa.list_(_FLOAT, 2))
+_MISFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 _PYTHON_TYPES: dict[str, pa.DataType] = {
-    "int": pa.int64(),
+    "int": _LONG,
     "float": pa.float64(),
-    "str": pa.string(),
-    "bool": pa.bool_(),
+    "str": _TEXT,
+    "bool": _BOOL,
     "bytes": pa.binary(),
 }
 
@@ -72,6 +61,12 @@ class AdditionalField:
     name: str
     type: pa.DataType
     default: Any = None
+
+
+def check_family(family: str) -> None:
+    """Raise ValueError where `family` is none of FAMILIES."""
+    if family not in FAMILIES:
+        raise ValueError(f"table={family!r}: expected one of {', '.join(map(repr, FAMILIES))}")
 
 
 def _check_task(task: str) -> None:
@@ -157,7 +152,7 @@ def _parse_field(spec: Any, argument: str) -> AdditionalField:
     default = spec.get("default")
     try:
         pa.array([default], type=kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except _MISFIT as error:
         raise ValueError(f"{argument}: default {default!r} of {name!r} does not fit type {kind}") from error
     return AdditionalField(name, kind, default)
 
@@ -183,7 +178,7 @@ def additional_column(field: AdditionalField, values: Any, rows: int) -> pa.Arra
     try:
         filled = [field.default if item is None else item for item in items]
         return pa.array(filled, type=field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except _MISFIT as error:
         raise ValueError(
             f"field {field.name!r} is declared as {field.type}, but a value does not fit: {error}; "
             f"declare another type or convert the values"
@@ -207,7 +202,7 @@ def samples_schema(
         ValueError: an unknown task, or a name in both lists.
     """
     _check_task(task)
-    fields = list(_SAMPLE_FIELDS)
+    fields = [*_KEYS, *_SAMPLE_FIELDS]
     own = _own(additional_fields)
     if task == "classification":
         fields += _CLASSIFICATION_FIELDS
@@ -236,7 +231,7 @@ def vectors_schema(task: str, n_logits: int | None, features: Mapping[str, tuple
         ValueError: an unknown task, an alias that is a column of ours, a bad width or dtype.
     """
     _check_task(task)
-    fields = [*KEY_FIELDS, _ID]
+    fields = list(_KEYS)
     if task != "classification":
         fields.append(pa.field("det_idx", pa.int32()))
     if n_logits is not None:
@@ -252,9 +247,12 @@ def vectors_schema(task: str, n_logits: int | None, features: Mapping[str, tuple
     return pa.schema(fields)
 
 
-def _box_width(task: str) -> int:
+def _box_fields(task: str) -> tuple[tuple[pa.Field, ...], tuple[pa.Field, ...]]:
+    """The fields of a task's box, and those that stand at the end: 3D boxes move."""
     _check_task(task)
-    return 7 if task == "detection3d" else 4
+    return _fields(box=pa.list_(_FLOAT, 7 if task == "detection3d" else 4)), (
+        _VELOCITY if task == "detection3d" else ()
+    )
 
 
 def detections_schema(task: str) -> pa.Schema:
@@ -262,40 +260,19 @@ def detections_schema(task: str) -> pa.Schema:
 
     `box` is (4,) xyxy pixels of the original image, or (7,) x, y, z, w, l, h, yaw in metres and radians.
     """
-    fields = [
-        *KEY_FIELDS,
-        _ID,
-        pa.field("det_idx", pa.int32()),
-        pa.field("label", pa.int64()),
-        pa.field("score", pa.float32()),
-        pa.field("activation", _DICT),
-        pa.field("quality", pa.float32()),
-        pa.field("box", pa.list_(pa.float32(), _box_width(task))),
-        pa.field("source_index", pa.int64()),
-    ]
-    if task == "detection3d":
-        fields.append(pa.field("velocity", pa.list_(pa.float32(), 2)))
-    return pa.schema(fields)
+    box, moving = _box_fields(task)
+    found = _fields(det_idx=_INT, label=_LONG, score=_FLOAT, activation=_DICT, quality=_FLOAT)
+    return pa.schema([*_KEYS, *found, *box, *_fields(source_index=_LONG), *moving])
 
 
 def truths_schema(task: str, additional_label_fields: Sequence[AdditionalField] = ()) -> pa.Schema:
     """The schema of `truths`: one row per true box, with the user's additional label fields."""
-    fields = [
-        *KEY_FIELDS,
-        _ID,
-        pa.field("gt_idx", pa.int32()),
-        pa.field("label", pa.int64()),
-        pa.field("box", pa.list_(pa.float32(), _box_width(task))),
-        pa.field("ignore", pa.bool_()),
-        pa.field("crowd", pa.bool_()),
-        pa.field("difficulty", pa.int32()),
-        pa.field("occlusion", pa.float32()),
-        pa.field("truncation", pa.float32()),
-        pa.field("n_points", pa.int32()),
-    ]
-    if task == "detection3d":
-        fields.append(pa.field("velocity", pa.list_(pa.float32(), 2)))
-    return pa.schema([*fields, *_own(additional_label_fields)])
+    box, moving = _box_fields(task)
+    facts = _fields(
+        ignore=_BOOL, crowd=_BOOL, difficulty=_INT, occlusion=_FLOAT, truncation=_FLOAT, n_points=_INT
+    )
+    own = _own(additional_label_fields)
+    return pa.schema([*_KEYS, *_fields(gt_idx=_INT, label=_LONG), *box, *facts, *moving, *own])
 
 
 def media_schema() -> pa.Schema:
@@ -304,7 +281,7 @@ def media_schema() -> pa.Schema:
     `png` is a thumbnail of at most 64 pixels on the longer side (256 for detection), null where there was no
     image.
     """
-    return pa.schema([*KEY_FIELDS, _ID, pa.field("png", pa.binary())])
+    return pa.schema([*_KEYS, *_fields(png=pa.binary())])
 
 
 def base_schema(family: str, task: str = "classification") -> pa.Schema:
@@ -313,14 +290,12 @@ def base_schema(family: str, task: str = "classification") -> pa.Schema:
     Raises:
         ValueError: an unknown family or task.
     """
-    if family == "samples":
-        return samples_schema(task)
-    if family == "vectors":
-        return vectors_schema(task, None, {})
-    if family == "detections":
-        return detections_schema("detection" if task == "classification" else task)
-    if family == "truths":
-        return truths_schema("detection" if task == "classification" else task)
-    if family == "media":
-        return media_schema()
-    raise ValueError(f"table={family!r}: expected one of {', '.join(map(repr, FAMILIES))}")
+    check_family(family)
+    boxes = "detection" if task == "classification" else task
+    return {
+        "samples": samples_schema(task),
+        "vectors": vectors_schema(task, None, {}),
+        "detections": detections_schema(boxes),
+        "truths": truths_schema(boxes),
+        "media": media_schema(),
+    }[family]

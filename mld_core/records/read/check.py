@@ -22,15 +22,8 @@ from mld_core.records.format.manifest import (
 from mld_core.records.format.parts import DamagedPartError, file_digest, file_name, open_family
 from mld_core.records.write.gc import gc
 
-Kind = Literal[
-    "torn part",
-    "wrong digest",
-    "unsealed pass",
-    "unknown format",
-    "unreadable manifest",
-    "lost rows",
-    "leftover",
-]
+_Damage = Literal["torn part", "wrong digest", "unknown format", "unreadable manifest"]
+Kind = _Damage | Literal["unsealed pass", "lost rows", "leftover"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +62,8 @@ def check_store(store: Store, run: RunKey | None = None, *, digests: bool = True
             warnings.simplefilter("ignore", UserWarning)  # unknown formats are findings already
             leftovers = gc(store, key, dry_run=True)
         if leftovers.items:
-            found.append(
-                Finding(
-                    "leftover",
-                    "info",
-                    store.run_dir(key),
-                    f"{len(leftovers.items)} leftovers, {leftovers.bytes / 1e6:.1f} MB: see `mld gc`",
-                )
-            )
+            text = f"{len(leftovers.items)} leftovers, {leftovers.bytes / 1e6:.1f} MB: see `mld gc`"
+            found.append(Finding("leftover", "info", store.run_dir(key), text))
     return found
 
 
@@ -135,25 +122,24 @@ def _check_rank(rank: RankFolder, digests: bool) -> Iterator[Finding]:
         yield Finding("torn part", "error", rank.path, f"{reason}; its rows are left out")
     for part in whole:
         for family in part.files:
-            finding = _check_file(rank.path, part, family, digests)
-            if finding is not None:
-                yield finding
+            yield from _check_file(rank.path, part, family, digests)
     losses = rank.sealed.losses if rank.sealed is not None else {}
     for reason, rows in losses.items():
         yield Finding("lost rows", "warning", rank.path, f"{rows} rows were lost while recording: {reason}")
 
 
-def _check_file(folder: Path, part: PartInfo, family: str, digests: bool) -> Finding | None:
+def _check_file(folder: Path, part: PartInfo, family: str, digests: bool) -> Iterator[Finding]:
     path = folder / part.name / file_name(family)
     try:
         if digests and file_digest(path) != part.files[family].sha256:
             text = f"{path}: SHA-256 differs from the manifest's: changed or damaged; restore it from a copy"
-            return Finding("wrong digest", "error", path, text)
+            yield Finding("wrong digest", "error", path, text)
+            return
         with open_family(folder / part.name, family) as file:
             rows = file.metadata.num_rows
     except (OSError, DamagedPartError, pa.ArrowException) as error:
-        return Finding("torn part", "error", path, str(error))
+        yield Finding("torn part", "error", path, str(error))
+        return
     if rows != part.files[family].rows:
         text = f"{path}: {rows} rows, the manifest says {part.files[family].rows}"
-        return Finding("torn part", "error", path, text)
-    return None
+        yield Finding("torn part", "error", path, text)

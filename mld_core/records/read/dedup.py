@@ -7,7 +7,7 @@ same item. The row with the lowest (batch_idx, rank_) stays. The same id with ot
 reported. Other splits count as drawn.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +40,7 @@ class DedupReport:
     superseded_rows: int = 0
 
     def __add__(self, other: "DedupReport") -> "DedupReport":
-        return DedupReport(
-            self.rows_read + other.rows_read,
-            self.duplicates_dropped + other.duplicates_dropped,
-            self.non_unique_ids + other.non_unique_ids,
-            self.superseded_rows + other.superseded_rows,
-        )
+        return DedupReport(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 def applies(dataset_type: str) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mld_core.records.format.attempts import Attempt, chain, choose, list_attempts, list_passes
 from mld_core.records.format.layout import PassKey, RunKey, Store
-from mld_core.records.format.schema import FAMILIES, base_schema
+from mld_core.records.format.schema import base_schema, check_family
 from mld_core.records.format.vectors import is_vector, to_fixed_size_list
 from mld_core.records.read.dedup import DedupReport
 from mld_core.records.read.rows import RankRows, plan_rows, read_rows, unify
@@ -98,8 +98,7 @@ class PassSelection:
             KeyError: a column that no part has. ValueError: an unknown family, or columns that changed their
                 type.
         """
-        if family not in FAMILIES:
-            raise ValueError(f"table={family!r}: expected one of {', '.join(map(repr, FAMILIES))}")
+        check_family(family)
         found = [schema for source in self._rows for schema in source.schemas(family)]
         whole = unify(found, f"{family} of {self.key}") if found else base_schema(family, self.task)
         if columns is None:
@@ -125,14 +124,15 @@ class PassSelection:
         if batch_rows < 1:
             raise ValueError(f"batch_rows={batch_rows}: expected at least 1")
         schema = self.schema(family, columns)
-        pieces = (piece for source in self._rows for piece in read_rows(source, family, schema, batch_rows))
-        return _rebatch(pieces, schema, batch_rows)
+        return _rebatch(self._pieces(family, schema, batch_rows), schema, batch_rows)
+
+    def _pieces(self, family: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        return (piece for source in self._rows for piece in read_rows(source, family, schema, batch_rows))
 
     def table(self, family: str = "samples", columns: Sequence[str] | None = None) -> pa.Table:
         """All rows that count, in memory; see `batches`."""
         schema = self.schema(family, columns)
-        pieces = (piece for source in self._rows for piece in read_rows(source, family, schema, BATCH_ROWS))
-        return pa.Table.from_batches(pieces, schema=schema)
+        return pa.Table.from_batches(self._pieces(family, schema, BATCH_ROWS), schema=schema)
 
 
 def _rebatch(
@@ -190,13 +190,7 @@ def select(
         raise ValueError(f"passes={passes!r}: expected 'last' or 'all'")
     if isinstance(n_epoch, bool) or not (n_epoch is None or n_epoch == "latest" or isinstance(n_epoch, int)):
         raise ValueError(f"n_epoch={n_epoch!r}: expected an int, 'latest', or None for every epoch")
-    splits = (
-        [dataset_type]
-        if isinstance(dataset_type, str)
-        else None
-        if dataset_type is None
-        else list(dataset_type)
-    )
+    splits = [dataset_type] if isinstance(dataset_type, str) else dataset_type
     epochs = (n_epoch,) if isinstance(n_epoch, int) else None
     generation = store.generation(run)
     found: list[PassSelection] = []
@@ -260,8 +254,7 @@ def load(
     Raises:
         ValueError: an unknown table, no such run (the message lists those there are), or widths that changed.
     """
-    if table not in FAMILIES:
-        raise ValueError(f"table={table!r}: expected one of {', '.join(map(repr, FAMILIES))}")
+    check_family(table)
     place = store if isinstance(store, Store) else Store(store)
     run = RunKey(model_name, version_name)
     if not place.run_dir(run).is_dir():

@@ -31,6 +31,7 @@ class RankRows:
         folder: the rank folder.
         parts: the parts that count, in order.
         torn: why other parts do not.
+        limit: the step from which on rows do not count; None = all do.
         dropped: units left out, sorted.
         offset: what is added to `unit`.
         last_unit: greatest unit that was there when the rows were planned; None = no row was looked at.
@@ -40,6 +41,7 @@ class RankRows:
     folder: RankFolder
     parts: list[PartInfo]
     torn: list[str]
+    limit: int | None = None
     dropped: Ints = field(default_factory=lambda: _NONE)
     offset: int = 0
     last_unit: int | None = None
@@ -49,10 +51,9 @@ class RankRows:
     def refresh(self) -> bool:
         """Look again after a part was gone; False if that was done already and is of no use."""
         current, parts, torn = self.folder.settled()
-        rows = sum(part.files["samples"].rows for part in parts if "samples" in part.files)
-        if rows < self.report.rows_read or [part.name for part in parts] == [
-            part.name for part in self.parts
-        ]:
+        rows = sum(part.rows_of("samples") for part in parts)
+        same = [part.name for part in parts] == [part.name for part in self.parts]
+        if same or rows < self.report.rows_read:
             return False  # the folder was moved or removed, not joined
         self.folder, self.parts, self.torn, self.reread = current, parts, torn, True
         if self.last_unit is None:
@@ -66,9 +67,7 @@ class RankRows:
             if left <= 0 or "samples" not in part.files:
                 continue
             with open_family(self.folder.path / part.name, "samples") as file:
-                units = np.asarray(file.read(columns=["unit"], use_threads=False)["unit"], dtype=np.int64)[
-                    :left
-                ]
+                units = _units(file.read(columns=["unit"], use_threads=False))[:left]
             left -= len(units)
             last = max(last, int(units.max()) if len(units) else -1)
         return last
@@ -117,23 +116,19 @@ def unify(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
 
 def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> list[RankRows]:
     """Decide for every rank of every attempt of a pass which units count."""
-    sources: list[RankRows] = []
-    limits: list[int | None] = []
-    steps: list[int] = []
-    for step, (attempt, limit) in enumerate(attempts):
-        for folder in attempt.ranks:
-            current, parts, torn = folder.settled()
-            sources.append(RankRows(current, parts, torn))
-            limits.append(limit)
-            steps.append(step)
+    steps = [[RankRows(*folder.settled(), limit) for folder in one.ranks] for one, limit in attempts]
+    sources = [source for step in steps for source in step]
     if not dedup.applies(dataset_type) and len(attempts) == 1:
         for source in sources:
-            rows = sum(part.files["samples"].rows for part in source.parts if "samples" in part.files)
-            source.report = DedupReport(rows_read=rows)
+            source.report = DedupReport(rows_read=sum(part.rows_of("samples") for part in source.parts))
         return sources
     keys = [_keys(source) for source in sources]
-    _set_offsets(sources, steps, keys)
-    superseded = [dedup.superseded(table, limit) for table, limit in zip(keys, limits, strict=True)]
+    offset = 0
+    for step in steps:  # the units of later attempts come after those of earlier ones
+        for source in step:
+            source.offset = offset
+        offset += 1 + max((source.last_unit or 0 for source in step), default=-1)
+    superseded = [dedup.superseded(table, own.limit) for table, own in zip(keys, sources, strict=True)]
     kept = [table.filter(pa.array(~mask)) for table, mask in zip(keys, superseded, strict=True)]
     repeated = [np.zeros(table.num_rows, dtype=np.bool_) for table in kept]
     non_unique = 0
@@ -153,7 +148,7 @@ def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> 
     return sources
 
 
-def _units(keys: pa.Table) -> Ints:
+def _units(keys: pa.Table | pa.RecordBatch) -> Ints:
     return np.asarray(keys["unit"], dtype=np.int64)
 
 
@@ -164,18 +159,6 @@ def _keys(source: RankRows) -> pa.Table:
     table = pa.Table.from_batches(read_rows(source, "samples", schema, 1 << 18), schema=schema)
     source.last_unit = int(_units(table).max()) if table.num_rows else -1
     return table
-
-
-def _set_offsets(sources: list[RankRows], steps: list[int], keys: list[pa.Table]) -> None:
-    """Shift the units of later attempts past those of earlier ones."""
-    offset = 0
-    for step in sorted(set(steps)):
-        members = [index for index, own in enumerate(steps) if own == step]
-        for index in members:
-            sources[index].offset = offset
-        offset += 1 + max(
-            (sources[index].last_unit or 0 for index in members if keys[index].num_rows), default=-1
-        )
 
 
 def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -190,11 +173,8 @@ def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int)
         skip = passed
         try:
             for part in source.parts:
-                info = part.files.get(family)
-                if info is None:
-                    continue
-                if skip >= info.rows:
-                    skip -= info.rows
+                if skip >= part.rows_of(family):
+                    skip -= part.rows_of(family)
                     continue
                 for batch in _part_batches(source, part, family, schema, batch_rows):
                     if skip >= batch.num_rows:
@@ -234,25 +214,18 @@ def _part_batches(
 def _filter(source: RankRows, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Leave out what does not count, shift units, and bring the batch into `schema`."""
     units: Ints | None = None
+    keep = np.ones(0, dtype=np.bool_)
     if source.dropped.size or source.offset or source.reread:
-        units = np.asarray(batch.column(batch.schema.get_field_index("unit")), dtype=np.int64)
-    keep: npt.NDArray[np.bool_] | None = None
-    if units is not None and source.dropped.size:
-        keep = np.asarray(~np.isin(units, source.dropped), dtype=np.bool_)
-    if units is not None and source.reread and source.last_unit is not None:
-        early = units <= source.last_unit
-        keep = early if keep is None else keep & early
-    arrays = []
-    for item in schema:
-        index = batch.schema.get_field_index(item.name)
-        if index < 0:
-            arrays.append(pa.nulls(batch.num_rows, item.type))
-            continue
-        column = batch.column(index)
-        if item.name == "unit" and source.offset and units is not None:
-            column = pa.array(units + source.offset, type=pa.int64())
-        arrays.append(column if column.type.equals(item.type) else column.cast(item.type))
+        units = _units(batch)
+        keep = ~np.isin(units, source.dropped)
+        if source.reread and source.last_unit is not None:
+            keep &= units <= source.last_unit
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    if units is not None:
+        columns["unit"] = pa.array(units + source.offset, type=pa.int64())
+    arrays = [
+        columns[item.name].cast(item.type) if item.name in columns else pa.nulls(batch.num_rows, item.type)
+        for item in schema
+    ]
     result = pa.RecordBatch.from_arrays(arrays, schema=schema)
-    if keep is None or keep.all():
-        return result
-    return result.filter(pa.array(keep))
+    return result if keep.all() else result.filter(pa.array(keep))

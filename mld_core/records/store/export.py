@@ -5,8 +5,8 @@ with dtype and shape in the column's metadata, which the manifest repeats. Nothi
 batch.
 """
 
+import dataclasses
 import os
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mld_core.records.format import names
 from mld_core.records.format.layout import PassKey, RunKey, Store, epoch_folder
-from mld_core.records.format.manifest import FORMAT, plain, tmp_name, utc_now, write_json
+from mld_core.records.format.manifest import FORMAT, plain, utc_now, work_folder, write_json
 from mld_core.records.format.parts import VECTOR_ROW_GROUP, file_digest, file_name, write_options
 from mld_core.records.format.schema import FAMILIES
 from mld_core.records.format.vectors import is_vector
@@ -71,16 +71,13 @@ def export_run(
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a directory; give the export a path of its own")
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.parent / tmp_name("export")
-    work.mkdir()
-    try:
+    with work_folder(target.parent, "export") as work:
         archive = work / "export.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, allowZip64=True) as bundle:
             passes = [_add_pass(bundle, item, work) for item in found]
             manifest = {
                 "format": FORMAT,
-                "model_name": run.model_name,
-                "version_name": run.version_name,
+                **dataclasses.asdict(run),
                 "created_at": utc_now(),
                 "run": plain(store.run_info(run)),
                 "passes": passes,
@@ -90,8 +87,6 @@ def export_run(
         with archive.open("rb") as file:
             os.fsync(file.fileno())
         archive.replace(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return target
 
 
@@ -101,6 +96,7 @@ def _folder(key: PassKey) -> str:
 
 def _add_pass(bundle: zipfile.ZipFile, item: PassSelection, work: Path) -> dict[str, Any]:
     files: dict[str, Any] = {}
+    report = item.report
     for family in FAMILIES:
         if family != "samples" and not item.has(family):
             continue
@@ -116,11 +112,8 @@ def _add_pass(bundle: zipfile.ZipFile, item: PassSelection, work: Path) -> dict[
         }
         bundle.write(path, inside)
         path.unlink()
-    report = item.report
     return {
-        "dataset_type": item.key.dataset_type,
-        "n_epoch": item.key.n_epoch,
-        "pass_no": item.key.pass_no,
+        **dataclasses.asdict(item.key),
         "task": item.task,
         "attempt": item.attempt,
         "sealed": item.sealed,

@@ -24,6 +24,7 @@ from mld_core.records.format.manifest import (
     fsync_dir,
     make_dirs,
     tmp_name,
+    work_folder,
     write_json,
 )
 from mld_core.records.write.gc import remove
@@ -116,11 +117,7 @@ def _merge_rank(rank: RankFolder, place: Path, generation: int, report: MergeRep
         report.skipped.append(place)
     elif there.sealed is None and (rank.sealed is not None or theirs[: len(ours)] == ours):
         # The same process wrote both; the source is the later state.
-        old = place.parent / tmp_name("merge-old")
-        new = _copy(rank, place, generation, publish=False)
-        place.rename(old)
-        new.rename(place)
-        remove(old)
+        _copy(rank, place, generation)
         report.copied.append(place)
     elif rank.sealed is None and (there.sealed is not None or ours[: len(theirs)] == theirs):
         report.skipped.append(place)
@@ -130,12 +127,10 @@ def _merge_rank(rank: RankFolder, place: Path, generation: int, report: MergeRep
         )
 
 
-def _copy(rank: RankFolder, place: Path, generation: int, *, publish: bool = True) -> Path:
-    """Copy what counts of a rank folder; returns where it is."""
+def _copy(rank: RankFolder, place: Path, generation: int) -> None:
+    """Copy what counts of a rank folder; what is at `place` goes once the copy is whole."""
     make_dirs(place.parent)
-    tmp = place.parent / tmp_name("merge")
-    try:
-        tmp.mkdir()
+    with work_folder(place.parent, "merge") as tmp:
         for part in rank.parts()[0]:
             shutil.copytree(rank.path / part.name, tmp / part.name)
         opened = dataclasses.replace(rank.opened, generation=generation)
@@ -144,13 +139,13 @@ def _copy(rank: RankFolder, place: Path, generation: int, *, publish: bool = Tru
             sealed = dataclasses.replace(rank.sealed, attempt=opened)
             write_json(tmp / SEAL_FILE, dataclasses.asdict(sealed))
         _sync(tmp)
-        if publish:
-            tmp.rename(place)
-            fsync_dir(place.parent)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
-    return place if publish else tmp
+        old = place.parent / tmp_name("merge-old")
+        if place.exists():
+            place.rename(old)
+        tmp.rename(place)
+        fsync_dir(place.parent)
+        if old.exists():
+            remove(old)
 
 
 def _sync(folder: Path) -> None:

@@ -24,12 +24,8 @@ def encode_png(image: npt.NDArray[Any]) -> bytes:
     b'\x89PNG'
     """
     pixels = image[:, :, None] if image.ndim == 2 else image
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim != 3
-        or pixels.shape[2] not in _COLOUR_TYPE
-        or 0 in pixels.shape
-    ):
+    known = pixels.ndim == 3 and pixels.shape[2] in _COLOUR_TYPE
+    if not known or pixels.dtype != np.uint8 or 0 in pixels.shape:
         raise ValueError(
             f"image of dtype {image.dtype} and shape {image.shape}: expected uint8 (H, W) or (H, W, 1|3|4)"
         )

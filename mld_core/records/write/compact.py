@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mld_core.records.format.manifest import PartInfo, fsync_dir
 from mld_core.records.format.options import WriterOptions
-from mld_core.records.format.parts import read_family, write_part
+from mld_core.records.format.parts import joined, read_family, write_part
 
 Schemas = dict[str, pa.Schema]
 Part = tuple[PartInfo, Schemas]
@@ -30,7 +30,8 @@ def groups(parts: list[Part], roll_bytes: int) -> list[list[Part]]:
     for part in parts:
         raw = part[0].raw_bytes
         small = raw < roll_bytes // 2
-        if small and small_before and size + raw <= roll_bytes and _same(found[-1], part[1]):
+        fits = small and small_before and size + raw <= roll_bytes
+        if fits and all(same_schemas(own, part[1]) for _, own in found[-1]):
             found[-1].append(part)
             size += raw
         else:
@@ -40,12 +41,9 @@ def groups(parts: list[Part], roll_bytes: int) -> list[list[Part]]:
     return found
 
 
-def _same(group: list[Part], schemas: Schemas) -> bool:
-    return all(
-        other.get(family, schema).equals(schema, check_metadata=True)
-        for _, other in group
-        for family, schema in schemas.items()
-    )
+def same_schemas(one: Schemas, other: Schemas) -> bool:
+    """Whether the families that both have are of one schema, metadata included."""
+    return all(one[family].equals(other[family], check_metadata=True) for family in one.keys() & other.keys())
 
 
 def compact(folder: Path, parts: list[Part], options: WriterOptions) -> list[PartInfo]:
@@ -76,7 +74,8 @@ def compact(folder: Path, parts: list[Part], options: WriterOptions) -> list[Par
             shutil.rmtree(folder / name, ignore_errors=True)
             infos = [info for info, _ in group]
             raw_bytes = sum(info.raw_bytes for info in infos)
-            result.append(write_part(folder, name, _read(folder, infos), options, raw_bytes))
+            pieces = [{family: read_family(folder / i.name, family) for family in i.files} for i in infos]
+            result.append(write_part(folder, name, joined(pieces), options, raw_bytes))
         if made and options.fsync:
             fsync_dir(folder)
     except BaseException:
@@ -84,13 +83,3 @@ def compact(folder: Path, parts: list[Part], options: WriterOptions) -> list[Par
             shutil.rmtree(folder / name, ignore_errors=True)
         raise
     return result
-
-
-def _read(folder: Path, group: list[PartInfo]) -> dict[str, pa.Table]:
-    families = list(dict.fromkeys(family for info in group for family in info.files))
-    return {
-        family: pa.concat_tables(
-            [read_family(folder / info.name, family) for info in group if family in info.files]
-        )
-        for family in families
-    }

@@ -5,10 +5,13 @@ whose process still runs on this machine, stay. A folder is renamed to a `.tmp` 
 that no reader meets half of it.
 """
 
+import contextlib
+import itertools
 import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,40 +51,22 @@ class GcReport:
 
 def folder_bytes(path: Path) -> int:
     """Size in bytes of a file or of all files below a folder, hard-linked ones once."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    if not path.is_dir() or path.is_symlink():
-        return _size(path, seen)
-    for folder, _, files in os.walk(path):
-        total += sum(_size(Path(folder, name), seen) for name in files)
-    return total
+    files = [found for found in _entries(path) if not stat.S_ISDIR(found.st_mode)]
+    once = {(f.st_dev, f.st_ino) if f.st_nlink > 1 else k: f.st_size for k, f in enumerate(files)}
+    return sum(once.values())
 
 
-def _size(path: Path, seen: set[tuple[int, int]]) -> int:
-    try:
-        found = path.lstat()
-    except OSError:
-        return 0
-    if found.st_nlink > 1:
-        if (found.st_dev, found.st_ino) in seen:
-            return 0
-        seen.add((found.st_dev, found.st_ino))
-    return found.st_size
+def _entries(path: Path) -> Iterator[os.stat_result]:
+    """A path and all that is below it, as far as it can be looked at."""
+    below = (Path(folder, name) for folder, dirs, files in os.walk(path) for name in (*dirs, *files))
+    for one in itertools.chain([path], () if path.is_symlink() else below):
+        with contextlib.suppress(OSError):
+            yield one.lstat()
 
 
 def _touched(path: Path) -> float:
     """Time of the latest change of a path or anything below it."""
-    latest = _mtime(path)
-    for folder, _, files in os.walk(path):
-        latest = max(latest, _mtime(Path(folder)), *(_mtime(Path(folder, name)) for name in files), 0.0)
-    return latest
-
-
-def _mtime(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except OSError:
-        return 0.0
+    return max((found.st_mtime for found in _entries(path)), default=0.0)
 
 
 def _running(rank: RankFolder) -> bool:
@@ -89,10 +74,8 @@ def _running(rank: RankFolder) -> bool:
         return False
     try:
         os.kill(rank.opened.pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -116,11 +99,7 @@ def _attempt_items(store: Store, run: RunKey, min_age_s: float) -> Iterator[tupl
     for key in list_passes(store, run):
         attempts = list_attempts(store, run, key)
         chosen = choose(attempts, generation)
-        needed = (
-            {attempt.name for attempt, _ in chain(chosen, attempts, generation)}
-            if chosen is not None
-            else set()
-        )
+        needed = {attempt.name for attempt, _ in chain(chosen, attempts, generation)} if chosen else set()
         for attempt in attempts:
             kind = _useless(attempt, generation, chosen, needed)
             if kind is not None and _touched(attempt.path) <= limit and not any(map(_running, attempt.ranks)):
@@ -174,20 +153,14 @@ def gc(
             if any(parent in path.parents for parent in gone):
                 continue
             gone.append(path)
-            _take(report, GcItem(path, kind, folder_bytes(path)))
+            item = GcItem(path, kind, folder_bytes(path))
+            try:
+                if not dry_run:
+                    remove(path)
+                report.items.append(item)
+            except OSError as error:
+                report.failed.append(f"{path}: {error.strerror or error}")
     return report
-
-
-def _take(report: GcReport, item: GcItem) -> None:
-    if report.dry_run:
-        report.items.append(item)
-        return
-    try:
-        remove(item.path)
-    except OSError as error:
-        report.failed.append(f"{item.path}: {error.strerror or error}")
-    else:
-        report.items.append(item)
 
 
 def remove(path: Path) -> None:

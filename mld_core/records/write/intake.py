@@ -6,13 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from mld_core.records.format.layout import PassKey
-from mld_core.records.format.manifest import AttemptManifest, SealManifest
+from mld_core.records.format.manifest import SealManifest
 from mld_core.records.format.options import Account, WriterOptions
 
 Tables = dict[str, pa.Table | pa.RecordBatch]
@@ -25,55 +23,6 @@ SealMeta = dict[str, Any] | Callable[[], dict[str, Any] | None]
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class OpenItem:
-    """Open a pass."""
-
-    handle: int
-    manifest: AttemptManifest
-    key: PassKey
-
-
-@dataclass
-class PutItem:
-    """Rows of one batch."""
-
-    handle: int
-    build: Build
-    rows: int
-    nbytes: int
-    since: float
-    seq: int
-
-
-@dataclass
-class SealItem:
-    """Seal a pass, as `key` if that was not known before."""
-
-    handle: int
-    meta: SealMeta
-    key: PassKey | None = None
-
-
-@dataclass
-class AbandonItem:
-    """Leave a pass unsealed, or remove it."""
-
-    handle: int
-    discard: bool = False
-
-
-@dataclass
-class FlushItem:
-    """Make everything up to `seq` durable."""
-
-    ticket: Ticket
-    seq: int
-
-
-Item = OpenItem | PutItem | SealItem | AbandonItem | FlushItem
-
-
 class Intake:
     """See the module docstring. Methods that say so expect `lock` to be held."""
 
@@ -83,7 +32,7 @@ class Intake:
         self.lock = threading.Lock()
         self.wake = threading.Condition(self.lock)
         self.space = threading.Condition(self.lock)
-        self.queue: deque[Item] = deque()
+        self.queue: deque[Callable[[], None]] = deque()
         self.bytes = 0
         self.seq = 0
         self.idle = False
@@ -98,9 +47,9 @@ class Intake:
         self.flushes: list[Ticket] = []
         self._told: set[str] = set()
 
-    def push(self, item: Item) -> None:
-        """Queue an item and wake the thread. The lock is held."""
-        self.queue.append(item)
+    def push(self, job: Callable[[], None]) -> None:
+        """Queue a job for the thread and wake it. The lock is held."""
+        self.queue.append(job)
         if self.idle:
             self.idle = False
             self.wake.notify()

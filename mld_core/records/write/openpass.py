@@ -31,12 +31,11 @@ from mld_core.records.format.manifest import (
     write_json,
 )
 from mld_core.records.format.options import WriterOptions
-from mld_core.records.format.parts import write_part
+from mld_core.records.format.parts import joined, write_part
 from mld_core.records.format.vectors import is_vector
-from mld_core.records.write.compact import compact
+from mld_core.records.write.compact import Schemas, compact, same_schemas
 
-Schemas = dict[str, pa.Schema]
-Built = dict[str, pa.Table | pa.RecordBatch]
+Built = dict[str, pa.Table]
 _FIRST_BACKOFF = 0.5
 _LAST_BACKOFF = 8.0
 
@@ -140,15 +139,11 @@ class OpenPass:
 
     def append(self, tables: Built, *, rows: int, nbytes: int, since: float, seq: int) -> None:
         """Add rows in memory."""
-        changed = any(
-            family in self._schemas and not self._schemas[family].equals(table.schema, check_metadata=True)
-            for family, table in tables.items()
-        )
-        if changed:
+        schemas = {family: table.schema for family, table in tables.items()}
+        if not same_schemas(self._schemas, schemas):
             self._group += 1
             self._schemas = {}
-        for family, table in tables.items():
-            self._schemas.setdefault(family, table.schema)
+        self._schemas = {**schemas, **self._schemas}
         self.pending.append(Pending(tables, rows, nbytes, since, seq, self._group))
         self.pending_bytes += nbytes
 
@@ -187,15 +182,12 @@ class OpenPass:
         self.open()
         if self._unconfirmed is None:
             taken = self._take()
-            tables = _joined(taken)
+            tables = joined([item.tables for item in taken])
             raw_bytes = sum(item.nbytes for item in taken)
-            info = (
-                self._write(tables, raw_bytes) if any(table.num_rows for table in tables.values()) else None
-            )
-            schemas = {family: table.schema for family, table in tables.items()}
-            if info is None:
+            if not any(table.num_rows for table in tables.values()):
                 return self._forget(taken, 0)
-            self._unconfirmed = (info, taken, schemas)
+            schemas = {family: table.schema for family, table in tables.items()}
+            self._unconfirmed = (self._write(tables, raw_bytes), taken, schemas)
         # The part has its name by now; should this fsync fail, only this fsync is done again.
         if self.options.fsync:
             fsync_dir(self.folder)
@@ -330,20 +322,3 @@ def _prune(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for parent in list(folder.parents)[:4]:
             parent.rmdir()
-
-
-def _joined(taken: list[Pending]) -> dict[str, pa.Table]:
-    """The tables of one part, chunk after chunk, nothing copied."""
-    families = list(dict.fromkeys(family for item in taken for family in item.tables))
-    return {
-        family: _concat([item.tables[family] for item in taken if family in item.tables])
-        for family in families
-    }
-
-
-def _concat(pieces: list[pa.Table | pa.RecordBatch]) -> pa.Table:
-    if all(isinstance(piece, pa.RecordBatch) for piece in pieces):
-        return pa.Table.from_batches(pieces)
-    return pa.concat_tables(
-        [pa.Table.from_batches([piece]) if isinstance(piece, pa.RecordBatch) else piece for piece in pieces]
-    )

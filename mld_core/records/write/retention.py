@@ -20,7 +20,7 @@ from mld_core.records.format.manifest import (
     PartInfo,
     fsync_dir,
     make_dirs,
-    tmp_name,
+    work_folder,
     write_json,
 )
 from mld_core.records.format.options import WriterOptions
@@ -99,10 +99,8 @@ def _slim(folder: Path, part: PartInfo, name: str, options: WriterOptions) -> Pa
     with open_family(folder / part.name, "vectors") as file:
         columns = [column for column in file.schema_arrow.names if column in _KEEP]
     table = read_family(folder / part.name, "vectors", columns)
-    tmp = folder / tmp_name(name)
     options.step("prune:part")
-    try:
-        tmp.mkdir()
+    with work_folder(folder, name) as tmp:
         vectors = write_family(tmp / file_name("vectors"), "vectors", table, options)
         for family in part.files:
             if family != "vectors":
@@ -110,9 +108,6 @@ def _slim(folder: Path, part: PartInfo, name: str, options: WriterOptions) -> Pa
         raw_bytes = max(0, part.raw_bytes - part.files["vectors"].bytes + vectors.bytes)
         info = PartInfo(name=name, files={**part.files, "vectors": vectors}, raw_bytes=raw_bytes)
         publish(tmp, folder / name, info, options)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
     return info
 
 
@@ -151,17 +146,13 @@ def keep_last_epochs(
     epochs: dict[str, dict[int | None, list[RankFolder]]] = {}
     for key in list_passes(store, run, None if dataset_type is None else [dataset_type]):
         for attempt in list_attempts(store, run, key):
-            folders = [
-                item for item in attempt.ranks if item.sealed is not None and rank in {None, item.rank}
-            ]
+            folders = [item for item in attempt.ranks if item.sealed and rank in {None, item.rank}]
             epochs.setdefault(key.dataset_type, {}).setdefault(key.n_epoch, []).extend(folders)
     for of_split in epochs.values():
-        sealed = {epoch: folders for epoch, folders in of_split.items() if folders}
-        newest = sorted(
-            sealed, key=lambda epoch: max(_sealed_at(item) for item in sealed[epoch]), reverse=True
-        )
-        for epoch in newest[keep:]:
-            done += [_drop(item, options, dry_run) for item in sealed[epoch] if has_features(item)]
+        sealed = [folders for folders in of_split.values() if folders]
+        sealed.sort(key=lambda folders: max(map(_sealed_at, folders)), reverse=True)
+        for folders in sealed[keep:]:
+            done += [_drop(item, options, dry_run) for item in folders if has_features(item)]
     return done
 
 
@@ -263,21 +254,17 @@ def _fit(
 
 def _oldest_first(store: Store) -> list[RankFolder]:
     """The sealed rank folders of the store by time of sealing, without the newest pass of each split."""
-    found: list[tuple[str, RankFolder]] = []
+    found: list[RankFolder] = []
     for run in store.runs():
+        sealed: dict[PassKey, list[RankFolder]] = {}
         newest: dict[str, tuple[str, PassKey]] = {}
-        folders: list[tuple[str, PassKey, RankFolder]] = []
         for key in list_passes(store, run):
             attempts = list_attempts(store, run, key)
             chosen = choose(attempts, store.generation(run))
-            if chosen is not None and chosen.sealed_at is not None:
-                newest[key.dataset_type] = max(
-                    newest.get(key.dataset_type, ("", key)), (chosen.sealed_at, key), key=lambda pair: pair[0]
-                )
-            for attempt in attempts:
-                folders += [
-                    (_sealed_at(rank), key, rank) for rank in attempt.ranks if rank.sealed is not None
-                ]
+            when = chosen.sealed_at if chosen is not None else None
+            if when is not None and when > newest.get(key.dataset_type, ("", key))[0]:
+                newest[key.dataset_type] = when, key
+            sealed[key] = [rank for attempt in attempts for rank in attempt.ranks if rank.sealed]
         spared = {key for _, key in newest.values()}
-        found += [(when, rank) for when, key, rank in folders if key not in spared]
-    return [rank for _, rank in sorted(found, key=lambda pair: (pair[0], str(pair[1].path)))]
+        found += [rank for key, ranks in sealed.items() if key not in spared for rank in ranks]
+    return sorted(found, key=lambda rank: (_sealed_at(rank), str(rank.path)))

@@ -6,27 +6,24 @@ The protocol stands in mld_core.records.write.writer.
 import errno
 import time
 
-from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.format.manifest import SealManifest
+import pyarrow as pa
+
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.manifest import AttemptManifest, SealManifest
 from mld_core.records.format.options import WriterOptions
 from mld_core.records.format.parts import DamagedPartError
-from mld_core.records.write.intake import (
-    FlushItem,
-    Intake,
-    Item,
-    OpenItem,
-    PutItem,
-    SealItem,
-    Tables,
-    Ticket,
-    fail,
-)
+from mld_core.records.write.intake import Build, Intake, SealMeta, Ticket, fail
 from mld_core.records.write.openpass import OpenPass, RankTakenError
 from mld_core.records.write.retention import keep_last_epochs
 
+_NO_FOLDER = "its folder could not be made"
+
 
 class Worker:
-    """What the thread does. Its passes are its own; everything shared is in the Intake."""
+    """What the thread does. Its passes are its own; everything shared is in the Intake.
+
+    `open`, `put`, `seal`, `leave` and `flush` are the jobs in the queue, one for each method of the Writer.
+    """
 
     def __init__(
         self, intake: Intake, store: Store, run: RunKey, attempt: str, rank: int, options: WriterOptions
@@ -51,11 +48,11 @@ class Worker:
                     self._intake.idle = False
                 if self._intake.given_up:
                     return
-                item = self._intake.queue.popleft() if self._intake.queue else None
+                job = self._intake.queue.popleft() if self._intake.queue else None
             try:
-                if item is not None:
-                    self._handle(item)
-                del item  # not to hold a batch while waiting for the next
+                if job is not None:
+                    job()
+                del job  # not to hold a batch while waiting for the next
                 self._tend()
             except Exception as error:  # noqa: BLE001 - the thread must outlive a bug of ours
                 self._intake.tell(
@@ -69,40 +66,45 @@ class Worker:
         due = [at for opened in self._passes.values() if (at := opened.due_at()) is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
-    def _handle(self, item: Item) -> None:
-        if isinstance(item, PutItem):
-            self._build(item)
-        elif isinstance(item, OpenItem):
-            folder = self.store.rank_dir(self.run_key, item.key, self.attempt, self.rank)
-            generation = self.store.generation
-            opened = OpenPass(folder, item.manifest, self.options, lambda: generation(self.run_key))
-            self._passes[item.handle] = opened
-        elif isinstance(item, FlushItem):
-            for opened in self._passes.values():
-                opened.force_seq = item.seq
-            self._waiting.append((item.ticket, dict.fromkeys(self._passes, item.seq)))
-        elif item.handle not in self._passes:
-            self._end(item.handle, "its folder could not be made")
-        elif isinstance(item, SealItem):
-            self._seal(item)
-        elif item.discard:
-            self._discard(self._passes[item.handle])
-        else:
-            self._passes[item.handle].leaving = True
+    def open(self, handle: int, key: PassKey, manifest: AttemptManifest) -> None:
+        """Begin a pass; its folder is made when `_tend` gets to it."""
+        folder = self.store.rank_dir(self.run_key, key, self.attempt, self.rank)
+        generation = self.store.generation
+        self._passes[handle] = OpenPass(folder, manifest, self.options, lambda: generation(self.run_key))
 
-    def _seal(self, item: SealItem) -> None:
-        meta = item.meta() if callable(item.meta) else item.meta
+    def flush(self, ticket: Ticket, seq: int) -> None:
+        """Make everything up to `seq` durable."""
+        for opened in self._passes.values():
+            opened.force_seq = seq
+        self._waiting.append((ticket, dict.fromkeys(self._passes, seq)))
+
+    def leave(self, handle: int, *, discard: bool) -> None:
+        """Leave a pass unsealed, or remove it."""
+        opened = self._passes.get(handle)
+        if opened is None:
+            self._end(handle, _NO_FOLDER)
+        elif discard:
+            self._discard(opened)
+        else:
+            opened.leaving = True
+
+    def seal(self, handle: int, given: SealMeta, key: PassKey | None) -> None:
+        """Seal a pass, as `key` if that was not known before; without meta there was none."""
+        opened = self._passes.get(handle)
+        if opened is None:
+            self._end(handle, _NO_FOLDER)
+            return
+        meta = given() if callable(given) else given
         if meta is None:
             with self._intake.lock:
-                ticket = self._intake.tickets.pop(item.handle, None)
+                ticket = self._intake.tickets.pop(handle, None)
             if ticket is not None and not ticket.done():
                 ticket.set_result(None)
-            self._discard(self._passes[item.handle])
+            self._discard(opened)
             return
-        self._passes[item.handle].sealing = meta
-        if item.key is not None:
-            folder = self.store.rank_dir(self.run_key, item.key, self.attempt, self.rank)
-            self._passes[item.handle].rename(folder, item.key)
+        opened.sealing = meta
+        if key is not None:
+            opened.rename(self.store.rank_dir(self.run_key, key, self.attempt, self.rank), key)
 
     def _discard(self, opened: OpenPass) -> None:
         """Forget rows that are not on disk; `_advance` removes those that are."""
@@ -115,17 +117,19 @@ class Worker:
         opened.pending.clear()
         opened.pending_bytes = 0
 
-    def _build(self, item: PutItem) -> None:
-        opened = self._passes.get(item.handle)
+    def put(self, handle: int, build: Build, *, rows: int, nbytes: int, since: float, seq: int) -> None:
+        """Build the rows of one batch; {} says that there were none after all."""
+        opened = self._passes.get(handle)
         reason = "the pass could not be opened"
         if opened is not None:
             try:
-                built = dict(item.build())
-                if not built:
-                    self._forget(item)
-                    return
-                nbytes = _bytes(built, item.nbytes)
-                opened.append(built, rows=item.rows, nbytes=nbytes, since=item.since, seq=item.seq)
+                built = {
+                    family: table if isinstance(table, pa.Table) else pa.Table.from_batches([table])
+                    for family, table in build().items()
+                }
+                held = _bytes(built, nbytes) if built else 0
+                if built:
+                    opened.append(built, rows=rows, nbytes=held, since=since, seq=seq)
             except Exception as error:  # noqa: BLE001 - build is the caller's code; its rows are lost, not the thread
                 reason = f"rows could not be built: {type(error).__name__}: {error}"
                 self._intake.tell(
@@ -133,17 +137,12 @@ class Worker:
                 )
             else:
                 with self._intake.lock:
-                    self._intake.freed(item.nbytes - nbytes)
+                    self._intake.account.rows_put -= 0 if built else rows
+                    self._intake.freed(nbytes - held)
                 return
         with self._intake.lock:
-            self._intake.lose_late(item.handle, item.rows, reason)
-            self._intake.freed(item.nbytes)
-
-    def _forget(self, item: PutItem) -> None:
-        """There were no rows after all."""
-        with self._intake.lock:
-            self._intake.account.rows_put -= item.rows
-            self._intake.freed(item.nbytes)
+            self._intake.lose_late(handle, rows, reason)
+            self._intake.freed(nbytes)
 
     def _tend(self) -> None:
         """Do everything that is due."""
@@ -166,29 +165,22 @@ class Worker:
             if opened.pending:
                 self._wrote(opened, handle)
             elif opened.sealing is not None:
-                told: list[str] = []
-                with self._intake.lock:
-                    losses = dict(self._intake.ended.get(handle, {}))
-                manifest = opened.seal(losses, told)
-                for line in told:
-                    self._intake.tell("compact", f"{line}; nothing is lost")
-                self._end(handle, None, manifest)
+                over = True
+                self._end(handle, None, self._sealed(handle, opened))
                 self._keep(opened)
-                over = True
-            elif opened.leaving and opened.unwanted:
-                opened.remove()
-                self._end(handle, "it was discarded")
-                over = True
             elif opened.leaving:
-                opened.open()
-                self._end(handle, "it was abandoned")
                 over = True
+                if opened.unwanted:
+                    opened.remove()
+                else:
+                    opened.open()
+                self._end(handle, "it was discarded" if opened.unwanted else "it was abandoned")
             else:
                 opened.open()
         except RankTakenError as error:
             self._intake.tell("rank taken", f"{error}; the rows of this process are lost")
             self._end(handle, str(error))
-            over = True
+            return False
         except (OSError, MemoryError) as error:
             self._refused(opened, error)
             return False
@@ -198,6 +190,15 @@ class Worker:
             return False
         opened.succeeded()
         return not over
+
+    def _sealed(self, handle: int, opened: OpenPass) -> SealManifest:
+        told: list[str] = []
+        with self._intake.lock:
+            losses = dict(self._intake.ended.get(handle, {}))
+        manifest = opened.seal(losses, told)
+        for line in told:
+            self._intake.tell("compact", f"{line}; nothing is lost")
+        return manifest
 
     def _keep(self, opened: OpenPass) -> None:
         """Drop feature vectors of older epochs, if that was asked for; the seal is done by then."""
@@ -286,7 +287,7 @@ class Worker:
         self._waiting = rest
 
 
-def _bytes(built: Tables, told: int) -> int:
+def _bytes(built: dict[str, pa.Table], told: int) -> int:
     """Size of built tables. The quick sum counts whole buffers, so slices of large ones are looked at."""
     quick = sum(table.get_total_buffer_size() for table in built.values())
     return quick if quick <= 2 * told + 65536 else sum(table.nbytes for table in built.values())

@@ -39,8 +39,9 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,21 +50,7 @@ import pyarrow as pa
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import AttemptManifest, utc_now
 from mld_core.records.format.options import Account, WriterOptions
-from mld_core.records.write.intake import (
-    AbandonItem,
-    Build,
-    FlushItem,
-    Intake,
-    Item,
-    OnProblem,
-    OpenItem,
-    PutItem,
-    SealItem,
-    SealMeta,
-    Tables,
-    Ticket,
-    fail,
-)
+from mld_core.records.write.intake import Build, Intake, OnProblem, SealMeta, Tables, Ticket, fail
 from mld_core.records.write.worker import Worker
 
 __all__ = ["Account", "Build", "Tables", "Ticket", "Writer", "WriterOptions"]
@@ -119,6 +106,7 @@ class Writer:
         """Forget every live thing: at birth, after unpickling and in a forked child."""
         self._pid = os.getpid()
         self._intake = Intake(self.options, self.on_problem)
+        self._worker = Worker(self._intake, self.store, self.run, self.attempt, self.rank, self.options)
         self._thread: threading.Thread | None = None
         self._next_handle = 0
         _live.add(self)
@@ -156,11 +144,8 @@ class Writer:
         """
         self._here()
         manifest = AttemptManifest(
-            model_name=self.run.model_name,
-            version_name=self.run.version_name,
-            dataset_type=key.dataset_type,
-            n_epoch=key.n_epoch,
-            pass_no=key.pass_no,
+            **asdict(self.run),
+            **asdict(key),
             attempt=self.attempt,
             rank=self.rank,
             world_size=self.world_size,
@@ -178,7 +163,7 @@ class Writer:
             self._next_handle += 1
             if not self._intake.closing:
                 self._intake.taking[handle] = {}
-                self._push(OpenItem(handle, manifest, key))
+                self._push(partial(self._worker.open, handle, key, manifest))
         return handle
 
     def put(self, handle: int, build: Build, *, rows: int, nbytes: int) -> bool:
@@ -202,7 +187,8 @@ class Writer:
             if reason is None:
                 self._intake.seq += 1
                 self._intake.bytes += nbytes
-                self._push(PutItem(handle, build, rows, nbytes, time.monotonic(), self._intake.seq))
+                put = partial(self._worker.put, handle, build, rows=rows, nbytes=nbytes)
+                self._push(partial(put, since=time.monotonic(), seq=self._intake.seq))
                 return True
             self._intake.lose(handle, rows, reason)
         self._intake.tell(f"lost:{reason}", f"records are dropped and counted: {reason}; training goes on")
@@ -228,7 +214,8 @@ class Writer:
             if handle in self._intake.taking and not self._intake.closing:
                 self._intake.ended[handle] = self._intake.taking.pop(handle)
                 self._intake.tickets[handle] = ticket
-                self._push(SealItem(handle, meta if callable(meta) else dict(meta or {}), key))
+                given = meta if callable(meta) else dict(meta or {})
+                self._push(partial(self._worker.seal, handle, given, key))
                 return ticket
         ticket.set_exception(RuntimeError(f"pass {handle} can not be sealed: it is not open in this process"))
         return ticket
@@ -246,7 +233,7 @@ class Writer:
         with self._intake.lock:
             if handle in self._intake.taking:
                 self._intake.ended[handle] = self._intake.taking.pop(handle)
-                self._push(AbandonItem(handle, discard))
+                self._push(partial(self._worker.leave, handle, discard=discard))
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
@@ -275,7 +262,7 @@ class Writer:
             if self._thread is None or not self._thread.is_alive():
                 return not self._intake.queue
             self._intake.flushes.append(ticket)
-            self._push(FlushItem(ticket, self._intake.seq))
+            self._push(partial(self._worker.flush, ticket, self._intake.seq))
         return self.wait([ticket], timeout)
 
     def close(self, timeout: float | None = 60.0) -> Account:
@@ -292,7 +279,7 @@ class Writer:
         with self._intake.lock:
             for handle in list(self._intake.taking):
                 self._intake.ended[handle] = self._intake.taking.pop(handle)
-                self._intake.queue.append(AbandonItem(handle))
+                self._intake.queue.append(partial(self._worker.leave, handle, discard=False))
             self._intake.closing = True
             thread = self._thread
             self._intake.wake.notify_all()
@@ -305,11 +292,8 @@ class Writer:
             account = self._intake.account
             left = account.rows_put - account.rows_written - account.rows_lost
             if left:
-                self._intake.lose(
-                    -1,
-                    left,
-                    f"not written when the writer was closed ({self._intake.trouble or 'out of time'})",
-                )
+                why = self._intake.trouble or "out of time"
+                self._intake.lose(-1, left, f"not written when the writer was closed ({why})")
                 self._intake.queue.clear()
             open_tickets = list(self._intake.tickets.values())
         for ticket in open_tickets:
@@ -339,9 +323,9 @@ class Writer:
         with self._intake.lock:
             return replace(self._intake.account, reasons=dict(self._intake.account.reasons))
 
-    def _push(self, item: Item) -> None:
-        """Queue an item and see to it that the thread runs. The lock is held."""
-        self._intake.push(item)
+    def _push(self, job: Callable[[], None]) -> None:
+        """Queue a job and see to it that the thread runs. The lock is held."""
+        self._intake.push(job)
         if self._thread is not None:
             return
         self._thread = threading.Thread(target=self._main, name="mld-writer", daemon=True)
@@ -353,7 +337,7 @@ class Writer:
 
     def _main(self) -> None:
         # A bound method, so that a writer that nobody holds any more lives until its rows are written.
-        Worker(self._intake, self.store, self.run, self.attempt, self.rank, self.options).run()
+        self._worker.run()
 
 
 def _after_fork_in_child() -> None:
