@@ -13,6 +13,7 @@ from mld_core.cli.evaluate import evaluate
 from mld_core.cli.files import collect, export, merge_stores
 from mld_core.cli.ls import ls
 from mld_core.cli.report import report
+from mld_core.cli.review import review
 from mld_core.cli.serve import keys, serve, worker
 from mld_core.cli.show import show
 from mld_core.cli.sync import sync
@@ -51,6 +52,7 @@ def main(
       mld show --issues    the samples that fail, worst first
       mld compare v1 v2    what changed between two versions
       mld report           the newest result as an HTML page
+      mld review           say which labels are wrong, take the corrections along
       mld sync             send what was recorded to your team's service
       mld doctor           is everything in order?
 
@@ -68,6 +70,7 @@ app.command("evaluate", short_help="Evaluate a run and print the summary.")(eval
 app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
 app.command("compare", short_help="Two results side by side: what got better, what worse.")(compare)
 app.command("report", short_help="A result as one HTML page, or two compared.")(report)
+app.add_typer(review, name="review", short_help="Verdicts on samples: give, export, apply.")
 app.command("export", short_help="Write the records of a run into a ZIP.")(export)
 app.command("gc", short_help="Remove leftovers, drop old features.")(collect)
 app.command("merge", short_help="Join stores of several machines.")(merge_stores)

@@ -254,9 +254,9 @@ def _unpacked(samples: Any) -> Any:
 def base_id(dataset: Any, index: Any) -> str:
     """Name a sample by its place in the innermost dataset.
 
-    ``Subset`` is followed to its base, ``ConcatDataset`` adds the number of the part, `WithInputId` its
-    prefix, the OpenMMLab wrappers (repeat, class balance) are followed too. Datasets of other kinds are
-    taken for innermost.
+    ``Subset`` is followed to its base, a corrected data set too, ``ConcatDataset`` adds the number of the
+    part, `WithInputId` its prefix, the OpenMMLab wrappers (repeat, class balance) are followed too. Datasets
+    of other kinds are taken for innermost.
 
     Args:
         dataset: a map-style dataset, possibly nested.
@@ -292,6 +292,10 @@ def _inner_place(dataset: Any, index: Any) -> tuple[Any, Any] | None:
     """Return (dataset, index) one step further in, or None for an innermost dataset."""
     if isinstance(dataset, WithInputId):
         return dataset.dataset, index
+    ours = getattr(type(dataset), "mld_inner", None)  # a corrected data set (mld_core.review)
+    if ours is not None:
+        place: tuple[Any, Any] = ours(dataset, index)
+        return place
     if isinstance(dataset, Subset):
         return dataset.dataset, dataset.indices[int(index)]
     original = getattr(type(dataset), "_get_ori_dataset_idx", None)

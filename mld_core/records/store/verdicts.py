@@ -1,0 +1,270 @@
+"""What people say of samples: verdicts, an append-only family beside the records of a run.
+
+`<run>/.verdicts/<time>-<random>.jsonl`, one JSON object a line. The write protocol: a `Verdicts` that
+appends has a file of its own, made exclusively; what one call appends is written with one `write` and made
+durable before the call returns. Nothing is ever rewritten: taking a verdict back is a line, too. Readers
+leave out a torn last line (the process was killed in it) and say so. So files only grow, two people never
+write the same one, and what was sent somewhere once is recognised by its `verdict_id`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.manifest import fsync_dir, make_dirs, utc_now
+
+FOLDER = ".verdicts"
+KINDS = ("relabel", "ok", "ambiguous", "hard")
+UNDO = "undo"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a verdict is about: a sample, or the true box number `truth` of it."""
+
+    dataset_type: str
+    input_id: str
+    truth: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One person's word on one sample or one true box.
+
+    Attributes:
+        kind: "relabel" (the label is wrong, `label` is right), "ok", "ambiguous", "hard", or "undo" (of the
+            verdict `undoes`).
+        dataset_type: The split.
+        input_id: The sample.
+        truth: Number of the true box in it, None for the sample.
+        label: The class that is right, for "relabel".
+        given: The class that the person saw as the label; what is applied later is held against it.
+        input_hash: Content that the person saw, where it was recorded.
+        note: Free text.
+        result_name: The result in which it was seen.
+        author: Who; empty = MLD_AUTHOR, else the name of the account.
+        at: When, UTC; set when it is appended.
+        verdict_id: 16 hex digits; set when it is appended.
+        undoes: `verdict_id` of the verdict taken back, for "undo".
+    """
+
+    kind: str
+    dataset_type: str
+    input_id: str
+    truth: int | None = None
+    label: int | None = None
+    given: int | None = None
+    input_hash: str | None = None
+    note: str = ""
+    result_name: str | None = None
+    author: str = ""
+    at: str = ""
+    verdict_id: str = ""
+    undoes: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in {*KINDS, UNDO}:
+            raise ValueError(f"verdict {self.kind!r}: expected one of {', '.join(KINDS)}")
+        if (self.kind == "relabel") != (self.label is not None):
+            raise ValueError(
+                f"verdict {self.kind!r} of {self.input_id!r} with label={self.label!r}: a label goes with "
+                "'relabel', and with nothing else"
+            )
+        if self.label is not None and self.label < 0:
+            raise ValueError(
+                f"label {self.label} of {self.input_id!r}: expected a class number of at least 0"
+            )
+        if (self.kind == UNDO) != (self.undoes is not None):
+            raise ValueError("'undo' names the verdict it takes back (undoes=...), and nothing else does")
+
+    @property
+    def subject(self) -> Subject:
+        """What it is about."""
+        return Subject(self.dataset_type, self.input_id, self.truth)
+
+    @property
+    def says(self) -> tuple[str, int | None]:
+        """What two people agree or disagree in."""
+        return self.kind, self.label
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What stands of one subject, when everybody was heard.
+
+    Attributes:
+        subject: What it is about.
+        verdict: The verdict that stands: all agree, or most do; None in a conflict.
+        heard: Each author's last word, oldest first.
+    """
+
+    subject: Subject
+    verdict: Verdict | None
+    heard: tuple[Verdict, ...]
+
+    @property
+    def conflict(self) -> bool:
+        """Whether nobody has a majority: a third person's word settles it."""
+        return self.verdict is None
+
+
+def default_author() -> str:
+    """`MLD_AUTHOR`, else the name of the account."""
+    named = os.environ.get("MLD_AUTHOR", "").strip()
+    if named:
+        return named
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as in containers
+        return "unknown"
+
+
+class Verdicts:
+    """The verdicts of one run.
+
+    Args:
+        store: The store.
+        run: The run.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(tempfile.mkdtemp())
+        >>> book = Verdicts(store, RunKey("net", "v1"))
+        >>> first, = book.append([Verdict("relabel", "val", "17", label=3, given=5, author="ann")])
+        >>> book.standing()[Subject("val", "17")].verdict.label
+        3
+        >>> _ = book.undo([first])
+        >>> book.standing()
+        {}
+    """
+
+    def __init__(self, store: Store, run: RunKey) -> None:
+        self.store = store
+        self.run = run
+        self.folder = store.run_dir(run) / FOLDER
+        self._mine: Path | None = None
+
+    def append(self, verdicts: Iterable[Verdict]) -> list[Verdict]:
+        """Write verdicts down; they are durable when this returns.
+
+        Returns:
+            The verdicts as they stand in the file, with author, time and id.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        now = utc_now()
+        made = [
+            replace(one, author=one.author or default_author(), at=now, verdict_id=secrets.token_hex(8))
+            for one in verdicts
+        ]
+        if made:
+            lines = "".join(json.dumps(_members(one), ensure_ascii=False) + "\n" for one in made)
+            self._write(lines.encode("utf-8", "surrogatepass"))
+        return made
+
+    def undo(self, verdicts: Iterable[Verdict], *, author: str = "") -> list[Verdict]:
+        """Take verdicts back, by lines of their own."""
+        return self.append(
+            Verdict(UNDO, one.dataset_type, one.input_id, one.truth, author=author, undoes=one.verdict_id)
+            for one in verdicts
+        )
+
+    def _write(self, data: bytes) -> None:
+        if self._mine is None:
+            make_dirs(self.folder)
+            stamp = utc_now().replace(":", "").replace("-", "").split("+")[0]
+            self._mine = self.folder / f"{stamp}-{secrets.token_hex(3)}.jsonl"
+        existed = self._mine.exists()
+        fd = os.open(self._mine, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            done = os.write(fd, data)
+            if done != len(data):
+                raise OSError(f"{self._mine}: {done} of {len(data)} bytes written; is the disk full?")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if not existed:
+            fsync_dir(self.folder)
+
+    def read(self) -> tuple[list[Verdict], list[str]]:
+        """All verdicts, oldest first, and what could not be read, in words."""
+        found: dict[str, Verdict] = {}
+        problems: list[str] = []
+        for path in sorted(self.folder.glob("*.jsonl")) if self.folder.is_dir() else ():
+            for number, line in enumerate(path.read_bytes().splitlines(), 1):
+                try:
+                    one = _parse(line)
+                except (TypeError, ValueError) as error:
+                    problems.append(f"{path.name}, line {number}: not a verdict ({error})")
+                    continue
+                found[one.verdict_id] = one
+        return sorted(found.values(), key=lambda one: one.at), problems
+
+    def standing(self, dataset_type: str | None = None) -> dict[Subject, Standing]:
+        """What stands of each subject (of one split, or of all)."""
+        told, _ = self.read()
+        return standing(one for one in told if dataset_type in {None, one.dataset_type})
+
+
+def standing(verdicts: Iterable[Verdict]) -> dict[Subject, Standing]:
+    """What stands of each subject: each author's last word that was not taken back, then the majority.
+
+    Two people who differ are a conflict, which a third person's word settles.
+
+    Example:
+        >>> ann = Verdict("ok", "val", "1", author="ann", at="1", verdict_id="a")
+        >>> bob = Verdict("relabel", "val", "1", label=2, author="bob", at="2", verdict_id="b")
+        >>> cem = Verdict("relabel", "val", "1", label=2, author="cem", at="3", verdict_id="c")
+        >>> [one.conflict for one in standing([ann, bob]).values()]
+        [True]
+        >>> [one.verdict.label for one in standing([ann, bob, cem]).values()]
+        [2]
+    """
+    told = sorted(verdicts, key=lambda one: one.at)  # of one call: in the order in which they were given
+    undone = {one.undoes for one in told if one.kind == UNDO}
+    last: dict[Subject, dict[str, Verdict]] = {}
+    for one in told:
+        if one.kind != UNDO and one.verdict_id not in undone:
+            by_author = last.setdefault(one.subject, {})
+            by_author.pop(one.author, None)  # the later word goes to the end
+            by_author[one.author] = one
+    return {subject: _settled(subject, tuple(heard.values())) for subject, heard in last.items()}
+
+
+def _settled(subject: Subject, heard: tuple[Verdict, ...]) -> Standing:
+    says, votes = Counter(one.says for one in heard).most_common(1)[0]
+    chosen = next(one for one in reversed(heard) if one.says == says) if 2 * votes > len(heard) else None
+    return Standing(subject, chosen, heard)
+
+
+def _members(one: Verdict) -> dict[str, Any]:
+    """The members that say something."""
+    return {name: value for name, value in asdict(one).items() if value not in (None, "")}
+
+
+def _parse(line: bytes) -> Verdict:
+    data = json.loads(line.decode("utf-8", "surrogatepass"))
+    if not isinstance(data, dict):
+        raise TypeError("expected an object")
+    known = {item.name for item in fields(Verdict)}
+    one = Verdict(**{name: value for name, value in data.items() if name in known})  # newer members are left
+    if not one.verdict_id:
+        raise ValueError("it has no verdict_id")
+    return one
+
+
+def all_runs(store: Store, model_name: str) -> Iterator[Verdicts]:
+    """The verdicts of every version of a model."""
+    for run in store.runs():
+        if run.model_name == model_name:
+            yield Verdicts(store, run)
