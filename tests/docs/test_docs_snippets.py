@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import store_factory as records
+import torch
 from planted import planted
 
+from ml_debugger.review import Verdict, Verdicts
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.diagnosis import markdown_table
+from mld_core.records.format.layout import RunKey, Store
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(<!-- snippet: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
@@ -54,13 +57,14 @@ def test_the_snippets_run(document, recorded, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("MLD_API_ENDPOINT", raising=False)
     monkeypatch.delenv("MLD_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, object] = before_review(recorded) if document.name == "review.md" else {}
     for name, code in blocks(document):
         exec(compile(code, f"{document.name}: {name}", "exec"), names)
     checks = {
         "evaluation.md": check_evaluation,
         "record_format.md": check_record_format,
         "report.md": check_report,
+        "review.md": check_review,
         "usage.md": check_usage,
     }
     assert document.name in checks, f"{document.name} has snippets: say here what they must lead to"
@@ -79,6 +83,20 @@ def check_evaluation(names):
 
 def check_record_format(names):
     assert names["frame"]["input_id"].nunique() == len(names["frame"]) == 800
+
+
+def before_review(root):
+    """A training split, and what somebody said of one of its samples."""
+    train_data = [(torch.zeros(3), k % 6) for k in range(600)]
+    made = Verdict("relabel", "train", "7", label=3, given=1, author="ann")
+    Verdicts(Store(root), RunKey("MyModel", "v1")).append([made])
+    return {"train_data": train_data}
+
+
+def check_review(names):
+    assert names["fixed"][7][1] == 3
+    assert names["fixed"].skipped == []
+    assert sum(len(labels) for _, labels in names["train_loader"]) == 600
 
 
 def check_usage(names):
