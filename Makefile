@@ -18,7 +18,7 @@ export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo test check lint types pytest bench clean
+.PHONY: help demo test check lint types pytest dist bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -68,6 +68,11 @@ pytest: $(VENV)/.test-ready
 	.venv-bench/bin/python -m pip install -q -e ".[fast]" -r tests/benchmarks/requirements.txt "$(TORCH)" "$(TORCHVISION)"
 	@if [ -x $(SHARED)/tools/torchvision_on_cpu_torch/install ]; then $(SHARED)/tools/torchvision_on_cpu_torch/install .venv-bench/bin/python; fi
 	@touch $@
+
+dist: $(VENV)/.test-ready  ## wheel and source distribution in dist/, the same bytes for the same commit
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(PY) -m build -q --outdir dist .
+	$(PY) -m twine check --strict dist/*
 
 bench: .venv-bench/.ready  ## the tracer's benchmark, into docs/performance.md (the other benchmarks: tests/benchmarks/)
 	.venv-bench/bin/python tests/benchmarks/bench_tracer.py $(ARGS)
