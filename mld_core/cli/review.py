@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,10 +15,10 @@ from mld_core.cli.common import (
     VersionArgument,
     choose_run,
     clear_errors,
-    newest_result,
     open_store,
 )
 from mld_core.cli.output import emit, note
+from mld_core.cli.source import StoreSource
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.exchange.relabel import correct_csv, relabelled, write_relabel
 from mld_core.records.format.layout import RunKey, Store
@@ -94,12 +94,12 @@ def accept(
       mld review accept --first 20 --dry-run
       mld review accept digits v1 --first 100 --split train
     """  # noqa: D301  click reads the mark
-    from mld_core.review import suggest  # noqa: PLC0415  pandas and DuckDB, for this command only
+    from mld_core.review import suggest
 
     with clear_errors():
         opened = open_store(store)
         run = choose_run(opened, model, version)
-        found = suggest(newest_result(opened, run), split, first, author=author)
+        found = suggest(StoreSource(opened).result(run), split, first, author=author)
         if not found:
             raise NotFoundError(f"no label of {split!r} is suspected in the newest result of {_title(run)}")
         _show(found if dry_run else Verdicts(opened, run).append(found), as_json=as_json)
@@ -220,13 +220,13 @@ def apply(
             note(f"mld: {one}")
 
 
-def _seen(store: Store, run: RunKey, split: str, ids: Sequence[str]) -> dict[str, dict[str, object]]:
+def _seen(store: Store, run: RunKey, split: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What the newest records say of these samples: the label and the content that the person looked at.
 
     Raises:
         NotFoundError: A sample is not recorded under that split.
     """
-    from mld_core.records.read.reader import load  # noqa: PLC0415  pyarrow, for this command only
+    from mld_core.records.read.reader import load
 
     table = load(run.model_name, run.version_name, dataset_type=split, n_epoch="latest", store=store)
     names = [name for name in ("input_id", "label", "input_hash") if name in table.column_names]

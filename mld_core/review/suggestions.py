@@ -25,17 +25,18 @@ def suggest(result: Result, dataset_type: str, limit: int, *, author: str = "") 
     if limit < 1:
         raise ValueError(f"limit={limit}: expected a whole number of at least 1")
     suspects = result.get_issues(dataset_type, code=SUSPECTED, order_by="label_quality", limit=limit)
+    rows = suspects.astype(object).where(suspects.notna(), None).to_dict("records")
     return [
         Verdict(
             "relabel",
             dataset_type,
-            str(row.input_id),
-            label=int(row.suggested_label),
-            given=int(row.gt),
-            input_hash=None if row.input_hash is None else str(row.input_hash),
+            str(row["input_id"]),
+            label=int(row["suggested_label"]),
+            given=int(row["gt"]),
+            input_hash=row["input_hash"],
             result_name=result.result_name,
             author=author,
         )
-        for row in suspects.itertuples(index=False)
-        if row.suggested_label == row.suggested_label and row.suggested_label is not None
+        for row in rows
+        if row["suggested_label"] is not None
     ]

@@ -7,7 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import store_factory as records
 import torch
+from planted import planted
+from store_factory import StoreFactory
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from typer.testing import CliRunner
 
@@ -231,6 +234,28 @@ def test_the_command_gives_lists_exports_applies_and_takes_back(tmp_path, standa
     ]
     mld("undo", "id000003", "id000004", "--split", "train")
     assert book.standing() == {}
+
+
+def test_the_first_suspects_are_accepted_with_their_suggestions(tmp_path):
+    made = StoreFactory(tmp_path / "suspects")
+    for version in ("v1",):
+        made.add_pass(
+            made.run("net", version, n_class=6), "val", planted(records, 800, seed=2, noise=0.05).data
+        )
+    root = str(made.store.root)
+    done = CliRunner().invoke(app, ["evaluate", "net", "v1", "--store", root])
+    assert done.exit_code == 0, done.output
+    words = ["review", "accept", "--first", "5", "--split", "val", "--author", "ann", "--store", root]
+    done = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    book = Verdicts(made.store, RUN)
+    assert book.read() == ([], [])
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    told, _ = book.read()
+    assert len(told) == 5
+    assert all(one.kind == "relabel" and one.label != one.given and one.author == "ann" for one in told)
+    assert all(one.result_name for one in told)
 
 
 def test_the_command_refuses_what_is_not_there(standard_store):
