@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.evidence import Evidence
 from mld_core.evaluation.analysis.stack_features import prediction_flips
 from mld_core.evaluation.codes.categories import CRITICAL
-from mld_core.evaluation.codes.diagnosis import Diagnosis, Mask
+from mld_core.evaluation.codes.diagnosis import Diagnosis, Mask, diagnosis
 from mld_core.evaluation.statistics.folds import group_codes
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
@@ -63,12 +63,73 @@ def significant_pairs(labels: NDArray[np.int64], prediction: NDArray[np.int64]) 
     return {(int(t), int(y)) for (t, y), ok in zip(pairs, benjamini_hochberg(p_values), strict=True) if ok}
 
 
-def _conflicting(e: Evidence) -> Mask:
+def _per_cell(cells: NDArray[np.int32], values: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
+    return np.bincount(cells, weights=values, minlength=count).astype(np.float64)
+
+
+def _earlier_right(e: Evidence) -> Mask:
+    assert e.epochs is not None
+    return np.asarray((e.epochs.predictions[:-1] == e.labels).any(axis=0) & (e.labels >= 0))
+
+
+@diagnosis(
+    "C01",
+    "Suspected wrong label",
+    4,
+    "Relabel (the suggested label is shown), retrain, re-evaluate.",
+    "labels",
+    when="wrong, the label posterior points elsewhere, among the worst label qualities, "
+    "as many as labels are probably wrong",
+)
+def suspected_wrong_label(e: Evidence) -> Mask:
+    """Suspected wrong label."""
+    return e.suspected
+
+
+@diagnosis(
+    "C02",
+    "Ambiguous label",
+    2,
+    "Second annotator, soft label, or merge the classes; do not add capacity.",
+    "labels",
+)
+def ambiguous_label(e: Evidence) -> Mask:
+    """Two labels tie among the neighbours in every recorded layer."""
+    return e.flags.ambiguous
+
+
+@diagnosis("C03", "Conflicting duplicates", 4, "Adjudicate and remove duplicates.", "hashes", "labels")
+def duplicates_in_conflict(e: Evidence) -> Mask:
+    """Same input, different label."""
     assert e.hashes is not None
     return conflicting_duplicates(e.hashes, e.labels)
 
 
-def _systematic_confusion(e: Evidence) -> Mask:
+@diagnosis(
+    "C04",
+    "Split leakage",
+    5,
+    "Remove from the evaluation and recompute.",
+    "hashes",
+    "other_split",
+    "train_hashes",
+)
+def split_leakage(e: Evidence) -> Mask:
+    """The same input is in the train split."""
+    assert e.hashes is not None
+    assert e.train_hashes is not None
+    return np.asarray(np.isin(e.hashes, e.train_hashes))
+
+
+@diagnosis(
+    "C10",
+    "Systematic confusion",
+    4,
+    "Targeted data or hard negatives for the pair; check the labelling guide.",
+    "labels",
+)
+def systematic_confusion(e: Evidence) -> Mask:
+    """Dense errors, wrong, and the (label, prediction) pair is more frequent than its margins explain."""
     usable = e.wrong & (e.labels >= 0) & (e.prediction >= 0)
     found = significant_pairs(e.labels[usable], e.prediction[usable])
     made = np.zeros(len(e.labels), np.bool_)
@@ -77,35 +138,68 @@ def _systematic_confusion(e: Evidence) -> Mask:
     return np.asarray(made & e.flags.dense)
 
 
-def _head_fixable(e: Evidence) -> Mask:
+@diagnosis("C11", "Head fixable", 3, "Re-fit or calibrate the last layer; re-weight the classes.", "labels")
+def head_fixable(e: Evidence) -> Mask:
+    """Wrong, and the neighbours' labels clearly say the true class."""
     return np.asarray(e.wrong & (e.labels >= 0) & (e.neighbours.first == e.labels) & e.neighbours.rejected)
 
 
-def _collapse(e: Evidence) -> Mask:
+@diagnosis(
+    "C12",
+    "Representation collapse",
+    4,
+    "Unfreeze or augment; add the input condition that is missing.",
+    "labels",
+    "layers",
+)
+def representation_collapse(e: Evidence) -> Mask:
+    """Dense errors, no two labels hold a majority in the last layer, but they do in an earlier one."""
     earlier = np.any([layer.majority for layer in e.layers[:-1]], axis=0)
     return np.asarray(e.flags.dense & ~e.layers[-1].majority & earlier)
 
 
-def _uninformative(e: Evidence) -> Mask:
+@diagnosis(
+    "C13", "Uninformative input", 3, "Check sensor and preprocessing; offer a reject option.", "labels"
+)
+def uninformative_input(e: Evidence) -> Mask:
+    """Dense errors, no two labels hold a majority in any layer."""
     return np.asarray(e.flags.dense & ~np.any([layer.majority for layer in e.layers], axis=0))
 
 
-def _leakage(e: Evidence) -> Mask:
-    assert e.hashes is not None
-    assert e.train_hashes is not None
-    return np.asarray(np.isin(e.hashes, e.train_hashes))
+@diagnosis("C20", "Silent systematic failure", 5, "Collect and label this region first; block the release.")
+def silent_systematic_failure(e: Evidence) -> Mask:
+    """Critical hotspot."""
+    return np.asarray(e.category == CRITICAL)
 
 
-def _novel(e: Evidence) -> Mask:
+@diagnosis("C21", "Overconfident isolated error", 3, "Calibrate; inspect; add to the regression set.")
+def overconfident_isolated_error(e: Evidence) -> Mask:
+    """Wrong, passed by a confidence monitor, no dense errors around it, not C01."""
+    return np.asarray(e.wrong & e.flags.covered & ~e.flags.dense & ~e.suspected)
+
+
+@diagnosis("C22", "Boundary error", 2, "More data near the boundary, margin loss.", "labels")
+def boundary_error(e: Evidence) -> Mask:
+    """Wrong, the label is the runner-up, no dense errors around it."""
+    return np.asarray(e.wrong & (e.labels == e.runner_up) & ~e.flags.dense)
+
+
+@diagnosis("C23", "Under-confident correct", 1, "Calibrate (temperature).")
+def under_confident_correct(e: Evidence) -> Mask:
+    """Right and of low estimated risk, yet a confidence monitor would raise an alarm."""
+    return np.asarray((e.errors == 0) & (e.baseline_risk > e.t2) & (e.error_proba <= e.t1))
+
+
+@diagnosis("C30", "Novel input", 3, "Acquire similar data; out-of-distribution gate.", "train", "other_split")
+def novel_input(e: Evidence) -> Mask:
+    """Farther from the train split than train units are from each other."""
     assert e.novelty is not None
     return benjamini_hochberg(e.novelty)
 
 
-def _per_cell(cells: NDArray[np.int32], values: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
-    return np.bincount(cells, weights=values, minlength=count).astype(np.float64)
-
-
-def _under_represented(e: Evidence) -> Mask:
+@diagnosis("C31", "Under-represented", 3, "Rebalance, mine for similar data.", "train", "other_split")
+def under_represented(e: Evidence) -> Mask:
+    """The cell's share of the train split is significantly below its share here."""
     train = e.cells.train_cell
     assert train is not None
     here, there = _per_cell(e.cells.cell, None, e.cells.count), _per_cell(train, None, e.cells.count)
@@ -115,7 +209,27 @@ def _under_represented(e: Evidence) -> Mask:
     return benjamini_hochberg(p_values)[e.cells.cell]
 
 
-def _generalisation_gap(e: Evidence) -> Mask:
+@diagnosis("C32", "Metadata slice failure", 4, "Slice-specific data; fairness check.", "metadata")
+def metadata_slice_failure(e: Evidence) -> Mask:
+    """In one of the best-scoring metadata slices, significantly worse than the rest."""
+    made = np.zeros(len(e.labels), np.bool_)
+    for one in e.slices or []:
+        if one.significant:
+            made[one.rows] = True
+    return made
+
+
+@diagnosis(
+    "C33",
+    "Generalisation gap",
+    3,
+    "Regularise, augment for the cell.",
+    "train",
+    "other_split",
+    "train_errors",
+)
+def generalisation_gap(e: Evidence) -> Mask:
+    """The cell's error rate here is significantly above its rate in train."""
     train, train_errors = e.cells.train_cell, e.cells.train_errors
     assert train is not None
     assert train_errors is not None
@@ -129,31 +243,38 @@ def _generalisation_gap(e: Evidence) -> Mask:
     return benjamini_hochberg(p_values)[e.cells.cell]
 
 
-def _metadata_slice(e: Evidence) -> Mask:
-    made = np.zeros(len(e.labels), np.bool_)
-    for one in e.slices or []:
-        if one.significant:
-            made[one.rows] = True
-    return made
+@diagnosis("C40", "Forgotten", 2, "Schedule, replay, an earlier checkpoint.", "epochs", "labels")
+def forgotten(e: Evidence) -> Mask:
+    """Right in an earlier epoch, wrong in the last."""
+    return _earlier_right(e) & e.wrong
 
 
-def _earlier_right(e: Evidence) -> Mask:
-    assert e.epochs is not None
-    return np.asarray((e.epochs.predictions[:-1] == e.labels).any(axis=0) & (e.labels >= 0))
-
-
-def _never_right(e: Evidence) -> Mask:
+@diagnosis(
+    "C41",
+    "Never learned",
+    3,
+    "Check C01 first, then capacity and curriculum.",
+    "train_split",
+    "epochs",
+    "labels",
+)
+def never_learned(e: Evidence) -> Mask:
+    """Never right in any recorded epoch."""
     assert e.epochs is not None
     return np.asarray((e.epochs.predictions != e.labels).all(axis=0) & (e.labels >= 0))
 
 
-def _unstable(e: Evidence) -> Mask:
+@diagnosis("C42", "Unstable", 1, "Average the weights (EMA), lower the learning rate.", "many_epochs")
+def unstable(e: Evidence) -> Mask:
+    """Wrong, and its prediction flips more often than the split's median."""
     assert e.epochs is not None
     flips = prediction_flips(e.epochs)
     return np.asarray((flips > np.median(flips)) & e.wrong)
 
 
-def _miscalibrated(e: Evidence) -> Mask:
+@diagnosis("C50", "Local miscalibration", 2, "Regional calibration.")
+def local_miscalibration(e: Evidence) -> Mask:
+    """The cell's mean confidence differs significantly from its accuracy."""
     known = e.errors >= 0
     cells, count = e.cells.cell[known], e.cells.count
     size = np.maximum(_per_cell(cells, None, count), 1)
@@ -163,199 +284,17 @@ def _miscalibrated(e: Evidence) -> Mask:
     return benjamini_hochberg(two_sided_z(gap, spread))[e.cells.cell] & known
 
 
-DIAGNOSES: tuple[Diagnosis[Evidence], ...] = (
-    Diagnosis(
-        "C01",
-        "Suspected wrong label",
-        4,
-        "Relabel (the suggested label is shown), retrain, re-evaluate.",
-        "wrong, the label posterior points elsewhere, among the worst label qualities, as many as labels are "
-        "probably wrong",
-        lambda e: e.suspected,
-        ("labels",),
-    ),
-    Diagnosis(
-        "C02",
-        "Ambiguous label",
-        2,
-        "Second annotator, soft label, or merge the classes; do not add capacity.",
-        "two labels tie among the neighbours in every recorded layer",
-        lambda e: e.flags.ambiguous,
-        ("labels",),
-    ),
-    Diagnosis(
-        "C03",
-        "Conflicting duplicates",
-        4,
-        "Adjudicate and remove duplicates.",
-        "same input, different label",
-        _conflicting,
-        ("hashes", "labels"),
-    ),
-    Diagnosis(
-        "C04",
-        "Split leakage",
-        5,
-        "Remove from the evaluation and recompute.",
-        "the same input is in the train split",
-        _leakage,
-        ("hashes", "other_split", "train_hashes"),
-    ),
-    Diagnosis(
-        "C10",
-        "Systematic confusion",
-        4,
-        "Targeted data or hard negatives for the pair; check the labelling guide.",
-        "dense errors, wrong, and the (label, prediction) pair is more frequent than its margins explain",
-        _systematic_confusion,
-        ("labels",),
-    ),
-    Diagnosis(
-        "C11",
-        "Head fixable",
-        3,
-        "Re-fit or calibrate the last layer; re-weight the classes.",
-        "wrong, and the neighbours' labels clearly say the true class",
-        _head_fixable,
-        ("labels",),
-    ),
-    Diagnosis(
-        "C12",
-        "Representation collapse",
-        4,
-        "Unfreeze or augment; add the input condition that is missing.",
-        "dense errors, no two labels hold a majority in the last layer, but they do in an earlier one",
-        _collapse,
-        ("labels", "layers"),
-    ),
-    Diagnosis(
-        "C13",
-        "Uninformative input",
-        3,
-        "Check sensor and preprocessing; offer a reject option.",
-        "dense errors, no two labels hold a majority in any layer",
-        _uninformative,
-        ("labels",),
-    ),
-    Diagnosis(
-        "C20",
-        "Silent systematic failure",
-        5,
-        "Collect and label this region first; block the release.",
-        "critical hotspot",
-        lambda e: np.asarray(e.category == CRITICAL),
-    ),
-    Diagnosis(
-        "C21",
-        "Overconfident isolated error",
-        3,
-        "Calibrate; inspect; add to the regression set.",
-        "wrong, passed by a confidence monitor, no dense errors around it, not C01",
-        lambda e: e.wrong & e.flags.covered & ~e.flags.dense & ~e.suspected,
-    ),
-    Diagnosis(
-        "C22",
-        "Boundary error",
-        2,
-        "More data near the boundary, margin loss.",
-        "wrong, the label is the runner-up, no dense errors around it",
-        lambda e: e.wrong & (e.labels == e.runner_up) & ~e.flags.dense,
-        ("labels",),
-    ),
-    Diagnosis(
-        "C23",
-        "Under-confident correct",
-        1,
-        "Calibrate (temperature).",
-        "right and of low estimated risk, yet a confidence monitor would raise an alarm",
-        lambda e: (e.errors == 0) & (e.baseline_risk > e.t2) & (e.error_proba <= e.t1),
-    ),
-    Diagnosis(
-        "C30",
-        "Novel input",
-        3,
-        "Acquire similar data; out-of-distribution gate.",
-        "farther from the train split than train units are from each other",
-        _novel,
-        ("train", "other_split"),
-    ),
-    Diagnosis(
-        "C31",
-        "Under-represented",
-        3,
-        "Rebalance, mine for similar data.",
-        "the cell's share of the train split is significantly below its share here",
-        _under_represented,
-        ("train", "other_split"),
-    ),
-    Diagnosis(
-        "C32",
-        "Metadata slice failure",
-        4,
-        "Slice-specific data; fairness check.",
-        "in one of the best-scoring metadata slices, significantly worse than the rest",
-        _metadata_slice,
-        ("metadata",),
-    ),
-    Diagnosis(
-        "C33",
-        "Generalisation gap",
-        3,
-        "Regularise, augment for the cell.",
-        "the cell's error rate here is significantly above its rate in train",
-        _generalisation_gap,
-        ("train", "other_split", "train_errors"),
-    ),
-    Diagnosis(
-        "C40",
-        "Forgotten",
-        2,
-        "Schedule, replay, an earlier checkpoint.",
-        "right in an earlier epoch, wrong in the last",
-        lambda e: _earlier_right(e) & e.wrong,
-        ("epochs", "labels"),
-    ),
-    Diagnosis(
-        "C41",
-        "Never learned",
-        3,
-        "Check C01 first, then capacity and curriculum.",
-        "never right in any recorded epoch",
-        _never_right,
-        ("train_split", "epochs", "labels"),
-    ),
-    Diagnosis(
-        "C42",
-        "Unstable",
-        1,
-        "Average the weights (EMA), lower the learning rate.",
-        "wrong, and its prediction flips more often than the split's median",
-        _unstable,
-        ("many_epochs",),
-    ),
-    Diagnosis(
-        "C50",
-        "Local miscalibration",
-        2,
-        "Regional calibration.",
-        "the cell's mean confidence differs significantly from its accuracy",
-        _miscalibrated,
-    ),
-    Diagnosis(
-        "C90",
-        "Regressed",
-        4,
-        "Add to the regression set.",
-        "right before, wrong now",
-        needs=("comparison",),
-    ),
-    Diagnosis(
-        "C91",
-        "Fixed",
-        1,
-        "Keep in the regression set.",
-        "wrong before, right now",
-        needs=("comparison",),
-    ),
+regressed: Diagnosis[Evidence] = Diagnosis(
+    "C90", "Regressed", 4, "Add to the regression set.", "right before, wrong now", needs=("comparison",)
 )
-"""Those of classification."""
+
+
+fixed: Diagnosis[Evidence] = Diagnosis(
+    "C91", "Fixed", 1, "Keep in the regression set.", "wrong before, right now", needs=("comparison",)
+)
+
+
+DIAGNOSES: tuple[Diagnosis[Evidence], ...] = tuple(
+    one for one in [*globals().values()] if isinstance(one, Diagnosis)
+)
+"""Those above, in their order."""

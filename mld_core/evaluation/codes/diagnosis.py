@@ -51,6 +51,29 @@ class Diagnosis(Generic[E]):
     needs: tuple[str, ...] = ()
 
 
+def diagnosis(
+    code: str, title: str, severity: int, action: str, *needs: str, when: str = ""
+) -> Callable[[Callable[[E], Mask]], Diagnosis[E]]:
+    """Make a predicate a diagnosis; its docstring says when it applies, where `when` does not.
+
+    Example:
+        >>> @diagnosis("C00", "Wrong", 1, "Look.")
+        ... def wrong(e):
+        ...     \"\"\"The prediction differs.\"\"\"
+        ...     return e.wrong
+        >>> wrong.when
+        'the prediction differs'
+    """
+
+    def made(predicate: Callable[[E], Mask]) -> Diagnosis[E]:
+        said = when or " ".join((predicate.__doc__ or title).split()).removesuffix(".")
+        if said[1:2].islower():
+            said = said[0].lower() + said[1:]
+        return Diagnosis(code, title, severity, action, said, predicate, needs)
+
+    return made
+
+
 @dataclass(frozen=True)
 class Diagnoses:
     """What applies to which unit.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis, diagnose
+from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis, diagnose, diagnosis
 from mld_core.evaluation.detection.analysis import BoxAnswers
 from mld_core.evaluation.detection.epochs import OtherEpochs
 from mld_core.evaluation.detection.events import PassMatch
@@ -160,22 +160,6 @@ def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
     return BoxDiagnoses(diagnose(DIAGNOSES, e), suspicion, _details(e))
 
 
-def _crowded(e: BoxEvidence) -> Bools:
-    dense = crowded(e.records.truths)[e.units.missed] >= 2
-    return e.missed((e.alone | e.below) & dense)
-
-
-def _small(e: BoxEvidence) -> Bools:
-    missed, truths = e.units.missed, e.records.truths
-    area = box_size(truths.box)[0]
-    small = np.zeros(len(missed), np.bool_)
-    for label in np.unique(truths.label[missed]):
-        mine = truths.label[missed] == label
-        limit = np.quantile(area[(truths.label == label) & truths.counts], SMALL_QUANTILE)
-        small |= mine & (area[missed] < limit)
-    return e.missed(small | e.records.border[missed])
-
-
 def _missing(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     """Background by the labels although the internals say object, least risky first.
 
@@ -273,115 +257,108 @@ def _center_size(box: Floats) -> tuple[Floats, Floats]:
     return box[:, :2], box[:, 3:5]
 
 
-DIAGNOSES: tuple[Diagnosis[BoxEvidence], ...] = (
-    Diagnosis(
-        "D01",
-        "Wrong class",
-        3,
-        "Targeted data or hard negatives for the pair of classes; re-fit the classification head.",
-        "the box fits a truth of another class (TIDE Cls)",
-        lambda e: e.predicted(e.kind == tide.CLS),
-    ),
-    Diagnosis(
-        "D02",
-        "Badly localised",
-        3,
-        "Box-loss weight, anchors or stride; check how tightly the boxes are drawn.",
-        "overlaps a truth of its class at 0.1 to 0.5 (TIDE Loc); `detail` says shift, scale or aspect",
-        lambda e: e.predicted(e.kind == tide.LOC),
-    ),
-    Diagnosis(
-        "D03",
-        "Class and box wrong",
-        3,
-        "Treat as D05.",
-        "overlaps a truth, wrong in class and place (TIDE Both)",
-        lambda e: e.predicted(e.kind == tide.BOTH),
-    ),
-    Diagnosis(
-        "D04",
-        "Duplicate",
-        2,
-        "Non-maximum suppression threshold, or the set loss.",
-        "the truth was already found by a better-scored box of the class (TIDE Dupe)",
-        lambda e: e.predicted(e.kind == tide.DUPE),
-    ),
-    Diagnosis(
-        "D05",
-        "Background",
-        3,
-        "Hard negatives; look at D20 first.",
-        "overlaps no truth (TIDE Bkg)",
-        lambda e: e.predicted(e.kind == tide.BKG),
-    ),
-    Diagnosis(
-        "D06",
-        "Missed",
-        4,
-        "Data for this size, occlusion or region.",
-        "not found, and no prediction of any score overlaps it at 0.1",
-        lambda e: e.missed(e.alone),
-    ),
-    Diagnosis(
-        "D07",
-        "Missed by threshold",
-        3,
-        "A threshold for the class, calibration.",
-        "not found, but a prediction of its class below the score threshold matches it",
-        lambda e: e.missed(e.below),
-    ),
-    Diagnosis(
-        "D08",
-        "Missed in a crowd",
-        3,
-        "Soft non-maximum suppression, crowded data.",
-        "D06 or D07, and two or more other truths overlap it at 0.3",
-        _crowded,
-    ),
-    Diagnosis(
-        "D09",
-        "Small or cut off",
-        2,
-        "Higher resolution, tiling.",
-        "not found, and smaller than 9 in 10 of its class or touching the image's border",
-        _small,
-    ),
-    Diagnosis(
-        "D20",
-        "Suspected missing label",
-        4,
-        "Look, and add the box if it is one.",
-        "background by the labels, yet of low estimated risk, among the N_hat least risky",
-        lambda e: e.predicted(e.missing_label.flagged),
-        ("answers",),
-    ),
-    Diagnosis(
-        "D21",
-        "Suspected bad box label",
-        3,
-        "Redraw the truth's box.",
-        "badly localised while other epochs agree with the prediction, or far below the usual overlap of the "
-        "class although the box itself looks well placed",
-        lambda e: e.predicted(e.bad_box.flagged),
-        ("answers",),
-    ),
-    Diagnosis(
-        "D22",
-        "Suspected wrong class label",
-        4,
-        "Relabel (the suggested label is shown).",
-        "fits a truth of another class, and the label posterior points away from the truth's class",
-        lambda e: e.predicted(e.wrong_class.flagged),
-        ("answers",),
-    ),
-    Diagnosis(
-        "D23",
-        "Suspected spurious label",
-        3,
-        "Remove the truth or mark it as ignored.",
-        "not found although such objects usually are, and no prediction of any score or epoch supports it",
-        lambda e: e.missed(e.spurious.flagged),
-        ("truths",),
-    ),
+@diagnosis(
+    "D01",
+    "Wrong class",
+    3,
+    "Targeted data or hard negatives for the pair of classes; re-fit the classification head.",
+)
+def wrong_class(e: BoxEvidence) -> Bools:
+    """The box fits a truth of another class (TIDE Cls)."""
+    return e.predicted(e.kind == tide.CLS)
+
+
+@diagnosis(
+    "D02", "Badly localised", 3, "Box-loss weight, anchors or stride; check how tightly the boxes are drawn."
+)
+def badly_localised(e: BoxEvidence) -> Bools:
+    """Overlaps a truth of its class at 0.1 to 0.5 (TIDE Loc); `detail` says shift, scale or aspect."""
+    return e.predicted(e.kind == tide.LOC)
+
+
+@diagnosis("D03", "Class and box wrong", 3, "Treat as D05.")
+def class_and_box_wrong(e: BoxEvidence) -> Bools:
+    """Overlaps a truth, wrong in class and place (TIDE Both)."""
+    return e.predicted(e.kind == tide.BOTH)
+
+
+@diagnosis("D04", "Duplicate", 2, "Non-maximum suppression threshold, or the set loss.")
+def duplicate(e: BoxEvidence) -> Bools:
+    """The truth was already found by a better-scored box of the class (TIDE Dupe)."""
+    return e.predicted(e.kind == tide.DUPE)
+
+
+@diagnosis("D05", "Background", 3, "Hard negatives; look at D20 first.")
+def background(e: BoxEvidence) -> Bools:
+    """Overlaps no truth (TIDE Bkg)."""
+    return e.predicted(e.kind == tide.BKG)
+
+
+@diagnosis("D06", "Missed", 4, "Data for this size, occlusion or region.")
+def missed(e: BoxEvidence) -> Bools:
+    """Not found, and no prediction of any score overlaps it at 0.1."""
+    return e.missed(e.alone)
+
+
+@diagnosis("D07", "Missed by threshold", 3, "A threshold for the class, calibration.")
+def missed_by_threshold(e: BoxEvidence) -> Bools:
+    """Not found, but a prediction of its class below the score threshold matches it."""
+    return e.missed(e.below)
+
+
+@diagnosis("D08", "Missed in a crowd", 3, "Soft non-maximum suppression, crowded data.")
+def missed_in_a_crowd(e: BoxEvidence) -> Bools:
+    """D06 or D07, and two or more other truths overlap it at 0.3."""
+    dense = crowded(e.records.truths)[e.units.missed] >= 2
+    return e.missed((e.alone | e.below) & dense)
+
+
+@diagnosis("D09", "Small or cut off", 2, "Higher resolution, tiling.")
+def small_or_cut_off(e: BoxEvidence) -> Bools:
+    """Not found, and smaller than 9 in 10 of its class or touching the image's border."""
+    missed, truths = e.units.missed, e.records.truths
+    area = box_size(truths.box)[0]
+    small = np.zeros(len(missed), np.bool_)
+    for label in np.unique(truths.label[missed]):
+        mine = truths.label[missed] == label
+        limit = np.quantile(area[(truths.label == label) & truths.counts], SMALL_QUANTILE)
+        small |= mine & (area[missed] < limit)
+    return e.missed(small | e.records.border[missed])
+
+
+@diagnosis("D20", "Suspected missing label", 4, "Look, and add the box if it is one.", "answers")
+def suspected_missing_label(e: BoxEvidence) -> Bools:
+    """Background by the labels, yet of low estimated risk, among the N_hat least risky."""
+    return e.predicted(e.missing_label.flagged)
+
+
+@diagnosis(
+    "D21",
+    "Suspected bad box label",
+    3,
+    "Redraw the truth's box.",
+    "answers",
+    when="badly localised while other epochs agree with the prediction, or far below the "
+    "usual overlap of the class although the box itself looks well placed",
+)
+def suspected_bad_box_label(e: BoxEvidence) -> Bools:
+    """Suspected bad box label."""
+    return e.predicted(e.bad_box.flagged)
+
+
+@diagnosis("D22", "Suspected wrong class label", 4, "Relabel (the suggested label is shown).", "answers")
+def suspected_wrong_class_label(e: BoxEvidence) -> Bools:
+    """Fits a truth of another class, and the label posterior points away from the truth's class."""
+    return e.predicted(e.wrong_class.flagged)
+
+
+@diagnosis("D23", "Suspected spurious label", 3, "Remove the truth or mark it as ignored.", "truths")
+def suspected_spurious_label(e: BoxEvidence) -> Bools:
+    """Not found although such objects usually are, and no prediction of any score or epoch supports it."""
+    return e.missed(e.spurious.flagged)
+
+
+DIAGNOSES: tuple[Diagnosis[BoxEvidence], ...] = tuple(
+    one for one in [*globals().values()] if isinstance(one, Diagnosis)
 )
 """D01 to D23, shared by 2D and 3D; "overlap" is closeness there (1 - centre distance / 4 m)."""

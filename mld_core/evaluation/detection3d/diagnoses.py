@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mld_core.evaluation.codes.diagnosis import Diagnosis, diagnose
+from mld_core.evaluation.codes.diagnosis import Diagnosis, diagnose, diagnosis
 from mld_core.evaluation.detection3d.diagnoses_sensor import (
     RangeBins,
     SectorDropouts,
@@ -209,145 +209,110 @@ def diagnose_roads(e: RoadEvidence) -> RoadDiagnoses:
     )
 
 
-def _turned(r: Road) -> Bools:
+@diagnosis("T01", "Depth error", 3, "Depth supervision; check the calibration.")
+def depth_error(r: Road) -> Bools:
+    """The offset along the sensor's ray is beyond the class's robust bound, and above the lateral one."""
+    return r.of_pairs(r.off_along & r.further)
+
+
+@diagnosis("T02", "Lateral error", 3, "Check the calibration (extrinsics); finer bird's-eye grid.")
+def lateral_error(r: Road) -> Bools:
+    """The offset across the ray is beyond the class's robust bound."""
+    return r.of_pairs(r.off_across & ~r.further)
+
+
+@diagnosis("T03", "Vertical error", 2, "Check the ground plane and the pitch.")
+def vertical_error(r: Road) -> Bools:
+    """The height of the centre is off by more than the class's robust bound."""
+    return r.of_pairs(r.off_up)
+
+
+@diagnosis(
+    "T04",
+    "Size error",
+    2,
+    "Size prior; check the mix of classes. `detail` says `swapped` where width and length are exchanged.",
+)
+def size_error(r: Road) -> Bools:
+    """1 - aligned IoU is beyond the class's robust bound."""
+    return r.of_pairs(r.off_size)
+
+
+@diagnosis("T05", "Yaw error", 2, "Orientation loss.")
+def yaw_error(r: Road) -> Bools:
+    """Turned by more than the class's robust bound, less than a quarter turn."""
     small = r.turned < np.pi / 2
     return r.of_pairs(small & (r.turned > robust_bound(np.where(small, r.turned, np.nan), r.pairs.label)))
 
 
-def _speed(r: Road) -> Bools:
+@diagnosis("T06", "Yaw flip", 3, "Direction classifier; look at T22 first.")
+def yaw_flip(r: Road) -> Bools:
+    """Turned by a quarter turn or more, in a class with a front."""
+    return r.of_pairs(r.flips)
+
+
+@diagnosis("T07", "Velocity error", 2, "More sweeps; check the synchronisation.", "velocity")
+def velocity_error(r: Road) -> Bools:
+    """The velocity is off by more than the class's robust bound."""
     error = np.where(r.e.profile.moves[r.pairs.label], r.pairs.errors[:, 3], np.nan)
     return r.of_pairs(error > robust_bound(error, r.pairs.label))
 
 
-def _few_points(r: Road) -> Bools:
+@diagnosis("T10", "Few-point miss", 2, "More sweeps or fusion; may be out of specification.", "n_points")
+def few_point_miss(r: Road) -> Bools:
+    """Not found, at most 5 sensor points."""
     assert r.e.n_points is not None
     return r.of(truths=r.e.missed & (r.e.n_points >= 0) & (r.e.n_points <= FEW_POINTS))
 
 
-def _ghost(r: Road) -> Bools:
+@diagnosis(
+    "T11", "Range drop-off", 3, "Data at this range; check the range limits of model and post-processing."
+)
+def drop_off_in_range(r: Road) -> Bools:
+    """In a 10 m range bin where its class fails more than elsewhere and than others do there."""
+    return r.of(r.bins.predictions, r.bins.truths)
+
+
+@diagnosis("T12", "Sensor-sector dropout", 5, "Check the sensor's health; exclude the frames.", "sectors")
+def sensor_sector_dropout(r: Road) -> Bools:
+    """In two or more consecutive 10-degree sectors that fall silent in this frame."""
+    return r.of(truths=r.sectors.truths)
+
+
+@diagnosis("T13", "Ghost", 3, "Negatives with reflections and multipath.", "points_inside")
+def ghost(r: Road) -> Bools:
+    """Overlaps no truth although sensor points are inside."""
     assert r.e.points_inside is not None
     return r.of(r.alone & (r.e.points_inside > 0))
 
 
-DIAGNOSES: tuple[Diagnosis[Road], ...] = (
-    Diagnosis(
-        "T01",
-        "Depth error",
-        3,
-        "Depth supervision; check the calibration.",
-        "the offset along the sensor's ray is beyond the class's robust bound, and above the lateral one",
-        lambda r: r.of_pairs(r.off_along & r.further),
-    ),
-    Diagnosis(
-        "T02",
-        "Lateral error",
-        3,
-        "Check the calibration (extrinsics); finer bird's-eye grid.",
-        "the offset across the ray is beyond the class's robust bound",
-        lambda r: r.of_pairs(r.off_across & ~r.further),
-    ),
-    Diagnosis(
-        "T03",
-        "Vertical error",
-        2,
-        "Check the ground plane and the pitch.",
-        "the height of the centre is off by more than the class's robust bound",
-        lambda r: r.of_pairs(r.off_up),
-    ),
-    Diagnosis(
-        "T04",
-        "Size error",
-        2,
-        "Size prior; check the mix of classes. `detail` says `swapped` where width and length are exchanged.",
-        "1 - aligned IoU is beyond the class's robust bound",
-        lambda r: r.of_pairs(r.off_size),
-    ),
-    Diagnosis(
-        "T05",
-        "Yaw error",
-        2,
-        "Orientation loss.",
-        "turned by more than the class's robust bound, less than a quarter turn",
-        _turned,
-    ),
-    Diagnosis(
-        "T06",
-        "Yaw flip",
-        3,
-        "Direction classifier; look at T22 first.",
-        "turned by a quarter turn or more, in a class with a front",
-        lambda r: r.of_pairs(r.flips),
-    ),
-    Diagnosis(
-        "T07",
-        "Velocity error",
-        2,
-        "More sweeps; check the synchronisation.",
-        "the velocity is off by more than the class's robust bound",
-        _speed,
-        ("velocity",),
-    ),
-    Diagnosis(
-        "T10",
-        "Few-point miss",
-        2,
-        "More sweeps or fusion; may be out of specification.",
-        "not found, at most 5 sensor points",
-        _few_points,
-        ("n_points",),
-    ),
-    Diagnosis(
-        "T11",
-        "Range drop-off",
-        3,
-        "Data at this range; check the range limits of model and post-processing.",
-        "in a 10 m range bin where its class fails more than elsewhere and than others do there",
-        lambda r: r.of(r.bins.predictions, r.bins.truths),
-    ),
-    Diagnosis(
-        "T12",
-        "Sensor-sector dropout",
-        5,
-        "Check the sensor's health; exclude the frames.",
-        "in two or more consecutive 10-degree sectors that fall silent in this frame",
-        lambda r: r.of(truths=r.sectors.truths),
-        ("sectors",),
-    ),
-    Diagnosis(
-        "T13",
-        "Ghost",
-        3,
-        "Negatives with reflections and multipath.",
-        "overlaps no truth although sensor points are inside",
-        _ghost,
-        ("points_inside",),
-    ),
-    Diagnosis(
-        "T20",
-        "Suspected missing 3D label",
-        4,
-        "Add the box.",
-        "false and overlapping no truth, yet its error probability is low and other epochs have it too",
-        lambda r: r.of(r.unlabelled[1]),
-        ("answers",),
-    ),
-    Diagnosis(
-        "T21",
-        "Suspected shifted label",
-        4,
-        "Redraw.",
-        "T01 to T03, and other epochs agree with the prediction (without them: far more than usual)",
-        lambda r: r.of(r.shifted[1]),
-    ),
-    Diagnosis(
-        "T22",
-        "Suspected flipped label",
-        4,
-        "Turn the label round.",
-        "T06, and the motion has the prediction's heading, or other epochs do in a class whose headings "
-        "are mostly right",
-        lambda r: r.of(r.flipped[1]),
-        ("headings",),
-    ),
+@diagnosis("T20", "Suspected missing 3D label", 4, "Add the box.", "answers")
+def suspected_missing_3d_label(r: Road) -> Bools:
+    """False and overlapping no truth, yet its error probability is low and other epochs have it too."""
+    return r.of(r.unlabelled[1])
+
+
+@diagnosis("T21", "Suspected shifted label", 4, "Redraw.")
+def suspected_shifted_label(r: Road) -> Bools:
+    """T01 to T03, and other epochs agree with the prediction (without them: far more than usual)."""
+    return r.of(r.shifted[1])
+
+
+@diagnosis(
+    "T22",
+    "Suspected flipped label",
+    4,
+    "Turn the label round.",
+    "headings",
+    when="T06, and the motion has the prediction's heading, or other epochs do in a class "
+    "whose headings are mostly right",
+)
+def suspected_flipped_label(r: Road) -> Bools:
+    """Suspected flipped label."""
+    return r.of(r.flipped[1])
+
+
+DIAGNOSES: tuple[Diagnosis[Road], ...] = tuple(
+    one for one in [*globals().values()] if isinstance(one, Diagnosis)
 )
 """T01 to T22, beside D01 to D23; T20 takes the place of D20."""
