@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mld_core.service.client.errors import DamagedFileError, ServiceError, ServiceUnreachableError
-from mld_core.service.client.transport import INTERACTIVE, SLOW_READ_SECONDS, OnBytes, Transport, Waiting
+from mld_core.service.client.transport import SLOW_READ_SECONDS, OnBytes, Patience, Transport, Waiting
 from mld_core.service.protocol import FALSE, HEADER_COMPLETE, HEADER_LENGTH, HEADER_OFFSET, TRUE, Whoami
 
 PIECE_BYTES = 64 << 20
@@ -22,9 +22,9 @@ _CHECK_SECONDS = 1800.0
 class Client(Transport):
     """One service and one key; the arguments are those of `Transport`."""
 
-    def whoami(self) -> Whoami:
-        """Whose key this is and what it may do; that nobody is there is said within seconds."""
-        return self.json("GET", "/v1/whoami", patience=INTERACTIVE)  # type: ignore[return-value]  # of a later minor: more members
+    def whoami(self, patience: Patience | None = None) -> Whoami:
+        """Whose key this is and what it may do."""
+        return self.json("GET", "/v1/whoami", patience=patience)  # type: ignore[return-value]  # of a later minor: more members
 
     def seal(self, run_id: str, body: dict[str, Any]) -> int:
         """Ask for a rank's seal, again while its files are checked; 201 = sealed now, 200 = was before.

@@ -24,7 +24,7 @@ from mld_core.service.client.sealed import (
     sealed_folders,
     service_id,
 )
-from mld_core.service.client.transport import OnBytes
+from mld_core.service.client.transport import INTERACTIVE, OnBytes
 
 _AT_ONCE = 4
 _ROUNDS = 4
@@ -85,7 +85,8 @@ class Uploader:
             ServiceUnreachableError, AuthenticationError: it can not be asked.
         """
         if not self._service:
-            organization = self._client.whoami().get("organization_id", "")
+            # Whether anybody is there is said within seconds; later words are waited for longer.
+            organization = self._client.whoami(INTERACTIVE).get("organization_id", "")
             self._service = service_id(self._client.url, str(organization))
         return self._service
 
