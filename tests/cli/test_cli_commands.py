@@ -402,8 +402,29 @@ def test_on_a_terminal_there_are_tables_that_fit(evaluated):
     assert "\t" not in text
 
 
+HEAVY = (
+    "torch",
+    "lightning",
+    "transformers",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "duckdb",
+    "requests",
+    "sqlalchemy",
+)
+
+
 @pytest.mark.processes
-def test_the_command_needs_no_torch(tmp_path):
-    code = "import sys, mld_core.cli.main; print([n for n in sys.modules if n in {'torch', 'lightning', 'transformers'}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+@pytest.mark.parametrize("asked", ["--help", "evaluate --help", "serve --help", "ls"])
+def test_what_a_command_does_not_need_is_not_loaded(evaluated, asked):
+    code = (
+        "import sys; from mld_core.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+        f"print([n for n in {HEAVY} if n in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *asked.split()]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "MLD_HOME": str(evaluated)}
+    )
+    assert done.stdout
+    assert done.stderr.strip() == "[]"
