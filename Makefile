@@ -4,9 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
-TORCHVISION ?= torchvision==0.28.0
+TORCHVISION ?= 0.28.0
 ULTRALYTICS ?= ultralytics==8.4.190
-SHARED ?= ../shared
 
 export HF_HOME := $(CURDIR)/.tmp/huggingface
 export HF_HUB_OFFLINE := 1
@@ -33,12 +32,12 @@ $(VENV)/.demo-ready: pyproject.toml | $(PY)
 	$(PY) -m pip install -q -e ".[lightning,report]" "$(TORCH)"
 	@touch $@
 
-$(VENV)/.test-ready: pyproject.toml $(VENV)/.demo-ready | $(PY)
+$(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 	@echo "installing what the tests need into $(VENV)"
-	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,server,postgres,fast]" "$(TORCH)" "$(TORCHVISION)" timm
+	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
 	@# AGPL: only tests import it. Of its dependencies its models need none that is not there already.
 	$(PY) -m pip install -q --no-deps "$(ULTRALYTICS)"
-	@if [ -x $(SHARED)/tools/torchvision_on_cpu_torch/install ]; then $(SHARED)/tools/torchvision_on_cpu_torch/install $(PY); fi
+	@.ci/torchvision $(PY) $(TORCHVISION)
 	@touch $@
 
 demo: $(VENV)/.demo-ready  ## set up and run the demo: train on real digits, record, evaluate, show the worst samples
@@ -65,8 +64,8 @@ pytest: $(VENV)/.test-ready
 	$(PYTHON) -m venv --without-pip .venv-bench
 	$(PYTHON) -m pip --python .venv-bench/bin/python install -q pip
 	.venv-bench/bin/python -m pip install -q "$(TORCH)"
-	.venv-bench/bin/python -m pip install -q -e ".[fast]" -r tests/benchmarks/requirements.txt "$(TORCH)" "$(TORCHVISION)"
-	@if [ -x $(SHARED)/tools/torchvision_on_cpu_torch/install ]; then $(SHARED)/tools/torchvision_on_cpu_torch/install .venv-bench/bin/python; fi
+	.venv-bench/bin/python -m pip install -q -e ".[fast]" -r tests/benchmarks/requirements.txt "$(TORCH)" "torchvision==$(TORCHVISION)"
+	@.ci/torchvision .venv-bench/bin/python $(TORCHVISION)
 	@touch $@
 
 dist: $(VENV)/.test-ready  ## wheel and source distribution in dist/, the same bytes for the same commit

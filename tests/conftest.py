@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+import optional
 import pytest
 from skip_summary import pytest_terminal_summary  # noqa: F401 (a hook)
 
@@ -35,6 +36,19 @@ def _printed_as_installed() -> Iterator[None]:
     """Ultralytics sets print options of its own when it is imported, and doctests compare what is printed."""
     yield
     _restore()
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The package, where one fits the installed PyTorch."""
+    return optional.torchvision()
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The package, which imports torchvision."""
+    optional.torchvision()
+    return pytest.importorskip("timm")
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import optional
 import pytest
 import torch
 
-detection = pytest.importorskip("torchvision.models.detection")
+detection = optional.torchvision("torchvision.models.detection")
 from mld_core.adapters.base import ModelCall, Parsed, Thresholds  # noqa: E402
 from mld_core.adapters.registry import find_adapter  # noqa: E402
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optional
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from mld_core.adapters.registry import UnknownDetectorError, find_adapter
 
 os.environ.setdefault("YOLO_OFFLINE", "True")
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(__file__).parents[2] / ".tmp" / "ultralytics"))
-pytest.importorskip("torchvision")  # its suppression kernel is what both sides use where it is loaded
+optional.torchvision()  # its suppression kernel is what both sides use where it is loaded
 ultralytics = pytest.importorskip("ultralytics", reason="a test dependency: see the Makefile")
 
 LIMITS = Thresholds(0.3, 0.45, 50)

@@ -32,8 +32,8 @@ def test_against_shapely(run, dtype, origin):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_against_torchvision(run, dtype):
-    ops = pytest.importorskip("torchvision").ops
+def test_against_torchvision(torchvision, run, dtype):
+    ops = torchvision.ops
     rng = np.random.default_rng(2)
     a, b = boxes_at(rng, 300, 0, dtype), boxes_at(rng, 211, 0, dtype)
     ta, tb = torch.from_numpy(a), torch.from_numpy(b)

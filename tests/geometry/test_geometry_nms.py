@@ -114,8 +114,8 @@ def test_nothing_and_one(run, function):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("objects", [20, 1000])
-def test_against_torchvision(run, geo, dtype, objects):
-    ops = pytest.importorskip("torchvision").ops
+def test_against_torchvision(torchvision, run, geo, dtype, objects):
+    ops = torchvision.ops
     rng = np.random.default_rng(5)
     boxes, scores = geo.image_scene(rng, 1000, objects)
     boxes, labels = boxes.astype(dtype), rng.integers(0, 8, 1000)

@@ -14,9 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from folders import TRAININGS
-
-pytest.importorskip("torchvision.models.detection")
 from detector_parts import (
     CLASSES,
     HEIGHT,
@@ -30,6 +27,7 @@ from detector_parts import (
     scenes,
     yolos,
 )
+from folders import TRAININGS
 from lightning_parts import passes, quiet_trainer
 
 from ml_debugger.records import load
@@ -263,6 +261,7 @@ def launch(framework: str, root: Path) -> None:
 
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.usefixtures("torchvision")
 def test_two_ranks_of_lightning(store: Path, tmp_path: Path) -> None:
     launch("lightning", tmp_path)
     assert walks(store) == [
@@ -349,7 +348,7 @@ def yolo_data(root: Path) -> Path:
 
 
 @pytest.fixture
-def yolo_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def yolo_train(torchvision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Trains a small YOLO from scratch for two epochs; the last checkpoint."""
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("YOLO_OFFLINE", "true")
@@ -455,6 +454,7 @@ def test_ultralytics_with_a_broken_run_file_still_has_names(
 
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.usefixtures("torchvision")
 def test_two_ranks_of_ultralytics(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if find_spec("ultralytics") is None:
         pytest.skip("needs ultralytics")

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import lightning.pytorch as pl
+import optional
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -78,7 +79,7 @@ class _Tiny(nn.Module):
 
 def torchvision_model(family: str) -> Any:
     """A `FasterRCNN` or `RetinaNet` with random weights."""
-    from torchvision.models import detection
+    detection = optional.torchvision("torchvision.models.detection")
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.ops import MultiScaleRoIAlign
 

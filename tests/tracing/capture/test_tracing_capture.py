@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from mld_core.tracing.capture.capture import Capture, canonical, find_module
@@ -15,7 +14,6 @@ from mld_core.tracing.capture.features import MAX_WIDTH, _splitmix64, channel_ax
 from mld_core.tracing.capture.heads import OUTPUTS, HeadChooser
 from mld_core.tracing.guard import ConfigurationProblem
 
-timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
 
@@ -60,7 +58,7 @@ def check(model, x, *, logits, features, modes=(False, True), **options):
         assert all(not m._forward_hooks for m in model.modules())
 
 
-def test_resnet18():
+def test_resnet18(torchvision):
     check(
         torchvision.models.resnet18(num_classes=7),
         torch.randn(4, 3, 32, 32),
@@ -69,7 +67,7 @@ def test_resnet18():
     )
 
 
-def test_googlenet_main_head_not_the_auxiliary_ones():
+def test_googlenet_main_head_not_the_auxiliary_ones(torchvision):
     model = torchvision.models.googlenet(num_classes=6, aux_logits=True, init_weights=False)
     check(
         model,
@@ -79,12 +77,12 @@ def test_googlenet_main_head_not_the_auxiliary_ones():
     )
 
 
-def test_squeezenet_conv_head():
+def test_squeezenet_conv_head(torchvision):
     model = torchvision.models.squeezenet1_1(num_classes=5)
     check(model, torch.randn(3, 3, 64, 64), logits=lambda o: o, features=("classifier.1", 512))
 
 
-def test_vit_and_swin():
+def test_vit_and_swin(timm):
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, depth=2)
     check(vit, torch.randn(2, 3, 32, 32), logits=lambda o: o, features=("head", 192))
     swin = timm.create_model(
@@ -93,7 +91,7 @@ def test_vit_and_swin():
     check(swin, torch.randn(2, 3, 56, 56), logits=lambda o: o, features=("head.fc", 192))
 
 
-def test_distilled_deit_is_the_models_output_not_one_head():
+def test_distilled_deit_is_the_models_output_not_one_head(timm):
     model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, img_size=32, depth=2)
     model.set_distilled_training(True)
     capture, chooser = tracing(model)
@@ -250,7 +248,7 @@ def test_lora_like_head_uses_the_wide_layer():
 # -- target layers and pooling -------------------------------------------------------------------------------
 
 
-def test_target_layers_are_pooled_and_described():
+def test_target_layers_are_pooled_and_described(torchvision):
     model = torchvision.models.resnet18(num_classes=7).eval()
     capture, chooser = tracing(model, target_layers={"mid": "layer2", "deep": "layer4.1.conv2"})
     maps = {}
@@ -265,7 +263,7 @@ def test_target_layers_are_pooled_and_described():
     }  # fmt: skip
 
 
-def test_unknown_target_layer_lists_near_matches():
+def test_unknown_target_layer_lists_near_matches(torchvision):
     model = torchvision.models.resnet18(num_classes=7)
     with pytest.raises(ConfigurationProblem, match=r"layer4\.1\.conv22.*'layer4\.1\.conv2'"):
         Capture(model, target_layers={"x": "layer4.1.conv22"})
@@ -317,7 +315,7 @@ def test_channel_axis(shape, module, axis):
     assert torch.allclose(pool(x, axis), expected)
 
 
-def test_channels_last_memory_gives_the_same_features():
+def test_channels_last_memory_gives_the_same_features(torchvision):
     model = torchvision.models.resnet18(num_classes=7).eval()
     x = torch.randn(4, 3, 32, 32)
     rows = []

@@ -4,9 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-import timm
 import torch
-import torchvision
 from transformers import (
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -31,7 +29,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 96)])
-def test_torchvision_train_namedtuples(name, size):
+def test_torchvision_train_namedtuples(torchvision, name, size):
     model = getattr(torchvision.models, name)(
         weights=None, init_weights=False, num_classes=7, aux_logits=True
     ).train()
@@ -53,7 +51,7 @@ def test_torchvision_train_namedtuples(name, size):
     assert torch.equal(find_logits(output, 2), output)
 
 
-def test_timm_distilled_train_and_eval():
+def test_timm_distilled_train_and_eval(timm):
     model = timm.create_model(
         "deit_tiny_distilled_patch16_224", pretrained=False, num_classes=5, img_size=32, depth=1
     )

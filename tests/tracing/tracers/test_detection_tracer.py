@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optional
 import pytest
 import torch
 from detection_parts import CornerAdapter, CornerNet, boxes_of, image, registered, truth
@@ -42,7 +43,7 @@ def table(family: str = "samples", **which: Any) -> Any:
 
 
 def faster_rcnn() -> Any:
-    detection = pytest.importorskip("torchvision.models.detection")
+    detection = optional.torchvision("torchvision.models.detection")
     torch.manual_seed(0)
     return detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=96

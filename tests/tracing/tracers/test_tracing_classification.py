@@ -9,7 +9,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 from tracer_parts import K, batch, net, passes, samples
 
@@ -139,7 +138,7 @@ def test_additional_fields_come_through_the_call(caplog):
     assert "['weather'] belong to no additional field" in caplog.text
 
 
-def test_hooked_features_and_their_key_error():
+def test_hooked_features_and_their_key_error(torchvision):
     model = torchvision.models.resnet18(num_classes=K).eval()
     tracer = ClassificationTracer(model, "net", "v1", target_layers={"deep": "layer4", "logits_again": "fc"})
     with pytest.raises(KeyError, match="nothing yet"):

@@ -11,7 +11,6 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import nn
 from tracer_parts import K, batch, net, passes, samples
 
@@ -36,7 +35,7 @@ def test_credentials(monkeypatch):
     assert "secret" not in str(raised.value)
 
 
-def test_wrong_arguments():
+def test_wrong_arguments(torchvision):
     with pytest.raises(ConfigurationProblem, match="'layer9'"):
         ClassificationTracer(torchvision.models.resnet18(), "net", "v1", {"a": "layer9"})
     with pytest.raises(ConfigurationProblem, match=r"torch\.nn\.Module"):
@@ -121,7 +120,7 @@ def test_fully_custom_subclass():
 # -- life ----------------------------------------------------------------------------------------------------
 
 
-def test_training_is_bit_identical_with_resnet():
+def test_training_is_bit_identical_with_resnet(torchvision):
     def train(traced):
         torch.manual_seed(0)
         model = torchvision.models.resnet18(num_classes=K)
