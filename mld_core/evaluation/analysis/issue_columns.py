@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mld_core.evaluation.analysis.answers import SplitAnalysis
 from mld_core.evaluation.analysis.stages import Split
 from mld_core.evaluation.analysis.units import FLAGS, Column
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags
@@ -42,6 +43,27 @@ def flag_structs(flags: Flags) -> pa.StructArray:
     """The six booleans of every unit as structs."""
     values = (flags.error, flags.dense, flags.predicted, flags.covered, flags.ambiguous, flags.safe)
     return pa.StructArray.from_arrays([pa.array(value) for value in values], fields=list(FLAGS))
+
+
+def answer_columns(analysis: SplitAnalysis, split: Split) -> dict[str, Column]:
+    """(N,) columns of the units of a labelled split that every task has."""
+    made: dict[str, Column] = {
+        "error_proba": analysis.error_proba,
+        "category": category_names(analysis.category),
+        "projected_category": category_names(np.where(analysis.errors < 0, analysis.projected, -1)),
+        "local_error_rate": analysis.density.rate,
+        "local_error_lo": analysis.density.low,
+        "baseline_risk": analysis.baseline_risk,
+        "predicted_risk_lo": analysis.risk_low,
+        "ambiguity": analysis.ambiguity,
+        "label_quality": analysis.label_quality,
+        "region_id": pa.array(analysis.region, pa.int32(), mask=analysis.region < 0),
+        "flags": flag_structs(analysis.flags),
+        **coordinates(analysis.points),
+    }
+    if analysis.neighbours is not None:
+        made["neighbour_ids"] = neighbour_ids(analysis.neighbours, split)
+    return made
 
 
 def diagnosis_columns(found: Diagnoses) -> dict[str, Column]:

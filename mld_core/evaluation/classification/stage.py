@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import Reference, SplitAnalysis
 from mld_core.evaluation.analysis.issue_columns import (
+    answer_columns,
     category_names,
     coordinates,
     diagnosis_columns,
@@ -185,26 +186,12 @@ def analysis_columns(analysis: SplitAnalysis, arrays: SplitArrays, split: Split)
         analysis.close_classes,
         analysis.suggested_label,
     )
-    made: dict[str, Column] = {
-        "error_proba": analysis.error_proba,
-        "category": category_names(analysis.category),
-        "projected_category": category_names(np.where(analysis.errors < 0, analysis.projected, -1)),
+    return {
+        **answer_columns(analysis, split),
         **diagnosis_columns(analysis.diagnoses),
-        "local_error_rate": analysis.density.rate,
-        "local_error_lo": analysis.density.low,
-        "baseline_risk": analysis.baseline_risk,
-        "predicted_risk_lo": analysis.risk_low,
-        "ambiguity": analysis.ambiguity,
-        "label_quality": analysis.label_quality,
         "suggested_label": analysis.suggested_label,
-        "region_id": pa.array(analysis.region, pa.int32(), mask=analysis.region < 0),
-        "flags": flag_structs(analysis.flags),
         "error_code": pa.array(codes.tolist(), pa.string()),
-        **coordinates(analysis.points),
     }
-    if analysis.neighbours is not None:
-        made["neighbour_ids"] = neighbour_ids(analysis.neighbours, split)
-    return made
 
 
 def projection_columns(projection: Projection, reference: Split) -> dict[str, Column]:

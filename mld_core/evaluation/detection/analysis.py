@@ -20,10 +20,11 @@ from mld_core.evaluation.detection.records import (
     user_columns,
     vector_rows,
 )
-from mld_core.evaluation.detection.units import BoxUnits, box_size
+from mld_core.evaluation.detection.units import BoxUnits, box_size, corners
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.metrics.boxes import Floats, Ints, Predictions, group_pairs, ordinal
+from mld_core.evaluation.metrics.boxes import Floats, Ints, Predictions, ordinal, overlap_blocks
 from mld_core.evaluation.metrics.classification import entropy, log_softmax
+from mld_core.evaluation.metrics.matching import SHARED_IOU
 from mld_core.evaluation.space.arrays import SplitArrays, TrainArrays
 
 _ROWS = 65_536
@@ -133,29 +134,15 @@ def _company(predictions: Predictions) -> list[Floats]:
     rank = np.empty(count)
     rank[order] = ordinal(predictions.frame[order])
     crowd, same, other = np.zeros(count), np.zeros(count), np.zeros(count)
-    corners = _corners(predictions.box)
-    area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    for i, j in group_pairs(predictions.frame, predictions.frame):
-        width = np.minimum(corners[i, 2], corners[j, 2]) - np.maximum(corners[i, 0], corners[j, 0])
-        height = np.minimum(corners[i, 3], corners[j, 3]) - np.maximum(corners[i, 1], corners[j, 1])
-        near = np.flatnonzero((width > 0) & (height > 0) & (i != j))
-        a, b, shared = i[near], j[near], width[near] * height[near]
-        iou = shared / np.maximum(area[a] + area[b] - shared, 1e-12)
-        crowd += np.bincount(a[iou >= 0.3], minlength=count)
+    box, frame = corners(predictions.box), predictions.frame
+    for pairs in overlap_blocks(box, frame, box, frame, 0.0):
+        a, b, iou = (column[pairs.left != pairs.right] for column in vars(pairs).values())
+        crowd += np.bincount(a[iou >= SHARED_IOU], minlength=count)
         ahead = rank[b] < rank[a]
         alike = predictions.label[a] == predictions.label[b]
         np.maximum.at(same, a[ahead & alike], iou[ahead & alike])
         np.maximum.at(other, a[ahead & ~alike], iou[ahead & ~alike])
     return [size, rank, crowd, same, other]
-
-
-def _corners(box: NDArray[np.floating]) -> Floats:
-    """(N, 4) xyxy corners; of 3D boxes those of the upright square around the footprint."""
-    wide = box.astype(np.float64)
-    if box.shape[1] == 4:
-        return wide
-    reach = np.maximum(wide[:, 3], wide[:, 4])[:, None] / 2
-    return np.concatenate([wide[:, :2] - reach, wide[:, :2] + reach], axis=1)
 
 
 def analyse_boxes(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics import tide
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Pairs, Predictions, Truths
+from mld_core.evaluation.metrics.boxes import Bools, Floats, FrameState, Ints, Pairs, Predictions, Truths
 from mld_core.evaluation.metrics.matching import COVERED, BoxGeometry, Matched, best_pairs, match_events
 
 CODES = ("A", "M", "SP", "SG", "D", "ON", "N", "U")
@@ -23,14 +23,14 @@ BACKGROUND = -1
 
 
 @dataclass(frozen=True)
-class BoxEvents:
+class BoxEvents(FrameState):
     """Events of some frames at the operating threshold; (N,) kept predictions, (G,) truths.
 
     Attributes:
         right: (N,) matched within its class.
         ignored: (N,) counts neither as right nor as wrong.
         code: (N,) int8 number in `CODES`.
-        type: (N,) int8 TIDE error, see `metrics_tide`.
+        type: (N,) int8 TIDE error, see `metrics.tide`.
         truth: (N,) truth it is judged by: the matched one (of any class), else the one of a TIDE Loc error,
             else the closest, else -1.
         said_of: (N,) class of that truth, -1 for background.

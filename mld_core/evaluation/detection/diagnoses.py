@@ -17,7 +17,7 @@ from mld_core.evaluation.detection.misses import crowded
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits, box_size
 from mld_core.evaluation.metrics import tide
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, by_class
 from mld_core.evaluation.metrics.matching import ALIGNED_IOU, BACKGROUND_IOU
 
 ROBUST_Z = 3.0
@@ -196,15 +196,10 @@ def _not_found(e: BoxEvidence) -> Bools:
 
 def _robust_z(quality: Floats, label: Ints, right: Bools) -> Floats:
     """How many robust deviations each overlap lies below the median of the right boxes of its class."""
-    made = np.zeros(len(quality))
-    for one in np.unique(label[label >= 0]):
-        usual = quality[right & (label == one)]
-        if len(usual) == 0:
-            continue
-        middle = np.median(usual)
-        spread = max(MAD_TO_SIGMA * float(np.median(np.abs(usual - middle))), 1e-3)
-        made[label == one] = (middle - quality[label == one]) / spread
-    return made
+    usual = np.where(right, quality, np.nan)
+    middle = by_class(label, usual, np.median, np.nan)
+    spread = MAD_TO_SIGMA * by_class(label, np.abs(usual - middle), np.median, np.nan)
+    return np.where(label >= 0, np.nan_to_num((middle - quality) / np.maximum(spread, 1e-3)), 0.0)
 
 
 def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
@@ -318,11 +313,9 @@ def small_or_cut_off(e: BoxEvidence) -> Bools:
     """Not found, and smaller than 9 in 10 of its class or touching the image's border."""
     missed, truths = e.units.missed, e.records.truths
     area = box_size(truths.box)[0]
-    small = np.zeros(len(missed), np.bool_)
-    for label in np.unique(truths.label[missed]):
-        mine = truths.label[missed] == label
-        limit = np.quantile(area[(truths.label == label) & truths.counts], SMALL_QUANTILE)
-        small |= mine & (area[missed] < limit)
+    counted = np.where(truths.counts, area, np.nan)
+    limit = by_class(truths.label, counted, lambda known: np.quantile(known, SMALL_QUANTILE), -np.inf)
+    small = (area < limit)[missed]
     return e.missed(small | e.records.border[missed])
 
 

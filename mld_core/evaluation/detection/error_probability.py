@@ -27,6 +27,7 @@ from mld_core.evaluation.statistics.logistic import fit_logistic
 TRAIN_CAP = 20_000
 """Boxes a model of the error codes is fitted on: it has one set of trees for each code."""
 
+_TREES = {"max_iter": 60, "max_leaf_nodes": 15, "min_samples_leaf": 40, "l2_regularization": 5}
 _ROWS = 65_536
 _EDGE = 1e-6
 
@@ -96,7 +97,8 @@ def class_probabilities(
         rows = train[keep]
         if len(test) == 0 or len(np.unique(target[rows])) < 2:
             return
-        model = _trees().fit(_columns(inputs, rows, folds, fold), target[rows])
+        trees = HistGradientBoostingClassifier(**_TREES, early_stopping=False, random_state=0)
+        model = trees.fit(_columns(inputs, rows, folds, fold), target[rows])
         for span in spans(len(test), _ROWS):
             p = np.zeros((len(test[span]), count))
             p[:, model.classes_] = model.predict_proba(_columns(inputs, test[span], folds, fold))
@@ -104,18 +106,6 @@ def class_probabilities(
 
     workers.each(one, range(FOLDS))
     return _tempered(made, target, folds)
-
-
-def _trees() -> Any:
-    return HistGradientBoostingClassifier(
-        max_iter=60,
-        learning_rate=0.1,
-        max_leaf_nodes=15,
-        min_samples_leaf=40,
-        l2_regularization=5,
-        early_stopping=False,
-        random_state=0,
-    )
 
 
 def _columns(inputs: StackInputs, rows: Ints, folds: NDArray[np.int8], held_out: int) -> NDArray[np.float32]:

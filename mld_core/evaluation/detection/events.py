@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,26 +166,5 @@ def events_of(records: BoxRecords, kept: Ints, geometry: BoxGeometry) -> BoxEven
     parts = []
     for chunk in frame_chunks(records.frames.num_rows, predictions, truths):
         found = find_events(predictions.take(chunk.predictions), truths.take(chunk.truths), geometry)
-        parts.append((found, chunk.truths.start))
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[tuple[BoxEvents, int]]) -> BoxEvents:
-    made: dict[str, Any] = {}
-    for item in fields(BoxEvents):
-        values = [getattr(found, item.name) for found, _ in parts]
-        if item.name == "truth":
-            values = [
-                np.where(one >= 0, one + start, -1) for one, (_, start) in zip(values, parts, strict=True)
-            ]
-        made[item.name] = np.concatenate(values) if values else _EMPTY[item.name]
-    return BoxEvents(**made)
-
-
-_NO = np.empty(0, np.bool_)
-_EMPTY = {
-    **dict.fromkeys(("right", "ignored", "matched", "found", "met"), _NO),
-    **dict.fromkeys(("code", "type"), np.empty(0, np.int8)),
-    **dict.fromkeys(("truth", "said_of"), np.empty(0, np.int64)),
-    **dict.fromkeys(("quality", "best"), np.empty(0)),
-}
+        parts.append(replace(found, truth=np.where(found.truth >= 0, found.truth + chunk.truths.start, -1)))
+    return BoxEvents.merge(parts or [find_events(predictions, truths, geometry)])

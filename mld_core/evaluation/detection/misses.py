@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.error_probability import ErrorProbability, estimate_errors
 from mld_core.evaluation.analysis.stack_features import ONE_HOT_CLASSES, StackInputs
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection.units import box_size
+from mld_core.evaluation.detection.units import box_size, corners
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Truths, group_pairs
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Truths, group_pairs, overlap_blocks
+from mld_core.evaluation.metrics.matching import SHARED_IOU
 from mld_core.evaluation.space.neighbourhood import surroundings
 from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hashes
 
@@ -44,44 +45,25 @@ def truth_columns(records: BoxRecords) -> NDArray[np.float32]:
 
 def neighbours_of(truths: Truths) -> list[Floats]:
     """(G,) truths within two box lengths, truths of the frame, and the largest overlap with another truth."""
-    count = len(truths)
-    box = truths.box.astype(np.float64)
-    if box.shape[1] == 4:
-        center, length = (
-            (box[:, :2] + box[:, 2:]) / 2,
-            np.maximum(box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]),
-        )
-        half = (box[:, 2:] - box[:, :2]) / 2
-    else:
-        center, length = box[:, :2], np.maximum(box[:, 3], box[:, 4])
-        half = np.stack([length, length], axis=1) / 2
+    count, box = len(truths), corners(truths.box)
+    center, length = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).max(axis=1, initial=0)
     near, most = np.zeros(count), np.zeros(count)
     for i, j in group_pairs(truths.frame, truths.frame):
-        other = i != j
-        a, b = i[other], j[other]
-        apart = np.abs(center[a] - center[b])
-        near += np.bincount(a[np.hypot(*apart.T) < CLOSE_LENGTHS * length[a]], minlength=count)
-        shared = np.clip(half[a] + half[b] - apart, 0, 2 * np.minimum(half[a], half[b])).prod(axis=1)
-        whole = 4 * (half[a].prod(axis=1) + half[b].prod(axis=1)) - shared
-        np.maximum.at(most, a, shared / np.maximum(whole, 1e-12))
-    frame = np.bincount(truths.frame, minlength=1)[truths.frame] if count else np.zeros(0)
+        a, b = i[i != j], j[i != j]
+        close = np.hypot(*(center[a] - center[b]).T) < CLOSE_LENGTHS * length[a]
+        near += np.bincount(a[close], minlength=count)
+    for pairs in overlap_blocks(box, truths.frame, box, truths.frame, 0.0):
+        other = pairs.take(pairs.left != pairs.right)
+        np.maximum.at(most, other.left, other.value)
+    frame = np.bincount(truths.frame, minlength=1)[truths.frame]
     return [near, frame.astype(np.float64), most]
 
 
-def crowded(truths: Truths, least: float = 0.3) -> Ints:
-    """(G,) how many other truths overlap a truth at `least` (3D: the squares around the footprints)."""
-    made = np.zeros(len(truths), np.int64)
-    box = truths.box.astype(np.float64)
-    if box.shape[1] == 7:
-        reach = np.maximum(box[:, 3], box[:, 4])[:, None] / 2
-        box = np.concatenate([box[:, :2] - reach, box[:, :2] + reach], axis=1)
-    area = (box[:, 2:] - box[:, :2]).clip(0).prod(axis=1)
-    for i, j in group_pairs(truths.frame, truths.frame):
-        shared = (
-            (np.minimum(box[i, 2:], box[j, 2:]) - np.maximum(box[i, :2], box[j, :2])).clip(0).prod(axis=1)
-        )
-        iou = shared / np.maximum(area[i] + area[j] - shared, 1e-12)
-        made += np.bincount(i[(i != j) & (iou >= least)], minlength=len(truths))
+def crowded(truths: Truths) -> Ints:
+    """(G,) how many other truths overlap a truth at 0.3 (3D: the squares around the footprints)."""
+    made, box = np.zeros(len(truths), np.int64), corners(truths.box)
+    for pairs in overlap_blocks(box, truths.frame, box, truths.frame, SHARED_IOU):
+        made += np.bincount(pairs.left[pairs.left != pairs.right], minlength=len(truths))
     return made
 
 

@@ -15,14 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from mld_core.evaluation.analysis.answers import Reference, SplitAnalysis
 from mld_core.evaluation.analysis.error_probability import ErrorProbability
-from mld_core.evaluation.analysis.issue_columns import (
-    category_names,
-    coordinates,
-    diagnosis_columns,
-    flag_structs,
-    named,
-    neighbour_ids,
-)
+from mld_core.evaluation.analysis.issue_columns import answer_columns, diagnosis_columns, named
 from mld_core.evaluation.analysis.issue_tables import (
     analysis_notes,
     analysis_options,
@@ -205,36 +198,20 @@ class _Run:
 
     def analysis_columns(self, answers: BoxAnswers) -> dict[str, Column]:
         analysis, parts = answers.analysis, answers.probabilities
-        missed = len(self.units.missed)
         thresh = float(self.group.options.get("error_proba_thresh") or ERROR_PROBA_THRESH)
-        floats: dict[str, NDArray[Any]] = {
-            "error_proba": analysis.error_proba,
+        best = np.where(analysis.suggested_label == self.records.n_class, -1, analysis.suggested_label)
+        made: dict[str, Column] = {
+            **answer_columns(analysis, self.split),
             "det_error_proba": parts.det_error,
             "cls_error_proba": parts.cls_error,
             "code_certainty": parts.certainty,
-            "local_error_rate": analysis.density.rate,
-            "local_error_lo": analysis.density.low,
-            "baseline_risk": analysis.baseline_risk,
-            "predicted_risk_lo": analysis.risk_low,
-            "ambiguity": analysis.ambiguity,
-            "label_quality": analysis.label_quality,
+            "suggested_label": pa.array(best, pa.int32(), mask=best < 0),
         }
-        floats |= {name: np.asarray(value) for name, value in coordinates(analysis.points).items()}
-        made: dict[str, Column] = {name: _padded(value, missed) for name, value in floats.items()}
-        made["category"] = _more(category_names(analysis.category), missed)
-        projected = np.where(analysis.errors < 0, analysis.projected, -1)
-        made["projected_category"] = _more(category_names(projected), missed)
-        best = np.where(analysis.suggested_label == self.records.n_class, -1, analysis.suggested_label)
-        made["suggested_label"] = _more(pa.array(best, pa.int32(), mask=best < 0), missed)
-        region = pa.array(analysis.region, pa.int32(), mask=analysis.region < 0)
-        made["region_id"] = _more(region, missed)
-        made["flags"] = _more(flag_structs(analysis.flags), missed)
-        made["error_code"] = error_codes(self.records, self.units, parts.certainty < thresh)
-        made["frame_error_proba"] = self.frame_column(analysis)
-        if analysis.neighbours is not None:
-            ids = neighbour_ids(analysis.neighbours, self.split)
-            made["neighbour_ids"] = pa.chunked_array([*ids.chunks, pa.nulls(missed, ids.type)], ids.type)
-        return made
+        missed = len(self.units.missed)
+        return {name: _padded(column, missed) for name, column in made.items()} | {
+            "error_code": error_codes(self.records, self.units, parts.certainty < thresh),
+            "frame_error_proba": self.frame_column(analysis),
+        }
 
     def frame_column(self, analysis: SplitAnalysis) -> NDArray[np.float64]:
         """(N + M,) probability that the unit's frame holds an error."""
@@ -318,16 +295,9 @@ class _Run:
     def accuracy_interval(self) -> dict[str, float | None]:
         """95 % interval of the accuracy, frames or groups drawn together."""
         records, units = self.records, self.units
-        use = records.truths.counts
-        frame = np.concatenate(
-            [
-                records.predictions.frame[units.kept][units.judged],
-                records.truths.frame[use & ~units.events.found],
-            ]
-        )
-        right = np.concatenate(
-            [units.events.right[units.judged], np.zeros(int((use & ~units.events.found).sum()), np.bool_)]
-        )
+        lost = records.truths.frame[records.truths.counts & ~units.events.found]
+        frame = np.append(records.predictions.frame[units.kept[units.judged]], lost)
+        right = np.append(units.events.right[units.judged], np.zeros(len(lost), np.bool_))
         if len(frame) == 0:
             return {}
         names, groups = group_codes(self.keys[frame])
@@ -349,14 +319,12 @@ def _named_background(label: str, background: int) -> str:
     return "->".join(sides) + at + where
 
 
-def _padded(values: NDArray[Any], missed: int) -> NDArray[np.float64]:
-    return np.append(values.astype(np.float64), np.full(missed, np.nan))
-
-
-def _more(column: pa.Array, missed: int) -> pa.ChunkedArray:
-    if isinstance(column, pa.ChunkedArray):
-        return pa.chunked_array([*column.chunks, pa.nulls(missed, column.type)], column.type)
-    return pa.chunked_array([column, pa.nulls(missed, column.type)], column.type)
+def _padded(column: Column, missed: int) -> Column:
+    """A column of the kept predictions with nothing for the missed truths."""
+    if isinstance(column, np.ndarray):
+        return np.append(column.astype(np.float64), np.full(missed, np.nan))
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return pa.chunked_array([*chunks, pa.nulls(missed, column.type)], column.type)
 
 
 def frame_error_proba(

@@ -271,6 +271,15 @@ def _boxes(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str, 
     return made | ours.place(own, area)
 
 
+def corners(box: NDArray[np.floating]) -> Floats:
+    """(N, 4) xyxy corners; of 3D boxes those of the upright square around the footprint."""
+    wide = box.astype(np.float64)
+    if box.shape[1] == 4:
+        return wide
+    reach = np.maximum(wide[:, 3], wide[:, 4])[:, None] / 2
+    return np.concatenate([wide[:, :2] - reach, wide[:, :2] + reach], axis=1)
+
+
 def box_size(box: NDArray[np.floating]) -> tuple[Floats, Floats]:
     """Area (3D: volume) and width over height (3D: over length) of boxes."""
     wide = box.astype(np.float64)

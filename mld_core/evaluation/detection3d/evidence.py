@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from mld_core.evaluation.detection3d.bins import polar
+from mld_core.evaluation.detection3d.diagnoses_sensor import (
+    RangeBins,
+    SectorDropouts,
+    range_drop_off,
+    sector_dropout,
+)
 from mld_core.evaluation.metrics.boxes import (
     Bools,
     Floats,
@@ -20,6 +27,7 @@ from mld_core.evaluation.metrics.boxes import (
     Pairs,
     Predictions,
     Truths,
+    by_class,
     footprints,
     near_pairs,
 )
@@ -86,6 +94,135 @@ class RoadEvidence:
     likely: float = 0.5
     epochs: Sequence[Predictions] = ()
 
+    @property
+    def rows(self) -> int:
+        """N + G."""
+        return len(self.predictions) + len(self.truths)
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is not there, and why a code that needs it cannot be computed."""
+        points = self.n_points is not None and bool((self.n_points >= 0).any())
+        speeds = self.velocity is not None and self.true_velocity is not None
+        inside = self.points_inside is not None
+        told = self.votes.epochs >= AGREEING_EPOCHS or self.true_velocity is not None
+        needs = [
+            ("answers", self.error_proba is not None, "the error probability was not estimated"),
+            ("velocity", speeds, "velocities are not recorded"),
+            ("headings", told, "neither velocities nor other epochs are recorded"),
+            ("n_points", points, "the points inside truths are not recorded (n_points)"),
+            ("points_inside", inside, "the points inside predicted boxes are not recorded"),
+            ("sectors", not self.sectors.reason, self.sectors.reason),
+        ]
+        return {name: why for name, there, why in needs if not there}
+
+    @property
+    def wrong(self) -> Bools:
+        """(N,) predictions that are false."""
+        return self.counted & (self.truth < 0)
+
+    def of(self, predictions: Bools | None = None, truths: Bools | None = None) -> Bools:
+        """(N + G,) from a mask of either, or both."""
+        made = np.zeros(self.rows, np.bool_)
+        if predictions is not None:
+            made[: len(self.predictions)] = predictions
+        if truths is not None:
+            made[len(self.predictions) :] = truths
+        return made
+
+    def of_pairs(self, mask: Bools) -> Bools:
+        """(N + G,) from a mask of the matched pairs: their predictions."""
+        made = np.zeros(self.rows, np.bool_)
+        made[self.pairs.row[mask]] = True
+        return made
+
+    @cached_property
+    def pairs(self) -> Offsets:
+        """The matched pairs."""
+        return offsets_of(self)
+
+    @cached_property
+    def off_along(self) -> Bools:
+        """(P,) beyond the bound along the sensor's ray."""
+        return self.pairs.along > robust_bound(self.pairs.along, self.pairs.label, OFFSET_FLOOR)
+
+    @cached_property
+    def off_across(self) -> Bools:
+        """(P,) beyond the bound across the ray."""
+        return self.pairs.across > robust_bound(self.pairs.across, self.pairs.label, OFFSET_FLOOR)
+
+    @cached_property
+    def further(self) -> Bools:
+        """(P,) further off along the ray than across."""
+        return self.pairs.along > self.pairs.across
+
+    @cached_property
+    def off_up(self) -> Bools:
+        """(P,) beyond the bound in height."""
+        return self.pairs.up > robust_bound(self.pairs.up, self.pairs.label)
+
+    @cached_property
+    def off_size(self) -> Bools:
+        """(P,) beyond the bound in size."""
+        return self.pairs.errors[:, 1] > robust_bound(self.pairs.errors[:, 1], self.pairs.label)
+
+    @cached_property
+    def turned(self) -> Floats:
+        """(P,) radians, NaN in classes without a front."""
+        return np.where(self.profile.oriented[self.pairs.label], self.pairs.errors[:, 2], np.nan)
+
+    @cached_property
+    def flips(self) -> Bools:
+        """(P,) turned by a quarter or more although the class has a front."""
+        return (self.turned >= np.pi / 2) & (self.pairs.period > 1.5 * np.pi)
+
+    @cached_property
+    def swapped(self) -> Bools:
+        """(N,) size errors whose width and length fit the truth's the other way round."""
+        said, true = self.predictions.box[self.pairs.row], self.truths.box[self.pairs.truth]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            straight = np.abs(np.log(said[:, 3:5] / true[:, 3:5])).sum(axis=1)
+            crossed = np.abs(np.log(said[:, 3:5] / true[:, 4:2:-1])).sum(axis=1)
+        return self.of_pairs(self.off_size & (crossed < straight))[: len(self.predictions)]
+
+    @cached_property
+    def votes(self) -> Votes:
+        """Of other epochs."""
+        return votes_of(self)
+
+    @cached_property
+    def alone(self) -> Bools:
+        """(N,) false, and overlapping no truth."""
+        return self.wrong & ~overlapping_truth(self)
+
+    @cached_property
+    def bins(self) -> RangeBins:
+        """Range bins in which a class fails."""
+        return range_drop_off(self.predictions, self.wrong, self.counted, self.truths, self.missed)
+
+    @cached_property
+    def sectors(self) -> SectorDropouts:
+        """Sectors that fall silent."""
+        found = self.silent, self.missed, self.recorded
+        return sector_dropout(self.truths, *found, self.frames, self.n_points)
+
+    @cached_property
+    def unlabelled(self) -> tuple[Floats, Bools]:
+        """(N,) suspicion and mask of T20; needs the error probability."""
+        assert self.error_proba is not None
+        return _unlabelled(self, self.error_proba)
+
+    @cached_property
+    def shifted(self) -> tuple[Floats, Bools]:
+        """(N,) suspicion and mask of T21."""
+        offset = (self.off_along & self.further) | (self.off_across & ~self.further) | self.off_up
+        return _shifted(self, offset)
+
+    @cached_property
+    def flipped(self) -> tuple[Floats, Bools]:
+        """(N,) suspicion and mask of T22."""
+        return _flipped(self)
+
 
 @dataclass(frozen=True)
 class Offsets:
@@ -98,7 +235,7 @@ class Offsets:
         across: metres across it, absolute.
         up: metres of height, absolute.
         flat: distance in the ground plane.
-        errors: (P, 4) as `metrics_nuscenes.tp_errors`.
+        errors: (P, 4) as `metrics.nuscenes.tp_errors`.
         period: radians after which the class looks the same.
         label: class.
     """
@@ -146,15 +283,12 @@ def robust_bound(values: Floats, label: Ints, floor: float = 0.0) -> Floats:
         >>> robust_bound(np.array([1.0, 2, 3, 4, 5]), np.zeros(5, int)).round(2).tolist()[0]
         7.45
     """
-    made = np.full(len(values), np.inf)
-    for one in np.unique(label):
-        mine = label == one
-        known = values[mine & ~np.isnan(values)]
-        if len(known):
-            middle = float(np.median(known))
-            spread = MAD_TO_SIGMA * float(np.median(np.abs(known - middle)))
-            made[mine] = max(middle + DEVIATIONS * spread, floor)
-    return made
+
+    def bound(known: Floats) -> float:
+        middle = float(np.median(known))
+        return max(middle + DEVIATIONS * MAD_TO_SIGMA * float(np.median(np.abs(known - middle))), floor)
+
+    return by_class(label, values, bound, np.inf)
 
 
 # --- what other epochs say ----------------------------------------------------------------------------------
@@ -179,9 +313,9 @@ class Votes:
     steady: Floats
 
 
-def votes_of(e: RoadEvidence, pairs: Offsets) -> Votes:
+def votes_of(e: RoadEvidence) -> Votes:
     """Count the other epochs that are with the prediction, and those with the truth."""
-    count = len(pairs.row)
+    pairs, count = e.pairs, len(e.pairs.row)
     seen, place, heading = (np.zeros(count, np.int64) for _ in range(3))
     said, true = e.predictions.box[pairs.row].astype(np.float64), e.truths.box[pairs.truth].astype(np.float64)
     total = said[:, :2] - true[:, :2]
@@ -225,20 +359,16 @@ def overlapping_truth(e: RoadEvidence) -> Bools:
     return made
 
 
-def unlabelled(e: RoadEvidence, alone: Bools, error_proba: Floats) -> tuple[Floats, Bools]:
+def _unlabelled(e: RoadEvidence, error_proba: Floats) -> tuple[Floats, Bools]:
     """A false prediction that overlaps no truth and looks like a right one, here and in other epochs."""
-    rows = np.flatnonzero(alone)
-    box, label, frame = (
-        e.predictions.box[rows].astype(np.float64),
-        e.predictions.label[rows],
-        e.predictions.frame[rows],
-    )
-    said = e.predictions.score[rows]
+    rows = np.flatnonzero(e.alone)
+    found = e.predictions.take(rows)
+    said, box = found.score, found.box.astype(np.float64)
     votes = np.zeros(len(rows))
     for other in e.epochs:
-        found = _nearest(frame, label, box, other)
-        there = np.flatnonzero(found >= 0)
-        votes[there] += other.score[found[there]] >= said[there] / 2
+        near = _nearest(found.frame, found.label, box, other)
+        there = np.flatnonzero(near >= 0)
+        votes[there] += other.score[near[there]] >= said[there] / 2
     belief = np.clip(1 - error_proba[rows], 1e-6, 1 - 1e-6)
     # Each vote counts as one of a coin tossed with a flat prior.
     odds = belief / (1 - belief) * (votes + 1) / (len(e.epochs) - votes + 1)
@@ -255,15 +385,16 @@ def _belief(e: RoadEvidence, rows: Ints) -> Floats:
     return 1 - e.error_proba[rows]
 
 
-def expected_offsets(e: RoadEvidence, pairs: Offsets) -> Floats:
+def expected_offsets(e: RoadEvidence) -> Floats:
     """(P,) metres by which such a prediction usually lies off its truth, from what does not see the truth.
 
     Cross-fitted boosted trees over range, azimuth, class, size, score and points of the truth, on the log of
     the distance; the class median with fewer than 50 pairs.
     """
+    pairs = e.pairs
     target = np.log(np.maximum(pairs.flat, 0.01))
     if len(target) < LEAST_PAIRS:
-        return np.exp(_class_median(target, pairs.label))
+        return np.exp(by_class(pairs.label, target, np.median, 0.0))
     box = e.predictions.box[pairs.row].astype(np.float64)
     distance, azimuth = polar(box)
     columns = [distance, azimuth, pairs.label, np.log(np.maximum(box[:, 3:6], 1e-3)).sum(axis=1)]
@@ -281,30 +412,19 @@ def expected_offsets(e: RoadEvidence, pairs: Offsets) -> Floats:
             made[held] = np.median(target)
             continue
         trees = HistGradientBoostingRegressor(
-            max_iter=60,
-            learning_rate=0.1,
-            max_leaf_nodes=15,
-            min_samples_leaf=40,
-            early_stopping=False,
-            random_state=0,
+            max_iter=60, max_leaf_nodes=15, min_samples_leaf=40, early_stopping=False, random_state=0
         )
         made[held] = trees.fit(table[rest], target[rest]).predict(table[held])
     return np.exp(made)
 
 
-def _class_median(values: Floats, label: Ints) -> Floats:
-    made = np.zeros(len(values))
-    for one in np.unique(label):
-        made[label == one] = np.median(values[label == one])
-    return made
-
-
-def shifted(e: RoadEvidence, pairs: Offsets, votes: Votes, offset: Bools) -> tuple[Floats, Bools]:
+def _shifted(e: RoadEvidence, offset: Bools) -> tuple[Floats, Bools]:
     """The offset is far beyond the usual, steadily so in other epochs, and the prediction is believed.
 
     `offset` (P,) are the pairs of T01 to T03.
     """
-    usual = expected_offsets(e, pairs)
+    pairs, votes = e.pairs, e.votes
+    usual = expected_offsets(e)
     surprise = votes.steady / np.maximum(usual, 0.05)
     suspicion = np.full(len(e.predictions), np.nan)
     suspicion[pairs.row] = _belief(e, pairs.row) * surprise / (surprise + DEVIATIONS)
@@ -317,25 +437,16 @@ def shifted(e: RoadEvidence, pairs: Offsets, votes: Votes, offset: Bools) -> tup
     return suspicion, mask
 
 
-def _headings_known(pairs: Offsets, flips: Bools) -> Floats:
-    """(P,) how far the front is told from the rear in the pair's class: 1 always, 0 not better than a coin.
-
-    1 - 2 h, h being the share of the class's pairs that are flipped; a coin flips half of them.
-    """
-    made = np.zeros(len(pairs.row))
-    for one in np.unique(pairs.label):
-        mine = pairs.label == one
-        made[mine] = max(1 - 2 * float(flips[mine].mean()), 0.0)
-    return made
-
-
-def flipped(e: RoadEvidence, pairs: Offsets, votes: Votes, asked: Bools) -> tuple[Floats, Bools]:
+def _flipped(e: RoadEvidence) -> tuple[Floats, Bools]:
     """The motion, or the other epochs, have the prediction's heading.
 
     Epochs agree on a heading that was learned by chance too: their votes count as far as the headings of the
-    class are usually right. `asked` (P,) are the pairs of T06.
+    class are usually right.
     """
-    known = _headings_known(pairs, asked)
+    pairs, votes, asked = e.pairs, e.votes, e.flips
+    # How far the front is told from the rear in a class: 1 always, 0 not better than a coin.
+    share_flipped = by_class(pairs.label, asked.astype(np.float64), np.mean, 0.0)
+    known = np.maximum(1 - 2 * share_flipped, 0.0)
     towards = np.full(len(pairs.row), np.nan)
     if e.true_velocity is not None:
         velocity = e.true_velocity[pairs.truth].astype(np.float64)

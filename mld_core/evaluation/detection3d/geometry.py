@@ -14,6 +14,7 @@ from mld_core.evaluation.metrics.boxes import (
     Pairs,
     Predictions,
     Truths,
+    by_class,
     footprints,
     measured,
     near_pairs,
@@ -45,15 +46,8 @@ class RoadBoxes:
     def aligned(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Bools:
         """See `BoxGeometry.aligned`: within 0.5 m, and 0.75 of the class's median aligned IoU."""
         value = self.quality(predictions, truths, pairs)
-        label = truths.label[pairs.right]
-        usual = np.ones(len(pairs))
-        for one in np.unique(label):
-            mine = label == one
-            usual[mine] = (
-                np.median(value[mine & (pairs.value > self.event)])
-                if (mine & (pairs.value > self.event)).any()
-                else 1
-            )
+        met = np.where(pairs.value > self.event, value, np.nan)
+        usual = by_class(truths.label[pairs.right], met, np.median, 1.0)
         near = pairs.value > 1 - ALIGNED_METRES / (2 * EVENT_METRES)
         return np.asarray(near & (value >= ALIGNED_SHARE * usual))
 

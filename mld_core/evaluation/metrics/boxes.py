@@ -281,6 +281,24 @@ def measured(measure: Measure, a: NDArray[np.floating], b: NDArray[np.floating])
     return made
 
 
+def by_class(
+    label: Ints, values: NDArray[np.floating], statistic: Callable[[Floats], float], otherwise: float
+) -> Floats:
+    """(N,) a statistic of the values of each row's class, NaN left out; `otherwise` where none is known.
+
+    Example:
+        >>> by_class(np.array([0, 0, 1]), np.array([1.0, 3, np.nan]), np.median, 0.0).tolist()
+        [2.0, 2.0, 0.0]
+    """
+    made = np.full(len(label), otherwise, np.float64)
+    for one in np.unique(label):
+        mine = label == one
+        known = values[mine & ~np.isnan(values)]
+        if len(known):
+            made[mine] = statistic(known)
+    return made
+
+
 def ordinal(groups: Ints) -> Ints:
     """(N,) place of every row within its run of equal groups.
 
