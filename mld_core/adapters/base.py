@@ -15,10 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from mld_core.adapters.outputs import Array, Detection3DOutput, DetectionOutput
-
-# What counts where neither the user nor the model states a threshold.
-FALL_BACK_2D: Final = {"score": 0.05, "iou": 0.5, "max_detections": 300}
-FALL_BACK_3D: Final = {"score": 0.1, "iou": 0.2, "max_detections": 300}
+from mld_core.adapters.settings import Setting, changed
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,46 @@ class Thresholds:
             other.iou if self.iou is None else self.iou,
             other.max_detections if self.max_detections is None else self.max_detections,
         )
+
+    def and_of(self, other: Thresholds) -> Thresholds:
+        """What detections went through that passed both.
+
+        >>> Thresholds(0.1, 0.5, 100).and_of(Thresholds(0.05, 0.4, None))
+        Thresholds(score=0.1, iou=0.4, max_detections=100)
+        """
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        score, iou, most = ([v for v in pair if v is not None] for pair in pairs)
+        return Thresholds(max(score, default=None), min(iou, default=None), min(most, default=None))
+
+    def without_iou(self) -> Thresholds:
+        """The same for a model that suppresses nothing."""
+        return Thresholds(self.score, None, self.max_detections)
+
+    def filled(self) -> Thresholds:
+        """With the fall-back of 2D where neither the user nor the model states one.
+
+        >>> Thresholds(iou=0.7).filled()
+        Thresholds(score=0.05, iou=0.7, max_detections=300)
+        """
+        return self.over(FALL_BACK_2D)
+
+    @staticmethod
+    def stated(score: Any = None, iou: Any = None, max_detections: Any = None) -> Thresholds:
+        """From what a framework holds: any kind of number, or None; a number of detections below 1 is none.
+
+        >>> Thresholds.stated(0, None, -1)
+        Thresholds(score=0.0, iou=None, max_detections=None)
+        """
+        return Thresholds(
+            None if score is None else float(score),
+            None if iou is None else float(iou),
+            None if max_detections is None or int(max_detections) < 1 else int(max_detections),
+        )
+
+
+# What counts where neither the user nor the model states a threshold.
+FALL_BACK_2D: Final = Thresholds(0.05, 0.5, 300)
+FALL_BACK_3D: Final = Thresholds(0.1, 0.2, 300)
 
 
 @dataclass(frozen=True)
@@ -189,11 +226,16 @@ class Adapter(ABC):
         """The limits the model itself states; None each where it states none."""
         return Thresholds()
 
+    def places(self) -> Sequence[Setting | None]:
+        """Where the model reads score, iou and number of detections, in this order; None: nowhere."""
+        return ()
+
     @contextlib.contextmanager
     def applied(self, limits: Thresholds) -> Iterator[None]:
         """Within it the model works with `limits` (where it has such attributes); restored at the end."""
-        del limits
-        yield
+        asked = zip(self.places(), vars(limits).values(), strict=False)
+        with changed([(place, value) for place, value in asked if place is not None and value is not None]):
+            yield
 
     def watched(self) -> dict[str, Any]:
         """Alias -> sub-module whose calls `parse` needs beside the detector's own."""

@@ -18,7 +18,6 @@ from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Pars
 from mld_core.adapters.finals import (
     Finals,
     detached,
-    filled,
     id_of,
     level_features,
     parsed,
@@ -76,8 +75,7 @@ class CenterNetAdapter(Adapter):
         sizes = sizes_of(images if batch is None else batch.get("input"))
         if maps is None or sizes is None or len(sizes) != len(maps["hm"]):
             return None
-        wanted = filled(limits.over(call.thresholds or self.thresholds()))
-        wanted = Thresholds(wanted.score, None, wanted.max_detections)
+        wanted = limits.over(call.thresholds or self.thresholds()).filled().without_iou()
         branch = call.watched.get("hm", ())
         features = branch[-1].args[0] if branch and branch[-1].args else None
         with torch.no_grad():

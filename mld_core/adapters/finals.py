@@ -11,30 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mld_core.adapters.base import FALL_BACK_2D, FrameGeometry, Parsed, Thresholds, Truth
-from mld_core.adapters.outputs import DetectionOutput, as_array
+from mld_core.adapters.base import FrameGeometry, Parsed, Thresholds, Truth
+from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput, as_array
 from mld_core.geometry.nms import nms
 
 MAX_FEATURES: Final = 512
 _SAME_SCORE: Final = 1e-6  # kernels round the last bit as the position in memory has it
 _AT_ONCE: Final = 32
-_FALL_BACK: Final = Thresholds(
-    float(FALL_BACK_2D["score"]), float(FALL_BACK_2D["iou"]), int(FALL_BACK_2D["max_detections"])
-)
 
 
 @dataclass
 class Finals:
-    """Final detections of one image, by descending score.
+    """Final detections of one image or frame, by descending score.
 
     Attributes:
-        boxes: (N, 4) xyxy pixels of the tracer's input tensor.
+        boxes: (N, 4) xyxy pixels of the tracer's input tensor, or (N, 7) in 3D.
         scores: (N,).
         labels: (N,) int64, from 0.
         logits: (N, K) or None.
         features: (N, D) or None.
         quality: (N,) objectness or centerness as a probability, or None.
         source: (N,) int64 anchor, proposal or query; -1: not found.
+        velocities: (N, 2) in 3D, or None.
         cut: whether a limit on the number of detections dropped some.
     """
 
@@ -45,57 +43,38 @@ class Finals:
     features: Tensor | None = None
     quality: Tensor | None = None
     source: Tensor | None = None
+    velocities: Tensor | None = None
     cut: bool = False
 
     def pick(self, index: Tensor | slice) -> Finals:
         """The detections at `index` (positions, a mask or a slice)."""
-
-        def rows(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[index]
-
-        return Finals(
-            boxes=self.boxes[index],
-            scores=self.scores[index],
-            labels=self.labels[index],
-            logits=rows(self.logits),
-            features=rows(self.features),
-            quality=rows(self.quality),
-            source=rows(self.source),
-            cut=self.cut,
-        )
+        rows = {n: v[index] for n, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **rows)
 
 
-def filled(limits: Thresholds) -> Thresholds:
-    """`limits` with the fall-back values where neither the user nor the model states one.
+def limited(
+    frame: Finals,
+    limits: Thresholds,
+    done: Thresholds,
+    suppress: Callable[[Tensor, Tensor, Tensor, float], Tensor] = nms,
+) -> Finals:
+    """Drops what is beyond `limits`, in the order given.
 
-    >>> filled(Thresholds(iou=0.7))
-    Thresholds(score=0.05, iou=0.7, max_detections=300)
+    Args:
+        frame: the detections.
+        limits: what is asked for.
+        done: the limits they have passed already.
+        suppress: which of (boxes, scores, labels) stay at an overlap.
     """
-    return limits.over(_FALL_BACK)
-
-
-def stricter(a: Thresholds, b: Thresholds) -> Thresholds:
-    """What detections went through that passed both.
-
-    >>> stricter(Thresholds(0.1, 0.5, 100), Thresholds(0.05, 0.4, None))
-    Thresholds(score=0.1, iou=0.4, max_detections=100)
-    """
-    return Thresholds(
-        max((v for v in (a.score, b.score) if v is not None), default=None),
-        min((v for v in (a.iou, b.iou) if v is not None), default=None),
-        min((v for v in (a.max_detections, b.max_detections) if v is not None), default=None),
-    )
-
-
-def limited(frame: Finals, limits: Thresholds, done: Thresholds) -> Finals:
-    """Drops what is beyond `limits`; `done` are the limits the detections have passed already."""
     if limits.score is not None and (done.score is None or limits.score > done.score):
         frame = frame.pick(~(frame.scores < limits.score))  # a NaN stays, to be counted
     if limits.iou is not None and (done.iou is None or limits.iou < done.iou) and len(frame.scores) > 1:
-        frame = frame.pick(nms(frame.boxes.float(), frame.scores.float(), frame.labels, limits.iou))
+        kept = suppress(frame.boxes.float(), frame.scores.float(), frame.labels, limits.iou)
+        frame = frame.pick(kept.sort().values)
     most = limits.max_detections
     if most is not None and len(frame.scores) > most:
-        frame = replace(frame.pick(slice(0, most)), cut=True)
+        best = frame.scores.argsort(descending=True, stable=True)[:most]
+        frame = replace(frame.pick(best.sort().values), cut=True)
     return frame
 
 
@@ -104,24 +83,20 @@ def parsed(
     activation: str,
     background: int | None,
     thresholds: Thresholds,
-    geometry: list[FrameGeometry] | None,
+    geometry: list[FrameGeometry] | None = None,
+    kind: type[DetectionOutput | Detection3DOutput] = DetectionOutput,
 ) -> Parsed:
-    """The answer of `Adapter.parse` from each image's detections."""
+    """The answer of `Adapter.parse` from each image's or frame's detections."""
 
     def column(name: str) -> list[Any] | None:
         values = [getattr(frame, name) for frame in frames]
         return None if not values or any(v is None for v in values) else values
 
     quality = column("quality")
+    optional = {name: column(name) for name in ("logits", "features", "velocities")}
+    every = {name: [getattr(frame, name) for frame in frames] for name in ("boxes", "scores", "labels")}
     return Parsed(
-        output=DetectionOutput(
-            boxes=[frame.boxes for frame in frames],
-            scores=[frame.scores for frame in frames],
-            labels=[frame.labels for frame in frames],
-            logits=column("logits"),
-            features=column("features"),
-            source_index=column("source"),
-        ),
+        output=kind(**every, **optional, source_index=column("source")),
         activation=activation,
         background=background,
         cap_hit=[frame.cut for frame in frames],
@@ -152,6 +127,21 @@ def detached(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [detached(v) for v in value]
     return value
+
+
+def clipped(boxes: Tensor, height: float, width: float) -> Tensor:
+    """(N, 4) xyxy boxes cut at the borders of an image."""
+    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+    return torch.stack((x, y), dim=2).reshape(boxes.shape)
+
+
+def gathered(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]` (N, D) float32, NaN where a row is -1."""
+    if not len(rows):
+        return table.new_zeros((0, *table.shape[1:]), dtype=torch.float32)
+    picked = table[rows.clamp(min=0).to(table.device)].float()
+    picked[(rows < 0).to(table.device)] = math.nan
+    return picked
 
 
 def same_detections(a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tensor, Tensor]) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mld_core.adapters.base import Thresholds, Truth
-from mld_core.adapters.finals import Finals, truths_of
+from mld_core.adapters.base import FrameGeometry, Parsed, Thresholds, Truth
+from mld_core.adapters.finals import Finals, parsed, truths_of
 
 
 def query_finals(
@@ -59,6 +59,39 @@ def query_finals(
         source=queries,
         cut=len(best) < len(order),
     )
+
+
+def query_parsed(
+    logits: Tensor,
+    boxes: Tensor,
+    hidden: Tensor | None,
+    sizes: Any,
+    limits: Thresholds,
+    geometry: list[FrameGeometry],
+    *,
+    softmax: bool,
+) -> Parsed:
+    """The answer of `Adapter.parse`: arguments as of `query_finals`, for each image of a batch."""
+    frames = [
+        query_finals(each, where, size, None if hidden is None else hidden[i], limits, softmax=softmax)
+        for i, (each, where, size) in enumerate(zip(logits, boxes, sizes, strict=True))
+    ]
+    background = logits.shape[-1] - 1 if softmax else None
+    return parsed(frames, "softmax" if softmax else "sigmoid", background, limits.without_iou(), geometry)
+
+
+def real_queries(count: int, own: int, groups: Any, *, training: bool) -> slice:
+    """Without query groups (last) and denoising queries (first), which there are in train only.
+
+    Args:
+        count: queries in the output.
+        own: queries that a trained model answers with, 0: not known.
+        groups: of queries, None or 0: one.
+        training: whether the model trained.
+    """
+    if not training or not 0 < own < count:
+        return slice(0, count)
+    return slice(0, own) if count == own * int(groups or 1) else slice(count - own, count)
 
 
 def _candidates(logits: Tensor, *, softmax: bool) -> tuple[Tensor, Tensor, Tensor]:

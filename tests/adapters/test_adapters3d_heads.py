@@ -19,7 +19,7 @@ from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.registry import find_adapter
 
 Made = tuple[Any, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]]
-LIMITS = Thresholds(0.0, FALL_BACK_3D["iou"], 1000)
+LIMITS = Thresholds(0.0, FALL_BACK_3D.iou, 1000)
 
 
 @dataclass

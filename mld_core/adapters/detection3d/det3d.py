@@ -10,8 +10,8 @@ from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import has
 from mld_core.adapters.detection3d.layouts import Layout, names_of, tensor, truth_of
 from mld_core.adapters.detection3d.openpcdet import frame_ids, truth_part
-from mld_core.adapters.detection3d.settings import read
 from mld_core.adapters.outputs import as_array
+from mld_core.adapters.settings import read
 
 
 class Det3d(Layout):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from mld_core.adapters.base import Adapter, Call, ModelCall, Parsed, Thresholds, Truth
-from mld_core.adapters.detection3d.frames import Collected, NativeFrame
+from mld_core.adapters.detection3d.frames import NativeFrame, final
 from mld_core.adapters.detection3d.heads.base import NOTHING
 from mld_core.adapters.detection3d.layouts import Range
 from mld_core.adapters.detection3d.probe import (
@@ -21,8 +21,10 @@ from mld_core.adapters.detection3d.probe import (
     Identity,
     identify,
 )
-from mld_core.adapters.detection3d.settings import changed, read
+from mld_core.adapters.finals import parsed
+from mld_core.adapters.outputs import Detection3DOutput
 from mld_core.adapters.registry import register
+from mld_core.adapters.settings import changed, read
 
 
 class Detector3D(Adapter):
@@ -43,15 +45,11 @@ class Detector3D(Adapter):
             raise ValueError(f"{type(model).__name__} is no 3D detector of a known framework")
         self.identity: Identity = found
 
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """Any 3D detector of a known framework that no family claims."""
-        return identify(model) is not None
-
     @classmethod
-    def _is(cls, model: Any) -> bool:
+    def detect(cls, model: Any) -> bool:
+        """By framework and head; any 3D detector of a known framework that no family claims is `OTHER`."""
         found = identify(model)
-        return found is not None and found.family == cls.family
+        return found is not None and cls.family in {OTHER, found.family}
 
     # -- what the model states -------------------------------------------------------------------------------
 
@@ -95,7 +93,7 @@ class Detector3D(Adapter):
         """Sets them where the post-processing reads them; iou for PointPillars only."""
         head = self.identity.head
         if not self.uses_nms:
-            limits = Thresholds(limits.score, None, limits.max_detections)
+            limits = limits.without_iou()
         with changed([] if head is None else head.settings(limits)):
             yield
 
@@ -123,26 +121,23 @@ class Detector3D(Adapter):
 
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """Final detections; None where the call returned losses."""
-        frames = _kept(call.output)
-        if frames is None:
-            frames = self.identity.layout.frames(call.output)
+        frames = call.output
+        if not (isinstance(frames, list) and all(isinstance(frame, NativeFrame) for frame in frames)):
+            frames = self.identity.layout.frames(frames)
         if frames is None:
             return None
         stated = call.thresholds or self.thresholds()
-        asked = limits if self.uses_nms else Thresholds(limits.score, None, limits.max_detections)
+        asked = limits if self.uses_nms else limits.without_iou()
         head = None if call.training else self.identity.head  # of which nothing was kept in training mode
-        collected = Collected()
+        found = []
         for index, frame in enumerate(frames):
             origin = None if head is None else head.origin(call, index, frame)
             hit = head is not None and head.capped(frame, stated)
-            collected.add(frame, origin, asked, stated, hit)
-        activation, background = ("none", None) if head is None else head.activation()
-        passed = Thresholds(
-            _largest(asked.score, stated.score),
-            _smallest(asked.iou, stated.iou) if self.uses_nms else None,
-            _most(asked.max_detections, stated.max_detections),
-        )
-        return collected.parsed(activation, background, passed)
+            found.append(final(frame, origin, asked, stated, hit))
+        known = head is not None and bool(found) and all(one.logits is not None for one in found)
+        activation, background = head.activation() if head is not None and known else ("none", None)
+        passed = asked.and_of(stated) if self.uses_nms else asked.and_of(stated).without_iou()
+        return parsed(found, activation, background, passed, kind=Detection3DOutput)
 
     def truths(self, call: ModelCall, truth: Any) -> Sequence[Truth | None] | None:
         """True boxes in the framework's own forms; the public form is read by the tracer."""
@@ -171,44 +166,16 @@ class Detector3D(Adapter):
         return self.identity.layout.arguments(points, batch)
 
 
-def _kept(output: Any) -> list[NativeFrame] | None:
-    if isinstance(output, list) and all(isinstance(frame, NativeFrame) for frame in output):
-        return output
-    return None
-
-
-def _largest(a: float | None, b: float | None) -> float | None:
-    return max((v for v in (a, b) if v is not None), default=None)
-
-
-def _smallest(a: float | None, b: float | None) -> float | None:
-    return min((v for v in (a, b) if v is not None), default=None)
-
-
-def _most(a: int | None, b: int | None) -> int | None:
-    return min((v for v in (a, b) if v is not None), default=None)
-
-
 class CenterPoint(Detector3D):
     """CenterPoint, CenterFormer, VoxelNeXt, TransFusion, Voxel R-CNN, det3d's PointPillars and VoxelNet."""
 
     family: ClassVar[str] = CENTERPOINT
-
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """LiDAR only, with a centre head or a second stage."""
-        return CenterPoint._is(model)
 
 
 class BevFusion(Detector3D):
     """BEVFusion (MMDetection3D, MIT, OpenPCDet, ADLab) and its descendants: LiDAR and cameras."""
 
     family: ClassVar[str] = BEVFUSION
-
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """LiDAR and cameras that meet in the bird's-eye view."""
-        return BevFusion._is(model)
 
 
 class BevFormer(Detector3D):
@@ -222,22 +189,12 @@ class BevFormer(Detector3D):
     family: ClassVar[str] = BEVFORMER
     needs_pc_range: ClassVar[bool] = True
 
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """Cameras only."""
-        return BevFormer._is(model)
-
 
 class PointPillars(Detector3D):
     """PointPillars in MMDetection3D (VoxelNet, MVXFasterRCNN with pillars) and OpenPCDet, and descendants."""
 
     family: ClassVar[str] = POINTPILLARS
     uses_nms: ClassVar[bool] = True
-
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """LiDAR only, pillars, an anchor head."""
-        return PointPillars._is(model)
 
 
 for _family in (Detector3D, CenterPoint, BevFusion, BevFormer, PointPillars):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from mld_core.adapters.base import Parsed, Thresholds
-from mld_core.adapters.finals import rows_by_value
-from mld_core.adapters.outputs import Detection3DOutput, as_array
+from mld_core.adapters.base import Thresholds
+from mld_core.adapters.finals import Finals, limited, rows_by_value
 from mld_core.geometry.conventions import to_standard
 from mld_core.geometry.nms import nms_bev
 
@@ -68,15 +66,6 @@ class Origin:
     logits: Tensor | None = None
     features: Tensor | None = None
     quality: Tensor | None = None
-
-
-def gathered(table: Tensor, rows: Tensor) -> Tensor:
-    """`table[rows]` (N, D) float32, NaN where a row is -1."""
-    if not len(rows):
-        return table.new_zeros((0, *table.shape[1:]), dtype=torch.float32)
-    picked = table[rows.clamp(min=0).to(table.device)].float()
-    picked[(rows < 0).to(table.device)] = math.nan
-    return picked
 
 
 def find_rows(
@@ -140,76 +129,21 @@ def per_class(parts: Sequence[tuple[Tensor, Sequence[int]]], n_class: int) -> Te
     return full
 
 
-@dataclass
-class Collected:
-    """The frames of one call on their way to `Parsed`."""
+def final(
+    frame: NativeFrame, origin: Origin | None, limits: Thresholds, stated: Thresholds, hit: bool
+) -> Finals:
+    """One frame in the standard convention, without what is beyond `limits`, in the model's order.
 
-    boxes: list[Any] = field(default_factory=list)
-    scores: list[Any] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)
-    velocities: list[Any] = field(default_factory=list)
-    origins: list[Origin | None] = field(default_factory=list)
-    cap_hit: list[bool] = field(default_factory=list)
-
-    def add(
-        self, frame: NativeFrame, origin: Origin | None, limits: Thresholds, stated: Thresholds, hit: bool
-    ) -> None:
-        """One frame: converted, then what is beyond `limits` dropped.
-
-        Args:
-            frame: as the framework wrote it.
-            origin: where its detections come from, None if unknown.
-            limits: what is asked for.
-            stated: limits that the detections have passed already.
-            hit: whether the model's own limit on their number may have cut some off.
-        """
-        boxes, velocities = to_standard(frame.boxes.float().cpu(), frame.convention)
-        scores, labels = frame.scores.float().cpu(), frame.labels.cpu()
-        keep = torch.arange(len(scores))
-        if limits.score is not None and (stated.score is None or limits.score > stated.score):
-            keep = keep[~(scores < limits.score)]  # a NaN stays, to be counted
-        if limits.iou is not None and stated.iou is not None and limits.iou < stated.iou and len(keep) > 1:
-            kept = nms_bev(boxes[keep], scores[keep], labels[keep], limits.iou)
-            keep = keep[kept.sort().values]
-        most = limits.max_detections
-        if most is not None and len(keep) > most:
-            best = scores[keep].argsort(descending=True, stable=True)[:most]
-            keep, hit = keep[best.sort().values], True
-        self.boxes.append(boxes[keep])
-        self.scores.append(scores[keep])
-        self.labels.append(labels[keep])
-        self.velocities.append(None if velocities is None else velocities[keep])
-        self.origins.append(None if origin is None else _picked(origin, keep))
-        self.cap_hit.append(hit)
-
-    def _column(self, name: str) -> list[Any] | None:
-        values = [None if origin is None else getattr(origin, name) for origin in self.origins]
-        return None if not values or any(value is None for value in values) else values
-
-    def parsed(self, activation: str, background: int | None, limits: Thresholds) -> Parsed:
-        """The answer of `Adapter.parse`."""
-        logits, quality = self._column("logits"), self._column("quality")
-        velocities = None if any(v is None for v in self.velocities) else self.velocities
-        return Parsed(
-            output=Detection3DOutput(
-                boxes=self.boxes,
-                scores=self.scores,
-                labels=self.labels,
-                logits=logits,
-                features=self._column("features"),
-                velocities=velocities,
-                source_index=self._column("source"),
-            ),
-            activation=activation if logits is not None else "none",
-            background=background if logits is not None else None,
-            cap_hit=self.cap_hit,
-            thresholds=limits,
-            quality=None if quality is None else [as_array(q) for q in quality],
-        )
-
-
-def _picked(origin: Origin, keep: Tensor) -> Origin:
-    def rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.cpu()[keep]
-
-    return Origin(origin.source.cpu()[keep], rows(origin.logits), rows(origin.features), rows(origin.quality))
+    Args:
+        frame: as the framework wrote it.
+        origin: where its detections come from, None if unknown.
+        limits: what is asked for.
+        stated: limits that the detections have passed already.
+        hit: whether the model's own limit on their number may have cut some off.
+    """
+    boxes, velocities = to_standard(frame.boxes.float().cpu(), frame.convention)
+    known = {} if origin is None else {k: v.cpu() for k, v in vars(origin).items() if v is not None}
+    found = Finals(
+        boxes, frame.scores.float().cpu(), frame.labels.cpu(), velocities=velocities, cut=hit, **known
+    )
+    return limited(found, limits if stated.iou is not None else limits.without_iou(), stated, nms_bev)

@@ -16,8 +16,8 @@ from torch import Tensor
 from mld_core.adapters.base import Call, Truth
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import flat_names
-from mld_core.adapters.detection3d.settings import follow, numbers, read, read_child
 from mld_core.adapters.outputs import as_array
+from mld_core.adapters.settings import follow, numbers, read
 from mld_core.geometry.conventions import to_standard
 
 Range = tuple[float, float, float, float, float, float]
@@ -47,7 +47,7 @@ class Layout(ABC):
     def heads(self) -> Iterator[Any]:
         """The modules that may be the first stage's head."""
         for path in self.head_paths:
-            module = child(self.model, path)
+            module = follow(self.model, path)
             if isinstance(module, torch.nn.Module):
                 yield module
 
@@ -99,15 +99,6 @@ class Layout(ABC):
             f"a {self.name} model takes no bare points: give its own batch, as the framework's loader "
             "collates it"
         )
-
-
-def child(model: Any, path: str) -> Any:
-    """The sub-module at a dotted path, None if there is none."""
-    for name in path.split("."):
-        model = read_child(model, name)
-        if model is None:
-            return None
-    return model
 
 
 def box_convention(boxes: Any) -> str:

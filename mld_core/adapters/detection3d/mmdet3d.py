@@ -15,14 +15,13 @@ from mld_core.adapters.detection3d.heads.base import has
 from mld_core.adapters.detection3d.layouts import (
     Layout,
     box_convention,
-    child,
     names_of,
     tensor,
     truth_of,
     unpacked,
 )
-from mld_core.adapters.detection3d.settings import read
 from mld_core.adapters.registry import type_names
+from mld_core.adapters.settings import follow, read
 
 _HEADS = ("pts_bbox_head", "bbox_head")
 _RANGES = (
@@ -46,7 +45,7 @@ def _base(model: Any) -> bool:
 
 def _three_dimensional(model: Any) -> bool:
     """Structure that 2D detectors of the same framework do not have."""
-    heads = [child(model, path) for path in _HEADS]
+    heads = [follow(model, path) for path in _HEADS]
     ranged = any(
         has(head, "task_heads")
         or has(head, "conv_dir_cls")
@@ -57,7 +56,7 @@ def _three_dimensional(model: Any) -> bool:
         if head is not None
     )
     names = ("voxel_encoder", "pts_voxel_encoder", "pts_bbox_head", "img_view_transformer", "view_transform")
-    return ranged or any(child(model, name) is not None for name in names)
+    return ranged or any(follow(model, name) is not None for name in names)
 
 
 class Mmdet3d(Layout):

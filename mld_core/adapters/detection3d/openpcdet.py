@@ -12,8 +12,8 @@ from mld_core.adapters.base import Call, Truth
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import flat_names, has
 from mld_core.adapters.detection3d.layouts import Layout, tensor, truth_of
-from mld_core.adapters.detection3d.settings import read
 from mld_core.adapters.outputs import as_array
+from mld_core.adapters.settings import read
 
 
 class OpenPcdet(Layout):

@@ -14,10 +14,11 @@ from torch import nn
 from mld_core.adapters.detection3d.det3d import Det3d
 from mld_core.adapters.detection3d.heads import Head, RoiHead, kind_of
 from mld_core.adapters.detection3d.heads.base import has
-from mld_core.adapters.detection3d.layouts import Layout, child
+from mld_core.adapters.detection3d.layouts import Layout
 from mld_core.adapters.detection3d.mmdet3d import MitBevFusion, Mmdet3d, OldMmdet3d
 from mld_core.adapters.detection3d.openpcdet import OpenPcdet
 from mld_core.adapters.registry import type_names
+from mld_core.adapters.settings import follow
 
 LAYOUTS: Final[tuple[type[Layout], ...]] = (OpenPcdet, Mmdet3d, OldMmdet3d, MitBevFusion, Det3d)
 POINTPILLARS, CENTERPOINT, BEVFORMER, BEVFUSION = "PointPillars", "CenterPoint", "BEVFormer", "BEVFusion"
@@ -86,8 +87,8 @@ def family_of(model: Any, head: Head | None) -> str:
     """The family of a model, from the names of its classes and from what it is built of."""
     names = [name for _, name in type_names(model)]
     kind = "" if head is None else head.kind
-    camera = any(child(model, path) is not None for path in _CAMERA)
-    lidar = any(child(model, path) is not None for path in _LIDAR)
+    camera = any(follow(model, path) is not None for path in _CAMERA)
+    lidar = any(follow(model, path) is not None for path in _LIDAR)
     if any(
         "fusion" in name.lower().replace("transfusion", "") or name.startswith("BEVF_") for name in names
     ) or (camera and lidar and _fused(model)):
@@ -105,7 +106,7 @@ def _fused(model: Any) -> bool:
     """Whether cameras reach the bird's-eye view: a view transform, or a fuser."""
     names = ("view_transform", "vtransform", "encoders.camera.vtransform", "lift_splat_shot_vis",
              "fusion_layer", "fuser", "reduc_conv", "img_view_transformer")  # fmt: skip
-    return any(child(model, name) is not None or has(model, name) for name in names)
+    return any(follow(model, name) is not None or has(model, name) for name in names)
 
 
 def _has_pillars(model: Any) -> bool:

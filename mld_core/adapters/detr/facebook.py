@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
-from mld_core.adapters.finals import detached, filled, parsed, sizes_of, truths_of
+from mld_core.adapters.finals import detached, sizes_of, truths_of
 from mld_core.adapters.outputs import as_array
-from mld_core.adapters.queries import normalised_truths, query_finals, scaling
+from mld_core.adapters.queries import normalised_truths, query_parsed, real_queries, scaling
 from mld_core.adapters.registry import register, type_names
 
 _PARTS: Final = ("class_embed", "bbox_embed", "transformer", "num_queries")
@@ -88,39 +88,18 @@ class DetrAdapter(Adapter):
         own = call if "sizes" in call.kwargs else self.keep(None, Call(call.args, call.kwargs, call.output))
         if own.output is None or own.kwargs["sizes"] is None:
             return None
-        wanted, softmax = filled(limits.over(call.thresholds or self.thresholds())), self._softmax
+        wanted = limits.over(call.thresholds or self.thresholds()).filled()
         with torch.no_grad():
             every = own.output["pred_logits"]
             sizes = as_array(own.kwargs["sizes"]).tolist()
             if len(sizes) != len(every):
                 return None
-            real = self._real_queries(every.shape[1], training=call.training)
+            inner, geometry = _inner(self.model), self._geometry(sizes, own.kwargs["targets"])
+            groups = getattr(inner, "group_detr", 1)
+            real = real_queries(every.shape[1], int(inner.num_queries), groups, training=call.training)
             logits, boxes = every[:, real], own.output["pred_boxes"][:, real]
             hidden = _hidden_of(call, every, real)
-            frames = [
-                query_finals(
-                    logits[i],
-                    boxes[i],
-                    sizes[i],
-                    None if hidden is None else hidden[i],
-                    wanted,
-                    softmax=softmax,
-                )
-                for i in range(len(logits))
-            ]
-        limits_met = Thresholds(wanted.score, None, wanted.max_detections)
-        background = logits.shape[-1] - 1 if softmax else None
-        geometry = self._geometry(sizes, own.kwargs["targets"])
-        return parsed(frames, "softmax" if softmax else "sigmoid", background, limits_met, geometry)
-
-    def _real_queries(self, count: int, *, training: bool) -> slice:
-        """Without query groups (last) and denoising queries (first), which there are in train only."""
-        inner = _inner(self.model)
-        own = int(inner.num_queries)
-        if not training or not 0 < own < count:
-            return slice(0, count)
-        groups = int(getattr(inner, "group_detr", 1) or 1)
-        return slice(0, own) if count == own * groups else slice(count - own, count)
+            return query_parsed(logits, boxes, hidden, sizes, wanted, geometry, softmax=self._softmax)
 
     def _geometry(self, sizes: Sequence[Any], targets: Sequence[Mapping[str, Any]]) -> list[FrameGeometry]:
         known = len(targets) == len(sizes)

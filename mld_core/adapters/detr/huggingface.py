@@ -15,14 +15,15 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
-from mld_core.adapters.finals import detached, filled, parsed
-from mld_core.adapters.queries import normalised_truths, query_finals, scaling
+from mld_core.adapters.finals import detached
+from mld_core.adapters.queries import normalised_truths, query_parsed, real_queries, scaling
 from mld_core.adapters.registry import register, type_names
 
 _ENDINGS: Final = ("ForObjectDetection", "DetrForSegmentation")
@@ -108,33 +109,18 @@ class HuggingFaceDetrAdapter(Adapter):
         outputs, given = call.output, call.kwargs
         if outputs is None or outputs["logits"].shape[0] != given["shape"][0]:
             return None
-        wanted = filled(limits.over(call.thresholds or self.thresholds()))
+        wanted = limits.over(call.thresholds or self.thresholds()).filled()
         with torch.no_grad():
             real = self._real_queries(outputs, training=call.training)
             logits, boxes = outputs["logits"][:, real], outputs["pred_boxes"][:, real]
             softmax = self._softmax(logits.shape[-1])
             hidden = _last_hidden(outputs["hidden"], outputs["logits"].shape[1], real)
             sizes = self._frame_sizes(given, training=call.training)
-            frames = [
-                query_finals(
-                    logits[i],
-                    boxes[i],
-                    sizes[i],
-                    None if hidden is None else hidden[i],
-                    wanted,
-                    softmax=softmax,
-                )
-                for i in range(len(logits))
-            ]
-        background = self.n_class() if softmax else None
-        limits_met = Thresholds(wanted.score, None, wanted.max_detections)
-        return parsed(
-            frames, "softmax" if softmax else "sigmoid", background, limits_met, self._geometry(given)
-        )
+            return query_parsed(logits, boxes, hidden, sizes, wanted, self._geometry(given), softmax=softmax)
 
     def _kept(self, call: ModelCall) -> ModelCall:
         own = self.keep(None, Call(call.args, call.kwargs, call.output))
-        return ModelCall(own.args, own.kwargs, own.output, call.watched, call.training, call.thresholds)
+        return replace(call, args=own.args, kwargs=own.kwargs, output=own.output)
 
     def _softmax(self, width: int) -> bool:
         n_class = self.n_class()
@@ -151,10 +137,7 @@ class HuggingFaceDetrAdapter(Adapter):
         split = outputs["split"]
         if split is not None and sum(split) == count:
             return slice(int(split[0]), count)
-        if not training or not 0 < own < count:
-            return slice(0, count)
-        groups = int(getattr(self.model.config, "group_detr", 1) or 1)
-        return slice(0, own) if count == own * groups else slice(count - own, count)
+        return real_queries(count, own, getattr(self.model.config, "group_detr", 1), training=training)
 
     def _frame_sizes(self, given: Mapping[str, Any], *, training: bool) -> Any:
         """Height and width per image that the predicted boxes are parts of."""

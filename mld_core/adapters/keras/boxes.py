@@ -7,14 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from mld_core.adapters.base import FALL_BACK_2D, FrameGeometry, Thresholds, Truth
+from mld_core.adapters.base import FrameGeometry, Truth
 from mld_core.adapters.outputs import Array
 
 _SAME_SCORE: Final = 1e-6
 _WIDEST: Final = 512
-_FALL_BACK: Final = Thresholds(
-    float(FALL_BACK_2D["score"]), float(FALL_BACK_2D["iou"]), int(FALL_BACK_2D["max_detections"])
-)
 
 
 def to_numpy(value: Any) -> Array:
@@ -23,11 +20,6 @@ def to_numpy(value: Any) -> Array:
     if ragged is not None:
         value = ragged(default_value=-1)
     return np.asarray(value)
-
-
-def filled_limits(limits: Thresholds) -> Thresholds:
-    """`limits` with the fall-back values where neither the user nor the model states one."""
-    return limits.over(_FALL_BACK)
 
 
 def xyxy_of(boxes: Array, box_format: str, height: int, width: int) -> Array:

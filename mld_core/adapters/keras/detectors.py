@@ -22,7 +22,6 @@ from mld_core.adapters.base import Adapter, ModelCall, Parsed, Thresholds, Truth
 from mld_core.adapters.keras.boxes import (
     anchors_of,
     cell_features,
-    filled_limits,
     frames_of,
     padded_truths,
     to_numpy,
@@ -61,16 +60,14 @@ class KerasDetectorAdapter(Adapter):
     def thresholds(self) -> Thresholds:
         """Of the prediction decoder."""
         decoder = self.model.prediction_decoder
-        return Thresholds(
-            float(decoder.confidence_threshold), float(decoder.iou_threshold), int(decoder.max_detections)
-        )
+        return Thresholds.stated(decoder.confidence_threshold, decoder.iou_threshold, decoder.max_detections)
 
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """Decodes what the network put out, and finds the anchor of every detection."""
         images, raw = call.args[0], call.output
         if not isinstance(raw, Mapping):
             return None
-        wanted = filled_limits(limits.over(call.thresholds or self.thresholds()))
+        wanted = limits.over(call.thresholds or self.thresholds()).filled()
         assert wanted.max_detections is not None
         decoder = self._decoder(wanted)
         decoded, seen = self._decoded(raw, images, decoder)
@@ -193,7 +190,7 @@ class TensorFlowDetectionAdapter(Adapter):
         found, frames = call.output, frames_of(call.args[0])
         if not isinstance(found, Mapping) or "detection_boxes" not in found:
             return None
-        wanted = filled_limits(limits)
+        wanted = limits.filled()
         assert wanted.score is not None
         assert wanted.max_detections is not None
         table = found.get("detection_multiclass_scores")

@@ -20,16 +20,16 @@ from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Pars
 from mld_core.adapters.finals import (
     Finals,
     detached,
+    gathered,
+    id_of,
     limited,
     parsed,
     rows_by_value,
     same_detections,
-    stricter,
     truths_of,
 )
 from mld_core.adapters.mmdet.heads import (
     CenterHead,
-    Chain,
     DenseHead,
     Head,
     ProposalHead,
@@ -38,6 +38,7 @@ from mld_core.adapters.mmdet.heads import (
 )
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.registry import register, type_names
+from mld_core.adapters.settings import Setting, changed, read
 
 _META: Final = (
     "img_id",
@@ -110,31 +111,16 @@ class MMDetAdapter(Adapter):
     def thresholds(self) -> Thresholds:
         """Of the head's `test_cfg`."""
         cfg = self._cfg() or {}
-        nms = cfg.get("nms") or {}
-        most = cfg.get("topk", cfg.get("max_per_img"))
-        score, iou = cfg.get("score_thr"), nms.get("iou_threshold")
-        return Thresholds(
-            None if score is None else float(score),
-            None if iou is None or not self.uses_nms else float(iou),
-            None if most is None or int(most) <= 0 else int(most),
-        )
+        iou = (cfg.get("nms") or {}).get("iou_threshold") if self.uses_nms else None
+        return Thresholds.stated(cfg.get("score_thr"), iou, cfg.get("topk", cfg.get("max_per_img")))
 
     @contextlib.contextmanager
     def applied(self, limits: Thresholds) -> Iterator[None]:
         """Sets what the head's `test_cfg` has of them."""
         cfg = self._cfg()
-        if cfg is None:
+        wanted = with_limits(cfg, limits).items()
+        with changed([(Setting(cfg, key), value) for key, value in wanted if read(cfg, key) != value]):
             yield
-            return
-        wanted = with_limits(cfg, limits)
-        before = {key: cfg[key] for key in wanted if key in cfg}
-        try:
-            for key in before:
-                cfg[key] = wanted[key]
-            yield
-        finally:
-            for key, value in before.items():
-                cfg[key] = value
 
     def watched(self) -> dict[str, Any]:
         """The box heads, what pools proposals, and the layer before the class logits."""
@@ -164,7 +150,7 @@ class MMDetAdapter(Adapter):
         mode = call.kwargs.get("mode", call.args[2] if len(call.args) > 2 else "tensor")
         kwargs = {
             "mode": str(mode),
-            "metas": [{k: s.metainfo[k] for k in _META if k in s.metainfo} for s in samples],
+            "metas": [_meta(sample) for sample in samples],
             "truths": [_true(sample) for sample in samples],
         }
         found = [_found(sample) for sample in call.output] if mode == "predict" else None
@@ -191,14 +177,11 @@ class MMDetAdapter(Adapter):
         frames, known = _logits_of_all(frames, head)
         activation = "none" if head is None or not known else "softmax" if head.softmax else "sigmoid"
         background = frames[0].logits.shape[1] - 1 if activation == "softmax" else None  # type: ignore[union-attr]
-        return parsed(frames, activation, background, stricter(wanted, stated), [_geometry(m) for m in metas])
+        return parsed(frames, activation, background, wanted.and_of(stated), [_geometry(m) for m in metas])
 
     def _kept(self, call: ModelCall) -> Call:
-        return (
-            Call((), call.kwargs, call.output)
-            if "metas" in call.kwargs
-            else self.keep(None, Call(call.args, call.kwargs, call.output))
-        )
+        own = Call(call.args, call.kwargs, call.output)
+        return own if "metas" in call.kwargs else self.keep(None, own)
 
     def _head(self, call: ModelCall) -> Head | None:
         """What the head put out in this call; None where it is of no known layout."""
@@ -254,26 +237,21 @@ class MMDetAdapter(Adapter):
         chain = None if head is None else head.replay(image, meta, cfg, rescale=rescale)
         if own is None:
             assert head is not None
-            own = (
-                _values(head.untrained(image, meta, cfg))
-                if chain is None
-                else (chain.boxes, chain.scores, chain.labels)
-            )
+            made = head.untrained(image, meta, cfg) if chain is None else None
+            own = _values(made) if chain is None else (chain.boxes, chain.scores, chain.labels)
         boxes, scores, labels = own
         if rescale and meta.get("scale_factor") is not None:
             boxes = boxes * boxes.new_tensor(list(meta["scale_factor"][:2]) * 2)
         if head is None:
             return Finals(boxes, scores, labels)
         rows, cut = _rows(head, image, meta, own, chain, cfg, rescale=rescale)
-        logits = head.logits(image)[rows.clamp(min=0)].float()
-        logits[rows < 0] = torch.nan
         quality = head.quality(image)
         order = scores.argsort(descending=True, stable=True)
         return Finals(
             boxes=boxes,
             scores=scores,
             labels=labels,
-            logits=logits,
+            logits=gathered(head.logits(image), rows),
             features=head.features(image, rows),
             quality=None if quality is None else quality[rows.clamp(min=0)].float(),
             source=rows,
@@ -288,7 +266,7 @@ class MMDetAdapter(Adapter):
             targets, metas = own.kwargs["truths"], own.kwargs["metas"]
         elif isinstance(samples, (list, tuple)) and all(hasattr(s, "gt_instances") for s in samples):
             targets = [_true(sample) for sample in samples]
-            metas = [{k: s.metainfo[k] for k in _META if k in s.metainfo} for s in samples]
+            metas = [_meta(sample) for sample in samples]
         else:
             return None
         if any(target is None for target in targets):
@@ -302,12 +280,12 @@ class MMDetAdapter(Adapter):
             if frame == "original" and meta.get("scale_factor") is not None:
                 one.boxes = one.boxes * np.asarray(list(meta["scale_factor"][:2]) * 2, np.float32)
             one.columns["ignore"] = as_array(target["ignore"]).astype(np.bool_)
-            one.input_id = (
-                None
-                if meta.get("img_id", meta.get("img_path")) is None
-                else str(meta.get("img_id", meta.get("img_path")))
-            )
+            one.input_id = id_of(meta.get("img_id", meta.get("img_path")))
         return found
+
+
+def _meta(sample: Any) -> dict[str, Any]:
+    return {key: sample.metainfo[key] for key in _META if key in sample.metainfo}
 
 
 def _heads(model: Any) -> list[Any]:
@@ -324,14 +302,15 @@ def _rows(
     image: int,
     meta: Mapping[str, Any],
     own: tuple[Tensor, Tensor, Tensor],
-    chain: Chain | None,
+    chain: Finals | None,
     cfg: Any,
     *,
     rescale: bool,
 ) -> tuple[Tensor, bool]:
     """Rows of the model's own detections: by the chain; where it gives others, by their values."""
     if chain is not None and same_detections((chain.boxes, chain.scores, chain.labels), own):
-        return chain.rows, chain.cut
+        assert chain.source is not None
+        return chain.source, chain.cut
     boxes, scores, labels = own
     most = int(cfg.get("topk", cfg.get("max_per_img", -1)))
 
@@ -400,16 +379,6 @@ def _geometry(meta: Mapping[str, Any]) -> FrameGeometry:
         return FrameGeometry(height, width)
     sx, sy = (1 / float(v) for v in meta["scale_factor"][:2])
     direction = str(meta.get("flip_direction")) if meta.get("flip") else ""
-    across, down = direction in {"horizontal", "diagonal"}, direction in {"vertical", "diagonal"}
-    return FrameGeometry(
-        height,
-        width,
-        (
-            -sx if across else sx,
-            0.0,
-            width * sx if across else 0.0,
-            0.0,
-            -sy if down else sy,
-            height * sy if down else 0.0,
-        ),
-    )
+    across = (-sx, 0.0, width * sx) if direction in {"horizontal", "diagonal"} else (sx, 0.0, 0.0)
+    down = (0.0, -sy, height * sy) if direction in {"vertical", "diagonal"} else (0.0, sy, 0.0)
+    return FrameGeometry(height, width, across + down)

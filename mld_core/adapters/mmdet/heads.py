@@ -11,38 +11,18 @@ import copy
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Thresholds
-from mld_core.adapters.finals import level_features
+from mld_core.adapters.finals import Finals, clipped, gathered, level_features
 from mld_core.adapters.queries import corners
 from mld_core.adapters.registry import type_names
 
 _BASE: Final = "mmdet.models.dense_heads.base_dense_head"
 _ALL: Final = 1 << 30
-
-
-@dataclass
-class Chain:
-    """Final detections of one image with their rows.
-
-    Attributes:
-        boxes: (N, 4) xyxy.
-        scores: (N,).
-        labels: (N,) from 0.
-        rows: (N,) anchors, queries or proposals.
-        cut: whether the limit on their number dropped some.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    rows: Tensor
-    cut: bool
 
 
 class Head(ABC):
@@ -62,7 +42,7 @@ class Head(ABC):
         """(A, K) of all anchors, queries or proposals of an image."""
 
     @abstractmethod
-    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Chain | None:
+    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Finals | None:
         """The chain of filters; None where the head has one of its own."""
 
     @abstractmethod
@@ -143,7 +123,7 @@ class DenseHead(Head):
         one = _one(self.outputs, image)
         return self.head.predict_by_feat(*one, batch_img_metas=[meta], cfg=cfg, rescale=False)[0]
 
-    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Chain | None:
+    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Finals | None:
         """See `Head`."""
         methods = [getattr(type(self.head), n) for n in ("predict_by_feat", "_predict_by_feat_single")]
         if _named(self.head, "YOLOXHead"):
@@ -159,7 +139,13 @@ class DenseHead(Head):
             results=found, cfg=every, rescale=rescale, with_nms=True, img_meta=meta
         )
         kept = with_scores[:most]
-        return Chain(_plain(kept.bboxes), kept.scores, kept.labels, kept.source, len(with_scores) > most)
+        return Finals(
+            _plain(kept.bboxes), kept.scores, kept.labels, source=kept.source, cut=len(with_scores) > most
+        )
+
+    def _priors(self, **more: bool) -> Any:
+        levels, first = [level.shape[-2:] for level in self.outputs[0]], self.outputs[0][0]
+        return self.head.prior_generator.grid_priors(levels, dtype=first.dtype, device=first.device, **more)
 
     def _anchors(self, image: int, meta: Mapping[str, Any], cfg: Any) -> Any:
         """The candidates that pass threshold and number per level, before suppression."""
@@ -167,11 +153,7 @@ class DenseHead(Head):
         head = self.head
         deltas = self._flat(1, image, head.bbox_coder.encode_size)
         qualities = self._flat(2, image, 1) if len(self.outputs) > 2 else None
-        priors = head.prior_generator.grid_priors(
-            [level.shape[-2:] for level in self.outputs[0]],
-            dtype=self.outputs[0][0].dtype,
-            device=self.outputs[0][0].device,
-        )
+        priors = self._priors()
         parts: dict[str, list[Any]] = {
             n: [] for n in ("scores", "labels", "source", "deltas", "priors", "factor")
         }
@@ -198,12 +180,7 @@ class DenseHead(Head):
     def _yolox(self, image: int, cfg: Any) -> Any:
         """YOLOX keeps the best class of each cell where score times objectness is enough."""
         head = self.head
-        priors = head.prior_generator.grid_priors(
-            [level.shape[-2:] for level in self.outputs[0]],
-            dtype=self.outputs[0][0].dtype,
-            device=self.outputs[0][0].device,
-            with_stride=True,
-        )
+        priors = self._priors(with_stride=True)
         deltas = torch.cat(self._flat(1, image, 4))
         boxes = head._bbox_decode(torch.cat(priors), deltas[None])[0]  # noqa: SLF001 - the library's own
         objectness = self.quality(image)
@@ -241,13 +218,10 @@ class QueryHead(Head):
     def boxes_of(self, image: int, rows: Tensor, meta: Mapping[str, Any], *, rescale: bool) -> Tensor:
         """See `Head`."""
         height, width = meta["img_shape"][:2]
-        boxes = corners(self._boxes[image][rows], (height, width))
-        boxes = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=2).reshape(
-            -1, 4
-        )
+        boxes = clipped(corners(self._boxes[image][rows], (height, width)), height, width)
         return boxes / boxes.new_tensor(list(meta["scale_factor"]) * 2) if rescale else boxes
 
-    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Chain | None:
+    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Finals | None:
         """See `Head`."""
         table = self.scores(image)
         if self.softmax:
@@ -259,7 +233,7 @@ class QueryHead(Head):
         scores, index = values.topk(most)
         rows = index if self.softmax else torch.div(index, table.shape[1], rounding_mode="floor")
         boxes = self.boxes_of(image, rows, meta, rescale=rescale)
-        return Chain(boxes, scores, classes[index], rows, len(values) > most)
+        return Finals(boxes, scores, classes[index], source=rows, cut=len(values) > most)
 
 
 class CenterHead(Head):
@@ -289,7 +263,7 @@ class CenterHead(Head):
         """See `Head`."""
         return level_features(list(self._maps), image, rows, [1])
 
-    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Chain | None:
+    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Finals | None:
         """A chain of its own: peaks of the heatmap."""
         del image, meta, cfg, rescale
         return None
@@ -337,13 +311,9 @@ class ProposalHead(Head):
 
     def features(self, image: int, rows: Tensor) -> Tensor | None:
         """See `Head`."""
-        if self._vectors is None:
-            return None
-        out = self._of(image, self._vectors).flatten(1)[rows.clamp(min=0)].float()
-        out[rows < 0] = torch.nan
-        return out
+        return None if self._vectors is None else gathered(self._of(image, self._vectors).flatten(1), rows)
 
-    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Chain | None:
+    def replay(self, image: int, meta: Mapping[str, Any], cfg: Any, *, rescale: bool) -> Finals | None:
         """See `Head`."""
         if not isinstance(self._deltas, Tensor):
             return None
@@ -365,7 +335,7 @@ class ProposalHead(Head):
         most = int(cfg.get("max_per_img", -1))
         most = most if most > 0 else len(found)
         rows = torch.div(flat, raw.scores.shape[1] - 1, rounding_mode="floor")[:most]
-        return Chain(found[:most, :4], found[:most, 4], labels[:most], rows, len(found) > most)
+        return Finals(found[:most, :4], found[:most, 4], labels[:most], source=rows, cut=len(found) > most)
 
 
 def with_limits(cfg: Any, limits: Thresholds) -> Any:

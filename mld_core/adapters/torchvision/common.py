@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import torch
@@ -21,38 +21,25 @@ from torch import Tensor
 from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
 from mld_core.adapters.finals import (
     Finals,
+    clipped,
     detached,
+    gathered,
     limited,
     parsed,
     rows_by_value,
     same_detections,
     sizes_of,
-    stricter,
     truths_of,
 )
 from mld_core.adapters.registry import type_names
+from mld_core.adapters.settings import Setting
 
 _HALF: Final = (torch.float16, torch.bfloat16)
 _PACKAGE: Final = "torchvision.models.detection."
 
 
-@dataclass
-class Chain:
-    """What the chain of filters left of one image, in the frame of the resized image.
-
-    Attributes:
-        boxes: (N, 4) xyxy.
-        scores: (N,), descending.
-        labels: (N,) as the model numbers them.
-        rows: (N,) anchors or proposals of this image.
-        cut: whether the limit on the number of detections dropped some.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    rows: Tensor
-    cut: bool
+# The model's attributes, in the order of `Thresholds`.
+_LIMITS: Final = ("score_thresh", "nms_thresh", "detections_per_img")
 
 
 class TorchvisionAdapter(Adapter):
@@ -71,29 +58,18 @@ class TorchvisionAdapter(Adapter):
         """The object that holds `score_thresh`, `nms_thresh` and `detections_per_img`."""
         return self.model
 
+    @classmethod
+    def detect(cls, model: Any) -> bool:
+        """By the name of a base class."""
+        return any(name in cls.classes and module.startswith(_PACKAGE) for module, name in type_names(model))
+
     def thresholds(self) -> Thresholds:
         """Read from the model."""
-        holder = self.settings()
-        return Thresholds(
-            float(holder.score_thresh), float(holder.nms_thresh), int(holder.detections_per_img)
-        )
+        return Thresholds.stated(*(getattr(self.settings(), name) for name in _LIMITS))
 
-    @contextlib.contextmanager
-    def applied(self, limits: Thresholds) -> Iterator[None]:
-        """Sets the three attributes of `settings()`."""
-        holder = self.settings()
-        before = {
-            name: getattr(holder, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")
-        }
-        wanted = (limits.score, limits.iou, limits.max_detections)
-        try:
-            for name, value in zip(before, wanted, strict=True):
-                if value is not None:
-                    setattr(holder, name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(holder, name, value)
+    def places(self) -> list[Setting]:
+        """The three attributes of `settings()`."""
+        return [Setting(self.settings(), name) for name in _LIMITS]
 
     def keep(self, alias: str | None, call: Call) -> Call:
         """Masks, normalised images, feature maps without use and the losses' graph are let go."""
@@ -137,7 +113,7 @@ class TorchvisionAdapter(Adapter):
             frames,
             "none" if chains is None else self.activation,
             self.first_label - 1 if self.first_label and chains is not None else None,
-            stricter(wanted, stated),
+            wanted.and_of(stated),
             sizes,
         )
 
@@ -153,26 +129,19 @@ class TorchvisionAdapter(Adapter):
             assert own is not None
             return Finals(own["boxes"], own["scores"], own["labels"] - self.first_label)
         if own is None:
-            chain = chains.run(image, limits[0])
-            found = chain.rows
-            boxes, scores, labels = chains.resized(chain.boxes, image, size), chain.scores, chain.labels
-            cut = chain.cut
+            frame = chains.run(image, limits[0])
+            frame.boxes = chains.resized(frame.boxes, image, size)
         else:
-            boxes, scores, labels = own["boxes"], own["scores"], own["labels"]
-            found, cut = _matching(chains, image, own, limits, size)
-        rows = found.clamp(min=0)
-        logits = chains.logits(image)[rows].float()
-        logits[found < 0] = torch.nan
+            frame = Finals(own["boxes"], own["scores"], own["labels"])
+            frame.source, frame.cut = _matching(chains, image, own, limits, size)
+        assert frame.source is not None
         quality = chains.quality(image)
-        return Finals(
-            boxes=boxes,
-            scores=scores,
-            labels=labels - self.first_label,
-            logits=logits,
-            features=chains.features(image, found),
-            quality=None if quality is None else quality[rows].float(),
-            source=found,
-            cut=cut,
+        return replace(
+            frame,
+            labels=frame.labels - self.first_label,
+            logits=gathered(chains.logits(image), frame.source),
+            features=chains.features(image, frame.source),
+            quality=None if quality is None else quality[frame.source.clamp(min=0)].float(),
         )
 
     def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
@@ -181,13 +150,15 @@ class TorchvisionAdapter(Adapter):
             truth = call.args[1] if len(call.args) > 1 else call.kwargs.get("targets")
         return truths_of(truth, self.first_label)
 
-    @classmethod
-    def _is_family(cls, model: Any) -> bool:
-        return any(name in cls.classes and module.startswith(_PACKAGE) for module, name in type_names(model))
-
 
 class Chains(ABC):
-    """The chain of filters over one call's head outputs; subclasses hold the tensors."""
+    """The chain of filters over one call's head outputs; subclasses hold the tensors.
+
+    Attributes:
+        smallest: pixels; narrower boxes are dropped, 0: none are.
+    """
+
+    smallest: ClassVar[float] = 0.0
 
     def __init__(self, model: Any, network_sizes: Sequence[tuple[int, int]]) -> None:
         self.model = model
@@ -202,8 +173,8 @@ class Chains(ABC):
         """(A, K) as the model scores them."""
 
     @abstractmethod
-    def run(self, image: int, limits: Thresholds) -> Chain:
-        """The chain with `limits`."""
+    def run(self, image: int, limits: Thresholds) -> Finals:
+        """The chain with `limits`: boxes in the frame of the resized image, labels as the model has them."""
 
     @abstractmethod
     def decoded(self, image: int, rows: Tensor, labels: Tensor) -> Tensor:
@@ -212,6 +183,21 @@ class Chains(ABC):
     @abstractmethod
     def features(self, image: int, rows: Tensor) -> Tensor | None:
         """(N, D) of final detections; `rows` of -1 give NaN."""
+
+    def suppressed(
+        self, image: int, scores: Tensor, rows: Tensor, labels: Tensor, limits: Thresholds
+    ) -> Finals:
+        """The end of every chain: boxes of the candidates, suppression per label, number."""
+        assert limits.iou is not None
+        boxes = self.decoded(image, rows, labels)
+        if self.smallest:
+            large = (boxes[:, 2:] - boxes[:, :2] >= self.smallest).all(1)
+            boxes, scores, labels, rows = boxes[large], scores[large], labels[large], rows[large]
+        kept = batched_nms()(boxes, scores, labels, limits.iou)
+        final = kept[: limits.max_detections]
+        frame = Finals(boxes[final], scores[final], labels[final], source=rows[final])
+        frame.cut = len(kept) > len(final)
+        return frame
 
     def quality(self, image: int) -> Tensor | None:
         """(A,) a factor beside the class score, if the family has one."""
@@ -230,9 +216,7 @@ class Chains(ABC):
 
     def clipped(self, boxes: Tensor, image: int) -> Tensor:
         """(N, 4) boxes cut at the borders of the resized image."""
-        height, width = self.network_sizes[image]
-        x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
-        return torch.stack((x, y), dim=2).reshape(boxes.shape)
+        return clipped(boxes, *self.network_sizes[image])
 
 
 def batched_nms() -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
@@ -274,11 +258,10 @@ def _matching(
                 contextlib.suppress(RuntimeError),
             ):  # no kernel for this type: the model ran otherwise
                 chain = chains.run(image, limit)
-                if same_detections(
-                    (chains.resized(chain.boxes, image, size), chain.scores, chain.labels),
-                    (own["boxes"], scores, labels),
-                ):
-                    return chain.rows, chain.cut
+                boxes = chains.resized(chain.boxes, image, size)
+                if same_detections((boxes, chain.scores, chain.labels), (own["boxes"], scores, labels)):
+                    assert chain.source is not None
+                    return chain.source, chain.cut
     cap = limits[0].max_detections
 
     def boxes_of(rows: Tensor, label: Tensor) -> Tensor:

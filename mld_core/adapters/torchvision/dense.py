@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
-from mld_core.adapters.finals import detached, level_features
+from mld_core.adapters.finals import Finals, detached, level_features
 from mld_core.adapters.registry import register
-from mld_core.adapters.torchvision.common import Chain, Chains, TorchvisionAdapter, batched_nms
+from mld_core.adapters.torchvision.common import Chains, TorchvisionAdapter
 
 _MARGIN: Final = 1e-2  # in logits: more than half precision rounds near a threshold it may matter at
 
@@ -70,9 +70,7 @@ class _DenseAdapter(TorchvisionAdapter):
 
     def keep(self, alias: str | None, call: Call) -> Call:
         """Feature maps are let go where the class tower's are there."""
-        if alias == "head" and "tower" in self.watched():
-            return Call((), {}, detached(call.output))
-        if alias in {"tower", "anchors"}:
+        if alias in {"tower", "anchors"} or (alias == "head" and "tower" in self.watched()):
             return Call((), {}, detached(call.output))
         return super().keep(alias, call)
 
@@ -127,20 +125,14 @@ class _DenseChains(Chains):
         boxes = coder.decode_single(self.dense.deltas[image][rows], self.dense.anchors[image][rows])
         return self.clipped(boxes, image)
 
-    def run(self, image: int, limits: Thresholds) -> Chain:
-        assert limits.iou is not None
+    def run(self, image: int, limits: Thresholds) -> Finals:
         start = 0
         parts = []
         for count in self.dense.level_sizes():
             parts.append(self._level(image, start, count, limits.score or 0.0))
             start += count
-        scores = torch.cat([p[0] for p in parts])
-        rows = torch.cat([p[1] for p in parts])
-        labels = torch.cat([p[2] for p in parts])
-        boxes = self.decoded(image, rows, labels)
-        kept = batched_nms()(boxes, scores, labels, limits.iou)
-        final = kept[: limits.max_detections]
-        return Chain(boxes[final], scores[final], labels[final], rows[final], len(kept) > len(final))
+        scores, rows, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        return self.suppressed(image, scores, rows, labels, limits)
 
     def _level(self, image: int, start: int, count: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, anchors and labels of a level's best candidates."""
@@ -196,8 +188,7 @@ class _SoftmaxChains(_DenseChains):
     def scores(self, image: int) -> Tensor:
         return torch.softmax(self.logits(image), -1)
 
-    def run(self, image: int, limits: Thresholds) -> Chain:
-        assert limits.iou is not None
+    def run(self, image: int, limits: Thresholds) -> Finals:
         table = self.scores(image)
         above = table > (limits.score or 0.0)
         parts = []
@@ -207,12 +198,9 @@ class _SoftmaxChains(_DenseChains):
             parts.append((scores, rows[best], torch.full_like(best, label)))
         if not parts:
             none = torch.zeros(0, dtype=torch.int64, device=table.device)
-            return Chain(table.new_zeros(0, 4), table.new_zeros(0), none, none, cut=False)
+            return Finals(table.new_zeros(0, 4), table.new_zeros(0), none, source=none)
         scores, rows, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        boxes = self.decoded(image, rows, labels)
-        kept = batched_nms()(boxes, scores, labels, limits.iou)
-        final = kept[: limits.max_detections]
-        return Chain(boxes[final], scores[final], labels[final], rows[final], len(kept) > len(final))
+        return self.suppressed(image, scores, rows, labels, limits)
 
 
 @register
@@ -225,11 +213,6 @@ class RetinaNetAdapter(_DenseAdapter):
     activation: ClassVar[str] = "sigmoid"
     chain: ClassVar[type[_DenseChains]] = _DenseChains
 
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """By the name of a base class."""
-        return RetinaNetAdapter._is_family(model)
-
 
 @register
 class FCOSAdapter(_DenseAdapter):
@@ -241,11 +224,6 @@ class FCOSAdapter(_DenseAdapter):
     activation: ClassVar[str] = "sigmoid"
     chain: ClassVar[type[_DenseChains]] = _CenternessChains
 
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """By the name of a base class."""
-        return FCOSAdapter._is_family(model)
-
 
 @register
 class SSDAdapter(_DenseAdapter):
@@ -256,11 +234,6 @@ class SSDAdapter(_DenseAdapter):
     first_label: ClassVar[int] = 1
     activation: ClassVar[str] = "softmax"
     chain: ClassVar[type[_DenseChains]] = _SoftmaxChains
-
-    @staticmethod
-    def detect(model: Any) -> bool:
-        """By the name of a base class."""
-        return SSDAdapter._is_family(model)
 
     def _per_cell(self, anchors: int, maps: Sequence[Tensor]) -> list[int]:
         del anchors, maps

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
+from mld_core.adapters.finals import Finals, gathered
 from mld_core.adapters.registry import register
-from mld_core.adapters.torchvision.common import Chain, Chains, TorchvisionAdapter, batched_nms
-
-_SMALLEST: Final = 1e-2  # pixels: narrower boxes are dropped
+from mld_core.adapters.torchvision.common import Chains, TorchvisionAdapter
 
 
 @register
@@ -27,11 +26,10 @@ class RCNNAdapter(TorchvisionAdapter):
     first_label: ClassVar[int] = 1
     activation: ClassVar[str] = "softmax"
 
-    @staticmethod
-    def detect(model: Any) -> bool:
+    @classmethod
+    def detect(cls, model: Any) -> bool:
         """By the name of a base class and the parts."""
-        heads = getattr(model, "roi_heads", None)
-        return RCNNAdapter._is_family(model) and hasattr(heads, "box_predictor")
+        return super().detect(model) and hasattr(getattr(model, "roi_heads", None), "box_predictor")
 
     def settings(self) -> Any:
         """The box head's."""
@@ -82,6 +80,8 @@ class RCNNAdapter(TorchvisionAdapter):
 class _Proposals(Chains):
     """The chain: softmax, score, size, suppression per class, number."""
 
+    smallest: ClassVar[float] = 1e-2
+
     def __init__(
         self,
         model: Any,
@@ -104,11 +104,7 @@ class _Proposals(Chains):
         return torch.softmax(self._logits[image], -1)
 
     def features(self, image: int, rows: Tensor) -> Tensor | None:
-        if self._features is None:
-            return None
-        out = self._features[image][rows.clamp(min=0)].float()
-        out[rows < 0] = torch.nan
-        return out
+        return None if self._features is None else gathered(self._features[image], rows)
 
     def decoded(self, image: int, rows: Tensor, labels: Tensor) -> Tensor:
         deltas = self._deltas[image]
@@ -117,17 +113,9 @@ class _Proposals(Chains):
         coder = self.model.roi_heads.box_coder
         return self.clipped(coder.decode_single(deltas, self._proposals[image][rows]), image)
 
-    def run(self, image: int, limits: Thresholds) -> Chain:
-        assert limits.iou is not None
+    def run(self, image: int, limits: Thresholds) -> Finals:
         table = self.scores(image)[:, 1:]
         flat = table.reshape(-1)
         above = torch.where(flat > (limits.score or 0.0))[0]
         rows = torch.div(above, table.shape[1], rounding_mode="floor")
-        scores, labels = flat[above], above % table.shape[1] + 1
-        boxes = self.decoded(image, rows, labels)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        large = (sides >= _SMALLEST).all(1)
-        boxes, scores, labels, rows = boxes[large], scores[large], labels[large], rows[large]
-        kept = batched_nms()(boxes, scores, labels, limits.iou)
-        final = kept[: limits.max_detections]
-        return Chain(boxes[final], scores[final], labels[final], rows[final], len(kept) > len(final))
+        return self.suppressed(image, flat[above], rows, above % table.shape[1] + 1, limits)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from mld_core.adapters.finals import Finals, rows_by_value
+from mld_core.adapters.finals import Finals, clipped, rows_by_value
 from mld_core.geometry.boxes import convert_boxes
 from mld_core.geometry.nms import nms
 
@@ -91,9 +91,7 @@ class Raw:
         gain = min(height / shape[0], width / shape[1])
         left = round((width - round(shape[1] * gain)) / 2 - 0.1)
         top = round((height - round(shape[0] * gain)) / 2 - 0.1)
-        boxes = (boxes - boxes.new_tensor([left, top, left, top])) / gain
-        x, y = boxes[:, 0::2].clamp(0, shape[1]), boxes[:, 1::2].clamp(0, shape[0])
-        return torch.stack((x, y), 2).reshape(boxes.shape)
+        return clipped((boxes - boxes.new_tensor([left, top, left, top])) / gain, *shape)
 
 
 def raw_output(output: Any, head: Any) -> Raw | None:

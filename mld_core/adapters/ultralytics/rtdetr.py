@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.base import FrameGeometry, ModelCall, Thresholds
-from mld_core.adapters.finals import Finals
+from mld_core.adapters.finals import Finals, gathered
 from mld_core.adapters.queries import corners, query_finals
 from mld_core.adapters.registry import register
 from mld_core.adapters.ultralytics.yolo import UltralyticsBase, head_is
@@ -58,8 +58,7 @@ class RTDETRAdapter(UltralyticsBase):
 
     def thresholds(self) -> Thresholds:
         """As the other families, without an overlap."""
-        stated = super().thresholds()
-        return Thresholds(stated.score, None, stated.max_detections)
+        return super().thresholds().without_iou()
 
     def watched(self) -> dict[str, Any]:
         """The head, and the class layer that scores the final queries, whose input is the feature."""
@@ -103,6 +102,4 @@ class RTDETRAdapter(UltralyticsBase):
         states = seen[-1].args[0] if seen and seen[-1].args else None
         if states is None or states.ndim != 3 or states.shape[0] != raw.count():
             return None
-        out: Tensor = states[image][-raw.logits.shape[2] :][rows.clamp(min=0)].float()
-        out[rows < 0] = torch.nan
-        return out
+        return gathered(states[image][-raw.logits.shape[2] :], rows)

@@ -19,13 +19,23 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
-from mld_core.adapters.finals import Finals, detached, filled, level_features, limited, parsed, rows_by_value
+from mld_core.adapters.finals import (
+    Finals,
+    detached,
+    gathered,
+    level_features,
+    limited,
+    parsed,
+    rows_by_value,
+)
 from mld_core.adapters.finals import sizes_of as image_sizes
 from mld_core.adapters.registry import register, type_names
+from mld_core.adapters.settings import read
 from mld_core.adapters.ultralytics.head import Raw, best_of, raw_output, suppressed
 from mld_core.adapters.ultralytics.truths import batch_geometry, batch_truths
 
 _PREDICT: Final = Thresholds(0.25, 0.7, 300)  # what the wrapper predicts with unless told otherwise
+_LIMITS: Final = ("conf", "iou", "max_det")  # the library's names, in the order of `Thresholds`
 _NETS: Final = ("ultralytics.nn.tasks", "ultralytics.yolo.nn.tasks")
 _WRAPPERS: Final = ("ultralytics.engine.model", "ultralytics.yolo.engine.model")
 _OTHER_TASKS: Final = ("Segment", "Pose", "OBB")
@@ -95,19 +105,13 @@ class UltralyticsBase(Adapter):
             lasting = Thresholds(None, own.get("iou"), own.get("max_det")).over(_PREDICT)
             return _kwargs(getattr(vars(self.model).get("predict"), "keywords", {})).over(lasting)
         args = getattr(self.net(), "args", None)
-        settings = args if isinstance(args, Mapping) else vars(args) if args is not None else {}
-        conf, iou, most = (settings.get(name) for name in ("conf", "iou", "max_det"))
-        return Thresholds(
-            None if conf is None else float(conf),
-            None if iou is None else float(iou),
-            None if most is None else int(most),
-        )
+        return Thresholds.stated(*(read(args, name) for name in _LIMITS))
 
     @contextlib.contextmanager
     def applied(self, limits: Thresholds) -> Iterator[None]:
         """The wrapper predicts with `limits` (what a call states wins); a bare model has none to set."""
-        wanted = {"conf": limits.score, "iou": limits.iou, "max_det": limits.max_detections}
-        stated = {name: value for name, value in wanted.items() if value is not None}
+        wanted = zip(_LIMITS, vars(limits).values(), strict=True)
+        stated = {name: value for name, value in wanted if value is not None}
         if not self.wrapped or not stated:
             yield
             return
@@ -152,9 +156,8 @@ class UltralyticsBase(Adapter):
             raw, sizes = self._raw(call), self.geometry(call)
             if raw is None or sizes is None or len(sizes) != raw.count():
                 return None
-            wanted = filled(limits.over(call.thresholds or self.thresholds()))
-            if raw.end2end:
-                wanted = Thresholds(wanted.score, None, wanted.max_detections)
+            wanted = limits.over(call.thresholds or self.thresholds()).filled()
+            wanted = wanted.without_iou() if raw.end2end else wanted
             frames = [self._frame(call, raw, image, size, wanted) for image, size in enumerate(sizes)]
         return parsed(frames, "sigmoid", None, wanted, sizes)
 
@@ -222,8 +225,7 @@ class UltralyticsBase(Adapter):
 
         found = rows_by_value(scores, boxes_of, frame.boxes, frame.scores, frame.labels)
         frame.source = found
-        frame.logits = raw.logits[image].T[found.clamp(min=0)].float()
-        frame.logits[found < 0] = torch.nan
+        frame.logits = gathered(raw.logits[image].T, found)
         frame.features = self._features(call, raw, image, found)
 
 
@@ -318,7 +320,7 @@ def head_is(model: Any, name: str) -> bool:
 
 def _kwargs(kwargs: Mapping[str, Any]) -> Thresholds:
     """What a call of the wrapper stated itself."""
-    return Thresholds(kwargs.get("conf"), kwargs.get("iou"), kwargs.get("max_det"))
+    return Thresholds(*(kwargs.get(name) for name in _LIMITS))
 
 
 ResultRows = tuple[Tensor, tuple[int, int]]  # (n, 6 or 7) xyxy [track] score class in original pixels; (H, W)

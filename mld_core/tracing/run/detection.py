@@ -188,9 +188,8 @@ class DetectionSession(Session):
         """What counts for final detections: the user's word, the model's, the fall-back."""
         options, fall_back = self.options, FALL_BACK_3D if self.task == "detection3d" else FALL_BACK_2D
         given = Thresholds(options.score_thresh, options.iou_thresh, options.max_detections)
-        last = Thresholds(fall_back["score"], fall_back["iou"], int(fall_back["max_detections"]))
         stated = None if call is None else call.thresholds
-        return given.over(stated or Thresholds()).over(last)
+        return given.over(stated or Thresholds()).over(fall_back)
 
     def _job(self, context: DetectionContext, batch: Batch, source: Source, n: int | None) -> DetectionJob:
         holder = source.holder

@@ -310,7 +310,7 @@ class KerasRecorder:
         found = self.parse_fn(call.output, [(frame.height, frame.width) for frame in frames])
         if isinstance(found, Parsed):
             return found
-        limits = limits.over(Thresholds(0.0, None, int(FALL_BACK_2D["max_detections"])))
+        limits = limits.over(Thresholds(0.0, None, FALL_BACK_2D.max_detections))
         return replace(ready(found, limits, self.n_class), geometry=frames)
 
     def _truths(self, call: ModelCall, truth: Any, n: int) -> list[Truth | None] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -10,17 +11,10 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
-from mld_core.adapters.detection3d.frames import (
-    NativeFrame,
-    Origin,
-    find_rows,
-    gathered,
-    per_class,
-    same_rows,
-)
-from mld_core.adapters.detection3d.heads.base import NOTHING, Head, entered, has, last
-from mld_core.adapters.detection3d.settings import Setting, number, read
-from mld_core.adapters.finals import level_features
+from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, per_class, same_rows
+from mld_core.adapters.detection3d.heads.base import Head, has, last
+from mld_core.adapters.finals import gathered, level_features
+from mld_core.adapters.settings import Setting, read
 
 
 class AnchorHead(Head):
@@ -32,41 +26,31 @@ class AnchorHead(Head):
 
     kind: ClassVar[str] = "anchor"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
-        """Signature of A1."""
-        generator = has(module, "prior_generator") or has(module, "anchor_generator")
-        return generator and has(module, "conv_cls", "conv_reg", "conv_dir_cls", "bbox_coder", "num_classes")
+    signature: ClassVar[tuple[str, ...]] = (
+        "conv_cls",
+        "conv_reg",
+        "conv_dir_cls",
+        "bbox_coder",
+        "num_classes",
+    )
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
+        """Signature of A1, and what lays out the anchors."""
+        return super().fits(module) and (has(module, "prior_generator") or has(module, "anchor_generator"))
 
     def n_class(self) -> int | None:
         """`num_classes` counts the foreground."""
         return int(self.module.num_classes)
 
-    @property
-    def _config(self) -> Any:
-        return read(self.module, "test_cfg")
-
-    def limits(self) -> Thresholds:
+    def places(self) -> tuple[Setting, Setting, Setting]:
         """`head.test_cfg`: score_thr, nms_thr, max_num."""
-        most = number(read(self._config, "max_num"))
-        return Thresholds(
-            number(read(self._config, "score_thr")),
-            number(read(self._config, "nms_thr")),
-            None if most is None else int(most),
-        )
-
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """The same three."""
-        wanted = {"score_thr": limits.score, "nms_thr": limits.iou, "max_num": limits.max_detections}
-        return [(Setting(self._config, k), v) for k, v in wanted.items() if v is not None]
+        config = read(self.module, "test_cfg")
+        return Setting(config, "score_thr"), Setting(config, "nms_thr"), Setting(config, "max_num")
 
     def watched(self) -> dict[str, Any]:
         """The head, and the layer that makes its class logits."""
         return {"head": self.module, "features": self.module.conv_cls}
-
-    def keep(self, alias: str, call: Call) -> Call:
-        """Of the class layer what went in."""
-        return entered(call) if alias == "features" else super().keep(alias, call)
 
     def activation(self) -> tuple[str, int | None]:
         """Softmax heads have a background column at the end."""
@@ -131,56 +115,42 @@ class PcdetAnchorHead(Head):
 
     kind: ClassVar[str] = "anchor_pcdet"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
+    signature: ClassVar[tuple[str, ...]] = ("anchors", "box_coder", "forward_ret_dict")
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
         """Signature of A2, single (`conv_cls`, `conv_box`) or multi (`rpn_heads`)."""
         layers = has(module, "conv_cls", "conv_box") or has(module, "rpn_heads")
-        return layers and has(module, "anchors", "box_coder", "forward_ret_dict")
+        return layers and super().fits(module)
 
     def n_class(self) -> int | None:
         """Of the head, else of the model."""
         found = read(self.module, "num_class") or read(self.model, "num_class")
         return None if found is None else int(found)
 
-    @property
-    def _config(self) -> Any:
-        return read(read(self.model, "model_cfg"), "POST_PROCESSING")
+    def places(self) -> tuple[Setting, Setting, Setting]:
+        """`model_cfg.POST_PROCESSING`: SCORE_THRESH, NMS_CONFIG.NMS_THRESH and NMS_POST_MAXSIZE."""
+        config = read(read(self.model, "model_cfg"), "POST_PROCESSING")
+        suppression = read(config, "NMS_CONFIG")
+        places = Setting(config, "SCORE_THRESH"), Setting(suppression, "NMS_THRESH")
+        return *places, Setting(suppression, "NMS_POST_MAXSIZE")
 
     def limits(self) -> Thresholds:
-        """`model_cfg.POST_PROCESSING`: SCORE_THRESH, NMS_CONFIG.NMS_THRESH and NMS_POST_MAXSIZE."""
-        suppression = read(self._config, "NMS_CONFIG")
-        most = number(read(suppression, "NMS_POST_MAXSIZE"))
-        per_class_nms = bool(read(suppression, "MULTI_CLASSES_NMS"))
-        return Thresholds(
-            number(read(self._config, "SCORE_THRESH")),
-            number(read(suppression, "NMS_THRESH")),
-            None if most is None or per_class_nms else int(most),
-        )
-
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """The same three."""
-        suppression = read(self._config, "NMS_CONFIG")
-        places = [
-            (Setting(self._config, "SCORE_THRESH"), limits.score),
-            (Setting(suppression, "NMS_THRESH"), limits.iou),
-            (Setting(suppression, "NMS_POST_MAXSIZE"), limits.max_detections),
-        ]
-        return [(place, value) for place, value in places if value is not None]
+        """As `places`; suppression class by class has no limit for the frame."""
+        stated = super().limits()
+        per_class_nms = read(self.places()[1].holder, "MULTI_CLASSES_NMS")
+        return replace(stated, max_detections=None) if per_class_nms else stated
 
     def watched(self) -> dict[str, Any]:
         """The head, and the layer that makes its class logits where there is one."""
         layer = read(self.module, "conv_cls")
         return {"head": self.module} | ({} if layer is None else {"features": layer})
 
-    def keep(self, alias: str, call: Call) -> Call:
+    def kept(self, call: Call) -> Any:
         """The predictions of all anchors: a second stage puts its own under the same keys."""
-        if alias == "features":
-            return entered(call)
         batch = call.output if isinstance(call.output, Mapping) else call.args[0] if call.args else None
-        if not isinstance(batch, Mapping):
-            return NOTHING
         names = ("batch_cls_preds", "batch_box_preds", "multihead_label_mapping", "cls_preds_normalized")
-        return Call((), {}, {name: batch.get(name) for name in names})
+        return {name: batch.get(name) for name in names} if isinstance(batch, Mapping) else None
 
     def origin(self, call: ModelCall, index: int, frame: NativeFrame) -> Origin | None:
         """By equality of the box."""

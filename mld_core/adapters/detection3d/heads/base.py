@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
 from mld_core.adapters.detection3d.frames import NativeFrame, Origin
-from mld_core.adapters.detection3d.settings import Setting, read
+from mld_core.adapters.settings import Setting, number, read
 
 NOTHING: Final = Call((), {}, None)
 
@@ -20,20 +20,24 @@ class Head(ABC):
 
     Attributes:
         kind: short name, as run.json shows it.
+        signature: attributes that tell a head of this kind.
+        enters: whether the features go into the module watched as "features", or come out of it.
         model: the detector.
         module: the head.
     """
 
     kind: ClassVar[str]
+    signature: ClassVar[tuple[str, ...]] = ()
+    enters: ClassVar[bool] = True
 
     def __init__(self, model: Any, module: Any) -> None:
         self.model = model
         self.module = module
 
-    @staticmethod
-    @abstractmethod
-    def fits(module: Any) -> bool:
+    @classmethod
+    def fits(cls, module: Any) -> bool:
         """Whether a module is a head of this kind: by its attributes, never by its class alone."""
+        return has(module, *cls.signature)
 
     @abstractmethod
     def n_class(self) -> int | None:
@@ -44,21 +48,31 @@ class Head(ABC):
         return flat_names(read(self.module, "class_names"))
 
     @abstractmethod
+    def places(self) -> tuple[Setting | None, Setting | None, Setting | None]:
+        """Where post-processing reads score, overlap and number; None: nowhere, or not to be set."""
+
     def limits(self) -> Thresholds:
         """What post-processing reads now."""
+        return Thresholds.stated(*(None if place is None else number(place.get()) for place in self.places()))
 
-    @abstractmethod
     def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
         """Where `limits` are to be set."""
+        asked = zip(self.places(), vars(limits).values(), strict=True)
+        return [(place, value) for place, value in asked if place is not None and value is not None]
 
     @abstractmethod
     def watched(self) -> dict[str, Any]:
         """Alias -> module whose calls `origin` needs."""
 
     def keep(self, alias: str, call: Call) -> Call:
-        """The part of a watched call that `origin` needs."""
-        del alias
-        return Call((), {}, copied(call.output))
+        """The part of a watched call that `origin` needs; under "features" what the class layer sees."""
+        if alias == "features":
+            return entered(call) if self.enters else Call((), {}, call.output)
+        return Call((), {}, self.kept(call))
+
+    def kept(self, call: Call) -> Any:
+        """Of a call of another watched module what `origin` needs, None: nothing of use."""
+        return copied(call.output)
 
     @abstractmethod
     def origin(self, call: ModelCall, index: int, frame: NativeFrame) -> Origin | None:

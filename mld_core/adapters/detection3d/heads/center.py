@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -10,16 +11,14 @@ from torch import Tensor
 from mld_core.adapters.base import Call, ModelCall, Thresholds
 from mld_core.adapters.detection3d.frames import NativeFrame, Origin
 from mld_core.adapters.detection3d.heads.base import (
-    NOTHING,
     Head,
     copied,
-    flat_names,
     has,
     last,
     total_classes,
 )
 from mld_core.adapters.detection3d.heads.grid import Scale, Task, dense_task, grid_origin
-from mld_core.adapters.detection3d.settings import Setting, number, numbers, read
+from mld_core.adapters.settings import Setting, number, numbers, read
 
 
 def _by_task(counts: Any) -> list[list[int]]:
@@ -49,6 +48,8 @@ class _CenterHead(Head):
     The limit on the number of detections is per task: what is stated for the frame is the sum.
     """
 
+    enters: ClassVar[bool] = False
+
     def _per_task(self) -> tuple[list[list[int]], int | None]:
         """Labels of each task, and the most detections of one."""
         return [], None
@@ -65,6 +66,10 @@ class _CenterHead(Head):
         counts = frame.labels.bincount(minlength=max(map(max, tasks)) + 1).tolist()
         return any(sum(counts[label] for label in task) >= most for task in tasks)
 
+    def limits(self) -> Thresholds:
+        """As `places`, and the number over all tasks."""
+        return replace(super().limits(), max_detections=self._most())
+
     def watched(self) -> dict[str, Any]:
         """The head and its shared convolution."""
         shared = read(self.module, "shared_conv")
@@ -80,12 +85,12 @@ class CenterHead(_CenterHead):
 
     kind: ClassVar[str] = "center"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
+    signature: ClassVar[tuple[str, ...]] = ("task_heads", "bbox_coder")
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
         """Signature of A3."""
-        return has(module, "task_heads", "bbox_coder") and isinstance(
-            read(module, "num_classes"), (list, tuple)
-        )
+        return super().fits(module) and isinstance(read(module, "num_classes"), (list, tuple))
 
     def n_class(self) -> int | None:
         """Sum over the tasks."""
@@ -93,31 +98,30 @@ class CenterHead(_CenterHead):
 
     def limits(self) -> Thresholds:
         """The larger of `bbox_coder.score_threshold` and `test_cfg.score_threshold`; limits are per task."""
-        coder, config = self.module.bbox_coder, read(self.module, "test_cfg")
-        scores = [number(read(coder, "score_threshold"))]
-        if "rotate" in str(read(config, "nms_type") or "rotate"):
-            scores.append(number(read(config, "score_threshold")))
-        return Thresholds(max((s for s in scores if s is not None), default=None), None, self._most())
+        stated, config = super().limits(), read(self.module, "test_cfg")
+        rotate = "rotate" in str(read(config, "nms_type") or "rotate")
+        own = number(read(config, "score_threshold")) if rotate else None
+        return stated.and_of(Thresholds(score=own))
 
     def _per_task(self) -> tuple[list[list[int]], int | None]:
         most = number(read(read(self.module, "test_cfg"), "post_max_size"))
         return _by_task(self.module.num_classes), None if most is None else int(most)
 
+    def places(self) -> tuple[Setting, None, None]:
+        """`bbox_coder.score_threshold`."""
+        return Setting(self.module.bbox_coder, "score_threshold"), None, None
+
     def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
         """Both thresholds; 0 would mean none to the coder, and does mean none."""
-        if limits.score is None:
-            return []
-        holders = (self.module.bbox_coder, read(self.module, "test_cfg"))
-        return [(Setting(holder, "score_threshold"), limits.score) for holder in holders]
+        also = Setting(read(self.module, "test_cfg"), "score_threshold")
+        return [pair for place, value in super().settings(limits) for pair in ((place, value), (also, value))]
 
-    def keep(self, alias: str, call: Call) -> Call:
+    def kept(self, call: Call) -> Any:
         """Of each task the heatmap and the offset."""
-        if alias == "features":
-            return Call((), {}, call.output)
         if not isinstance(call.output, (tuple, list)):
-            return NOTHING
+            return None
         tasks = [task[0] if isinstance(task, (tuple, list)) else task for task in call.output]
-        return Call((), {}, [{name: task.get(name) for name in ("heatmap", "reg")} for task in tasks])
+        return [{name: task.get(name) for name in ("heatmap", "reg")} for task in tasks]
 
     def _scale(self) -> Scale:
         coder = self.module.bbox_coder
@@ -156,45 +160,39 @@ class PcdetCenterHead(_CenterHead):
 
     kind: ClassVar[str] = "center_pcdet"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
+    signature: ClassVar[tuple[str, ...]] = (
+        "heads_list", "class_names_each_head", "class_id_mapping_each_head", "forward_ret_dict",
+    )  # fmt: skip
+    shared: ClassVar[bool] = True  # a convolution over a map that the heads share
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
         """Signature of A4 and A5; told apart by what the layers are."""
-        signed = has(module, "heads_list", "class_names_each_head", "class_id_mapping_each_head")
-        return signed and has(module, "forward_ret_dict") and hasattr(module, "shared_conv")
+        return super().fits(module) and hasattr(module, "shared_conv") == cls.shared
 
     def n_class(self) -> int | None:
         """`num_class`, else the names of all heads."""
         return int(read(self.module, "num_class") or sum(map(len, self.module.class_names_each_head)))
 
-    def class_names(self) -> list[str] | None:
-        """The head's own list."""
-        return flat_names(read(self.module, "class_names"))
-
     @property
     def _config(self) -> Any:
         return read(read(self.module, "model_cfg"), "POST_PROCESSING")
 
-    def limits(self) -> Thresholds:
-        """`dense_head.model_cfg.POST_PROCESSING`: SCORE_THRESH, and NMS_POST_MAXSIZE of each head."""
-        return Thresholds(number(read(self._config, "SCORE_THRESH")), None, self._most())
+    def places(self) -> tuple[Setting, None, None]:
+        """`dense_head.model_cfg.POST_PROCESSING.SCORE_THRESH`; NMS_POST_MAXSIZE is each head's."""
+        return Setting(self._config, "SCORE_THRESH"), None, None
 
     def _per_task(self) -> tuple[list[list[int]], int | None]:
         most = read(read(self._config, "NMS_CONFIG"), "NMS_POST_MAXSIZE")
         return self._classes(), int(most) if isinstance(most, int) else None
 
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """SCORE_THRESH."""
-        return [] if limits.score is None else [(Setting(self._config, "SCORE_THRESH"), limits.score)]
-
-    def keep(self, alias: str, call: Call) -> Call:
+    def kept(self, call: Call) -> Any:
         """`forward_ret_dict` as it is after the forward: training replaces its logits by probabilities."""
-        if alias == "features":
-            return Call((), {}, call.output)
         state = self.module.forward_ret_dict
         kept = {name: state[name] for name in ("pred_dicts", "voxel_indices") if state.get(name) is not None}
         batch = call.output if isinstance(call.output, Mapping) else call.args[0] if call.args else None
         sparse = batch.get("encoded_spconv_tensor") if isinstance(batch, Mapping) else None
-        return Call((), {}, copied({**kept, "voxel_features": getattr(sparse, "features", None)}))
+        return copied({**kept, "voxel_features": getattr(sparse, "features", None)})
 
     def _scale(self) -> Scale:
         start, voxel = numbers(self.module.point_cloud_range), numbers(self.module.voxel_size)
@@ -224,12 +222,7 @@ class VoxelNextHead(PcdetCenterHead):
     """A5: the same on occupied voxels only; `voxel_indices` (N, 3) are frame, y, x."""
 
     kind: ClassVar[str] = "center_sparse"
-
-    @staticmethod
-    def fits(module: Any) -> bool:
-        """As A4, without a convolution over a map that the heads share."""
-        signed = has(module, "heads_list", "class_names_each_head", "class_id_mapping_each_head")
-        return signed and has(module, "forward_ret_dict") and not hasattr(module, "shared_conv")
+    shared: ClassVar[bool] = False
 
     def _tasks(self, call: ModelCall, kept: Any, index: int) -> tuple[list[Task], Tensor | None]:
         del call
@@ -249,15 +242,14 @@ class Det3dCenterHead(_CenterHead):
 
     kind: ClassVar[str] = "center_det3d"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
+    signature: ClassVar[tuple[str, ...]] = ("tasks",)
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
         """Signature of A6."""
         counts = isinstance(read(module, "num_classes"), (list, tuple))
         return (
-            counts
-            and has(module, "tasks")
-            and not has(module, "bbox_coder")
-            and not has(module, "iou_factor")
+            counts and super().fits(module) and not (has(module, "bbox_coder") or has(module, "iou_factor"))
         )
 
     def n_class(self) -> int | None:
@@ -268,29 +260,22 @@ class Det3dCenterHead(_CenterHead):
     def _config(self) -> Any:
         return read(read(self.model, "single_det"), "test_cfg") or read(self.model, "test_cfg")
 
-    def limits(self) -> Thresholds:
-        """`model.test_cfg` (two-stage: `model.single_det.test_cfg`): score_threshold, nms_post_max_size."""
-        return Thresholds(number(read(self._config, "score_threshold")), None, self._most())
+    def places(self) -> tuple[Setting, None, None]:
+        """`model.test_cfg` (two-stage: `model.single_det.test_cfg`): score_threshold."""
+        return Setting(self._config, "score_threshold"), None, None
 
     def _per_task(self) -> tuple[list[list[int]], int | None]:
         most = number(read(read(self._config, "nms"), "nms_post_max_size"))
         return _by_task(self.module.num_classes), None if most is None else int(most)
 
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """score_threshold."""
-        return [] if limits.score is None else [(Setting(self._config, "score_threshold"), limits.score)]
-
-    def keep(self, alias: str, call: Call) -> Call:
+    def kept(self, call: Call) -> Any:
         """Of each task the heatmap and the offset, before `predict` puts others in their place."""
-        if alias == "features":
-            return Call((), {}, call.output)
         output = call.output
         if isinstance(output, (tuple, list)) and output and isinstance(output[0], (tuple, list)):
             output = output[0]
         if not isinstance(output, (tuple, list)):
-            return NOTHING
-        tasks = [task for task in output if isinstance(task, dict)]
-        return Call((), {}, [{name: task.get(name) for name in ("hm", "reg")} for task in tasks])
+            return None
+        return [{name: task.get(name) for name in ("hm", "reg")} for task in output if isinstance(task, dict)]
 
     def _scale(self) -> Scale:
         config = self._config

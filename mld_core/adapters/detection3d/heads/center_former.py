@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
-from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, gathered, per_class
-from mld_core.adapters.detection3d.heads.base import NOTHING, Head, has, last, total_classes
-from mld_core.adapters.detection3d.settings import Setting, number, numbers, read
+from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, per_class
+from mld_core.adapters.detection3d.heads.base import NOTHING, Head, last, total_classes
+from mld_core.adapters.finals import gathered
+from mld_core.adapters.settings import Setting, number, numbers, read
 
 _CLAMP = 1e-4  # of the framework's own sigmoid
 _TASK = ("reg", "order", "labels", "scores", "mask", "iou", "ct_feat", "hm")
@@ -24,10 +26,7 @@ class CenterFormerHead(Head):
 
     kind: ClassVar[str] = "center_former"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
-        """Signature of A7."""
-        return has(module, "tasks", "iou_factor")
+    signature: ClassVar[tuple[str, ...]] = ("tasks", "iou_factor")
 
     def _counts(self) -> list[int]:
         stated = read(self.module, "num_classes")
@@ -49,17 +48,15 @@ class CenterFormerHead(Head):
     def _config(self) -> Any:
         return read(self.module, "test_cfg") or read(self.model, "test_cfg")
 
+    def places(self) -> tuple[Setting, None, None]:
+        """The trunk's score_threshold: that of `test_cfg` is not used."""
+        return Setting(self._trunk, "score_threshold"), None, None
+
     def limits(self) -> Thresholds:
-        """`score_threshold` of the trunk (that of `test_cfg` is not used), `nms_post_max_size`."""
+        """As `places`, and `nms_post_max_size` over all tasks."""
         most = read(read(self._config, "nms"), "nms_post_max_size")
         whole = numbers(most) or ([float(most)] * len(self._counts()) if isinstance(most, int) else None)
-        return Thresholds(
-            number(read(self._trunk, "score_threshold")), None, None if not whole else int(sum(whole))
-        )
-
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """The trunk's score_threshold."""
-        return [] if limits.score is None else [(Setting(self._trunk, "score_threshold"), limits.score)]
+        return replace(super().limits(), max_detections=int(sum(whole)) if whole else None)
 
     def watched(self) -> dict[str, Any]:
         """The head, and `hm_head`."""

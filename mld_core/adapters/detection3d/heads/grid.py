@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, gathered, per_class
+from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, per_class
+from mld_core.adapters.finals import gathered
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
-from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, gathered
-from mld_core.adapters.detection3d.heads.base import NOTHING, Head, entered, has, last
-from mld_core.adapters.detection3d.settings import Setting, number, read
+from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows
+from mld_core.adapters.detection3d.heads.base import Head, has, last
+from mld_core.adapters.finals import gathered
+from mld_core.adapters.settings import Setting, number, read
 
 
 class QueryHead(Head):
@@ -17,11 +19,13 @@ class QueryHead(Head):
 
     kind: ClassVar[str] = "query"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
+    signature: ClassVar[tuple[str, ...]] = ("cls_branches", "reg_branches", "bbox_coder")
+
+    @classmethod
+    def fits(cls, module: Any) -> bool:
         """Signature of A10: the coder and a range tell it from a 2D DETR."""
         ranged = has(module, "pc_range") or has(read(module, "bbox_coder"), "pc_range")
-        return ranged and has(module, "cls_branches", "reg_branches", "bbox_coder")
+        return ranged and super().fits(module)
 
     def n_class(self) -> int | None:
         """`num_classes`, else `cls_out_channels` or the coder's."""
@@ -30,34 +34,26 @@ class QueryHead(Head):
         )
         return None if found is None else int(found)
 
-    def limits(self) -> Thresholds:
-        """Of the coder: `score_threshold` (BEVFormer's relaxes it until something passes) and `max_num`."""
-        coder = self.module.bbox_coder
-        most = number(read(coder, "max_num"))
-        return Thresholds(number(read(coder, "score_threshold")), None, None if most is None else int(most))
+    def places(self) -> tuple[None, None, Setting]:
+        """`max_num` of the coder: BEVFormer's would relax a higher score threshold; scores are filtered."""
+        return None, None, Setting(self.module.bbox_coder, "max_num")
 
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """`max_num` alone: BEVFormer's coder would relax a higher score threshold, so scores are filtered."""
-        if limits.max_detections is None:
-            return []
-        return [(Setting(self.module.bbox_coder, "max_num"), limits.max_detections)]
+    def limits(self) -> Thresholds:
+        """As `places`, and `score_threshold` (BEVFormer's coder relaxes it until something passes)."""
+        return replace(super().limits(), score=number(read(self.module.bbox_coder, "score_threshold")))
 
     def watched(self) -> dict[str, Any]:
         """The head, and what makes the last layer's class logits."""
         branches = self.module.cls_branches
         return {"head": self.module} | ({"features": branches[-1]} if len(branches) else {})
 
-    def keep(self, alias: str, call: Call) -> Call:
+    def kept(self, call: Call) -> Any:
         """The last layer; calls that return the BEV map alone are none of ours."""
-        if alias == "features":
-            return entered(call)
         output = call.output
         if not isinstance(output, dict) or output.get("all_cls_scores") is None:
-            return NOTHING
+            return None
         boxes = output.get("all_bbox_preds")
-        return Call(
-            (), {}, {"scores": output["all_cls_scores"][-1], "boxes": None if boxes is None else boxes[-1]}
-        )
+        return {"scores": output["all_cls_scores"][-1], "boxes": None if boxes is None else boxes[-1]}
 
     def activation(self) -> tuple[str, int | None]:
         """A column more than classes is the background of a softmax."""

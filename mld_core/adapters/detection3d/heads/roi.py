@@ -7,15 +7,17 @@ anchor or cell that proposed it; the final score, a quality, stands beside them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
-from mld_core.adapters.detection3d.frames import NativeFrame, Origin, gathered, same_rows
+from mld_core.adapters.detection3d.frames import NativeFrame, Origin, same_rows
 from mld_core.adapters.detection3d.heads.base import NOTHING, Head, has, last
-from mld_core.adapters.detection3d.settings import Setting, number, read
+from mld_core.adapters.finals import gathered
+from mld_core.adapters.settings import Setting, number, read
 
 _KEPT = ("rois", "roi_scores", "roi_labels", "batch_box_preds", "batch_cls_preds")
 
@@ -33,11 +35,6 @@ class RoiHead(Head):
         super().__init__(model, module)
         self.first = first
 
-    @staticmethod
-    def fits(module: Any) -> bool:
-        """A second stage is found by its place (`model.roi_head`)."""
-        return module is not None and callable(module)
-
     def n_class(self) -> int | None:
         """Of the first stage."""
         return self.first.n_class()
@@ -50,29 +47,26 @@ class RoiHead(Head):
     def _pcdet(self) -> bool:
         return has(self.model, "module_topology", "model_cfg")
 
+    @property
+    def _config(self) -> Any:
+        return read(read(self.model, "model_cfg"), "POST_PROCESSING") if self._pcdet else None
+
+    def places(self) -> tuple[Setting | None, Setting | None, Setting | None]:
+        """OpenPCDet: score and number in `model_cfg.POST_PROCESSING`; its overlap makes proposals too."""
+        if self._config is None:
+            return self.first.places()
+        most = Setting(read(self._config, "NMS_CONFIG"), "NMS_POST_MAXSIZE")
+        return Setting(self._config, "SCORE_THRESH"), None, most
+
     def limits(self) -> Thresholds:
-        """OpenPCDet: `model_cfg.POST_PROCESSING`; det3d: those of the first stage."""
-        config = read(read(self.model, "model_cfg"), "POST_PROCESSING")
-        if not self._pcdet or config is None:
+        """As `places`, and the overlap; det3d: those of the first stage."""
+        if self._config is None:
             return self.first.limits()
-        suppression = read(config, "NMS_CONFIG")
-        most = number(read(suppression, "NMS_POST_MAXSIZE"))
-        return Thresholds(
-            number(read(config, "SCORE_THRESH")),
-            number(read(suppression, "NMS_THRESH")),
-            None if most is None else int(most),
-        )
+        return replace(super().limits(), iou=number(read(read(self._config, "NMS_CONFIG"), "NMS_THRESH")))
 
     def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """Score and number in `model_cfg.POST_PROCESSING`; proposals stay as they are."""
-        config = read(read(self.model, "model_cfg"), "POST_PROCESSING")
-        if not self._pcdet or config is None:
-            return self.first.settings(limits)
-        places = [
-            (Setting(config, "SCORE_THRESH"), limits.score),
-            (Setting(read(config, "NMS_CONFIG"), "NMS_POST_MAXSIZE"), limits.max_detections),
-        ]
-        return [(place, value) for place, value in places if value is not None]
+        """Of the stage that reads them; proposals stay as they are."""
+        return self.first.settings(limits) if self._config is None else super().settings(limits)
 
     def watched(self) -> dict[str, Any]:
         """Both stages."""

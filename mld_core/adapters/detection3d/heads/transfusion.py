@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
-from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, gathered
-from mld_core.adapters.detection3d.heads.base import NOTHING, Head, cloned, entered, flat_names, has, last
-from mld_core.adapters.detection3d.settings import Setting, number, numbers, read
+from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows
+from mld_core.adapters.detection3d.heads.base import Head, cloned, entered, last
+from mld_core.adapters.finals import gathered
+from mld_core.adapters.settings import Setting, number, numbers, read
 
 _NEAR = 1e-3  # of (z, dimensions), metres
 
@@ -20,43 +21,35 @@ class TransFusionHead(Head):
 
     kind: ClassVar[str] = "transfusion"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
-        """Signature of A8."""
-        return has(module, "heatmap_head", "prediction_heads", "num_proposals", "bbox_coder")
+    signature: ClassVar[tuple[str, ...]] = ("heatmap_head", "prediction_heads", "num_proposals", "bbox_coder")
 
     def n_class(self) -> int | None:
         """`num_classes` of the head (an int)."""
         found = read(self.module, "num_classes")
         return int(found) if isinstance(found, int) else None
 
-    def limits(self) -> Thresholds:
-        """`bbox_coder.score_threshold` (0 and None filter nothing), `num_proposals`."""
-        score = number(read(self.module.bbox_coder, "score_threshold"))
-        return Thresholds(score or 0.0, None, int(self.module.num_proposals))
+    def places(self) -> tuple[Setting, None, None]:
+        """`bbox_coder.score_threshold`."""
+        return Setting(self.module.bbox_coder, "score_threshold"), None, None
 
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """The coder's score_threshold."""
-        if limits.score is None:
-            return []
-        return [(Setting(self.module.bbox_coder, "score_threshold"), limits.score)]
+    def limits(self) -> Thresholds:
+        """Scores of 0 and None filter nothing; `num_proposals`."""
+        return Thresholds(super().limits().score or 0.0, None, int(self.module.num_proposals))
 
     def watched(self) -> dict[str, Any]:
         """The head, and its last prediction layer."""
         return {"head": self.module, "features": self.module.prediction_heads[-1]}
 
-    def keep(self, alias: str, call: Call) -> Call:
+    def kept(self, call: Call) -> Any:
         """The last layer's queries; the coder writes metres into their centres and dimensions."""
-        if alias == "features":
-            return entered(call)
         output = call.output
         while isinstance(output, (list, tuple)) and output:
             output = output[0]
         if not isinstance(output, dict):
-            return NOTHING
+            return None
         names = ("center", "heatmap", "query_heatmap_score")
         kept = cloned({name: output.get(name) for name in names}, "center")
-        return Call((), {}, {**kept, "query_labels": read(self.module, "query_labels")})
+        return {**kept, "query_labels": read(self.module, "query_labels")}
 
     def origin(self, call: ModelCall, index: int, frame: NativeFrame) -> Origin | None:
         """By score, label and decoded centre."""
@@ -94,49 +87,33 @@ def _query_features(call: ModelCall, index: int, source: Tensor, count: int) -> 
     return gathered(queries[index].detach()[:, -count:].T, source)
 
 
-class PcdetTransFusionHead(Head):
+class PcdetTransFusionHead(TransFusionHead):
     """A9. The head keeps nothing; a query is told by the z and dimensions it predicted: they are final."""
 
     kind: ClassVar[str] = "transfusion_pcdet"
 
-    @staticmethod
-    def fits(module: Any) -> bool:
-        """Signature of A9."""
-        return has(module, "heatmap_head", "prediction_head", "num_proposals", "model_cfg")
+    signature: ClassVar[tuple[str, ...]] = ("heatmap_head", "prediction_head", "num_proposals", "model_cfg")
 
     def n_class(self) -> int | None:
         """`num_classes` of the head, else the model's."""
         found = read(self.module, "num_classes", "num_class") or read(self.model, "num_class")
         return None if found is None else int(found)
 
-    def class_names(self) -> list[str] | None:
-        """The head's own list, if it has one."""
-        return flat_names(read(self.module, "class_names"))
-
-    @property
-    def _config(self) -> Any:
-        return read(read(self.module, "model_cfg"), "POST_PROCESSING")
-
-    def limits(self) -> Thresholds:
+    def places(self) -> tuple[Setting, None, None]:
         """`dense_head.model_cfg.POST_PROCESSING.SCORE_THRESH`: the one at the top of MODEL has no effect."""
-        return Thresholds(
-            number(read(self._config, "SCORE_THRESH")) or 0.0, None, int(self.module.num_proposals)
-        )
-
-    def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
-        """SCORE_THRESH."""
-        return [] if limits.score is None else [(Setting(self._config, "SCORE_THRESH"), limits.score)]
+        config = read(read(self.module, "model_cfg"), "POST_PROCESSING")
+        return Setting(config, "SCORE_THRESH"), None, None
 
     def watched(self) -> dict[str, Any]:
         """The prediction layer."""
         return {"queries": self.module.prediction_head}
 
-    def keep(self, alias: str, call: Call) -> Call:
+    def kept(self, call: Call) -> Any:
         """What it predicted, and the queries that went in."""
         if not isinstance(call.output, dict):
-            return NOTHING
+            return None
         kept = cloned({name: call.output.get(name) for name in ("heatmap", "height", "dim")}, "height", "dim")
-        return Call((), {}, {**kept, "features": entered(call, alias).output})
+        return {**kept, "features": entered(call).output}
 
     def origin(self, call: ModelCall, index: int, frame: NativeFrame) -> Origin | None:
         """By z and dimensions."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+
+from mld_core.adapters.outputs import as_array
 
 
 def read(holder: Any, *names: str) -> Any:
@@ -61,10 +62,8 @@ def number(value: Any) -> float | None:
 
 def numbers(value: Any) -> list[float] | None:
     """The numbers of a list, an array or a tensor (coders turn lists into tensors); None if not those."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().reshape(-1).tolist()
-    if isinstance(value, np.ndarray):
-        value = value.reshape(-1).tolist()
+    if isinstance(value, np.ndarray) or hasattr(value, "detach"):
+        value = as_array(value).reshape(-1).tolist()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         return None
     found = [float(v) for v in value if isinstance(v, (int, float, np.number)) and not isinstance(v, bool)]
