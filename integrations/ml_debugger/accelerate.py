@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
+from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.run.arguments import arguments_of
@@ -38,7 +39,6 @@ except ImportError as error:
 
 __all__ = ["MLDebuggerTracker", "scalars", "trace"]
 
-RUN_FILE = "mld_run.json"
 SCALARS_FILE = "scalars.jsonl"
 _KEPT_SCALARS = 10_000
 _newest: weakref.ref[LoopRecorder] | None = None
@@ -120,22 +120,15 @@ class _Checkpoints:
         loop.commit()
         if not self._accelerator.is_main_process:
             return
-        with loop.recorder.guard.catch(f"writing {RUN_FILE}", lost="a resumed training gets a new version"):
-            state = {
-                **loop.recorder.state(),
-                "epoch": loop.epoch,
-                "steps": loop.steps,
-                "inside": loop.training,
-            }
-            (Path(output_dir) / RUN_FILE).write_text(json.dumps(state))
+        counters = {"epoch": loop.epoch, "steps": loop.steps, "inside": loop.training}
+        write_run_file(loop.recorder, output_dir, {**loop.recorder.state(), **counters})
 
     def load(self, models: Any, input_dir: str) -> None:
         loop = self._loop
         with loop.recorder.guard.catch(f"reading {RUN_FILE}", lost="the training goes on as a new version"):
-            path = Path(input_dir) / RUN_FILE
-            if not path.is_file():
+            state = read_run_file(input_dir)
+            if not state:
                 return
-            state = json.loads(path.read_text())
             epoch, inside = state.pop("epoch"), state.pop("inside")
             loop.steps = state.pop("steps")
             loop.resume_step = loop.steps if inside else None

@@ -20,16 +20,15 @@ it in full):
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
+from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
@@ -46,7 +45,6 @@ except ImportError as error:
 
 __all__ = ["MLDebuggerCallback"]
 
-RUN_FILE = "mld_run.json"
 _EXIT_S = 15.0
 
 
@@ -298,23 +296,14 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             return
         self._saved[str(state.global_step)] = {**self._recorder.state(), "last_epoch": self._epoch}
         if state.is_world_process_zero:
-            with self._recorder.guard.catch(
-                "writing mld_run.json", lost="a resumed training gets a new version"
-            ):
-                path = Path(self._args.output_dir) / RUN_FILE
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
-                temporary.write_text(json.dumps(self._saved, indent=1))
-                temporary.replace(path)
+            write_run_file(self._recorder, self._args.output_dir, self._saved)
 
     def _read_saved(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
         # Nothing may raise on this rank alone: the others wait in the broadcast.
         with self._recorder.guard.catch(f"reading {RUN_FILE}", lost="the training goes on as a new version"):
-            path = Path(self._args.output_dir) / RUN_FILE
-            if path.is_file():
-                found = {str(int(step)): dict(state) for step, state in json.loads(path.read_text()).items()}
-        return found
+            kept = read_run_file(self._args.output_dir)
+            return {str(int(step)): dict(state) for step, state in kept.items()}
+        return {}
 
     def finish(self) -> None:
         """At the end of the program: what an exception left open is flushed, and stays partial."""

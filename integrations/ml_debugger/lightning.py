@@ -178,25 +178,17 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
             self._recorder.begin_pass(wanted, self._epoch, mode="eval", loader=loader)
         self._recorder.begin_batch(batch)
 
-    def _end_eval_batch(self, trainer: Any, batch: Any, outputs: Any, batch_idx: int) -> None:
-        if not trainer.sanity_checking:
-            self._recorder.record(batch, outputs, batch_idx=batch_idx, global_step=trainer.global_step)
-
-    def _end(self, split: str) -> None:
-        if self._open and self._open[-1].split("/")[0] == split:
+    def _end(self, *splits: str) -> None:
+        if self._open and self._open[-1].split("/")[0] in splits:
             self._open.pop()
             self._recorder.end_pass()
-
-    def _end_eval(self, split: str, trainer: Any) -> None:
-        self._end(split)
-        if trainer.state.fn != "fit":  # a walk of its own; inside fit there is more to come
-            self._recorder.finish()
-            self._loaded = self._resumed = False  # its checkpoint says nothing about a later fit
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Inside fit the run has started; alone it starts here."""
         if trainer.state.fn != "fit":
             self._start(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -204,57 +196,35 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         """Arm the capture; a new loader is a new pass."""
         self._begin_eval_batch("val", trainer, trainer.val_dataloaders, batch, dataloader_idx)
 
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """One batch, as the module's own forward gave it."""
-        self._end_eval_batch(trainer, batch, outputs, batch_idx)
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Seal the pass."""
-        self._end_eval("val", trainer)
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Inside fit the run has started; alone it starts here."""
-        if trainer.state.fn != "fit":
-            self._start(trainer, pl_module)
-
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Arm the capture; a new loader is a new pass."""
+        """Likewise."""
         self._begin_eval_batch("test", trainer, trainer.test_dataloaders, batch, dataloader_idx)
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """One batch, as the module's own forward gave it."""
-        self._end_eval_batch(trainer, batch, outputs, batch_idx)
-
-    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        """Seal the pass."""
-        self._end_eval("test", trainer)
-
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Inside fit the run has started; alone it starts here."""
-        if trainer.state.fn != "fit":
-            self._start(trainer, pl_module)
 
     def on_predict_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Arm the capture; a new loader is a new pass."""
+        """Likewise."""
         self._begin_eval_batch("predict", trainer, trainer.predict_dataloaders, batch, dataloader_idx)
 
-    def on_predict_batch_end(
+    def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """One batch, as the module's own forward gave it."""
-        self._end_eval_batch(trainer, batch, outputs, batch_idx)
+        if not trainer.sanity_checking:
+            self._recorder.record(batch, outputs, batch_idx=batch_idx, global_step=trainer.global_step)
 
-    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Seal the pass."""
-        self._end_eval("predict", trainer)
+        self._end("val", "test", "predict")
+        if trainer.state.fn != "fit":  # a walk of its own; inside fit there is more to come
+            self._recorder.finish()
+            self._loaded = self._resumed = False  # its checkpoint says nothing about a later fit
+
+    on_test_end = on_predict_end = on_validation_end
 
     # checkpoints
 

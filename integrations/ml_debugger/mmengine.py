@@ -21,12 +21,11 @@ relies on (tests/integrations/golden has the order of events in full):
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
+from ml_debugger._runfile import read_run_file, write_run_file
 from mld_core.tracing.batch.taps import remove_tap
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
@@ -42,8 +41,6 @@ except ImportError as error:
     raise ImportError("ml_debugger.mmengine needs MMEngine: pip install 'ml-debugger[mmengine]'") from error
 
 __all__ = ["MLDebuggerHook"]
-
-RUN_FILE = "mld_run.json"
 
 
 @HOOKS.register_module(force=True)  # a notebook may reload this module
@@ -117,12 +114,9 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
             return {}
         loaded = getattr(runner, "_load_from", None)
         folders = [Path(runner.work_dir), *([Path(loaded).parent] if loaded else [])]
-        for path in (folder / RUN_FILE for folder in folders):
-            if path.is_file():
-                states = json.loads(path.read_text())["states"]
-                self._states = {key: value for key, value in states.items() if int(key) <= done}
-                return dict(self._states[max(self._states, key=int)]) if self._states else {}
-        return {}
+        states = next((kept["states"] for kept in map(read_run_file, folders) if kept), {})
+        self._states = {key: value for key, value in states.items() if int(key) <= done}
+        return dict(self._states[max(self._states, key=int)]) if self._states else {}
 
     def after_run(self, runner: Any) -> None:
         """Wait for this rank's durability, then the account; take away what was set on the loaders."""
@@ -162,6 +156,8 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         """Arm the capture."""
         self._recorder.begin_batch(data_batch)
 
+    before_val_iter = before_test_iter = before_train_iter
+
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
@@ -185,14 +181,9 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         self._keep_state(runner, (checkpoint.get("meta") or {}).get("iter", self._done), durable=True)
 
     def _keep_state(self, runner: Any, done: int | None, *, durable: bool) -> None:
-        if not (self._training and self._recorder.enabled and runner.rank == 0):
-            return
-        with self._recorder.guard.catch("writing mld_run.json", lost="a resumed training gets a new version"):
+        if self._training and self._recorder.enabled and runner.rank == 0:
             self._states[str(done)] = dict(self._recorder.state(durable=durable))
-            path = Path(runner.work_dir) / RUN_FILE
-            temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
-            temporary.write_text(json.dumps({"states": self._states}, indent=1))
-            temporary.replace(path)
+            write_run_file(self._recorder, runner.work_dir, {"states": self._states})
 
     # evaluation
 
@@ -206,15 +197,13 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         """A walk over the validation split begins; alone, the run starts here."""
         self._begin_evaluation("val", runner)
 
-    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Arm the capture."""
-        self._recorder.begin_batch(data_batch)
-
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """One batch, with what the model's `val_step` returned."""
+        """One batch, with what the model's `val_step` or `test_step` returned."""
         self._recorder.record(data_batch, outputs, batch_idx=batch_idx, global_step=self._done)
+
+    after_test_iter = after_val_iter
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Seal the pass."""
@@ -224,16 +213,6 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def before_test_epoch(self, runner: Any) -> None:
         """A walk over the test split begins; the run starts here, unless it is inside a training."""
         self._begin_evaluation("test", runner)
-
-    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Arm the capture."""
-        self._recorder.begin_batch(data_batch)
-
-    def after_test_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
-        """One batch, with what the model's `test_step` returned."""
-        self._recorder.record(data_batch, outputs, batch_idx=batch_idx, global_step=self._done)
 
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Seal the pass."""

@@ -19,15 +19,14 @@ Nothing of the package is imported here. What they rely on:
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
+from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.adapters.registry import unwrap
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
@@ -35,7 +34,6 @@ from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["attach"]
 
-RUN_FILE = "mld_run.json"
 _EVENTS = (
     "on_pretrain_routine_end",
     "on_train_epoch_start",
@@ -120,9 +118,7 @@ class _Callbacks:
         state: dict[str, Any] = {}
         # Nothing may raise on this rank alone: the others wait in the broadcast.
         with self._recorder.guard.catch(f"reading {RUN_FILE}", lost="the run goes on under a new version"):
-            path = Path(trainer.save_dir) / RUN_FILE
-            if trainer.start_epoch and path.is_file():
-                state = dict(json.loads(path.read_text()))
+            state = read_run_file(trainer.save_dir) if trainer.start_epoch else {}
         self._recorder.restore(state)
         return self._recorder.resolve_names(model), state
 
@@ -175,13 +171,9 @@ class _Callbacks:
 
     def on_model_save(self, trainer: Any) -> None:
         """Beside the checkpoint goes what a resumed training needs to find its run; on rank 0."""
-        with self._recorder.guard.catch("writing mld_run.json", lost="a resumed training gets a new version"):
-            state = self._recorder.state()
-            if state:
-                path = Path(trainer.save_dir) / RUN_FILE
-                temporary = path.with_name(f".{RUN_FILE}.{os.getpid()}")
-                temporary.write_text(json.dumps(state))
-                temporary.replace(path)
+        state = self._recorder.state()
+        if state:
+            write_run_file(self._recorder, trainer.save_dir, dict(state))
 
     def on_train_end(self, trainer: Any) -> None:
         """On rank 0, after the validation of the best weights."""

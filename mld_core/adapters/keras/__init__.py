@@ -1,4 +1,4 @@
-"""Keras detectors, without PyTorch.
+"""Keras and TensorFlow detectors, without PyTorch.
 
-`detectors` (KerasCV, TF Object Detection, custom) on `boxes` (its formats).
+Open `detectors` first (KerasCV, KerasHub, TF Object Detection); `boxes` has Keras' formats in NumPy.
 """

@@ -1,1 +1,4 @@
-"""MMDetection's detectors: `detectors` is the adapter, `heads` one reader for each kind of head."""
+"""MMDetection's detectors.
+
+Open `detectors` first: it is the adapter; `heads` has one reader for each kind of head.
+"""

@@ -1,1 +1,4 @@
-"""torchvision's detectors: two-stage (`rcnn`) and dense (`dense`), on what both share (`common`)."""
+"""torchvision's detectors.
+
+Open `common` first (the chain of filters run again with indices), then `rcnn` (two stages) or `dense` (one).
+"""
