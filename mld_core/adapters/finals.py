@@ -48,7 +48,7 @@ class Finals:
 
     def pick(self, index: Tensor | slice) -> Finals:
         """The detections at `index` (positions, a mask or a slice)."""
-        rows = {n: v[index] for n, v in vars(self).items() if isinstance(v, Tensor)}
+        rows: dict[str, Any] = {n: v[index] for n, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **rows)
 
 
@@ -93,10 +93,12 @@ def parsed(
         return None if not values or any(v is None for v in values) else values
 
     quality = column("quality")
-    optional = {name: column(name) for name in ("logits", "features", "velocities")}
-    every = {name: [getattr(frame, name) for frame in frames] for name in ("boxes", "scores", "labels")}
+    every: dict[str, Any] = {
+        n: [getattr(frame, n) for frame in frames] for n in ("boxes", "scores", "labels")
+    }
+    every.update({name: column(name) for name in ("logits", "features", "velocities")})
     return Parsed(
-        output=kind(**every, **optional, source_index=column("source")),
+        output=kind(**every, source_index=column("source")),
         activation=activation,
         background=background,
         cap_hit=[frame.cut for frame in frames],
