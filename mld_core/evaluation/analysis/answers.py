@@ -78,29 +78,49 @@ class Fitted:
     with_epochs: bool = False
 
 
-@dataclass(frozen=True)
-class SplitAnalysis:
-    """Answers for one split; arrays are (N,) in the order of the units.
+@dataclass(frozen=True, kw_only=True)
+class UnitAnswers:
+    """What is said of every unit, labelled or not; arrays are (N,) in the order of the units.
 
     Attributes:
         prediction: int64, -1 where the logits were not finite.
         msp: float64 largest softmax probability.
-        errors: int8 1 wrong, 0 right, -1 unlabelled.
         error_proba: float64.
         baseline_risk: float64 isotonic risk of msp.
         risk_low: float64 `p_lo`.
         density: k, m, local error rate and its lower bound `r_lo`.
         flags: The six booleans.
         category: int8 number in `categories.CATEGORIES`, -1 where unlabelled.
+        neighbours: (N, 8) rows of the nearest labelled units, -1 where there are fewer; None for cells.
+        close_classes: (N, 4) classes with at least 15 % of the neighbours, -1 where fewer.
+        points: (N, <= 64) float32 PCA coordinates.
+    """
+
+    prediction: NDArray[np.int64]
+    msp: NDArray[np.float64]
+    error_proba: NDArray[np.float64]
+    baseline_risk: NDArray[np.float64]
+    risk_low: NDArray[np.float64]
+    density: Density
+    flags: Flags
+    category: NDArray[np.int8]
+    neighbours: NDArray[np.int64] | None
+    close_classes: NDArray[np.int32]
+    points: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitAnalysis(UnitAnswers):
+    """Answers for one split.
+
+    Attributes:
+        errors: int8 1 wrong, 0 right, -1 unlabelled.
         projected: int8 category as if no error were known.
         ambiguity: float32 share of neighbours without the most frequent label, last layer.
         label_quality: float32 q of the given label, NaN where unlabelled.
         suggested_label: int64 most plausible label.
-        neighbours: (N, 8) rows of the nearest labelled units, -1 where there are fewer; None for cells.
-        close_classes: (N, 4) classes with at least 15 % of the neighbours, -1 where fewer.
         region: int32, -1 outside.
         regions: The table of regions.
-        points: (N, <= 64) float32 PCA coordinates.
         estimate: Source of the error probability, guard.
         posterior: Weights of the label posterior and N_hat.
         diagnoses: Codes, severities, and what could not be computed.
@@ -113,24 +133,13 @@ class SplitAnalysis:
         slices: Metadata slices, or None without metadata.
     """
 
-    prediction: NDArray[np.int64]
-    msp: NDArray[np.float64]
     errors: NDArray[np.int8]
-    error_proba: NDArray[np.float64]
-    baseline_risk: NDArray[np.float64]
-    risk_low: NDArray[np.float64]
-    density: Density
-    flags: Flags
-    category: NDArray[np.int8]
     projected: NDArray[np.int8]
     ambiguity: NDArray[np.float32]
     label_quality: NDArray[np.float32]
     suggested_label: NDArray[np.int64]
-    neighbours: NDArray[np.int64] | None
-    close_classes: NDArray[np.int32]
     region: NDArray[np.int32]
     regions: list[Region]
-    points: NDArray[np.float32]
     estimate: ErrorProbability
     posterior: LabelPosterior
     diagnoses: Diagnoses

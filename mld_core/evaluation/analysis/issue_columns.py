@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis.answers import SplitAnalysis
+from mld_core.evaluation.analysis.answers import SplitAnalysis, UnitAnswers
 from mld_core.evaluation.analysis.stages import Split
 from mld_core.evaluation.analysis.units import FLAGS, Column
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags
@@ -41,28 +41,30 @@ def coordinates(points: NDArray[np.float32]) -> dict[str, Column]:
 
 def flag_structs(flags: Flags) -> pa.StructArray:
     """The six booleans of every unit as structs."""
-    values = (flags.error, flags.dense, flags.predicted, flags.covered, flags.ambiguous, flags.safe)
-    return pa.StructArray.from_arrays([pa.array(value) for value in values], fields=list(FLAGS))
+    return pa.StructArray.from_arrays([pa.array(value) for value in vars(flags).values()], fields=list(FLAGS))
 
 
-def answer_columns(analysis: SplitAnalysis, split: Split) -> dict[str, Column]:
-    """(N,) columns of the units of a labelled split that every task has."""
+def answer_columns(answers: UnitAnswers, split: Split) -> dict[str, Column]:
+    """(N,) columns that every task has; `split` is the one the neighbours are units of."""
     made: dict[str, Column] = {
-        "error_proba": analysis.error_proba,
-        "category": category_names(analysis.category),
-        "projected_category": category_names(np.where(analysis.errors < 0, analysis.projected, -1)),
-        "local_error_rate": analysis.density.rate,
-        "local_error_lo": analysis.density.low,
-        "baseline_risk": analysis.baseline_risk,
-        "predicted_risk_lo": analysis.risk_low,
-        "ambiguity": analysis.ambiguity,
-        "label_quality": analysis.label_quality,
-        "region_id": pa.array(analysis.region, pa.int32(), mask=analysis.region < 0),
-        "flags": flag_structs(analysis.flags),
-        **coordinates(analysis.points),
+        "error_proba": answers.error_proba,
+        "local_error_rate": answers.density.rate,
+        "local_error_lo": answers.density.low,
+        "baseline_risk": answers.baseline_risk,
+        "predicted_risk_lo": answers.risk_low,
+        "flags": flag_structs(answers.flags),
+        **coordinates(answers.points),
     }
-    if analysis.neighbours is not None:
-        made["neighbour_ids"] = neighbour_ids(analysis.neighbours, split)
+    if answers.neighbours is not None:
+        made["neighbour_ids"] = neighbour_ids(answers.neighbours, split)
+    if isinstance(answers, SplitAnalysis):
+        made |= {
+            "category": category_names(answers.category),
+            "projected_category": category_names(np.where(answers.errors < 0, answers.projected, -1)),
+            "ambiguity": answers.ambiguity,
+            "label_quality": answers.label_quality,
+            "region_id": pa.array(answers.region, pa.int32(), mask=answers.region < 0),
+        }
     return made
 
 

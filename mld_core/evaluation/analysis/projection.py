@@ -7,13 +7,11 @@ reference resembles them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.analysis import Work, prepare, reference_of, shared_codes
-from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, SplitAnalysis
+from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, SplitAnalysis, UnitAnswers
 from mld_core.evaluation.analysis.error_probability import score_units
 from mld_core.evaluation.analysis.stack_features import (
     EPOCH_COLUMNS,
@@ -33,35 +31,12 @@ from mld_core.evaluation.statistics.blocks import spans
 _CELLS = 2**22
 
 
-@dataclass(frozen=True)
-class Projection:
-    """Answers for units whose errors are unknown; arrays are (N,).
+class Projection(UnitAnswers):
+    """Answers for units whose errors are unknown.
 
-    Attributes:
-        prediction: int64, -1 where the logits were not finite.
-        msp: float64 largest softmax probability.
-        error_proba: float64.
-        baseline_risk: float64.
-        risk_low: float64 `p_lo` of the reference bin the unit falls into.
-        density: Local error rate among reference units.
-        flags: The booleans; E is False throughout, ambiguity is that of the pooled space.
-        category: int8 projected category.
-        neighbours: (N, 8) rows of the nearest labelled reference units.
-        close_classes: (N, 4) classes with at least 15 % of the neighbours.
-        points: (N, <= 64) float32 coordinates in the reference's space.
+    E is False throughout, ambiguity is that of the pooled space, neighbours are units of the reference, in
+    whose space the coordinates are.
     """
-
-    prediction: NDArray[np.int64]
-    msp: NDArray[np.float64]
-    error_proba: NDArray[np.float64]
-    baseline_risk: NDArray[np.float64]
-    risk_low: NDArray[np.float64]
-    density: Density
-    flags: Flags
-    category: NDArray[np.int8]
-    neighbours: NDArray[np.int64]
-    close_classes: NDArray[np.int32]
-    points: NDArray[np.float32]
 
 
 def project_units(
@@ -109,19 +84,18 @@ def project_units(
         tie & (density.low <= a),
         proba <= used.t1,
     )
-    shown = np.append(fitted.inputs.base_rows, -1)[around.index[:, :8]]
     return Projection(
-        work.scores.prediction,
-        work.scores.msp,
-        proba,
-        baseline,
-        risk_low,
-        density,
-        flags,
-        projected(flags),
-        shown,
-        close,
-        points,
+        prediction=work.scores.prediction,
+        msp=work.scores.msp,
+        error_proba=proba,
+        baseline_risk=baseline,
+        risk_low=risk_low,
+        density=density,
+        flags=flags,
+        category=projected(flags),
+        neighbours=np.append(fitted.inputs.base_rows, -1)[around.index[:, :8]],
+        close_classes=close,
+        points=points,
     )
 
 

@@ -106,18 +106,8 @@ class ClassificationState:
 
     def merge(self, other: ClassificationState) -> ClassificationState:
         """The state of both."""
-        return ClassificationState(
-            self.counts + other.counts,
-            self.labeled + other.labeled,
-            self.errors + other.errors,
-            self.nonfinite + other.nonfinite,
-            self.out_of_range + other.out_of_range,
-            self.scored + other.scored,
-            self.scored_labeled + other.scored_labeled,
-            self.entropy_sum + other.entropy_sum,
-            self.loss_sum + other.loss_sum,
-            self.pairs.merge(other.pairs),
-        )
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "pairs"}
+        return ClassificationState(**sums, pairs=self.pairs.merge(other.pairs))
 
 
 @dataclass

@@ -11,10 +11,7 @@ from mld_core.evaluation.analysis.answers import Reference, SplitAnalysis
 from mld_core.evaluation.analysis.issue_columns import (
     answer_columns,
     category_names,
-    coordinates,
     diagnosis_columns,
-    flag_structs,
-    neighbour_ids,
 )
 from mld_core.evaluation.analysis.issue_tables import (
     analysis_notes,
@@ -196,14 +193,5 @@ def analysis_columns(analysis: SplitAnalysis, arrays: SplitArrays, split: Split)
 
 def projection_columns(projection: Projection, reference: Split) -> dict[str, Column]:
     """Columns of an unlabelled split; its neighbours are units of the reference split."""
-    return {
-        "error_proba": projection.error_proba,
-        "projected_category": category_names(projection.category),
-        "local_error_rate": projection.density.rate,
-        "local_error_lo": projection.density.low,
-        "baseline_risk": projection.baseline_risk,
-        "predicted_risk_lo": projection.risk_low,
-        "neighbour_ids": neighbour_ids(projection.neighbours, reference),
-        "flags": flag_structs(projection.flags),
-        **coordinates(projection.points),
-    }
+    names = category_names(projection.category)
+    return {**answer_columns(projection, reference), "projected_category": names}
