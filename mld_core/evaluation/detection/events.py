@@ -21,32 +21,11 @@ DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some frames: rows of their predictions and truths."""
-
-    predictions: slice
-    truths: slice
-
-
-def frame_chunks(frames: int, predictions: Predictions, truths: Truths) -> Iterator[Chunk]:
-    """Cut a pass between frames, about 50,000 boxes at a time."""
-    p_ends = np.searchsorted(predictions.frame, np.arange(frames), side="right")
-    t_ends = np.searchsorted(truths.frame, np.arange(frames), side="right")
-    total = p_ends + t_ends
-    start, p, t, base = 0, 0, 0, 0
-    while start < frames:
-        stop = max(start + 1, int(np.searchsorted(total, base + CHUNK_BOXES, side="right")))
-        p_stop, t_stop = int(p_ends[stop - 1]), int(t_ends[stop - 1])
-        yield Chunk(slice(p, p_stop), slice(t, t_stop))
-        start, p, t, base = stop, p_stop, t_stop, p_stop + t_stop
-
-
-@dataclass(frozen=True)
 class Step:
-    """The boxes of some labelled frames, and which of the pass they are.
+    """The boxes of some frames, and which of the pass they are.
 
     Attributes:
-        predictions: Recorded predictions.
+        predictions: Predictions.
         truths: Truths of the same frames.
         rows: Rows of the predictions.
         span: Rows of the truths.
@@ -58,13 +37,24 @@ class Step:
     span: slice
 
 
+def steps(frames: int, predictions: Predictions, truths: Truths) -> Iterator[Step]:
+    """Cut a pass between frames, about 50,000 boxes at a time."""
+    p_ends = np.searchsorted(predictions.frame, np.arange(frames), side="right")
+    t_ends = np.searchsorted(truths.frame, np.arange(frames), side="right")
+    total = p_ends + t_ends
+    start, p, t = 0, 0, 0
+    while start < frames:
+        stop = max(start + 1, int(np.searchsorted(total, p + t + CHUNK_BOXES, side="right")))
+        rows, span = np.arange(p, int(p_ends[stop - 1])), slice(t, int(t_ends[stop - 1]))
+        yield Step(predictions.take(rows), truths.take(span), rows, span)
+        start, p, t = stop, p + len(rows), span.stop
+
+
 def walk(records: BoxRecords) -> Iterator[Step]:
     """Every recorded prediction of the labelled frames of a pass, some frames at a time."""
-    judged = records.labelled[records.predictions.frame]
-    for chunk in frame_chunks(records.frames.num_rows, records.predictions, records.truths):
-        rows = np.arange(chunk.predictions.start, chunk.predictions.stop)
-        rows = rows[judged[rows]]
-        yield Step(records.predictions.take(rows), records.truths.take(chunk.truths), rows, chunk.truths)
+    judged = np.flatnonzero(records.labelled[records.predictions.frame])
+    for step in steps(records.frames.num_rows, records.predictions.take(judged), records.truths):
+        yield replace(step, rows=judged[step.rows])
 
 
 class Figures(Protocol):
@@ -164,7 +154,7 @@ def events_of(records: BoxRecords, kept: Ints, geometry: BoxGeometry) -> BoxEven
     """Judge the kept predictions of a pass; `truth` counts over the truths of the pass."""
     predictions, truths = records.predictions.take(kept), records.truths
     parts = []
-    for chunk in frame_chunks(records.frames.num_rows, predictions, truths):
-        found = find_events(predictions.take(chunk.predictions), truths.take(chunk.truths), geometry)
-        parts.append(replace(found, truth=np.where(found.truth >= 0, found.truth + chunk.truths.start, -1)))
+    for step in steps(records.frames.num_rows, predictions, truths):
+        found = find_events(step.predictions, step.truths, geometry)
+        parts.append(replace(found, truth=np.where(found.truth >= 0, found.truth + step.span.start, -1)))
     return BoxEvents.merge(parts or [find_events(predictions, truths, geometry)])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.events import Figures, PassMatch
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection.units import BoxUnits
+from mld_core.evaluation.detection.units import BoxUnits, typed
 from mld_core.evaluation.metrics.boxes import Floats, Ints
 from mld_core.evaluation.metrics.classification import auroc, macro, ratio
 from mld_core.evaluation.metrics.nuscenes import ERRORS
@@ -30,16 +30,15 @@ BOX_METRICS_SCHEMA = pa.schema(
     [
         *METRICS_SCHEMA,
         pa.field("profile", pa.string()),
-        *(pa.field(name, pa.int64()) for name in _COUNTS),
-        *(pa.field(name, pa.float64()) for name in _FIGURES),
+        *typed(pa.int64(), *_COUNTS),
+        *typed(pa.float64(), *_FIGURES),
     ]
 )
 BOX_CLASS_SCHEMA = pa.schema(
     [
         *CLASS_SCHEMA,
-        *(pa.field(name, pa.int64()) for name in ("n_pred", "n_tp", "n_fp", "n_fn")),
-        *(pa.field(name, pa.float64()) for name in ("recall", "f1", "score_threshold")),
-        *(pa.field(name, pa.float64()) for name in ("map_50", "map_75", *ERRORS)),
+        *typed(pa.int64(), "n_pred", "n_tp", "n_fp", "n_fn"),
+        *typed(pa.float64(), "recall", "f1", "score_threshold", "map_50", "map_75", *ERRORS),
     ]
 )
 
@@ -70,24 +69,17 @@ def box_metrics(
     counted = event_counts(records, units)
     gt, tp, fp, fn = (int(value) for value in counted.sum(axis=0))
     labelled = int(records.labelled.sum())
-    precision, recall = ratio(tp, tp + fp), ratio(tp, gt)
     row: dict[str, Any] = {
         "counts": records.frames.num_rows,
         "count_labeled": labelled,
         "count_error": len(wrong_frames(records, units)),
         "count_distinct_input": _distinct(records),
-        "accuracy": ratio(tp, tp + fp + fn),
         "auroc": macro(class_aurocs(records, match)),
         "error_rate": ratio(fp, tp + fp),
         "frame_error_rate": ratio(len(wrong_frames(records, units)), labelled),
-        "precision": precision,
-        "recall": recall,
-        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+        **_rates(gt, tp, fp, fn),
         "n_gt": gt,
         "n_pred": len(units.kept),
-        "n_tp": tp,
-        "n_fp": fp,
-        "n_fn": fn,
         "n_missed": len(units.missed),
         "n_recorded": len(records.predictions),
         **{f"dap_{name}": match.costs[name] for name in TYPES},
@@ -97,6 +89,19 @@ def box_metrics(
         for name in ("accuracy", "error_rate", "precision", "recall", "f1", "frame_error_rate"):
             row[name] = None
     return row | _entropies(logits_figures, records.n_class)
+
+
+def _rates(gt: int, tp: int, fp: int, fn: int) -> dict[str, int | float | None]:
+    """What the counts of events come to."""
+    return {
+        "n_tp": tp,
+        "n_fp": fp,
+        "n_fn": fn,
+        "accuracy": ratio(tp, tp + fp + fn),
+        "precision": ratio(tp, tp + fp),
+        "recall": ratio(tp, gt),
+        "f1": ratio(2 * tp, 2 * tp + fp + fn),
+    }
 
 
 def _entropies(figures: dict[str, Floats], n_class: int) -> dict[str, float | None]:
@@ -164,16 +169,10 @@ def class_rows(
                 "class": number,
                 "counts": gt,
                 "count_error": fn,
-                "accuracy": ratio(tp, tp + fp + fn),
-                "precision": ratio(tp, tp + fp),
                 "auroc": aurocs[number],
                 "auprc": own.get("map", own.get("ap")),
                 "n_pred": tp + fp,
-                "n_tp": tp,
-                "n_fp": fp,
-                "n_fn": fn,
-                "recall": ratio(tp, gt),
-                "f1": ratio(2 * tp, 2 * tp + fp + fn),
+                **_rates(gt, tp, fp, fn),
                 "score_threshold": float(thresholds[number]),
                 "map_50": own.get("map_50", float(ap_50[number]) if gt else None),
                 "map_75": own.get("map_75"),

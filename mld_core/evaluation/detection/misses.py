@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.error_probability import ErrorProbability, estimate_errors
 from mld_core.evaluation.analysis.stack_features import ONE_HOT_CLASSES, StackInputs
-from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.detection.records import KNOWN, BoxRecords
 from mld_core.evaluation.detection.units import box_size, corners
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Truths, group_pairs, overlap_blocks
@@ -17,7 +17,6 @@ from mld_core.evaluation.space.neighbourhood import surroundings
 from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hashes
 
 CLOSE_LENGTHS = 2.0
-_KNOWN = ("difficulty", "occlusion", "truncation", "n_points")
 
 
 def truth_columns(records: BoxRecords) -> NDArray[np.float32]:
@@ -35,7 +34,7 @@ def truth_columns(records: BoxRecords) -> NDArray[np.float32]:
     if truths.box.shape[1] == 7:
         distance = np.hypot(truths.box[:, 0], truths.box[:, 1])
         columns += [distance, np.arctan2(truths.box[:, 1], truths.box[:, 0])]
-    for name in _KNOWN:
+    for name in KNOWN:
         if name in records.truth_columns.column_names:
             column = records.truth_columns[name]
             if column.null_count < len(column):

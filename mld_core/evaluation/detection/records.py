@@ -26,6 +26,9 @@ from mld_core.records.read.reader import PassSelection
 IN_MEMORY = 2**28
 """Vectors of kept predictions up to so many bytes stay in memory, more go to a temporary file."""
 
+KNOWN = ("difficulty", "occlusion", "truncation", "n_points")
+"""What the records may know of a truth beside its box."""
+
 UNIT_BITS = 40
 DET_BITS = 32
 _ROWS = 65_536
@@ -104,29 +107,19 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     schema = selection.schema("samples")
     names = [item.name for item in schema if not pa.types.is_nested(item.type)]
     frames = selection.table("samples", names)
-    keys = _keys(frames)
-    order = np.argsort(keys, kind="stable")
-    lookup = _Lookup(keys[order], order)
     canvas = _Canvas.of(selection, frames)
     labelled = _flags(frames, "labelled", default=True)
     columns = ["unit", "rank_", "det_idx", "label", "score", "box"]
     has_velocity = "velocity" in selection.schema("detections").names
     detections = selection.table("detections", [*columns, *(["velocity"] if has_velocity else [])])
-    predictions, det_rows = _predictions(detections, lookup, _width(selection))
+    predictions, det_rows = _predictions(detections, frames, _width(selection))
     truths = selection.table("truths")
-    true, gt_rows = _truths(truths, lookup, labelled, _width(selection))
+    true, gt_rows = _truths(truths, frames, labelled, _width(selection))
     center, truth_center = canvas.center(predictions), canvas.center(true)
     border = canvas.border(true)
-    predictions, true = (
-        replace(predictions, box=canvas.original(predictions)),
-        replace(true, box=canvas.original(true)),
-    )
-    stored = set(base_schema("truths", selection.task).names) - {
-        "difficulty",
-        "occlusion",
-        "truncation",
-        "n_points",
-    }
+    predictions = replace(predictions, box=canvas.original(predictions))
+    true = replace(true, box=canvas.original(true))
+    stored = set(base_schema("truths", selection.task).names) - set(KNOWN)
     more = [name for name in truths.column_names if name not in stored]
     activation, background = _head(selection, info)
     n_class = _count_classes(selection, info, predictions, true, background)
@@ -152,18 +145,21 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     )
 
 
-@dataclass(frozen=True)
-class _Lookup:
-    keys: Ints
-    frame: Ints
+def _rows_of(stored: Ints, wanted: Ints) -> Ints:
+    """Where each wanted key stands among the stored ones, -1 where it does not."""
+    if len(stored) == 0:
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(stored, kind="stable")
+    place = order[np.minimum(np.searchsorted(stored, wanted, sorter=order), len(stored) - 1)]
+    return np.where(stored[place] == wanted, place, -1)
 
-    def frames_of(self, table: pa.Table) -> Ints:
-        """(N,) frame of every row, -1 where its sample is not there."""
-        wanted = _keys(table)
-        place = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
-        if len(self.keys) == 0:
-            return np.full(len(wanted), -1, np.int64)
-        return np.where(self.keys[place] == wanted, self.frame[place], -1)
+
+def _by_frame(frames: pa.Table, table: pa.Table) -> tuple[Ints, Ints]:
+    """Frame and row of the boxes whose sample is there, frames rising."""
+    frame = _rows_of(_keys(frames), _keys(table))
+    order = np.argsort(frame, kind="stable")
+    rows = order[np.searchsorted(frame[order], 0) :]
+    return frame[rows], rows
 
 
 def _keys(table: pa.Table) -> Ints:
@@ -196,26 +192,22 @@ def _list_column(table: pa.Table, name: str, width: int, rows: Ints) -> NDArray[
     return made[rows]
 
 
-def _predictions(table: pa.Table, lookup: _Lookup, width: int) -> tuple[Predictions, Ints]:
-    frame = lookup.frames_of(table)
-    order = np.argsort(frame, kind="stable")
-    rows = order[np.searchsorted(frame[order], 0) :]
+def _predictions(table: pa.Table, frames: pa.Table, width: int) -> tuple[Predictions, Ints]:
+    frame, rows = _by_frame(frames, table)
     score = np.asarray(table["score"].to_numpy(), np.float32)[rows]
     box = _list_column(table, "box", width, rows)
-    return Predictions(frame[rows], _ints(table, "label")[rows], score, box), rows
+    return Predictions(frame, _ints(table, "label")[rows], score, box), rows
 
 
-def _truths(table: pa.Table, lookup: _Lookup, labelled: Bools, width: int) -> tuple[Truths, Ints]:
-    frame = lookup.frames_of(table)
-    order = np.argsort(frame, kind="stable")
-    rows = order[np.searchsorted(frame[order], 0) :]
-    rows = rows[labelled[frame[rows]]]
+def _truths(table: pa.Table, frames: pa.Table, labelled: Bools, width: int) -> tuple[Truths, Ints]:
+    frame, rows = _by_frame(frames, table)
+    known = labelled[frame]
+    frame, rows = frame[known], rows[known]
     label = _ints(table, "label")[rows]
-    ignore, crowd = _flags(table, "ignore")[rows], _flags(table, "crowd")[rows]
     # A truth without a class ("don't care") can be found by no class and must not be missed either.
-    return Truths(
-        frame[rows], label, _list_column(table, "box", width, rows), ignore | (label < 0), crowd
-    ), rows
+    ignore = _flags(table, "ignore")[rows] | (label < 0)
+    crowd = _flags(table, "crowd")[rows]
+    return Truths(frame, label, _list_column(table, "box", width, rows), ignore, crowd), rows
 
 
 @dataclass(frozen=True)
@@ -302,16 +294,9 @@ def _count_classes(
 def vector_rows(records: BoxRecords, rows: Ints) -> Ints:
     """Rows of `vectors` of some predictions, -1 where a prediction has none."""
     table = records.selection.table("vectors", ["unit", "rank_", "det_idx"])
-    frames = records.frames
-    order = np.argsort(_keys(frames), kind="stable")
-    frame = _Lookup(_keys(frames)[order], order).frames_of(table)
+    frame = _rows_of(_keys(records.frames), _keys(table))
     stored = (frame << DET_BITS) + _ints(table, "det_idx")
-    own = (records.predictions.frame[rows] << DET_BITS) + records.det_idx[rows]
-    by_key = np.argsort(stored, kind="stable")
-    if len(by_key) == 0:
-        return np.full(len(rows), -1, np.int64)
-    place = np.minimum(np.searchsorted(stored[by_key], own), len(by_key) - 1)
-    return np.where(stored[by_key][place] == own, by_key[place], -1)
+    return _rows_of(stored, (records.predictions.frame[rows] << DET_BITS) + records.det_idx[rows])
 
 
 def read_vectors(records: BoxRecords, alias: str, rows: Ints, folder: Path) -> NDArray[Any]:

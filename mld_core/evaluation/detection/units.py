@@ -20,27 +20,24 @@ from mld_core.evaluation.metrics.coco import AREA_BOUNDS, AREAS
 
 TIDE_NAMES = ("right", *tide.TYPES)
 
+
+def typed(kind: pa.DataType, *names: str) -> list[pa.Field]:
+    """Columns of one type."""
+    return [pa.field(name, kind) for name in names]
+
+
 BOX_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("truth_id", pa.string()),
-    pa.field("det_idx", pa.int32()),
-    pa.field("gt_idx", pa.int32()),
-    pa.field("det_code", pa.string()),
-    pa.field("tide_error", pa.string()),
-    pa.field("iou", pa.float32()),
-    pa.field("area", pa.float32()),
-    pa.field("aspect", pa.float32()),
-    pa.field("size_bucket", pa.string()),
-    pa.field("center_x", pa.float32()),
-    pa.field("center_y", pa.float32()),
+    *typed(pa.string(), "truth_id"),
+    *typed(pa.int32(), "det_idx", "gt_idx"),
+    *typed(pa.string(), "det_code", "tide_error"),
+    *typed(pa.float32(), "iou", "area", "aspect"),
+    *typed(pa.string(), "size_bucket"),
+    *typed(pa.float32(), "center_x", "center_y"),
 )
 BOX_STAGE_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("det_error_proba", pa.float32()),
-    pa.field("cls_error_proba", pa.float32()),
-    pa.field("code_certainty", pa.float32()),
-    pa.field("miss_proba", pa.float32()),
-    pa.field("frame_error_proba", pa.float32()),
-    pa.field("suspicion", pa.float32()),
-    pa.field("detail", pa.string()),
+    *typed(pa.float32(), "det_error_proba", "cls_error_proba", "code_certainty", "miss_proba"),
+    *typed(pa.float32(), "frame_error_proba", "suspicion"),
+    *typed(pa.string(), "detail"),
 )
 """Filled in by the analysis; `suspicion` ranks the units a label fault may be behind, largest first."""
 
@@ -91,13 +88,8 @@ class BoxColumns:
     @property
     def every(self) -> tuple[pa.Field, ...]:
         """The columns of a detection table beyond those of every unit table."""
-        names = (*self.names, *(f"gt_{name}" for name in self.names))
-        return (
-            *BOX_FIELDS,
-            *(pa.field(name, pa.float32()) for name in names),
-            *self.fields,
-            *BOX_STAGE_FIELDS,
-        )
+        boxes = typed(pa.float32(), *self.names, *(f"gt_{name}" for name in self.names))
+        return (*BOX_FIELDS, *boxes, *self.fields, *BOX_STAGE_FIELDS)
 
     def own_name(self, name: str) -> str:
         """The name of a user's column: its own, or `field_<name>` where we hold that name."""

@@ -76,10 +76,8 @@ def points_names(n_points: NDArray[np.integer]) -> NDArray[np.object_]:
         >>> points_names(np.array([0, 5, 6, 900, -1])).tolist()
         ['0', '1-5', '6-20', '501+', None]
     """
-    names = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in _spans(POINT_EDGES)]
-    names.append(f"{POINT_EDGES[-1]}+")
-    place = np.searchsorted(POINT_EDGES, n_points, side="right") - 1
-    return np.array([None if k < 0 else names[k] for k in place.tolist()], object)
+    names = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in pairwise(POINT_EDGES)]
+    return _names_of([*names, f"{POINT_EDGES[-1]}+"], POINT_EDGES, n_points)
 
 
 def speed_names(velocity: NDArray[np.floating]) -> NDArray[np.object_]:
@@ -90,16 +88,16 @@ def speed_names(velocity: NDArray[np.floating]) -> NDArray[np.object_]:
         ['0-0.5 m/s', '5-10 m/s', '10+ m/s', None]
     """
     speed = np.hypot(velocity[:, 0], velocity[:, 1])
-    names = [f"{low:g}-{high:g} m/s" for low, high in _spans(SPEED_EDGES)] + [f"{SPEED_EDGES[-1]:g}+ m/s"]
-    place = np.searchsorted(SPEED_EDGES, np.nan_to_num(speed), side="right") - 1
-    unknown = np.isnan(speed)
-    return np.array(
-        [None if u else names[k] for k, u in zip(place.tolist(), unknown.tolist(), strict=True)], object
-    )
+    names = [f"{low:g}-{high:g} m/s" for low, high in pairwise(SPEED_EDGES)] + [f"{SPEED_EDGES[-1]:g}+ m/s"]
+    return _names_of(names, SPEED_EDGES, np.nan_to_num(speed, nan=-1.0))
 
 
-def _spans(edges: tuple[float, ...]) -> list[tuple[float, float]]:
-    return list(pairwise(edges))
+def _names_of(
+    names: list[str], edges: tuple[float, ...], values: NDArray[np.integer | np.floating]
+) -> NDArray[np.object_]:
+    """The names of the bins that begin at the edges, null below the first."""
+    place = np.searchsorted(edges, values, side="right") - 1
+    return np.array([None if k < 0 else names[k] for k in place.tolist()], object)
 
 
 def breakdown(

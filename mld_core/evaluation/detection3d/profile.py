@@ -14,7 +14,7 @@ from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEv
 from mld_core.evaluation.detection.events import walk
 from mld_core.evaluation.detection.profile import Findings, Profile
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection.units import BoxColumns, BoxUnits
+from mld_core.evaluation.detection.units import BoxColumns, BoxUnits, typed
 from mld_core.evaluation.detection3d.bins import points_names, range_bin, range_names, speed_names
 from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, RoadDiagnoses, diagnose_roads
 from mld_core.evaluation.detection3d.evidence import RoadEvidence
@@ -211,11 +211,10 @@ ROADS = Profile(
         ("cx", "cy", "cz", "w", "l", "h", "yaw"),
         place_columns,
         (
-            pa.field("range", pa.float32()),
-            pa.field("azimuth", pa.float32()),
-            pa.field("range_bin", pa.string()),
-            *(pa.field(name, pa.float32()) for name in (*ERRORS, "speed")),
-            *(pa.field(name, pa.string()) for name in ("speed_bin", "points_bin")),
+            *typed(pa.float32(), "range", "azimuth"),
+            *typed(pa.string(), "range_bin"),
+            *typed(pa.float32(), *ERRORS, "speed"),
+            *typed(pa.string(), "speed_bin", "points_bin"),
         ),
         near_is_iou=False,
     ),

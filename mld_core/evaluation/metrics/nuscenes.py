@@ -41,16 +41,9 @@ ERRORS = ("ate", "ase", "aoe", "ave")
 """Translation (m), scale (1 - aligned IoU), orientation (radians), velocity (m/s)."""
 
 CLASS_RANGES = {
-    "car": 50.0,
-    "truck": 50.0,
-    "bus": 50.0,
-    "trailer": 50.0,
-    "construction_vehicle": 50.0,
-    "pedestrian": 40.0,
-    "motorcycle": 40.0,
-    "bicycle": 40.0,
-    "traffic_cone": 30.0,
-    "barrier": 30.0,
+    **dict.fromkeys(("car", "truck", "bus", "trailer", "construction_vehicle"), 50.0),
+    **dict.fromkeys(("pedestrian", "motorcycle", "bicycle"), 40.0),
+    **dict.fromkeys(("traffic_cone", "barrier"), 30.0),
 }
 """Metres from the ego vehicle within which nuScenes counts boxes."""
 
