@@ -136,3 +136,22 @@ class Detection3DOutput(_FrameLists):
     """
 
     box_width: ClassVar[int] = 7
+
+
+def unpacked(value: Any) -> Any:
+    """What mmcv's DataContainers and the outer lists of test-time augmentation hold.
+
+    >>> unpacked([[1, 2]])
+    [1, 2]
+    """
+    while True:
+        if hasattr(value, "data") and hasattr(value, "cpu_only"):
+            value = value.data
+        elif (
+            isinstance(value, (list, tuple))
+            and len(value) == 1
+            and (isinstance(value[0], (list, tuple)) or hasattr(value[0], "cpu_only"))
+        ):
+            value = value[0]
+        else:
+            return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from mld_core.adapters.base import Adapter
@@ -11,14 +11,29 @@ _WRAPPERS: Final = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_mod
 _MAX_WRAPPERS: Final = 8
 
 _registered: list[type[Adapter]] = []
+_unloaded: list[Callable[[], None]] = []
 
 
 class UnknownDetectorError(ValueError):
     """No adapter knows the model."""
 
 
+def load_first(load: Callable[[], None]) -> None:
+    """Calls `load`, which registers families, before any other is registered or asked.
+
+    A classifier is recorded without ever loading a detector's adapter.
+    """
+    _unloaded.append(load)
+
+
+def _load() -> None:
+    while _unloaded:
+        _unloaded.pop()()
+
+
 def register(adapter: type[Adapter]) -> type[Adapter]:
     """Adds a family; usable as a decorator. Asked before those that were registered earlier."""
+    _load()
     if adapter not in _registered:
         _registered.insert(0, adapter)
     return adapter
@@ -26,6 +41,7 @@ def register(adapter: type[Adapter]) -> type[Adapter]:
 
 def families(task: str | None = None) -> Iterator[type[Adapter]]:
     """The registered families of a task, in the order they are asked."""
+    _load()
     yield from (a for a in _registered if task is None or a.task == task)
 
 

@@ -136,25 +136,6 @@ def truth_of(boxes: Any, labels: Any, convention: str, input_id: str | None = No
     return Truth(np.asarray(standard, np.float32), names, input_id, velocities, found)
 
 
-def unpacked(value: Any) -> Any:
-    """What mmcv's DataContainers and the outer lists of test-time augmentation hold.
-
-    >>> unpacked([[1, 2]])
-    [1, 2]
-    """
-    while True:
-        if hasattr(value, "data") and hasattr(value, "cpu_only"):
-            value = value.data
-        elif (
-            isinstance(value, (list, tuple))
-            and len(value) == 1
-            and (isinstance(value[0], (list, tuple)) or hasattr(value[0], "cpu_only"))
-        ):
-            value = value[0]
-        else:
-            return value
-
-
 def names_of(*holders: Any) -> list[str] | None:
     """The first class names among `CLASSES`, `classes` and `class_names` of these holders."""
     for holder in holders:

@@ -18,8 +18,8 @@ from mld_core.adapters.detection3d.layouts import (
     names_of,
     tensor,
     truth_of,
-    unpacked,
 )
+from mld_core.adapters.outputs import unpacked
 from mld_core.adapters.registry import type_names
 from mld_core.adapters.settings import follow, read
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from mld_core.adapters.detection3d.layouts import unpacked
+from mld_core.adapters.outputs import unpacked
 from mld_core.tracing.batch.labels import find_inputs
 
 _SENSED: Final = (

@@ -1,0 +1,28 @@
+"""What a wrapper loads beside its framework: a training should not wait for what it does not use."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"pandas", "sklearn", "scipy", "duckdb", "requests", "torchvision", "matplotlib"}
+MOST_OWN = 110
+"""Modules of ours: a bound on what an import costs that does not depend on how busy the machine is."""
+
+
+@pytest.mark.processes
+def test_the_lightning_wrapper_loads_little():
+    pytest.importorskip("lightning")
+    code = (
+        "import json, sys, lightning.pytorch; from importlib.util import find_spec; "
+        "find_spec('pytorch_lightning') and __import__('pytorch_lightning'); before = set(sys.modules); "
+        "import ml_debugger.lightning; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert HEAVY.isdisjoint(loaded)
+    own = [name for name in loaded if name.startswith(("mld_core", "ml_debugger"))]
+    assert len(own) <= MOST_OWN
+    families = [name for name in own if name.startswith("mld_core.adapters.")]
+    assert set(families) <= {f"mld_core.adapters.{name}" for name in ("base", "outputs", "registry")}
