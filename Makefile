@@ -7,6 +7,11 @@ TORCH ?= torch==2.13.0
 TORCHVISION ?= 0.28.0
 ULTRALYTICS ?= ultralytics==8.4.190
 
+WORKERS ?= $(or $(MLD_TEST_WORKERS),2)
+MARKED ?= -m "not heavy"
+BASE ?= HEAD
+export MARKED
+
 export HF_HOME := $(CURDIR)/.tmp/huggingface
 export HF_HUB_OFFLINE := 1
 export MPLCONFIGDIR := $(CURDIR)/.tmp/matplotlib
@@ -17,10 +22,10 @@ export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo test check lint types pytest dist bench clean
+.PHONY: help demo test test-all quick check lint types pytest dist bench clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(PY):
 	$(PYTHON) -m venv --without-pip $(VENV)
@@ -43,7 +48,16 @@ $(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 demo: $(VENV)/.demo-ready  ## set up and run the demo: train on real digits, record, evaluate, show the worst samples
 	MLD_HOME=$(CURDIR)/.demo $(PY) examples/digits_lightning.py
 
-test: $(VENV)/.test-ready check pytest  ## set up, then lint, types, import rules and all tests
+test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tests but the heavy ones
+	@mkdir -p .tmp
+	@$(MAKE) -s check > .tmp/check.log 2>&1 & check=$$!; $(MAKE) pytest; tests=$$?; \
+	wait $$check; checked=$$?; cat .tmp/check.log; exit $$((tests || checked))
+
+test-all: MARKED =
+test-all: test  ## make test, and what is heavy by nature
+
+quick: $(VENV)/.test-ready  ## lint, types and the tests nearest to what is not committed yet (BASE=main: since main)
+	@OMP_NUM_THREADS=1 $(PY) tests/parts/quick.py --base $(BASE) $(ARGS)
 
 check: lint types  ## lint, format, types and import rules
 
@@ -57,7 +71,7 @@ types: $(VENV)/.test-ready
 
 pytest: $(VENV)/.test-ready
 	@mkdir -p .tmp
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $${MLD_TEST_WORKERS:-2} --basetemp=.tmp/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal $(MARKED) --basetemp=.tmp/pytest $(ARGS)
 
 # The peers of the tracer benchmark pin what we leave open: an environment of their own.
 .venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import optional
 import pytest
-from skip_summary import pytest_terminal_summary  # noqa: F401 (a hook)
+from run_notes import pytest_terminal_summary  # noqa: F401 (a hook)
 
 _AS_INSTALLED = np.get_printoptions()
 

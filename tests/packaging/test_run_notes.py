@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from skip_summary import lines
+from run_notes import lines
 
 
 def test_reasons_are_counted_and_packages_named_once():

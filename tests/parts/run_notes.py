@@ -1,4 +1,4 @@
-"""What was skipped, at the end of a run: how many tests for which reason, and which a missing system package causes."""
+"""At the end of a run: what was skipped and why is told, and what each test took is noted (`make quick` reads it)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,17 @@ def lines(reasons: Counter[str]) -> list[str]:
     return made
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Printed in place of pytest's own list, which names every line of every file."""
+def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
+    """The skips, in place of pytest's own list, which names every line of every file; the seconds, into its cache."""
+    if config.getoption("collectonly"):
+        return
+    took: Counter[str] = Counter()
+    for report in (one for group in terminalreporter.stats.values() for one in group):
+        if hasattr(report, "duration") and hasattr(report, "when"):
+            took[report.nodeid] += report.duration
+    if cache := getattr(config, "cache", None):
+        known = cache.get("mld/seconds", {})
+        cache.set("mld/seconds", {**known, **{test: round(seconds, 2) for test, seconds in took.items()}})
     reports = terminalreporter.stats.get("skipped", [])
     texts = [one.longrepr[2] if isinstance(one.longrepr, tuple) else str(one.longrepr) for one in reports]
     if texts:
