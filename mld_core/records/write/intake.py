@@ -1,12 +1,13 @@
 """What the callers of the writer and its thread share under one lock: the queue, its bound, the account."""
 
 import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -14,13 +15,34 @@ from mld_core.records.format.manifest import SealManifest
 from mld_core.records.format.options import Account, WriterOptions
 
 Tables = dict[str, pa.Table | pa.RecordBatch]
-Build = Callable[[], Tables]
+
+
+class Rows(Protocol):
+    """Rows of one batch that become tables together with those of the batches beside it.
+
+    Attributes:
+        key: batches of one pass whose keys are equal are joined.
+    """
+
+    key: Hashable
+
+    def tables(self, group: Sequence[Any]) -> Tables:
+        """One set of tables for the rows of `group`, in that order; this one is the first of it."""
+
+
+Build = Callable[[], Tables | Rows]
 Ticket = Future[SealManifest | None]
 OnProblem = Callable[[str, str], None]
 # What is sealed with a pass, or a function that tells it when all rows are built; None: there was no pass.
 SealMeta = dict[str, Any] | Callable[[], dict[str, Any] | None]
 
 _log = logging.getLogger(__name__)
+
+
+# The thread takes batches in groups of so many, or so many bytes, or when the first has waited so long.
+GROUP_BATCHES = 64
+GROUP_BYTES = 24 << 20
+GROUP_SECONDS = 0.5
 
 
 class Intake:
@@ -32,10 +54,11 @@ class Intake:
         self.lock = threading.Lock()
         self.wake = threading.Condition(self.lock)
         self.space = threading.Condition(self.lock)
-        self.queue: deque[Callable[[], None]] = deque()
+        self.queue: deque[tuple[Callable[[], None], int]] = deque()
+        self.due_at = math.inf  # when the thread has to look into the queue
+        self.sleeps_until = 0.0  # when it will; 0: it is awake
         self.bytes = 0
         self.seq = 0
-        self.idle = False
         self.tripped = False
         self.closing = False
         self.given_up = False
@@ -46,13 +69,36 @@ class Intake:
         self.tickets: dict[int, Ticket] = {}
         self.flushes: list[Ticket] = []
         self._told: set[str] = set()
+        self._queued_bytes = 0
+        # A fraction of the queue's bound, so that waiting for a group never fills it.
+        self._group_bytes = min(GROUP_BYTES, options.roll_bytes, options.queue_bytes // 4)
 
-    def push(self, job: Callable[[], None]) -> None:
-        """Queue a job for the thread and wake it. The lock is held."""
-        self.queue.append(job)
-        if self.idle:
-            self.idle = False
+    def push(self, job: Callable[[], None], nbytes: int = 0, *, hurry: bool = True) -> None:
+        """Queue a job; one without hurry may wait until a group is there. The lock is held."""
+        self.queue.append((job, nbytes))
+        self._queued_bytes += nbytes
+        whole = hurry or len(self.queue) >= GROUP_BATCHES or self._queued_bytes >= self._group_bytes
+        self.need(0.0 if whole else time.monotonic() + GROUP_SECONDS)
+
+    def need(self, due_at: float) -> None:
+        """See to it that the thread looks into the queue by then. The lock is held."""
+        self.due_at = min(self.due_at, due_at)
+        if self.due_at < self.sleeps_until:
+            self.sleeps_until = 0.0
             self.wake.notify()
+
+    def take(self) -> list[Callable[[], None]]:
+        """The jobs of the next group. The lock is held."""
+        taken: list[Callable[[], None]] = []
+        size = 0
+        while self.queue and len(taken) < GROUP_BATCHES and size < self._group_bytes:
+            job, nbytes = self.queue.popleft()
+            taken.append(job)
+            size += nbytes
+        self._queued_bytes -= size
+        if not self.queue:
+            self.due_at = math.inf
+        return taken
 
     def refusal(self, handle: int, nbytes: int) -> str | None:
         """Why rows can not be taken, None if they can. The lock is held; waits for room."""
@@ -70,6 +116,7 @@ class Intake:
         return f"the queue is full ({self.trouble or 'the disk does not keep up'})"
 
     def _wait_for_room(self, nbytes: int, limit: int) -> None:
+        self.need(0.0)
         start = time.monotonic()
         deadline = start + self.options.block_deadline_s
         while self.bytes and self.bytes + nbytes > limit and not self.tripped and not self.closing:

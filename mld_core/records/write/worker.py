@@ -4,7 +4,10 @@ The protocol stands in mld_core.records.write.writer.
 """
 
 import errno
+import math
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,11 +15,29 @@ from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import AttemptManifest, SealManifest
 from mld_core.records.format.options import WriterOptions
 from mld_core.records.format.parts import DamagedPartError
-from mld_core.records.write.intake import Build, Intake, SealMeta, Ticket, fail
+from mld_core.records.write.intake import Build, Intake, Rows, SealMeta, Tables, Ticket, fail
 from mld_core.records.write.openpass import OpenPass, RankTakenError
 from mld_core.records.write.retention import keep_last_epochs
 
 _NO_FOLDER = "its folder could not be made"
+
+
+@dataclass
+class Taken:
+    """One batch from the queue; `made` once it was built."""
+
+    handle: int
+    build: Build
+    rows: int
+    nbytes: int
+    since: float
+    seq: int
+    made: Any = None
+
+    @property
+    def key(self) -> Any:
+        """What batches must have in common to be joined; a batch that came as tables is joined with none."""
+        return id(self) if isinstance(self.made, dict) else getattr(self.made, "key", None)
 
 
 class Worker:
@@ -31,40 +52,50 @@ class Worker:
         self._intake = intake
         self.store, self.run_key, self.attempt, self.rank, self.options = store, run, attempt, rank, options
         self._passes: dict[int, OpenPass] = {}
+        self._taken: list[Taken] = []
         self._waiting: list[tuple[Ticket, dict[int, int]]] = []
 
     def run(self) -> None:
         """Work until the writer is closed and everything is done, or given up."""
-        while True:
-            with self._intake.lock:
-                while not self._intake.queue and not self._intake.given_up:
-                    pause = self._pause()
-                    if pause is not None and pause <= 0:
-                        break
-                    if self._intake.closing and not self._passes:
-                        return
-                    self._intake.idle = True
-                    self._intake.wake.wait(pause)
-                    self._intake.idle = False
-                if self._intake.given_up:
-                    return
-                job = self._intake.queue.popleft() if self._intake.queue else None
+        while self._sleep():
+            self._work()
+            self._intake.account.thread_cpu_seconds = time.thread_time()
+
+    def _sleep(self) -> bool:
+        """Wait until something is to be done; False if nothing ever will be."""
+        with self._intake.lock:
+            while not self._intake.given_up:
+                pause = self._pause()
+                if pause <= 0:
+                    return True
+                if self._intake.closing and not self._passes:
+                    return False
+                self._intake.sleeps_until = time.monotonic() + pause
+                self._intake.wake.wait(None if pause == math.inf else pause)
+                self._intake.sleeps_until = 0.0
+        return False
+
+    def _pause(self) -> float:
+        """Seconds until something is due, infinite if nothing will be. The lock is held."""
+        if self._intake.queue and self._intake.closing:
+            return 0.0
+        due = [at for opened in self._passes.values() if (at := opened.due_at()) is not None]
+        return min([self._intake.due_at, *due]) - time.monotonic()
+
+    def _work(self) -> None:
+        """Take one group of jobs, do them and what is due after them."""
+        with self._intake.lock:
+            jobs = self._intake.take()
+        for job in [*jobs, self._build, self._tend]:
+            if self._intake.given_up:
+                return
             try:
-                if job is not None:
-                    job()
-                del job  # not to hold a batch while waiting for the next
-                self._tend()
+                job()
             except Exception as error:  # noqa: BLE001 - the thread must outlive a bug of ours
                 self._intake.tell(
                     f"writer:{type(error).__name__}", f"the record writer stumbled: {error!r}; it goes on"
                 )
                 time.sleep(0.1)
-            self._intake.account.thread_cpu_seconds = time.thread_time()
-
-    def _pause(self) -> float | None:
-        """Seconds until something is due, None if nothing will be."""
-        due = [at for opened in self._passes.values() if (at := opened.due_at()) is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def open(self, handle: int, key: PassKey, manifest: AttemptManifest) -> None:
         """Begin a pass; its folder is made when `_tend` gets to it."""
@@ -74,12 +105,14 @@ class Worker:
 
     def flush(self, ticket: Ticket, seq: int) -> None:
         """Make everything up to `seq` durable."""
+        self._build()
         for opened in self._passes.values():
             opened.force_seq = seq
         self._waiting.append((ticket, dict.fromkeys(self._passes, seq)))
 
     def leave(self, handle: int, *, discard: bool) -> None:
         """Leave a pass unsealed, or remove it."""
+        self._build()
         opened = self._passes.get(handle)
         if opened is None:
             self._end(handle, _NO_FOLDER)
@@ -90,6 +123,7 @@ class Worker:
 
     def seal(self, handle: int, given: SealMeta, key: PassKey | None) -> None:
         """Seal a pass, as `key` if that was not known before; without meta there was none."""
+        self._build()
         opened = self._passes.get(handle)
         if opened is None:
             self._end(handle, _NO_FOLDER)
@@ -118,31 +152,81 @@ class Worker:
         opened.pending_bytes = 0
 
     def put(self, handle: int, build: Build, *, rows: int, nbytes: int, since: float, seq: int) -> None:
-        """Build the rows of one batch; {} says that there were none after all."""
-        opened = self._passes.get(handle)
-        reason = "the pass could not be opened"
-        if opened is not None:
-            try:
-                built = {
-                    family: table if isinstance(table, pa.Table) else pa.Table.from_batches([table])
-                    for family, table in build().items()
-                }
-                held = _bytes(built, nbytes) if built else 0
-                if built:
-                    opened.append(built, rows=rows, nbytes=held, since=since, seq=seq)
-            except Exception as error:  # noqa: BLE001 - build is the caller's code; its rows are lost, not the thread
-                reason = f"rows could not be built: {type(error).__name__}: {error}"
-                self._intake.tell(
-                    f"build:{type(error).__name__}", f"{reason}; these rows are lost, recording goes on"
-                )
-            else:
-                with self._intake.lock:
-                    self._intake.account.rows_put -= 0 if built else rows
-                    self._intake.freed(nbytes - held)
-                return
+        """Take the rows of one batch; they are built with those beside them."""
+        self._taken.append(Taken(handle, build, rows, nbytes, since, seq))
+
+    def _build(self) -> None:
+        """Make tables of the batches that were taken: one set for neighbours in a pass that can be joined."""
+        taken, self._taken = self._taken, []
+        groups: dict[int, list[Taken]] = {}
+        for batch in taken:
+            batch.made = self._made(batch)
+            if batch.made is None:
+                continue
+            group = groups.get(batch.handle)
+            if group is not None and batch.key == group[0].key:
+                group.append(batch)
+                continue
+            if group is not None:
+                self._append(group)
+            groups[batch.handle] = [batch]
+        for group in groups.values():
+            self._append(group)
+
+    def _made(self, batch: Taken) -> Tables | Rows | None:
+        """What a batch's own code makes of it; None where there are no rows, or they are lost."""
+        if batch.handle not in self._passes:
+            self._lose([batch], "the pass could not be opened")
+            return None
+        try:
+            made = batch.build()
+        except Exception as error:  # noqa: BLE001 - build is the caller's code; its rows are lost, not the thread
+            self._lose_unbuilt([batch], error)
+            return None
+        finally:
+            batch.build = dict
+        if made:
+            return made
         with self._intake.lock:
-            self._intake.lose_late(handle, rows, reason)
-            self._intake.freed(nbytes)
+            self._intake.account.rows_put -= batch.rows
+            self._intake.freed(batch.nbytes)
+        return None
+
+    def _append(self, group: list[Taken]) -> None:
+        """Add the rows of a group to their pass; where they fit together no more, batch by batch."""
+        first = group[0].made
+        try:
+            tables = first if isinstance(first, dict) else first.tables([batch.made for batch in group])
+            built = {
+                family: table if isinstance(table, pa.Table) else pa.Table.from_batches([table])
+                for family, table in tables.items()
+            }
+            told, rows = sum(batch.nbytes for batch in group), sum(batch.rows for batch in group)
+            held = _bytes(built, told)
+            opened = self._passes[group[0].handle]
+            opened.append(built, rows=rows, nbytes=held, since=group[0].since, seq=group[-1].seq)
+        except Exception as error:  # noqa: BLE001 - as in `_made`
+            if len(group) > 1:
+                for batch in group:
+                    self._append([batch])
+            else:
+                self._lose_unbuilt(group, error)
+        else:
+            with self._intake.lock:
+                self._intake.freed(told - held)
+
+    def _lose_unbuilt(self, group: list[Taken], error: Exception) -> None:
+        reason = f"rows could not be built: {type(error).__name__}: {error}"
+        self._intake.tell(
+            f"build:{type(error).__name__}", f"{reason}; these rows are lost, recording goes on"
+        )
+        self._lose(group, reason)
+
+    def _lose(self, group: list[Taken], reason: str) -> None:
+        with self._intake.lock:
+            for batch in group:
+                self._intake.lose_late(batch.handle, batch.rows, reason)
+                self._intake.freed(batch.nbytes)
 
     def _tend(self) -> None:
         """Do everything that is due."""

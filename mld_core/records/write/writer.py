@@ -9,9 +9,11 @@ The write protocol
    deadline, not its training.
 2. Opening a pass makes `rank-<r>/` exclusively and writes `attempt.json` (temporary name, fsync, rename,
    fsync of the folder, as all JSON files here).
-3. Batches are built on the thread and kept as *pending* rows of their pass. They become a part when they
-   reach `roll_mb`, when the oldest is `roll_seconds` old (the thread wakes on its own for that), when a
-   schema changes, on `flush` and at the end. A SIGKILL loses what is pending and no more.
+3. The thread takes batches in groups (64 batches, 24 MB or half a second; at once on `flush`, at the end of
+   a pass and where the queue is full), builds them, neighbours as one table where they allow it, and keeps
+   them as *pending* rows of their pass. They become a part when they reach `roll_mb`, when the oldest was
+   put `roll_seconds` ago (the thread wakes on its own for that), when a schema changes, on `flush` and at
+   the end. A SIGKILL loses what is pending and no more.
 4. A part is a folder: every family is encoded, hashed (SHA-256) and written page by page into
    `.tmp-part-...`; all files and `part.json` are fsynced, the folder is renamed to `part-<seq>`, and
    `rank-<r>/` is fsynced. A part is whole or absent; `.tmp*` is ignored by every reader.
@@ -166,15 +168,17 @@ class Writer:
                 self._push(partial(self._worker.open, handle, key, manifest))
         return handle
 
-    def put(self, handle: int, build: Build, *, rows: int, nbytes: int) -> bool:
+    def put(self, handle: int, build: Build, *, rows: int, nbytes: int, hurry: bool = False) -> bool:
         """Hand over the rows of one batch. Never raises because of the rows, the disk or the queue.
 
         Args:
             handle: from `open`.
-            build: makes {family: table}; runs once, on the writer thread. What it refers to must stay
-                unchanged. {} says that there were no rows after all: they count as never put.
+            build: makes {family: table}, or `Rows` that become tables with those of other batches; runs
+                once, on the writer thread, up to half a second later. What it refers to must stay unchanged.
+                {} says that there were no rows after all: they count as never put.
             rows: sample rows in it, for the account.
             nbytes: size in memory, for the bound of the queue.
+            hurry: build them as soon as can be, not with the next group: what they refer to may change.
 
         Returns:
             False if the rows were dropped (and counted).
@@ -188,7 +192,8 @@ class Writer:
                 self._intake.seq += 1
                 self._intake.bytes += nbytes
                 put = partial(self._worker.put, handle, build, rows=rows, nbytes=nbytes)
-                self._push(partial(put, since=time.monotonic(), seq=self._intake.seq))
+                job = partial(put, since=time.monotonic(), seq=self._intake.seq)
+                self._push(job, nbytes, hurry=hurry)
                 return True
             self._intake.lose(handle, rows, reason)
         self._intake.tell(f"lost:{reason}", f"records are dropped and counted: {reason}; training goes on")
@@ -279,7 +284,7 @@ class Writer:
         with self._intake.lock:
             for handle in list(self._intake.taking):
                 self._intake.ended[handle] = self._intake.taking.pop(handle)
-                self._intake.queue.append(partial(self._worker.leave, handle, discard=False))
+                self._intake.push(partial(self._worker.leave, handle, discard=False))
             self._intake.closing = True
             thread = self._thread
             self._intake.wake.notify_all()
@@ -323,9 +328,9 @@ class Writer:
         with self._intake.lock:
             return replace(self._intake.account, reasons=dict(self._intake.account.reasons))
 
-    def _push(self, job: Callable[[], None]) -> None:
+    def _push(self, job: Callable[[], None], nbytes: int = 0, *, hurry: bool = True) -> None:
         """Queue a job and see to it that the thread runs. The lock is held."""
-        self._intake.push(job)
+        self._intake.push(job, nbytes, hurry=hurry)
         if self._thread is not None:
             return
         self._thread = threading.Thread(target=self._main, name="mld-writer", daemon=True)

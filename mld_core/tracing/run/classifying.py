@@ -103,7 +103,8 @@ class ClassificationSession(Session):
             context = self._begin_rows(open_pass, captured)
         job = self._job(open_pass, context, batch, captured, n)
         held = held_bytes(job.hash_from)
-        if not self.put(open_pass, job, rows=n, nbytes=job.staged.nbytes + held + 128 * n):
+        nbytes = job.staged.nbytes + held + 128 * n
+        if not self.put(open_pass, job, rows=n, nbytes=nbytes, hurry=job.hurry):
             job.staged.discard()
         open_pass.units += n
         return captured

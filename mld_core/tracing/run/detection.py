@@ -152,7 +152,8 @@ class DetectionSession(Session):
         n = self.count(None, batch.labels, batch.inputs)
         job = self._job(context, batch, source, n)
         rows = n or 1
-        self.put(open_pass, job, rows=rows, nbytes=source.holder.nbytes + _ROW_BYTES * rows)
+        nbytes = source.holder.nbytes + _ROW_BYTES * rows
+        self.put(open_pass, job, rows=rows, nbytes=nbytes, hurry=job.hurry)
         return self.capture
 
     def _source(self, capture: DetectorCapture, batch: Batch) -> Source | None:

@@ -115,11 +115,12 @@ class RunWriter:
         *,
         rows: int,
         nbytes: int,
+        hurry: bool = False,
     ) -> bool:
         """Hands a batch to the writer thread; False: it was dropped, and counted."""
         assert open_pass.handle is not None
         open_pass.batches += 1
-        return self._writer.put(open_pass.handle, job, rows=rows, nbytes=nbytes)
+        return self._writer.put(open_pass.handle, job, rows=rows, nbytes=nbytes, hurry=hurry)
 
     def seal(self, open_pass: OpenPass, meta: Any = None) -> None:
         """Seals a pass in the background, under its final key where it got one."""

@@ -23,11 +23,13 @@ from mld_core.records.format.schema import (
 from mld_core.records.format.vectors import nonfinite_rows
 from mld_core.tracing.tables.columns import (
     Columns,
+    Origin,
     PassState,
     constant,
     own_columns,
     sample_columns,
     table_of,
+    user_columns,
     vector_columns,
 )
 
@@ -177,17 +179,16 @@ class Frames:
         parsed, limits, n = self.parsed, self.parsed.thresholds, len(counts)
         affine = [None if parsed.geometry is None else parsed.geometry[i].affine for i in range(n)]
         cap_hit = [bool(hit) for hit in parsed.cap_hit] if len(parsed.cap_hit) == n else [None] * n
-        common = sample_columns(
-            self.context,
-            self.own(np.arange(n)),
+        origin = Origin(
+            n=n,
             id_source=self.id_source,
             batch_idx=self.batch_idx,
             global_step=self.global_step,
             hashes=self.hashes,
-            user=self.user,
+            user=user_columns(self.context, self.user, n),
         )
         return {
-            **common,
+            **sample_columns(self.context, self.own(np.arange(n)), [origin]),
             "n_detections": pa.array(counts, pa.int32()),
             "n_truths": pa.array([None if t is None else len(t.ignore) for t in self.truths], pa.int32()),
             "labelled": pa.array([t is not None for t in self.truths], pa.bool_()),

@@ -46,31 +46,57 @@ def own_columns(units: npt.NDArray[np.int64], rank: int, ids: Sequence[str]) -> 
     }
 
 
-def sample_columns(
-    context: PassState,
-    own: Columns,
-    *,
-    id_source: str,
-    batch_idx: int,
-    global_step: int | None,
-    hashes: list[str] | None,
-    user: Mapping[str, Any],
-) -> Columns:
-    """What `samples` of every task say of a batch: where its rows came from, and the user's own columns."""
-    n = len(own["unit"])
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the rows of one batch came from.
+
+    Attributes:
+        n: rows.
+        id_source, batch_idx, global_step: as in `samples`.
+        hashes: the content's hash of each row; None where there is none.
+        user: the user's own columns by name, see `user_columns`.
+    """
+
+    n: int
+    id_source: str
+    batch_idx: int
+    global_step: int | None
+    hashes: list[str] | None
+    user: Columns
+
+
+def user_columns(context: PassState, given: Mapping[str, Any], n: int) -> Columns:
+    """The user's own columns of one batch.
+
+    Raises:
+        ValueError: values that do not fit their type, or another number of them than rows.
+    """
+    return {spec.name: additional_column(spec, given.get(spec.name), n) for spec in context.fields}
+
+
+def sample_columns(context: PassState, own: Columns, batches: Sequence[Origin]) -> Columns:
+    """What `samples` of every task say of neighbouring batches: where rows came from, and the user's own."""
+    counts = [batch.n for batch in batches]
+    sources = list(dict.fromkeys(batch.id_source for batch in batches))
+    codes = np.repeat([sources.index(batch.id_source) for batch in batches], counts).astype(np.int32)
     columns = {
         **own,
-        "id_source": constant(id_source, n),
-        "batch_idx": pa.array(np.full(n, batch_idx, np.int32)),
-        "row": pa.array(np.arange(n, dtype=np.int32)),
-        "mode": constant(context.mode, n),
+        "id_source": pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(sources, pa.string())),
+        "batch_idx": pa.array(np.repeat([batch.batch_idx for batch in batches], counts).astype(np.int32)),
+        "row": pa.array(np.concatenate([np.arange(n, dtype=np.int32) for n in counts])),
+        "mode": constant(context.mode, sum(counts)),
     }
-    if global_step is not None:
-        columns["global_step"] = pa.array(np.full(n, global_step, np.int64))
-    if hashes is not None and context.store_hash:
+    unknown = np.repeat([batch.global_step is None for batch in batches], counts)
+    if not unknown.all():
+        steps = np.repeat([batch.global_step or 0 for batch in batches], counts)
+        columns["global_step"] = pa.array(steps.astype(np.int64), mask=unknown if unknown.any() else None)
+    if context.store_hash and any(batch.hashes is not None for batch in batches):
+        hashes: list[str | None] = []
+        for batch in batches:
+            hashes += batch.hashes or [None] * batch.n
         columns["input_hash"] = pa.array(hashes, pa.string())
     for spec in context.fields:
-        columns[spec.name] = additional_column(spec, user.get(spec.name), n)
+        columns[spec.name] = pa.concat_arrays([batch.user[spec.name] for batch in batches])
     return columns
 
 

@@ -1,8 +1,12 @@
-"""From one batch's tensors to the record tables of classification; all of it runs on the writer thread."""
+"""From batches' tensors to the record tables of classification; all of it runs on the writer thread.
+
+A batch is brought into arrays by itself (`BatchJob`), so that what is wrong with it costs only its own rows;
+neighbouring batches then become tables together (`ClassifiedRows`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,10 +25,12 @@ from mld_core.tracing.capture.outputs import probabilities_to_logits
 from mld_core.tracing.capture.staging import Staged, to_float32
 from mld_core.tracing.tables.columns import (
     Columns,
+    Origin,
     PassState,
     own_columns,
     sample_columns,
     table_of,
+    user_columns,
     vector_columns,
 )
 from mld_core.tracing.tables.media import media_table
@@ -91,6 +97,11 @@ class Job:
     global_step: int | None
     images: Any = None
 
+    @property
+    def hurry(self) -> bool:
+        """Whether the rows' ids depend on inputs that a loader may write to again."""
+        return self.hash_from is not None and self.id_source == CONTENT_HASH
+
     def _hashes(self, context: PassState, n: int, on_device: Any) -> list[str] | None:
         """The content's hash of each unit, None where there is none; lets go of the inputs."""
         held, self.hash_from = self.hash_from, None
@@ -132,8 +143,8 @@ class BatchJob(Job):
     labels: Any
     activation: str
 
-    def __call__(self) -> dict[str, pa.Table]:
-        """Builds `samples` and `vectors` of this batch, and `media` where the pass stores images.
+    def __call__(self) -> ClassifiedRows:
+        """Brings what the batch holds into arrays.
 
         Raises:
             ValueError: the batch can not be recorded; the writer counts its rows as lost with this reason.
@@ -146,50 +157,21 @@ class BatchJob(Job):
         hashes = self._hashes(context, n, arrays.get("input_hash"))
         from_content = self.id_source == CONTENT_HASH
         ids = self._known(hashes) if from_content else self._given_ids(arrays.get("ids", self.ids), n)
-        own = own_columns(np.arange(self.unit0, self.unit0 + n), context.rank, ids)
-        vectors, overflow = vector_columns(context, {"logits": logits, **self._features(arrays)}, n)
-        samples = sample_columns(
-            context,
-            own,
+        labels = normalise_labels(arrays.get("labels", self.labels), n, context.n_class)
+        origin = Origin(
+            n=n,
             id_source=self.id_source,
             batch_idx=self.batch_idx,
             global_step=self.global_step,
             hashes=hashes,
-            user=self.user,
+            user=user_columns(context, self.user, n),
         )
-        samples |= {
-            **self._answers(logits, arrays.get("labels", self.labels)),
-            "overflow": pa.array(overflow),
-        }
-        made = {
-            "samples": table_of(samples, context.samples, n),
-            "vectors": table_of({**own, **vectors}, context.vectors, n),
-        }
-        if context.media is not None:
-            made["media"] = media_table(own, arrays.get("images", self.images), context)
-        self.images = None
-        return made
-
-    def _answers(self, logits: npt.NDArray[np.float32], given: Any) -> Columns:
-        """Label, prediction, confidence and loss of each row."""
-        context, n = self.context, self.n
-        labels = normalise_labels(given, n, context.n_class)
         if labels.problem:
             context.guard.tell_once("labels", f"Recorded without labels: {labels.problem}.")
         context.count("labels out of range", labels.out_of_range)
-        scores = Scores(logits, labels)
-        context.count("logits not finite", int((~scores.finite).sum()))
-        columns = {
-            "label": pa.array(labels.hard, mask=~labels.valid),
-            "prediction": pa.array(scores.prediction, mask=~scores.finite),
-            "confidence": pa.array(scores.confidence, mask=~scores.finite),
-            "loss": pa.array(scores.loss, mask=~scores.has_loss),
-            "nonfinite": pa.array(~scores.finite),
-        }
-        if labels.soft is not None:
-            rows = [row if ok else None for row, ok in zip(labels.soft, labels.valid, strict=True)]
-            columns["soft_label"] = pa.array(rows, pa.list_(pa.float32()))
-        return columns
+        images, self.images = arrays.get("images", self.images), None
+        vectors = {"logits": logits, **self._features(arrays)}
+        return ClassifiedRows(context, self.unit0, ids, origin, vectors, labels, images)
 
     def _features(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
         """The features of the pass that this batch has."""
@@ -201,3 +183,66 @@ class BatchJob(Job):
             else:
                 found[rule.alias] = project(to_float32(raw))
         return found
+
+
+@dataclass
+class ClassifiedRows:
+    """The rows of one batch as arrays; on the writer thread they become tables with those beside them."""
+
+    context: PassContext
+    unit0: int
+    ids: list[str]
+    origin: Origin
+    vectors: dict[str, npt.NDArray[np.float32]]
+    labels: Labels
+    images: Any
+
+    @property
+    def key(self) -> Hashable:
+        """Batches of a pass with the same features, and soft labels or none, go into one table."""
+        return id(self.context), tuple(self.vectors), self.labels.soft is None
+
+    def tables(self, group: Sequence[ClassifiedRows]) -> dict[str, pa.Table]:
+        """`samples` and `vectors` of neighbouring batches, and `media` where the pass stores images."""
+        context = self.context
+        units = np.concatenate([np.arange(rows.unit0, rows.unit0 + rows.origin.n) for rows in group])
+        own = own_columns(units, context.rank, [one for rows in group for one in rows.ids])
+        joined = {name: np.concatenate([rows.vectors[name] for rows in group]) for name in self.vectors}
+        vectors, overflow = vector_columns(context, joined, len(units))
+        samples = sample_columns(context, own, [rows.origin for rows in group])
+        samples |= _answers(context, joined["logits"], [rows.labels for rows in group])
+        samples["overflow"] = pa.array(overflow)
+        made = {
+            "samples": table_of(samples, context.samples, len(units)),
+            "vectors": table_of({**own, **vectors}, context.vectors, len(units)),
+        }
+        if context.media is not None:
+            made["media"] = pa.concat_tables([rows._media() for rows in group])  # noqa: SLF001 - its own kind
+        return made
+
+    def _media(self) -> pa.Table:
+        own = own_columns(np.arange(self.unit0, self.unit0 + self.origin.n), self.context.rank, self.ids)
+        return media_table(own, self.images, self.context)
+
+
+def _answers(context: PassContext, logits: npt.NDArray[np.float32], given: Sequence[Labels]) -> Columns:
+    """Label, prediction, confidence and loss of each row."""
+    soft = [labels.soft for labels in given if labels.soft is not None]
+    labels = Labels(
+        np.concatenate([labels.hard for labels in given]),
+        np.concatenate([labels.valid for labels in given]),
+        np.concatenate(soft) if soft else None,
+    )
+    scores = Scores(logits, labels)
+    context.count("logits not finite", int((~scores.finite).sum()))
+    columns = {
+        "label": pa.array(labels.hard, mask=~labels.valid),
+        "prediction": pa.array(scores.prediction, mask=~scores.finite),
+        "confidence": pa.array(scores.confidence, mask=~scores.finite),
+        "loss": pa.array(scores.loss, mask=~scores.has_loss),
+        "nonfinite": pa.array(~scores.finite),
+    }
+    if labels.soft is not None:
+        rows = [row if ok else None for row, ok in zip(labels.soft, labels.valid, strict=True)]
+        columns["soft_label"] = pa.array(rows, pa.list_(pa.float32()))
+    return columns
