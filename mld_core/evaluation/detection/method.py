@@ -142,6 +142,10 @@ def _judge(read: _Read, thresholds: Floats, profile: Profile) -> EvaluatedPass:
     )
 
 
+USUAL_SCORE = 0.05
+"""Detectors that are made to be measured keep boxes from about this score on."""
+
+
 def _problems(records: BoxRecords, units: BoxUnits) -> list[dict[str, Any]]:
     selection = records.selection
     found = []
@@ -155,8 +159,20 @@ def _problems(records: BoxRecords, units: BoxUnits) -> list[dict[str, Any]]:
     if not records.has_logits:
         text = "no logits are stored: the entropies and probabilities stand on the scores alone"
         found.append(problem("no_logits", text, selection))
+    cut = _score_cut(records)
+    if cut > USUAL_SCORE:
+        text = f"only boxes that score {cut:.3g} or more are recorded: mAP is that of those alone"
+        found.append(problem("score_thresh", text, selection, severity="note"))
     if len(records.predictions) == 0:
         found.append(problem("no_predictions", "no prediction is recorded in any frame", selection))
     elif len(units.kept) == 0:
         found.append(problem("no_kept", "no prediction reaches its class's score threshold", selection))
     return found
+
+
+def _score_cut(records: BoxRecords) -> float:
+    """The score below which the user or the model left boxes out; 0 where it is not recorded."""
+    if "score_thresh" not in records.frames.column_names:
+        return 0.0
+    known = np.asarray(records.frames["score_thresh"].drop_null().to_numpy(), np.float64)
+    return round(float(np.median(known)), 6) if len(known) else 0.0

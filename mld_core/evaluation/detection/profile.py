@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from mld_core.evaluation.analysis.units import Column
 from mld_core.evaluation.detection.diagnoses import BoxDiagnoses, BoxEvidence
 from mld_core.evaluation.detection.events import Figures, walk
@@ -53,9 +57,23 @@ class Profile:
     keep_epochs: bool = False
 
 
+def areas_of(records: BoxRecords) -> NDArray[np.float64] | None:
+    """(G,) areas of the truths as the data set has them, NaN unknown; None where none is recorded."""
+    if "area" not in records.truth_columns.column_names:
+        return None
+    column = records.truth_columns["area"]
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        return None
+    return np.asarray(column.cast(pa.float64()).to_numpy())
+
+
 def coco_state(records: BoxRecords) -> CocoState | None:
     """COCO's matches of every recorded prediction of a pass; None without frames."""
-    states = [match_coco(step.predictions, step.truths, records.n_class) for step in walk(records)]
+    area = areas_of(records)
+    states = [
+        match_coco(step.predictions, step.truths, records.n_class, None if area is None else area[step.span])
+        for step in walk(records)
+    ]
     return CocoState.merge(states) if states else None
 
 

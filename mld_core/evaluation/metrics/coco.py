@@ -114,13 +114,17 @@ def _mean(values: Floats | np.floating) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def match_coco(predictions: Predictions, truths: Truths, n_class: int) -> CocoState:
+def match_coco(
+    predictions: Predictions, truths: Truths, n_class: int, area: NDArray[np.floating] | None = None
+) -> CocoState:
     """Match the predictions of some frames.
 
     Args:
         predictions: Boxes xyxy in pixels of the original image; equal scores count in the order given.
         truths: Truths of the same frames.
         n_class: Number of classes; predictions and truths of other labels are left out.
+        area: (G,) square pixels by which the sizes of the truths are told, as the data set has them (COCO: of
+            the segmentation); None or NaN: of their boxes.
     """
     predictions = _known(predictions, n_class)
     group = predictions.frame * n_class + predictions.label
@@ -130,13 +134,14 @@ def match_coco(predictions: Predictions, truths: Truths, n_class: int) -> CocoSt
         order = order[rank < MAX_DETECTIONS[-1]]
         rank = ordinal(group[order])
     found = predictions.take(order)
+    size = columns_of(truths.box)[4]
+    if area is not None:
+        size = np.where(np.isnan(area), size, area)
     valid = (truths.label >= 0) & (truths.label < n_class)
-    if not valid.all():
-        truths = truths.take(np.flatnonzero(valid))
+    truths, size = truths.take(valid), size[valid]
     wanted = truths.frame * n_class + truths.label
     pairs = overlapping(found.box, group[order], truths.box, wanted, THRESHOLDS[0], crowd=truths.crowd)
-    area = columns_of(truths.box)[4]
-    out = np.stack([(area < low) | (area > high) for low, high in AREA_BOUNDS], axis=1)
+    out = np.stack([(size < low) | (size > high) for low, high in AREA_BOUNDS], axis=1)
     ignore = out | ~truths.counts[:, None]
     counted = np.zeros((n_class, _A), np.int64)
     for a in range(_A):

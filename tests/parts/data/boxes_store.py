@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from mld_core.records.format.layout import PassKey
-from mld_core.records.format.schema import detections_schema, samples_schema, truths_schema
+from mld_core.records.format.schema import detections_schema, parse_fields, samples_schema, truths_schema
 from mld_core.records.write.writer import Writer, WriterOptions
 
 
@@ -34,8 +34,8 @@ def rows_of(part, key, place):
     return made
 
 
-def write(store, run, dataset, frames, task, *, class_names=None, n_epoch=0):
-    """One sealed pass. A frame: input_id, image?, affine?, calibration?, ego_pose?, truths, detections."""
+def write(store, run, dataset, frames, task, *, class_names=None, n_epoch=0, label_fields=()):
+    """One sealed pass. A frame: input_id, image?, affine?, calibration?, ego_pose?, score_thresh?, truths, detections."""
 
     def refuse(key, message):
         raise AssertionError(f"{key}: {message}")
@@ -53,7 +53,7 @@ def write(store, run, dataset, frames, task, *, class_names=None, n_epoch=0):
         samples.append(
             {
                 **key,
-                **{name: frame.get(name) for name in ("affine", "calibration", "ego_pose")},
+                **{name: frame.get(name) for name in ("affine", "calibration", "ego_pose", "score_thresh")},
                 "id_source": "input_id",
                 "mode": "eval",
                 "batch_idx": unit,
@@ -73,7 +73,7 @@ def write(store, run, dataset, frames, task, *, class_names=None, n_epoch=0):
     tables = {
         "samples": table(samples, samples_schema(task)),
         "detections": table(found, detections_schema(task)),
-        "truths": table(true, truths_schema(task)),
+        "truths": table(true, truths_schema(task, parse_fields(label_fields))),
     }
     assert writer.put(handle, lambda: tables, rows=len(frames), nbytes=1 << 16)
     writer.seal(handle)
