@@ -64,6 +64,7 @@ class LoopRecorder:
         rank: this process's rank.
         world_size: number of processes.
         framework: name of the framework.
+        backward: the object whose `backward` the training's losses are given to.
         stepped: says after a training batch whether the optimizer made a step in it.
     """
 
@@ -76,6 +77,7 @@ class LoopRecorder:
         rank: int,
         world_size: int,
         framework: str,
+        backward: Any = None,
         stepped: Callable[[], bool] = lambda: True,
     ) -> None:
         self.recorder = recorder
@@ -86,6 +88,7 @@ class LoopRecorder:
         self.resume_step: int | None = None
         self._model = model
         self._world = {"rank": rank, "world_size": world_size, "framework": framework}
+        self._backward = backward
         self._stepped = stepped
         self._walks: list[_Walk] = []
         # Passes left early: by a `break`, or by an exception, which looks the same until the program goes on.
@@ -154,6 +157,8 @@ class LoopRecorder:
         if walk in self._walks:
             walk.batch, walk.pending = batch, True
             self.recorder.begin_batch(batch)
+            if walk.split == "train":
+                self.recorder.watch_loss(self._backward)
 
     def commit(self) -> None:
         """Records the batch in hand now, as when a checkpoint is saved after its step."""

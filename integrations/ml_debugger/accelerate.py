@@ -98,6 +98,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         framework="accelerate",
+        backward=accelerator,
         stepped=lambda: accelerator.sync_gradients,
     )
     loop.start()

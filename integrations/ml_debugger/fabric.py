@@ -69,6 +69,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         framework="fabric",
+        backward=fabric,
     )
     loop.start()
     return traced_loaders(given, loop)

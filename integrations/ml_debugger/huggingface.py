@@ -14,6 +14,8 @@ it in full):
 * `on_epoch_end` comes before the epoch's evaluation, and `state.epoch` is a fraction: epochs are counted
   here;
 * after an out-of-memory error under `auto_find_batch_size`, `on_train_begin` fires again;
+* the trainer itself is found on the stack of its events: `_prepare_inputs` shows the batch before
+  `compute_loss` takes the labels out of it, `accelerator.backward` the loss of the first batches;
 * an instance with `ExportableState` is replaced on resume, so the run's names are kept in `mld_run.json`.
 """
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,7 +40,7 @@ from mld_core.tracing.run.replay import moved
 
 try:
     from accelerate.utils import broadcast_object_list
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
 except ImportError as error:
     raise ImportError(
         "ml_debugger.huggingface needs transformers and accelerate: pip install 'ml-debugger[huggingface]'"
@@ -61,6 +64,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._recorder = Recorder(**vars(options))
         self._names: dict[str, str] = {}
         self._forward = _Forward(self._forward_begins)
+        self._trainer: weakref.ref[Any] | None = None
         self._args: Any = None
         self._epoch: int | None = None  # the epoch being trained or trained last
         self._training = False  # between on_train_begin and on_train_end
@@ -78,6 +82,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """The model is there, unless `model_init` makes it later."""
         with self._recorder.guard.catch("setting up", lost="all records of this run"):
+            self._meet_trainer()
             self._attach(args, model)
             if _is_compiled(args) and model is not None:
                 self._start(model)  # hooks set after the first compiled call never fire
@@ -90,6 +95,13 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
                 say_compiled(model)
             self._forward.attach(model)
             self._recorder.attach(model)
+
+    def _meet_trainer(self) -> None:
+        """Sees each batch as the trainer prepares it; a method of the user's own stays."""
+        trainer = _trainer_on_stack()
+        if trainer is not None and "_prepare_inputs" not in vars(trainer):
+            self._trainer = weakref.ref(trainer)
+            trainer._prepare_inputs = _Prepared(trainer, self._forward)  # noqa: SLF001
 
     def _start(self, model: Any, resume_step: int = 0) -> None:
         """Where a first walk may begin, on every rank: names, one broadcast, hooks."""
@@ -121,6 +133,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         """A training begins, goes on from a checkpoint, or is tried again with a smaller batch."""
         with self._recorder.guard.catch("beginning a training", lost="the records of this training"):
             self._drop_evaluation()
+            self._meet_trainer()
             failed = self._training and args.auto_find_batch_size
             if failed or self._epoch is not None:
                 self._names = self._recorder.renew(same_run=failed or state.global_step > 0)
@@ -225,6 +238,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
                 if self._in_step:
                     self._drop_evaluation()
                     self._recorder.begin_batch()
+                    trainer = None if self._trainer is None else self._trainer()
+                    self._recorder.watch_loss(getattr(trainer, "accelerator", None))
                 return
             if self._in_step and not self._evaluating:
                 self._commit()  # before this forward takes the place of the step's own
@@ -328,6 +343,7 @@ class _Forward:
         self.begins: Callable[[torch.nn.Module], None] | None = begins
         self.model: torch.nn.Module | None = None
         self.batch: Any = None
+        self.given: dict[str, Any] = {}  # the batch as the trainer prepared it
         self.outputs: Any = None
         self._handles: list[Any] = []
 
@@ -341,9 +357,10 @@ class _Forward:
 
     def before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if module is self.model:
+            given = self.given
             if not torch.compiler.is_compiling() and self.begins is not None:
-                self.begins(module)
-            self.batch = kwargs or args
+                self.begins(module)  # may take the batch before this one
+            self.batch, self.given = kwargs or args, given
         if "input_id" in kwargs:  # kept by the collator for us; no forward() takes it
             return args, {key: value for key, value in kwargs.items() if key != "input_id"}
         return None
@@ -355,15 +372,54 @@ class _Forward:
     def take(self) -> tuple[Any, Any]:
         """Batch and outputs of the latest forward, once."""
         batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
+        given, self.given = self.given, {}
         if isinstance(batch, Mapping):
             batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
+            if any(value is given.get(key) for key, value in batch.items()):
+                batch = {**given, **batch}
         return batch, outputs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Forward:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"begins": None, "model": None, "batch": None, "outputs": None, "_handles": []}
+        return {
+            "begins": None,
+            "model": None,
+            "batch": None,
+            "given": {},
+            "outputs": None,
+            "_handles": [],
+        }
+
+
+class _Prepared:
+    """A trainer's `_prepare_inputs`, which also notes what it gives: `compute_loss` may take the labels out.
+
+    A plain object, so that a trainer that is pickled or copied (hyperparameter search) still can be.
+    """
+
+    def __init__(self, trainer: Any, forward: _Forward) -> None:
+        self.trainer = trainer
+        self.forward = forward
+
+    def __call__(self, inputs: Any) -> Any:
+        prepared = type(self.trainer)._prepare_inputs(self.trainer, inputs)  # noqa: SLF001
+        self.forward.given = dict(prepared) if isinstance(prepared, Mapping) else {}
+        return prepared
+
+
+def _trainer_on_stack() -> Any:
+    """The trainer whose event this is, None where none is found."""
+    frame: Any = sys._getframe(1)  # noqa: SLF001 - an event is given everything but its trainer
+    for _ in range(12):
+        if frame is None:
+            return None
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Trainer):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 def _is_compiled(args: Any) -> bool:

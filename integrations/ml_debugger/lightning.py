@@ -131,6 +131,10 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
         self._batch_step = trainer.global_step
         self._recorder.begin_batch(batch)
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """The loss names what it was computed from; of the first batches only."""
+        self._recorder.see_loss(loss)
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -153,8 +153,9 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
             self._cut = False
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Arm the capture."""
+        """Arm the capture; the loss of the first batches is seen as the optimizer's wrapper is given it."""
         self._recorder.begin_batch(data_batch)
+        self._recorder.watch_loss(getattr(runner, "optim_wrapper", None), "update_params")
 
     before_val_iter = before_test_iter = before_train_iter
 

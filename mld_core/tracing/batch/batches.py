@@ -33,6 +33,8 @@ class Batch:
 
     Attributes:
         n: its units, None where neither labels nor inputs tell.
+        whole: the batch itself, as the loader gave it.
+        answer: `outputs` is what the model returned, not what a step made of it.
     """
 
     inputs: Any = None
@@ -45,6 +47,8 @@ class Batch:
     global_step: int | None = None
     images: Any = None
     n: int | None = None
+    whole: Any = None
+    answer: bool = False
 
 
 def class_count(model: nn.Module) -> int | None:
@@ -68,17 +72,24 @@ def row_count(labels: Any) -> int | None:
     return len(labels) if isinstance(labels, (list, tuple)) else None
 
 
-def largest_label(labels: Any) -> int:
-    """The largest class index, 1 where unknown. Waits for the device: only for the first batch of a mode."""
-    if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 2:
-        return int(labels.shape[1]) - 1 if labels.shape[1] > 1 else 1
+def label_range(labels: Any) -> tuple[int, bool]:
+    """(the largest class index, 1 where unknown; whether all labels are zeros and ones).
+
+    Waits for the device: only for the first batches of a mode.
+
+    >>> label_range(torch.tensor([0, 3])), label_range(torch.tensor([[1.0], [0.0]])), label_range(None)
+    ((3, False), (1, True), (1, False))
+    """
+    if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 2 and labels.shape[1] > 1:
+        return int(labels.shape[1]) - 1, False
     try:
         values = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
-        return 1
-    if values.numel() == 0 or values.is_floating_point() or values.is_complex():
-        return 1
-    return int(values.max())
+        return 1, False
+    if values.numel() == 0 or values.is_complex():
+        return 1, False
+    binary = bool(((values == 0) | (values == 1)).all())
+    return 1 if values.is_floating_point() else int(values.max()), binary
 
 
 def own_copy(value: Any) -> Any:

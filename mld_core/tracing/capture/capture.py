@@ -30,12 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mld_core.tracing.capture.graph import Graph, Origin
 from mld_core.tracing.guard import ConfigurationProblem
 
 _WRAPPER_PARTS: Final = frozenset(
     {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
 _KEPT_LEAF_CALLS: Final = 16
+_KEPT_CALLS: Final = 7  # of one module in one step, behind its first
 DEFAULT_ALIAS: Final = "features"
 HEAD_TYPES: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -101,13 +103,17 @@ class Switch:
 
 
 class Probe:
-    """The hook of one module and the references of its latest call: (positional arguments, output)."""
+    """The hook of one module and the references of its calls in a step: (positional arguments, output).
+
+    Of several forwards in a step the first is `call`; of a compiled module only the latest is seen.
+    """
 
     def __init__(self, module: nn.Module, name: str, switch: Switch, *, check_version: bool = False) -> None:
         self.module: nn.Module | None = module
         self.name = name
         self.switch = switch
         self.call: tuple[Any, Any] | None = None
+        self.later: list[tuple[Any, Any]] = []
         self.check_version = check_version
         self.version: int | None = None
 
@@ -120,9 +126,17 @@ class Probe:
             return
         if not self.switch.armed:
             return
+        if self.call is not None:
+            if len(self.later) < _KEPT_CALLS:
+                self.later.append((args, output))
+            return
         self.call = (args, output)
         if self.check_version:
             self.version = _version(output)
+
+    def calls(self) -> list[tuple[Any, Any]]:
+        """Every call of the step, in order."""
+        return [] if self.call is None else [self.call, *self.later]
 
     def changed_in_place(self) -> bool:
         """Whether the output was written to after the hook saw it (an in-place ReLU behind the layer)."""
@@ -131,13 +145,21 @@ class Probe:
     def clear(self) -> None:
         """Lets go of the tensors."""
         self.call = None
+        self.later = []
         self.version = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": None, "name": self.name, "call": None, "version": None, "check_version": False}
+        return {
+            "module": None,
+            "name": self.name,
+            "call": None,
+            "later": [],
+            "version": None,
+            "check_version": False,
+        }
 
 
 def _version(value: Any) -> int | None:
@@ -165,18 +187,20 @@ class Watcher:
     are inner ones and are dropped.
     """
 
-    def __init__(self, model: nn.Module, switch: Switch) -> None:
+    def __init__(self, model: nn.Module, switch: Switch, *, ignore_root: bool) -> None:
         self.switch = switch
+        self.graph = Graph()
         self.outer: list[LeafCall] = []
         self.leaves: deque[LeafCall] = deque(maxlen=_KEPT_LEAF_CALLS)
-        self._names: dict[int, tuple[str, bool]] = {}
+        self._names: dict[int, tuple[str, bool, bool]] = {}
         self._handles: list[RemovableHandle] = []
         for name, module, inside in _with_compiled(model):
-            if inside or not name or isinstance(module, torch.jit.ScriptModule):
+            if inside or (ignore_root and not name) or isinstance(module, torch.jit.ScriptModule):
                 continue
             has_parameters = next(iter(module.parameters(recurse=False)), None) is not None
             leaf = has_parameters and next(iter(module.children()), None) is None
-            self._names[id(module)] = (name, leaf)
+            answers = next(iter(module.parameters()), None) is not None  # a metric or a criterion does not
+            self._names[id(module)] = (name, leaf, answers)
             self._handles.append(module.register_forward_hook(self.after))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -186,7 +210,11 @@ class Watcher:
         entry = self._names.get(id(module))
         if entry is None:
             return
-        name, leaf = entry
+        name, leaf, answers = entry
+        if answers and torch.is_grad_enabled():
+            self.graph.saw(name, output)
+        if not name:
+            return
         prefix = name + "."
         while self.outer and self.outer[-1].name.startswith(prefix):
             self.outer.pop()
@@ -199,6 +227,7 @@ class Watcher:
         """Lets go of the tensors."""
         self.outer.clear()
         self.leaves.clear()
+        self.graph.clear()
 
     def close(self) -> None:
         """Removes the hooks."""
@@ -211,7 +240,8 @@ class Watcher:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"switch": Switch(), "outer": [], "leaves": deque(), "_names": {}, "_handles": []}
+        dead: dict[str, Any] = {"switch": Switch(), "graph": Graph(), "outer": [], "leaves": deque()}
+        return {**dead, "_names": {}, "_handles": []}
 
 
 def _with_compiled(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
@@ -301,7 +331,7 @@ class Capture:
         """Clears the stash and arms the hooks; `watch` adds the hooks on every module for this batch."""
         self.clear()
         if watch and self.watcher is None:
-            self.watcher = Watcher(self.model, self.switch)
+            self.watcher = Watcher(self.model, self.switch, ignore_root=self.ignore_root)
         self.switch.armed = True
 
     def end(self) -> None:
@@ -315,6 +345,15 @@ class Capture:
             self.watcher.close()
             self.watcher = None
 
+    def origins(self, loss: Any) -> list[Origin]:
+        """The hooked outputs that a loss was computed from; of a watched batch, before backward."""
+        graph = Graph() if self.watcher is None else self.watcher.graph
+        for name, probe in self.probes.items():
+            # What runs compiled is seen by its probe alone.
+            if probe.call is not None and not graph.knows(name):
+                graph.saw(name, probe.call[1])
+        return graph.origins(loss)
+
     def leaf_calls(self) -> list[LeafCall]:
         """Executed leaf layers, in order: those watched, then those probed inside compiled regions."""
         calls = list(self.watcher.leaves) if self.watcher is not None else []
@@ -326,19 +365,21 @@ class Capture:
         return calls
 
     def outer_calls(self) -> list[LeafCall]:
-        """The model's own call, then outermost submodule calls, latest first; with parameters only."""
-        calls = []
+        """The model's own calls, then outermost submodule calls, the last one's first; with parameters only.
+
+        Of several calls of one module the earlier come first.
+        """
         root = self.probes.get("")
-        if root is not None and root.call is not None:
-            calls.append(LeafCall("", self.model, *root.call))
-        if self.watcher is not None:
-            calls += [
-                call
-                for call in reversed(self.watcher.outer)
-                # A metric or a softmax has no parameters: its (B, K) output is nobody's logits.
-                if next(iter(call.module.parameters()), None) is not None
-            ]
-        return calls
+        calls = [] if root is None else [LeafCall("", self.model, *call) for call in root.calls()]
+        if self.watcher is None:
+            return calls
+        last = {call.name: place for place, call in enumerate(self.watcher.outer)}
+        return calls + [
+            call
+            for call in sorted(self.watcher.outer, key=lambda call: -last[call.name])
+            # A metric or a softmax has no parameters: its (B, K) output is nobody's logits.
+            if next(iter(call.module.parameters()), None) is not None
+        ]
 
     @property
     def heard(self) -> bool:

@@ -1,109 +1,89 @@
-"""Which tensor is the logits and which is the feature: decided once per mode from one watched batch.
+"""Which tensor is the logits: decided once per mode from one watched batch, read by that plan ever after.
 
-Logits are what the model says: the output of its own call where that parses as (B, K) logits (DeiT's mean of
-two heads, GoogLeNet's main output), except where that is only the softmax or log-softmax of the head layer's
-output; then the head layer's output. Of several modules the last one called speaks, a trained one before a
-frozen one of the same shape. Features default to the input of the head: the last executed Linear or
-Conv layer that gives K columns (auxiliary heads are registered behind or beside it, so registration order
-says nothing).
+A training batch's own loss says which output it was computed from (`reading.by_loss`); another mode is read
+as that one was settled; without either `reading.by_rules` hold for what the model says: the output of its own
+call where that is (B, K) logits (DeiT's mean of two heads, GoogLeNet's main output). Where that is only the
+softmax or log-softmax of the head layer's output, the head layer's output is taken. Of several modules the
+last one called speaks, a trained one before a frozen one of the same shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
-from mld_core.tracing.capture.capture import DEFAULT_ALIAS, HEAD_TYPES, Capture, LeafCall, canonical
-from mld_core.tracing.capture.features import channel_axis, describe, first_tensor, pool, stored_width
-from mld_core.tracing.capture.outputs import find_logits, looks_like_probabilities
+from mld_core.tracing.capture.capture import Capture, LeafCall, canonical
+from mld_core.tracing.capture.graph import Origin, target_of
+from mld_core.tracing.capture.outputs import as_rows, find_logits, leaves, looks_like_probabilities
+from mld_core.tracing.capture.reading import (
+    CLS_LOGITS,
+    OUTPUTS,
+    Decision,
+    Known,
+    LogitsSource,
+    Refusal,
+    by_loss,
+    by_rules,
+    place_of,
+)
+from mld_core.tracing.capture.rules import FeatureRules, class_columns, same
 
 MOST_MISSES: Final = 100  # watching costs a hook on every module, and the first labels are waited for
-OUTPUTS: Final = "<outputs>"  # what the event brought along, rather than a module's output
-_TOLERANCE: Final = 2e-3  # bfloat16 layers: 8 bits of mantissa, compared after float()
-
-
-@dataclass(frozen=True)
-class LogitsSource:
-    """Where the logits come from in one mode: a module's name ("" is the model), or `OUTPUTS`."""
-
-    name: str
-    is_head: bool = False
-    activation: str = "logits"
-
-
-@dataclass(frozen=True)
-class FeatureRule:
-    """How one alias is made; fixed for the whole run and stated in run.json."""
-
-    alias: str
-    layer: str
-    side: str
-    axis: int
-    raw_width: int
-    rule: str
-
-    @property
-    def width(self) -> int:
-        """The width stored."""
-        return stored_width(self.raw_width)
-
-    def as_info(self) -> dict[str, Any]:
-        """The entry of run.json."""
-        return {
-            "width": self.width,
-            "raw_width": self.raw_width,
-            "rule": self.rule,
-            "layer": canonical(self.layer),
-            "side": self.side,
-            "axis": self.axis,
-        }
 
 
 @dataclass
 class Captured:
-    """One batch: logits (B, K) as the model has them, features per alias (B, D); references, not copies."""
+    """One batch: logits (B, K) as the model has them ((B, 1) of one logit), features per alias (B, D).
+
+    References, not copies.
+    """
 
     logits: Tensor
     source: LogitsSource
     features: dict[str, Tensor]
 
-
-def class_columns(output: Any, n_rows: int, n_class: int) -> Tensor | None:
-    """A head layer's output as (B, K): as it is, or a conv head's map averaged over space."""
-    if not isinstance(output, Tensor) or output.ndim < 2 or tuple(output.shape[:2]) != (n_rows, n_class):
-        return None
-    return output if output.ndim == 2 else output.detach().float().flatten(2).mean(2)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a.detach().float(), b.detach().float(), rtol=_TOLERANCE, atol=_TOLERANCE)
+    @property
+    def n_class(self) -> int:
+        """Classes: two of one logit."""
+        return 2 if self.source.is_binary else int(self.logits.shape[1])
 
 
 def _is_activation_of(outer: Tensor, columns: Tensor) -> bool:
     """Whether `outer` is the softmax or the log-softmax of `columns` (and not `columns` itself)."""
-    if _same(outer, columns):
+    if same(outer, columns):
         return False
     x = columns.detach().float()
-    return _same(outer, x.softmax(1)) or _same(outer, x.log_softmax(1))
+    return same(outer, x.softmax(1)) or same(outer, x.log_softmax(1))
 
 
-class HeadChooser:
-    """Chooses logits and features of one model, and reads them off the capture's stash afterwards."""
+class HeadChooser(FeatureRules):
+    """Chooses logits and features of one model, and reads them off the capture's stash afterwards.
+
+    Attributes:
+        sources: mode (training or not) -> how its logits are read.
+        origin: what the loss of the batch just taken said, if that settled its mode.
+        outputs_answer: the event brings what the model itself returned.
+        refusal: why the batch just taken has no logits, if that can be said.
+        reads_target: the loss's targets are no part of the batch (mixup): they are read of every batch.
+        target: of the batch in hand, then.
+    """
 
     def __init__(
         self, capture: Capture, *, n_class: int | None, known: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        self.capture = capture
+        super().__init__(capture, known)
         self.n_class = n_class
         self.sources: dict[bool, LogitsSource] = {}
-        self.rules: dict[str, FeatureRule] = {}
-        self.problems: dict[str, str] = {}
-        self._known = known
-        self._searched_default = False
+        self.origin: Origin | None = None
+        self.refusal: Refusal | None = None
+        self.outputs_answer = False
+        self.reads_target = False
+        self.target: Tensor | None = None
+        self._origins: list[Origin] = []
+        self._unclear: Refusal | None = None
         self._misses = {True: 0, False: 0}
 
     def needs_watch(self, *, training: bool) -> bool:
@@ -123,8 +103,24 @@ class HeadChooser:
             self.capture.stop_watching()
         return self.gave_up(training=training)
 
+    def clear(self) -> None:
+        """Lets go of what the loss of the batch before said."""
+        self._origins, self.origin, self.target = [], None, None
+
+    @property
+    def wants_loss(self) -> bool:
+        """Whether the loss of the next training batch would tell anything."""
+        return self.reads_target or self.needs_watch(training=True)
+
+    def see_loss(self, loss: Any) -> None:
+        """The loss of the training batch in hand, before backward."""
+        if self.needs_watch(training=True) and not self._origins:
+            self._origins = self.capture.origins(loss)
+        elif self.reads_target and self.target is None and isinstance(loss, Tensor):
+            self.target = target_of(loss)
+
     def take(
-        self, n_rows: int | None, outputs: Any, *, training: bool, min_class: int = 2
+        self, n_rows: int | None, outputs: Any, *, training: bool, known: Known | None = None
     ) -> Captured | None:
         """The batch's logits and features, or None where nothing parses.
 
@@ -132,51 +128,132 @@ class HeadChooser:
             n_rows: rows of the batch, None where the labels do not say.
             outputs: what the event brought (a model output, a step's return value), or None.
             training: the model's mode; logits are chosen for each mode by itself.
-            min_class: at least this many columns (one more than the largest label seen).
+            known: of the classes.
         """
+        self.refusal = None
         source = self.sources.get(training)
-        logits = self._read(source, outputs, n_rows) if source is not None else None
+        logits = None if source is None else self._read(source, outputs, n_rows)
         if logits is None:
-            source, logits = self._choose(outputs, n_rows, min_class)
-            if source is None or logits is None:
+            known = known or Known()
+            decided = self._decide(outputs, n_rows, replace(known, count=self.n_class), training=training)
+            if isinstance(decided, Refusal) or decided is None:
+                self.refusal = decided
+                if self.sources.pop(training, None) is not None:  # the next batch is watched
+                    self.problems["plan"] = (
+                        "A batch no longer fitted how the batches before it were read (another output, or "
+                        "another number of classes); how to read them is settled again from the next one on."
+                    )
                 return None
+            source, logits = decided
             self._settle(source, logits, training=training)
         assert source is not None
-        self.n_class = int(logits.shape[1])
-        return Captured(logits, source, self._features(int(logits.shape[0])))
+        captured = Captured(logits, source, self.features(int(logits.shape[0]), source.call))
+        self.n_class = captured.n_class
+        return captured
 
     def _read(self, source: LogitsSource, outputs: Any, n_rows: int | None) -> Tensor | None:
+        n_class = None if source.is_binary else self.n_class
         if source.name == OUTPUTS:
-            value = outputs
-        else:
-            probe = self.capture.probes.get(source.name)
-            value = probe.call[1] if probe is not None and probe.call is not None else None
-        if value is None:
-            return None
-        if source.is_head and self.n_class is not None and isinstance(value, Tensor):
-            return class_columns(value, int(value.shape[0]) if n_rows is None else n_rows, self.n_class)
-        return find_logits(value, n_rows, self.n_class)
+            return None if outputs is None else source.read(outputs, n_rows, n_class)
+        calls = self._calls(source.name)
+        for _, value in calls[source.call : source.call + 1] if source.call else calls:
+            if source.is_head and n_class is not None and isinstance(value, Tensor):
+                rows = int(value.shape[0]) if n_rows is None else n_rows
+                found = class_columns(value, rows, n_class)
+            else:
+                found = source.read(value, n_rows, n_class)
+            if found is not None:
+                return found
+        return None
 
-    def _choose(
-        self, outputs: Any, n_rows: int | None, min_class: int
-    ) -> tuple[LogitsSource | None, Tensor | None]:
-        candidates: list[tuple[str, Any]] = [] if outputs is None else [(OUTPUTS, outputs)]
+    def _calls(self, name: str) -> list[tuple[Any, Any]]:
+        """The calls of a module in this step."""
+        probe, watcher = self.capture.probes.get(name), self.capture.watcher
+        if probe is not None and probe.call is not None:
+            return probe.calls()
+        noted = [] if watcher is None else [*watcher.outer, *watcher.leaves]
+        return list({id(c.output): (c.args, c.output) for c in noted if c.name == name}.values())
+
+    def _decide(self, outputs: Any, n_rows: int | None, known: Known, *, training: bool) -> Decision:
+        """The user's word, else the loss's, else that of the other mode, else the rules'."""
+        named = self.capture.targets.get(CLS_LOGITS)
+        if named is not None:
+            source = LogitsSource(named)
+            logits = self._read(source, None, n_rows)
+            return None if logits is None else (source, logits)
+        said = by_loss(self._origins, n_rows) if training else None
+        if said is None and True not in self.sources:
+            said = self._unclear  # of the training batches; an evaluation has no loss to ask
+        self._unclear = said if isinstance(said, Refusal) else None
+        if isinstance(said, Refusal) and said.task:
+            return said
+        if isinstance(said, tuple):
+            return self._as_said(*said, outputs, n_rows)
+        answers = self.outputs_answer
+        stated = None if outputs is None else by_rules(_event(outputs), n_rows, known, answers=answers)
+        if said is not None and not (isinstance(stated, tuple) and (answers or _states_logits(outputs))):
+            return said
+        if said is None:
+            settled = self._as_settled(n_rows, training=training)
+            if settled is not None:
+                return settled
+        return self._by_rules(stated, n_rows, known)
+
+    def _as_said(self, source: LogitsSource, origin: Origin, outputs: Any, n_rows: int | None) -> Decision:
+        """The output that the loss was computed from, unless the step returned other 'logits'."""
+        self.origin = origin
+        logits = replace(source, path=()).read(origin.output.tensor, n_rows, None)
+        stated = as_rows(outputs["logits"]) if _states_logits(outputs) else None
+        own = stated is not None and (logits is None or stated.data_ptr() != logits.data_ptr())
+        if stated is not None and own and n_rows in {None, stated.shape[0]} and not source.is_binary:
+            return LogitsSource(OUTPUTS, path=("logits",), kind=source.kind), stated
+        if logits is None:
+            return None
+        return (source, logits) if source.is_binary else self._trace_back(source, logits)
+
+    def _as_settled(self, n_rows: int | None, *, training: bool) -> Decision:
+        """As the other mode reads the same module."""
+        other = self.sources.get(not training)
+        if other is None or other.name == OUTPUTS:
+            return None
+        other = replace(other, call=0)
+        logits = self._read(other, None, n_rows)
+        if logits is not None:
+            return (other, logits) if other.is_binary else self._trace_back(other, logits)
+        for _, value in self._calls(other.name):
+            if other.is_binary:
+                found = [t for t in leaves(value) if t.is_floating_point() and t.numel() == n_rows and t.ndim]
+                one = found[0].detach().reshape(-1, 1) if len(found) == 1 else None
+                if one is not None:
+                    return replace(other, path=place_of(value, one), picked=()), one
+                continue
+            logits = find_logits(value, n_rows, self.n_class)
+            if logits is not None:
+                path = place_of(value, logits)
+                return self._trace_back(replace(other, path=path, is_head=False, picked=()), logits)
+        return None
+
+    def _by_rules(self, stated: Decision, n_rows: int | None, known: Known) -> Decision:
+        if isinstance(stated, tuple):
+            return stated if stated[0].is_binary else self._trace_back(*stated)
+        if stated is not None:
+            return stated
         outer = self.capture.outer_calls()
-        candidates += [(call.name, call.output) for call in outer]
         # A compiled step that returns losses only shows nothing else of what happened inside.
         heads = self.capture.compiled_heads
-        candidates += [(c.name, c.output) for c in reversed(self.capture.leaf_calls()) if c.name in heads]
-        # A stated number of classes picks among several candidates; it may also be wrong.
-        for n_class in dict.fromkeys((self.n_class, None)):
-            for name, value in candidates:
-                logits = find_logits(value, n_rows, n_class)
-                if logits is None or n_class not in {None, logits.shape[1]}:
-                    continue
-                # A stated width stands, however large a label is (255 for "none").
-                if n_class is None and logits.shape[1] < min_class:
-                    continue
-                return self._trace_back(*self._among_rivals(name, logits, outer))
-        return None, None
+        calls = [*outer, *(c for c in reversed(self.capture.leaf_calls()) if c.name in heads)]
+        if known.count is not None and not (outer and not outer[0].name):
+            # Of several parts that a step calls, the one with the stated number of classes.
+            calls.sort(key=lambda c: find_logits(c.output, n_rows, known.count) is None)
+        for call in calls:
+            decided = by_rules(call, n_rows, known)
+            if isinstance(decided, tuple) and not decided[0].is_binary:
+                source, logits = decided
+                name, logits = self._among_rivals(source.name, logits, outer)
+                return self._trace_back(source if name == source.name else LogitsSource(name), logits)
+            if decided is not None:
+                return decided
+        return None
 
     def _among_rivals(self, name: str, logits: Tensor, outer: list[LeafCall]) -> tuple[str, Tensor]:
         """Of modules that gave outputs of one shape, a trained one before a frozen one; a tie is told."""
@@ -205,144 +282,38 @@ class HeadChooser:
             )
         return name, logits
 
-    def _trace_back(self, name: str, logits: Tensor) -> tuple[LogitsSource, Tensor]:
+    def _trace_back(self, source: LogitsSource, logits: Tensor) -> tuple[LogitsSource, Tensor]:
         """The head layer's output where `logits` is only its softmax or log-softmax, else `logits` itself."""
+        if source.kind == "sigmoid" or source.is_head:
+            return source, logits
         for call in reversed(self.capture.leaf_calls()):
             columns = class_columns(call.output, int(logits.shape[0]), int(logits.shape[1]))
-            if columns is not None and call.name != name and _is_activation_of(logits, columns):
-                return LogitsSource(call.name, is_head=True), columns
+            if columns is not None and call.name != source.name and _is_activation_of(logits, columns):
+                return LogitsSource(call.name, is_head=True, kind=source.kind), columns
         activation = "probabilities" if looks_like_probabilities(logits.detach().cpu()) else "logits"
-        return LogitsSource(name, activation=activation), logits
+        return replace(source, activation=activation), logits
 
     def _settle(self, source: LogitsSource, logits: Tensor, *, training: bool) -> None:
         """Keeps the decision and the hooks it needs; the features are settled with the first mode decided."""
         self.sources[training] = source
         if source.name != OUTPUTS and self.capture.probes.get(source.name) is None:
             # The probe missed this call; the watcher's references serve for it.
-            self.capture.probe(source.name).call = self._watched(source.name)
-        if not self.capture.targets and not self.rules and not self._searched_default:
-            self._searched_default = True
-            self._find_default_feature(logits)
+            calls = self._calls(source.name)
+            self.capture.probe(source.name).call = calls[0] if calls else None
+        self.settle_features(logits)
         self.capture.stop_watching()
 
-    def _watched(self, name: str) -> tuple[Any, Any] | None:
-        watcher = self.capture.watcher
-        for call in reversed([*watcher.leaves, *watcher.outer] if watcher is not None else []):
-            if call.name == name:
-                return call.args, call.output
-        return None
 
-    def _find_default_feature(self, logits: Tensor) -> None:
-        n_rows, n_class = int(logits.shape[0]), int(logits.shape[1])
-        head = self._known_head() or self._head(logits, n_rows, n_class)
-        if head is None:
-            self.problems["features"] = (
-                f"No Linear or Conv layer with {n_class} output columns was seen before the logits, so no "
-                "features are recorded, only logits. Name a layer with target_layers={'features': '<module "
-                "path>'}; in a compiled model, create the tracer before the model runs."
-            )
-            return
-        tensor = first_tensor(head.args, n_rows)
-        if tensor is None:
-            self.problems["features"] = (
-                f"The input of the head layer `{canonical(head.name)}` has no tensor with {n_rows} rows; "
-                "only logits are recorded. Name a layer with target_layers={'features': '<module path>'}."
-            )
-            return
-        self._add_rule(DEFAULT_ALIAS, head.name, "input", tensor, head.module)
-        if head.name not in self.capture.probes:
-            self.capture.probe(head.name).call = (head.args, head.output)
+def _event(outputs: Any) -> LeafCall:
+    """What an event brought along, as if a module had given it."""
+    return LeafCall(OUTPUTS, nn.Module(), (), outputs)
 
-    def _known_head(self) -> LeafCall | None:
-        """The layer an earlier process of this run settled on."""
-        layer = self._known.get(DEFAULT_ALIAS, {}).get("layer")
-        for call in reversed(self.capture.leaf_calls()):
-            if canonical(call.name) == layer:
-                return call
-        return None
 
-    def _head(self, logits: Tensor, n_rows: int, n_class: int) -> LeafCall | None:
-        """The layer that made the logits, else the widest-input layer with K columns, the last one of equals.
-
-        Widest: a LoRA adapter's last layer has K columns too, but a handful of inputs.
-        """
-        made = [
-            (call, columns)
-            for call in self.capture.leaf_calls()
-            if (columns := class_columns(call.output, n_rows, n_class)) is not None
-        ]
-        layers = [(call, c) for call, c in made if isinstance(call.module, HEAD_TYPES)] or made
-        exact = [call for call, columns in layers if _same(columns, logits)]
-        if exact:
-            return exact[-1]
-        best: LeafCall | None = None
-        best_width = -1
-        for call, _ in layers:
-            width = _input_width(call, n_rows)
-            if width >= best_width:
-                best, best_width = call, width
-        return best
-
-    def _add_rule(self, alias: str, layer: str, side: str, tensor: Tensor, module: nn.Module | None) -> None:
-        shape = tuple(int(n) for n in tensor.shape)
-        axis = channel_axis(shape, module)
-        rule = describe(shape, axis, side=side, layer=canonical(layer))
-        self.rules[alias] = FeatureRule(alias, layer, side, axis, shape[axis], rule)
-
-    def _features(self, n_rows: int) -> dict[str, Tensor]:
-        """Each alias's (B, D) tensor; an alias whose layer did not run or changed its width is left out."""
-        for alias, layer in self.capture.targets.items():
-            probe = self.capture.probes[layer]
-            if alias not in self.rules and probe.call is not None:
-                tensor = first_tensor(probe.call[1], n_rows)
-                if tensor is not None:
-                    self._add_rule(alias, layer, "output", tensor, probe.module)
-        out: dict[str, Tensor] = {}
-        for alias, rule in self.rules.items():
-            probe = self.capture.probes[rule.layer]
-            if probe.call is None:
-                self.problems.setdefault(f"{alias}: silent", _silent_message(rule))
-                continue
-            tensor = first_tensor(probe.call[0] if rule.side == "input" else probe.call[1], n_rows)
-            if tensor is None or tensor.ndim <= rule.axis or tensor.shape[rule.axis] != rule.raw_width:
-                self.problems.setdefault(f"{alias}: shape", _shape_message(rule, tensor))
-                continue
-            if probe.changed_in_place():
-                self.problems.setdefault(
-                    f"{alias}: in place",
-                    f"The output of `{canonical(rule.layer)}` is changed in place by the layer after it; the "
-                    f"recorded feature {alias!r} is the changed value. Name the following layer to say so, "
-                    "or set inplace=False.",
-                )
-            out[alias] = pool(tensor, rule.axis)
-        return out
+def _states_logits(outputs: Any) -> bool:
+    """Whether a step returned its logits by that name."""
+    return isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor)
 
 
 def _trainable(module: nn.Module) -> bool:
     """Whether training changes the module: a distillation's teacher, frozen, is not what is debugged."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _input_width(call: LeafCall, n_rows: int) -> int:
-    tensor = first_tensor(call.args, n_rows)
-    if tensor is None:
-        return 0
-    shape = tuple(int(n) for n in tensor.shape)
-    return shape[channel_axis(shape, call.module)]
-
-
-def _silent_message(rule: FeatureRule) -> str:
-    return (
-        f"The hook on `{canonical(rule.layer)}` did not fire in a recorded batch, so the feature "
-        f"{rule.alias!r} is missing there. A layer inside a compiled model can only be hooked before the "
-        "first compiled call: create the tracer (or the callback) before the model runs."
-    )
-
-
-def _shape_message(rule: FeatureRule, tensor: Tensor | None) -> str:
-    found = "no tensor with the batch's rows" if tensor is None else f"shape {tuple(tensor.shape)}"
-    return (
-        f"The feature {rule.alias!r} has {rule.raw_width} columns in this run ({rule.rule}), a later batch "
-        f"brought {found}; the feature is missing for such batches. A new version_name starts with a new "
-        "width."
-    )

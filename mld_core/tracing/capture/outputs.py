@@ -58,7 +58,7 @@ def find_logits(output: Any, n_rows: int | None = None, n_class: int | None = No
         >>> find_logits(torch.zeros(4, 10, 32, 32)) is None
         True
     """
-    found = [tensor for tensor in (_as_rows(leaf) for leaf in _leaves(output)) if tensor is not None]
+    found = [tensor for tensor in (as_rows(leaf) for leaf in leaves(output)) if tensor is not None]
     if n_rows is not None:
         found = [tensor for tensor in found if tensor.shape[0] == n_rows]
     if n_class is not None:
@@ -76,7 +76,7 @@ def find_main_tensor(output: Any) -> Tensor | None:
     For the training thread. `find_logits` says None for a segmentation map; its shape still tells what
     the task is.
     """
-    for leaf in _leaves(output):
+    for leaf in leaves(output):
         if leaf.is_floating_point() and leaf.ndim > 0:
             return leaf.detach()
     return None
@@ -131,7 +131,7 @@ def probabilities_to_logits(p: Array) -> Array:
     return np.log(np.clip(np.asarray(p, dtype=np.float32), np.float32(tiny), np.float32(1.0)))
 
 
-def _as_rows(tensor: Tensor) -> Tensor | None:
+def as_rows(tensor: Tensor) -> Tensor | None:
     """Return (n, K) of a tensor that can be logits, else None."""
     if not tensor.is_floating_point() or tensor.layout != torch.strided:
         return None
@@ -154,7 +154,7 @@ def _prefer_logits(first: Tensor, second: Tensor) -> Tensor:
         return torch.where(is_softmax, second, first)
 
 
-def _leaves(output: Any, depth: int = 0) -> Iterator[Tensor]:
+def leaves(output: Any, depth: int = 0) -> Iterator[Tensor]:
     """Yield the tensors that may be logits, most trusted first."""
     if isinstance(output, Tensor):
         yield output
@@ -164,10 +164,10 @@ def _leaves(output: Any, depth: int = 0) -> Iterator[Tensor]:
         named = [output[key] for key in _KEYS if key in output]
         rest = [value for key, value in output.items() if key not in _KEYS and not _is_side_output(key)]
         for value in named or rest:
-            yield from _leaves(value, depth + 1)
+            yield from leaves(value, depth + 1)
     elif isinstance(output, tuple) and not hasattr(output, "_fields"):
         for value in output:
-            yield from _leaves(value, depth + 1)
+            yield from leaves(value, depth + 1)
     elif isinstance(output, list):
         scores = [
             s for s in (getattr(sample, "pred_score", None) for sample in output) if isinstance(s, Tensor)
@@ -176,10 +176,10 @@ def _leaves(output: Any, depth: int = 0) -> Iterator[Tensor]:
             yield torch.stack(scores)
             return
         for value in output[:8]:
-            yield from _leaves(value, depth + 1)
+            yield from leaves(value, depth + 1)
     else:
         for value in _attributes(output):
-            yield from _leaves(value, depth + 1)
+            yield from leaves(value, depth + 1)
 
 
 def _attributes(output: Any) -> list[Any]:

@@ -83,6 +83,8 @@ def account_text(session: RunWriter, account: Account, share: tuple[float, float
             f"({100.0 * spent / max(wall, 1e-9):.2f} %), {account.blocked_seconds:.2f} s of it waiting for "
             "the disk."
         )
+    if session.unlabelled:
+        lines.append(f"{session.unlabelled} rows have no label: nothing about them can be evaluated.")
     if session.spills:
         lines.append(f"{session.spills} batches found no staging slot and took a fresh one.")
     if guard.problems or account.reasons:
@@ -90,5 +92,6 @@ def account_text(session: RunWriter, account: Account, share: tuple[float, float
         lines.append(f"Problems: {guard.summary()}{'; ' + reasons if reasons else ''}.")
     if session.uploads is not None:
         lines.append(session.uploads.summary())
-    lines.append("Evaluate with: " + shlex.join(command))
+    if account.rows_written:
+        lines.append("Evaluate with: " + shlex.join(command))
     return "\n".join(lines)

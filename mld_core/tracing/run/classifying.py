@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from mld_core.records.format.schema import media_schema, samples_schema, vectors_schema
-from mld_core.tracing.batch.batches import Batch, class_count, held_bytes, largest_label, own_copy, row_count
+from mld_core.tracing.batch.batches import Batch, class_count, held_bytes, label_range, own_copy, row_count
 from mld_core.tracing.batch.labels import infer_task
-from mld_core.tracing.capture.capture import Capture, canonical
+from mld_core.tracing.batch.plan import LabelPlan
+from mld_core.tracing.capture.capture import Capture
 from mld_core.tracing.capture.heads import MOST_MISSES, Captured, HeadChooser
 from mld_core.tracing.capture.outputs import find_main_tensor
+from mld_core.tracing.capture.reading import Known
+from mld_core.tracing.run.receipt import place_told, receipt
 from mld_core.tracing.run.sealing import OpenPass
 from mld_core.tracing.run.session import Session
-from mld_core.tracing.tables.rows import BatchJob, PassContext
+from mld_core.tracing.tables.rows import UNLABELLED, BatchJob, PassContext
+
+_UNLABELLED: Final = ("predict", "deploy")  # splits that have no labels by nature
 
 
 class ClassificationSession(Session):
@@ -27,6 +32,11 @@ class ClassificationSession(Session):
         self.chooser: HeadChooser | None = None
         self._training = False
         self._checked_task = False
+        self._smallest = 2  # one more than the largest label seen
+        self.labels = LabelPlan()
+        self.sizes: dict[str, int] = {}
+        self.receipt = ""
+        self._contexts: list[PassContext] = []
         self._user_fields = (*self.options.sample_fields(), *self.options.label_fields())
 
     # -- hooks -----------------------------------------------------------------------------------------------
@@ -71,6 +81,7 @@ class ClassificationSession(Session):
         """A batch begins: clears the stash, lets the hooks keep references."""
         if self.capture is not None and self.chooser is not None and not self.unsupported:
             self._training = self.capture.model.training
+            self.chooser.clear()
             self.capture.begin(watch=self.chooser.needs_watch(training=self._training))
 
     def disarm(self) -> None:
@@ -79,18 +90,37 @@ class ClassificationSession(Session):
             self.capture.end()
 
     @property
+    def wants_loss(self) -> bool:
+        """Whether the next training batch's loss would tell anything."""
+        return self.chooser is not None and not self.unsupported and self.chooser.wants_loss
+
+    def see_loss(self, loss: Any) -> None:
+        """The loss of the training batch in hand, before backward frees its graph."""
+        if self.wants_loss and self._training and self.chooser is not None:
+            self.chooser.see_loss(loss)
+
+    @property
     def heard(self) -> bool:
         """Whether the model made a forward since `arm`."""
         return self.capture is not None and self.capture.heard
 
     # -- batches ---------------------------------------------------------------------------------------------
 
+    def _find_labels(self, batch: Any) -> Any:
+        return self.labels.read(batch)
+
+    @property
+    def unlabelled(self) -> int:
+        """Rows recorded so far without a label, as far as they are built."""
+        return sum(context.counts.get(UNLABELLED, 0) for context in self._contexts)
+
     def commit(self, open_pass: OpenPass, batch: Batch) -> Captured | None:
         """Stages one batch and hands it to the writer; returns what was captured, if anything."""
         if self.chooser is None or self.unsupported or open_pass.muted:
             return None
-        n = row_count(batch.labels)
-        captured = self._take(batch, n)
+        if self.chooser.target is not None and self.options.label_fn is None:
+            batch.labels = self.chooser.target
+        captured = self._take(batch, row_count(batch.labels))
         if captured is None:
             return None
         n = int(captured.logits.shape[0])
@@ -101,6 +131,8 @@ class ClassificationSession(Session):
         context = open_pass.context
         if not isinstance(context, PassContext):
             context = self._begin_rows(open_pass, captured)
+        if not open_pass.batches:
+            self._say_receipt(open_pass, batch, captured)
         job = self._job(open_pass, context, batch, captured, n)
         held = held_bytes(job.hash_from)
         nbytes = job.staged.nbytes + held + 128 * n
@@ -114,51 +146,57 @@ class ClassificationSession(Session):
         if self.chooser.gave_up(training=self._training):
             self.guard.count("no logits found in a batch", rows=n or 0)
             return None
+        self.chooser.outputs_answer = batch.answer
         choosing = self.chooser.needs_watch(training=self._training)
-        min_class = max(2, largest_label(batch.labels) + 1) if choosing else 2
-        captured = self.chooser.take(n, batch.outputs, training=self._training, min_class=min_class)
-        if choosing or not self._checked_task:
+        known = Known()
+        if choosing:
+            largest, binary = label_range(batch.labels)
+            self._smallest = max(self._smallest, largest + 1)
+            known = Known(smallest=self._smallest, binary=binary)
+        captured = self.chooser.take(n, batch.outputs, training=self._training, known=known)
+        refused = self.chooser.refusal
+        if refused is not None and refused.task and self.options.task != "classification":
+            self._refuse(refused.task, refused.reason[0].upper() + refused.reason[1:])
+        elif captured is not None and self.chooser.origin is not None:
+            self._settle_labels(batch, self.chooser.origin.target)
+            self._checked_task = True
+        elif choosing or not self._checked_task:
             self._check_task(batch, captured)
         if self.unsupported:
             return None
         for key, message in self.chooser.problems.items():
             self.guard.tell_once(f"capture:{key}", message)
         if captured is None:
-            self.guard.count("no logits found in a batch", rows=n or 0)
-            self.guard.tell_once(
-                "no logits",
-                f"No class logits of shape ({n or 'batch'}, classes), classes >= {min_class} as the labels "
-                "have it, were found in what the model or the step returned, so this batch is not recorded. "
-                + self._why_none(batch, min_class)
-                + "The tracer must exist before the first compiled call; else return the logits from the "
-                "step, or give model=<the classifier>.",
-            )
-            if self.chooser.miss(training=self._training):
-                self.guard.tell_once(
-                    f"gave up:{self._training}",
-                    f"No class logits were found in {MOST_MISSES} batches in "
-                    f"{'train' if self._training else 'eval'} mode: no further batch of that mode is looked "
-                    "into or recorded.",
-                )
+            self._tell_none(n)
         return captured
 
-    def _why_none(self, batch: Batch, min_class: int) -> str:
-        """What the model did return, where that explains why it holds no logits for these labels."""
-        main = self._main_output(batch.outputs)
-        if main is None:
-            return ""
-        shape = tuple(main.shape)
-        if main.ndim == 1 or shape[1:] == (1,):
-            return (
-                f"It returned shape {shape}, one number z per sample: return the two logits "
-                "torch.stack([-z / 2, z / 2], -1) beside it, their softmax is sigmoid(z). "
+    def _settle_labels(self, batch: Batch, target: Tensor | None) -> None:
+        """The labels are what the loss was compared with."""
+        if target is None or self.options.label_fn is not None:
+            return
+        batch.labels = self.labels.settle(batch.whole, batch.labels, target)
+        if self.chooser is not None:
+            self.chooser.reads_target = self.labels.of_loss
+
+    def _tell_none(self, n: int | None) -> None:
+        assert self.chooser is not None
+        refused = self.chooser.refusal
+        self.guard.count("no logits found in a batch", rows=n or 0)
+        self.guard.tell_once(
+            f"no logits:{'' if refused is None else refused.reason[:40]}",
+            f"No class logits of shape ({n or 'batch'}, classes), classes >= {self._smallest} as the labels "
+            "have it, were found in what the model or the step returned, so this batch is not recorded. "
+            + ("" if refused is None else f"{refused.reason[0].upper()}{refused.reason[1:]} ")
+            + "The tracer must exist before the first compiled call; else return the logits from the "
+            "step, or give model=<the classifier>.",
+        )
+        if self.chooser.miss(training=self._training):
+            self.guard.tell_once(
+                f"gave up:{self._training}",
+                f"No class logits were found in {MOST_MISSES} batches in "
+                f"{'train' if self._training else 'eval'} mode: no further batch of that mode is looked "
+                "into or recorded.",
             )
-        if main.ndim == 2 and shape[1] < min_class:
-            return (
-                f"It returned shape {shape}, but the labels go up to {min_class - 1}: if what was taken for "
-                "the labels is another column of the batch (an index), give label_fn(batch). "
-            )
-        return f"It returned shape {shape}. "
 
     def _check_task(self, batch: Batch, captured: Captured | None) -> None:
         """Regression, segmentation and multi-label are said once; nothing is recorded of them."""
@@ -171,6 +209,10 @@ class ClassificationSession(Session):
         self._checked_task = captured is not None
         if self.options.task == "classification" or task in {"classification", "unknown"}:
             return
+        self._refuse(task, reason)
+
+    def _refuse(self, task: str, reason: str) -> None:
+        """Says once what the model does, and that nothing of it is recorded."""
         self.unsupported = task
         self.guard.tell_once(
             "task",
@@ -193,7 +235,7 @@ class ClassificationSession(Session):
 
     def _fits(self, captured: Captured, n: int) -> bool:
         """Whether the logits have the run's number of classes."""
-        k = int(captured.logits.shape[1])
+        k = captured.n_class
         stored = self.info.get("n_class")
         expected = stored if stored is not None else k
         if k == expected:
@@ -221,12 +263,12 @@ class ClassificationSession(Session):
         context = PassContext(
             rank=self.rank,
             mode=open_pass.mode,
-            n_class=int(captured.logits.shape[1]),
+            n_class=captured.n_class,
             samples=samples_schema(
                 "classification", self.options.sample_fields(), self.options.label_fields()
             ),
             vectors=vectors_schema(
-                "classification", int(captured.logits.shape[1]), {r.alias: (r.width, dtype) for r in rules}
+                "classification", captured.n_class, {r.alias: (r.width, dtype) for r in rules}
             ),
             rules=rules,
             vector_dtype=dtype,
@@ -238,15 +280,15 @@ class ClassificationSession(Session):
         meta = {
             "mode": open_pass.mode,
             "activation": captured.source.activation,
-            "logits_from": canonical(captured.source.name)
-            if captured.source.is_head
-            else "the model's output",
+            "logits_from": place_told(captured.source),
+            "kind": captured.source.kind or "softmax",
         }
         # The counters are a dict of their own: the writer thread fills it after `seal` was called.
         context.meta.update(meta, counts=context.counts)
         if open_pass.handle is None:
             self.open(open_pass, dict(meta))
         open_pass.context = context
+        self._contexts.append(context)
         self._store_info(context)
         return context
 
@@ -263,6 +305,30 @@ class ClassificationSession(Session):
         self._stored_info = found
         self.info = {**self.info, **found}
         self._write_info(found)
+
+    def _say_receipt(self, open_pass: OpenPass, batch: Batch, captured: Captured) -> None:
+        """Once, on rank 0: what is recorded, and from where; a first batch without labels is said at once."""
+        assert self.chooser is not None
+        split = open_pass.key.dataset_type
+        if open_pass.size is not None:
+            self.sizes[split] = open_pass.size
+        if batch.labels is None and not split.startswith(_UNLABELLED):
+            self.guard.tell_once(
+                f"unlabelled:{split}",
+                f"No labels were found in the first batch of {split!r}, so its rows are recorded without: "
+                "give label_fn(batch), or keep the labels in the batch under a name such as 'labels'.",
+            )
+        if self.rank != 0:
+            return
+        labels = "label_fn" if self.options.label_fn else self.labels.describe(batch.whole, batch.labels)
+        labels = "given" if batch.answer and batch.labels is not None else labels
+        made = receipt(
+            captured, labels=labels, ids=batch.id_source, rules=self.chooser.rules, sizes=self.sizes
+        )
+        if made != self.receipt:
+            self.receipt = made
+            self._write_info({"receipt": made})
+        self.guard.tell_once("receipt", f"Recorded are {made}.")
 
     def _job(
         self, open_pass: OpenPass, context: PassContext, batch: Batch, captured: Captured, n: int

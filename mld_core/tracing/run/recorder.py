@@ -86,6 +86,7 @@ class Recorder(RunLife):
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")
                 self.session.open_resumed(open_pass)
+            open_pass.size = _size(loader)
             if loader is not None:
                 with self.guard.catch("tapping the loader", lost="sample ids fall back to the content hash"):
                     open_pass.tap = install_tap(loader)
@@ -210,6 +211,40 @@ class Recorder(RunLife):
         self.session.disarm()
         self._spent += time.perf_counter() - begun
 
+    def see_loss(self, loss: Any) -> None:
+        """The loss of the training batch in hand is about to be sent backward: its graph names the logits."""
+        if self.session is None or not self._stack or self._stack[-1].muted or not self.session.wants_loss:
+            return
+        begun = time.perf_counter()
+        with self.guard.catch("reading the loss's graph", lost="nothing; the logits are looked for by rules"):
+            self.session.see_loss(loss)
+        self._spent += time.perf_counter() - begun
+
+    def watch_loss(self, owner: Any, method: str = "backward") -> None:
+        """Sees the loss that is next given to a method of this object, once, if that would tell anything.
+
+        The object gets its own method back with that call. One that the user set on it is left alone.
+
+        Args:
+            owner: what sends a loss backward (an accelerator, an optimizer wrapper), or None.
+            method: the name of the method; the loss is its first argument.
+        """
+        if owner is None or not self.wants_loss or method in vars(owner):
+            return
+
+        def once(loss: Any, *args: Any, **kwargs: Any) -> Any:
+            vars(owner).pop(method, None)
+            self.see_loss(loss)
+            return getattr(owner, method)(loss, *args, **kwargs)
+
+        with self.guard.catch("watching for the loss", lost="nothing; the logits are looked for by rules"):
+            setattr(owner, method, once)
+
+    @property
+    def wants_loss(self) -> bool:
+        """Whether `see_loss` of the next training batch would tell anything."""
+        return self.session is not None and self.session.wants_loss
+
     def replay(
         self,
         loader: Any,
@@ -308,3 +343,11 @@ class Recorder(RunLife):
         if found is not None:
             return found
         return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)
+
+
+def _size(loader: Any) -> int | None:
+    """Samples of a loader's data set, where it tells."""
+    try:
+        return len(loader.dataset)
+    except Exception:  # noqa: BLE001 - a loader of the user's; the number is only told
+        return None

@@ -34,7 +34,10 @@ def attempt_name(launch_id: str, restart: int | str) -> str:
 
 @dataclass
 class OpenPass:
-    """A pass that has begun. `muted`: its events are followed, nothing is recorded."""
+    """A pass that has begun. `muted`: its events are followed, nothing is recorded.
+
+    `size`: samples of its data set, where the loader tells.
+    """
 
     key: PassKey
     mode: str
@@ -49,6 +52,7 @@ class OpenPass:
     context: PassState | None = None
     units: int = 0
     batches: int = 0
+    size: int | None = None
 
 
 class RunWriter:
@@ -192,6 +196,11 @@ class RunWriter:
         if self.uploads is not None:
             self.uploads.finish()
         return account
+
+    @property
+    def unlabelled(self) -> int:
+        """Rows recorded so far without a label."""
+        return 0
 
     @property
     def spills(self) -> int:

@@ -76,6 +76,14 @@ class Session(RunWriter, ABC):
         """The batch is over: lets go of every reference."""
 
     @property
+    def wants_loss(self) -> bool:
+        """Whether the next training batch's loss would tell anything."""
+        return False
+
+    def see_loss(self, loss: Any) -> None:
+        """The loss of the training batch in hand, before backward frees its graph."""
+
+    @property
     @abstractmethod
     def heard(self) -> bool:
         """Whether the model made a forward since `arm`."""
@@ -140,7 +148,7 @@ class Session(RunWriter, ABC):
     def read(self, batch: Any) -> Batch:
         """What stands in a framework's batch, as it is; the one way in."""
         labels, inputs = self.labels_of(batch), self.inputs_of(batch)
-        return Batch(inputs, labels, n=self.count(batch, labels, inputs))
+        return Batch(inputs, labels, n=self.count(batch, labels, inputs), whole=batch)
 
     def labels_of(self, batch: Any) -> Any:
         """The labels in a framework's batch; the user's function comes first."""

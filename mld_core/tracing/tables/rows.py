@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ from mld_core.tracing.batch.hashing import input_hash_of, to_hex
 from mld_core.tracing.batch.identity import as_id_list
 from mld_core.tracing.batch.labels import Labels, normalise_labels
 from mld_core.tracing.capture.features import project
-from mld_core.tracing.capture.heads import FeatureRule
 from mld_core.tracing.capture.outputs import probabilities_to_logits
+from mld_core.tracing.capture.rules import FeatureRule
 from mld_core.tracing.capture.staging import Staged, to_float32
 from mld_core.tracing.tables.columns import (
     Columns,
@@ -34,6 +34,8 @@ from mld_core.tracing.tables.columns import (
     vector_columns,
 )
 from mld_core.tracing.tables.media import media_table
+
+UNLABELLED: Final = "rows without a label"
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -152,8 +154,12 @@ class BatchJob(Job):
         context, n = self.context, self.n
         arrays = dict(zip(self.names, self.staged.arrays(), strict=True))
         logits = to_float32(arrays["logits"])
-        if self.activation == "probabilities":
-            logits = probabilities_to_logits(logits)
+        if self.activation in {"probabilities", "one probability"}:
+            logits = probabilities_to_logits(
+                logits if logits.shape[1] > 1 else np.hstack([1 - logits, logits])
+            )
+        elif self.activation == "one logit":
+            logits = np.hstack([np.zeros_like(logits), logits])
         hashes = self._hashes(context, n, arrays.get("input_hash"))
         from_content = self.id_source == CONTENT_HASH
         ids = self._known(hashes) if from_content else self._given_ids(arrays.get("ids", self.ids), n)
@@ -169,6 +175,7 @@ class BatchJob(Job):
         if labels.problem:
             context.guard.tell_once("labels", f"Recorded without labels: {labels.problem}.")
         context.count("labels out of range", labels.out_of_range)
+        context.count(UNLABELLED, int((~labels.valid).sum()))
         images, self.images = arrays.get("images", self.images), None
         vectors = {"logits": logits, **self._features(arrays)}
         return ClassifiedRows(context, self.unit0, ids, origin, vectors, labels, images)

@@ -246,7 +246,17 @@ class TrainingTracer(TorchTracer):
         open_pass = self._open[key]
         ids, source = self._ids(input_ids, ground_truth)
         inputs = self._inputs(model_input)
-        batch = Batch(inputs, ground_truth, ids, source, fields, outputs, open_pass.batches)
+        batch = Batch(
+            inputs,
+            ground_truth,
+            ids,
+            source,
+            fields,
+            outputs,
+            open_pass.batches,
+            whole=model_input,
+            answer=True,
+        )
         self._keep_features(session.commit(open_pass, batch))
 
     def _inputs(self, model_input: Any) -> Any:

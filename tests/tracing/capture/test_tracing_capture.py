@@ -11,7 +11,8 @@ from torch import nn
 
 from mld_core.tracing.capture.capture import Capture, canonical, find_module
 from mld_core.tracing.capture.features import MAX_WIDTH, _splitmix64, channel_axis, pool, project, projection
-from mld_core.tracing.capture.heads import OUTPUTS, HeadChooser
+from mld_core.tracing.capture.heads import HeadChooser
+from mld_core.tracing.capture.reading import OUTPUTS
 from mld_core.tracing.guard import ConfigurationProblem
 
 transformers = pytest.importorskip("transformers")

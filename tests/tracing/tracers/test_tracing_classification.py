@@ -13,6 +13,7 @@ from torch import nn
 from tracer_parts import K, batch, net, passes, samples
 
 from mld_core.records.format.vectors import to_numpy
+from mld_core.records.read.reader import load
 from mld_core.tracing.tracers.classification import ClassificationTracer
 
 transformers = pytest.importorskip("transformers")
@@ -257,13 +258,19 @@ def test_a_label_beyond_the_classes_says_so_or_is_left_out(caplog):
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (5,)])
-def test_one_number_per_sample_is_told_with_the_way_out(caplog, shape):
+def test_one_number_per_sample_stands_for_two_classes(caplog, shape):
     class Binary(nn.Module):
         def forward(self, x):
             return x.sum(1).reshape(shape)
 
     x, y, ids = batch()
-    ClassificationTracer(Binary(), "net", "v1")(x, (y > 1).float(), ids, "val", 0)
+    tracer = ClassificationTracer(Binary(), "net", "v1")
+    tracer(x, (y > 1).float(), ids, "val", 0)
+    tracer.wait_for_save(0)
+    logits = np.array(load("net", "v1", "vectors")["logits"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(logits, torch.stack([torch.zeros(5), x.sum(1)], 1).numpy())
+    assert load("net", "v1")["label"].to_pylist() == (y > 1).long().tolist()
+    ClassificationTracer(Binary(), "net", "v2")(x, y + 3, ids, "val", 0)
     assert f"It returned shape {shape}, one number z per sample" in caplog.text
 
 

@@ -1,0 +1,90 @@
+"""Where the labels stand in a batch, settled by what the loss of a watched batch was compared with.
+
+Labels come from the batch as the loader gave it. Where the loss's target is no part of it (mixup inside the
+step, soft targets), the loss's target wins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mld_core.tracing.batch.batches import row_count
+from mld_core.tracing.batch.labels import find_labels
+from mld_core.tracing.paths import Path, at, spelled, tensors_at
+
+
+@dataclass
+class LabelPlan:
+    """How labels are read.
+
+    Attributes:
+        path: where they stand in the batch; None: found by names and shapes.
+        of_loss: in training they are the loss's own targets.
+    """
+
+    path: Path | None = None
+    of_loss: bool = False
+
+    def read(self, batch: Any) -> Any:
+        """The labels in a framework's batch, as they are."""
+        found = None if self.path is None else at(batch, self.path)
+        return find_labels(batch) if found is None else found
+
+    def settle(self, batch: Any, labels: Any, target: Tensor) -> Any:
+        """Finds what the loss was compared with in the batch; for a watched batch, it may wait for a device.
+
+        Args:
+            batch: as the loader gave it.
+            labels: what was found by names and shapes.
+            target: of the loss.
+
+        Returns:
+            The labels.
+        """
+        if isinstance(labels, (list, tuple)) and row_count(labels) == len(target):
+            return labels  # numbers or data samples, which the step made a tensor of
+        if isinstance(labels, Tensor) and agree(target, labels):
+            self.path = next((path for path, value in tensors_at(batch) if value is labels), None)
+            return labels
+        for path, value in tensors_at(batch):
+            if agree(target, value):
+                self.path = path
+                return value
+        if labels is not None and row_count(labels) not in {None, len(target)}:
+            return labels  # the loss saw other rows than the batch has
+        self.of_loss = True
+        return target
+
+    def describe(self, batch: Any, labels: Any) -> str:
+        """Where the labels are read, as the receipt says it."""
+        if labels is None:
+            return "none"
+        if self.of_loss:
+            return "the loss's own targets"
+        path = self.path
+        if path is None:
+            path = next((path for path, value in tensors_at(batch) if value is labels), None)
+        return "found in the batch" if path is None else "batch" + spelled(path)
+
+
+def agree(target: Tensor, value: Tensor) -> bool:
+    """Whether a tensor of the batch is what the loss was compared with: cast, one-hot, or as it is.
+
+    >>> agree(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 0]))
+    True
+    """
+    if value.ndim == 0 or value.shape[0] != target.shape[0] or value.is_complex():
+        return False
+    if value.device != target.device:
+        value = value.to(target.device)
+    target = target.detach()
+    if value.numel() == target.numel():
+        return bool(torch.equal(value.reshape(-1).double(), target.reshape(-1).double()))
+    if target.ndim == 2 and value.numel() == len(value) and not value.is_floating_point():
+        hard = target.amax(1) == target.sum(1)
+        return bool(hard.all()) and bool(torch.equal(target.argmax(1), value.reshape(-1).long()))
+    return False

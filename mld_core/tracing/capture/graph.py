@@ -1,0 +1,246 @@
+"""What a loss was computed from, read in its autograd graph: nothing is run, patched or put on a stack.
+
+A loss that is about to be sent backward holds in `grad_fn` how it was made. Walking back from it until a node
+*is* the one that made a tensor which a forward hook saw names the module output the loss was computed from,
+the operations between, and often the target itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from torch import Tensor
+
+from mld_core.tracing.paths import Path, tensors_at
+
+_MOST_NODES: Final = 600
+# Prefixes of the nodes' names.
+_SOFTMAX: Final = ("NllLoss", "LogSoftmax", "Softmax", "SafeSoftmax", "Logsumexp", "MultiMarginLoss")
+_SIGMOID: Final = ("BinaryCrossEntropy", "Sigmoid", "LogSigmoid", "SoftMarginLoss", "MultilabelMarginLoss")
+_REGRESSION: Final = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
+_MAKES_LOGITS: Final = (
+    "Mm", "Addmm", "Bmm", "Baddbmm", "Addbmm", "Addmv", "Mv", "Dot", "Linear", "Convolution", "Cdist",
+    "Embedding",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor that a hooked module gave: in its call number `call` of the step, at `path`."""
+
+    name: str
+    call: int
+    path: Path
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A module output that a loss was computed from.
+
+    Attributes:
+        output: which.
+        kind: "softmax", "sigmoid", "regression", or "other": no loss that is known.
+        target: what the loss compared it with, None where the graph does not hold it.
+        axis: of the classes in what entered the loss, for the softmax kind.
+        entered: shape of what entered the loss.
+        picked: (axis, index) of the columns that alone entered it: `z[:, 1]`.
+        between: operations that compute, between the output and the loss, such as a matrix product.
+        of_logits: False: the loss takes probabilities, and the output is one.
+    """
+
+    output: Output
+    kind: str
+    target: Tensor | None = None
+    axis: int | None = None
+    entered: tuple[int, ...] = ()
+    picked: tuple[tuple[int, int], ...] = ()
+    between: tuple[str, ...] = ()
+    of_logits: bool = True
+
+
+@dataclass
+class _Step:
+    """A node of the walk, the step before it, and which of the node's results was used."""
+
+    node: Any
+    before: _Step | None
+    result: int = 0
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = type(self.node).__name__
+
+    def is_a(self, names: tuple[str, ...]) -> bool:
+        return self.name.startswith(names)
+
+
+class Graph:
+    """What the hooks saw in one step, by the nodes that made it.
+
+    Nodes are kept as they were when the module returned: an in-place operation behind it gives the tensor
+    another.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: dict[tuple[int, int], Output] = {}
+        self._nodes: list[Any] = []  # the key's object stays alive, or its id could return
+        self._calls: dict[str, int] = {}
+
+    def saw(self, name: str, output: Any) -> None:
+        """A module returned. What several returned, one inside the other, is the outermost one's."""
+        call = self._calls[name] = self._calls.get(name, -1) + 1
+        for path, tensor in tensors_at(output):
+            node = tensor.grad_fn
+            if node is not None and tensor.ndim and tensor.is_floating_point():
+                self._nodes.append(node)
+                self.outputs[id(node), tensor.output_nr] = Output(name, call, path, tensor)
+
+    def knows(self, name: str) -> bool:
+        """Whether a call of that module was seen."""
+        return name in self._calls
+
+    def clear(self) -> None:
+        """Lets go of the graph."""
+        self.outputs.clear()
+        self._nodes.clear()
+        self._calls.clear()
+
+    def origins(self, loss: Any) -> list[Origin]:
+        """The module outputs that `loss` was computed from, those nearest to it; before backward frees it.
+
+        Args:
+            loss: a tensor, or a mapping or sequence that holds some.
+        """
+        found: dict[int, Origin] = {}
+        for _, tensor in tensors_at(loss):
+            if tensor.grad_fn is not None:
+                self._walk(tensor, found)
+        places = {id(output.tensor): place for place, output in enumerate(self.outputs.values())}
+        return sorted(found.values(), key=lambda origin: places[id(origin.output.tensor)])
+
+    def _walk(self, loss: Tensor, found: dict[int, Origin]) -> None:
+        seen: dict[tuple[int, int], _Step] = {}
+        hits: list[Origin] = []
+        queue = deque([_Step(loss.grad_fn, None, loss.output_nr)])
+        while queue and len(seen) < _MOST_NODES:
+            step = queue.popleft()
+            key = (id(step.node), step.result)
+            if key in seen:
+                continue
+            seen[key] = step
+            output = self.outputs.get(key)
+            if output is not None and (step.before is not None or output.tensor is not loss):
+                hits.append(_origin(output, step))
+                continue
+            queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
+        classes = [origin for origin in hits if origin.kind in {"softmax", "sigmoid"}]
+        if len(classes) == 1 and classes[0].target is None:
+            # Not on the shortest way, as where smoothing is a mean beside the gathered column.
+            target = _target(list(seen.values()), classes[0].entered)
+            hits = [replace(o, target=target) if o is classes[0] else o for o in hits]
+        for origin in hits:
+            known = found.get(id(origin.output.tensor))
+            if known is None or (known.kind == "other" and origin.kind != "other"):
+                found[id(origin.output.tensor)] = origin
+
+
+def target_of(loss: Tensor) -> Tensor | None:
+    """The target of the loss that stands nearest to the end of the graph, None where none is held."""
+    queue, seen = deque([_Step(loss.grad_fn, None)] if loss.grad_fn is not None else []), 0
+    while queue and seen < 64:
+        step = queue.popleft()
+        seen += 1
+        if step.is_a((*_SOFTMAX, *_SIGMOID)):
+            chain = [step]
+            while chain[-1].before is not None:
+                chain.append(chain[-1].before)
+            target = _target(chain[::-1], None)
+            if target is not None:
+                return target
+        queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
+    return None
+
+
+def _origin(output: Output, last: _Step) -> Origin:
+    steps = [last]
+    while steps[-1].before is not None:
+        steps.append(steps[-1].before)
+    chain = steps[::-1]  # from the loss to the output
+    kind, place = _kind(chain[:-1])
+    inner = chain[place + 1 : -1]
+    entered = tuple(output.tensor.shape)
+    if place >= 0:
+        entered = _result_shape(chain[place + 1]) if inner else entered
+    axis = None
+    for step in chain[place:-1] if place >= 0 else ():
+        if step.is_a(("LogSoftmax", "Softmax")):
+            axis = int(getattr(step.node, "_saved_dim", 1))
+            axis, inner = axis - (1 << 64) if axis >> 63 else axis, chain[chain.index(step) + 1 : -1]
+            entered = _result_shape(step)
+            break
+    return Origin(
+        output,
+        kind,
+        _target(chain[:-1], entered),
+        axis,
+        entered,
+        _picked(inner),
+        tuple(step.name for step in inner if step.is_a(_MAKES_LOGITS)),
+        of_logits=not _takes_probabilities([step.name for step in chain[:-1]]),
+    )
+
+
+def _takes_probabilities(names: list[str]) -> bool:
+    """Whether binary cross entropy is taken of what was no logit any more when it left the module."""
+    plain = any(n.startswith("BinaryCrossEntropy") and "WithLogits" not in n for n in names)
+    return plain and not any(n.startswith("Sigmoid") for n in names)
+
+
+def _kind(chain: list[_Step]) -> tuple[str, int]:
+    """The kind of loss, and the place of the node that says so."""
+    for kind, names in (("softmax", _SOFTMAX), ("sigmoid", _SIGMOID), ("regression", _REGRESSION)):
+        place = next((i for i, step in enumerate(chain) if step.is_a(names)), None)
+        if place is not None:
+            return kind, place
+    return "other", -1
+
+
+def _result_shape(step: _Step) -> tuple[int, ...]:
+    """The shape of what a node made: of the gradient it will be given. Nothing saved is touched."""
+    known = getattr(step.node, "_input_metadata", ())
+    return tuple(int(size) for size in known[step.result].shape) if step.result < len(known) else ()
+
+
+def _picked(inner: list[_Step]) -> tuple[tuple[int, int], ...]:
+    """(axis, index) of each selection on the way from the output to the loss, in the order it was made."""
+    found = []
+    for step in reversed(inner):
+        if step.is_a(("Select",)):
+            index = int(step.node._saved_index)  # noqa: SLF001 - autograd's names begin so
+            found.append((int(step.node._saved_dim), index - (1 << 64) if index >> 63 else index))  # noqa: SLF001
+    return tuple(found)
+
+
+def _target(chain: list[_Step], entered: tuple[int, ...] | None) -> Tensor | None:
+    """What the loss compared with: saved with the loss, as the index of a gather, or as a factor (mixup)."""
+    for step in chain:
+        for name in ("_saved_target", "_saved_index", "_saved_other", "_saved_self"):
+            if name != "_saved_target" and not step.is_a(("Gather",) if name == "_saved_index" else ("Mul",)):
+                continue
+            value = _saved(step.node, name)
+            if isinstance(value, Tensor) and not value.requires_grad and value.ndim:
+                if name == "_saved_index":
+                    return value.detach().squeeze(-1)
+                if name == "_saved_target" or entered is None or tuple(value.shape) == entered:
+                    return value.detach()
+    return None
+
+
+def _saved(node: Any, name: str) -> Any:
+    try:
+        return getattr(node, name, None)
+    except RuntimeError:  # freed already, or packed by hooks that refuse
+        return None

@@ -1,0 +1,262 @@
+"""The reading plan on real frameworks: what is recorded is what the loss saw, or one sentence says why not."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning")
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ml_debugger import records
+from ml_debugger.lightning import MLDebuggerCallback
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.tracing.guard import forget_told
+
+pytestmark = pytest.mark.usefixtures("store")
+N, K = 24, 3
+X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(N) % K
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    forget_told()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Module(pl.LightningModule):
+    """A training written in one of several ways; `seen` holds what its training losses were given."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.seen = kind, []
+        self.body = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 1 if kind in {"bce", "mse"} else 6 if kind == "autoencoder" else K)
+        self.other = nn.Linear(8, 5)
+        self.criterion = nn.CrossEntropyLoss()
+
+    def forward(self, x):
+        features = self.body(x).relu()
+        logits = self.head(features)
+        return (features, logits) if self.kind == "pair" else logits
+
+    def loss(self, batch):
+        x, y = batch
+        z = self(x)
+        if self.kind == "bce":
+            target = (y > 0).float()
+            self.seen.append(torch.stack([torch.zeros_like(z[:, 0]), z[:, 0]], 1).detach().clone())
+            return F.binary_cross_entropy_with_logits(z[:, 0], target)
+        if self.kind in {"mse", "autoencoder"}:
+            return F.mse_loss(z, x if self.kind == "autoencoder" else y.float()[:, None])
+        if self.kind == "multi-label":
+            return F.binary_cross_entropy_with_logits(z, F.one_hot(y, K).float() + F.one_hot((y + 1) % K, K))
+        z = z[1] if self.kind == "pair" else z
+        self.seen.append(z.detach().clone())
+        if self.kind == "a later branch":  # another module of another width runs last
+            return self.criterion(z, y) + 0.01 * self.other(self.body(x)).pow(2).mean()
+        if self.kind == "test-time augmentation":
+            self(x.flip(1))
+        if self.kind == "mixup":
+            target = 0.7 * F.one_hot(y, K) + 0.3 * F.one_hot(y.flip(0), K)
+            self.seen[-1] = torch.cat([self.seen[-1], target], 1)
+            return F.cross_entropy(z, target)
+        return self.criterion(z, y)
+
+    def training_step(self, batch, index):
+        return self.loss(batch)
+
+    def validation_step(self, batch, index):
+        self.loss(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(kind: str, *callbacks: pl.Callback, labels: torch.Tensor = Y) -> Module:
+    module = Module(kind)
+    data = TensorDataset(X, labels)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, DataLoader(data, 8), DataLoader(data, 8))
+    return module
+
+
+def recorded(split: str = "train"):
+    rows = records.load("Module", "v1", dataset_type=split)
+    vectors = records.load("Module", "v1", "vectors", dataset_type=split)
+    return rows, np.array(vectors["logits"].to_pylist(), np.float32)
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "pair", "bce", "a later branch", "test-time augmentation", "mixup"]
+)
+def test_what_is_recorded_is_what_the_loss_saw(kind: str) -> None:
+    labels = (Y > 0).long() if kind == "bce" else Y
+    module = fit(kind, MLDebuggerCallback(), labels=labels)
+    seen = torch.cat(module.seen).numpy()
+    for split, half in (("train", seen[:N]), ("val", seen[N:])):
+        rows, logits = recorded(split)
+        assert rows.num_rows == N
+        np.testing.assert_array_equal(logits, half[:, : logits.shape[1]])
+        if kind != "mixup" or split == "val":
+            assert rows["label"].to_pylist() == labels.tolist()
+    if kind == "mixup":
+        np.testing.assert_array_equal(np.array(recorded("train")[0]["soft_label"].to_pylist()), seen[:N, K:])
+    if kind == "bce":
+        expected = F.binary_cross_entropy_with_logits(
+            torch.tensor(seen[:N, 1]), labels.float(), reduction="none"
+        )
+        np.testing.assert_allclose(np.array(recorded("train")[0]["loss"]), expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mse", "autoencoder", "multi-label"])
+def test_what_is_no_classification_is_one_sentence_and_no_rows(kind: str, caplog) -> None:
+    fit(kind, MLDebuggerCallback())
+    name = "regression" if kind != "multi-label" else kind
+    told = [r.message for r in caplog.records if f"looks like {name}" in r.message]
+    assert len(told) == 1
+    assert records.load("Module", "v1").num_rows == 0
+    assert not any("Evaluate with" in r.message for r in caplog.records)
+
+
+def test_the_receipt_is_told_once_and_stored(caplog) -> None:
+    fit("pair", MLDebuggerCallback())
+    told = [r.message for r in caplog.records if "Recorded are" in r.message]
+    assert len(told) == 1
+    assert "logits: head (B, 3), softmax · labels: batch[1] · ids: loader index" in told[0]
+    stored = Store().run_info(RunKey("Module", "v1"))["receipt"]
+    assert "24 train" in stored
+    assert "24 val" in stored
+
+
+def test_a_first_batch_without_labels_is_said_at_once(caplog) -> None:
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            return {"x": X[i]}
+
+    class Blind(Module):
+        def training_step(self, batch, index):
+            return self(batch["x"]).pow(2).mean()
+
+        def validation_step(self, batch, index):
+            self(batch["x"])
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=[MLDebuggerCallback(model_name="Module")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(Blind("plain"), DataLoader(Rows(), 4))
+    assert sum("No labels were found in the first batch of 'train'" in r.message for r in caplog.records) == 1
+    assert any("8 rows have no label" in r.message for r in caplog.records)
+
+
+# -- nothing of the run changes ------------------------------------------------------------------------------
+
+
+def state_after(*callbacks: pl.Callback, kind: str = "plain"):
+    module = fit(kind, *callbacks)
+    return [p.detach().clone() for p in module.parameters()], torch.get_rng_state()
+
+
+@pytest.mark.parametrize("kind", ["plain", "pair", "mixup", "bce"])
+def test_weights_and_generators_are_the_same_with_it(kind: str) -> None:
+    bare, bare_rng = state_after(kind=kind)
+    ours, our_rng = state_after(MLDebuggerCallback(), kind=kind)
+    assert all(torch.equal(a, b) for a, b in zip(bare, ours, strict=True))
+    assert torch.equal(bare_rng, our_rng)
+
+
+def test_the_graph_is_let_go_of_and_hooks_are_gone() -> None:
+    module = fit("plain", MLDebuggerCallback())
+    assert all(not m._forward_hooks for m in module.modules())
+
+
+def test_an_exception_in_the_step_leaves_nothing_behind() -> None:
+    class Broken(Module):
+        def training_step(self, batch, index):
+            super().training_step(batch, index)
+            raise RuntimeError("planted")
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=[MLDebuggerCallback()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    module = Broken("plain")
+    with pytest.raises(RuntimeError, match="planted"):
+        trainer.fit(module, DataLoader(TensorDataset(X, Y), 8))
+    assert all(not m._forward_hooks for m in module.modules())
+    assert copy.deepcopy(module) is not None
+
+
+@pytest.mark.parametrize("framework", ["accelerate", "fabric"])
+def test_loops_show_their_loss_through_backward(framework: str) -> None:
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            features = self.body(x).relu()
+            return features, self.head(features)
+
+    model = Pair()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    train = DataLoader(TensorDataset(X, Y), 8)
+    if framework == "accelerate":
+        accelerate = pytest.importorskip("accelerate")
+        from ml_debugger.accelerate import trace
+
+        owner = accelerate.Accelerator(cpu=True)
+        model, optimizer, train = owner.prepare(model, optimizer, train)
+    else:
+        from lightning.fabric import Fabric
+
+        from ml_debugger.fabric import trace
+
+        owner = Fabric(accelerator="cpu")
+        owner.launch()
+        model, optimizer = owner.setup(model, optimizer)
+        train = owner.setup_dataloaders(train)
+    model, train = trace(owner, model, train=train, model_name="Module")
+    seen = []
+    for x, y in train:
+        _, z = model(x)
+        seen.append(z.detach().clone())
+        owner.backward(F.cross_entropy(z, y))
+        optimizer.step()
+        optimizer.zero_grad()
+    train.recording.finish()
+    _, logits = recorded()
+    np.testing.assert_array_equal(logits, torch.cat(seen).numpy())
+    assert "backward" not in vars(owner)

@@ -1,0 +1,140 @@
+"""The reading plan under the Hugging Face Trainer: labels that the trainer takes out, tasks, padding."""
+
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+import torch
+import torch.nn.functional as F
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertLMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
+
+from ml_debugger import records
+from ml_debugger.huggingface import MLDebuggerCallback
+from mld_core.tracing.guard import forget_told
+
+pytestmark = pytest.mark.usefixtures("store")
+N = 12
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    forget_told()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Texts(torch.utils.data.Dataset):
+    def __init__(self, labels) -> None:
+        self.ids = torch.randint(5, 3000, (N, 10), generator=torch.Generator().manual_seed(0))
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i):
+        return {"input_ids": self.ids[i], **self.labels(i, self.ids[i])}
+
+
+class Popping(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        labels = inputs.pop("labels")
+        output = model(**inputs)
+        loss = F.cross_entropy(output.logits, labels)
+        return (loss, output) if return_outputs else loss
+
+
+def train(tmp_path: Path, model, labels, kind=Trainer, **more) -> Trainer:
+    arguments = TrainingArguments(
+        str(tmp_path / "out"),
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
+        eval_strategy="epoch",
+        save_strategy="no",
+        disable_tqdm=True,
+        **more,
+    )
+    data = Texts(labels)
+    trainer = kind(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=data,
+        callbacks=[MLDebuggerCallback("net", "v")],
+    )
+    trainer.train()
+    return trainer
+
+
+def config(**more) -> BertConfig:
+    return BertConfig(vocab_size=3000, max_position_embeddings=32, **SIZES, **more)
+
+
+@pytest.mark.parametrize("how", ["popped", "label smoothing"])
+def test_labels_that_the_trainer_takes_out_of_the_batch(tmp_path: Path, how: str) -> None:
+    model = BertForSequenceClassification(config(num_labels=3))
+    more = {"label_smoothing_factor": 0.1} if how == "label smoothing" else {}
+    kind = Popping if how == "popped" else Trainer
+    trainer = train(tmp_path, model, lambda i, _: {"labels": torch.tensor(i % 3)}, kind, **more)
+    for split in ("train", "val"):
+        rows = records.load("net", "v", dataset_type=split)
+        by_id = dict(zip(rows["input_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
+        assert by_id == {str(i): i % 3 for i in range(N)}
+    assert "backward" not in vars(trainer.accelerator)
+    pickle.loads(pickle.dumps(trainer._prepare_inputs.forward))
+
+
+TASKS = {
+    "regression": (
+        lambda: BertForSequenceClassification(config(num_labels=1)),
+        lambda i, _: {"labels": torch.tensor(i / 3)},
+    ),
+    "multi-label": (
+        lambda: BertForSequenceClassification(
+            config(num_labels=3, problem_type="multi_label_classification")
+        ),
+        lambda i, _: {"labels": torch.tensor([1.0, 1.0, 0.0])},
+    ),
+    "token classification": (
+        lambda: BertForTokenClassification(config(num_labels=3)),
+        lambda i, ids: {"labels": ids % 3},
+    ),
+    "language modelling": (
+        lambda: BertLMHeadModel(config(is_decoder=True)),
+        lambda i, ids: {"labels": ids},
+    ),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tasks_that_are_not_recorded_are_named(tmp_path: Path, task: str, caplog) -> None:
+    make, labels = TASKS[task]
+    train(tmp_path, make(), labels)
+    assert sum(f"looks like {task}" in r.message for r in caplog.records) == 1
+    assert records.load("net", "v").num_rows == 0
+    assert not any("Evaluate with" in r.message for r in caplog.records)
+
+
+def test_two_answers_to_two_questions_are_refused(tmp_path: Path, caplog) -> None:
+    model = BertForQuestionAnswering(config())
+    train(
+        tmp_path,
+        model,
+        lambda i, _: {"start_positions": torch.tensor(i % 3), "end_positions": torch.tensor(i % 3 + 1)},
+    )
+    assert sum("target_layers={'cls_logits'" in r.message for r in caplog.records) == 1
+    assert records.load("net", "v").num_rows == 0
