@@ -97,29 +97,6 @@ class Call:
 
 
 @dataclass(frozen=True)
-class ModelCall:
-    """One forward call of the detector.
-
-    Attributes:
-        args, kwargs, output: of the detector itself.
-        watched: alias of `Adapter.watched` -> its calls during this one, oldest first.
-        training: `model.training` at the time of the call.
-        thresholds: what `Adapter.thresholds` said at the time of the call (`applied` may have ended before
-            `parse` runs); None: it is asked in `parse`.
-        replayed: made in the walk over the training data after an epoch: the model was called for
-            predictions, the true boxes are as the training pipeline gives them.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: Any
-    watched: Mapping[str, Sequence[Call]] = field(default_factory=dict)
-    training: bool = False
-    thresholds: Thresholds | None = None
-    replayed: bool = False
-
-
-@dataclass(frozen=True)
 class FrameGeometry:
     """Where the boxes of one image live.
 
@@ -131,6 +108,51 @@ class FrameGeometry:
     height: int
     width: int
     affine: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class OwnFinals:
+    """Final detections that the framework's own post-processing made of a call, where a wrapper sees them.
+
+    Attributes:
+        rows: per image (N, 6 or more): xyxy, ..., score, class; of the framework's metric: one that a metric
+            may write to is copied.
+        thresholds: the limits they went through.
+        geometry: per image, of the pixels the boxes are in.
+        fitted: whether these are the images as given, which were fitted into the network's input.
+        best_class: whether a place has one class only.
+    """
+
+    rows: Sequence[Any]
+    thresholds: Thresholds
+    geometry: Sequence[FrameGeometry]
+    fitted: bool = False
+    best_class: bool = False
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One forward call of the detector.
+
+    Attributes:
+        args, kwargs, output: of the detector itself.
+        watched: alias of `Adapter.watched` -> its calls during this one, oldest first.
+        training: `model.training` at the time of the call.
+        thresholds: what `Adapter.thresholds` said at the time of the call (`applied` may have ended before
+            `parse` runs); None: it is asked in `parse`.
+        replayed: made in the walk over the training data after an epoch: the model was called for
+            predictions, the true boxes are as the training pipeline gives them.
+        final: what the framework itself made of the output, None: not known.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+    watched: Mapping[str, Sequence[Call]] = field(default_factory=dict)
+    training: bool = False
+    thresholds: Thresholds | None = None
+    replayed: bool = False
+    final: OwnFinals | None = None
 
 
 @dataclass
@@ -186,12 +208,15 @@ class Adapter(ABC):
         family: name of the family, as the run's info shows it.
         task: "detection" or "detection3d".
         uses_nms: False where `iou_thresh` has no effect (the tracer says so once).
+        falls_back: whether `parse` gets the fall-back where neither the user nor the model states a limit.
+            False: the models return final detections, which no fall-back may cut.
         needs_pc_range: 3D: whether a model that does not tell its range cannot be recorded without one.
     """
 
     family: ClassVar[str]
     task: ClassVar[str] = "detection"
     uses_nms: ClassVar[bool] = True
+    falls_back: ClassVar[bool] = True
     needs_pc_range: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:

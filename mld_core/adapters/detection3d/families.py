@@ -36,6 +36,7 @@ class Detector3D(Adapter):
 
     family: ClassVar[str] = OTHER
     task: ClassVar[str] = "detection3d"
+    falls_back: ClassVar[bool] = False
     uses_nms: ClassVar[bool] = False  # iou_thresh acts for PointPillars only
 
     def __init__(self, model: Any) -> None:

@@ -64,6 +64,7 @@ class MMDetAdapter(Adapter):
 
     family = "MMDetection"
     truth_frame: ClassVar[str | None] = None
+    falls_back: ClassVar[bool] = False
 
     @staticmethod
     def detect(model: Any) -> bool:

@@ -53,6 +53,7 @@ class TorchvisionAdapter(Adapter):
     classes: ClassVar[tuple[str, ...]]
     first_label: ClassVar[int]
     activation: ClassVar[str]
+    falls_back: ClassVar[bool] = False
 
     def settings(self) -> Any:
         """The object that holds `score_thresh`, `nms_thresh` and `detections_per_img`."""

@@ -85,6 +85,11 @@ class Raw:
             strides.append(torch.full((height * width, 1), stride))
         return torch.cat(centres).to(device), torch.cat(strides).to(device)
 
+    def to_input(self, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+        """As they are."""
+        del shape
+        return boxes
+
     def to_original(self, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
         """From the network's input to an image of (H, W) that was fitted into it with borders, cut there."""
         height, width = (side * self.strides[0] for side in self.sizes[0])

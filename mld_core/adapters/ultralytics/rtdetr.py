@@ -43,6 +43,8 @@ class _Queries:
         """Images are stretched to the network's input, so the parts are the same."""
         return corners(boxes, shape)
 
+    to_input = to_original
+
 
 @register
 class RTDETRAdapter(UltralyticsBase):

@@ -11,14 +11,23 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor
 
-from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
+from mld_core.adapters.base import (
+    Adapter,
+    Call,
+    FrameGeometry,
+    ModelCall,
+    OwnFinals,
+    Parsed,
+    Thresholds,
+    Truth,
+)
 from mld_core.adapters.finals import (
     Finals,
     detached,
@@ -35,7 +44,7 @@ from mld_core.adapters.ultralytics.head import Raw, best_of, raw_output, suppres
 from mld_core.adapters.ultralytics.truths import batch_geometry, batch_truths
 
 _PREDICT: Final = Thresholds(0.25, 0.7, 300)  # what the wrapper predicts with unless told otherwise
-_LIMITS: Final = ("conf", "iou", "max_det")  # the library's names, in the order of `Thresholds`
+LIMITS: Final = ("conf", "iou", "max_det")  # the library's names, in the order of `Thresholds`
 _NETS: Final = ("ultralytics.nn.tasks", "ultralytics.yolo.nn.tasks")
 _WRAPPERS: Final = ("ultralytics.engine.model", "ultralytics.yolo.engine.model")
 _OTHER_TASKS: Final = ("Segment", "Pose", "OBB")
@@ -64,9 +73,14 @@ class Heads(Protocol):
     def to_original(self, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
         """(N, 4) pixels of an original image of (H, W)."""
 
+    def to_input(self, boxes: Tensor, shape: tuple[int, int]) -> Tensor:
+        """(N, 4) pixels of the network's input of (H, W)."""
+
 
 class UltralyticsBase(Adapter):
     """What the families of the library share: where the net, its head and its settings are."""
+
+    falls_back: ClassVar[bool] = False  # but for what is made here of a bare network's output
 
     def net(self) -> Any:
         """The network; None where the wrapper holds an exported file."""
@@ -105,12 +119,12 @@ class UltralyticsBase(Adapter):
             lasting = Thresholds(None, own.get("iou"), own.get("max_det")).over(_PREDICT)
             return _kwargs(getattr(vars(self.model).get("predict"), "keywords", {})).over(lasting)
         args = getattr(self.net(), "args", None)
-        return Thresholds.stated(*(read(args, name) for name in _LIMITS))
+        return Thresholds.stated(*(read(args, name) for name in LIMITS))
 
     @contextlib.contextmanager
     def applied(self, limits: Thresholds) -> Iterator[None]:
         """The wrapper predicts with `limits` (what a call states wins); a bare model has none to set."""
-        wanted = zip(_LIMITS, vars(limits).values(), strict=True)
+        wanted = zip(LIMITS, vars(limits).values(), strict=True)
         stated = {name: value for name, value in wanted if value is not None}
         if not self.wrapped or not stated:
             yield
@@ -150,9 +164,9 @@ class UltralyticsBase(Adapter):
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """Final detections from results, from a bare model's output or from its training step."""
         with torch.no_grad():
-            rows = result_rows(call.output)
-            if rows is not None:
-                return self._from_results(call, limits, rows)
+            final = call.final or self._results(call)
+            if final is not None:
+                return self._from_final(call, limits, final)
             raw, sizes = self._raw(call), self.geometry(call)
             if raw is None or sizes is None or len(sizes) != raw.count():
                 return None
@@ -186,22 +200,30 @@ class UltralyticsBase(Adapter):
         output = seen[-1].output if seen else None if self.wrapped else call.output
         return None if head is None or output is None else self._read(output, head)
 
-    def _from_results(self, call: ModelCall, limits: Thresholds, rows: Sequence[ResultRows]) -> Parsed:
+    def _results(self, call: ModelCall) -> OwnFinals | None:
         """The wrapper's detections, in pixels of the images it was given."""
+        rows = result_rows(call.output)
+        if rows is None:
+            return None
         stated = _kwargs(call.kwargs).over(call.thresholds or self.thresholds())
+        geometry = [FrameGeometry(*shape) for _, shape in rows]
+        return OwnFinals([data for data, _ in rows], stated, geometry, fitted=True, best_class=True)
+
+    def _from_final(self, call: ModelCall, limits: Thresholds, final: OwnFinals) -> Parsed:
+        """Detections as the library made them, with the logits of their anchors or queries."""
+        stated = final.thresholds
         wanted, most = limits.over(stated), stated.max_detections
-        seen = self._each_image(call)[-len(rows) :]  # a warm-up comes first
-        known = len(seen) == len(rows)
+        seen = self._each_image(call)[-len(final.rows) :]  # a warm-up comes first
+        known = len(seen) == len(final.rows)
         frames = []
-        for i, (data, shape) in enumerate(rows):
+        for i, data in enumerate(final.rows):
             full = most is not None and len(data) >= most
             frame = Finals(data[:, :4], data[:, -2], data[:, -1].long(), cut=full)
             if known:
-                one, raw, image = seen[i]
-                self._looked_up(one, raw, image, frame, shape)
+                self._looked_up(*seen[i], frame, final, final.geometry[i])
             frames.append(limited(frame, wanted, stated))
-        geometry = [FrameGeometry(*shape) for _, shape in rows]
-        return parsed(frames, "sigmoid" if known else "none", None, wanted, geometry)
+        activation = "sigmoid" if known else "none"
+        return parsed(frames, activation, None, wanted.and_of(stated), list(final.geometry))
 
     def _each_image(self, call: ModelCall) -> list[tuple[ModelCall, Heads, int]]:
         """Call, head output and row of each image the head saw: the wrapper may make several batches."""
@@ -215,13 +237,14 @@ class UltralyticsBase(Adapter):
         return out
 
     def _looked_up(
-        self, call: ModelCall, raw: Heads, image: int, frame: Finals, shape: tuple[int, int]
+        self, call: ModelCall, raw: Heads, image: int, frame: Finals, final: OwnFinals, size: FrameGeometry
     ) -> None:
-        scores = self._eligible(raw, image)
+        scores = self._eligible(raw, image) if final.best_class else raw.scores(image)
+        place = raw.to_original if final.fitted else raw.to_input
 
         def boxes_of(anchors: Tensor, label: Tensor) -> Tensor:
             del label
-            return raw.to_original(raw.boxes(image)[anchors], shape)
+            return place(raw.boxes(image)[anchors], (size.height, size.width))
 
         found = rows_by_value(scores, boxes_of, frame.boxes, frame.scores, frame.labels)
         frame.source = found
@@ -320,7 +343,7 @@ def head_is(model: Any, name: str) -> bool:
 
 def _kwargs(kwargs: Mapping[str, Any]) -> Thresholds:
     """What a call of the wrapper stated itself."""
-    return Thresholds(*(kwargs.get(name) for name in _LIMITS))
+    return Thresholds(*(kwargs.get(name) for name in LIMITS))
 
 
 ResultRows = tuple[Tensor, tuple[int, int]]  # (n, 6 or 7) xyxy [track] score class in original pixels; (H, W)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from mld_core.adapters.base import FALL_BACK_2D, FALL_BACK_3D, Adapter, ModelCall, Parsed, Thresholds
+from mld_core.adapters.base import (
+    FALL_BACK_2D,
+    FALL_BACK_3D,
+    Adapter,
+    ModelCall,
+    OwnFinals,
+    Parsed,
+    Thresholds,
+)
 from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
 from mld_core.records.format.schema import media_schema
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, HeldInputs, own_copy, tensors_in
@@ -167,11 +176,14 @@ class DetectionSession(Session):
             self._tell_not_called(capture)
             return None
         call = None if held is None else held.call
+        if call is not None and isinstance(batch.outputs, OwnFinals):
+            call = replace(call, final=batch.outputs, thresholds=batch.outputs.thresholds)
         limits = self.limits_of(call)
+        fall_back = FALL_BACK_3D if self.task == "detection3d" else FALL_BACK_2D
         return Source(
             adapter=capture.adapter,
             call=call,
-            parsed=ready(batch.outputs, limits, self.n_class) if made else None,
+            parsed=ready(batch.outputs, limits.over(fall_back), self.n_class) if made else None,
             limits=limits,
             layers={} if held is None else held.layers,
             holder=Holder() if held is None else held.holder,
@@ -186,11 +198,13 @@ class DetectionSession(Session):
         )
 
     def limits_of(self, call: ModelCall | None) -> Thresholds:
-        """What counts for final detections: the user's word, the model's, the fall-back."""
-        options, fall_back = self.options, FALL_BACK_3D if self.task == "detection3d" else FALL_BACK_2D
+        """What counts for final detections: the user's word, the model's, for some families the fall-back."""
+        options, adapter = self.options, None if self.capture is None else self.capture.adapter
         given = Thresholds(options.score_thresh, options.iou_thresh, options.max_detections)
-        stated = None if call is None else call.thresholds
-        return given.over(stated or Thresholds()).over(fall_back)
+        given = given.over((None if call is None else call.thresholds) or Thresholds())
+        if adapter is None or adapter.falls_back:
+            given = given.over(FALL_BACK_3D if self.task == "detection3d" else FALL_BACK_2D)
+        return given if adapter is None or adapter.uses_nms else given.without_iou()
 
     def _job(self, context: DetectionContext, batch: Batch, source: Source, n: int | None) -> DetectionJob:
         holder = source.holder

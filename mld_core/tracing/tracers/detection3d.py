@@ -96,8 +96,8 @@ class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetect
         args, kwargs = arguments
         with self._limited():
             output = self.model(*args, **kwargs)
-        if self._capture is not None:
-            self._capture.note(args, output)
+            if self._capture is not None:
+                self._capture.note(args, output)
         return output
 
     def _arguments(self, model_input: Any) -> Any:

@@ -176,8 +176,8 @@ class DetectionTrainingTracer(TrainingTracer, DetectionTorchTracer):
                 n = count_frames(None, ground_truth, model_input)
                 return self.model(model_input, as_frames(ground_truth, n or 0))
             output = super()._run_model(model_input, ground_truth)
-        if self._capture is not None:
-            self._capture.note((model_input,), output)
+            if self._capture is not None:  # here, as long as the model says which limits it worked with
+                self._capture.note((model_input,), output)
         return output
 
     def _inputs(self, model_input: Any) -> Any:
