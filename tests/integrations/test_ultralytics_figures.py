@@ -20,7 +20,15 @@ cv2 = pytest.importorskip("cv2")
 np.set_printoptions(**np_options)  # the package sets its own, and doctests of ours come after
 torch.set_printoptions(profile="default")
 
-QUIET = {"device": "cpu", "plots": False, "verbose": False, "workers": 0, "exist_ok": True, "imgsz": 64, "rect": False}
+QUIET = {
+    "device": "cpu",
+    "plots": False,
+    "verbose": False,
+    "workers": 0,
+    "exist_ok": True,
+    "imgsz": 64,
+    "rect": False,
+}
 IMAGES = 6
 
 
