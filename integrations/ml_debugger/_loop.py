@@ -254,7 +254,10 @@ class TracedLoader:
         if any(kind.__name__ == "DataLoaderDispatcher" for kind in type(self.loader).__mro__):
             return None
         inner = getattr(self.loader, "base_dataloader", self.loader)
-        return getattr(inner, "_dataloader", inner)
+        inner = getattr(inner, "_dataloader", inner)
+        while not isinstance(inner, DataLoader) and hasattr(inner, "loader"):
+            inner = inner.loader  # timm's PrefetchLoader, torchvision's, and other wrappers
+        return inner
 
     def set_epoch(self, epoch: int) -> None:
         """The next walk is that of `epoch`."""

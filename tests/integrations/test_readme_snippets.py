@@ -63,6 +63,16 @@ def test_accelerate(store: Path) -> None:
     assert (rows("train"), rows("val")) == (7, 3)
 
 
+def test_torch(store: Path) -> None:
+    given = {"train_loader": DataLoader(Indexed(7), 2), "val_loader": DataLoader(Indexed(3), 2)}
+    names = run("torch", model=Net(), **given)
+    for loader in (names["train_loader"], names["val_loader"]):
+        for batch in loader:
+            names["model"](**batch)
+    names["train_loader"].recording.finish()
+    assert (rows("train"), rows("val")) == (7, 3)
+
+
 def test_mmengine(store: Path, tmp_path: Path) -> None:
     pytest.importorskip("mmengine")
     from mmengine.config import Config

@@ -19,7 +19,7 @@ from folders import TRAININGS
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import PassSelection, load, select
 
-FRAMEWORKS = ["lightning", "huggingface", "mmengine", "accelerate", "fabric", "plain"]
+FRAMEWORKS = ["lightning", "huggingface", "mmengine", "accelerate", "fabric", "torch", "plain"]
 _PACKAGES = {"huggingface": "transformers", "fabric": "lightning", "plain": "torch"}
 
 

@@ -207,6 +207,20 @@ def run_fabric(root: Path) -> None:
     train.recording.finish()
 
 
+def run_torch(root: Path) -> None:
+    from ml_debugger.torch import trace
+
+    net, optimizer, train, val = _pieces()
+    model: Any = net
+    if WORLD > 1:
+        train = DataLoader(train.dataset, 2, sampler=DistributedSampler(train.dataset))
+        val = DataLoader(val.dataset, 2, sampler=DistributedSampler(val.dataset, shuffle=False))
+        model = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+    model, train, val = trace(model, train=train, val=val, model_name="torch")
+    _walk(model, optimizer, train, val, lambda loss: loss.backward())
+    train.recording.finish()
+
+
 def run_plain(root: Path) -> None:
     from ml_debugger.training import ClassificationTracer
 
