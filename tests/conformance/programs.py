@@ -30,6 +30,7 @@ class Program:
         model: The name it is recorded under.
         splits: Recorded split -> (whether the spy saw it with gradients on, or None where no loss is computed in it).
         env: Further environment.
+        also: Splits in which the program runs a second model, whose rows the spy saw too (an average of weights).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Program:
     model: str
     splits: dict[str, bool | None]
     env: dict[str, str] = field(default_factory=dict)
+    also: frozenset[str] = frozenset()
 
 
 def folders(folder: Path) -> None:
@@ -240,6 +242,7 @@ PROGRAMS = (
         "ResNet",
         {"train": True, "val": False},
         {"MLD_SPY_SOFT": "1"},
+        frozenset({"val"}),
     ),
     Program(
         "accelerate-complete-cv",

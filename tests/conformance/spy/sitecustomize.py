@@ -24,12 +24,12 @@ if os.environ.get("MLD_SPY_OUT"):
     def _spied(name):
         plain = getattr(functional, name)
 
-        def loss(logits, target, *more, **named):
+        def loss(logits, target=None, *more, **named):
             if not inside and torch.is_tensor(logits) and logits.ndim == 2:
                 _note(logits, target)
             inside.append(name)
             try:
-                return plain(logits, target, *more, **named)
+                return plain(logits, *(() if target is None else (target,)), *more, **named)
             finally:
                 inside.pop()
 
