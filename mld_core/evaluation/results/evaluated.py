@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mld_core.evaluation.analysis.error_probability import MINIMUM
 from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput, run_stages
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.engine.executor import Workers
@@ -180,10 +181,17 @@ def _pass_info(one: EvaluatedPass, units: str) -> dict[str, Any]:
 
 
 def stage_notes(done: Sequence[EvaluatedPass], outputs: dict[int, StageOutput]) -> list[dict[str, Any]]:
-    """What the stages noted, once for all passes it is true of."""
+    """What the stages noted, once for all passes it is true of.
+
+    Of a pass too small for any of them one note says it all.
+    """
     passes: dict[str, list[PassSelection]] = {}
     for one in done:
-        for note in outputs[id(one.split)].notes:
+        notes = outputs[id(one.split)].notes
+        if notes and one.split.rows < MINIMUM:
+            units = "1 unit is" if one.split.rows == 1 else f"{one.split.rows} units are"
+            notes = (f"{units} too few to estimate error probabilities, categories and diagnoses from",)
+        for note in notes:
             passes.setdefault(note, []).append(one.split.selection)
     made = []
     for note, where in passes.items():

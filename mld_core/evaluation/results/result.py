@@ -22,7 +22,7 @@ from mld_core.evaluation.results.database import database, fetch, to_frame
 from mld_core.evaluation.results.expression import find_column, quoted
 from mld_core.evaluation.results.heatmap import heatmap
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.evaluation.results.summary import Summary, show
+from mld_core.evaluation.results.summary import Figures, Summary, show
 from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS
 from mld_core.evaluation.results.view import ALIASES, view
 from mld_core.records.format.layout import Store
@@ -151,10 +151,10 @@ class Result:
         limit: int | None = None,
         cursor: int = 0,
     ) -> pd.DataFrame:
-        """The units with an issue, worst first.
+        """The units with an issue, worst first: one row each, a sample or (of detections) a box.
 
-        With no argument: every unit that has an error or a diagnosis of severity 2 or more. `category`,
-        `code` and `min_severity` choose among all units.
+        With no argument: every unit that is wrong or has a diagnosis of severity 2 or more, so also right
+        units that deserve a look. `category`, `code` and `min_severity` choose among all units.
 
         Args:
             dataset_type: Only this split.
@@ -375,9 +375,9 @@ class Result:
     def _summary(self, table: str, first: tuple[str, ...], *, full: bool) -> pd.DataFrame:
         frame = self._read(table)
         if full:
-            return frame
+            return Figures(frame)
         keys = ["n_epoch"] if frame["dataset"].duplicated().any() else []
-        return frame[[*first, *keys]]
+        return Figures(frame[[*first, *keys]])
 
     def _read(self, table: str) -> pd.DataFrame:
         return to_frame(pq.read_table(self.folder / f"{table}.parquet"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import io
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
@@ -30,6 +32,49 @@ _MORE = {
     "coco": ("map_50", "map_75", "dap_cls", "dap_loc", "dap_both", "dap_dupe", "dap_bkg", "dap_miss"),
     "nuscenes": ("nds", "mate", "mase", "maoe", "mave"),
 }
+
+
+class Figures(pd.DataFrame):
+    """A table that prints with three decimals and all its columns; what is taken from it is a plain frame.
+
+    Columns that do not stand side by side in the terminal (80 characters where there is none) become rows.
+    """
+
+    @property
+    def _constructor(self) -> Callable[..., pd.DataFrame]:
+        return pd.DataFrame
+
+    def __repr__(self) -> str:
+        width = shutil.get_terminal_size((pd.get_option("display.width") or 80, 24)).columns
+        cells = self._cells()
+        wide = str(cells.to_string(index=False))
+        if not len(cells) or len(wide.partition("\n")[0]) <= width:
+            return wide
+        keys = ["dataset", "n_epoch"] if cells["dataset"].duplicated().any() else ["dataset"]
+        titles = [" ".join(row) for row in cells[keys].itertuples(index=False)]
+        turned = cells.drop(columns=keys).T.set_axis(titles, axis="columns")
+        turned.columns.name = " ".join(keys)
+        return str(turned.to_string(line_width=width))
+
+    def _cells(self) -> pd.DataFrame:
+        return pd.DataFrame({name: [_three_decimals(value) for value in self[name]] for name in self})
+
+    def _repr_html_(self) -> str:
+        return str(self._cells().to_html(index=False))
+
+
+def _three_decimals(value: Any) -> str:
+    """A cell as text; lists as they are.
+
+    Example:
+        >>> _three_decimals(12875.5), _three_decimals(5000), _three_decimals(None)
+        ('12875.500', '5000', '-')
+    """
+    if isinstance(value, list | np.ndarray):
+        return str(value)
+    if pd.isna(value):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 class Summary:
@@ -75,7 +120,7 @@ class Summary:
         last = " of the last epoch" if self.metrics["dataset"].duplicated().any() else ""
         if self.analysed:
             made.append(("Issue categories (share of units)", self._meant()))
-            made.append((f"What to do (diagnoses{last})", self._actions()))
+            made.append((f"What to do (diagnoses{last})", self.actions()))
         made.append((f"Error codes{last}", self._codes()))
         return made
 
@@ -105,7 +150,7 @@ class Summary:
         turned = _turned(self.categories, RATIO_COLUMNS)
         return turned.assign(means=[MEANINGS[name] for name in turned[""]])
 
-    def _actions(self) -> pd.DataFrame:
+    def actions(self) -> pd.DataFrame:
         """The gravest diagnoses of each dataset: how many units, and what to do."""
         rows = []
         last = {str(one["dataset"]): one for one in self.info.get("facts", [])}
