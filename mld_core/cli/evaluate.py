@@ -83,8 +83,21 @@ def evaluate(
             note(f"evaluated at the service; a copy is here: {shlex.join(show)}")
 
 
-def print_result(result: Result, *, full: bool, as_json: bool) -> None:
-    """Print a result: the summary on a terminal, its metrics in a pipe, all of it as JSON."""
+def print_result(result: Result, *, full: bool, as_json: bool, receipt: str | None = None) -> None:
+    """Print a result: the summary on a terminal, its tables in a pipe, all of it as JSON.
+
+    Args:
+        result: The result.
+        full: All columns of the metrics, as a table.
+        as_json: One document instead of tables.
+        receipt: What the run said it records, where it said so.
+    """
+    summary = result.summary()
+    tables = {
+        "metrics": result.metrics_summary(full=full),
+        "categories": result.issue_category_summary(full=full),
+        "actions": summary.actions(),
+    }
     if as_json:
         emit_json(
             {
@@ -92,16 +105,23 @@ def print_result(result: Result, *, full: bool, as_json: bool) -> None:
                 "model_name": result.model_name,
                 "version_name": result.version_name,
                 "method_name": result.method_name,
-                "metrics": rows_of(result.metrics_summary(full=full)),
-                "categories": rows_of(result.issue_category_summary(full=full)),
+                **({} if receipt is None else {"receipt": receipt}),
+                **{name: rows_of(frame) for name, frame in tables.items()},
                 "problems": result.problems,
             }
         )
         return
     if on_terminal() and not full:
         result.get_summary()
+        if receipt is not None:
+            typer.echo(f"\nRecorded: {receipt}")
         return
-    emit_frame(result.metrics_summary(full=full), as_json=False)
+    for place, frame in enumerate(tables.values() if summary.analysed else [tables["metrics"]]):
+        if place and not on_terminal():
+            typer.echo()  # an empty line ends a table
+        emit_frame(frame, as_json=False)
     note(f"result: {result.result_name}")
+    if receipt is not None:
+        note(f"recorded: {receipt}")
     for one in result.problems:
         note(f"{one['severity']}: {one['message']}")

@@ -101,9 +101,13 @@ def emit_frame(frame: pd.DataFrame, *, as_json: bool, title: str | None = None) 
 def cell(value: Any, *, digits: int | None = None) -> str:
     """One value as text: empty if missing, lists joined by commas, no tabs or line ends.
 
+    Args:
+        value: The value.
+        digits: Digits after the point; None = six digits in all.
+
     Example:
-        >>> cell(["C01", "C10"]), cell(None), cell(0.123456, digits=4)
-        ('C01,C10', '', '0.1235')
+        >>> cell(["C01", "C10"]), cell(None), cell(0.123456, digits=4), cell(12875.4567)
+        ('C01,C10', '', '0.1235', '12875.5')
     """
     value = plain(value)
     if value is None:
@@ -112,6 +116,8 @@ def cell(value: Any, *, digits: int | None = None) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and digits is not None:
         return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.1f}"
+    if isinstance(value, float):
+        return f"{float(f'{value:.6g}'):.15g}"
     if isinstance(value, list):
         value = ",".join(cell(one) for one in value)
     elif isinstance(value, dict):

@@ -16,14 +16,18 @@ def report(
     a: Annotated[
         str | None,
         typer.Argument(
-            metavar="RESULT",
-            help="A result name, MODEL/VERSION or a version. Default: the newest run's newest result.",
+            metavar="RESULT|MODEL",
+            help="A result, MODEL/VERSION, a version or a model. Default: the newest run's newest result.",
             show_default=False,
         ),
     ] = None,
     b: Annotated[
         str | None,
-        typer.Argument(metavar="AFTER", help="Compare: RESULT before, this one after.", show_default=False),
+        typer.Argument(
+            metavar="AFTER|VERSION",
+            help="Of MODEL its version; else compare: RESULT before, this one after.",
+            show_default=False,
+        ),
     ] = None,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it is replaced.")] = Path(
@@ -44,18 +48,21 @@ def report(
     \b
     Examples:
       mld report                              newest result of the newest run, into report.html
-      mld report resnet18/v3 -o v3.html
+      mld report resnet18 v3 -o v3.html       of this run, as in `mld evaluate resnet18 v3`
       mld report v2 v3 -o change.html         what changed from v2 to v3
     """  # noqa: D301  click reads the mark
     with clear_errors():
         from mld_core.report import pages  # an extra: the other commands work without it
 
         results = source(store)
-        before = results.result(results.run(model, None)) if a is None else results.find(a, model)
-        if b is None:
-            written = pages.write_report(before, output)
+        if a is None:
+            written = pages.write_report(results.result(results.run(model, None)), output)
+        elif b is None:
+            written = pages.write_report(results.find(a, model), output)
+        elif model is None and results.holds(a, b):
+            written = pages.write_report(results.result(results.run(a, b)), output)
         else:
-            written = pages.write_comparison(before, results.find(b, model), output)
+            written = pages.write_comparison(results.find(a, model), results.find(b, model), output)
     if as_json:
         emit_json({"path": written.path, "bytes": written.bytes, "left_out": written.left_out})
         return

@@ -16,12 +16,15 @@ from mld_core.cli.common import (
 )
 from mld_core.cli.compare import print_comparison
 from mld_core.cli.evaluate import print_result
+from mld_core.cli.issues import print_issues
 from mld_core.cli.output import emit, emit_frame, note, on_terminal
 from mld_core.cli.source import source
 from mld_core.records.format.layout import RunKey
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from mld_core.evaluation.results.result import Result
 
 TERMINAL_ROWS = 20
 
@@ -131,7 +134,11 @@ def show(
         elif listing:
             more = None if limit is None else limit + 1  # one more tells whether something was cut off
             listed = found.get_issues(dataset, category, code, min_severity, order_by, more)
-            _cut(listed, limit, as_json=as_json)
+            if len(listed) and on_terminal() and not as_json:
+                print_issues(listed.head(limit), found.class_names)
+                _say_cut(listed, limit)
+            else:
+                _cut(listed, limit, as_json=as_json)
         elif grouping:
             _cut(found.get_view(view, adjust, _also(where, dataset), metric), limit, as_json=as_json)
         elif classes or confusion or regions:
@@ -141,7 +148,13 @@ def show(
             rows = [{"column": name, "type": kind} for name, kind in found.columns().items()]
             emit(rows, ("column", "type"), as_json=as_json)
         else:
-            print_result(found, full=full, as_json=as_json)
+            print_result(found, full=full, as_json=as_json, receipt=receipt_of(found))
+
+
+def receipt_of(result: Result) -> str | None:
+    """What the run said it records; None of a run that did not, or whose records are not here."""
+    said = result.store.run_info(RunKey(result.model_name, result.version_name)).get("receipt")
+    return str(said) if said else None
 
 
 def _also(where: str | None, dataset: str | None) -> str | None:
@@ -155,5 +168,9 @@ def _also(where: str | None, dataset: str | None) -> str | None:
 
 def _cut(frame: pd.DataFrame, limit: int | None, *, as_json: bool) -> None:
     emit_frame(frame if limit is None else frame.head(limit), as_json=as_json)
+    _say_cut(frame, limit)
+
+
+def _say_cut(frame: pd.DataFrame, limit: int | None) -> None:
     if limit is not None and len(frame) > limit:
         note(f"only the first {limit} rows are shown (--limit)")

@@ -33,8 +33,19 @@ class Source(ABC):
         """The evaluator of a run."""
 
     @abstractmethod
+    def names(self) -> list[RunKey]:
+        """Every run there is."""
+
+    @abstractmethod
     def find(self, text: str, model: str | None = None) -> Result:
-        """The result a text names: a result, `MODEL/VERSION`, or a version of `model` (default: newest)."""
+        """The result a text names.
+
+        A result, `MODEL/VERSION`, a version of `model` (default: of the newest run's), or a model.
+        """
+
+    def holds(self, model: str, version: str | None = None) -> bool:
+        """Whether there is a run of these names."""
+        return any(run.model_name == model and version in {None, run.version_name} for run in self.names())
 
     def result(self, run: RunKey, name: str | None = None) -> Result:
         """A result of a run; without a name the newest.
@@ -84,6 +95,10 @@ class StoreSource(Source):
 
         return Evaluator(run.model_name, run.version_name, store=self._store.root)
 
+    def names(self) -> list[RunKey]:
+        """See `Source`."""
+        return self._store.runs()
+
     def find(self, text: str, model: str | None = None) -> Result:
         """See `Source`; a result's name goes before a run's."""
         runs = self._store.runs()
@@ -99,6 +114,8 @@ class StoreSource(Source):
             if text == f"{run.model_name}/{run.version_name}":
                 return self.result(run)
         chosen = model if model is not None else self.run(None, None).model_name
+        if model is None and not self.holds(chosen, text) and self.holds(text):
+            return self.result(self.run(text, None))
         return self.result(find_run(self._store, chosen, text))
 
 
@@ -143,6 +160,10 @@ class ServiceSource(Source):
             raise NotFoundError(f"no {asked}{spelled}{self.place} (models: {known(models)})")
         return named
 
+    def names(self) -> list[RunKey]:
+        """See `Source`."""
+        return [RunKey(str(one["model_name"]), str(one["version_name"])) for one in self.runs(None)]
+
     def evaluator(self, run: RunKey) -> Evaluator:
         """See `Source`."""
         from mld_core.evaluation.evaluator import Evaluator
@@ -167,6 +188,8 @@ class ServiceSource(Source):
         ]
         if owners:
             return self._owned(text, owners)
+        if model is None and self.holds(text):
+            return self.result(self.run(text, None))
         versions = known(one["version_name"] for one in runs if one["model_name"] == newest)
         raise NotFoundError(
             f"nothing is named {text!r}{self.place}: expected a result, MODEL/VERSION, or a "

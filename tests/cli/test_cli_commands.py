@@ -18,8 +18,8 @@ COMMANDS = ("ls", "evaluate", "show", "compare", "export", "gc", "merge", "docto
 
 
 def table(text):
-    """Read tab-separated output."""
-    lines = [line.split("\t") for line in text.splitlines()]
+    """Read tab-separated output: the first table, where an empty line ends it."""
+    lines = [line.split("\t") for line in text.split("\n\n")[0].splitlines()]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
 
 
@@ -65,8 +65,8 @@ def test_evaluate_takes_the_newest_run(mld, factory, records):
     assert [row["dataset"] for row in rows] == ["train", "val", "test"]
     expected = Evaluator("mm", "v7", store=factory.store.root).list_results()["result_name"][0]
     summary = Evaluator("mm", "v7", store=factory.store.root).get_result(expected).metrics_summary()
-    assert float(rows[1]["accuracy"]) == summary["accuracy"][1]
-    assert float(rows[0]["error_proba_auroc"]) == summary["error_proba_auroc"][0]
+    assert float(rows[1]["accuracy"]) == pytest.approx(summary["accuracy"][1], rel=1e-5)
+    assert float(rows[0]["error_proba_auroc"]) == pytest.approx(summary["error_proba_auroc"][0], rel=1e-5)
     assert "\x1b" not in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) > 80  # not wrapped
 
@@ -400,6 +400,51 @@ def test_on_a_terminal_there_are_tables_that_fit(evaluated):
     text = data.decode()
     assert "Metrics (entropies: sums in nats)" in text
     assert "\t" not in text
+
+
+def test_a_pipe_gets_categories_and_actions_too(mld, evaluated):
+    text = mld("show", "net", "v2", "--store", evaluated).stdout
+    metrics, categories, actions = (table(one) for one in text.split("\n\n"))
+    assert [row["dataset"] for row in metrics] == [row["dataset"] for row in categories]
+    assert sum(float(categories[0][f"{name}_ratio"]) for name in CATEGORIES) == pytest.approx(1, abs=1e-4)
+    assert {"dataset", "code", "severity", "counts", "action"} == actions[0].keys()
+    figures = [cell for row in (*metrics, *categories) for cell in row.values() if "." in cell]
+    assert figures
+    assert all(len(cell.replace(".", "").lstrip("-0")) <= 6 for cell in figures)
+    found = json.loads(mld("show", "net", "v2", "--store", evaluated, "--json").stdout)
+    assert len(found["actions"]) == len(actions)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_issues_on_a_terminal_are_one_line_each(mld, evaluated, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("mld_core.cli.show.on_terminal", lambda: True)
+    text = mld("show", "net", "v2", "--issues", "--limit", "15", "--store", evaluated).stdout
+    lines = text.splitlines()
+    assert max(len(line) for line in lines) <= width
+    frame = Evaluator("net", "v2", store=evaluated).get_result(newest_result(evaluated)).get_issues(limit=15)
+    assert lines[0].split()[0] == "dataset"
+    for _, row in frame.iterrows():
+        assert sum(row["input_id"] in line for line in lines) == 1
+    said = " ".join(text.split())
+    for action in frame["recommended_action"].dropna().unique():
+        assert said.count(action) == 1
+    assert "severity" in text
+
+
+def newest_result(store):
+    return Evaluator("net", "v2", store=store).list_results()["result_name"].iloc[-1]
+
+
+def test_show_repeats_the_receipt_of_the_run(mld, factory):
+    run = factory.standard("told", "v1")
+    store = factory.store.root
+    assert mld("evaluate", "told", "v1", "--store", store).exit_code == 0
+    assert "\nrecorded:" not in mld("show", "told", "v1", "--store", store).stderr
+    factory.store.update_run_info(run, receipt="logits: head.fc (B, 10), softmax · labels: batch[1]")
+    assert "recorded: logits: head.fc (B, 10), softmax" in mld("show", "told", "v1", "--store", store).stderr
+    found = json.loads(mld("show", "told", "v1", "--store", store, "--json").stdout)
+    assert found["receipt"].endswith("batch[1]")
 
 
 HEAVY = (

@@ -17,7 +17,10 @@ def test_help(mld):
     assert "report" in mld("--help").output
 
 
-@pytest.mark.parametrize(("asked", "version"), [([], "v2"), (["v1"], "v1"), (["net/v1"], "v1")])
+@pytest.mark.parametrize(
+    ("asked", "version"),
+    [([], "v2"), (["v1"], "v1"), (["net/v1"], "v1"), (["net", "v1"], "v1"), (["net"], "v2")],
+)
 def test_one_result(mld, evaluated, tmp_path, asked, version):
     path = tmp_path / "page.html"
     done = mld("report", *asked, "-o", path, "--store", evaluated)
