@@ -143,6 +143,7 @@ class ModelCall:
         replayed: made in the walk over the training data after an epoch: the model was called for
             predictions, the true boxes are as the training pipeline gives them.
         final: what the framework itself made of the output, None: not known.
+        truth: targets that came beside the call, as the batch has them; None: there were none.
     """
 
     args: tuple[Any, ...]
@@ -153,6 +154,7 @@ class ModelCall:
     thresholds: Thresholds | None = None
     replayed: bool = False
     final: OwnFinals | None = None
+    truth: Any = None
 
 
 @dataclass
@@ -170,6 +172,8 @@ class Parsed:
         thresholds: the limits these detections went through.
         quality: per frame (N,) a factor beside the class score (objectness, centerness, IoU), or None.
         geometry: per image, or None (3D).
+        facts: of the run, that its calls showed; they go to run.json.
+        notes: what the user is to be told of that, once.
     """
 
     output: DetectionOutput | Detection3DOutput
@@ -179,6 +183,8 @@ class Parsed:
     thresholds: Thresholds
     quality: list[Array] | None = None
     geometry: list[FrameGeometry] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 @dataclass

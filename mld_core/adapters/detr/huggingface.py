@@ -6,8 +6,9 @@ train only (denoising queries, query groups) are dropped.
 
 Padded batches: the image processors give boxes in parts of the padded canvas, and a model that was trained
 on those predicts in the same frame; the checkpoints of the original authors predict in parts of the image
-without its padding. `HuggingFaceDetrAdapter.box_frame` says which ("padded" or "valid"); None takes "padded"
-where the model trains or is given labels and "valid" where it only infers.
+without its padding. One frame holds for a run: "padded" once the model trains or is given labels, else what
+overlaps the true boxes better in the first padded batch that has any; without true boxes "valid".
+`HuggingFaceDetrAdapter.box_frame` ("padded" or "valid") says so beforehand.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ from torch import Tensor
 
 from mld_core.adapters.base import Adapter, Call, FrameGeometry, ModelCall, Parsed, Thresholds, Truth
 from mld_core.adapters.finals import detached
-from mld_core.adapters.queries import normalised_truths, query_parsed, real_queries, scaling
+from mld_core.adapters.queries import corners, normalised_truths, query_parsed, real_queries, scaling
 from mld_core.adapters.registry import register, type_names
+from mld_core.geometry.iou import box_iou
 
 _ENDINGS: Final = ("ForObjectDetection", "DetrForSegmentation")
 _TOP_100: Final = ("conditional_detr", "deformable_detr", "dab-detr", "deta")  # their processors' top_k
 _LABEL_KEYS: Final = ("boxes", "class_labels", "image_id", "iscrowd", "size", "orig_size")
 _SAME_ASPECT: Final = 0.02
+_CLEARLY: Final = 0.05  # of mean IoU
+_TOLD: Final = {
+    "padded": "Predicted boxes are read as parts of the padded images (box_frame='padded').",
+    "valid": "Predicted boxes are read as parts of the images without their padding (box_frame='valid').",
+}
 
 
 @register
@@ -43,6 +50,7 @@ class HuggingFaceDetrAdapter(Adapter):
     family = "Hugging Face DETR"
     uses_nms = False
     box_frame: ClassVar[str | None] = None
+    _settled: str | None = None
 
     @staticmethod
     def detect(model: Any) -> bool:
@@ -115,8 +123,15 @@ class HuggingFaceDetrAdapter(Adapter):
             logits, boxes = outputs["logits"][:, real], outputs["pred_boxes"][:, real]
             softmax = self._softmax(logits.shape[-1])
             hidden = _last_hidden(outputs["hidden"], outputs["logits"].shape[1], real)
-            sizes = self._frame_sizes(given, training=call.training)
-            return query_parsed(logits, boxes, hidden, sizes, wanted, self._geometry(given), softmax=softmax)
+            labels = given["labels"] if given["labels"] is not None else _labels(call.truth)
+            frame = self._frame(given, labels, boxes, training=call.training)
+            whole = [given["shape"][-2:]] * len(logits)
+            sizes = given["valid"] if frame == "valid" and given["valid"] is not None else whole
+            geometry = self._geometry(given, labels)
+            made = query_parsed(logits, boxes, hidden, sizes, wanted, geometry, softmax=softmax)
+        if self._settled is not None:
+            made.facts, made.notes = {"box_frame": self._settled}, [_TOLD[self._settled]]
+        return made
 
     def _kept(self, call: ModelCall) -> ModelCall:
         own = self.keep(None, Call(call.args, call.kwargs, call.output))
@@ -139,23 +154,30 @@ class HuggingFaceDetrAdapter(Adapter):
             return slice(int(split[0]), count)
         return real_queries(count, own, getattr(self.model.config, "group_detr", 1), training=training)
 
-    def _frame_sizes(self, given: Mapping[str, Any], *, training: bool) -> Any:
-        """Height and width per image that the predicted boxes are parts of."""
-        images, (height, width) = given["shape"][0], given["shape"][-2:]
-        frame = self.box_frame or ("padded" if training or given["labels"] is not None else "valid")
-        if frame not in {"padded", "valid"}:
-            raise ValueError(f"box_frame={frame!r}: expected 'padded', 'valid' or None")
-        if frame == "valid" and given["valid"] is not None:
-            return given["valid"]
-        return [(height, width)] * images
+    def _frame(self, given: Mapping[str, Any], labels: Any, boxes: Tensor, *, training: bool) -> str:
+        """What the predicted boxes (B, Q, 4) are parts of: see the module."""
+        if self.box_frame not in {None, "padded", "valid"}:
+            raise ValueError(f"box_frame={self.box_frame!r}: expected 'padded', 'valid' or None")
+        if self.box_frame is not None:
+            return self.box_frame
+        whole, valid = given["shape"][-2:], given["valid"]
+        if valid is None or bool((valid == valid.new_tensor(whole)).all()):
+            return "padded"  # nothing is padded: both are the same
+        if training or given["labels"] is not None:
+            self._settled = "padded"
+        elif self._settled is None and labels is not None and any(len(t["boxes"]) for t in labels):
+            found = [_overlap(boxes, labels, sizes, whole) for sizes in ([whole] * len(boxes), valid)]
+            self._settled = "valid" if found[1] > found[0] + _CLEARLY else "padded"
+        return self._settled or "valid"
 
-    def _geometry(self, given: Mapping[str, Any]) -> list[FrameGeometry]:
+    def _geometry(self, given: Mapping[str, Any], labels: Any) -> list[FrameGeometry]:
         """The size of `pixel_values`, and the way to the original image where the labels tell its size."""
         images, (height, width) = given["shape"][0], given["shape"][-2:]
         valid = None if given["valid"] is None else given["valid"].tolist()
+        known = labels is not None and len(labels) == images
         out = []
         for i in range(images):
-            original = given["labels"][i].get("orig_size") if given["labels"] is not None else None
+            original = labels[i].get("orig_size") if known else None
             rows, columns = (height, width) if valid is None else valid[i]
             if valid is None and not given["maskable"] and _aspect_differs(original, height, width):
                 original = None  # padded, and nothing tells by how much
@@ -166,13 +188,29 @@ class HuggingFaceDetrAdapter(Adapter):
         """Labels as the image processors make them: boxes in parts of `pixel_values`, padding included."""
         if "shape" not in call.kwargs:
             call = self._kept(call)
-        labels = call.kwargs["labels"] if truth is None else truth
-        if not isinstance(labels, (list, tuple)) or not all(
-            isinstance(t, Mapping) and {"boxes", "class_labels"} <= set(t) for t in labels
-        ):
+        labels = _labels(call.kwargs["labels"] if truth is None else truth)
+        if labels is None:
             return None
         height, width = call.kwargs["shape"][-2:]
         return normalised_truths(labels, "class_labels", [(height, width)] * len(labels))
+
+
+def _labels(truth: Any) -> Any:
+    """Targets as the image processors make them, None of another form."""
+    if not isinstance(truth, (list, tuple)):
+        return None
+    known = all(isinstance(t, Mapping) and {"boxes", "class_labels"} <= set(t) for t in truth)
+    return truth if known else None
+
+
+def _overlap(boxes: Tensor, labels: Any, sizes: Any, whole: tuple[float, float]) -> float:
+    """Mean over the true boxes of the largest IoU with a query's, were queries' boxes parts of `sizes`."""
+    found = []
+    for own, target, size in zip(boxes, labels, sizes, strict=True):
+        true = torch.as_tensor(target["boxes"], device=own.device).reshape(-1, 4)
+        if len(true):
+            found.append(box_iou(corners(true, whole), corners(own, size)).amax(1))
+    return float(torch.cat(found).mean())
 
 
 def _queries(config: Any) -> int | None:

@@ -308,8 +308,9 @@ class DetectionSession(Session):
         Returns:
             The aliases that are recorded: those whose width is the run's.
         """
-        facts = {"activation": parsed.activation, "background": parsed.background}
+        facts: dict[str, Any] = {"activation": parsed.activation, "background": parsed.background}
         context.meta.update(facts)
+        facts.update(parsed.facts)
         wanted = self._wanted(widths)
         features = {a: {"width": stored_width(widths[a]), "rule": _rule(a)} for a in wanted - {"logits"}}
         found = {**facts, "features": {**(self.info.get("features") or {}), **features}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -102,8 +102,8 @@ class Source:
                 yield
                 self.stream.synchronize()
 
-    def parse(self) -> Parsed | None:
-        """The final detections.
+    def parse(self, truth: Any) -> Parsed | None:
+        """The final detections; `truth` came beside the call.
 
         Raises:
             ValueError: a tensor was written to since the event.
@@ -112,7 +112,8 @@ class Source:
             return self.parsed
         assert self.adapter is not None
         assert self.call is not None
-        parsed = None if self.holder.changed() else self.adapter.parse(self.call, self.limits)
+        call = replace(self.call, truth=truth)
+        parsed = None if self.holder.changed() else self.adapter.parse(call, self.limits)
         if self.holder.changed():
             raise ValueError("what the detector returned was changed in place before it was read")
         return parsed
@@ -138,7 +139,7 @@ class DetectionJob(Job):
         """
         context = self.context
         with self.source.reading():
-            parsed = self.source.parse()
+            parsed = self.source.parse(self.truth)
             if parsed is None:
                 context.silent = context.units == 0
                 context.count("batches without detections")
@@ -146,6 +147,9 @@ class DetectionJob(Job):
                     f"no detections:{context.mode}", _LOSSES_ONLY.format(mode=context.mode)
                 )
                 return {}
+            context.meta.update(parsed.facts)
+            for note in parsed.notes:
+                context.guard.tell_once(f"found:{note[:20]}", note)
             n = len(parsed.output)
             hashes = self._hashes(context, n, self.device_hash)
             ids = hashes if self.id_source == CONTENT_HASH else self._given_ids(self.ids, n)
