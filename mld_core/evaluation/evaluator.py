@@ -30,6 +30,9 @@ _EVALUATE: Mapping[str, Callable[..., dict[str, Any]]] = {
 METHODS: Mapping[str, str] = {"classification": METHOD, "detection": METHOD_2D, "detection3d": METHOD_3D}
 """Task of a run and the method that `method_name="default"` stands for."""
 
+STAGES = 16
+"""Stages a method goes through for one pass, at most; only the figures of progress depend on it."""
+
 _LIST_COLUMNS = ("result_name", "method_name", "n_epoch", "created_at", "completed_at", "options")
 
 Epochs = int | Literal["latest"] | None
@@ -87,6 +90,7 @@ class Evaluator:
         store: Folder of the local store; default `MLD_HOME`, else `~/.mld`.
         elsewhere: Where evaluations are made instead of here.
         page: What `Result.report` writes with.
+        reporter: Makes what is told of the stages, of how many there will be; default a bar on a terminal.
     """
 
     def __init__(
@@ -97,12 +101,14 @@ class Evaluator:
         store: str | Path | None = None,
         elsewhere: Elsewhere | None = None,
         page: PageWriter | None = None,
+        reporter: Callable[[int], Reporter] | None = None,
     ) -> None:
         self.model_name = model_name
         self.version_name = version_name
         self._store = Store(store)
         self._elsewhere = elsewhere
         self._page = page
+        self._reporter = reporter
 
     def __repr__(self) -> str:
         where = self._elsewhere.url if self._elsewhere else self._store.root
@@ -153,7 +159,8 @@ class Evaluator:
         created = utc_now()
         today = datetime.now(timezone.utc).strftime("%Y%m%d")
         wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
-        with results.writing() as folder, self._reporter(chosen) as reporter:
+        told = self._reporter or partial(Reporter, enabled=chosen.get("progress"))
+        with results.writing() as folder, told(STAGES * len(selections)) as reporter:
             engine = Workers(chosen.get("threads"), reporter)
             found = _EVALUATE[method](results, selections, folder, engine, options=chosen)
             info = {
@@ -210,10 +217,6 @@ class Evaluator:
         return Result(results, name, diagnoses=BY_CODE, page=self._page)
 
     # -- checks --------------------------------------------------------------------------------------------
-
-    def _reporter(self, options: Mapping[str, Any]) -> Reporter:
-        """Where progress goes; a worker of the service has its own."""
-        return Reporter(enabled=options.get("progress"))
 
     def _results(self) -> ResultStore:
         return ResultStore(self._store, find_run(self._store, self.model_name, self.version_name))

@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 from scipy.special import softmax
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ml_debugger.evaluator import Evaluator
-from ml_debugger.evaluator import Evaluator as PublicEvaluator
 from ml_debugger.evaluator.evaluator import Evaluator as LongPathEvaluator
 from mld_core.evaluation.errors import AuthenticationError, NotFoundError, ResultExistsError
 from mld_core.evaluation.results.store import ResultStore
@@ -20,8 +20,19 @@ from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS
 
 
 def test_public_paths():
-    assert PublicEvaluator is Evaluator
     assert LongPathEvaluator is Evaluator
+
+
+def test_progress_shows_what_is_left(factory, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Progress, "add_task", lambda self, name, total=None: shown.append((name, total)) or 0)
+    monkeypatch.setattr(Progress, "remove_task", lambda self, task: None)
+    monkeypatch.setattr(Progress, "advance", lambda self, task, advance=1: None)
+    factory.standard("net", "v1")
+    evaluator = Evaluator("net", "v1", store=factory.store.root)
+    evaluator.request_evaluation(options={"progress": True})
+    (_, expected), *stages = shown
+    assert len(stages) <= expected <= 1.1 * len(stages)
 
 
 def test_metrics_equal_sklearn(factory, records):

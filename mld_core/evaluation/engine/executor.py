@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
@@ -62,20 +71,21 @@ class Round(Generic[S]):
 
 
 class Reporter:
-    """Progress of the stages on stderr: a bar on a terminal, nothing elsewhere."""
+    """Progress of the stages on stderr: what is done and what is left on a terminal, nothing elsewhere.
 
-    def __init__(self, *, enabled: bool | None = None) -> None:
+    Args:
+        expected: How many stages there will be, for the line of the whole.
+        enabled: Whether to show it; None = on a terminal.
+    """
+
+    def __init__(self, expected: int = 0, *, enabled: bool | None = None) -> None:
         console = Console(stderr=True)
         show = console.is_terminal if enabled is None else enabled
         self._progress: Progress | None = None
         if show:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _LeftColumn())
             self._progress = Progress(*columns, console=console, transient=True)
+            self._whole = self._progress.add_task("evaluation, stages", total=expected or None)
 
     def __enter__(self) -> Reporter:  # noqa: PYI034  the same
         if self._progress is not None:
@@ -90,15 +100,27 @@ class Reporter:
 
     def stage(self, name: str, total: int | None = None) -> Stage:
         """Open a line for a stage; `total` is in rows, None where it is unknown."""
-        return Stage(name, total, self._progress)
+        if self._progress is None:
+            return Stage(name, total)
+        return Stage(name, total, self._progress, self._whole)
+
+
+class _LeftColumn(TimeRemainingColumn):
+    """The time a stage still takes, where its size is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task).append(" left")
 
 
 class Stage(AbstractContextManager["Stage"]):
     """One line of the progress display; `advance` may be called from the mapping thread only."""
 
-    def __init__(self, name: str, total: int | None, progress: Progress | None) -> None:
+    def __init__(
+        self, name: str, total: int | None, progress: Progress | None = None, whole: TaskID | None = None
+    ) -> None:
         self.name = name
         self._progress = progress
+        self._whole = whole
         self._task = progress.add_task(name, total=total) if progress is not None else None
 
     def advance(self, rows: int) -> None:
@@ -111,6 +133,8 @@ class Stage(AbstractContextManager["Stage"]):
     ) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)
+            if self._whole is not None:
+                self._progress.advance(self._whole)
 
 
 _inside = threading.local()

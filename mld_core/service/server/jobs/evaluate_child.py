@@ -11,20 +11,15 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
 from queue import SimpleQueue
 from typing import Any
 
 from mld_core.evaluation.engine.executor import Reporter, Stage
 from mld_core.evaluation.errors import NotFoundError, ResultExistsError
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.parts import DamagedPartError
-from mld_core.records.read.reader import select
 from mld_core.service.server.storage.backends import FULL
 
-# Stages the method goes through for one pass; only the progress figure depends on it.
-_STAGES = 15
 # Not for whoever asks to choose: it is this machine.
 _OWN_OPTIONS = frozenset({"progress", "threads"})
 _TOLD = (NotFoundError, ResultExistsError, DamagedPartError, ValueError, KeyError, TypeError)
@@ -51,30 +46,16 @@ class LineReporter(Reporter):
         return super().stage(name, total)
 
 
-class ChildEvaluator(Evaluator):
-    """The ordinary evaluator with its progress told to the worker."""
-
-    expected = 1
-
-    def _reporter(self, options: Mapping[str, Any]) -> Reporter:
-        del options
-        return LineReporter(self.expected)
-
-
 def evaluate(work: dict[str, Any]) -> None:
     """Run the evaluation that `work` describes."""
-    store = Store(work["root"])
-    run = RunKey(work["model_name"], work["version_name"])
     request = work["request"]
-    n_epoch = request.get("n_epoch", "latest")
-    evaluator = ChildEvaluator(run.model_name, run.version_name, store=store.root)
-    evaluator.expected = _STAGES * len(select(store, run, n_epoch=n_epoch))
+    evaluator = Evaluator(work["model_name"], work["version_name"], store=work["root"], reporter=LineReporter)
     options = {
         name: value for name, value in (request.get("options") or {}).items() if name not in _OWN_OPTIONS
     }
     result = evaluator.request_evaluation(
         request.get("result_name"),
-        n_epoch,
+        request.get("n_epoch", "latest"),
         method_name=request.get("method_name") or "default",
         options={**options, "progress": False},
     )
