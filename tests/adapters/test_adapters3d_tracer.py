@@ -256,3 +256,28 @@ def test_a_detector_is_added_by_subclass() -> None:
     assert table().n_detections.tolist() == [4, 4]
     np.testing.assert_allclose(np.stack(table("detections").box)[4:, :3], two[1][:4, :3], atol=1e-6)
     assert len(table("vectors")) == 8
+
+
+@pytest.mark.parametrize("roi", [False, True])
+def test_limits_of_each_class_are_not_the_frames(tmp_path: Path, monkeypatch: Any, roi: bool) -> None:
+    """OpenPCDet with MULTI_CLASSES_NMS: all that the model returns is recorded, a full class says so."""
+    monkeypatch.setenv("MLD_HOME", str(tmp_path))
+    model = pcd.FakeTemplate(pcd.FakeAnchorHead(anchors=8), roi=roi).eval()
+    config = model.model_cfg.POST_PROCESSING
+    config.SCORE_THRESH, config.NMS_CONFIG.MULTI_CLASSES_NMS = 0.0, True
+    for version, most, capped in (
+        ("v1", 300, False),
+        ("v2", 3, not roi),
+    ):  # the stand-in's second stage gives five
+        config.NMS_CONFIG.NMS_POST_MAXSIZE = most
+        tracer = ObjectDetection3DTracer(model, "net", version)
+        with torch.no_grad():
+            output, _ = tracer(pcd.batch_of(clouds(2)), None, ["a", "b"], "val", 0)
+        tracer.wait_for_save(0)
+        samples = load("net", version).to_pandas()
+        assert samples.n_detections.tolist() == [len(part["pred_scores"]) for part in output]
+        assert set(samples.max_detections) == {3 * most}
+        if not roi:
+            assert samples.cap_hit.tolist() == [capped] * 2
+            assert (samples.n_detections.min() > 300) == (most == 300)
+        assert Store(tmp_path).run_info(RunKey("net", version))["max_detections_of"] == "class"

@@ -80,9 +80,13 @@ class Detector3D(Adapter):
         return self.identity.layout.pc_range()
 
     def facts(self) -> dict[str, Any]:
-        """The framework's layout and the kind of head."""
+        """The framework's layout, the kind of head, and what its limit on the number is for."""
         head = self.identity.head
-        return {"layout": self.identity.layout.name, "head": None if head is None else head.kind}
+        found = {"layout": self.identity.layout.name, "head": None if head is None else head.kind}
+        groups = [] if head is None else head.shared()[0]
+        if groups:
+            found["max_detections_of"] = "class" if all(len(group) == 1 for group in groups) else "task"
+        return found
 
     def thresholds(self) -> Thresholds:
         """What the head's post-processing reads."""

@@ -305,8 +305,13 @@ class FakeTemplate(nn.Module):
             else:
                 full = preds[i]
             raw, labels = full.max(1)
-            order = raw.sigmoid().argsort(descending=True)[: config.NMS_CONFIG.NMS_POST_MAXSIZE]
+            order = raw.sigmoid().argsort(descending=True)
             order = order[raw[order].sigmoid() > config.SCORE_THRESH]
+            most = config.NMS_CONFIG.NMS_POST_MAXSIZE
+            if config.NMS_CONFIG.MULTI_CLASSES_NMS:
+                order = torch.cat([order[labels[order] == label][:most] for label in range(len(CLASSES))])
+            else:
+                order = order[:most]
             scores = raw[order] if config.OUTPUT_RAW_SCORE else raw[order].sigmoid()
             out.append({"pred_boxes": boxes[order], "pred_scores": scores, "pred_labels": labels[order] + 1})
             self.answers.append(FakeAnswer(order.tolist(), [full[k] for k in order]))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mld_core.adapters.base import Call, ModelCall, Thresholds
+from mld_core.adapters.base import Call, ModelCall
 from mld_core.adapters.detection3d.frames import NativeFrame, Origin, find_rows, per_class, same_rows
-from mld_core.adapters.detection3d.heads.base import Head, has, last
+from mld_core.adapters.detection3d.heads.base import Head, each_class, has, last
 from mld_core.adapters.finals import gathered, level_features
 from mld_core.adapters.settings import Setting, read
 
@@ -135,11 +134,9 @@ class PcdetAnchorHead(Head):
         places = Setting(config, "SCORE_THRESH"), Setting(suppression, "NMS_THRESH")
         return *places, Setting(suppression, "NMS_POST_MAXSIZE")
 
-    def limits(self) -> Thresholds:
-        """As `places`; suppression class by class has no limit for the frame."""
-        stated = super().limits()
-        per_class_nms = read(self.places()[1].holder, "MULTI_CLASSES_NMS")
-        return replace(stated, max_detections=None) if per_class_nms else stated
+    def shared(self) -> tuple[list[list[int]], int | None]:
+        """Each class, where they are suppressed one by one."""
+        return each_class(read(read(self.model, "model_cfg"), "POST_PROCESSING"), self.n_class())
 
     def watched(self) -> dict[str, Any]:
         """The head, and the layer that makes its class logits where there is one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from torch import Tensor
@@ -51,9 +52,20 @@ class Head(ABC):
     def places(self) -> tuple[Setting | None, Setting | None, Setting | None]:
         """Where post-processing reads score, overlap and number; None: nowhere, or not to be set."""
 
+    def shared(self) -> tuple[list[list[int]], int | None]:
+        """Labels of each task or class with a limit of its own on the number of detections, and that limit.
+
+        No groups: the limit of `places` is the frame's.
+        """
+        return [], None
+
     def limits(self) -> Thresholds:
-        """What post-processing reads now."""
-        return Thresholds.stated(*(None if place is None else number(place.get()) for place in self.places()))
+        """What post-processing reads now; of limits of tasks or classes their sum."""
+        stated = Thresholds.stated(*(None if p is None else number(p.get()) for p in self.places()))
+        groups, most = self.shared()
+        if not groups:
+            return stated
+        return replace(stated, max_detections=None if most is None else most * len(groups))
 
     def settings(self, limits: Thresholds) -> list[tuple[Setting, Any]]:
         """Where `limits` are to be set."""
@@ -79,12 +91,25 @@ class Head(ABC):
         """Where the detections of frame `index` come from; None where the call does not tell."""
 
     def capped(self, frame: NativeFrame, limits: Thresholds) -> bool:
-        """Whether the limit on their number may have cut some off: as many as it lets pass are there."""
-        return limits.max_detections is not None and len(frame) >= limits.max_detections
+        """Whether the limit on their number may have cut some off: a group has as many as it lets pass."""
+        groups, most = self.shared()
+        if most is None:
+            return limits.max_detections is not None and len(frame) >= limits.max_detections
+        counts = frame.labels.bincount(minlength=max(map(max, groups)) + 1).tolist()
+        return any(sum(counts[label] for label in group) >= most for group in groups)
 
     def activation(self) -> tuple[str, int | None]:
         """(activation, background column) that turn the logits into class scores."""
         return "sigmoid", None
+
+
+def each_class(config: Any, n_class: int | None) -> tuple[list[list[int]], int | None]:
+    """OpenPCDet's classes and the limit of each, where POST_PROCESSING suppresses them one by one."""
+    suppression = read(config, "NMS_CONFIG")
+    if not read(suppression, "MULTI_CLASSES_NMS") or not n_class:
+        return [], None
+    most = number(read(suppression, "NMS_POST_MAXSIZE"))
+    return [[label] for label in range(n_class)], None if most is None else int(most)
 
 
 def copied(value: Any) -> Any:

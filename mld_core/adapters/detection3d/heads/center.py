@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -45,30 +44,10 @@ def _cell_features(call: ModelCall, index: int) -> Tensor | None:
 class _CenterHead(Head):
     """What the four have in common: one detection is one cell of one task's heatmap.
 
-    The limit on the number of detections is per task: what is stated for the frame is the sum.
+    The limit on the number of detections is each task's.
     """
 
     enters: ClassVar[bool] = False
-
-    def _per_task(self) -> tuple[list[list[int]], int | None]:
-        """Labels of each task, and the most detections of one."""
-        return [], None
-
-    def _most(self) -> int | None:
-        tasks, most = self._per_task()
-        return None if most is None else most * len(tasks)
-
-    def capped(self, frame: NativeFrame, limits: Thresholds) -> bool:
-        """Whether one of the tasks has as many as it may."""
-        tasks, most = self._per_task()
-        if most is None:
-            return super().capped(frame, limits)
-        counts = frame.labels.bincount(minlength=max(map(max, tasks)) + 1).tolist()
-        return any(sum(counts[label] for label in task) >= most for task in tasks)
-
-    def limits(self) -> Thresholds:
-        """As `places`, and the number over all tasks."""
-        return replace(super().limits(), max_detections=self._most())
 
     def watched(self) -> dict[str, Any]:
         """The head and its shared convolution."""
@@ -103,7 +82,8 @@ class CenterHead(_CenterHead):
         own = number(read(config, "score_threshold")) if rotate else None
         return stated.and_of(Thresholds(score=own))
 
-    def _per_task(self) -> tuple[list[list[int]], int | None]:
+    def shared(self) -> tuple[list[list[int]], int | None]:
+        """See `Head`."""
         most = number(read(read(self.module, "test_cfg"), "post_max_size"))
         return _by_task(self.module.num_classes), None if most is None else int(most)
 
@@ -163,12 +143,12 @@ class PcdetCenterHead(_CenterHead):
     signature: ClassVar[tuple[str, ...]] = (
         "heads_list", "class_names_each_head", "class_id_mapping_each_head", "forward_ret_dict",
     )  # fmt: skip
-    shared: ClassVar[bool] = True  # a convolution over a map that the heads share
+    convolved: ClassVar[bool] = True  # over a map that the heads share
 
     @classmethod
     def fits(cls, module: Any) -> bool:
         """Signature of A4 and A5; told apart by what the layers are."""
-        return super().fits(module) and hasattr(module, "shared_conv") == cls.shared
+        return super().fits(module) and hasattr(module, "shared_conv") == cls.convolved
 
     def n_class(self) -> int | None:
         """`num_class`, else the names of all heads."""
@@ -182,7 +162,8 @@ class PcdetCenterHead(_CenterHead):
         """`dense_head.model_cfg.POST_PROCESSING.SCORE_THRESH`; NMS_POST_MAXSIZE is each head's."""
         return Setting(self._config, "SCORE_THRESH"), None, None
 
-    def _per_task(self) -> tuple[list[list[int]], int | None]:
+    def shared(self) -> tuple[list[list[int]], int | None]:
+        """See `Head`."""
         most = read(read(self._config, "NMS_CONFIG"), "NMS_POST_MAXSIZE")
         return self._classes(), int(most) if isinstance(most, int) else None
 
@@ -222,7 +203,7 @@ class VoxelNextHead(PcdetCenterHead):
     """A5: the same on occupied voxels only; `voxel_indices` (N, 3) are frame, y, x."""
 
     kind: ClassVar[str] = "center_sparse"
-    shared: ClassVar[bool] = False
+    convolved: ClassVar[bool] = False
 
     def _tasks(self, call: ModelCall, kept: Any, index: int) -> tuple[list[Task], Tensor | None]:
         del call
@@ -264,7 +245,8 @@ class Det3dCenterHead(_CenterHead):
         """`model.test_cfg` (two-stage: `model.single_det.test_cfg`): score_threshold."""
         return Setting(self._config, "score_threshold"), None, None
 
-    def _per_task(self) -> tuple[list[list[int]], int | None]:
+    def shared(self) -> tuple[list[list[int]], int | None]:
+        """See `Head`."""
         most = number(read(read(self._config, "nms"), "nms_post_max_size"))
         return _by_task(self.module.num_classes), None if most is None else int(most)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
 from mld_core.adapters.detection3d.frames import NativeFrame, Origin, same_rows
-from mld_core.adapters.detection3d.heads.base import NOTHING, Head, has, last
+from mld_core.adapters.detection3d.heads.base import NOTHING, Head, each_class, has, last
 from mld_core.adapters.finals import gathered
 from mld_core.adapters.settings import Setting, number, read
 
@@ -57,6 +57,10 @@ class RoiHead(Head):
             return self.first.places()
         most = Setting(read(self._config, "NMS_CONFIG"), "NMS_POST_MAXSIZE")
         return Setting(self._config, "SCORE_THRESH"), None, most
+
+    def shared(self) -> tuple[list[list[int]], int | None]:
+        """Each class, where they are suppressed one by one; det3d: as of the first stage."""
+        return self.first.shared() if self._config is None else each_class(self._config, self.n_class())
 
     def limits(self) -> Thresholds:
         """As `places`, and the overlap; det3d: those of the first stage."""
