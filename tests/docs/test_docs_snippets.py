@@ -82,6 +82,7 @@ def check_evaluation(names):
 
 
 def check_record_format(names):
+    assert len(names["worst"].fetchall()) == 20
     assert names["frame"]["input_id"].nunique() == len(names["frame"]) == 800
 
 

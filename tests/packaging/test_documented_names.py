@@ -35,6 +35,7 @@ CLASS_PATHS = (
     "ml_debugger.openpcdet.attach",
     "ml_debugger.keras.MLDebuggerCallback",
     "ml_debugger.records.load",
+    "ml_debugger.records.scan",
     "mld_core.adapters.base.Adapter",
     "mld_core.adapters.registry.register",
     "mld_core.adapters.outputs.DetectionOutput",

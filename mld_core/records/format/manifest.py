@@ -23,6 +23,8 @@ ATTEMPT_FILE = "attempt.json"
 SEAL_FILE = "seal.json"
 PART_FILE = "part.json"
 TMP_PREFIX = ".tmp"
+FEATURES_DROPPED = "features_dropped"
+"""In the meta of a seal: the rank's feature vectors were dropped afterwards."""
 
 _counter = itertools.count()
 

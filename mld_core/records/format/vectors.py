@@ -107,6 +107,11 @@ def is_vector(field: pa.Field) -> bool:
     return pa.types.is_fixed_size_binary(field.type) and b"dtype" in (field.metadata or {})
 
 
+def vector_width(field: pa.Field) -> int:
+    """Elements of each vector in a column; ValueError for another column."""
+    return _layout(field)[1]
+
+
 def _layout(field: pa.Field) -> tuple[np.dtype[Any], int]:
     if not is_vector(field):
         raise ValueError(f"column {field.name!r} of type {field.type} is no vector column: no dtype metadata")

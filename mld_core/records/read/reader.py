@@ -6,6 +6,8 @@ Families keep the same rows in the same order, so that batches of `samples` and 
 run side by side.
 """
 
+import contextlib
+import errno
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +18,21 @@ import pyarrow as pa
 from mld_core.records.format.attempts import Attempt, chain, choose, list_attempts, list_passes
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.schema import base_schema, check_family
-from mld_core.records.format.vectors import is_vector, to_fixed_size_list
+from mld_core.records.format.vectors import is_vector, to_fixed_size_list, vector_width
 from mld_core.records.read.dedup import DedupReport
-from mld_core.records.read.rows import RankRows, plan_rows, read_rows, unify
+from mld_core.records.read.rows import FEATURES_WENT, RankRows, plan_rows, read_rows, unify
 
-__all__ = ["DedupReport", "PassSelection", "load", "select"]
+__all__ = ["DedupReport", "PassSelection", "load", "scan", "select"]
 
 BATCH_ROWS = 65536
+# How often `load` looks again where a living run moved or dropped records meanwhile.
+_TRIES = 4
+# In front of every table: the pass a row belongs to.
+_LOCATION = [
+    pa.field("dataset_type", pa.dictionary(pa.int32(), pa.string())),
+    pa.field("n_epoch", pa.int64()),
+    pa.field("pass_no", pa.int32()),
+]
 
 
 class PassSelection:
@@ -96,14 +106,17 @@ class PassSelection:
 
         Raises:
             KeyError: a column that no part has. ValueError: an unknown family, or columns that changed their
-                type.
+                type. FileNotFoundError: records were removed since the pass was selected.
         """
         check_family(family)
         found = [schema for source in self._rows for schema in source.schemas(family)]
         whole = unify(found, f"{family} of {self.key}") if found else base_schema(family, self.task)
+        unknown = [name for name in columns or () if name not in whole.names]
+        went = any(source.features_went for source in self._rows)
+        if family == "vectors" and went and (columns is None or unknown):
+            raise FileNotFoundError(errno.ENOENT, FEATURES_WENT, str(self.store.pass_dir(self.run, self.key)))
         if columns is None:
             return whole
-        unknown = [name for name in columns if name not in whole.names]
         if unknown:
             raise KeyError(f"{family} of {self.key} has no column {unknown}; it has {whole.names}")
         return pa.schema([whole.field(name) for name in columns], metadata=whole.metadata)
@@ -195,13 +208,18 @@ def select(
     generation = store.generation(run)
     found: list[PassSelection] = []
     for key in list_passes(store, run, splits, epochs):
-        attempts = list_attempts(store, run, key)
-        chosen = choose(attempts, generation)
-        if chosen is not None:
-            found.append(PassSelection(store, chain(chosen, attempts, generation)))
+        item = _select_one(store, run, key, generation)
+        if item is not None:
+            found.append(item)
     if n_epoch == "latest":
         found = _latest(found)
     return _last(found) if passes == "last" else found
+
+
+def _select_one(store: Store, run: RunKey, key: PassKey, generation: int) -> PassSelection | None:
+    attempts = list_attempts(store, run, key)
+    chosen = choose(attempts, generation)
+    return PassSelection(store, chain(chosen, attempts, generation)) if chosen is not None else None
 
 
 def _age(selection: PassSelection) -> tuple[bool, str, int]:
@@ -229,6 +247,84 @@ def _last(found: list[PassSelection]) -> list[PassSelection]:
     return list(best.values())
 
 
+def scan(
+    model_name: str,
+    version_name: str,
+    table: str = "samples",
+    dataset_type: str | Sequence[str] | None = None,
+    n_epoch: int | Literal["latest"] | None = None,
+    store: Store | str | Path | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> pa.RecordBatchReader:
+    """Stream one table of a run as `load` returns it, without holding more than a batch of it.
+
+    The stream is Arrow's own: DuckDB, polars, Ray and others take it as it is, without a copy.
+
+    Args:
+        model_name: the run's model name.
+        version_name: the run's version name.
+        table: "samples", "vectors", "detections", "truths" or "media".
+        dataset_type: a split, several, or None = all.
+        n_epoch: an epoch, "latest", or None = all.
+        store: a Store or its path; default `MLD_HOME`, else `~/.mld`.
+        columns: only these, in this order; None = all.
+        batch_rows: most rows of a batch.
+
+    Returns:
+        A reader of record batches, to be walked once. Columns as in `load`.
+
+    Raises:
+        ValueError: as `load`. KeyError: a column that is not there. FileNotFoundError, also while it is
+            walked: records were removed since (a living training drops vectors of older epochs); scan again.
+    """
+    check_family(table)
+    place = store if isinstance(store, Store) else Store(store)
+    run = RunKey(model_name, version_name)
+    if not place.run_dir(run).is_dir():
+        known = [f"{other.model_name!r} {other.version_name!r}" for other in place.runs()]
+        raise ValueError(
+            f"no records of model {model_name!r} version {version_name!r} in {place.root}; "
+            f"there are: {', '.join(known) or 'none'}. Set MLD_HOME if they lie elsewhere."
+        )
+    found = select(place, run, dataset_type=dataset_type, n_epoch=n_epoch, passes="all")
+    now = [_as_now(item, table) for item in found]
+    shapes = [shape for _, shape in now] or [
+        base_schema(table, str(place.run_info(run).get("task") or "classification"))
+    ]
+    whole = _LOCATION + list(
+        unify([_presented(shape) for shape in shapes], f"{table} of {model_name} {version_name}")
+    )
+    names = [item.name for item in whole] if columns is None else list(columns)
+    unknown = [name for name in names if name not in {item.name for item in whole}]
+    if unknown:
+        raise KeyError(f"{table} has no column {unknown}; it has {[item.name for item in whole]}")
+    schema = pa.schema([next(item for item in whole if item.name == name) for name in names])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        while now:  # a pass that was read holds nothing any more
+            item, shape = _as_now(now.pop(0)[0], table)
+            own = [name for name in names if name in shape.names]
+            for batch in item.batches(table, own or ["unit"], batch_rows):
+                yield _located(batch, item.key, schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _as_now(item: PassSelection, table: str) -> tuple[PassSelection, pa.Schema]:
+    """The pass and its schema; selected anew where its feature vectors were dropped since it was selected.
+
+    Raises:
+        FileNotFoundError: it was moved or removed.
+    """
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return item, item.schema(table)
+        item = _select_one(item.store, item.run, item.key, item.store.generation(item.run)) or item
+    return item, item.schema(table)
+
+
 def load(
     model_name: str,
     version_name: str,
@@ -249,51 +345,38 @@ def load(
 
     Returns:
         The columns `dataset_type`, `n_epoch` (null = unknown), `pass_no`, then those of the family. Vectors
-        are FixedSizeList<float32>.
+        are FixedSizeList<float32>. One state of a living run: what is dropped or moved meanwhile is looked
+        for again.
 
     Raises:
         ValueError: an unknown table, no such run (the message lists those there are), or widths that changed.
     """
-    check_family(table)
-    place = store if isinstance(store, Store) else Store(store)
-    run = RunKey(model_name, version_name)
-    if not place.run_dir(run).is_dir():
-        known = [f"{other.model_name!r} {other.version_name!r}" for other in place.runs()]
-        raise ValueError(
-            f"no records of model {model_name!r} version {version_name!r} in {place.root}; "
-            f"there are: {', '.join(known) or 'none'}. Set MLD_HOME if they lie elsewhere."
-        )
-    found = select(place, run, dataset_type=dataset_type, n_epoch=n_epoch, passes="all")
-    pieces = [_located(item.table(table), item.key) for item in found]
-    if not pieces:
-        task = str(place.run_info(run).get("task") or "classification")
-        pieces = [_located(base_schema(table, task).empty_table(), PassKey("", None, 0))]
-    schema = unify([piece.schema for piece in pieces], f"{table} of {model_name} {version_name}")
-    return pa.concat_tables(
-        [piece.cast(schema) if piece.schema == schema else _fill(piece, schema) for piece in pieces]
-    )
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return scan(model_name, version_name, table, dataset_type, n_epoch, store).read_all()
+    return scan(model_name, version_name, table, dataset_type, n_epoch, store).read_all()
 
 
-def _fill(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table[item.name].cast(item.type)
-        if item.name in table.column_names
-        else pa.nulls(table.num_rows, item.type)
-        for item in schema
-    ]
-    return pa.table(columns, schema=schema)
+def _presented(schema: pa.Schema) -> pa.Schema:
+    """Vectors as lists of float32."""
+    lists = (pa.list_(pa.float32(), vector_width(item)) if is_vector(item) else item.type for item in schema)
+    return pa.schema([pa.field(item.name, kind) for item, kind in zip(schema, lists, strict=True)])
 
 
-def _located(table: pa.Table, key: PassKey) -> pa.Table:
-    """Put the place in front and present vectors as lists."""
-    rows = table.num_rows
-    split = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), [key.dataset_type])
+def _located(batch: pa.RecordBatch, key: PassKey, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch in `schema`: its place in front, vectors as lists, null where the pass has no such column."""
+    rows = batch.num_rows
     columns: dict[str, Any] = {
-        "dataset_type": split,
+        "dataset_type": pa.DictionaryArray.from_arrays(
+            pa.repeat(pa.scalar(0, pa.int32()), rows), [key.dataset_type]
+        ),
         "n_epoch": pa.repeat(pa.scalar(key.n_epoch, pa.int64()), rows),
         "pass_no": pa.repeat(pa.scalar(key.pass_no, pa.int32()), rows),
     }
-    for item in table.schema:
-        column = table[item.name]
+    for item, column in zip(batch.schema, batch.columns, strict=True):
         columns[item.name] = to_fixed_size_list(column, item) if is_vector(item) else column
-    return pa.table(columns)
+    arrays = [
+        columns[item.name].cast(item.type) if item.name in columns else pa.nulls(rows, item.type)
+        for item in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -5,6 +5,7 @@ sealed parts hold the same rows in the same order, perhaps followed by more; so 
 it stopped, and rows that came after the plan are left out.
 """
 
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mld_core.records.format.attempts import Attempt, RankFolder
-from mld_core.records.format.manifest import PartInfo
+from mld_core.records.format.manifest import FEATURES_DROPPED, PartInfo
 from mld_core.records.format.parts import damaged, file_name, open_family
 from mld_core.records.format.vectors import is_vector
 from mld_core.records.read import dedup
 from mld_core.records.read.dedup import DedupReport
 
 Ints = npt.NDArray[np.int64]
+FEATURES_WENT = "feature vectors were dropped since this was selected; select again"
 _NONE: Ints = np.empty(0, dtype=np.int64)
 
 
@@ -28,7 +30,7 @@ class RankRows:
     """One rank's rows.
 
     Attributes:
-        folder: the rank folder.
+        folder: the rank folder as it is read now; `selected` as it was when the pass was selected.
         parts: the parts that count, in order.
         torn: why other parts do not.
         limit: the step from which on rows do not count; None = all do.
@@ -41,12 +43,22 @@ class RankRows:
     folder: RankFolder
     parts: list[PartInfo]
     torn: list[str]
+    selected: RankFolder
     limit: int | None = None
     dropped: Ints = field(default_factory=lambda: _NONE)
     offset: int = 0
     last_unit: int | None = None
     report: DedupReport = field(default_factory=DedupReport)
     reread: bool = False
+
+    @property
+    def features_went(self) -> bool:
+        """Whether feature vectors were dropped since the pass was selected: half of them would be wrong."""
+        now, before = (
+            folder.sealed is not None and bool(folder.sealed.meta.get(FEATURES_DROPPED))
+            for folder in (self.folder, self.selected)
+        )
+        return now and not before
 
     def refresh(self) -> bool:
         """Look again after a part was gone; False if that was done already and is of no use."""
@@ -116,7 +128,7 @@ def unify(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
 
 def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> list[RankRows]:
     """Decide for every rank of every attempt of a pass which units count."""
-    steps = [[RankRows(*folder.settled(), limit) for folder in one.ranks] for one, limit in attempts]
+    steps = [[RankRows(*folder.settled(), folder, limit) for folder in one.ranks] for one, limit in attempts]
     sources = [source for step in steps for source in step]
     if not dedup.applies(dataset_type) and len(attempts) == 1:
         for source in sources:
@@ -165,8 +177,8 @@ def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int)
     """Stream the rows of one rank that count, as `schema`.
 
     Raises:
-        FileNotFoundError: a part vanished and nothing took its place. DamagedPartError: one can not be
-            decoded.
+        FileNotFoundError: a part vanished and nothing took its place, or the feature vectors it held are
+            gone. DamagedPartError: one can not be decoded.
     """
     passed = 0  # rows read so far, counted or not: where to go on after the parts were joined
     while True:
@@ -189,6 +201,9 @@ def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int)
         except FileNotFoundError:
             if not source.refresh():
                 raise
+            wanted = [item.name for item in schema if is_vector(item) and item.name != "logits"]
+            if wanted and source.features_went:
+                raise FileNotFoundError(errno.ENOENT, FEATURES_WENT, str(source.folder.path)) from None
         else:
             return
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from mld_core.records.format.attempts import RankFolder, choose, list_attempts, list_passes
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import (
+    FEATURES_DROPPED,
     SEAL_FILE,
     PartInfo,
     fsync_dir,
@@ -76,7 +77,7 @@ def drop_features(rank: RankFolder, options: WriterOptions | None = None) -> int
         if options.fsync:
             fsync_dir(rank.path)
         widths = {name: width for name, width in sealed.widths.items() if name in _KEEP}
-        meta = {**sealed.meta, "features_dropped": True}
+        meta = {**sealed.meta, FEATURES_DROPPED: True}
         manifest = dataclasses.replace(sealed, parts=made, widths=widths, meta=meta)
         options.step("prune:manifest")
         write_json(rank.path / SEAL_FILE, dataclasses.asdict(manifest), fsync=options.fsync)
