@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mld_core.cli.output import cell
+from mld_core.cli.output import cell, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,27 +39,27 @@ def print_issues(frame: pd.DataFrame, class_names: list[str] | None) -> None:
     """Print what `get_issues` found, grouped by the diagnosis that says what to do; groups keep its order."""
     from mld_core.evaluation.diagnoses import BY_CODE
 
-    if class_names and "suggested_label" in frame:
-        by_number = dict(enumerate(class_names))
-        names = [by_number.get(label) for label in frame["suggested_label"].astype("object")]
-        frame = frame.assign(suggested_name=names)
-    elif "suggested_label" in frame:
-        frame = frame.assign(suggested_name=frame["suggested_label"])
+    named = dict(enumerate(class_names or []))
+    found = rows_of(frame)
+    for one in found:
+        label = one.get("suggested_label")
+        one["suggested_name"] = named.get(label, label) if label is not None else None
+    rows = [{name: _text(one.get(name)) for name in _COLUMNS} for one in found]
     width = shutil.get_terminal_size().columns
-    rows = [{name: _text(row.get(name)) for name in _COLUMNS} for row in frame.to_dict("records")]
-    shown = [name for name in _COLUMNS if any(row[name] for row in rows)]
-    if len({row["n_epoch"] for row in rows}) < 2:
-        shown.remove("n_epoch")
+    epochs = {one.get("n_epoch") for one in found}
+    shown = [
+        name for name in _COLUMNS if any(row[name] for row in rows) and (name != "n_epoch" or len(epochs) > 1)
+    ]
     widths = _fitting(
         {name: max(len(_COLUMNS[name]), *(len(row[name]) for row in rows)) for name in shown}, width
     )
     typer.echo(_line(_COLUMNS, widths))
-    codes = [cell(code) for code in frame["primary_code"]] if "primary_code" in frame else [""] * len(rows)
+    codes = [cell(one.get("primary_code")) for one in found]
     for code in dict.fromkeys(codes):
         said = "Errors without a diagnosis"
         if code in BY_CODE:
-            one = BY_CODE[code]
-            said = f"{code} {one.title}, severity {one.severity}. {one.action}"
+            known = BY_CODE[code]
+            said = f"{code} {known.title}, severity {known.severity}. {known.action}"
         typer.echo("\n" + textwrap.fill(said, width))
         for row, own in zip(rows, codes, strict=True):
             if own == code:

@@ -135,7 +135,7 @@ def show(
             more = None if limit is None else limit + 1  # one more tells whether something was cut off
             listed = found.get_issues(dataset, category, code, min_severity, order_by, more)
             if len(listed) and on_terminal() and not as_json:
-                print_issues(listed.head(limit), found.class_names)
+                print_issues(listed[:limit], found.class_names)
                 _say_cut(listed, limit)
             else:
                 _cut(listed, limit, as_json=as_json)

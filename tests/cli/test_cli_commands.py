@@ -432,6 +432,14 @@ def test_issues_on_a_terminal_are_one_line_each(mld, evaluated, monkeypatch, wid
     assert "severity" in text
 
 
+def test_issues_of_a_split_without_epochs(mld, evaluated, monkeypatch):
+    monkeypatch.setattr("mld_core.cli.show.on_terminal", lambda: True)
+    done = mld("show", "net", "v2", "--issues", "--dataset", "test", "--limit", "3", "--store", evaluated)
+    assert done.exit_code == 0, done.stderr
+    assert "epoch" not in done.stdout.splitlines()[0]
+    assert "only the first 3 rows are shown" in done.stderr
+
+
 def newest_result(store):
     return Evaluator("net", "v2", store=store).list_results()["result_name"].iloc[-1]
 
