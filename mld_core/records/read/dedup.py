@@ -1,10 +1,10 @@
 """Which sample rows of a pass count: superseded rows of resumed attempts, repeats in evaluation splits.
 
 Splits whose name before the first "/" is val, test or predict are walked once by intent, but distributed
-samplers pad them and some loaders repeat items. There, rows with the same `input_id` and the same
-`input_hash` count once; without hashes, only where the id is a data-set index, since the same index is the
-same item. The row with the lowest (batch_idx, rank_) stays. The same id with other content stays and is
-reported. Other splits count as drawn.
+samplers pad them and some loaders repeat items. There, rows with the same `input_id` count once where the id
+is the data set's own index, whatever the hash of their content says (padding to the longest of a batch,
+augmentation); users' ids count once only with the same `input_hash`. The row with the lowest (batch_idx,
+rank_) stays. The same id with other content stays and is reported. Other splits count as drawn.
 """
 
 from dataclasses import astuple, dataclass
@@ -90,8 +90,8 @@ def duplicates(keys: pa.Table) -> tuple[Bools, int]:
     source = keys["id_source"].cast(pa.string())
     by_index = np.asarray(pc.is_in(source, value_set=pa.array(INDEX_SOURCES)), dtype=np.bool_)
     comparable = has_id & ((hashes >= 0) | by_index)
-    # (id, hash) as one number; a missing hash is a content of its own.
-    pair = ids * (int(hashes.max()) + 2) + hashes + 1
+    # (id, hash) as one number; a missing hash is a content of its own, and an index is its item's name.
+    pair = ids * (int(hashes.max()) + 3) + np.where(by_index, 0, hashes + 2)
     order = np.lexsort((np.arange(count), _ints(keys["rank_"]), _ints(keys["batch_idx"]), pair))
     sorted_pair = pair[order]
     repeat = np.zeros(count, dtype=np.bool_)

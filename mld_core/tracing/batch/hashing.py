@@ -47,6 +47,7 @@ from mld_core.tracing.batch.hashing_numpy import (
 
 Array: TypeAlias = Tensor | npt.NDArray[Any]
 
+_MASK = "attention_mask"
 _DEVICE_BLOCK = 1 << 24  # words per step on a device: its 64-bit products take 128 MiB at most
 
 
@@ -61,9 +62,9 @@ def _table(start: int, size: int, device: str) -> Tensor:
         return torch.stack([avalanche(counter * signed(GOLDEN) + signed(seed)) | 1 for seed in SEEDS])
 
 
-def _describe(value: Array, place: str) -> str:
+def _describe(value: Array, place: str, *, width: bool = True) -> str:
     dtype = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else value.dtype.name
-    return describe(dtype, tuple(value.shape), place)
+    return describe(dtype, tuple(value.shape) if width else (), place)
 
 
 def _bytes_torch(value: Tensor, n: int) -> Tensor:
@@ -108,15 +109,18 @@ def _sums_torch(words: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _hash_one(value: Array, n: int, place: str) -> Any:
-    """Return the (n, 2) hash of one tensor, of its own kind and on its own device."""
+def _hash_one(value: Array, n: int, place: str, *, width: bool = True) -> Any:
+    """Return the (n, 2) hash of one tensor, of its own kind and on its own device.
+
+    `width`: False where zeros behind a row are no part of it.
+    """
     if n == 0:
         return (
             value.new_zeros((0, 2), dtype=torch.int64)
             if isinstance(value, Tensor)
             else np.zeros((0, 2), np.int64)
         )
-    text = _describe(value, place)
+    text = _describe(value, place, width=width)
     with torch.no_grad():
         if isinstance(value, Tensor) and value.device.type != "cpu":
             return _hash_on_device(value, n, tag(text))
@@ -210,7 +214,8 @@ def input_hash_of(batch_inputs: Any, n: int) -> Any | None:
     Tensors with leading dimension `n` are hashed by row; lists of `n` things (tensors of different
     shapes, strings, images, mappings) sample by sample; mappings and tuples are walked, keys sorted. What
     all samples share is left out (numbers, single strings, tensors of no or one row): a sample's hash
-    must not depend on its batch.
+    must not depend on its batch. For the same reason token sequences beside an `attention_mask` are hashed
+    without their padding.
 
     May run on the training thread for device tensors; see the module's note for host tensors.
 
@@ -243,8 +248,15 @@ def _row_parts(value: Any, n: int, place: str) -> Iterator[Any]:
         elif value.ndim and value.shape[0] != 1:
             raise _NoRowsError(f"{place}: shape {tuple(value.shape)} for {n} samples")
     elif isinstance(value, Mapping):
+        mask = value.get(_MASK)
+        padded = getattr(mask, "ndim", 0) == 2 and len(mask) == n
         for key in sorted(value, key=str):
-            yield from _row_parts(value[key], n, f"{place}/{key}")
+            part = value[key]
+            if padded and getattr(part, "shape", None) == mask.shape:
+                if key != _MASK:
+                    yield from _token_hashes(part, mask, n, f"{place}/{key}")
+            else:
+                yield from _row_parts(part, n, f"{place}/{key}")
     elif isinstance(value, (list, tuple, np.ndarray)):
         items = list(value)
         if len(items) == n and not _is_columns(items, n, value):
@@ -252,6 +264,30 @@ def _row_parts(value: Any, n: int, place: str) -> Iterator[Any]:
         else:
             for position, item in enumerate(items):
                 yield from _row_parts(item, n, f"{place}/{position}")
+
+
+def _token_hashes(value: Array, mask: Array, n: int, place: str) -> Iterator[Any]:
+    """Yield hashes of token sequences without their padding, on either side: by batch it is another.
+
+    The tokens are moved to the front and what is behind them is zeroed, which adds nothing to a sum; how many
+    there are is hashed beside them. No value is waited for.
+    """
+    with torch.no_grad():
+        kept: Any = mask != 0
+        if isinstance(kept, Tensor) and not isinstance(value, Tensor):
+            kept = kept.cpu().numpy()
+        if isinstance(value, Tensor):
+            kept = torch.as_tensor(kept, device=value.device)
+            moved = value.detach().gather(1, (~kept).to(torch.uint8).argsort(dim=1, stable=True))
+            lengths = kept.sum(1, keepdim=True)
+            inside = torch.arange(value.shape[1], device=value.device) < lengths
+            moved = torch.where(inside, moved, moved.new_zeros(()))
+        else:
+            moved = np.take_along_axis(value, np.argsort(~kept, axis=1, kind="stable"), axis=1)
+            lengths = kept.sum(1, keepdims=True)
+            moved = np.where(np.arange(value.shape[1]) < lengths, moved, 0).astype(value.dtype)
+    yield _hash_one(lengths, n, f"{place}/tokens")
+    yield _hash_one(moved, n, place, width=False)
 
 
 def _is_object_array(value: Any) -> bool:

@@ -58,13 +58,14 @@ def test_the_padding_of_a_distributed_sampler_counts_once(store, run, write_pass
     [
         (["a", "a", "b"], ["h", "h", "h"], "user", ["a", "b"], 1, 0),
         (["a", "a", "b"], ["h", "g", "h"], "user", ["a", "a", "b"], 0, 1),
-        (["a", "a", "a"], ["h", "g", "h"], "dataset_index", ["a", "a"], 1, 1),
+        (["a", "a", "b"], ["h", "g", "h"], "dataset_index", ["a", "b"], 1, 0),
+        (["a", "a", "b"], ["h", "g", "h"], "loader_index", ["a", "b"], 1, 0),
         (["a", "a", "b"], None, "user", ["a", "a", "b"], 0, 1),
         (["a", "a", "b"], None, "image_id", ["a", "a", "b"], 0, 1),
         (["a", "a", "b"], None, "loader_index", ["a", "b"], 1, 0),
         (["a", "a", "b"], None, "dataset_index", ["a", "b"], 1, 0),
         (["a", "a", "a"], ["h", None, None], "user", ["a", "a", "a"], 0, 1),
-        (["a", "a", "a"], ["h", None, None], "dataset_index", ["a", "a"], 1, 1),
+        (["a", "a", "a"], ["h", None, None], "dataset_index", ["a"], 2, 0),
     ],
 )
 @pytest.mark.parametrize("split", ["val", "test", "predict", "val/1", "test/extra"])
@@ -119,8 +120,8 @@ def test_duplicates_agree_with_the_rule_spelled_out(rows):
     drop, non_unique = dedup.duplicates(keys)
     kept = [index for index in range(len(rows)) if not drop[index]]
     groups: dict[tuple[str, str | None], list[int]] = {}
-    for index, (name, content, _, _, _) in enumerate(rows):
-        groups.setdefault((name, content), []).append(index)
+    for index, (name, content, source, _, _) in enumerate(rows):
+        groups.setdefault((name, "an index" if source == "dataset_index" else content), []).append(index)
     for (_, content), members in groups.items():
         best = min(members, key=lambda index: (rows[index][3], rows[index][4], index))
         comparable = [m for m in members if content is not None or rows[m][2] == "dataset_index"]

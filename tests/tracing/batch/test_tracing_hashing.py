@@ -368,3 +368,28 @@ def test_host_speed_is_about_a_pass_over_the_bytes():
 
 
 KNOWN = ["5fc4427c81a98843404d22906d899d5c", "8017b29da7e316cfedd0c82fc46c3965"]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_token_sequences_are_hashed_without_their_padding(kind):
+    tokens = [[5, 6, 7], [8, 9], [5, 6]]
+
+    def padded(width, left=False, fill=0):
+        rows, mask = [], []
+        for row in tokens:
+            rest = width - len(row)
+            rows.append([fill] * rest + row if left else row + [fill] * rest)
+            mask.append([0] * rest + [1] * len(row) if left else [1] * len(row) + [0] * rest)
+        return {"input_ids": kind(rows), "attention_mask": kind(mask), "token_type_ids": kind(rows) * 0}
+
+    one = to_hex(input_hash_of(padded(3), 3))
+    assert len(set(one)) == 3
+    for other in (padded(8), padded(8, left=True), padded(8, fill=1)):
+        assert to_hex(input_hash_of(other, 3)) == one
+
+
+def test_a_sequence_that_goes_on_with_zeros_is_another_one():
+    def of(row):
+        return {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
+
+    assert to_hex(input_hash_of(of([5, 6]), 1)) != to_hex(input_hash_of(of([5, 6, 0]), 1))
