@@ -5,6 +5,15 @@ two of them. Open `lightning` first: a wrapper only translates events into calls
 `mld_core.tracing.run.recorder`.
 """
 
+import importlib
+from typing import Any
+
 from mld_core import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "explain"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "explain":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("mld_core.tracing.tracers.explain").explain

@@ -34,7 +34,9 @@ def receipt(
         rules: of the features.
         sizes: split -> samples.
     """
-    features = [f"{canonical(rule.layer)} {rule.side} ({rule.raw_width})" for rule in rules.values()]
+    features = [
+        f"{canonical(rule.layer) or 'the model'}'s {rule.side} ({rule.raw_width})" for rule in rules.values()
+    ]
     parts = [
         f"logits: {logits_told(captured)}",
         f"labels: {labels}",
