@@ -27,6 +27,7 @@ from typing import Any
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from ml_debugger._runfile import read_run_file, write_run_file
 from mld_core.tracing.batch.taps import remove_tap
+from mld_core.tracing.capture.capture import is_compiled
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
@@ -155,7 +156,8 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Arm the capture; the loss of the first batches is seen as the optimizer's wrapper is given it."""
         self._recorder.begin_batch(data_batch)
-        self._recorder.watch_loss(getattr(runner, "optim_wrapper", None), "update_params")
+        if not is_compiled(runner.model):  # `update_params` is a part of what is compiled
+            self._recorder.watch_loss(getattr(runner, "optim_wrapper", None), "update_params")
 
     before_val_iter = before_test_iter = before_train_iter
 

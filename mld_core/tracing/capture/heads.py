@@ -209,6 +209,8 @@ class HeadChooser(FeatureRules):
             return LogitsSource(OUTPUTS, path=("logits",), kind=source.kind), stated
         if logits is None:
             return None
+        others = {o.output.name for o in self._origins if o.output.tensor.shape == origin.output.tensor.shape}
+        self._tell_rivals([source.name, *sorted(others - {source.name})], logits)
         return (source, logits) if source.is_binary else self._trace_back(source, logits)
 
     def _as_settled(self, n_rows: int | None, *, training: bool) -> Decision:
@@ -272,15 +274,18 @@ class HeadChooser(FeatureRules):
         if rivals and not _trainable(chosen.module):
             trained = next((call for call in rivals if _trainable(call.module)), None)
             return (name, logits) if trained is None else (trained.name, trained.output.detach())
-        names = [name, *(call.name for call in rivals if _trainable(call.module))]
+        self._tell_rivals([name, *(call.name for call in rivals if _trainable(call.module))], logits)
+        return name, logits
+
+    def _tell_rivals(self, names: list[str], logits: Tensor) -> None:
+        """Several modules that are trained may be meant; the first of the names is recorded."""
         if len(names) > 1:
             self.problems["rivals"] = (
                 f"Several modules gave an output of shape {tuple(logits.shape)}: "
-                f"{', '.join(f'`{canonical(n)}`' for n in names)}. `{canonical(name)}`, which ran last, is "
-                "recorded against the batch's labels. If another one answers them, return {'loss': ..., "
+                f"{', '.join(f'`{canonical(n)}`' for n in names)}. `{canonical(names[0])}`, which ran last, "
+                "is recorded against the batch's labels. If another one answers them, return {'loss': ..., "
                 "'logits': ...} from the step, or give model=<that module> and label_fn(batch)."
             )
-        return name, logits
 
     def _trace_back(self, source: LogitsSource, logits: Tensor) -> tuple[LogitsSource, Tensor]:
         """The head layer's output where `logits` is only its softmax or log-softmax, else `logits` itself."""

@@ -116,7 +116,10 @@ def by_loss(origins: Sequence[Origin], n_rows: int | None) -> tuple[LogitsSource
             "regression",
             f"the loss compares {_name(real[0])}, shape {shape}, with real numbers (a distance, no class).",
         )
-    first = min(classes, key=lambda o: (o.output.name.count("."), bool(o.output.name)))
+    # Of parts of one output the first (auxiliary ones stand behind it), of several modules the last that ran.
+    outer = min((o.output.name.count("."), bool(o.output.name)) for o in classes)
+    last = [o for o in classes if (o.output.name.count("."), bool(o.output.name)) == outer][-1].output.name
+    first = next(o for o in classes if o.output.name == last)
     others = [o for o in classes if o is not first and not _same_target(first.target, o.target)]
     if others:
         named = ", ".join(_name(o) for o in (first, *others))

@@ -11,7 +11,7 @@ from mld_core.tracing.capture.rules import FeatureRule
 from mld_core.tracing.paths import spelled
 
 _IDS = {
-    "content_hash": "hash of the inputs (no history over epochs under augmentation)",
+    "content_hash": "content hash (no history over epochs under augmentation)",
     "loader_index": "loader index",
     "dataset_index": "data set index",
 }

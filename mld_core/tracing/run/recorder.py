@@ -229,11 +229,14 @@ class Recorder(RunLife):
             owner: what sends a loss backward (an accelerator, an optimizer wrapper), or None.
             method: the name of the method; the loss is its first argument.
         """
-        if owner is None or not self.wants_loss or method in vars(owner):
+        if not self.wants_loss or not self._stack or self._stack[-1].mode != "train":
+            return
+        members = getattr(owner, "__dict__", None)
+        if members is None or method in members or not hasattr(owner, method):
             return
 
         def once(loss: Any, *args: Any, **kwargs: Any) -> Any:
-            vars(owner).pop(method, None)
+            members.pop(method, None)
             self.see_loss(loss)
             return getattr(owner, method)(loss, *args, **kwargs)
 
