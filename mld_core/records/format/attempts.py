@@ -19,6 +19,7 @@ from mld_core.records.format.manifest import (
     read_seal,
 )
 from mld_core.records.format.parts import read_part_info, torn_reason
+from mld_core.records.format.schema import FIRST_HASH_KIND, HASH_KIND
 
 _RANK = re.compile(r"rank-(\d+)")
 _PART = re.compile(r"part-(\d+)")
@@ -32,6 +33,11 @@ class RankFolder:
     rank: int
     opened: AttemptManifest
     sealed: SealManifest | None
+
+    @property
+    def hash_kind(self) -> str:
+        """How the `input_hash` of its rows was made."""
+        return str(self.opened.meta.get(HASH_KIND) or FIRST_HASH_KIND)
 
     def parts(self) -> tuple[list[PartInfo], list[str]]:
         """The parts that count, in order, and why others do not.

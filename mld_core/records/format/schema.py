@@ -18,6 +18,10 @@ TASKS = ("classification", "detection", "detection3d")
 KEY_FIELDS = (pa.field("unit", pa.int64(), nullable=False), pa.field("rank_", pa.int32(), nullable=False))
 LOCATION_COLUMNS = ("dataset_type", "n_epoch", "pass_no")
 INDEX_SOURCES = ("dataset_index", "loader_index")
+HASH_KIND = "hash_kind"
+"""In run.json and the meta of a pass: how `input_hash` was made. Hashes compare within one kind only."""
+FIRST_HASH_KIND = "multilinear"
+"""How it was made before that was stored."""
 
 _INT, _LONG, _FLOAT, _BOOL, _TEXT = pa.int32(), pa.int64(), pa.float32(), pa.bool_(), pa.string()
 _DICT = pa.dictionary(pa.int32(), pa.string())

@@ -67,6 +67,12 @@ class PassSelection:
         """The run's task."""
         return str(self.meta.get("task") or self.store.run_info(self.run).get("task") or "classification")
 
+    @property
+    def hash_kind(self) -> str | None:
+        """How `input_hash` was made; None where that differs from rank to rank."""
+        kinds = {rank.hash_kind for attempt, _ in self._attempts for rank in attempt.ranks}
+        return kinds.pop() if len(kinds) == 1 else None
+
     @cached_property
     def losses(self) -> dict[str, int]:
         """Reason -> rows the recorder lost, as far as the ranks have sealed."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mld_core.records.format.attempts import Attempt, RankFolder
 from mld_core.records.format.manifest import FEATURES_DROPPED, PartInfo
@@ -135,6 +136,8 @@ def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> 
             source.report = DedupReport(rows_read=sum(part.rows_of("samples") for part in source.parts))
         return sources
     keys = [_keys(source) for source in sources]
+    if len({source.folder.hash_kind for source in sources}) > 1:
+        keys = [_of_a_kind(table, own.folder.hash_kind) for table, own in zip(keys, sources, strict=True)]
     offset = 0
     for step in steps:  # the units of later attempts come after those of earlier ones
         for source in step:
@@ -162,6 +165,13 @@ def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> 
 
 def _units(keys: pa.Table | pa.RecordBatch) -> Ints:
     return np.asarray(keys["unit"], dtype=np.int64)
+
+
+def _of_a_kind(keys: pa.Table, kind: str) -> pa.Table:
+    """Keys in which equal hashes of two kinds are not equal."""
+    index = keys.schema.get_field_index("input_hash")
+    hashes = pc.binary_join_element_wise(kind, keys["input_hash"], ":")  # null stays null
+    return keys.set_column(index, "input_hash", hashes)
 
 
 def _keys(source: RankRows) -> pa.Table:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+KIND = "multilinear-2"
+"""Stored with a run; it changes when the same input gets another hash: hashes compare within one kind."""
 CHUNK = 4096
 GOLDEN = 0x9E3779B97F4A7C15
 SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344)  # digits of pi

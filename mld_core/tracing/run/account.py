@@ -7,7 +7,9 @@ from typing import Any
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.options import Account
+from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.write.retention import prune
+from mld_core.tracing.batch.hashing_numpy import KIND
 from mld_core.tracing.guard import Guard
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import RunWriter
@@ -23,6 +25,8 @@ def describe_run(
         What run.json holds.
     """
     info: dict[str, Any] = {**more, "architecture_hash": hashed}
+    if options.input_hash:
+        info[HASH_KIND] = KIND
     if options.class_names is not None:
         info["class_names"] = list(options.class_names)
     stored = store.ensure_run(run, info)

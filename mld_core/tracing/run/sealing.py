@@ -11,7 +11,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.write.writer import Account, Writer, WriterOptions
+from mld_core.tracing.batch.hashing_numpy import KIND
 from mld_core.tracing.guard import Guard
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.uploads import uploads_for
@@ -108,6 +110,7 @@ class RunWriter:
 
     def open(self, open_pass: OpenPass, meta: dict[str, Any]) -> None:
         """Opens a pass on disk."""
+        meta = {HASH_KIND: KIND, **meta}
         open_pass.handle = self._writer.open(
             open_pass.key, continues=open_pass.continues, resume_step=open_pass.resume_step, meta=meta
         )
