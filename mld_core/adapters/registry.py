@@ -9,6 +9,7 @@ from mld_core.adapters.base import Adapter
 
 _WRAPPERS: Final = ("_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module")
 _MAX_WRAPPERS: Final = 8
+_OURS: Final = f"{__package__}."
 
 _registered: list[type[Adapter]] = []
 _unloaded: list[Callable[[], None]] = []
@@ -33,7 +34,8 @@ def _load() -> None:
 
 def register(adapter: type[Adapter]) -> type[Adapter]:
     """Adds a family; usable as a decorator. Asked before those that were registered earlier."""
-    _load()
+    if not adapter.__module__.startswith(_OURS):  # one of ours may be imported by itself, before the others
+        _load()
     if adapter not in _registered:
         _registered.insert(0, adapter)
     return adapter

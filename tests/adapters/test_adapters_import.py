@@ -50,3 +50,32 @@ def test_no_framework_is_imported_and_the_families_are_there() -> None:
         "CenterNet",
     }
     assert expected | {"Ultralytics YOLO", "Ultralytics RT-DETR"} <= set(families.split(","))
+
+
+def test_every_module_can_be_imported_first() -> None:
+    """A wrapper names one family's module; that must not depend on what was imported before."""
+    code = (
+        "import importlib, sys\n"
+        "name = sys.argv[1]\n"
+        "importlib.import_module(name)\n"
+        "import mld_core.adapters.registry as r\n"
+        "print(len(list(r.families())))"
+    )
+    modules = (
+        "ultralytics.yolo",
+        "ultralytics.own",
+        "detection3d.openpcdet",
+        "detr.huggingface",
+        "torchvision.rcnn",
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, f"mld_core.adapters.{name}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+        for name in modules
+    }
+    assert len(found) == 1
+    assert "" not in found
