@@ -248,7 +248,7 @@ def _row_parts(value: Any, n: int, place: str) -> Iterator[Any]:
         elif value.ndim and value.shape[0] != 1:
             raise _NoRowsError(f"{place}: shape {tuple(value.shape)} for {n} samples")
     elif isinstance(value, Mapping):
-        mask = value.get(_MASK)
+        mask: Any = value.get(_MASK)
         padded = getattr(mask, "ndim", 0) == 2 and len(mask) == n
         for key in sorted(value, key=str):
             part = value[key]
@@ -266,7 +266,7 @@ def _row_parts(value: Any, n: int, place: str) -> Iterator[Any]:
                 yield from _row_parts(item, n, f"{place}/{position}")
 
 
-def _token_hashes(value: Array, mask: Array, n: int, place: str) -> Iterator[Any]:
+def _token_hashes(value: Any, mask: Any, n: int, place: str) -> Iterator[Any]:
     """Yield hashes of token sequences without their padding, on either side: by batch it is another.
 
     The tokens are moved to the front and what is behind them is zeroed, which adds nothing to a sum; how many
@@ -274,6 +274,8 @@ def _token_hashes(value: Array, mask: Array, n: int, place: str) -> Iterator[Any
     """
     with torch.no_grad():
         kept: Any = mask != 0
+        moved: Any
+        lengths: Any
         if isinstance(kept, Tensor) and not isinstance(value, Tensor):
             kept = kept.cpu().numpy()
         if isinstance(value, Tensor):
