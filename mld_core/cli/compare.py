@@ -72,16 +72,7 @@ def regressed_datasets(found: Comparison) -> list[str]:
 def print_comparison(found: Comparison, *, changed: bool, as_json: bool) -> None:
     """Print a comparison: counts and the main metrics on a terminal or in a pipe, everything as JSON."""
     if as_json:
-        frames = {
-            "units": found.units,
-            "metrics": found.metrics,
-            "changed": found.changed,
-            "transitions": found.transitions,
-            "classes": found.classes,
-            "regions": found.regions,
-            "codes": found.codes,
-        }
-        emit_json({"a": found.a, "b": found.b, **{name: rows_of(frame) for name, frame in frames.items()}})
+        emit_json({name: one if isinstance(one, str) else rows_of(one) for name, one in vars(found).items()})
         return
     if changed:
         emit_frame(found.changed, as_json=False, title=f"{found.a} -> {found.b}")

@@ -97,15 +97,10 @@ def _remote_pass(one: dict[str, Any]) -> dict[str, Any]:
     """A pass of a service as a row: the newest attempt at it that all ranks sealed."""
     attempts = one.get("attempts") or [{}]
     chosen = next((item for item in reversed(attempts) if item.get("sealed")), attempts[-1])
-    return {
-        "dataset": one["dataset_type"],
-        "epoch": one["n_epoch"],
-        "pass": one["pass_no"],
-        "rows": (chosen.get("rows") or {}).get("samples"),
-        "state": "sealed" if one.get("sealed") else "partial",
-        "ranks": chosen.get("ranks"),
-        "attempt": chosen.get("attempt"),
-    }
+    rows, state = (chosen.get("rows") or {}).get("samples"), "sealed" if one.get("sealed") else "partial"
+    place = (one["dataset_type"], one["n_epoch"], one["pass_no"])
+    made = (*place, rows, state, chosen.get("ranks"), chosen.get("attempt"))
+    return dict(zip(REMOTE_PASS_COLUMNS, made, strict=True))
 
 
 def _run(store: Store, run: RunKey) -> dict[str, Any]:
@@ -126,17 +121,10 @@ def _passes(store: Store, run: RunKey) -> list[dict[str, Any]]:
     from mld_core.evaluation.engine.passes import rows_lost
     from mld_core.records.read.reader import select
 
-    return [
-        {
-            "dataset": one.key.dataset_type,
-            "epoch": one.key.n_epoch,
-            "pass": one.key.pass_no,
-            "rows": one.n_rows,
-            "state": "sealed" if one.sealed else "partial",
-            "sealed_at": one.sealed_at,
-            "rows_lost": rows_lost(one),
-            "torn_parts": len(one.torn),
-            "attempt": one.attempt,
-        }
-        for one in select(store, run, n_epoch=None, passes="all")
-    ]
+    rows = []
+    for one in select(store, run, n_epoch=None, passes="all"):
+        place = (one.key.dataset_type, one.key.n_epoch, one.key.pass_no)
+        state = "sealed" if one.sealed else "partial"
+        made = (*place, one.n_rows, state, one.sealed_at, rows_lost(one), len(one.torn), one.attempt)
+        rows.append(dict(zip(PASS_COLUMNS, made, strict=True)))
+    return rows

@@ -109,68 +109,48 @@ class Side:
     keys: tuple[str, ...] = KEYS
 
 
-@dataclass
-class _Found:
-    """The rows of every table, as the datasets are gone through."""
-
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    units: list[dict[str, Any]] = field(default_factory=list)
-    changed: list[pd.DataFrame] = field(default_factory=list)
-    transitions: list[dict[str, Any]] = field(default_factory=list)
-    classes: list[dict[str, Any]] = field(default_factory=list)
-    regions: list[dict[str, Any]] = field(default_factory=list)
-    codes: list[dict[str, Any]] = field(default_factory=list)
-
-
 def compare_sides(a: Side, b: Side, spill: Path, threads: int | None = None) -> Comparison:
     """Compare two results over the datasets they share; a dataset of one side only stands with its counts."""
-    found = _Found()
+    found: _Rows = {name: [] for name in _COLUMNS}
+    changed: list[pd.DataFrame] = []
     for dataset in list(dict.fromkeys([*a.units, *b.units])):
         if dataset not in a.units or dataset not in b.units:
             side, name = (a, "n_only_a") if dataset in a.units else (b, "n_only_b")
-            found.units.append({"dataset": dataset, name: side.metrics[dataset]["counts"]})
+            found["units"].append({"dataset": dataset, name: side.metrics[dataset]["counts"]})
             continue
         with (
             database(spill, a=[a.units[dataset]], b=[b.units[dataset]]) as connection,
             Workers(threads) as workers,
         ):
-            _compare_dataset(connection, dataset, a, b, found, workers)
-    units = pd.DataFrame(found.units, columns=list(_UNITS))
-    for name in _UNITS[2:7]:
-        units[name] = units[name].fillna(0).astype("int64")
-    some = [frame for frame in found.changed if len(frame)]
-    change = ["n", "delta", "p_value", "bh_sig"]
-    return Comparison(
-        a.name,
-        b.name,
-        pd.DataFrame(found.metrics, columns=list(_METRICS)),
-        units,
-        pd.concat(some, ignore_index=True) if some else pd.DataFrame(columns=list(_CHANGED)),
-        pd.DataFrame(found.transitions, columns=["dataset", "category_a", "category_b", "counts"]),
-        pd.DataFrame(found.classes, columns=["dataset", "class", *change]),
-        pd.DataFrame(found.regions, columns=["dataset", "region_id", *change]),
-        pd.DataFrame(found.codes, columns=["dataset", "code", "counts_a", "counts_b", "new"]),
-    )
+            changed.append(_compare_dataset(connection, dataset, a, b, found, workers))
+    frames = {name: pd.DataFrame(rows, columns=list(_COLUMNS[name])) for name, rows in found.items()}
+    for name in _COUNTS:
+        frames["units"][name] = frames["units"][name].fillna(0).astype("int64")
+    some = [frame for frame in changed if len(frame)]
+    if some:
+        frames["changed"] = pd.concat(some, ignore_index=True)
+    return Comparison(a.name, b.name, **frames)
 
 
 def _compare_dataset(
-    connection: duckdb.DuckDBPyConnection, dataset: str, a: Side, b: Side, found: _Found, workers: Workers
-) -> None:
+    connection: duckdb.DuckDBPyConnection, dataset: str, a: Side, b: Side, found: _Rows, workers: Workers
+) -> pd.DataFrame:
+    """Add the rows of a dataset to those of each table; its changed units come back."""
     key = a.group_key if a.group_key is not None and a.group_key == b.group_key else None
-    found.units.append(_paired(connection, dataset, key, a.keys if a.keys == b.keys else KEYS))
-    found.changed.append(_changed(connection))
+    found["units"].append(_paired(connection, dataset, key, a.keys if a.keys == b.keys else KEYS))
     pairs = read_pairs(connection, key)
     intervals = difference_intervals(pairs, workers)
     if a.keys == TRUTH_KEYS:
         # Of the paired truths: the share that is found.
         intervals = {"recall": intervals["accuracy"]} if "accuracy" in intervals else {}
-    found.metrics += _moved(dataset, a.metrics[dataset], b.metrics[dataset], intervals)
-    found.transitions += _transitions(dataset, pairs, a, b)
+    found["metrics"] += _moved(dataset, a.metrics[dataset], b.metrics[dataset], intervals)
+    found["transitions"] += _transitions(dataset, pairs, a, b)
     errors = (pairs.errors("a"), pairs.errors("b"))
-    found.classes += group_rows(dataset, "class", pairs.columns["gt_a"], *errors)
-    found.regions += group_rows(dataset, "region_id", pairs.columns["region_id_a"], *errors)
+    found["classes"] += group_rows(dataset, "class", pairs.columns["gt_a"], *errors)
+    found["regions"] += group_rows(dataset, "region_id", pairs.columns["region_id_a"], *errors)
     counts = [side.facts.get(dataset, {}).get("code_counts", {}) for side in (a, b)]
-    found.codes += code_rows(dataset, counts[0], counts[1])
+    found["codes"] += code_rows(dataset, counts[0], counts[1])
+    return _changed(connection)
 
 
 def _transitions(dataset: str, pairs: PairedUnits, a: Side, b: Side) -> list[dict[str, Any]]:
@@ -185,12 +165,21 @@ def _transitions(dataset: str, pairs: PairedUnits, a: Side, b: Side) -> list[dic
 
 
 _METRICS = ("dataset", "metric", "a", "b", "delta", "delta_paired", "delta_lo", "delta_hi")
-_UNITS = ("dataset", "joined_on", "n_paired", "n_fixed", "n_regressed", "n_only_a", "n_only_b", "mcnemar_p")
-_CHANGED = (
-    *("dataset", "change", "code", "input_id", "input_hash", "gt", "prediction_a", "prediction_b"),
-    *("confidence_a", "confidence_b", "error_code_a", "error_code_b", "category_a", "category_b"),
-)
-
+_COUNTS = ("n_paired", "n_fixed", "n_regressed", "n_only_a", "n_only_b")
+_CHANGE = ("n", "delta", "p_value", "bh_sig")
+_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "metrics": _METRICS,
+    "units": ("dataset", "joined_on", *_COUNTS, "mcnemar_p"),
+    "changed": (
+        *("dataset", "change", "code", "input_id", "input_hash", "gt", "prediction_a", "prediction_b"),
+        *("confidence_a", "confidence_b", "error_code_a", "error_code_b", "category_a", "category_b"),
+    ),
+    "transitions": ("dataset", "category_a", "category_b", "counts"),
+    "classes": ("dataset", "class", *_CHANGE),
+    "regions": ("dataset", "region_id", *_CHANGE),
+    "codes": ("dataset", "code", "counts_a", "counts_b", "new"),
+}
+_Rows = dict[str, list[dict[str, Any]]]
 
 _FACTS = frozenset(
     {"n_epoch", "pass_no", "rows_read", "duplicates_dropped", "non_unique_ids", "superseded_rows"}
