@@ -17,7 +17,7 @@ import math
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,11 @@ class Staged(Protocol):
     """Tensors on their way to the writer thread."""
 
     nbytes: int
+
+    @property
+    def scarce(self) -> bool:
+        """Whether little room is left for the batches after it: it is to be read soon."""
+        ...
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """Waits for the copy and returns the arrays, in the order staged. Writer thread only, once."""
@@ -72,6 +77,7 @@ def _local(tensor: Tensor) -> Tensor:
 class CpuStaged:
     """Clones in ordinary memory."""
 
+    scarce: ClassVar[bool] = False
     tensors: list[Tensor]
     nbytes: int
 
@@ -109,6 +115,11 @@ class CudaStaged:
     nbytes: int
     ring: Ring
 
+    @property
+    def scarce(self) -> bool:
+        """Whether half of the ring waits to be read."""
+        return self.ring.scarce
+
     def arrays(self) -> list[npt.NDArray[Any]]:
         """Waits for the side-stream copy, copies the arrays out of the pinned buffer and frees the slot."""
         self.slot.done.synchronize()
@@ -131,12 +142,14 @@ class Ring:
     Args:
         device: the device whose tensors are staged.
         slot_bytes: capacity of one slot.
-        slots: how many are kept.
+        slots: how many are kept from the start.
+        most: how many there may be; they are made where none is free. 0: `slots`.
     """
 
     device: torch.device
     slot_bytes: int
     slots: int = 8
+    most: int = 0
     spills: int = 0
     _free: queue.SimpleQueue[Slot] = field(default_factory=queue.SimpleQueue)
     _side: Any = None
@@ -162,8 +175,16 @@ class Ring:
                 return self._free.get_nowait()
             except queue.Empty:
                 pass
+            if self.slots < self.most:
+                self.slots += 1
+                return self._new_slot(self.slot_bytes, pooled=True)
         self.spills += 1
         return self._new_slot(max(nbytes, 1), pooled=False)
+
+    @property
+    def scarce(self) -> bool:
+        """Whether half of the slots there may be wait to be read."""
+        return 2 * (self.slots - self._free.qsize()) >= max(self.slots, self.most)
 
     def release(self, slot: Slot) -> None:
         """Gives a slot back; a spilled one is dropped (its event has passed, so its memory is nobody's)."""
@@ -201,6 +222,10 @@ class _Mixed:
     parts: list[tuple[list[int], Staged]]
     nbytes: int
 
+    @property
+    def scarce(self) -> bool:
+        return any(staged.scarce for _, staged in self.parts)
+
     def arrays(self) -> list[npt.NDArray[Any]]:
         out: dict[int, npt.NDArray[Any]] = {}
         for positions, staged in self.parts:
@@ -215,8 +240,8 @@ class _Mixed:
 class Stager:
     """Stages tensors of any device; keeps one ring per CUDA device, made at the first batch that needs it."""
 
-    def __init__(self, slots: int = 8) -> None:
-        self._slots = slots
+    def __init__(self, slots: int = 8, grow_bytes: int = 16 << 20) -> None:
+        self._slots, self._grow_bytes = slots, grow_bytes
         self._rings: dict[torch.device, Ring] = {}
 
     @property
@@ -242,7 +267,9 @@ class Stager:
         if device not in self._rings:
             need = sum(t.numel() * _plain_dtype(t.dtype).itemsize + _ALIGN for t in tensors)
             # Room for a quarter more than the first batch; a larger batch spills.
-            self._rings[device] = Ring(device, max(4096, need * 5 // 4), self._slots)
+            size = max(4096, need * 5 // 4)
+            # The writer reads batches in groups, so more slots than these are needed where they are small.
+            self._rings[device] = Ring(device, size, self._slots, most=self._grow_bytes // size)
         return self._rings[device]
 
 

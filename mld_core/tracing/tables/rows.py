@@ -145,6 +145,11 @@ class BatchJob(Job):
     labels: Any
     activation: str
 
+    @property
+    def hurry(self) -> bool:
+        """Also where few staging slots are left for the batches to come."""
+        return super().hurry or self.staged.scarce
+
     def __call__(self) -> ClassifiedRows:
         """Brings what the batch holds into arrays.
 

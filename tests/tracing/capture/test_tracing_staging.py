@@ -1,12 +1,14 @@
 """Tensors on their way to the writer thread: right values, nobody's memory but ours."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from mld_core.tracing.capture.staging import Ring, Stager, stage_cpu, to_float32
+from mld_core.tracing.capture.staging import Ring, Slot, Stager, stage_cpu, to_float32
+from mld_core.tracing.tables.rows import BatchJob
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]
 
@@ -63,6 +65,50 @@ def test_discard_lets_go():
     assert staged.arrays() == []
 
 
+class PaperRing(Ring):
+    """A ring whose slots hold nothing: how many there are can be seen without a device."""
+
+    def __post_init__(self):
+        for _ in range(self.slots):
+            self._free.put(self._new_slot(self.slot_bytes, pooled=True))
+
+    def _new_slot(self, nbytes, *, pooled):
+        return Slot(None, None, None, pooled)
+
+
+def test_a_ring_grows_to_its_bound_and_says_when_it_gets_scarce():
+    ring = PaperRing(torch.device("cpu"), 100, slots=2, most=4)
+    assert not ring.scarce
+    taken = [ring._take(80) for _ in range(2)]
+    assert ring.scarce, "two of four wait to be read: the writer is to come before the ring is full"
+    taken += [ring._take(80) for _ in range(2)]
+    assert (ring.slots, ring.spills) == (4, 0)
+    assert not ring._take(80).pooled
+    assert not ring._take(101).pooled
+    assert ring.spills == 2
+    for slot in taken:
+        ring.release(slot)
+    assert not ring.scarce
+    full = PaperRing(torch.device("cpu"), 100, slots=2)
+    full._take(80)
+    assert full.scarce
+    full._take(80), full._take(80)
+    assert (full.slots, full.spills) == (2, 1)
+
+
+@pytest.mark.parametrize(("held", "source", "scarce", "hurry"), [
+    (None, "input_id", False, False),
+    ("inputs", "input_id", False, False),
+    ("inputs", "content_hash", False, True),
+    (None, "input_id", True, True),
+])  # fmt: skip
+def test_what_the_writer_has_to_read_soon(held, source, scarce, hurry):
+    job = object.__new__(BatchJob)
+    job.hash_from, job.id_source, job.staged = held, source, SimpleNamespace(scarce=scarce)
+    assert job.hurry is hurry
+    assert not stage_cpu([torch.zeros(1)]).scarce
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestRing:
@@ -82,7 +128,7 @@ class TestRing:
         assert ring.spills == 0
 
     def test_many_batches_read_on_another_thread(self):
-        stager = Stager(slots=3)
+        stager = Stager(slots=3, grow_bytes=0)
         staged, expected, got = [], [], []
         for i in range(200):
             tensor = torch.full((64, 512), float(i), device=self.device)
@@ -123,7 +169,7 @@ class TestRing:
         assert np.array_equal(got[1], b.cpu().numpy())
 
     def test_discarded_slots_come_back(self):
-        stager = Stager(slots=1)
+        stager = Stager(slots=1, grow_bytes=0)
         x = torch.randn(64, device=self.device)
         for _ in range(3):
             stager.stage([x]).discard()
