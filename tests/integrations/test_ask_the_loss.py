@@ -260,3 +260,99 @@ def test_loops_show_their_loss_through_backward(framework: str) -> None:
     _, logits = recorded()
     np.testing.assert_array_equal(logits, torch.cat(seen).numpy())
     assert "backward" not in vars(owner)
+
+
+def test_a_discriminator_is_no_classifier(caplog) -> None:
+    class Adversarial(Module):
+        def __init__(self) -> None:
+            super().__init__("bce")
+            self.automatic_optimization = False
+
+        def training_step(self, batch, index):
+            z = self(batch[0])[:, 0]
+            loss = F.binary_cross_entropy_with_logits(z, torch.ones_like(z))
+            self.manual_backward(loss)
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=[MLDebuggerCallback(model_name="Module")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(Adversarial(), DataLoader(TensorDataset(X, Y), 8))
+    assert sum("one and the same target" in r.message for r in caplog.records) == 1
+    assert records.load("Module", "v1").num_rows == 0
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_a_compiled_model_is_compiled_as_often_as_without(fullgraph: bool) -> None:
+    from torch._dynamo import config, utils
+
+    accelerate = pytest.importorskip("accelerate")
+    from ml_debugger.accelerate import trace
+
+    def run(ours: bool):
+        torch._dynamo.reset()
+        utils.counters.clear()
+        torch.manual_seed(0)
+        owner = accelerate.Accelerator(cpu=True)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, K))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        model = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
+        model, optimizer, train = owner.prepare(model, optimizer, DataLoader(TensorDataset(X, Y), 8))
+        if ours:
+            model, train = trace(owner, model, train=train, model_name="Module")
+        with config.patch(error_on_recompile=True):
+            for _ in range(2):
+                for x, y in train:
+                    owner.backward(F.cross_entropy(model(x), y))
+                    optimizer.step()
+                    optimizer.zero_grad()
+        if ours:
+            train.recording.finish()
+        graphs = {
+            key: dict(value) for key, value in utils.counters.items() if key in {"stats", "graph_break"}
+        }
+        return [p.detach().clone() for p in model.parameters()], graphs, torch.get_rng_state()
+
+    bare, bare_graphs, bare_rng = run(False)
+    with_it, our_graphs, our_rng = run(True)
+    assert all(torch.equal(a, b) for a, b in zip(bare, with_it, strict=True))
+    assert torch.equal(bare_rng, our_rng)
+    assert our_graphs == bare_graphs
+    assert records.load("Module", "v1").num_rows == 2 * N
+
+
+def test_activation_checkpointing_runs_as_often_as_without() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Saving(Module):
+        runs = 0
+
+        def forward(self, x):
+            def part(x):
+                self.runs += 1
+                return self.body(x).relu()
+
+            return self.head(checkpoint(part, x, use_reentrant=False))
+
+    counts = []
+    for callbacks in ((), (MLDebuggerCallback(model_name="Module"),)):
+        module = Saving("plain")
+        trainer = pl.Trainer(
+            max_epochs=1,
+            callbacks=list(callbacks),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+        )
+        trainer.fit(module, DataLoader(TensorDataset(X, Y), 8))
+        counts.append(module.runs)
+    assert counts == [2 * N // 8] * 2
+    _, logits = recorded()
+    np.testing.assert_array_equal(logits, torch.cat(module.seen).numpy())

@@ -195,7 +195,8 @@ class Watcher:
         self._names: dict[int, tuple[str, bool, bool]] = {}
         self._handles: list[RemovableHandle] = []
         for name, module, inside in _with_compiled(model):
-            if inside or (ignore_root and not name) or isinstance(module, torch.jit.ScriptModule):
+            root_too = not ignore_root and not is_compiled(model)  # a compiled one has its probe
+            if inside or not (name or root_too) or isinstance(module, torch.jit.ScriptModule):
                 continue
             has_parameters = next(iter(module.parameters(recurse=False)), None) is not None
             leaf = has_parameters and next(iter(module.children()), None) is None

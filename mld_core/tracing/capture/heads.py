@@ -103,6 +103,12 @@ class HeadChooser(FeatureRules):
             self.capture.stop_watching()
         return self.gave_up(training=training)
 
+    def unsettle(self, reason: str) -> None:
+        """What the training batch just taken said was no answer after all; the next one is watched."""
+        self.sources.pop(True, None)
+        self.reads_target = False
+        self.refusal = Refusal("", reason)
+
     def clear(self) -> None:
         """Lets go of what the loss of the batch before said."""
         self._origins, self.origin, self.target = [], None, None

@@ -81,13 +81,14 @@ class ClassificationSession(Session):
         """A batch begins: clears the stash, lets the hooks keep references."""
         if self.capture is not None and self.chooser is not None and not self.unsupported:
             self._training = self.capture.model.training
-            self.chooser.clear()
             self.capture.begin(watch=self.chooser.needs_watch(training=self._training))
 
     def disarm(self) -> None:
         """The batch is over: lets go of every reference."""
         if self.capture is not None:
             self.capture.end()
+        if self.chooser is not None:
+            self.chooser.clear()
 
     @property
     def wants_loss(self) -> bool:
@@ -158,7 +159,8 @@ class ClassificationSession(Session):
         if refused is not None and refused.task and self.options.task != "classification":
             self._refuse(refused.task, refused.reason[0].upper() + refused.reason[1:])
         elif captured is not None and self.chooser.origin is not None:
-            self._settle_labels(batch, self.chooser.origin.target)
+            if not self._settle_labels(batch, captured, self.chooser.origin.target):
+                captured = None
             self._checked_task = True
         elif choosing or not self._checked_task:
             self._check_task(batch, captured)
@@ -170,13 +172,25 @@ class ClassificationSession(Session):
             self._tell_none(n)
         return captured
 
-    def _settle_labels(self, batch: Batch, target: Tensor | None) -> None:
-        """The labels are what the loss was compared with."""
+    def _settle_labels(self, batch: Batch, captured: Captured, target: Tensor | None) -> bool:
+        """The labels are what the loss was compared with; False: that says nothing about the samples."""
+        assert self.chooser is not None
         if target is None or self.options.label_fn is not None:
-            return
+            return True
         batch.labels = self.labels.settle(batch.whole, batch.labels, target)
-        if self.chooser is not None:
-            self.chooser.reads_target = self.labels.of_loss
+        self.chooser.reads_target = self.labels.of_loss
+        if (
+            self.labels.of_loss
+            and captured.source.is_binary
+            and bool((target == target.reshape(-1)[0]).all())
+        ):
+            self.labels = LabelPlan()
+            self.chooser.unsettle(
+                "the loss compares one number per sample with one and the same target, which is no part of "
+                "the batch (as of a discriminator): give model=<the classifier> or label_fn(batch)."
+            )
+            return False
+        return True
 
     def _tell_none(self, n: int | None) -> None:
         assert self.chooser is not None
