@@ -233,6 +233,12 @@ class Adapter(ABC):
     def detect(model: Any) -> bool:
         """Whether `model` (already unwrapped) is of this family."""
 
+    @staticmethod
+    def refuses(model: Any) -> str | None:
+        """Why a model near this family is none of it, and what to do; None: nothing is to be said of it."""
+        del model
+        return None
+
     @abstractmethod
     def n_class(self) -> int:
         """Number of foreground classes.

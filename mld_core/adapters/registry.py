@@ -81,6 +81,9 @@ def find_adapter(model: Any, task: str | None = None) -> Adapter:
     for family in families(task):
         if family.detect(inner):
             return family(inner)
+    refusals = [why for family in families(task) if (why := family.refuses(inner))]
+    if refusals:
+        raise UnknownDetectorError(refusals[0])
     names = ", ".join(family.family for family in families(task)) or "none"
     kind = f"{type(inner).__module__}.{type(inner).__qualname__}"
     raise UnknownDetectorError(

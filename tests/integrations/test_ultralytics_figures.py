@@ -53,6 +53,15 @@ def spread(net: Any) -> None:
     net.eval()
 
 
+def label(task: str, box: Any) -> list[float]:
+    """A true box as the task's label files have it: with an outline, or with keypoints."""
+    x, y, w, h = box.tolist()
+    if task == "segment":
+        left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
+        return [left, top, right, top, right, bottom, left, bottom]
+    return [x, y, w, h, *([x, y, 2.0] * 17 if task == "pose" else [])]
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A model, and a data set whose true boxes are some of its own predictions: its mAP is neither 0 nor 1."""
@@ -81,14 +90,16 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             inside = ((result.boxes.xyxy > 0.5) & (result.boxes.xyxy < 63.5)).all(1)
             picked = result.boxes[inside][::2] if kind == "YOLO" else result.boxes[:4]
             rows = [
-                f"{int(c)} " + " ".join(f"{v:.5f}" for v in box)
+                f"{int(c)} " + " ".join(f"{v:.5f}" for v in label(model.task, box))
                 for c, box in zip(picked.cls, picked.xywhn, strict=True)
             ]
             for split in ("train", "val"):
                 (tmp_path / "labels" / split / f"{index}.txt").write_text("\n".join(rows))
         model.predictor = None
         data = tmp_path / "data.yaml"
-        data.write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+        data.write_text(
+            f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\nkpt_shape: [17, 3]\n"
+        )
         return model, data
 
     return run
@@ -139,8 +150,18 @@ def check_recorded(seen: list[dict[str, Any]]) -> None:
     np.testing.assert_allclose(found.score, scores, rtol=2e-3)  # logits are stored as float16
 
 
-@pytest.mark.parametrize(("kind", "name"), [("YOLO", "yolov8n.yaml"), ("RTDETR", "rtdetr-l.yaml")])
-def test_val_by_hand_records_what_its_metric_sees(store: Path, made: Any, kind: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("YOLO", "yolov8n.yaml"),
+        ("YOLO", "yolov8n-seg.yaml"),
+        ("YOLO", "yolov8n-pose.yaml"),
+        ("RTDETR", "rtdetr-l.yaml"),
+    ],
+)
+def test_val_by_hand_records_what_its_metric_sees(
+    store: Path, made: Any, kind: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     from ml_debugger.ultralytics import attach
 
     model, data = made(name, kind)
@@ -158,6 +179,9 @@ def test_val_by_hand_records_what_its_metric_sees(store: Path, made: Any, kind: 
         assert 0.02 < metrics.box.map < 0.98, len(table("truths"))
         # Ultralytics interpolates precision at 101 recalls, COCO takes the next one reached.
         assert our_map() == pytest.approx(metrics.box.map, abs=0.002)
+    left_out = {"seg": "masks", "pose": "keypoints"}.get(name.removesuffix(".yaml").split("-")[-1])
+    assert ("nothing is recorded" in caplog.text) == (left_out is not None)
+    assert left_out is None or f"this model's {left_out}" in caplog.text
 
 
 def test_a_validation_within_a_training_records_what_its_metric_sees(

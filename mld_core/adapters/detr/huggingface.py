@@ -54,13 +54,19 @@ class HuggingFaceDetrAdapter(Adapter):
 
     @staticmethod
     def detect(model: Any) -> bool:
-        """By a base class of transformers and the number of queries in its config."""
-        names = type_names(model)
+        """By a base class of transformers and the number of queries in its config; none that reads a text."""
         config = getattr(model, "config", None)
+        return _detects(model) and _queries(config) is not None and not hasattr(config, "text_config")
+
+    @staticmethod
+    def refuses(model: Any) -> str | None:
+        """Grounding DINO, OmDet-Turbo, OWL and the like."""
+        if not _detects(model) or not hasattr(getattr(model, "config", None), "text_config"):
+            return None
         return (
-            ("transformers.modeling_utils", "PreTrainedModel") in names
-            and any(m.startswith("transformers.") and n.endswith(_ENDINGS) for m, n in names)
-            and _queries(config) is not None
+            f"{type(model).__name__} scores the words of a text, not classes of its own: nothing of it is "
+            "recorded. Give an adapter for your prompts (mld_core.adapters.registry.register), or subclass "
+            "the tracer with _get_n_class and _parse_model_output (docs/usage.md, own detectors)."
         )
 
     def n_class(self) -> int:
@@ -193,6 +199,12 @@ class HuggingFaceDetrAdapter(Adapter):
             return None
         height, width = call.kwargs["shape"][-2:]
         return normalised_truths(labels, "class_labels", [(height, width)] * len(labels))
+
+
+def _detects(model: Any) -> bool:
+    names = type_names(model)
+    known = any(m.startswith("transformers.") and n.endswith(_ENDINGS) for m, n in names)
+    return known and ("transformers.modeling_utils", "PreTrainedModel") in names
 
 
 def _labels(truth: Any) -> Any:

@@ -102,8 +102,12 @@ class Raw:
 def raw_output(output: Any, head: Any) -> Raw | None:
     """A head's output of any release, None if it is laid out otherwise."""
     decoded, raw = None, output
-    if isinstance(output, (tuple, list)) and [isinstance(o, Tensor) for o in output] == [True, False]:
-        decoded, raw = output
+    if isinstance(output, (tuple, list)) and len(output) == 2 and not isinstance(output[1], Tensor):
+        first = output[0][0] if isinstance(output[0], (tuple, list)) else output[0]
+        if isinstance(first, Tensor) and first.ndim == 3:
+            decoded, raw = first, output[1]
+    if isinstance(raw, (tuple, list)) and raw and isinstance(raw[0], (tuple, list)):
+        raw = raw[0]  # behind it masks or keypoints of releases that hand out lists of maps
     one = isinstance(raw, Mapping) and "one2one" in raw
     end2end = bool(getattr(head, "end2end", one))
     if one:

@@ -1,5 +1,7 @@
 """Ultralytics' detectors (v5u, v8 to v12): the `YOLO` wrapper and the bare `DetectionModel`.
 
+Of models for segmentation and pose the boxes are read, as of any other; masks and keypoints are left out.
+
 A bare model returns every anchor: thresholds and non-maximum suppression are run here, as the library's
 predictor runs them (best class of each anchor, boxes of different classes moved apart). The wrapper returns
 final detections: their anchors are found by their values. What the head puts out differs between releases;
@@ -47,7 +49,8 @@ _PREDICT: Final = Thresholds(0.25, 0.7, 300)  # what the wrapper predicts with u
 LIMITS: Final = ("conf", "iou", "max_det")  # the library's names, in the order of `Thresholds`
 _NETS: Final = ("ultralytics.nn.tasks", "ultralytics.yolo.nn.tasks")
 _WRAPPERS: Final = ("ultralytics.engine.model", "ultralytics.yolo.engine.model")
-_OTHER_TASKS: Final = ("Segment", "Pose", "OBB")
+_LEFT_OUT: Final = {"Segment": "masks", "YOLOESegment": "masks", "Pose": "keypoints"}
+_KEPT: Final = ("boxes", "scores", "one2one", "one2many")
 
 
 class Heads(Protocol):
@@ -263,8 +266,26 @@ class YOLOAdapter(UltralyticsBase):
 
     @staticmethod
     def detect(model: Any) -> bool:
-        """By the names of base classes; segmentation, pose and rotated boxes are other tasks."""
-        return head_is(model, "Detect") and not any(head_is(model, other) for other in _OTHER_TASKS)
+        """By the names of base classes; of heads with masks or keypoints the boxes count, no rotated ones."""
+        return head_is(model, "Detect") and not head_is(model, "OBB")
+
+    @staticmethod
+    def refuses(model: Any) -> str | None:
+        """Rotated boxes."""
+        if not head_is(model, "OBB"):
+            return None
+        return (
+            "This Ultralytics model predicts rotated boxes, which have no place in records of 2D boxes yet: "
+            "nothing of it is recorded."
+        )
+
+    def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
+        """See `UltralyticsBase`; says what is left out."""
+        made = super().parse(call, limits)
+        found = [part for name, part in _LEFT_OUT.items() if head_is(self.model, name)]
+        if made is not None and found:
+            made.notes = [f"Of this model's {found[0]} nothing is recorded; its boxes are."]
+        return made
 
     def watched(self) -> dict[str, Any]:
         """The head, and the last layer of each level's class branch, whose inputs are the features."""
@@ -371,10 +392,12 @@ def kept_output(output: Any) -> Any:
     Releases that hand out lists of maps also overwrite the decoded boxes in place: those are copied.
     """
     if isinstance(output, Mapping):
-        out = {key: kept_output(value) for key, value in output.items() if key != "feats"}
+        out = {key: kept_output(value) for key, value in output.items() if key in _KEPT}
         if "feats" in output:
             out["feats"] = [getattr(f, "shape", f)[-2:] for f in output["feats"]]
         return out
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], tuple):
+        output = (output[0][0], output[1])  # without the masks' prototypes
     if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor):
         decoded, rest = output
         decoded = decoded.detach()
