@@ -46,18 +46,18 @@ def simulate(
 
     rng = np.random.default_rng([seed, 77, jitter])
     size = np.sqrt((box[:, 2:] - box[:, :2]).prod(axis=1))
-    features = centroids[label] * (1 - 0.5 * hard)[:, None] + blur * (0.45 + 0.5 * hard)[:, None] / skill
-    features += 0.3 * rng.normal(size=features.shape) / skill
-    seen = rng.random(count) > _sigmoid(-2.2 * skill + 3.2 * hard + 1.6 * (size < 45))
+    features = centroids[label] * (1 - 0.45 * hard)[:, None] + blur * (0.35 + 0.25 * hard)[:, None]
+    features += 0.25 * rng.normal(size=features.shape)
+    seen = rng.random(count) > _sigmoid(-2.4 - skill / 2 + 2.5 * hard + 1.2 * (size < 45))
     error = 0.7 * bias + 0.7 * rng.standard_t(FREEDOM, (count, 4))
     wide = np.tile(box[:, 2:] - box[:, :2], 2)
-    moved = box + error * (0.03 + 0.05 * hard)[:, None] * wide / skill
-    logits = _head(rng, features, centroids) - hard[:, None]
+    moved = box + error * (0.03 + 0.06 * hard)[:, None] * wide / skill
+    logits = _head(rng, features, centroids) - 1.2 * hard[:, None] / skill
     twice = seen & (rng.random(count) < 0.15)
     again = box + rng.standard_t(FREEDOM, (count, 4)) * 0.08 * wide
     shown = rng.random(len(false_frame)) < 0.85
     false_box, false_features = ghost[0] + rng.normal(0, 3, ghost[0].shape), ghost[1]
-    false_features = false_features + 0.4 * rng.normal(size=false_features.shape) / skill
+    false_features = false_features + 0.25 * rng.normal(size=false_features.shape)
     parts = [
         (frame[seen], logits[seen], moved[seen], features[seen], np.flatnonzero(seen)),
         (frame[twice], logits[twice] - 1.2, again[twice], features[twice], np.flatnonzero(twice)),
@@ -127,10 +127,16 @@ def _drawn(rng: Any, frames: int, frame: np.ndarray, box: np.ndarray) -> np.ndar
 
 
 def _ghosts(rng: Any, count: int, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and features of clutter, the same in all epochs; half of it looks like a class."""
+    """Boxes and features of clutter, the same in all epochs; half of it looks like a class to the head.
+
+    What looks alike comes of a few kinds (signs, statues, ...), each with a direction of its own besides.
+    """
+    kinds = np.random.default_rng(999).normal(size=(5, VECTOR))
+    kinds *= 4 / np.linalg.norm(kinds, axis=1, keepdims=True)
     like = centroids[rng.choice(N_CLASS, count, p=_shares())] * rng.uniform(0.45, 0.95, count)[:, None]
+    like = like + kinds[rng.integers(0, len(kinds), count)]
     alike = rng.random(count) < 0.5
-    return _boxes(rng, count), np.where(alike[:, None], like, 0) + 0.8 * rng.normal(size=(count, VECTOR))
+    return _boxes(rng, count), np.where(alike[:, None], like, 0) + 0.6 * rng.normal(size=(count, VECTOR))
 
 
 def _head(rng: Any, features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
