@@ -38,6 +38,7 @@ SUSPECTS = {
     "D22": "Suspected wrong classes",
     "D21": "Suspected badly drawn boxes",
     "D23": "Suspected spurious labels",
+    "D24": "Labels drawn twice",
 }
 FIELDS = (
     *("kind", "p", "t", "said", "truth", "score", "error_proba", "miss_proba", "iou", "code", "diagnosis"),

@@ -32,7 +32,7 @@ class Diagnosis(Generic[E]):
     """One diagnosis; a task's registry is a tuple of them in the order of their codes.
 
     Attributes:
-        code: C01 to C91, D01 to D23, T01 to T22.
+        code: C01 to C91, D01 to D25, T01 to T23.
         title: Short name.
         severity: 1 information to 5 blocking.
         action: What to do.

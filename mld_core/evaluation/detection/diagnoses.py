@@ -1,24 +1,18 @@
-"""The diagnoses of boxes, D01 to D23: what each means, when it applies, and how suspicious each label is."""
+"""The diagnoses of boxes, D01 to D25: what each means and when it applies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis, diagnose, diagnosis
-from mld_core.evaluation.detection.analysis import BoxAnswers
-from mld_core.evaluation.detection.epochs import OtherEpochs
-from mld_core.evaluation.detection.events import PassMatch
+from mld_core.evaluation.detection.evidence import BoxEvidence
 from mld_core.evaluation.detection.misses import crowded
-from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection.units import BoxUnits, box_size
+from mld_core.evaluation.detection.units import box_size
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, by_class
-from mld_core.evaluation.metrics.matching import ALIGNED_IOU, BACKGROUND_IOU
 
 ROBUST_Z = 3.0
 MAD_TO_SIGMA = 1.4826
@@ -28,118 +22,19 @@ _EDGE = 1e-6
 
 
 @dataclass(frozen=True)
-class Suspects:
-    """Labels that may be at fault.
-
-    Attributes:
-        score: How likely, 0 to 1; NaN where the fault is not in question.
-        flagged: Those the code applies to.
-    """
-
-    score: Floats
-    flagged: Bools
-
-
-@dataclass(frozen=True)
-class BoxEvidence:
-    """Everything the predicates read.
-
-    Attributes:
-        records: The pass.
-        units: Its units.
-        match: The walk over all recorded predictions.
-        answers: The analysis of the kept predictions; None where there was none.
-        miss_proba: (G,) probability of each truth to be missed, or None.
-        epochs: What other epochs say.
-        t2: Threshold of risk of the kept predictions.
-        miss_t2: Threshold of risk of the truths.
-    """
-
-    records: BoxRecords
-    units: BoxUnits
-    match: PassMatch
-    answers: BoxAnswers | None
-    miss_proba: Floats | None
-    epochs: OtherEpochs
-    t2: float
-    miss_t2: float
-
-    @property
-    def rows(self) -> int:
-        """N + M: kept predictions, then missed truths."""
-        return self.units.rows
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """What is not there, and why a code that needs it cannot be computed."""
-        absent = {
-            "answers": "the error probability was not estimated" if self.answers is None else "",
-            "truths": "no truth counts" if self.miss_proba is None else "",
-        }
-        return {name: why for name, why in absent.items() if why}
-
-    def predicted(self, mask: Bools) -> Bools:
-        """(N + M,) from a mask of the kept predictions."""
-        return np.append(mask, np.zeros(self.rows - len(mask), np.bool_))
-
-    def missed(self, mask: Bools) -> Bools:
-        """(N + M,) from a mask of the missed truths."""
-        return np.append(np.zeros(self.rows - len(mask), np.bool_), mask)
-
-    @cached_property
-    def kind(self) -> NDArray[np.int8]:
-        """(N,) TIDE's type of each judged prediction."""
-        return np.where(self.units.judged, self.units.events.type, tide.IGNORED)
-
-    @cached_property
-    def alone(self) -> Bools:
-        """(M,) no prediction of any score is near."""
-        return np.asarray(self.match.near[self.units.missed] < BACKGROUND_IOU)
-
-    @cached_property
-    def below(self) -> Bools:
-        """(M,) found by a prediction below the score threshold."""
-        return np.asarray(self.match.found[self.units.missed])
-
-    @cached_property
-    def missing_label(self) -> Suspects:
-        """Of the kept predictions; needs the answers, as the next two."""
-        return _missing(self, self.known)
-
-    @cached_property
-    def bad_box(self) -> Suspects:
-        """Of the kept predictions."""
-        return _misplaced(self, self.known)
-
-    @cached_property
-    def wrong_class(self) -> Suspects:
-        """Of the kept predictions."""
-        return _mislabelled(self, self.known)
-
-    @cached_property
-    def spurious(self) -> Suspects:
-        """Of the missed truths; needs the miss probability."""
-        return _spurious(self)
-
-    @property
-    def known(self) -> BoxAnswers:
-        """The answers, where a need has made sure of them."""
-        assert self.answers is not None
-        return self.answers
-
-
-@dataclass(frozen=True)
 class BoxDiagnoses:
     """What applies to which unit; arrays are (N + M,): kept predictions, then missed truths.
 
     Attributes:
         found: Masks, primary code and severity, as the classification's.
         suspicion: How likely the label is at fault, 0 to 1; NaN where no label fault is in question.
+        suggested: Class that the boxes on a missed truth say, -1 where none says another than its own.
         detail: Number in `DETAILS` of a badly localised box, -1 elsewhere.
     """
 
     found: Diagnoses
     suspicion: Floats
+    suggested: Ints
     detail: NDArray[np.int8]
 
 
@@ -149,85 +44,21 @@ DETAILS = ("shift", "scale", "aspect", "swapped")
 
 def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
     """Ask every diagnosis about every unit."""
-    count = len(e.units.kept)
-    suspicion = np.full(e.rows, np.nan)
+    count, suspicion = len(e.units.kept), np.full(e.rows, np.nan)
+    asked = [] if e.miss_proba is None else [e.spurious]
     if e.answers is not None:
-        for suspects in (e.missing_label, e.bad_box, e.wrong_class):
-            there = np.flatnonzero(~np.isnan(suspects.score))
-            suspicion[there] = suspects.score[there]
-    if e.miss_proba is not None:
-        suspicion[count:] = e.spurious.score
-    return BoxDiagnoses(diagnose(DIAGNOSES, e), suspicion, _details(e))
-
-
-def _missing(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
-    """Background by the labels although the internals say object, least risky first.
-
-    Two opinions, averaged as log-odds: the error probability and the posterior of background. As many are
-    expected to be objects as the belief in the unlikely errors among them adds up to.
-    """
-    asked = e.kind == tide.BKG
-    proba = np.clip(answers.analysis.error_proba, _EDGE, 1 - _EDGE)
-    background = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
-    score = np.where(asked, expit(-(logit(proba) + logit(background)) / 2), np.nan)
-    likely = np.asarray(asked & (proba <= e.t2))
-    return Suspects(score, _top(score, likely, round(float((1 - proba[likely]).sum()))))
-
-
-def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
-    """Overlap far below what such a box usually has, and the box itself looks well placed."""
-    events = e.units.events
-    loose = e.units.judged & events.right & (events.quality < ALIGNED_IOU)
-    loc = (e.kind == tide.LOC) & _not_found(e)
-    asked = loc | loose
-    placed = 1 - answers.probabilities.det_error
-    score = np.where(asked, placed * (1 - events.quality), np.nan)
-    distance = _robust_z(events.quality, events.said_of, e.units.judged & events.right)
-    voted = loc & (e.epochs.agree >= AGREEING_EPOCHS)
-    far = asked & (distance > ROBUST_Z)
-    flagged = voted | (far & (placed > 0.5)) if e.epochs.count >= AGREEING_EPOCHS else far & (placed > 0.5)
-    return Suspects(score, np.asarray(flagged))
-
-
-def _not_found(e: BoxEvidence) -> Bools:
-    """(N,) the truth a box is judged by has no right prediction: one would confirm its label."""
-    return ~np.append(e.units.events.found, True)[e.units.events.truth]
-
-
-def _robust_z(quality: Floats, label: Ints, right: Bools) -> Floats:
-    """How many robust deviations each overlap lies below the median of the right boxes of its class."""
-    usual = np.where(right, quality, np.nan)
-    middle = by_class(label, usual, np.median, np.nan)
-    spread = MAD_TO_SIGMA * by_class(label, np.abs(usual - middle), np.median, np.nan)
-    return np.where(label >= 0, np.nan_to_num((middle - quality) / np.maximum(spread, 1e-3)), 0.0)
-
-
-def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
-    """Fits a truth of another class; the label posterior gives that class little."""
-    events = e.units.events
-    asked = (e.kind == tide.CLS) & _not_found(e)
-    given = answers.analysis.label_quality.astype(np.float64)
-    score = np.where(asked, 1 - given, np.nan)
-    posterior = answers.analysis.posterior
-    away = asked & (posterior.best != events.said_of)
-    return Suspects(score, _top(score, np.asarray(away), posterior.n_hat))
-
-
-def _spurious(e: BoxEvidence) -> Suspects:
-    """Not found although such truths usually are, and nothing supports them."""
-    missed = e.units.missed
-    support = np.maximum(e.match.near[missed], e.epochs.near[missed])
-    assert e.miss_proba is not None
-    proba = e.miss_proba[missed]
-    score = (1 - proba) * (1 - support)
-    return Suspects(score, np.asarray((proba <= e.miss_t2) & (support < BACKGROUND_IOU)))
-
-
-def _top(score: Floats, asked: Bools, count: int) -> Bools:
-    rows = np.flatnonzero(asked)
-    made = np.zeros(len(score), np.bool_)
-    made[rows[np.argsort(-score[rows], kind="stable")[:count]]] = True
-    return made
+        asked += [e.missing_label, e.bad_box, e.wrong_class]
+    for suspects in asked:
+        there = ~np.isnan(suspects.score)
+        suspicion[there] = suspects.score[there]
+    twice = e.on_rows(e.row_of, e.labels.twice, e.labels.duplicate)
+    suspicion = np.fmax(suspicion, np.where(twice.flagged, twice.score, np.nan))
+    suggested = np.full(e.rows, -1, np.int64)
+    if e.answers is not None:
+        missed = e.units.missed
+        said = ~np.isnan(e.wrong_class.score[count:])
+        suggested[count:] = np.where(said, e.match.said.label[missed], -1)
+    return BoxDiagnoses(diagnose(DIAGNOSES, e), suspicion, suggested, _details(e))
 
 
 def _details(e: BoxEvidence) -> NDArray[np.int8]:
@@ -322,7 +153,7 @@ def small_or_cut_off(e: BoxEvidence) -> Bools:
 @diagnosis("D20", "Suspected missing label", 4, "Look, and add the box if it is one.", "answers")
 def suspected_missing_label(e: BoxEvidence) -> Bools:
     """Background by the labels, yet of low estimated risk, among the N_hat least risky."""
-    return e.predicted(e.missing_label.flagged)
+    return e.missing_label.flagged
 
 
 @diagnosis(
@@ -331,27 +162,41 @@ def suspected_missing_label(e: BoxEvidence) -> Bools:
     3,
     "Redraw the truth's box.",
     "answers",
-    when="badly localised while other epochs agree with the prediction, or far below the "
-    "usual overlap of the class although the box itself looks well placed",
+    when="the boxes of all epochs agree with each other and not with the truth (with fewer than three: "
+    "overlap below a half although the prediction looks well placed)",
 )
 def suspected_bad_box_label(e: BoxEvidence) -> Bools:
     """Suspected bad box label."""
-    return e.predicted(e.bad_box.flagged)
+    return e.bad_box.flagged
 
 
 @diagnosis("D22", "Suspected wrong class label", 4, "Relabel (the suggested label is shown).", "answers")
 def suspected_wrong_class_label(e: BoxEvidence) -> Bools:
-    """Fits a truth of another class, and the label posterior points away from the truth's class."""
-    return e.predicted(e.wrong_class.flagged)
+    """Boxes on it say another class, whatever their score, and the two are seldom confused."""
+    return e.wrong_class.flagged
 
 
-@diagnosis("D23", "Suspected spurious label", 3, "Remove the truth or mark it as ignored.", "truths")
+@diagnosis(
+    "D23", "Suspected spurious label", 3, "Remove the truth or mark it as ignored.", "truths", "epochs"
+)
 def suspected_spurious_label(e: BoxEvidence) -> Bools:
     """Not found although such objects usually are, and no prediction of any score or epoch supports it."""
-    return e.missed(e.spurious.flagged)
+    return e.spurious.flagged
+
+
+@diagnosis("D24", "Label drawn twice", 3, "Remove one of the two.")
+def label_drawn_twice(e: BoxEvidence) -> Bools:
+    """Overlaps another truth of its class at 0.7, or at 0.5 where one lies inside the other."""
+    return e.on_rows(e.row_of, e.labels.twice, e.labels.duplicate).flagged
+
+
+@diagnosis("D25", "Improbable label", 2, "Look at the box: redraw it, remove it, or mark it as ignored.")
+def improbable_label(e: BoxEvidence) -> Bools:
+    """Mostly outside the image, thinner than 2 pixels, or of a size or aspect far from its class's."""
+    return e.on_rows(e.row_of, e.labels.odd, e.labels.improbable).flagged
 
 
 DIAGNOSES: tuple[Diagnosis[BoxEvidence], ...] = tuple(
     one for one in [*globals().values()] if isinstance(one, Diagnosis)
 )
-"""D01 to D23, shared by 2D and 3D; "overlap" is closeness there (1 - centre distance / 4 m)."""
+"""D01 to D25, shared by 2D and 3D; "overlap" is closeness there (1 - centre distance / 4 m)."""

@@ -8,12 +8,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.records import BoxRecords, read_boxes
-from mld_core.evaluation.metrics.boxes import Floats, Ints, Predictions, Truths
+from mld_core.evaluation.metrics.boxes import Floats, FrameState, Ints, Pairs, Predictions, Truths
 from mld_core.evaluation.metrics.matching import BoxGeometry
 from mld_core.records.read.reader import select
 
 MOST_EPOCHS = 5
 AGREEMENT = 0.75
+
+
+@dataclass(frozen=True)
+class Said(FrameState):
+    """What the boxes of an epoch say about each of (G,) truths, whatever their score.
+
+    Attributes:
+        box: (G, 4) or (G, 7) the closest box of its class, NaN where none is near.
+        own: (G,) best score of a box of its class that reaches the event threshold, 0 for none.
+        other: (G,) likewise of another class.
+        label: (G,) that class, -1 for none.
+    """
+
+    summed = ()
+
+    box: Floats
+    own: Floats
+    other: Floats
+    label: Ints
+
+
+def said_about(predictions: Predictions, truths: Truths, pairs: Pairs, geometry: BoxGeometry) -> Said:
+    """What some predictions say about the truths of their frames; `pairs` as `geometry.close`."""
+    same = predictions.label[pairs.left] == truths.label[pairs.right]
+    score = np.nan_to_num(predictions.score[pairs.left].astype(np.float64))
+    box = np.full(truths.box.shape, np.nan)
+    near = np.flatnonzero(same & (pairs.value >= geometry.background))
+    near = near[np.argsort(pairs.value[near], kind="stable")]
+    box[pairs.right[near]] = predictions.box[pairs.left[near]]
+    met = pairs.value >= geometry.event
+    own, other = np.zeros(len(truths)), np.zeros(len(truths))
+    np.maximum.at(own, pairs.right[met & same], score[met & same])
+    label = np.full(len(truths), -1, np.int64)
+    rows = np.flatnonzero(met & ~same)
+    rows = rows[np.argsort(score[rows], kind="stable")]
+    other[pairs.right[rows]], label[pairs.right[rows]] = score[rows], predictions.label[pairs.left[rows]]
+    return Said(box, own, other, label)
 
 
 @dataclass(frozen=True)
@@ -24,12 +61,14 @@ class OtherEpochs:
         count: How many epochs were read.
         agree: (N,) epochs with a prediction of the same class close to the kept one (IoU 0.75; 3D: 1 m).
         near: (G,) largest closeness of a truth to any prediction of any epoch.
+        said: of each epoch, what its boxes say about the truths.
         predictions: of each epoch, under the frame numbers of this one, where they were asked for.
     """
 
     count: int
     agree: Ints
     near: Floats
+    said: tuple[Said, ...] = ()
     predictions: tuple[Predictions, ...] = ()
 
 
@@ -58,7 +97,7 @@ def look_at_epochs(
     as_truths = Truths(
         own.frame, own.label, own.box, np.zeros(len(own), np.bool_), np.zeros(len(own), np.bool_)
     )
-    seen = []
+    seen, said = [], []
     for one in others[:MOST_EPOCHS]:
         there = read_boxes(one, info)
         predictions = _in_frames_of(there, records)
@@ -66,12 +105,13 @@ def look_at_epochs(
             seen.append(predictions)
         pairs = geometry.close(predictions, records.truths)
         np.maximum.at(near, pairs.right, pairs.value)
+        said.append(said_about(predictions, records.truths, pairs, geometry))
         good = predictions.score >= thresholds[np.clip(predictions.label, 0, len(thresholds) - 1)]
         votes = predictions.take(np.flatnonzero(good))
         pairs = geometry.close(votes, as_truths)
         same = (pairs.value >= AGREEMENT) & (votes.label[pairs.left] == own.label[pairs.right])
         agree[np.unique(pairs.right[same])] += 1
-    return OtherEpochs(min(len(others), MOST_EPOCHS), agree, near, tuple(seen))
+    return OtherEpochs(min(len(others), MOST_EPOCHS), agree, near, tuple(said), tuple(seen))
 
 
 def _in_frames_of(there: BoxRecords, records: BoxRecords) -> Predictions:

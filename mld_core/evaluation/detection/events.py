@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.codes import BoxEvents, find_events
+from mld_core.evaluation.detection.epochs import Said, said_about
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics import tide
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
+from mld_core.evaluation.metrics.boxes import NO_PAIRS, Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.metrics.matching import BoxGeometry, match_events
 
 CHUNK_BOXES = 50_000
@@ -78,6 +79,7 @@ class PassMatch:
         ignored: (N,) counts neither as right nor as wrong, frames without known truth included.
         found: (G,) found within its class by a prediction of any score.
         near: (G,) closeness of the closest prediction of any class and score.
+        said: What the recorded boxes say about each truth.
         costs: TIDE costs.
     """
 
@@ -85,6 +87,7 @@ class PassMatch:
     ignored: Bools
     found: Bools
     near: Floats
+    said: Said
     costs: dict[str, float | None]
 
 
@@ -94,6 +97,7 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
     ignored = np.ones(len(records.predictions), np.bool_)
     found, near = np.zeros(len(records.truths), np.bool_), np.zeros(len(records.truths))
     tides: list[tide.TideState] = []
+    said: list[Said] = []
     for step in walk(records):
         pairs = geometry.close(step.predictions, step.truths)
         matched = match_events(pairs, step.predictions, step.truths, geometry.event)
@@ -101,9 +105,11 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
         ignored[step.rows] = matched.ignored
         found[step.span] = matched.prediction >= 0
         np.maximum.at(near[step.span], pairs.right, pairs.value)
+        said.append(said_about(step.predictions, step.truths, pairs, geometry))
         tides.append(_tide(step.predictions, step.truths, geometry, records.n_class))
     costs = tide.tide_costs(tide.TideState.merge(tides)) if tides else dict.fromkeys(("ap", *tide.TYPES))
-    return PassMatch(right, ignored, found, near, costs)
+    nothing = said_about(records.predictions.take(slice(0)), records.truths, NO_PAIRS, geometry)
+    return PassMatch(right, ignored, found, near, Said.merge(said or [nothing]), costs)
 
 
 def _tide(p: Predictions, t: Truths, geometry: BoxGeometry, n_class: int) -> tide.TideState:

@@ -11,8 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.units import Column
-from mld_core.evaluation.detection.diagnoses import BoxDiagnoses, BoxEvidence
+from mld_core.evaluation.detection.diagnoses import BoxDiagnoses
 from mld_core.evaluation.detection.events import Figures, walk
+from mld_core.evaluation.detection.evidence import BoxEvidence
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import IMAGE_COLUMNS, BoxColumns
 from mld_core.evaluation.metrics.coco import CocoMetrics, CocoState, coco_metrics, match_coco

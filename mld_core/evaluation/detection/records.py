@@ -56,6 +56,7 @@ class BoxRecords:
         center: (N, 2) centres; 2D as shares of the image's width and height where its size is known.
         truth_center: (G, 2) likewise.
         border: (G,) truths that touch the border of their image.
+        outside: (G,) share of the truth that lies outside the image, 0 where its size is not known.
     """
 
     selection: PassSelection
@@ -76,6 +77,7 @@ class BoxRecords:
     center: Floats = field(default_factory=lambda: np.empty((0, 2)))
     truth_center: Floats = field(default_factory=lambda: np.empty((0, 2)))
     border: Bools = field(default_factory=lambda: np.empty(0, np.bool_))
+    outside: Floats = field(default_factory=lambda: np.empty(0))
 
     @property
     def task(self) -> str:
@@ -116,7 +118,7 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     truths = selection.table("truths")
     true, gt_rows = _truths(truths, frames, labelled, _width(selection))
     center, truth_center = canvas.center(predictions), canvas.center(true)
-    border = canvas.border(true)
+    border, outside = canvas.border(true), canvas.outside(true)
     predictions = replace(predictions, box=canvas.original(predictions))
     true = replace(true, box=canvas.original(true))
     stored = set(base_schema("truths", selection.task).names) - set(KNOWN)
@@ -142,6 +144,7 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
         center=center,
         truth_center=truth_center,
         border=border,
+        outside=outside,
     )
 
 
@@ -253,6 +256,15 @@ class _Canvas:
             return np.zeros(len(boxes), np.bool_)
         size = self.size[boxes.frame]
         return np.asarray((boxes.box[:, :2] <= 1).any(axis=1) | (boxes.box[:, 2:] >= size - 1).any(axis=1))
+
+    def outside(self, boxes: Truths) -> Floats:
+        """(G,) share of each box that lies outside its image."""
+        if not self.flat or len(boxes) == 0:
+            return np.zeros(len(boxes))
+        box, size = boxes.box.astype(np.float64), self.size[boxes.frame]
+        within = (np.minimum(box[:, 2:], size) - np.maximum(box[:, :2], 0)).clip(0).prod(axis=1)
+        area = np.maximum((box[:, 2:] - box[:, :2]).prod(axis=1), 1e-12)
+        return np.where(np.isnan(within), 0.0, 1 - within / area)
 
     def original(self, boxes: Predictions | Truths) -> NDArray[np.floating]:
         """Boxes in pixels of the original image."""

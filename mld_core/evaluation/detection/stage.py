@@ -28,9 +28,10 @@ from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
 from mld_core.evaluation.analysis.units import Column
 from mld_core.evaluation.detection.analysis import BoxAnswers, analyse_boxes, as_train, box_arrays, frame_keys
 from mld_core.evaluation.detection.codes import A
-from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence, diagnose_boxes
+from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, diagnose_boxes
 from mld_core.evaluation.detection.epochs import look_at_epochs
 from mld_core.evaluation.detection.events import PassMatch
+from mld_core.evaluation.detection.evidence import BoxEvidence
 from mld_core.evaluation.detection.metrics import wrong_frames
 from mld_core.evaluation.detection.misses import estimate_misses
 from mld_core.evaluation.detection.profile import Profile
@@ -193,22 +194,23 @@ class _Run:
             none = np.full(len(self.units.kept), np.nan)
             made["miss_proba"] = np.append(none, misses.error_proba[self.units.missed])
         if answers is not None:
-            made |= self.analysis_columns(answers)
+            made |= self.analysis_columns(answers, found)
         return made
 
-    def analysis_columns(self, answers: BoxAnswers) -> dict[str, Column]:
+    def analysis_columns(self, answers: BoxAnswers, found: BoxDiagnoses) -> dict[str, Column]:
         analysis, parts = answers.analysis, answers.probabilities
         thresh = float(self.group.options.get("error_proba_thresh") or ERROR_PROBA_THRESH)
         best = np.where(analysis.suggested_label == self.records.n_class, -1, analysis.suggested_label)
+        best = np.append(best, found.suggested[len(best) :])
         made: dict[str, Column] = {
             **answer_columns(analysis, self.split),
             "det_error_proba": parts.det_error,
             "cls_error_proba": parts.cls_error,
             "code_certainty": parts.certainty,
-            "suggested_label": pa.array(best, pa.int32(), mask=best < 0),
         }
         missed = len(self.units.missed)
         return {name: _padded(column, missed) for name, column in made.items()} | {
+            "suggested_label": pa.array(best, pa.int32(), mask=best < 0),
             "error_code": error_codes(self.records, self.units, parts.certainty < thresh),
             "frame_error_proba": self.frame_column(analysis),
         }

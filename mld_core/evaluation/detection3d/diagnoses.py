@@ -1,4 +1,4 @@
-"""The diagnoses of 3D boxes, T01 to T22: what each means, and when it applies.
+"""The diagnoses of 3D boxes, T01 to T23: what each means, and when it applies.
 
 Suspected label faults (T20, T21, T22) also have a suspicion between 0 and 1 by which to rank them. T11 and
 T12, which concern the sensor, are in `diagnoses_sensor`.
@@ -161,7 +161,14 @@ def suspected_flipped_label(r: RoadEvidence) -> Bools:
     return r.of(r.flipped[1])
 
 
+@diagnosis("T23", "Label without points", 2, "Remove the box or mark it as ignored.", "n_points")
+def label_without_points(r: RoadEvidence) -> Bools:
+    """No sensor point lies inside the truth."""
+    assert r.n_points is not None
+    return r.of(truths=r.truths.counts & (r.n_points == 0))
+
+
 DIAGNOSES: tuple[Diagnosis[RoadEvidence], ...] = tuple(
     one for one in [*globals().values()] if isinstance(one, Diagnosis)
 )
-"""T01 to T22, beside D01 to D23; T20 takes the place of D20."""
+"""T01 to T23, beside D01 to D25; T20 takes the place of D20."""

@@ -10,8 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mld_core.evaluation.codes.diagnosis import ranked
-from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, BoxEvidence
+from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses
 from mld_core.evaluation.detection.events import walk
+from mld_core.evaluation.detection.evidence import BoxEvidence
 from mld_core.evaluation.detection.profile import Findings, Profile
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxColumns, BoxUnits, typed
@@ -94,6 +95,9 @@ def with_roads(e: BoxEvidence, found: BoxDiagnoses) -> tuple[BoxDiagnoses, RoadD
     count, missed = len(e.units.kept), e.units.missed
     masks: dict[str, Bools] = {code: mask for code, mask in found.found.masks.items() if code not in REPLACED}
     masks |= {code: np.append(mask, road.truths[code][missed]) for code, mask in road.predictions.items()}
+    if "T23" in masks:
+        # A truth that was found has a unit too: that of the prediction.
+        masks["T23"] = e.on_rows(e.row_of, np.zeros(len(e.row_of)), road.truths["T23"]).flagged
     reasons = {code: why for code, why in found.found.not_computable.items() if code not in REPLACED}
     reasons |= road.not_computable
     suspicion: Floats = found.suspicion.copy()

@@ -113,7 +113,7 @@ def _boxes(rng: Any, count: int) -> np.ndarray:
     size = np.exp(rng.normal(np.log(70), 0.7, count)).clip(14, 400)
     aspect = np.exp(rng.normal(0, 0.3, count))
     w, h = size * np.sqrt(aspect), size / np.sqrt(aspect)
-    x, y = rng.uniform(0, WIDTH - 20, count), rng.uniform(0, HEIGHT - 20, count)
+    x, y = rng.uniform(0, np.maximum(WIDTH - w, 1)), rng.uniform(0, np.maximum(HEIGHT - h, 1))
     return np.stack([x, y, x + w, y + h], axis=1)
 
 

@@ -1,0 +1,315 @@
+"""What the diagnoses of boxes read, and which labels they suspect.
+
+A fault of a truth shows on the unit that stands for it: the kept prediction that found it or is judged by it,
+else the missed truth.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+from mld_core.evaluation.detection.analysis import BoxAnswers
+from mld_core.evaluation.detection.epochs import OtherEpochs, Said
+from mld_core.evaluation.detection.events import PassMatch
+from mld_core.evaluation.detection.labels import LabelFaults, label_faults
+from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.detection.units import BoxUnits
+from mld_core.evaluation.metrics import tide
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, by_class
+from mld_core.evaluation.metrics.matching import ALIGNED_IOU, BACKGROUND_IOU, EVENT_IOU
+
+ROBUST_Z = 3.0
+MAD_TO_SIGMA = 1.4826
+AGREEING_EPOCHS = 2
+STEADY = 0.25
+"""Epochs agree on a box whose edges lie within this share of the truth's side."""
+
+FAINT = 0.01
+"""Score of a class that no box says."""
+
+TYPICAL = 0.9
+"""Share of the pairs of classes that are confused no more than by chance; the others are confusable."""
+
+_EDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Labels that may be at fault.
+
+    Attributes:
+        score: (N + M,) how likely, 0 to 1; NaN where the fault is not in question.
+        flagged: (N + M,) units the code applies to.
+    """
+
+    score: Floats
+    flagged: Bools
+
+
+@dataclass(frozen=True)
+class BoxEvidence:
+    """Everything the predicates read.
+
+    Attributes:
+        records: The pass.
+        units: Its units.
+        match: The walk over all recorded predictions.
+        answers: The analysis of the kept predictions; None where there was none.
+        miss_proba: (G,) probability of each truth to be missed, or None.
+        epochs: What other epochs say.
+        t2: Threshold of risk of the kept predictions.
+        miss_t2: Threshold of risk of the truths.
+    """
+
+    records: BoxRecords
+    units: BoxUnits
+    match: PassMatch
+    answers: BoxAnswers | None
+    miss_proba: Floats | None
+    epochs: OtherEpochs
+    t2: float
+    miss_t2: float
+
+    @property
+    def rows(self) -> int:
+        """N + M: kept predictions, then missed truths."""
+        return self.units.rows
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is not there, and why a code that needs it cannot be computed."""
+        absent = {
+            "answers": "the error probability was not estimated" if self.answers is None else "",
+            "truths": "no truth counts" if self.miss_proba is None else "",
+            "epochs": ""
+            if self.epochs.count >= AGREEING_EPOCHS
+            else "fewer than three epochs are recorded: a truth missed by chance looks the same",
+        }
+        return {name: why for name, why in absent.items() if why}
+
+    def predicted(self, mask: Bools) -> Bools:
+        """(N + M,) from a mask of the kept predictions."""
+        return np.append(mask, np.zeros(self.rows - len(mask), np.bool_))
+
+    def missed(self, mask: Bools) -> Bools:
+        """(N + M,) from a mask of the missed truths."""
+        return np.append(np.zeros(self.rows - len(mask), np.bool_), mask)
+
+    @cached_property
+    def kind(self) -> NDArray[np.int8]:
+        """(N,) TIDE's type of each judged prediction."""
+        return np.where(self.units.judged, self.units.events.type, tide.IGNORED)
+
+    @cached_property
+    def alone(self) -> Bools:
+        """(M,) no prediction of any score is near."""
+        return np.asarray(self.match.near[self.units.missed] < BACKGROUND_IOU)
+
+    @cached_property
+    def below(self) -> Bools:
+        """(M,) found by a prediction below the score threshold."""
+        return np.asarray(self.match.found[self.units.missed])
+
+    @property
+    def known(self) -> BoxAnswers:
+        """The answers, where a need has made sure of them."""
+        assert self.answers is not None
+        return self.answers
+
+    @cached_property
+    def row_of(self) -> Ints:
+        """(G,) the unit that stands for each truth, -1 where none does."""
+        events, count = self.units.events, len(self.units.kept)
+        made = np.full(len(self.records.truths), -1, np.int64)
+        made[self.units.missed] = count + np.arange(len(self.units.missed))
+        met = np.flatnonzero(events.matched)
+        made[events.truth[met]] = met
+        return made
+
+    def judged_by(self, kind: int) -> Ints:
+        """(G,) the best-scored prediction of a TIDE type that is judged by each truth, else `row_of`."""
+        rows = np.flatnonzero((self.kind == kind) & (self.units.events.truth >= 0))
+        rows = rows[np.argsort(self.records.predictions.score[self.units.kept[rows]], kind="stable")]
+        made = self.row_of.copy()
+        made[self.units.events.truth[rows]] = rows
+        return made
+
+    def on_rows(self, row: Ints, score: Floats, flagged: Bools) -> Suspects:
+        """Suspects from (G,) rows, scores and flags of the truths."""
+        there = np.flatnonzero((row >= 0) & ~np.isnan(score))
+        made = Suspects(np.full(self.rows, np.nan), np.zeros(self.rows, np.bool_))
+        made.score[row[there]], made.flagged[row[there]] = score[there], flagged[there]
+        return made
+
+    @cached_property
+    def missing_label(self) -> Suspects:
+        """D20; needs the answers, as the next two."""
+        return _missing(self, self.known)
+
+    @cached_property
+    def bad_box(self) -> Suspects:
+        """D21."""
+        flat = self.records.truths.box.shape[1] == 4
+        return _misplaced(self, self.known) if flat else _far_off(self, self.known)
+
+    @cached_property
+    def wrong_class(self) -> Suspects:
+        """D22."""
+        return _mislabelled(self, self.known)
+
+    @cached_property
+    def spurious(self) -> Suspects:
+        """D23; needs the miss probability."""
+        return _spurious(self)
+
+    @cached_property
+    def labels(self) -> LabelFaults:
+        """What the labels show by themselves."""
+        return label_faults(self.records)
+
+
+def _missing(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+    """Background by the labels although the internals say object, least risky first.
+
+    Two opinions, averaged as log-odds: the error probability and the posterior of background. As many are
+    expected to be objects as the belief in the unlikely errors among them adds up to.
+    """
+    asked = e.kind == tide.BKG
+    proba = np.clip(answers.analysis.error_proba, _EDGE, 1 - _EDGE)
+    background = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
+    score = np.where(asked, expit(-(logit(proba) + logit(background)) / 2), np.nan)
+    likely = np.asarray(asked & (proba <= e.t2))
+    flagged = _top(score, likely, round(float((1 - proba[likely]).sum())))
+    none = np.full(e.rows - len(score), np.nan)
+    return Suspects(np.append(score, none), e.predicted(flagged))
+
+
+def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+    """The boxes of all epochs, whatever their score, agree with each other and not with the truth.
+
+    Of each epoch the closest box of the class counts, of these the median. With fewer epochs the box that is
+    judged by the truth must look well placed.
+    """
+    truths = e.records.truths
+    boxes = np.stack([one.box for one in (e.match.said, *e.epochs.said)])
+    seen = (~np.isnan(boxes[..., 0])).sum(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        middle = np.nanmedian(boxes, axis=0)
+        spread = np.nanmax(np.abs(boxes - middle), axis=(0, 2))
+    size = np.maximum(truths.box[:, 2:] - truths.box[:, :2], 1.0).astype(np.float64)
+    spread = spread / np.sqrt(size.prod(axis=1))
+    overlap = _iou(middle, truths.box.astype(np.float64))
+    score = np.where(truths.counts & (seen > 0), (1 - overlap) / (1 + spread), np.nan)
+    row = e.judged_by(tide.LOC)
+    if e.epochs.count >= AGREEING_EPOCHS:
+        flagged = (overlap < EVENT_IOU) & (spread < STEADY) & (seen >= AGREEING_EPOCHS)
+    else:
+        placed = np.append(1 - answers.probabilities.det_error, np.zeros(len(e.units.missed)))
+        flagged = (overlap < EVENT_IOU) & (placed[row] > 0.5)
+    return e.on_rows(row, score, np.asarray(flagged))
+
+
+def _iou(a: Floats, b: Floats) -> Floats:
+    """(G,) IoU of boxes row by row, NaN where one is unknown."""
+    shared = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0).prod(axis=1)
+    whole = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - shared
+    return np.asarray(shared / np.maximum(whole, 1e-12))
+
+
+def _far_off(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+    """3D: overlap far below what such a box usually has, and the box itself looks well placed."""
+    events = e.units.events
+    loose = e.units.judged & events.right & (events.quality < ALIGNED_IOU)
+    loc = (e.kind == tide.LOC) & _not_found(e)
+    asked = loc | loose
+    placed = 1 - answers.probabilities.det_error
+    score = np.where(asked, placed * (1 - events.quality), np.nan)
+    distance = _robust_z(events.quality, events.said_of, e.units.judged & events.right)
+    flagged = asked & (distance > ROBUST_Z) & (placed > 0.5)
+    if e.epochs.count >= AGREEING_EPOCHS:
+        flagged |= loc & (e.epochs.agree >= AGREEING_EPOCHS)
+    return Suspects(np.append(score, np.full(e.rows - len(score), np.nan)), e.predicted(flagged))
+
+
+def _not_found(e: BoxEvidence) -> Bools:
+    """(N,) the truth a box is judged by has no right prediction: one would confirm its label."""
+    return ~np.append(e.units.events.found, True)[e.units.events.truth]
+
+
+def _robust_z(quality: Floats, label: Ints, right: Bools) -> Floats:
+    """How many robust deviations each overlap lies below the median of the right boxes of its class."""
+    usual = np.where(right, quality, np.nan)
+    middle = by_class(label, usual, np.median, np.nan)
+    spread = MAD_TO_SIGMA * by_class(label, np.abs(usual - middle), np.median, np.nan)
+    return np.where(label >= 0, np.nan_to_num((middle - quality) / np.maximum(spread, 1e-3)), 0.0)
+
+
+def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+    """Boxes on the truth, whatever their score, say another class, and the two are seldom confused.
+
+    How much more the epochs believe in the other class than in the truth's, how little the label posterior
+    gives the truth's class, and how rare the confusion of the two is, as log-odds. As many are expected to be
+    mislabelled as boxes would say another class were every pair confused no more than the usual one.
+    """
+    truths, count = e.records.truths, len(e.units.kept)
+    told = np.mean([_margin(one) for one in (e.match.said, *e.epochs.said)], axis=0)
+    asked = truths.counts & ~e.units.events.found & (e.match.said.other > 0)
+    row = e.judged_by(tide.CLS)
+    given = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
+    cls = np.flatnonzero(asked & (row < count) & (e.kind[np.minimum(row, count - 1)] == tide.CLS))
+    told[cls] -= logit(given[row[cls]])
+    over = asked & (told > 0)
+    rate, usual = _confusions(truths.label, e.match.said.label, over, e.records.n_class)
+    score = np.where(asked, told - 2 * np.log(np.maximum(rate, _EDGE)), np.nan)
+    expected = float(np.minimum(1.0, usual / np.maximum(rate, _EDGE))[over].sum())
+    flagged = _top(score, over, min(int(expected), answers.analysis.posterior.n_hat))
+    # Only the order counts: the sum of four log-odds is brought to 0 to 1.
+    return e.on_rows(row, expit(score / 4 - 2), flagged)
+
+
+def _margin(said: Said) -> Floats:
+    """(G,) log-odds by which the boxes say another class rather than the truth's."""
+    other, own = (np.clip(one, FAINT, 1 - _EDGE) for one in (said.other, said.own))
+    return np.asarray(logit(other) - logit(own))
+
+
+def _confusions(label: Ints, said: Ints, over: Bools, n_class: int) -> tuple[Floats, float]:
+    """(G,) how often a truth of that class is said to be that other one, and the rate of the usual pair."""
+    inside = over & (label >= 0) & (label < n_class) & (said >= 0) & (said < n_class)
+    pair = np.zeros((n_class, n_class))
+    np.add.at(pair, (label[inside], said[inside]), 1)
+    known = np.bincount(label[(label >= 0) & (label < n_class)], minlength=n_class)[:, None]
+    different = ~np.eye(n_class, dtype=np.bool_) & (known > 0)
+    shares = np.sort((pair / np.maximum(known, 1))[different])
+    usual = float(shares[: int(np.ceil(TYPICAL * len(shares)))].mean()) if len(shares) else 0.0
+    smooth = (pair + 1) / (known + n_class)
+    return smooth[np.clip(label, 0, n_class - 1), np.clip(said, 0, n_class - 1)], usual
+
+
+def _spurious(e: BoxEvidence) -> Suspects:
+    """Not found although such truths usually are, and nothing supports them in any epoch.
+
+    In one epoch a truth that was missed by chance looks the same: nothing is flagged then.
+    """
+    missed = e.units.missed
+    support = np.maximum(e.match.near[missed], e.epochs.near[missed])
+    assert e.miss_proba is not None
+    proba = e.miss_proba[missed]
+    told = e.epochs.count >= AGREEING_EPOCHS
+    flagged = (proba <= e.miss_t2) & (support < BACKGROUND_IOU) & told
+    none = np.full(len(e.units.kept), np.nan)
+    return Suspects(np.append(none, (1 - proba) * (1 - support)), e.missed(np.asarray(flagged)))
+
+
+def _top(score: Floats, asked: Bools, count: int) -> Bools:
+    rows = np.flatnonzero(asked)
+    made = np.zeros(len(score), np.bool_)
+    made[rows[np.argsort(-score[rows], kind="stable")[:count]]] = True
+    return made
