@@ -18,9 +18,7 @@ from detector_parts import (
     CLASSES,
     HEIGHT,
     WIDTH,
-    HuggingFaceModule,
     PixelScenes,
-    TorchvisionModule,
     boxes,
     pixel_scenes,
     pixels,
@@ -28,7 +26,7 @@ from detector_parts import (
     yolos,
 )
 from folders import TRAININGS
-from lightning_parts import passes, quiet_trainer
+from lightning_parts import HuggingFaceModule, TorchvisionModule, passes, quiet_trainer
 
 from ml_debugger.records import load
 from mld_core.records.format.layout import RunKey, Store

@@ -1,5 +1,6 @@
 """Ranks: no collective of ours after the set-up, uneven ranks, ranks that raise or are killed, four of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,17 +9,17 @@ from pathlib import Path
 
 import pytest
 from folders import TRAININGS
-from loops_run import collectives, free_port, installed, loops, passes, table
+from loops_run import collectives, installed, loops, passes, table
 
 from ml_debugger.evaluator import Evaluator
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_no_collective_of_ours_after_the_set_up() -> None:
     """The only one is the broadcast of the run's names; the tracers called by hand make none."""
     frameworks = (*installed(), "uneven")
-    root = loops(2, frameworks)
+    root = loops(2)
     for rank in (0, 1):
         found = collectives(root, rank)
         ours = Counter((c["framework"], c["call"]) for c in found if c["ours"])
@@ -29,7 +30,7 @@ def test_no_collective_of_ours_after_the_set_up() -> None:
 
 
 def test_ranks_with_different_numbers_of_batches_and_one_that_leaves_its_loop() -> None:
-    root = loops(2, (*installed(), "uneven"))
+    root = loops(2)
     found = {s.key.n_epoch: s for s in passes(root, "uneven")}
     assert {epoch: s.sealed for epoch, s in found.items()} == {0: True, 1: True, 2: True}
     for epoch in (0, 2):
@@ -41,9 +42,8 @@ def test_ranks_with_different_numbers_of_batches_and_one_that_leaves_its_loop() 
 
 
 def test_four_ranks() -> None:
-    frameworks = tuple(installed())
-    root = loops(4, frameworks)
-    for framework in frameworks:
+    root = loops(4)
+    for framework in installed():
         for selection in passes(root, framework):
             assert selection.sealed
             assert not selection.missing_ranks
@@ -57,39 +57,31 @@ def test_four_ranks() -> None:
         assert set(table(root, framework).rank_) == {0, 1, 2, 3}
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks of which one ends early, in every way it may."""
+    root = tmp_path_factory.mktemp("ended")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [sys.executable, TRAININGS / "kill_script.py", root], env=environment, timeout=580, check=True
+    )
+    return root
+
+
 @pytest.mark.parametrize("kind", ["alone", "raise", "ddp"])
-def test_a_rank_that_ends_early(kind: str, store: Path, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, TRAININGS / "kill_script.py", kind],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
-    assert ranks[1].returncode == (1 if kind == "raise" else -9), outputs[1]
+def test_a_rank_that_ends_early(kind: str, ended: Path) -> None:
+    root = ended / kind
+    codes = json.loads((root / "codes.json").read_text())
+    outputs = [(root / str(rank)).read_text() for rank in (0, 1)]
+    assert codes[1] == (1 if kind == "raise" else -9), outputs[1]
     if kind != "ddp":
-        assert ranks[0].returncode == 0, outputs[0]
+        assert codes[0] == 0, outputs[0]
         assert "went through" in outputs[0], "nothing of ours waits for the dead rank"
     else:
-        assert ranks[0].returncode not in {0, None}, (
-            "averaging gradients with a dead rank fails, as without us"
-        )
+        assert codes[0] != 0, "averaging gradients with a dead rank fails, as without us"
         assert "went through" not in outputs[0]
 
-    found = {s.key.n_epoch: s for s in passes(tmp_path, "killed")}
+    found = {s.key.n_epoch: s for s in passes(root, "killed")}
     assert found[0].sealed
     assert found[0].n_rows == 40
     cut = found[1]
@@ -102,6 +94,6 @@ def test_a_rank_that_ends_early(kind: str, store: Path, tmp_path: Path) -> None:
         assert per_rank[1] == 12, "an exception leaves time to write all"
     if kind != "ddp":
         assert per_rank[0] == 20
-        problems = Evaluator("killed", "v1").request_evaluation(n_epoch=1).problems
+        problems = Evaluator("killed", "v1", store=root / "store").request_evaluation(n_epoch=1).problems
         told = [problem["message"] for problem in problems]
         assert any("val (epoch 1)" in text and "rank 1 did not seal" in text for text in told), told

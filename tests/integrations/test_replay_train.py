@@ -193,9 +193,9 @@ def test_off_by_default(store: Path) -> None:
 
 def test_a_detectors_calls_in_the_walk_are_marked(store: Path) -> None:
     """Adapters must know: the truth is as the training pipeline gives it, though the call was for predictions."""
-    from detector_parts import TorchvisionModule, scenes
+    from detector_parts import scenes, torchvision_model
 
-    model = TorchvisionModule("faster").net.train()
+    model = torchvision_model("faster").train()
     made = Recorder(model_name="net", version_name="v", store=str(store), replay_train=True)
     made.start(model, made.resolve_names(model), rank=0, world_size=1, framework="")
     marks = []

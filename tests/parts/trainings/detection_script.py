@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from detector_parts import PixelScenes, TorchvisionModule, pixels, scenes, yolos
+from detector_parts import PixelScenes, pixels, scenes, yolos
 
 
 def lightning(root: str) -> None:
-    from lightning_parts import quiet_trainer
+    from lightning_parts import TorchvisionModule, quiet_trainer
 
     from ml_debugger.lightning import MLDebuggerCallback
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-import lightning.pytorch as pl
 import optional
 import torch
 from torch import Tensor, nn
@@ -120,49 +119,6 @@ def yolos() -> Any:
             num_labels=CLASSES,
         )
     )
-
-
-class TorchvisionModule(pl.LightningModule):
-    """As users write it: losses in training, detections in validation."""
-
-    def __init__(self, family: str = "retinanet") -> None:
-        super().__init__()
-        self.net = torchvision_model(family)
-        self.teacher = nn.Linear(2, 2)
-        self.losses: list[float] = []
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, targets = batch
-        loss = sum(self.net(list(images), list(targets)).values())
-        self.losses.append(float(loss))
-        for target in targets:
-            target["boxes"].zero_()  # the step may do what it likes with its batch
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        found = self.net(list(batch[0]))
-        for frame in found:
-            frame["boxes"][:, 2:] -= frame["boxes"][:, :2]  # as COCO's metrics want them, in place
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 1e-4)
-
-
-class HuggingFaceModule(pl.LightningModule):
-    """A query detector in a LightningModule."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.detr = yolos()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self.detr(**batch).loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.detr(**batch)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 1e-4)
 
 
 def scenes(size: int, first_label: int = 1, **options: Any) -> DataLoader[Any]:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pyarrow as pa
 import torch
+from detector_parts import torchvision_model, yolos
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -98,3 +99,46 @@ def feature_matrix(vectors: pa.Table) -> np.ndarray:
     """(N, D) of the one default feature."""
     (name,) = [f.name for f in vectors.schema if pa.types.is_fixed_size_binary(f.type) and f.name != "logits"]
     return np.asarray(to_numpy(vectors.column(name), vectors.schema.field(name)), np.float32)
+
+
+class TorchvisionModule(pl.LightningModule):
+    """As users write it: losses in training, detections in validation."""
+
+    def __init__(self, family: str = "retinanet") -> None:
+        super().__init__()
+        self.net = torchvision_model(family)
+        self.teacher = nn.Linear(2, 2)
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        images, targets = batch
+        loss = sum(self.net(list(images), list(targets)).values())
+        self.losses.append(float(loss))
+        for target in targets:
+            target["boxes"].zero_()  # the step may do what it likes with its batch
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        found = self.net(list(batch[0]))
+        for frame in found:
+            frame["boxes"][:, 2:] -= frame["boxes"][:, :2]  # as COCO's metrics want them, in place
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 1e-4)
+
+
+class HuggingFaceModule(pl.LightningModule):
+    """A query detector in a LightningModule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detr = yolos()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.detr(**batch).loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.detr(**batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 1e-4)

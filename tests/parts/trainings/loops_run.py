@@ -1,15 +1,16 @@
-"""Runs `loops_script.py` once per number of ranks, for the tests that look at what it left."""
+"""Runs `loops_script.py` once, for the tests that look at what it left."""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +29,45 @@ def installed() -> list[str]:
     return [name for name in FRAMEWORKS if importlib.util.find_spec(_PACKAGES.get(name, name))]
 
 
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def torchrun(world: int, *command: Any, store: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a script on `world` ranks, or as it is on one."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", world, "--master_port", free_port()]
-    environment = {
-        **os.environ,
-        "MLD_HOME": str(store),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "HF_HUB_OFFLINE": "1",
-    }
-    whole = [sys.executable, *(launcher if world > 1 else []), *command]
-    return subprocess.run(
-        [str(part) for part in whole],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 @functools.cache
-def loops(world: int, frameworks: tuple[str, ...]) -> Path:
-    """The folder of a run of all these frameworks: `store` and `collectives-<rank>.json`."""
-    root = Path(tempfile.mkdtemp(prefix=f"mld-loops-{world}-"))
-    done = torchrun(world, TRAININGS / "loops_script.py", root, ",".join(frameworks), store=root / "store")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+def _root() -> Path:
+    """The folder of one run of all frameworks on 1, 2 and 4 ranks, for all workers of a test run."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+    root = Path(tempfile.gettempdir(), f"mld-loops-{run}")
+    root.mkdir(exist_ok=True)
+    with Path(f"{root}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not any(root.iterdir()):
+            names = ",".join(installed())
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    TRAININGS / "loops_script.py",
+                    root,
+                    f"1:{names}",
+                    f"2:{names},uneven",
+                    f"4:{names}",
+                ],
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "ACCELERATE_USE_CPU": "true",
+                    "HF_HUB_OFFLINE": "1",
+                },
+                capture_output=True,
+                text=True,
+                timeout=580,
+                check=False,
+            )
+            (root / "said").write_text(done.stdout[-3000:] + done.stderr[-6000:])
+            (root / "code").write_text(str(done.returncode))
+    assert (root / "code").read_text() == "0", (root / "said").read_text()
     return root
+
+
+def loops(world: int) -> Path:
+    """The folder of the run on so many ranks: `store` and `collectives-<rank>.json`."""
+    return _root() / str(world)
 
 
 def collectives(root: Path, rank: int) -> list[dict[str, Any]]:

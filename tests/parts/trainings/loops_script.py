@@ -1,14 +1,15 @@
 """The same training in every framework, one after another in one process group.
 
-usage: [python -m torch.distributed.run --nproc_per_node N] loops_script.py ROOT FRAMEWORK,FRAMEWORK..
+usage: loops_script.py ROOT WORLD:FRAMEWORK,FRAMEWORK.. ..    for each number of ranks, in the folder ROOT/WORLD
 
 11 training and 7 validation samples, 2 epochs, learning rate 0: all leave the same logits. Every collective is
-noted in ROOT/collectives-RANK.json, with the framework and the innermost function of ours on the stack, if any.
+noted in ROOT/WORLD/collectives-RANK.json, with the framework and the innermost function of ours on the stack, if any.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import sys
@@ -61,9 +62,10 @@ for _name in _COLLECTIVES:  # before any framework takes the functions by name
         setattr(dist, _name, _wrapped)
 
 from loop_parts import Indexed, Net  # noqa: E402
+from ranks import forked  # noqa: E402
 from torch.utils.data import DataLoader, DistributedSampler  # noqa: E402
 
-WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+WORLD = 1
 N_TRAIN, N_VAL = 11, 7
 
 
@@ -244,15 +246,43 @@ def run_plain(root: Path) -> None:
         tracer.wait_for_save(epoch)
 
 
-def main() -> None:
-    global current  # noqa: PLW0603
-    root, frameworks = Path(sys.argv[1]), sys.argv[2].split(",")
+IMPORTED = {
+    "lightning": ("lightning.pytorch", "ml_debugger.lightning"),
+    "huggingface": ("hf_parts",),
+    "mmengine": ("mmengine_parts", "ml_debugger.mmengine"),
+    "accelerate": ("accelerate", "ml_debugger.accelerate"),
+    "fabric": ("lightning.fabric", "ml_debugger.fabric"),
+    "plain": ("ml_debugger.training",),
+}
+"""Once, before there are ranks."""
+
+
+def one_rank(root: Path, frameworks: list[str]) -> None:
+    global current, WORLD  # noqa: PLW0603
+    WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+    os.environ["MLD_HOME"] = str(root / "store")
     if WORLD > 1:
         dist.init_process_group("gloo")
     for framework in frameworks:
         current = framework
         globals()[f"run_{framework}"](root)
     (root / f"collectives-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(calls))
+
+
+def main() -> None:
+    runs = [(world, names.split(",")) for world, names in (run.split(":") for run in sys.argv[2:])]
+    for framework in {name for _, names in runs for name in names}:
+        for module in IMPORTED.get(framework, ()):
+            importlib.import_module(module)
+    for world, frameworks in runs:
+        root = Path(sys.argv[1], world)
+        root.mkdir()
+        codes = forked(int(world))
+        if codes is None:
+            one_rank(root, frameworks)
+            return
+        if any(codes):
+            sys.exit(f"{world} ranks ended with {codes}")
 
 
 if __name__ == "__main__":
