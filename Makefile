@@ -7,7 +7,9 @@ TORCH ?= torch==2.13.0
 TORCHVISION ?= 0.28.0
 ULTRALYTICS ?= ultralytics==8.4.190
 
-WORKERS ?= $(or $(MLD_TEST_WORKERS),2)
+# Tests that start processes wait half of their time: twice as many workers as cores.
+CORES := $(shell $(PYTHON) -c "import os; print(min(8, 2 * len(os.sched_getaffinity(0))))" 2>/dev/null || echo 4)
+WORKERS ?= $(or $(MLD_TEST_WORKERS),$(CORES))
 MARKED ?= -m "not heavy"
 BASE ?= HEAD
 export MARKED
