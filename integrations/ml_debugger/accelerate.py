@@ -103,8 +103,9 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     )
     loop.start()
     checkpoints = _Checkpoints(accelerator, loop)
-    accelerator.register_save_state_pre_hook(checkpoints.save)
-    accelerator.register_load_state_pre_hook(checkpoints.load)
+    if not recorder.disabled:
+        accelerator.register_save_state_pre_hook(checkpoints.save)
+        accelerator.register_load_state_pre_hook(checkpoints.load)
     _newest = weakref.ref(loop)
     return traced_loaders(given, loop)
 

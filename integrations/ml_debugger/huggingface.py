@@ -90,7 +90,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _attach(self, args: Any, model: Any) -> None:
         self._args = args
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.nn.Module) and not self._recorder.disabled:
             if _is_compiled(args):
                 say_compiled(model)
             self._forward.attach(model)
@@ -98,7 +98,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _meet_trainer(self) -> None:
         """Sees each batch as the trainer prepares it; a method of the user's own stays."""
-        trainer = _trainer_on_stack()
+        trainer = None if self._recorder.disabled else _trainer_on_stack()
         if trainer is not None and "_prepare_inputs" not in vars(trainer):
             self._trainer = weakref.ref(trainer)
             trainer._prepare_inputs = _Prepared(trainer, self._forward)  # noqa: SLF001

@@ -67,7 +67,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Tap the loaders as the strategy processes them: Lightning's samplers are in, no iterator yet."""
-        if trainer.fast_dev_run or "process_dataloader" in vars(trainer.strategy):
+        if trainer.fast_dev_run or self._recorder.disabled or "process_dataloader" in vars(trainer.strategy):
             return
         lost = "sample ids fall back to the content hash"
         process = trainer.strategy.process_dataloader

@@ -8,7 +8,7 @@ DistributedDataParallel, DataParallel and torch.compile are seen through; so are
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 try:
@@ -35,6 +35,8 @@ class TraceArguments(LoopArguments, _Model):
     """The arguments of `trace`."""
 
     model: Any = field()  # what is trained, in its place in front
+    _: KW_ONLY
+    criterion: Any = None
 
 
 @arguments_of(TraceArguments)
@@ -49,6 +51,8 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
             which, where they do not start at 0.
         val: that of the validation split, recorded under the epoch being trained or trained last.
         test: that of the test split, likewise.
+        criterion: the module that makes the training's loss, if there is one: its losses name the logits and
+            the labels. None: they are found by rules (docs/usage.md).
         ...: those of every wrapper (docs/usage.md), by keyword.
 
     Returns:
@@ -58,7 +62,9 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         ConfigurationProblem: an option of the wrong type or range.
         TypeError: an unknown option.
     """
-    recorder = Recorder(**given.less("model", "train", "val", "test"))
+    recorder = Recorder(**given.less("model", "criterion", "train", "val", "test"))
+    if given.criterion is not None and not recorder.disabled:
+        recorder.watch_criterion(given.criterion)
     inner = unwrap(given.model)
     if hasattr(given.model, "_orig_mod"):
         say_compiled(inner)

@@ -70,6 +70,14 @@ def forget_told() -> None:
         _told.clear()
 
 
+def disabled() -> bool:
+    """Whether `MLD_DISABLED=1` switches all recording off in this process; said once."""
+    if os.environ.get("MLD_DISABLED", "") in {"", "0"}:
+        return False
+    Guard().tell_once("disabled", "MLD_DISABLED is set: nothing is recorded.")
+    return True
+
+
 @final
 class _Catch:
     """The context manager behind `Guard.catch`; a plain class, since it is entered for every batch."""

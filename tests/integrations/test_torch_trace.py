@@ -1,5 +1,6 @@
 """`ml_debugger.torch.trace` on loops of one process; ranks and equality with the others are in test_distributed.py."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -97,3 +98,39 @@ def test_a_loader_around_a_loader_gives_its_indices() -> None:
 def test_an_unknown_option_is_told_at_once() -> None:
     with pytest.raises(TypeError, match=r"trace.*unexpected keyword argument 'trian'"):
         trace(Net(), trian=None)
+
+
+class _Pair(torch.nn.Module):
+    """Gives (features, logits), or its own loss beside them."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.own = own
+        self.body, self.head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 5)
+
+    def forward(self, x: Any, labels: Any = None) -> Any:
+        features = self.body(x).relu()
+        z = self.head(features)
+        if not self.own:
+            return features, z
+        return {"loss": torch.nn.functional.cross_entropy(z, labels), "a": features, "b": z}
+
+
+@pytest.mark.parametrize("how", ["a criterion", "the model's own loss"])
+def test_a_loop_shows_its_loss(how: str) -> None:
+    criterion = torch.nn.CrossEntropyLoss()
+    own = how != "a criterion"
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    rows = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    given = {} if own else {"criterion": criterion}
+    model, train = trace(_Pair(own), train=DataLoader(rows, 4), model_name="Net", **given)
+    seen = []
+    for batch in train:
+        out = model(**batch) if own else model(batch["x"])
+        seen.append((out["b"] if own else out[1]).detach().clone())
+        (out["loss"] if own else criterion(out[1], batch["labels"])).backward()
+    train.recording.finish()
+    logits = load("Net", "v1", "vectors")["logits"].to_pylist()
+    assert torch.equal(torch.tensor(logits), torch.cat(seen))
+    assert load("Net", "v1")["label"].to_pylist() == y.tolist()
+    assert pickle.loads(pickle.dumps(criterion)) is not None

@@ -190,6 +190,7 @@ class Watcher:
     def __init__(self, model: nn.Module, switch: Switch, *, ignore_root: bool) -> None:
         self.switch = switch
         self.graph = Graph()
+        self.said: list[Origin] = []  # of a loss that the model itself returned
         self.outer: list[LeafCall] = []
         self.leaves: deque[LeafCall] = deque(maxlen=_KEPT_LEAF_CALLS)
         self._names: dict[int, tuple[str, bool, bool]] = {}
@@ -215,6 +216,8 @@ class Watcher:
         if answers and torch.is_grad_enabled():
             self.graph.saw(name, output)
         if not name:
+            own = output.get("loss") if isinstance(output, Mapping) else None
+            self.said = self.said or ([] if own is None else self.graph.origins(own))
             return
         prefix = name + "."
         while self.outer and self.outer[-1].name.startswith(prefix):
@@ -228,6 +231,7 @@ class Watcher:
         """Lets go of the tensors."""
         self.outer.clear()
         self.leaves.clear()
+        self.said = []
         self.graph.clear()
 
     def close(self) -> None:
@@ -241,7 +245,13 @@ class Watcher:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        dead: dict[str, Any] = {"switch": Switch(), "graph": Graph(), "outer": [], "leaves": deque()}
+        dead: dict[str, Any] = {
+            "switch": Switch(),
+            "graph": Graph(),
+            "said": [],
+            "outer": [],
+            "leaves": deque(),
+        }
         return {**dead, "_names": {}, "_handles": []}
 
 

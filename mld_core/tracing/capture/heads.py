@@ -187,6 +187,8 @@ class HeadChooser(FeatureRules):
             source = LogitsSource(named)
             logits = self._read(source, None, n_rows)
             return None if logits is None else (source, logits)
+        if training and not self._origins and self.capture.watcher is not None:
+            self._origins = self.capture.watcher.said
         said = by_loss(self._origins, n_rows) if training else None
         if said is None and True not in self.sources:
             said = self._unclear  # of the training batches; an evaluation has no loss to ask

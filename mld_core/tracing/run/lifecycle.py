@@ -16,7 +16,7 @@ from mld_core.adapters.registry import UnknownDetectorError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.write.writer import Account
 from mld_core.tracing.capture.detectors import find_detector
-from mld_core.tracing.guard import ConfigurationProblem, Guard
+from mld_core.tracing.guard import ConfigurationProblem, Guard, disabled
 from mld_core.tracing.run.account import account_text, describe_run, keep_store_small, tell_start
 from mld_core.tracing.run.classifying import ClassificationSession
 from mld_core.tracing.run.detection import DetectionSession
@@ -56,7 +56,8 @@ class RunLife:
         self._framework = ""
         self._started = 0.0
         self._spent = 0.0
-        self.failed_to_start = False
+        self.disabled = disabled()
+        self.failed_to_start = self.disabled
         self.kind: type[Session] | None = None  # None: by task and model
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,6 +80,8 @@ class RunLife:
             {"model_name", "version_name", "store", "launch_id", "restart"}, plain strings; {} if that failed
             (told).
         """
+        if self.disabled:
+            return {}
         with self.guard.catch("settling the run's names", lost="all records of this run"):
             if self._names:
                 return dict(self._names)
@@ -140,6 +143,8 @@ class RunLife:
             capture: hooks set earlier (before a first compiled call), if any.
             id_hint: how ids reach the batch in this framework, for the message that there are none.
         """
+        if self.disabled:
+            return
         with self.guard.catch("starting to record", lost="all records of this run") as caught:
             if not names:
                 raise ConfigurationProblem("the run has no names on this rank; see rank 0's message")

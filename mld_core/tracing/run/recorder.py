@@ -13,11 +13,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
+import torch
+from torch import nn
+
 from mld_core.records.format.layout import PassKey
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, row_count
 from mld_core.tracing.batch.identity import locate_ids
 from mld_core.tracing.batch.labels import find_labels
 from mld_core.tracing.batch.taps import install_tap, sequential_order
+from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.lifecycle import RunLife
 from mld_core.tracing.run.replay import plan
 from mld_core.tracing.run.sealing import OpenPass
@@ -243,6 +247,18 @@ class Recorder(RunLife):
         with self.guard.catch("watching for the loss", lost="nothing; the logits are looked for by rules"):
             setattr(owner, method, once)
 
+    def watch_criterion(self, criterion: nn.Module) -> None:
+        """Sees the losses that a module makes, where nothing else shows them (a plain loop).
+
+        Raises:
+            ConfigurationProblem: it is no module, so nothing tells when it is called.
+        """
+        if not isinstance(criterion, nn.Module):
+            raise ConfigurationProblem(
+                f"criterion={criterion!r}: expected a torch.nn.Module such as nn.CrossEntropyLoss()."
+            )
+        criterion.register_forward_hook(_Criterion(criterion, self.see_loss))
+
     @property
     def wants_loss(self) -> bool:
         """Whether `see_loss` of the next training batch would tell anything."""
@@ -346,6 +362,25 @@ class Recorder(RunLife):
         if found is not None:
             return found
         return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)
+
+
+class _Criterion:
+    """The hook on a criterion: its own deep copy, dead in a pickle, traced by dynamo as nothing."""
+
+    def __init__(self, module: nn.Module | None, see: Callable[[Any], None] | None) -> None:
+        self.module = module
+        self.see = see
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
+        if torch.compiler.is_compiling() or module is not self.module or self.see is None:
+            return
+        self.see(output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Criterion:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Criterion, (None, None)
 
 
 def _size(loader: Any) -> int | None:

@@ -64,7 +64,8 @@ class TorchTracer:
         self._features: dict[str, torch.Tensor] = {}
         self._capture: Any = None
         self._set_up()
-        self._register_model_hooks(model)
+        if not self.recorder.disabled:
+            self._register_model_hooks(model)
 
     def _set_up(self) -> None:
         """What else an instance begins with."""
@@ -369,7 +370,7 @@ class TrainingTracer(TorchTracer):
             n_epoch: the epoch; None: every epoch.
 
         Returns:
-            The file, or None on ranks other than 0.
+            The file, or None on ranks other than 0 and where recording is disabled.
 
         Raises:
             ValueError: nothing was recorded.
@@ -378,7 +379,7 @@ class TrainingTracer(TorchTracer):
         rank = rank_and_world()[0] if session is None else session.rank
         if session is not None:
             session.flush(None)
-        if rank != 0:
+        if rank != 0 or self.recorder.disabled:
             return None
         run = RunKey(str(self.options.model_name), str(self.options.version_name))
         return export_run(Store(self.options.store), run, output_path, n_epoch)

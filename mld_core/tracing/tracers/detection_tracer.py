@@ -49,7 +49,7 @@ class DetectionTorchTracer(TorchTracer):
             given = replace(given, n_class=self._get_n_class(given.model))
         super()._begin(given)
         self.recorder.kind = DetectionSession
-        if self._capture is None:  # a subclass that sets hooks of its own
+        if self._capture is None and not self.recorder.disabled:  # a subclass that sets hooks of its own
             self._capture = DetectorCapture(self.adapter, self.options.target_layers, model=self.model)
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any, Final
 from mld_core.adapters.keras.detectors import KerasDetectorAdapter, TensorFlowDetectionAdapter
 from mld_core.adapters.registry import type_names
 from mld_core.records.store.export import export_run
+from mld_core.tracing.guard import disabled
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.tracers.arguments import DetectionArguments
 from mld_core.tracing.tracers.keras_tracer import KerasRecorder, ParseFn
@@ -95,6 +96,8 @@ class ObjectDetectionTrainingKerasTracer:
         self.recorder.wait_for_save(n_epoch, timeout)
 
     def export(self, output_path: Any = None, n_epoch: int | None = None) -> Any:
-        """A ZIP of what was recorded; its path."""
+        """A ZIP of what was recorded; its path, None where recording is disabled."""
+        if disabled():
+            return None
         store, run = self.recorder.store_and_run()
         return export_run(store, run, output_path, n_epoch)

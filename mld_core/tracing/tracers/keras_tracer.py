@@ -24,7 +24,7 @@ from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.write.writer import Account
 from mld_core.tracing.batch.hashing_numpy import content_hashes
 from mld_core.tracing.capture.activations import ready
-from mld_core.tracing.guard import ConfigurationProblem, Guard
+from mld_core.tracing.guard import ConfigurationProblem, Guard, disabled
 from mld_core.tracing.run.account import account_text, describe_run, tell_start
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import OpenPass, RunWriter, attempt_name, check_traced, new_launch_id
@@ -134,9 +134,11 @@ class KerasRecorder:
 
     def start(self, model: Any) -> None:
         """Finds the family, settles the names, opens the store; a problem is told once and disables."""
+        self.model = self.options.model or model
+        if disabled():
+            return
         with self.guard.catch("starting to record", lost="all records of this run"):
             options = self.options
-            self.model = options.model or model
             # A second training with the same callback is another run.
             self._passes, self._numbers, self._facts, self._widths = {}, {}, {}, {}
             self._traced = set()
