@@ -374,3 +374,38 @@ def test_truth_of_a_training_batch_and_ignored_labels() -> None:
     (found,) = find_adapter(model, "detection3d").truths(ModelCall((), {}, None), [sample])
     assert found.columns["ignore"].tolist() == [False, True]
     assert find_adapter(model, "detection3d").truths(ModelCall((), {}, None), [SimpleNamespace()]) == [None]
+
+
+def test_what_mmdet3ds_data_sets_say_of_true_boxes_is_read() -> None:
+    """KITTI's difficulty, occlusion and truncation; nuScenes' points of lidar and radar."""
+    row = torch.tensor([_native("mmdet3d>=1.0")] * 2)
+    info = {
+        "gt_bboxes_3d": FakeNewBoxes(row),
+        "gt_labels_3d": np.array([1, 0]),
+        "num_lidar_pts": np.array([5, 0]),
+        "num_radar_pts": np.array([1, 0]),
+        "difficulty": np.array([2, -1]),
+        "occluded": np.array([1, 3]),
+        "truncated": np.array([0.25, 0.0]),
+        "attr_labels": np.zeros(7),  # of another length: not of these boxes
+    }
+    model = mm.FakeNewDetector(mm.FakeCenterHead())
+    sample = SimpleNamespace(eval_ann_info=info, metainfo={"lidar_path": "a.bin"})
+    (found,) = find_adapter(model, "detection3d").truths(ModelCall((), {}, None), [sample])
+    assert {name: values.tolist() for name, values in found.columns.items()} == {
+        "n_points": [6, 0],
+        "difficulty": [2, -1],
+        "occlusion": [1, 3],
+        "truncation": [0.25, 0.0],
+    }
+
+
+@pytest.mark.parametrize("name", ["openpcdet", "det3d"])
+def test_points_are_counted_where_the_data_set_does_not_say(name: str) -> None:
+    model, truth = _truth(name)
+    inside = torch.tensor(CAR[:3]) + torch.tensor([[0.0, 0, 0], [0.1, 0.1, 0.1], [0, 0, 50]])
+    cloud = torch.cat([torch.zeros(3, 1), inside, torch.zeros(3, 1)], 1)
+    other = torch.tensor([[1.0, *CAR[:3].tolist(), 0]])  # of the next frame
+    truth = {**truth, "points": torch.cat([cloud, other])}
+    (found,) = find_adapter(model, "detection3d").truths(ModelCall((), {}, None), truth)
+    assert found.columns["n_points"].tolist() == [2]

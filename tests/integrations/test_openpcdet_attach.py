@@ -122,6 +122,7 @@ def test_epochs_are_told_apart_and_evaluations_belong_to_them(attached: Any) -> 
     assert set(samples["mode"]) == {"eval"}
     truths = load("FakeTemplate", "v1", "truths", "val", 1).to_pandas()
     assert truths[(truths.input_id == "000012") & (truths.pass_no == 1)].label.tolist() == [0, 1, 2]
+    assert truths.n_points.notna().all()
     info = Store().run_info(RunKey("FakeTemplate", "v1"))
     assert (info["family"], info["layout"], info["class_names"]) == ("CenterPoint", "openpcdet", pcd.CLASSES)
     assert not model.training

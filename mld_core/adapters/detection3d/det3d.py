@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mld_core.adapters.base import Call, Truth
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import has
-from mld_core.adapters.detection3d.layouts import Layout, names_of, tensor, truth_of
+from mld_core.adapters.detection3d.layouts import Layout, names_of, points_of, tensor, truth_of
 from mld_core.adapters.detection3d.openpcdet import frame_ids, truth_part
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
@@ -57,11 +57,13 @@ class Det3d(Layout):
         if rows is None or getattr(rows, "ndim", 0) != 3 or rows.shape[-1] != 10:
             return None
         frames = []
-        for table, name in zip(as_array(rows), frame_ids(truth, len(rows)), strict=True):
+        names = frame_ids(truth, len(rows))
+        for frame, (table, name) in enumerate(zip(as_array(rows), names, strict=True)):
             real = table[table[:, -1] > 0]
             # There yaw comes before the velocity; in predictions it comes after.
             boxes = real[:, [0, 1, 2, 3, 4, 5, 7, 8, 6]]
-            frames.append(truth_of(boxes, real[:, 9] - 1, "det3d_velocity", name))
+            points = points_of(truth, frame, boxes, "det3d_velocity")
+            frames.append(truth_of(boxes, real[:, 9] - 1, "det3d_velocity", name, n_points=points))
         return frames
 
     def truth_in(self, call: Call) -> Any:

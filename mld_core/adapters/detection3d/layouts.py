@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import flat_names
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import follow, numbers, read
+from mld_core.geometry.boxes import count_points_in_boxes
 from mld_core.geometry.conventions import to_standard
 
 Range = tuple[float, float, float, float, float, float]
@@ -134,6 +135,33 @@ def truth_of(boxes: Any, labels: Any, convention: str, input_id: str | None = No
     if velocities is not None and not np.isfinite(velocities).any():
         velocities = None
     return Truth(np.asarray(standard, np.float32), names, input_id, velocities, found)
+
+
+_FACTS: Final = {"difficulty": "difficulty", "occluded": "occlusion", "truncated": "truncation"}
+_POINTS: Final = ("num_lidar_pts", "num_radar_pts")  # the devkit of nuScenes counts both
+
+
+def facts_of(info: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """What a data set says of its `n` true boxes beside class and place: columns of the truths table."""
+    known = {key: as_array(info[key]) for key in (*_FACTS, *_POINTS) if info.get(key) is not None}
+    known = {key: values for key, values in known.items() if values.shape == (n,)}
+    found = {ours: known[key] for key, ours in _FACTS.items() if key in known}
+    counts = [known[key] for key in _POINTS if key in known]
+    return {**found, "n_points": sum(counts)} if counts else found
+
+
+def points_of(batch: Mapping[str, Any], frame: int, boxes: Any, convention: str) -> Any:
+    """Points in each true box of a frame, counted in the batch's cloud; None without one.
+
+    The cloud is (P, 1 + C): the number of the frame, x, y, z, ...
+    """
+    points = batch.get("points")
+    if getattr(points, "ndim", 0) != 2 or points.shape[1] < 4:
+        return None
+    cloud, rows = as_array(points), as_array(tensor(boxes)).astype(np.float32)
+    standard, _ = to_standard(rows, convention)
+    own = cloud[cloud[:, 0] == frame][:, 1:4].astype(np.float32)
+    return count_points_in_boxes(own, np.asarray(standard, np.float32))
 
 
 def names_of(*holders: Any) -> list[str] | None:

@@ -15,6 +15,7 @@ from mld_core.adapters.detection3d.heads.base import has
 from mld_core.adapters.detection3d.layouts import (
     Layout,
     box_convention,
+    facts_of,
     names_of,
     tensor,
     truth_of,
@@ -97,15 +98,16 @@ class Mmdet3d(Layout):
         frames: list[Truth | None] = []
         for sample in truth:
             info, meta = read(sample, "eval_ann_info"), read(sample, "metainfo")
-            given = read(sample, "gt_instances_3d")
+            given, facts = read(sample, "gt_instances_3d"), {}
             if isinstance(info, Mapping) and info.get("gt_bboxes_3d") is not None:
                 boxes, labels = info["gt_bboxes_3d"], info["gt_labels_3d"]
+                facts = facts_of(info, len(labels))
             elif read(given, "bboxes_3d") is not None:
                 boxes, labels = read(given, "bboxes_3d"), read(given, "labels_3d")
             else:
                 frames.append(None)
                 continue
-            frames.append(truth_of(boxes, labels, box_convention(boxes), _id_of(meta)))
+            frames.append(truth_of(boxes, labels, box_convention(boxes), _id_of(meta), **facts))
         return frames
 
     def class_names(self) -> list[str] | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mld_core.adapters.base import Call, Truth
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import flat_names, has
-from mld_core.adapters.detection3d.layouts import Layout, tensor, truth_of
+from mld_core.adapters.detection3d.layouts import Layout, points_of, tensor, truth_of
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
 
@@ -61,9 +61,10 @@ class OpenPcdet(Layout):
             return None
         ids = list(frame_ids(truth, len(boxes)))
         frames = []
-        for rows, name in zip(as_array(boxes), ids, strict=True):
+        for frame, (rows, name) in enumerate(zip(as_array(boxes), ids, strict=True)):
             real = rows[rows[:, -1] > 0]
-            frames.append(truth_of(real[:, :-1], real[:, -1] - 1, "openpcdet", name))
+            points = points_of(truth, frame, real[:, :-1], "openpcdet")
+            frames.append(truth_of(real[:, :-1], real[:, -1] - 1, "openpcdet", name, n_points=points))
         return frames
 
     def truth_in(self, call: Call) -> Any:
