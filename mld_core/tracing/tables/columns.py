@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,18 +101,24 @@ def sample_columns(context: PassState, own: Columns, batches: Sequence[Origin]) 
 
 
 def vector_columns(
-    context: PassState, values: Mapping[str, npt.NDArray[np.float32]], n: int
+    context: PassState,
+    values: Mapping[str, npt.NDArray[np.float32]],
+    n: int,
+    half: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None,
 ) -> tuple[Columns, npt.NDArray[np.bool_]]:
-    """Columns of `vectors`, and the rows in which a feature overflowed its stored type."""
+    """Columns of `vectors`, and the rows in which a feature overflowed its stored type.
+
+    `half`: as `cast_vectors` takes it.
+    """
     columns: Columns = {}
     overflow = np.zeros(n, np.bool_)
     for alias, rows in values.items():
         if alias == "logits":
             columns[alias] = from_numpy(np.ascontiguousarray(rows, np.float32))
             continue
-        stored, clipped = cast_vectors(rows, context.vector_dtype)
+        stored, clipped = cast_vectors(rows, context.vector_dtype, half)
         overflow |= clipped
-        context.count(f"feature {alias} not finite", int(nonfinite_rows(stored).sum()))
+        context.count(f"feature {alias} not finite", int(nonfinite_rows(rows).sum()))
         columns[alias] = from_numpy(np.ascontiguousarray(stored))
     context.count("features beyond float16", int(overflow.sum()))
     return columns, overflow
