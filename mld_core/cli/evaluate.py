@@ -116,10 +116,13 @@ def print_result(result: Result, *, full: bool, as_json: bool, receipt: str | No
         if receipt is not None:
             typer.echo(f"\nRecorded: {receipt}")
         return
-    for place, frame in enumerate(tables.values() if summary.analysed else [tables["metrics"]]):
-        if place and not on_terminal():
+    for name, frame in tables.items() if summary.analysed else [("metrics", tables["metrics"])]:
+        if name != "metrics":
             typer.echo()  # an empty line ends a table
-        emit_frame(frame, as_json=False)
+        if on_terminal() and name != "actions":
+            typer.echo(str(frame))  # its columns become rows where they do not fit
+        else:
+            emit_frame(frame, as_json=False)
     note(f"result: {result.result_name}")
     if receipt is not None:
         note(f"recorded: {receipt}")

@@ -432,6 +432,16 @@ def test_issues_on_a_terminal_are_one_line_each(mld, evaluated, monkeypatch, wid
     assert "severity" in text
 
 
+def test_all_columns_fit_a_terminal(mld, evaluated, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("mld_core.cli.evaluate.on_terminal", lambda: True)
+    text = mld("show", "net", "v2", "--full", "--store", evaluated).stdout.split("\n\n")
+    metrics, categories = text[0].splitlines(), text[1].splitlines()
+    assert max(len(line) for line in (*metrics, *categories)) <= 80
+    assert any(line.startswith("error_proba_ece_hi ") for line in metrics)
+    assert any(line.startswith("expected_risk_coverage ") for line in categories)
+
+
 def test_issues_of_a_split_without_epochs(mld, evaluated, monkeypatch):
     monkeypatch.setattr("mld_core.cli.show.on_terminal", lambda: True)
     done = mld("show", "net", "v2", "--issues", "--dataset", "test", "--limit", "3", "--store", evaluated)
