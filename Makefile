@@ -93,4 +93,4 @@ bench: .venv-bench/.ready  ## the tracer's benchmark, into docs/performance.md (
 	.venv-bench/bin/python tests/benchmarks/bench_tracer.py $(ARGS)
 
 clean:  ## remove all that make has made
-	rm -rf $(VENV) .venv-bench .venv-mmdet3d .venv-keras .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -20,6 +20,13 @@ WIDTH = 16
 ATTEMPT = "20260101T000000.000000Z-aaaaaa-000"
 
 
+def _column(values: Any, kind: pa.DataType) -> pa.Array:
+    made = pa.array(values)
+    if pa.types.is_dictionary(kind) and not pa.types.is_null(made.type):
+        made = made.dictionary_encode()  # pyarrow 14 casts no text to a dictionary
+    return made.cast(kind)
+
+
 def make_tables(
     start: int,
     rows: int,
@@ -54,7 +61,7 @@ def make_tables(
     }
     schema = samples_schema()
     arrays = [
-        pa.array(values[item.name]).cast(item.type) if item.name in values else pa.nulls(rows, item.type)
+        _column(values[item.name], item.type) if item.name in values else pa.nulls(rows, item.type)
         for item in schema
     ]
     samples = pa.Table.from_arrays(arrays, schema=schema)

@@ -187,11 +187,13 @@ class Result:
         if category is None and code is None and min_severity is None:
             asked.append(("(is_error OR severity >= 2)", []))
         where = " AND ".join(test for test, _ in asked)
-        sql = f"SELECT * FROM units WHERE {where} ORDER BY {self._order(order_by)} OFFSET ?"  # noqa: S608
-        parameters = [value for _, values in asked for value in values] + [int(cursor)]
+        sql = f"SELECT * FROM units WHERE {where} ORDER BY {self._order(order_by)}"  # noqa: S608
+        parameters = [value for _, values in asked for value in values]
         if limit is not None:
             sql += " LIMIT ?"
             parameters.append(int(limit) + 1)  # one more tells whether there is a next page
+        sql += " OFFSET ?"  # DuckDB before 1.3 counts the parameter of LIMIT first, wherever it stands
+        parameters.append(int(cursor))
         with self._units() as connection:
             frame = fetch(connection, sql, parameters)
         more = limit is not None and len(frame) > limit
