@@ -33,7 +33,7 @@ from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
 from mld_core.evaluation.engine.executor import Stage, Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import LogitScores, SplitArrays, score_logits, unit_errors
-from mld_core.evaluation.space.cells import Density, local_density, risk_bins
+from mld_core.evaluation.space.cells import Density, local_density, rate_at_most, risk_bins
 from mld_core.evaluation.space.layers import LayerView, look_at_layers
 from mld_core.evaluation.space.neighbourhood import Nearest, Surroundings, surroundings
 from mld_core.evaluation.space.regions import CellGrid, Region, cut_cells, find_regions
@@ -236,11 +236,17 @@ def _stack_inputs(
 
 
 def _flags(
-    made: _Estimated, density: Density, view: LayerView, used: Thresholds, risk_low: NDArray[np.float64]
+    made: _Estimated,
+    density: Density,
+    view: LayerView,
+    used: Thresholds,
+    risk_low: NDArray[np.float64],
+    frequent: NDArray[np.float64],
 ) -> Flags:
-    ambiguous = np.ones(made.work.arrays.rows, np.bool_)
+    # Labels that tie cost any model about as many errors: fewer, and the model tells them apart.
+    ambiguous = view.pooled.mixed & (frequent >= view.pooled.a)
     for layer in view.layers:
-        ambiguous &= layer.tie & (density.low <= layer.a)
+        ambiguous &= layer.tie & (density.low <= layer.explained)
     return Flags(
         made.work.errors == 1,
         density.low > used.t2,
@@ -271,8 +277,9 @@ def _answers(made: _Estimated, reference: Reference | None) -> SplitAnalysis:
         density = local_density(made.around.around, errors[known], known, used.pi)
         risk_low = own.bins.lower_bound(proba)
     with work.stage("label ambiguity"):
-        view = look_at_layers(arrays, made.space, made.around, work.groups, known, density.k, work.workers)
-    flags = _flags(made, density, view, used, risk_low)
+        view = look_at_layers(arrays, made.space, made.around, work.groups, known, work.workers)
+        frequent = rate_at_most(made.around.around, errors[known], view.pooled.k)
+    flags = _flags(made, density, view, used, risk_low, frequent)
     category = np.where(errors >= 0, categories.categorise(flags), np.int8(-1)).astype(np.int8)
     with work.stage("label quality"):
         posterior = label_posterior(

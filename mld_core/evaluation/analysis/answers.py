@@ -86,7 +86,7 @@ class UnitAnswers:
         prediction: int64, -1 where the logits were not finite.
         msp: float64 largest softmax probability.
         error_proba: float64.
-        baseline_risk: float64 isotonic risk of msp.
+        baseline_risk: float64 calibrated risk of msp.
         risk_low: float64 `p_lo`.
         density: k, m, local error rate and its lower bound `r_lo`.
         flags: The six booleans.

@@ -2,7 +2,7 @@
 
 Boosted trees and a logistic regression predict from a model's internals whether a unit is wrong. They are
 fitted on the evaluated split itself, each unit scored by models that saw neither it nor its group, three
-times over with other folds. Where that does not beat the isotonic risk of the softmax confidence alone, the
+times over with other folds. Where that does not beat the calibrated risk of the softmax confidence alone, the
 latter is published.
 """
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.isotonic import IsotonicRegression
 
 from mld_core.evaluation.analysis.stack_features import (
     ENCODING_WEIGHT,
@@ -36,10 +35,48 @@ GUARD_Z = 1.6448536269514722
 """One-sided 5 % point of the normal distribution."""
 
 _PREDICT_ROWS = 65_536
+_LEAST_SLOPE = 1e-3
 
 CSE = "cse"
 MSP_ISOTONIC = "msp_isotonic"
 CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The risk a monitor of one score would see: strictly falling in it, and nowhere exactly 0.
+
+    Beta calibration (Kull, Silva Filho and Flach, 2017) of a probability, a logistic one of any other score:
+    at most three numbers, so that one curve for all folds ranks the units exactly as the score does.
+    """
+
+    curve: Logistic
+
+    def risk(self, score: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N,) risk."""
+        return np.asarray(expit(self.curve.logit(_confidence_columns(score, len(self.curve.coefficients)))))
+
+
+def _confidence_columns(score: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    if count == 1:
+        return -score[:, None]
+    inside = np.clip(score, 1e-16, 1.0)
+    return np.column_stack([-np.log(inside), np.log(np.maximum(1 - inside, 1e-16))])
+
+
+def fit_confidence(score: NDArray[np.float64], errors: NDArray[np.int8], workers: Workers) -> Confidence:
+    """Fit the curve to labelled units, some of them wrong and some right."""
+    bounded = float(score.min()) >= 0 and float(score.max()) <= 1
+    columns = _confidence_columns(score, 2 if bounded else 1)
+    found = fit_logistic(columns, errors, np.ones(len(score)), c=1.0, workers=workers)
+    if (found.coefficients < 0).any():
+        best = int(np.argmax(found.coefficients))
+        one = fit_logistic(columns[:, [best]], errors, np.ones(len(score)), c=1.0, workers=workers)
+        slopes = np.zeros(columns.shape[1])
+        # A score that points the wrong way still ranks as it does.
+        slopes[best] = max(float(one.coefficients[0]), _LEAST_SLOPE)
+        found = Logistic(slopes, one.intercept, found.mean, found.scale)
+    return Confidence(found)
 
 
 @dataclass(frozen=True)
@@ -50,7 +87,7 @@ class ErrorModel:
         trees: The boosted trees, None where the published score is the baseline or a constant.
         linear: The logistic regression on the same columns.
         platt: Calibration of the mean of both log-odds.
-        isotonic: Baseline risk from the largest softmax probability, None where it is constant.
+        confidence: Baseline risk from the largest softmax probability, None where it is constant.
         constant: (E + 1) / (n + 2).
         source: What `error_proba` is: "cse", "msp_isotonic" or "constant".
     """
@@ -58,15 +95,13 @@ class ErrorModel:
     trees: Any
     linear: Logistic | None
     platt: Logistic | None
-    isotonic: Any
+    confidence: Confidence | None
     constant: float
     source: str
 
     def baseline(self, msp: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N,) risk a monitor of the softmax confidence would see."""
-        if self.isotonic is None:
-            return np.full(len(msp), self.constant)
-        return np.asarray(self.isotonic.predict(msp), dtype=np.float64)
+        return np.full(len(msp), self.constant) if self.confidence is None else self.confidence.risk(msp)
 
     def error_proba(self, columns: NDArray[np.float32], msp: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N,) error probability of units with all columns of the estimator."""
@@ -86,7 +121,7 @@ class ErrorProbability:
 
     Attributes:
         error_proba: (N,) float64 estimated probability of being wrong.
-        baseline_risk: (N,) float64 cross-fitted isotonic risk of the largest softmax probability.
+        baseline_risk: (N,) float64 calibrated risk of the largest softmax probability.
         source: "cse", "msp_isotonic" (guard or too few errors) or "constant" (no errors, or nothing but
             errors).
         reason: Why it is not "cse"; empty where it is.
@@ -135,14 +170,11 @@ def estimate_errors(
         flat = np.full(len(msp), constant)
         reason = f"{what} among {len(known)} labelled units"
         return ErrorProbability(flat, flat.copy(), CONSTANT, reason, float("nan"), model)
-    baseline = np.mean([_isotonic_risk(inputs, msp, fold, constant) for fold in folds], axis=0)
-    isotonic = _isotonic(msp[known], inputs.errors[known])
-    if unlabelled:
-        rest = inputs.errors < 0
-        baseline[rest] = isotonic.predict(msp[rest])
+    confidence = fit_confidence(msp[known], inputs.errors[known], workers)
+    baseline = confidence.risk(msp)
     if min(wrong, right) < MINIMUM:
         reason = f"{wrong} wrong and {right} right units: {MINIMUM} of each are needed"
-        model = ErrorModel(None, None, None, isotonic, constant, MSP_ISOTONIC)
+        model = ErrorModel(None, None, None, confidence, constant, MSP_ISOTONIC)
         return ErrorProbability(baseline.copy(), baseline, MSP_ISOTONIC, reason, float("nan"), model)
     raw = _cross_fit(inputs, folds, workers)
     calibrated = [_platt(z, inputs, fold, workers) for z, fold in zip(raw, folds, strict=True)]
@@ -152,7 +184,7 @@ def estimate_errors(
     reason = "" if source == CSE else f"log-loss not significantly below the softmax baseline's (z = {z:.2f})"
     full: ErrorModel | None = None
     if with_model or unlabelled:
-        full = _full_model(inputs, raw, isotonic, constant, source, workers)
+        full = _full_model(inputs, raw, confidence, constant, source, workers)
     if unlabelled:
         rows = np.flatnonzero(inputs.errors < 0)
         assert full is not None
@@ -168,8 +200,7 @@ def guard(
 ) -> float:
     """Paired z of the log-loss of the baseline over that of the estimate, above 0 = the estimate wins.
 
-    Probabilities are held within [1 / (n + 2), 1 - 1 / (n + 2)]: an isotonic 0 would else cost infinitely
-    much.
+    Probabilities are held within [1 / (n + 2), 1 - 1 / (n + 2)], as far as n units can tell them.
     """
     edge = 1 / (len(errors) + 2)
     p, b = (np.clip(value, edge, 1 - edge) for value in (proba, baseline))
@@ -181,22 +212,6 @@ def guard(
     # Sums over groups of unequal size: the ratio estimator's variance, centred at the mean gain of a unit.
     spread = np.sqrt((((by_group - size * gain.mean()) ** 2)[size > 0]).sum())
     return float(gain.sum() / spread) if spread > 0 else 0.0
-
-
-def _isotonic(msp: NDArray[np.float64], errors: NDArray[np.int8]) -> Any:
-    return IsotonicRegression(y_min=0, y_max=1, increasing=False, out_of_bounds="clip").fit(msp, errors)
-
-
-def _isotonic_risk(
-    inputs: StackInputs, msp: NDArray[np.float64], folds: NDArray[np.int8], constant: float
-) -> NDArray[np.float64]:
-    risk = np.full(len(msp), constant)
-    known = inputs.base_rows
-    for fold in range(FOLDS):
-        train, test = known[folds[known] != fold], known[folds[known] == fold]
-        if len(train) and len(test):
-            risk[test] = _isotonic(msp[train], inputs.errors[train]).predict(msp[test])
-    return risk
 
 
 def _cross_fit(
@@ -306,19 +321,19 @@ def _fit_platt(z: NDArray[np.float64], errors: NDArray[np.int8], workers: Worker
 def _full_model(
     inputs: StackInputs,
     raw: list[NDArray[np.float64]],
-    isotonic: Any,
+    confidence: Confidence,
     constant: float,
     source: str,
     workers: Workers,
 ) -> ErrorModel:
     if source != CSE:
-        return ErrorModel(None, None, None, isotonic, constant, source)
+        return ErrorModel(None, None, None, confidence, constant, source)
     rows, weight = capped(inputs.errors, inputs.base_rows, len(SALTS) * FOLDS)
     trees, linear = _fit_pair(_columns(inputs, rows, None, -1), inputs.errors[rows], weight, workers)
     known = inputs.base_rows
     # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
     platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], workers)
-    return ErrorModel(trees, linear, platt, isotonic, constant, source)
+    return ErrorModel(trees, linear, platt, confidence, constant, source)
 
 
 def _score_new(

@@ -82,7 +82,7 @@ def analysis_notes(split: Split, analysis: SplitAnalysis) -> list[str]:
     if estimate.source == "constant":
         made.append(f"error_proba is the same for every unit: {estimate.reason}")
     elif estimate.source != "cse":
-        made.append(f"error_proba is the isotonic risk of the softmax confidence: {estimate.reason}")
+        made.append(f"error_proba is the calibrated risk of the softmax confidence: {estimate.reason}")
     if min(split.errors, split.labeled - split.errors) < REFERENCE_MINIMUM:
         made.append(
             f"{split.errors} wrong and {split.labeled - split.errors} right units are few: thresholds from "

@@ -23,12 +23,9 @@ from mld_core.evaluation.codes.categories import Flags, projected
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import SplitArrays
-from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Density, ambiguity_of, density_of
-from mld_core.evaluation.space.layers import close_classes
+from mld_core.evaluation.space.cells import Density, density_of, rate_at_most
+from mld_core.evaluation.space.layers import count_labels
 from mld_core.evaluation.space.neighbourhood import K_GRID, Nearest, look
-from mld_core.evaluation.statistics.blocks import spans
-
-_CELLS = 2**22
 
 
 class Projection(UnitAnswers):
@@ -72,7 +69,9 @@ def project_units(
         inputs = _inputs(work, fitted, around, points)
         proba = score_units(model, fitted.inputs, inputs, work.scores.msp)
         density = _density(around, fitted, reference.used.pi)
-        tie, a, close = _labels(around, fitted, arrays.n_class, pool)
+        view, close = count_labels(around, fitted.labels, arrays.n_class, arrays.rows, pool)
+        base_errors = fitted.inputs.errors[fitted.inputs.base_rows]
+        frequent = rate_at_most(around, base_errors, view.k)
     risk_low = reference.reference.bins.lower_bound(proba)
     baseline = model.baseline(work.scores.msp)
     used = reference.used
@@ -81,7 +80,7 @@ def project_units(
         density.low > used.t2,
         risk_low > used.t2,
         baseline <= used.t2,
-        tie & (density.low <= a),
+        view.mixed & view.tie & (density.low <= view.explained) & (view.a <= frequent),
         proba <= used.t1,
     )
     return Projection(
@@ -134,20 +133,3 @@ def _density(around: Nearest, fitted: Fitted, pi: float) -> Density:
     errors = fitted.inputs.errors[fitted.inputs.base_rows].astype(np.float32)
     total, count = around.sums(errors, (k,))
     return density_of(total[:, 0], count[:, 0], k, m, pi)
-
-
-def _labels(
-    around: Nearest, fitted: Fitted, n_class: int, workers: Workers
-) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int32]]:
-    rows = len(around.index)
-    tie, a = np.empty(rows, np.bool_), np.empty(rows, np.float32)
-    close = np.empty((rows, 4), np.int32)
-    k = max(fitted.density.k, MINIMUM_AMBIGUITY_K)
-
-    def one(span: slice) -> None:
-        counts = around.label_counts(fitted.labels, n_class, k, np.arange(span.start, span.stop))
-        made = ambiguity_of(counts)
-        tie[span], a[span], close[span] = made.tie, made.a, close_classes(counts)
-
-    workers.each(one, spans(rows, max(64, _CELLS // n_class)))
-    return tie, a, close

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 CATEGORIES = (
     "stable_coverage",
@@ -21,6 +22,8 @@ CATEGORIES = (
     "aleatoric_hotspot",
 )
 """Names by number, in the order of the public summary."""
+
+LEVEL = 0.05
 
 STABLE, OPERATIONAL, HOTSPOT, RECESSIVE, CRITICAL, ALEATORIC = range(6)
 
@@ -64,7 +67,8 @@ class Thresholds:
     Attributes:
         pi: (E + 1) / (n + 2) of the reference split.
         t2: min(pi, 1/2), or the user's `risk_tolerance`.
-        t1: Error rate of the reference units whose error probability is at most t2.
+        t1: 95 % upper bound of the error rate of the reference units whose error probability is at most t2,
+            itself at most t2; 0 where they are too few to hold it under t2 or 5 %, and no unit is safe.
         risk_tolerance: The user's value, or None.
         reference: Name of the reference split.
     """
@@ -107,7 +111,9 @@ def thresholds(
     pi = float((wrong.sum() + 1) / (len(errors) + 2))
     t2 = min(pi, 0.5) if risk_tolerance is None else float(risk_tolerance)
     below = proba <= t2
-    t1 = float(wrong[below].mean()) if below.any() else 0.0
+    # A share of none wrong among few says little: what is called safe is so by an upper bound.
+    bound = float(betaincinv(wrong[below].sum() + 0.5, (~wrong[below]).sum() + 0.5, 1 - LEVEL))
+    t1 = min(bound, t2) if bound <= max(t2, LEVEL) else 0.0
     return Thresholds(pi, t2, t1, risk_tolerance, reference)
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv
 
 from mld_core.evaluation.space.neighbourhood import K_GRID, Neighbourhood
+from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
 
 ALPHA = 0.05
 M_GRID = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, float("inf"))
-MINIMUM_AMBIGUITY_K = 32
+AMBIGUITY_KS = (8, 16, 32)
+"""Neighbours whose labels are compared: the most that half of the smaller of the two classes still has.
+
+Of fewer than five even the same label throughout would not tell one class from two.
+"""
+
 _TIE = 1e-9
 
 
@@ -160,43 +168,112 @@ class Ambiguity:
     """The two most frequent labels around a unit in one layer.
 
     Attributes:
+        k: (N,) int64 neighbours that were compared: at most 32, and at most half the smaller of the two
+            classes; 0 where a class is too small for any: nothing is said of such a unit.
         a: (N,) float32 share of neighbours that do not carry the most frequent label.
-        tie: (N,) the two lead a majority and neither is significantly ahead.
+        second: (N,) float32 neighbours that carry the second label.
+        explained: (N,) float32 error rate of whoever tosses a coin between the two: of the larger half `a`
+            alone would be too little.
+        tie: (N,) the two hold significantly more than half and neither is significantly ahead of the other.
         rejected: (N,) one is significantly ahead of the other.
         first: (N,) most frequent label, smallest on a tie; -1 where nobody is near.
         majority: (N,) the two together hold more than half.
     """
 
+    k: NDArray[np.int64]
     a: NDArray[np.float32]
+    second: NDArray[np.float32]
+    explained: NDArray[np.float32]
     tie: NDArray[np.bool_]
     rejected: NDArray[np.bool_]
     first: NDArray[np.int64]
     majority: NDArray[np.bool_]
 
+    @property
+    def mixed(self) -> NDArray[np.bool_]:
+        """(N,) the second label is significantly more frequent than it is around the units of this split.
 
-def ambiguity_of(counts: NDArray[np.floating]) -> Ambiguity:
-    """Ambiguity from (N, K) label counts, which may be sums of soft labels.
+        Where the layer knows nothing of the labels every surrounding is as mixed as the class sizes make it,
+        and none stands out.
+        """
+        share = float((self.second / np.maximum(self.k, 1))[self.k > 0].mean()) if self.k.any() else 0.0
+        p = binomial_upper(self.second.astype(np.float64), self.k.astype(np.float64), share)
+        return benjamini_hochberg(np.where((self.k > 0) & (self.second > 0), p, np.nan))
+
+
+LabelCounts = Callable[[int, NDArray[np.int64]], NDArray[np.float32]]
+"""(len(rows), K) labels among the nearest k of some rows."""
+
+
+def ambiguity_of(counted: LabelCounts, sizes: NDArray[Any], rows: NDArray[np.int64]) -> Ambiguity:
+    """Ambiguity of some units from the labels around them, which may be sums of soft labels.
 
     The test is the upper tail P(X >= n1) of Binomial(n1 + n2, 1/2), as the incomplete beta function
     I_1/2(n1, n2 + 1), which is the same for whole counts and continues it to soft ones.
 
+    Args:
+        counted: Counts the labels of the nearest k of some rows.
+        sizes: (K,) units of each class.
+        rows: The units asked about.
+
     Example:
-        >>> made = ambiguity_of(np.array([[16, 14, 2], [30, 2, 0], [8, 6, 7]]))
+        >>> table = np.array([[16, 14, 2], [30, 2, 0], [12, 9, 11]])
+        >>> made = ambiguity_of(lambda k, rows: table[rows], np.full(3, 64), np.arange(3))
         >>> made.tie.tolist(), made.first.tolist()
         ([True, False, True], [0, 0, 0])
     """
+    counts = counted(AMBIGUITY_KS[-1], rows)
+    k = _own_k(counts, sizes)
+    for fewer in AMBIGUITY_KS[:-1]:
+        some = np.flatnonzero(k == fewer)
+        if len(some):
+            counts[some] = counted(fewer, rows[some])
+    # Among fewer neighbours another, smaller class may lead.
+    k[_own_k(counts, sizes) < k] = 0
+    first, n1, _, n2 = _leading(counts)
     size = counts.sum(axis=1)
-    here = np.arange(len(counts))
-    first = counts.argmax(axis=1)
-    n1 = counts[here, first].astype(np.float64)
-    if counts.shape[1] > 1:
-        rest = counts.copy()
-        rest[here, first] = -1
-        n2 = rest.max(axis=1).astype(np.float64)
-    else:
-        n2 = np.zeros(len(counts))
     tail = np.where(n1 > 0, betainc(np.maximum(n1, 1e-9), n2 + 1, 0.5), 1.0)
-    close = tail > ALPHA
+    close, said = tail > ALPHA, k > 0
     majority = n1 + n2 > size / 2
-    a = 1 - n1 / np.maximum(size, 1)
-    return Ambiguity(a.astype(np.float32), close & majority, ~close, np.where(size > 0, first, -1), majority)
+    # Of many labels at random two may hold a majority by chance: those are no pair.
+    pair = np.where(n1 + n2 > 0, betainc(np.maximum(n1 + n2, 1e-9), size - n1 - n2 + 1, 0.5), 1.0) <= ALPHA
+    return Ambiguity(
+        k,
+        (1 - n1 / np.maximum(size, 1)).astype(np.float32),
+        n2.astype(np.float32),
+        (1 - (n1 + n2) / np.maximum(2 * size, 1)).astype(np.float32),
+        close & pair & said & (n2 > 0),
+        ~close & said,
+        np.where(size > 0, first, -1),
+        majority | ~said,
+    )
+
+
+def _leading(counts: NDArray[np.floating]) -> tuple[NDArray[np.int64], Any, NDArray[np.int64], Any]:
+    """The most frequent label of each row, its count, and the same of the second one."""
+    here, first = np.arange(len(counts)), counts.argmax(axis=1)
+    n1 = counts[here, first].astype(np.float64)
+    if counts.shape[1] == 1:
+        return first, n1, first, np.zeros(len(counts))
+    rest = counts.copy()
+    rest[here, first] = -1
+    second = rest.argmax(axis=1)
+    return first, n1, second, rest[here, second].astype(np.float64)
+
+
+def _own_k(counts: NDArray[np.floating], sizes: NDArray[Any]) -> NDArray[np.int64]:
+    """(N,) the largest of `AMBIGUITY_KS` that is at most half the smaller of the two leading classes."""
+    first, _, second, n2 = _leading(counts)
+    smaller = np.where(n2 > 0, np.minimum(sizes[first], sizes[second]), sizes[first])
+    place = np.searchsorted(AMBIGUITY_KS, smaller / 2, side="right")
+    return np.append(0, AMBIGUITY_KS)[place].astype(np.int64)
+
+
+def rate_at_most(
+    around: Neighbourhood, base_errors: NDArray[np.integer], k: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(N,) 95 % upper bound of the error rate among its own number of neighbours; 1 where that is 0."""
+    total, count = around.sums(base_errors.astype(np.float32), AMBIGUITY_KS)
+    place, here = np.searchsorted(AMBIGUITY_KS, np.maximum(k, AMBIGUITY_KS[0])), np.arange(len(k))
+    wrong, size = total[here, place].astype(np.float64), count[here, place].astype(np.float64)
+    return np.where(k > 0, beta_quantile(wrong + 0.5, size - wrong + 0.5, 1 - ALPHA), 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import SplitArrays
-from mld_core.evaluation.space.cells import MINIMUM_AMBIGUITY_K, Ambiguity, ambiguity_of
+from mld_core.evaluation.space.cells import AMBIGUITY_KS, Ambiguity, ambiguity_of
 from mld_core.evaluation.space.neighbourhood import Nearest, Neighbourhood, Surroundings, look
 from mld_core.evaluation.space.neighbours import Base, make_base
 from mld_core.evaluation.statistics.blocks import spans
@@ -60,30 +59,25 @@ def look_at_layers(
     around: Surroundings,
     groups: NDArray[np.int64],
     known: NDArray[np.int64],
-    k: int,
     workers: Workers,
 ) -> LayerView:
-    """Count the labels of the max(k, 32) nearest labelled units in each layer's own 32 coordinates.
+    """Count the labels of the nearest labelled units, 32 at most, in each layer's own 32 coordinates.
 
     Where one layer is recorded the pooled neighbours are its neighbours: no second search. With cells in
     place of neighbours (above five million units) the pooled cells stand for every layer.
     """
-    wide = max(k, MINIMUM_AMBIGUITY_K)
-    close = np.full((arrays.rows, LISTED), -1, np.int32)
-
-    def keep(rows: NDArray[np.int64], counts: NDArray[np.float32]) -> None:
-        close[rows] = close_classes(counts)
-
-    pooled = count_labels(arrays, around.around, known, wide, workers, keep)
+    labels = arrays.labels[known]
+    soft = None if arrays.soft_labels is None else _soft_weights(arrays, known)
+    pooled, close = count_labels(around.around, labels, arrays.n_class, arrays.rows, workers, soft)
     if len(fitted.names) == 1 or around.base is None:
         return LayerView((pooled,), pooled, close)
     made = []
+    wide = AMBIGUITY_KS[-1]
     for name in fitted.names:
         points = space.project(fitted, arrays.layers, workers, layer=name)
-        own = look(
-            points, groups, _layer_base(points, groups, known, wide, around.base, workers), wide, workers
-        )
-        made.append(count_labels(arrays, own, known, wide, workers))
+        base = _layer_base(points, groups, known, wide, around.base, workers)
+        own = look(points, groups, base, wide, workers)
+        made.append(count_labels(own, labels, arrays.n_class, arrays.rows, workers, soft)[0])
     return LayerView(tuple(made), pooled, close)
 
 
@@ -103,34 +97,37 @@ def _layer_base(
 
 
 def count_labels(
-    arrays: SplitArrays,
     around: Neighbourhood | Nearest,
-    known: NDArray[np.int64],
-    k: int,
+    labels: NDArray[np.int64],
+    n_class: int,
+    rows: int,
     workers: Workers,
-    also: Callable[[NDArray[np.int64], NDArray[np.float32]], None] | None = None,
-) -> Ambiguity:
-    """Ambiguity of every unit from the labels, or soft labels, of its `k` nearest labelled units."""
-    rows, n_class = arrays.rows, arrays.n_class
-    a, first = np.empty(rows, np.float32), np.empty(rows, np.int64)
-    tie, rejected, majority = (np.empty(rows, np.bool_) for _ in range(3))
-    labels = arrays.labels[known]
-    soft = None if arrays.soft_labels is None else _soft_weights(arrays, known)
+    soft: NDArray[np.float32] | None = None,
+) -> tuple[Ambiguity, NDArray[np.int32]]:
+    """Ambiguity of every unit from the labels, or soft labels, around it, and the classes close to it.
 
-    def one(span: slice) -> None:
-        here = np.arange(span.start, span.stop)
+    Args:
+        around: Surroundings of `rows` units among M labelled ones.
+        labels: (M,) labels.
+        n_class: Number of classes.
+        rows: Number of units.
+        workers: Open pool.
+        soft: (M, K) label distributions that stand for the labels, or None.
+    """
+    sizes = np.bincount(labels[labels >= 0], minlength=n_class) if soft is None else soft.sum(axis=0)
+
+    def counted(k: int, of: NDArray[np.int64]) -> NDArray[np.float32]:
         if soft is None:
-            counts = around.label_counts(labels, n_class, k, here)
-        else:
-            counts = around.mixed_counts(soft, k, here)
-        made = ambiguity_of(counts)
-        a[span], first[span], tie[span] = made.a, made.first, made.tie
-        rejected[span], majority[span] = made.rejected, made.majority
-        if also is not None:
-            also(here, counts)
+            return around.label_counts(labels, n_class, k, of)
+        return around.mixed_counts(soft, k, of)
 
-    workers.each(one, spans(rows, max(64, _CELLS // n_class)))
-    return Ambiguity(a, tie, rejected, first, majority)
+    def one(span: slice) -> tuple[Ambiguity, NDArray[np.int32]]:
+        here = np.arange(span.start, span.stop)
+        return ambiguity_of(counted, sizes, here), close_classes(counted(AMBIGUITY_KS[-1], here))
+
+    parts = list(workers.map(one, spans(rows, max(64, _CELLS // n_class))))
+    columns = zip(*(vars(part).values() for part, _ in parts), strict=True)
+    return Ambiguity(*map(np.concatenate, columns)), np.concatenate([close for _, close in parts])
 
 
 def _soft_weights(arrays: SplitArrays, known: NDArray[np.int64]) -> NDArray[np.float32]:

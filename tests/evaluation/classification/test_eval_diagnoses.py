@@ -31,10 +31,17 @@ def diagnose(evidence):
     return diagnosis.diagnose(DIAGNOSES, evidence)
 
 
+def ambiguity(n, **changes):
+    """One label throughout, no tie and nothing rejected; a test changes what it is about."""
+    none, no = np.zeros(n, np.float32), np.zeros(n, bool)
+    plain = Ambiguity(np.full(n, 32), none, none, none, no, no, np.zeros(n, np.int64), ~no)
+    return replace(plain, **changes)
+
+
 def make_evidence(n=8, **changes):
     """Right, confident, unremarkable units; a test changes what it is about."""
     no = np.zeros(n, bool)
-    plain = Ambiguity(np.zeros(n, np.float32), no, ~no, np.zeros(n, np.int64), ~no)
+    plain = ambiguity(n, rejected=~no)
     made = Evidence(
         labels=np.zeros(n, np.int64),
         prediction=np.zeros(n, np.int64),
@@ -154,10 +161,9 @@ def test_duplicates_and_leakage_by_hash():
 
 
 def test_isolated_errors_boundary_and_head():
-    no = np.zeros(8, bool)
     first = np.array([0, 0, 5, 0, 0, 0, 0, 0])
     rejected = np.array([True, False, True, True, True, True, True, True])
-    near = Ambiguity(np.zeros(8, np.float32), no, rejected, first, ~no)
+    near = ambiguity(8, rejected=rejected, first=first)
     e = make_evidence(
         errors=wrong_at(0, 1, 2, 3),
         prediction=np.array([1, 1, 1, 2, 0, 0, 0, 0]),
@@ -177,10 +183,8 @@ def test_isolated_errors_boundary_and_head():
 def test_collapse_against_uninformative_input():
     no = np.zeros(8, bool)
     has, lacks = ~no, no
-    early = Ambiguity(
-        np.zeros(8, np.float32), no, no, np.zeros(8, np.int64), np.where(np.arange(8) < 4, has, lacks)
-    )
-    late = Ambiguity(np.zeros(8, np.float32), no, no, np.zeros(8, np.int64), lacks)
+    early = ambiguity(8, majority=np.where(np.arange(8) < 4, has, lacks))
+    late = ambiguity(8, majority=lacks)
     e = make_evidence(layers=(early, late), flags=flags(dense=[0, 1, 6]))
     found = diagnose(e)
     assert rows_of(found, "C12") == [0, 1]

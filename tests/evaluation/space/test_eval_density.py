@@ -83,6 +83,13 @@ def test_risk_bins_frozen():
 FROZEN_P_LO = [0.0001, 0.0001, 0.7689]
 
 
+def ambiguity(counts, sizes=None):
+    """Of the same counts whatever the number of neighbours."""
+    table = np.asarray(counts, float)
+    many = np.full(table.shape[1], 1_000.0) if sizes is None else np.asarray(sizes, float)
+    return ambiguity_of(lambda k, rows: table[rows].copy(), many, np.arange(len(table)))
+
+
 @pytest.mark.parametrize(("wrong", "n", "bins"), [(0, 50, 2), (5, 50, 2), (35, 100, 3), (900, 2_000, 20)])
 def test_number_of_bins(wrong, n, bins):
     errors = (np.arange(n) < wrong).astype(np.int8)
@@ -96,26 +103,51 @@ def test_equal_scores_share_a_bin():
 
 def test_ambiguity_needs_a_tie_that_holds_a_majority():
     counts = np.array([[16, 14, 2, 0], [24, 8, 0, 0], [8, 7, 9, 8], [32, 0, 0, 0], [0, 0, 0, 0]], float)
-    made = ambiguity_of(counts)
-    assert made.tie.tolist() == [True, False, True, False, False]
+    made = ambiguity(counts)
+    # 17 of 32 are a majority, but four labels at random make as much of one.
+    assert made.tie.tolist() == [True, False, False, False, False]
     assert made.rejected.tolist() == [False, True, False, True, False]
     assert made.majority.tolist() == [True, True, True, True, False]
     assert made.first.tolist() == [0, 0, 2, 0, -1]
     assert made.a[:2].tolist() == [0.5, 0.25]
     tail = stats.binom.sf(23, 32, 0.5)
     assert tail < 0.05
-    assert not ambiguity_of(np.array([[8.0, 7, 8, 9]])[:, [0, 1, 2, 3]] * 1.0).rejected[0]
+    assert not ambiguity([[8.0, 7, 8, 9]]).rejected[0]
+
+
+def test_of_a_small_class_fewer_neighbours_are_compared():
+    """12 units of two classes each: of 32 neighbours most must be others, of 6 none need be."""
+    near = np.array([0] * 11 + [1] * 12 + [2] * 9)
+
+    def counted(k, rows):
+        return np.bincount(near[:k], minlength=3)[None].repeat(len(rows), axis=0).astype(np.float32)
+
+    small = ambiguity_of(counted, np.array([12, 12, 40]), np.arange(2))
+    assert small.k.tolist() == [0, 0]
+    assert not small.tie.any()
+    assert small.majority.all()
+    middle = ambiguity_of(counted, np.array([20, 20, 40]), np.arange(2))
+    assert middle.k.tolist() == [8, 8]
+    assert middle.rejected.all()
+    large = ambiguity_of(counted, np.array([64, 64, 64]), np.arange(2))
+    assert large.tie.all()
+
+
+def test_mixed_is_what_stands_out_of_the_split():
+    pure, halves = [32.0, 0], [17.0, 15]
+    assert ambiguity([pure] * 300 + [halves] * 5).mixed.tolist() == [False] * 300 + [True] * 5
+    assert not ambiguity([halves] * 300).mixed.any()
 
 
 def test_soft_labels_count_as_fractions():
-    hard = ambiguity_of(np.array([[10.0, 9.0, 1.0]]))
-    soft = ambiguity_of(np.array([[10.2, 9.1, 0.7]]))
+    hard = ambiguity([[10.0, 9.0, 1.0]])
+    soft = ambiguity([[10.2, 9.1, 0.7]])
     assert hard.tie[0]
     assert soft.tie[0]
 
 
 def test_one_class_is_never_ambiguous():
-    made = ambiguity_of(np.array([[32.0]]))
+    made = ambiguity([[32.0]])
     assert not made.tie[0]
     assert made.a[0] == 0
 

@@ -1,0 +1,111 @@
+"""Answers that hold on data the fault suite does not know: healthy models, small classes, perfect splits."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mld_core.evaluation.analysis.analysis import analyse
+from mld_core.evaluation.codes.categories import OPERATIONAL, STABLE
+from mld_core.evaluation.diagnoses import BY_CODE
+from mld_core.evaluation.metrics.classification import auroc
+from mld_core.evaluation.space.arrays import SplitArrays
+
+
+def _sibling(name):
+    """A module of this folder, which is no package, loaded by path once."""
+    spec = importlib.util.spec_from_file_location(f"mld_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    return sys.modules.get(spec.name) or _loaded(spec)
+
+
+def _loaded(spec):
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
+    return sys.modules[spec.name]
+
+
+strangers = _sibling("strangers")
+QUICK = strangers.QUICK
+SIZES = [(10, 60), (100, 50), (40, 10), (10, 5), (1, 5)]
+
+
+@pytest.mark.parametrize(("n_class", "per_class"), SIZES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_model_that_is_right_gets_no_alarming_advice(n_class, per_class, seed):
+    made = analyse(strangers.healthy(n_class, per_class, seed), options=QUICK)
+    assert made.diagnoses.counts["C02"] == 0
+    assert made.diagnoses.counts["C13"] == 0
+    grave = {code for code, count in made.diagnoses.counts.items() if count and BY_CODE[code].severity >= 3}
+    assert grave == set()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_labels_that_tie_are_still_found(seed):
+    """Two of six classes are one cloud: which of the two a label says is a coin's toss."""
+    arrays = strangers.healthy(6, 150, seed)
+    rng = np.random.default_rng(seed)
+    labels = arrays.labels.copy()
+    both = labels < 2
+    labels[both] = rng.integers(0, 2, both.sum())
+    features = arrays.features["features"].copy()
+    cloud = features[arrays.labels == 0]
+    features[both] = cloud[rng.integers(0, len(cloud), both.sum())] + rng.normal(size=(both.sum(), 16)) * 0.3
+    logits = arrays.logits.copy()
+    logits[both, :2] = 7 + rng.normal(size=(both.sum(), 2)) * 0.3
+    made = analyse(SplitArrays(logits, labels, {"features": features.astype(np.float32)}), options=QUICK)
+    found = made.diagnoses.masks["C02"]
+    assert found[both].mean() > 0.5
+    assert found[~both].mean() < 0.01
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_layer_that_knows_nothing_makes_no_label_ambiguous(seed):
+    arrays = strangers.at_chance(strangers.recorded("digits", seed)[0], seed)
+    assert analyse(arrays, options=QUICK).diagnoses.counts["C02"] <= 0.005 * arrays.rows
+
+
+@pytest.mark.parametrize(("n_class", "per_class"), [(10, 60), (100, 20), (3, 40)])
+def test_a_perfect_split_is_stable(n_class, per_class):
+    made = analyse(strangers.healthy(n_class, per_class, 0), options=QUICK)
+    assert (made.category == STABLE).all()
+
+
+def test_five_units_without_an_error_are_too_few_to_be_called_stable():
+    made = analyse(strangers.healthy(1, 5, 0), options=QUICK)
+    assert (made.category == OPERATIONAL).all()
+
+
+@pytest.mark.parametrize("name", ["wine", "cancer", "digits"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_fall_back_ranks_as_the_softmax_confidence_does(name, seed):
+    arrays, _ = strangers.recorded(name, seed, kind="linear", train=False)
+    # So few wrong ones that the estimator itself does not run.
+    wrong = np.flatnonzero(arrays.logits.argmax(axis=1) != arrays.labels)
+    labels = arrays.labels.copy()
+    labels[wrong[25:]] = -1
+    made = analyse(replace(arrays, labels=labels), options=QUICK)
+    known = made.errors >= 0
+    if not 0 < (made.errors == 1).sum() < known.sum():
+        pytest.skip("the model makes no errors on this half")
+    assert made.estimate.source == "msp_isotonic"
+    errors = made.errors[known] == 1
+    assert auroc(made.error_proba[known], errors) == auroc(1 - made.msp[known], errors)
+    order = np.argsort(made.msp, kind="stable")
+    distinct = np.diff(made.msp[order]) > 1e-9
+    assert (np.diff(made.error_proba[order])[distinct] < 0).all()
+    assert made.error_proba.min() > 0
+
+
+def test_a_confidence_that_points_the_wrong_way_is_not_turned_round():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400)
+    logits = np.zeros((400, 3), np.float32)
+    sure = rng.random(400) * 4
+    wrong = rng.random(400) < 0.06 * sure / sure.mean()
+    logits[np.arange(400), (labels + wrong) % 3] = sure + 0.5
+    made = analyse(SplitArrays(logits, labels), options=replace(QUICK, salts=("0",)))
+    if made.estimate.source == "msp_isotonic":
+        assert auroc(made.error_proba, made.errors == 1) == auroc(1 - made.msp, made.errors == 1)
