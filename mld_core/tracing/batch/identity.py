@@ -70,6 +70,8 @@ def as_id_list(ids: Any) -> list[str]:
         return [_as_id(value) for value in np.atleast_1d(ids).tolist()]
     if not hasattr(ids, "__len__") or not hasattr(ids, "__iter__"):
         raise ValueError(f"ids are a {type(ids).__name__}: {_FIX}")
+    if set(map(type, ids)) == {str}:  # the usual case, without a call for each
+        return list(ids)
     return [_as_id(value) for value in ids]
 
 
