@@ -281,3 +281,21 @@ def test_limits_of_each_class_are_not_the_frames(tmp_path: Path, monkeypatch: An
             assert samples.cap_hit.tolist() == [capped] * 2
             assert (samples.n_detections.min() > 300) == (most == 300)
         assert Store(tmp_path).run_info(RunKey("net", version))["max_detections_of"] == "class"
+
+
+def test_points_of_one_tensor_are_frames() -> None:
+    """(B, N, 4): as many points in every frame."""
+    least = min(len(cloud) for cloud in clouds(2))
+    listed = [cloud[:least] for cloud in clouds(2)]
+    for version, given in (("v", listed), ("tensor", torch.stack(listed))):
+        tracer = ObjectDetection3DTracer(OwnDetector(), "net", version, score_thresh=0.0)
+        tracer(given, [truth(1), truth(2)], ["a", "b"], "val", 0)
+        tracer.wait_for_save(0)
+        assert not tracer.guard.problems, tracer.guard.tracebacks
+    one, other = (load("net", version).to_pandas() for version in ("v", "tensor"))
+    assert one.input_hash.tolist() == other.input_hash.tolist()
+    assert other.n_detections.tolist() == [4, 4]
+    assert other.n_truths.tolist() == [1, 2]
+    model = mm.FakeNewDetector(mm.FakeCenterHead()).eval()  # of a framework: called as with a list
+    with pytest.raises(ValueError, match="bare points need"):
+        ObjectDetection3DTracer(model, "net", "framework")(torch.stack(listed), None, ["a", "b"], "val", 0)

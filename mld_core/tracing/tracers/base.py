@@ -354,6 +354,13 @@ class TrainingTracer(TorchTracer):
         n_epoch = epoch_number(n_epoch)
         check_traced(n_epoch, self._traced)
         session = self.recorder.session
+        epochs = sorted({key[1] for key in self._open if key[1] is not None})
+        if n_epoch is None and epochs:
+            self.guard.tell_once(
+                "wait without epoch",
+                f"wait_for_save() without n_epoch seals every open pass, here those of epochs {epochs}. To "
+                "seal one epoch's, give the same n_epoch as the calls did.",
+            )
         for key in [k for k in self._open if n_epoch is None or k[1] == n_epoch]:
             self._close_pass(key, seal=True)
         if session is not None:

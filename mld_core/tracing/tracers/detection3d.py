@@ -40,9 +40,10 @@ class ObjectDetection3DTorchTracer(DetectionTorchTracer):
 class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetection3DTorchTracer):
     """Records a 3D detector's final boxes, logits, features and the true boxes, in one's own loop.
 
-    `model_input` of a call: a cloud (N, 4+), a list of them, `{"points", "img"?, "img_metas"?}`, or the
-    framework's own batch (then its true boxes are read where `ground_truth` is None). Ground truth: a list of
-    `{"boxes_3d", "labels_3d", "velocities"?}`, a dict of such lists, or the framework's own form.
+    `model_input` of a call: a cloud (N, 4+), a list or a tensor (B, N, 4+) of them,
+    `{"points", "img"?, "img_metas"?}`, or the framework's own batch (then its true boxes are read where
+    `ground_truth` is None). Ground truth: a list of `{"boxes_3d", "labels_3d", "velocities"?}`, a dict of such
+    lists, or the framework's own form.
 
     Every frame is run once, in the order given: detectors with a memory stay right. Detectors that take one
     frame at a time (MIT BEVFusion, StreamPETR, BEVFormer) get the clouds of a list one by one.
@@ -125,13 +126,13 @@ class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetect
         super()._parse_and_save_io_data(model_input, model_output, ground_truth, **kwargs)
 
     def _inputs(self, model_input: Any) -> Any:
-        return modalities(model_input)
+        return modalities(_clouds(model_input) if isinstance(model_input, Tensor) else model_input)
 
 
 def _clouds(model_input: Any) -> list[Tensor] | None:
     """The clouds of bare input, one per frame; None where it is a framework's own batch."""
     if isinstance(model_input, Tensor):
-        return [model_input] if model_input.ndim == 2 else None
+        return {2: [model_input], 3: list(model_input)}.get(model_input.ndim)
     if isinstance(model_input, Mapping):
         known = set(model_input) <= {"points", "img", "img_metas"} and "points" in model_input
         # OpenMMLab's own batch has an outer list round the metas, or DataContainers.

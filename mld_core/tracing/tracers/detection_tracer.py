@@ -58,13 +58,24 @@ class DetectionTorchTracer(TorchTracer):
         return cls._parse_model_output is not DetectionTorchTracer._parse_model_output
 
     @classmethod
+    def _claims(cls) -> bool:
+        """Whether a subclass of the user's says which models it is for."""
+        return not cls.detect.__module__.startswith(__package__)
+
+    @classmethod
     def _sets_thresholds(cls) -> bool:
         """Whether a subclass sets the thresholds on the model itself."""
         return cls._apply_nms_config is not DetectionTorchTracer._apply_nms_config
 
     def _find_adapter(self, model: Any) -> Adapter | None:
-        if self._reads_output() and not has_detector(model, self.task):
-            return None
+        if not has_detector(model, self.task):
+            if self._reads_output():
+                return None
+            if self._claims():
+                raise TypeError(
+                    f"{type(self).__name__} claims the model with detect(), but no family knows how to read "
+                    f"{type(model).__name__}: define _parse_model_output too (docs/usage.md, own detectors)."
+                )
         return find_detector(model, self.task)
 
     # -- for subclasses --------------------------------------------------------------------------------------

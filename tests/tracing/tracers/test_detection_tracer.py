@@ -362,3 +362,30 @@ def test_qualified_class_paths(path: str) -> None:
     kind = getattr(importlib.import_module(module), name)
     task = "detection3d" if "3d" in module else "detection"
     assert kind.task == task
+
+
+def test_a_subclass_with_detect_alone_is_no_tracer(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLD_HOME", str(tmp_path))
+
+    class Claims(ObjectDetectionTrainingTorchTracer):
+        @staticmethod
+        def detect(model: Any) -> bool:
+            return isinstance(model, nn.Bilinear)
+
+    model = nn.Bilinear(1, 1, 1)
+    with pytest.raises(TypeError, match=r"Claims claims the model.*_parse_model_output"):
+        Claims(model, "net", "v")
+    with pytest.raises(TypeError, match="_parse_model_output"):
+        ObjectDetectionTracer(model, "net", "v")
+
+
+def test_waiting_without_the_epoch_says_so(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLD_HOME", str(tmp_path))
+    with registered(CornerAdapter):
+        tracer = ObjectDetectionTracer(CornerNet().eval(), "net", "v")
+        tracer([image(1)], [truth()], ["a"], "val", 0)
+        tracer.wait_for_save()
+    assert "give the same n_epoch as the calls did" in caplog.text
+    assert load("net", "v", n_epoch=0).num_rows == 1
