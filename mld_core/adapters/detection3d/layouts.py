@@ -155,7 +155,7 @@ def points_of(batch: Mapping[str, Any], frame: int, boxes: Any, convention: str)
 
     The cloud is (P, 1 + C): the number of the frame, x, y, z, ...
     """
-    points = batch.get("points")
+    points: Any = batch.get("points")
     if getattr(points, "ndim", 0) != 2 or points.shape[1] < 4:
         return None
     cloud, rows = as_array(points), as_array(tensor(boxes)).astype(np.float32)

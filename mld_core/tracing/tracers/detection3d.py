@@ -42,8 +42,8 @@ class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetect
 
     `model_input` of a call: a cloud (N, 4+), a list or a tensor (B, N, 4+) of them,
     `{"points", "img"?, "img_metas"?}`, or the framework's own batch (then its true boxes are read where
-    `ground_truth` is None). Ground truth: a list of `{"boxes_3d", "labels_3d", "velocities"?}`, a dict of such
-    lists, or the framework's own form.
+    `ground_truth` is None). Ground truth: a list of `{"boxes_3d", "labels_3d", "velocities"?}`, a dict of
+    such lists, or the framework's own form.
 
     Every frame is run once, in the order given: detectors with a memory stay right. Detectors that take one
     frame at a time (MIT BEVFusion, StreamPETR, BEVFormer) get the clouds of a list one by one.
