@@ -27,8 +27,8 @@ from mld_core.evaluation.metrics.matching import ALIGNED_IOU, BACKGROUND_IOU, EV
 ROBUST_Z = 3.0
 MAD_TO_SIGMA = 1.4826
 AGREEING_EPOCHS = 2
-STEADY = 0.25
-"""Epochs agree on a box whose edges lie within this share of the truth's side."""
+ALONE = 0.4
+"""Share of the threshold of risk up to which an error is unlikely where no other epoch is asked."""
 
 FAINT = 0.01
 """Score of a class that no box says."""
@@ -177,15 +177,22 @@ class BoxEvidence:
 def _missing(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     """Background by the labels although the internals say object, least risky first.
 
-    Two opinions, averaged as log-odds: the error probability and the posterior of background. As many are
-    expected to be objects as the belief in the unlikely errors among them adds up to.
+    Two opinions, averaged as log-odds: the error probability and the posterior of background; and what the
+    other epochs say there. As many are expected to be objects as the belief in the unlikely errors among them
+    adds up to. An error is unlikely up to the threshold of risk where half of the other epochs have the box
+    too; a single epoch must be surer, as some clutter looks like an object to it.
     """
     asked = e.kind == tide.BKG
     proba = np.clip(answers.analysis.error_proba, _EDGE, 1 - _EDGE)
     background = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
-    score = np.where(asked, expit(-(logit(proba) + logit(background)) / 2), np.nan)
-    likely = np.asarray(asked & (proba <= e.t2))
-    flagged = _top(score, likely, round(float((1 - proba[likely]).sum())))
+    votes, epochs = e.epochs.agree, e.epochs.count
+    told = np.log((votes + 1) / (epochs - votes + 1))
+    score = np.where(asked, expit((told - logit(proba) - logit(background)) / 2), np.nan)
+    several = epochs >= AGREEING_EPOCHS
+    likely = (proba <= e.t2) & (2 * votes >= epochs) if several else proba <= ALONE * e.t2
+    likely = np.asarray(asked & likely)
+    expected = float((1 - proba[likely]).sum())
+    flagged = _top(score, likely, round(expected) if several else _at_least(expected))
     none = np.full(e.rows - len(score), np.nan)
     return Suspects(np.append(score, none), e.predicted(flagged))
 
@@ -203,16 +210,19 @@ def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
         warnings.simplefilter("ignore", RuntimeWarning)
         middle = np.nanmedian(boxes, axis=0)
         spread = np.nanmax(np.abs(boxes - middle), axis=(0, 2))
+        agreed = np.nanmin([_iou(one, middle) for one in boxes], axis=0)
     size = np.maximum(truths.box[:, 2:] - truths.box[:, :2], 1.0).astype(np.float64)
     spread = spread / np.sqrt(size.prod(axis=1))
     overlap = _iou(middle, truths.box.astype(np.float64))
-    score = np.where(truths.counts & (seen > 0), (1 - overlap) / (1 + spread), np.nan)
+    usual = truths.counts & (seen > 0)
+    far = _robust_z(np.where(usual, overlap, np.nan), truths.label, usual) > ROBUST_Z
+    score = np.where(usual, (1 - overlap) / (1 + spread), np.nan)
     row = e.judged_by(tide.LOC)
     if e.epochs.count >= AGREEING_EPOCHS:
-        flagged = (overlap < EVENT_IOU) & (spread < STEADY) & (seen >= AGREEING_EPOCHS)
+        flagged = far & (overlap < EVENT_IOU) & (agreed >= ALIGNED_IOU) & (seen == len(boxes))
     else:
         placed = np.append(1 - answers.probabilities.det_error, np.zeros(len(e.units.missed)))
-        flagged = (overlap < EVENT_IOU) & (placed[row] > 0.5)
+        flagged = far & (overlap < EVENT_IOU) & (placed[row] > 0.5)
     return e.on_rows(row, score, np.asarray(flagged))
 
 
@@ -269,9 +279,14 @@ def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     rate, usual = _confusions(truths.label, e.match.said.label, over, e.records.n_class)
     score = np.where(asked, told - 2 * np.log(np.maximum(rate, _EDGE)), np.nan)
     expected = float(np.minimum(1.0, usual / np.maximum(rate, _EDGE))[over].sum())
-    flagged = _top(score, over, min(int(expected), answers.analysis.posterior.n_hat))
+    flagged = _top(score, over, min(_at_least(expected), answers.analysis.posterior.n_hat))
     # Only the order counts: the sum of four log-odds is brought to 0 to 1.
     return e.on_rows(row, expit(score / 4 - 2), flagged)
+
+
+def _at_least(expected: float) -> int:
+    """What a count of that expectation hardly falls below: two deviations of a Poisson count less."""
+    return max(int(expected - 2 * expected**0.5), 0)
 
 
 def _margin(said: Said) -> Floats:
@@ -302,10 +317,11 @@ def _spurious(e: BoxEvidence) -> Suspects:
     support = np.maximum(e.match.near[missed], e.epochs.near[missed])
     assert e.miss_proba is not None
     proba = e.miss_proba[missed]
+    score = (1 - proba) * (1 - support)
     told = e.epochs.count >= AGREEING_EPOCHS
-    flagged = (proba <= e.miss_t2) & (support < BACKGROUND_IOU) & told
-    none = np.full(len(e.units.kept), np.nan)
-    return Suspects(np.append(none, (1 - proba) * (1 - support)), e.missed(np.asarray(flagged)))
+    asked = np.asarray((proba <= e.miss_t2) & (support < BACKGROUND_IOU) & told)
+    flagged = _top(score, asked, round(float((1 - proba[asked]).sum())))
+    return Suspects(np.append(np.full(len(e.units.kept), np.nan), score), e.missed(flagged))
 
 
 def _top(score: Floats, asked: Bools, count: int) -> Bools:

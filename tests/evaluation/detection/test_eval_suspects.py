@@ -18,11 +18,11 @@ FRAMES, SKILL = 250, 1.6
 OPTIONS = {"repeats": 1, "progress": False}
 
 
-def _evaluate(root, epochs):
+def _evaluate(root, epochs, faults=FAULTS):
     store, run = Store(root), RunKey("hard", "v1")
     store.ensure_run(run, {"task": "detection", "n_class": hard.N_CLASS})
     for epoch in range(epochs):
-        scene = hard.simulate(FRAMES, seed=3, faults=FAULTS, jitter=epoch, skill=SKILL)
+        scene = hard.simulate(FRAMES, seed=3, faults=faults, jitter=epoch, skill=SKILL)
         simulation.write(store, run, "val", scene, n_epoch=epoch)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
@@ -40,6 +40,14 @@ def three(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     return _evaluate(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_nothing_is_alarming_without_a_fault(tmp_path, epochs):
+    _, units, _, evidence = _evaluate(tmp_path, epochs, faults={})
+    alarming = evidence.missing_label.flagged | evidence.wrong_class.flagged
+    assert alarming.mean() <= 0.005
+    assert (_flagged(units, "D20") | _flagged(units, "D22")).sum() == alarming.sum()
 
 
 def _rows(scene, units):
