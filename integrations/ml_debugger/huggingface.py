@@ -164,6 +164,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The first micro-batch of an optimizer step is about to go through the model."""
         self._drop_evaluation()
+        self._forward.take()  # of a step that failed
         self._in_step, self._step = True, state.global_step
         self._recorder.begin_batch()
 
@@ -237,7 +238,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if module.training:
                 if self._in_step:
                     self._drop_evaluation()
-                    self._recorder.begin_batch()
+                    if not self._recorder.heard:
+                        self._recorder.begin_batch()
                     trainer = None if self._trainer is None else self._trainer()
                     self._recorder.watch_loss(getattr(trainer, "accelerator", None))
                 return
@@ -357,17 +359,28 @@ class _Forward:
 
     def before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if module is self.model:
-            given = self.given
-            if not torch.compiler.is_compiling() and self.begins is not None:
-                self.begins(module)  # may take the batch before this one
-            self.batch, self.given = kwargs or args, given
+            if torch.compiler.is_compiling():
+                self.batch = kwargs or args
+            else:
+                self._before(module, kwargs or args)
         if "input_id" in kwargs:  # kept by the collator for us; no forward() takes it
             return args, {key: value for key, value in kwargs.items() if key != "input_id"}
         return None
 
+    def _before(self, module: torch.nn.Module, batch: Any) -> None:
+        given = self.given
+        if self.begins is not None:
+            self.begins(module)  # may take the batch before this one
+        self.given = given
+        if (
+            self.batch is None or not module.training
+        ):  # of several forwards in a step the first is the batch's
+            self.batch = batch
+
     def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if module is self.model:
-            self.outputs = output
+            first = torch.compiler.is_compiling() or not module.training or self.outputs is None
+            self.outputs = output if first else self.outputs
 
     def take(self) -> tuple[Any, Any]:
         """Batch and outputs of the latest forward, once."""

@@ -98,6 +98,28 @@ def test_labels_that_the_trainer_takes_out_of_the_batch(tmp_path: Path, how: str
     pickle.loads(pickle.dumps(trainer._prepare_inputs.forward))
 
 
+class Twice(Trainer):
+    """A second forward in the step, of which the loss knows nothing."""
+
+    seen: list = []  # noqa: RUF012
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        output = model(**inputs)
+        if model.training:
+            self.seen.append(output.logits.detach().clone())
+            with torch.no_grad():
+                model(**{**inputs, "input_ids": inputs["input_ids"].flip(1)})
+        return (output.loss, output) if return_outputs else output.loss
+
+
+def test_of_several_forwards_in_a_step_the_one_the_loss_used(tmp_path: Path) -> None:
+    Twice.seen.clear()
+    model = BertForSequenceClassification(config(num_labels=3))
+    train(tmp_path, model, lambda i, _: {"labels": torch.tensor(i % 3)}, Twice)
+    logits = records.load("net", "v", "vectors", dataset_type="train")["logits"].to_pylist()
+    assert torch.equal(torch.tensor(logits), torch.cat(Twice.seen))
+
+
 TASKS = {
     "regression": (
         lambda: BertForSequenceClassification(config(num_labels=1)),

@@ -309,6 +309,11 @@ class HeadChooser(FeatureRules):
     def _settle(self, source: LogitsSource, logits: Tensor, *, training: bool) -> None:
         """Keeps the decision and the hooks it needs; the features are settled with the first mode decided."""
         self.sources[training] = source
+        other = self.sources.get(not training)
+        if training and source.kind and other is not None and not other.kind:
+            del self.sources[
+                False
+            ]  # settled by the rules before any loss was seen: as the loss says from now on
         if source.name != OUTPUTS and self.capture.probes.get(source.name) is None:
             # The probe missed this call; the watcher's references serve for it.
             calls = self._calls(source.name)
