@@ -24,7 +24,7 @@ export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo test test-all quick check lint types pytest dist bench clean
+.PHONY: help demo test test-all environments quick check lint types pytest dist bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,7 +56,13 @@ test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tes
 	wait $$check; checked=$$?; cat .tmp/check.log; exit $$((tests || checked))
 
 test-all: MARKED =
-test-all: test  ## make test, and what is heavy by nature
+test-all: test environments  ## make test with what is heavy by nature, and the further environments
+
+environments:  ## MMDetection3D and Keras: environments of their own, and the tests that need them
+	.ci/mmdet3d-env
+	.venv-mmdet3d/bin/python -m pytest -q tests/mmdet3d
+	.ci/keras-env
+	.venv-keras/bin/python -m pytest -q tests/keras integrations/ml_debugger/keras.py
 
 quick: $(VENV)/.test-ready  ## lint, types and the tests nearest to what is not committed yet (BASE=main: since main)
 	@OMP_NUM_THREADS=1 $(PY) tests/parts/quick.py --base $(BASE) $(ARGS)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def run(*command: object) -> str:
     """Run a command outside the checkout; its output is the failure's message."""
@@ -18,15 +16,12 @@ def run(*command: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fresh_python(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new virtual environment with the wheel and its base dependencies, nothing else."""
     folder = tmp_path_factory.mktemp("wheel")
-    # By way of the source distribution, so that what the sdist lacks is seen too.
-    run(sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT)
-    (wheel,) = (folder / "dist").glob("*.whl")
     venv.create(folder / "env", with_pip=False)
     python = folder / "env" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", built[".whl"])
     return python
 
 
