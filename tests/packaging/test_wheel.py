@@ -30,11 +30,11 @@ def fresh_python(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 def test_wheel_works_without_torch(fresh_python: Path) -> None:
     rooms = "records, evaluation, report, service, cli"
     code = f"from mld_core import {rooms}; import sys; print('torch' in sys.modules)"
-    assert run(fresh_python, "-c", code).strip() == "False"
+    assert run(fresh_python, "-I", "-c", code).strip() == "False"
     code = "import importlib.util as u; print(u.find_spec('torch'))"
-    assert run(fresh_python, "-c", code).strip() == "None", "torch must not come with the base install"
+    assert run(fresh_python, "-I", "-c", code).strip() == "None", "torch must not come with the base install"
     code = "import ml_debugger.records, ml_debugger.evaluator; print(ml_debugger.__version__)"
-    assert run(fresh_python, "-c", code).strip()
+    assert run(fresh_python, "-I", "-c", code).strip()
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_wheel_works_without_torch(fresh_python: Path) -> None:
 @pytest.mark.parametrize("name", ["tests", "integrations", "examples", "docs"])
 def test_wheel_holds_only_the_two_packages(fresh_python: Path, name: str) -> None:
     done = subprocess.run(
-        [fresh_python, "-c", f"import {name}"], capture_output=True, text=True, cwd="/", check=False
+        [fresh_python, "-I", "-c", f"import {name}"], capture_output=True, text=True, cwd="/", check=False
     )
     assert done.returncode == 1
     assert "ModuleNotFoundError" in done.stderr
@@ -56,14 +56,14 @@ def test_wheel_has_the_command_and_typing_marks(fresh_python: Path) -> None:
         "import importlib.resources as r; "
         "print(all(r.files(p).joinpath('py.typed').is_file() for p in ('mld_core', 'ml_debugger')))"
     )
-    assert run(fresh_python, "-c", code).strip() == "True"
+    assert run(fresh_python, "-I", "-c", code).strip() == "True"
 
 
 @pytest.mark.slow
 @pytest.mark.processes
 def test_wrapper_without_its_framework_says_what_to_install(fresh_python: Path) -> None:
     done = subprocess.run(
-        [fresh_python, "-c", "import ml_debugger.lightning"],
+        [fresh_python, "-I", "-c", "import ml_debugger.lightning"],
         capture_output=True,
         text=True,
         cwd="/",
