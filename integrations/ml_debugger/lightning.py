@@ -17,11 +17,9 @@ import importlib.util
 import weakref
 from typing import Any
 
-from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.tracing.batch.taps import install_tap, remove_tap
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
-from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["MLDebuggerCallback"]
 
@@ -49,6 +47,10 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
     @arguments_of(WrapperOptions)
     def __init__(self, options: WrapperOptions) -> None:
         super().__init__()
+        # Loaded by whoever makes a callback: importing this file costs little beside Lightning.
+        from ml_debugger import _service  # noqa: F401, PLC0415 - wires the upload
+        from mld_core.tracing.run.recorder import Recorder  # noqa: PLC0415
+
         self._recorder = Recorder(**vars(options))
         self._epoch: int | None = (
             None  # the epoch last trained; Lightning's own counter is one past it after fit
