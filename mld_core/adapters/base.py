@@ -197,7 +197,7 @@ class Truth:
         input_id: the id the framework has for the frame, None if it has none.
         velocities: (N, 2) m/s or None.
         columns: further columns of the truths table, (N,) each: ignore, crowd, difficulty, occlusion,
-            truncation, n_points.
+            truncation, n_points; in 2D area (of the segment, in pixels of the original image).
     """
 
     boxes: Array

@@ -239,6 +239,7 @@ _COLUMNS: Final = {
     "crowd": ("crowd", np.bool_),
     "ignore": ("ignore", np.bool_),
     "difficult": ("difficulty", np.int32),
+    "area": ("area", np.float32),
 }
 
 
@@ -246,7 +247,7 @@ def truths_of(truth: Any, offset: int = 0) -> list[Truth] | None:
     """True boxes in the layout of torchvision: per image boxes (N, 4) xyxy pixels and labels (N,).
 
     Args:
-        truth: a list of {"boxes", "labels", "image_id"?, "iscrowd"?}, or one such dict of lists.
+        truth: a list of {"boxes", "labels", "image_id"?, "iscrowd"?, "area"?}, or one such dict of lists.
         offset: label of the first foreground class.
 
     Returns:

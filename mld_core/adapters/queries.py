@@ -120,20 +120,27 @@ def corners(boxes: Tensor, size: tuple[float, float] | Tensor) -> Tensor:
 
 
 def normalised_truths(
-    targets: Sequence[Mapping[str, Any]], labels: str, sizes: Sequence[tuple[float, float]]
+    targets: Sequence[Mapping[str, Any]],
+    labels: str,
+    sizes: Sequence[tuple[float, float]],
+    valid: Any = None,
 ) -> list[Truth] | None:
     """True boxes given as centre and size in parts of each image.
 
     Args:
         targets: per image `boxes` (N, 4) cxcywh in parts of the image, the classes from 0, and where known
-            `image_id`, `iscrowd`.
+            `image_id`, `iscrowd`, and with `orig_size` the `area` in pixels as large as those of `valid`.
         labels: name of the classes' entry.
         sizes: per image the height and width that the boxes are parts of.
+        valid: per image those of the image in them, without padding; None: the same.
     """
     plain = []
-    for target, size in zip(targets, sizes, strict=True):
+    for target, size, inner in zip(targets, sizes, sizes if valid is None else valid, strict=True):
         boxes = torch.as_tensor(target["boxes"]).detach().reshape(-1, 4)
         rest = {key: target[key] for key in ("image_id", "iscrowd") if key in target}
+        back = scaling(target.get("orig_size"), float(inner[1]), float(inner[0]))
+        if back is not None and "area" in target:
+            rest["area"] = torch.as_tensor(target["area"]).detach() * (back[0] * back[4])
         plain.append({**rest, "boxes": corners(boxes, size), "labels": target[labels]})
     return truths_of(plain)
 

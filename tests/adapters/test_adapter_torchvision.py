@@ -357,3 +357,19 @@ def test_a_batched_tensor_and_missing_hooks(build: Any) -> None:
     assert parsed.activation == "none"
     assert parsed.output.logits is None
     assert [(g.height, g.width) for g in parsed.geometry] == [(64, 64), (64, 64)]
+
+
+def test_truths_keep_area_and_crowd() -> None:
+    from mld_core.adapters.finals import truths_of
+
+    target = {
+        "boxes": torch.tensor([[0.0, 0, 4, 4], [1, 1, 3, 3]]),
+        "labels": torch.tensor([1, 2]),
+        "area": torch.tensor([9.5, 2.0]),
+        "iscrowd": torch.tensor([0, 1]),
+        "masks": torch.zeros(2, 4, 4),
+    }
+    (truth,) = truths_of([target], 1)
+    assert truth.columns["area"].tolist() == [9.5, 2.0]
+    assert truth.columns["crowd"].tolist() == [False, True]
+    assert truth.labels.tolist() == [0, 1]

@@ -128,3 +128,15 @@ def test_without_true_boxes_the_images_are_meant_without_their_padding(model: An
     expected = np.concatenate([true[:, :2] - true[:, 2:] / 2, true[:, :2] + true[:, 2:] / 2], 1)
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert "box_frame" not in Store().run_info(RunKey("net", "v"))
+
+
+def test_areas_of_segments_come_in_pixels_of_the_original(model: Any, batch: Any) -> None:
+    """COCO's sizes go by the area of the segment, not by that of the box."""
+    from ml_debugger.training import ObjectDetectionTracer
+
+    tracer = ObjectDetectionTracer(model, "net", "v")
+    tracer({key: batch[key] for key in ("pixel_values", "pixel_mask")}, batch["labels"], ["a", "b"], "val", 0)
+    tracer.wait_for_save(0)
+    true = table("truths", "v")
+    np.testing.assert_allclose(true.area, [2400.0, 2400.0], rtol=0.02)
+    assert not true.crowd.any()

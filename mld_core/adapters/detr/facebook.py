@@ -24,7 +24,7 @@ from mld_core.adapters.registry import register, type_names
 _PARTS: Final = ("class_embed", "bbox_embed", "transformer", "num_queries")
 _SIGMOID_NAMES: Final = ("Deformable", "Conditional", "DAB", "DN", "DINO", "LWDETR")
 _OTHERS: Final = ("transformers.", "mmdet.", "mmdet3d.", "ultralytics.", "torchvision.")
-_TARGET_KEYS: Final = ("boxes", "labels", "image_id", "iscrowd", "size", "orig_size")
+_TARGET_KEYS: Final = ("boxes", "labels", "image_id", "iscrowd", "area", "size", "orig_size")
 
 
 @register

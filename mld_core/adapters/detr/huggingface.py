@@ -30,7 +30,7 @@ from mld_core.geometry.iou import box_iou
 
 _ENDINGS: Final = ("ForObjectDetection", "DetrForSegmentation")
 _TOP_100: Final = ("conditional_detr", "deformable_detr", "dab-detr", "deta")  # their processors' top_k
-_LABEL_KEYS: Final = ("boxes", "class_labels", "image_id", "iscrowd", "size", "orig_size")
+_LABEL_KEYS: Final = ("boxes", "class_labels", "image_id", "iscrowd", "area", "size", "orig_size")
 _SAME_ASPECT: Final = 0.02
 _CLEARLY: Final = 0.05  # of mean IoU
 _TOLD: Final = {
@@ -198,7 +198,10 @@ class HuggingFaceDetrAdapter(Adapter):
         if labels is None:
             return None
         height, width = call.kwargs["shape"][-2:]
-        return normalised_truths(labels, "class_labels", [(height, width)] * len(labels))
+        valid = call.kwargs["valid"]
+        known = valid is not None and len(valid) == len(labels)
+        sizes = [(height, width)] * len(labels)
+        return normalised_truths(labels, "class_labels", sizes, valid.tolist() if known else None)
 
 
 def _detects(model: Any) -> bool:

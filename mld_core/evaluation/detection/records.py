@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.statistics.blocks import Vectors
-from mld_core.records.format.schema import base_schema
+from mld_core.records.format.schema import AREA, base_schema
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection
 
@@ -121,7 +121,7 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     border, outside = canvas.border(true), canvas.outside(true)
     predictions = replace(predictions, box=canvas.original(predictions))
     true = replace(true, box=canvas.original(true))
-    stored = set(base_schema("truths", selection.task).names) - set(KNOWN)
+    stored = set(base_schema("truths", selection.task).names) - {*KNOWN, AREA}
     more = [name for name in truths.column_names if name not in stored]
     activation, background = _head(selection, info)
     n_class = _count_classes(selection, info, predictions, true, background)

@@ -6,7 +6,7 @@ names one sample row within an attempt, and rows of the other families refer to 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
@@ -269,6 +269,9 @@ def detections_schema(task: str) -> pa.Schema:
     return pa.schema([*_KEYS, *found, *box, *_fields(source_index=_LONG), *moving])
 
 
+AREA: Final = "area"  # of truths in 2D: what the data set says, in pixels of the original image; a user's too
+
+
 def truths_schema(task: str, additional_label_fields: Sequence[AdditionalField] = ()) -> pa.Schema:
     """The schema of `truths`: one row per true box, with the user's additional label fields."""
     box, moving = _box_fields(task)
@@ -276,6 +279,8 @@ def truths_schema(task: str, additional_label_fields: Sequence[AdditionalField] 
         ignore=_BOOL, crowd=_BOOL, difficulty=_INT, occlusion=_FLOAT, truncation=_FLOAT, n_points=_INT
     )
     own = _own(additional_label_fields)
+    if task == "detection" and AREA not in {field.name for field in own}:  # the user's own counts
+        facts += _fields(**{AREA: _FLOAT})
     return pa.schema([*_KEYS, *_fields(gt_idx=_INT, label=_LONG), *box, *facts, *moving, *own])
 
 

@@ -25,7 +25,7 @@ _BOX_KEYS: Final = frozenset(
 _COLUMNS: Final = {
     "ignore": "ignore", "crowd": "crowd", "iscrowd": "crowd", "difficulty": "difficulty",
     "difficult": "difficulty", "occlusion": "occlusion", "truncation": "truncation", "n_points": "n_points",
-    "num_points": "n_points",
+    "num_points": "n_points", "area": "area",
 }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ _TRUTH_TYPES: Final = {
     "occlusion": pa.float32(),
     "truncation": pa.float32(),
     "n_points": pa.int32(),
+    "area": pa.float32(),
 }
 Vectors = Mapping[str, npt.NDArray[np.float32]]
 
