@@ -150,6 +150,10 @@ def tide_costs(state: TideState) -> dict[str, float | None]:
 
 
 def _mend(state: TideState, kind: int) -> TideState:
+    """One type of error mended; of equal scores, as in `tidecv`, what was an error goes first."""
+    first = np.argsort(state.type == RIGHT, kind="stable")
+    rows = {name: getattr(state, name)[first] for name in ("label", "score", "type", "mended_label")}
+    state = replace(state, **rows)
     if kind > BKG:
         return replace(state, truths=state.truths - state.missed)
     mine = state.type == kind

@@ -9,6 +9,7 @@ import pytest
 from mld_core.evaluation.codes.diagnosis import markdown_table
 from mld_core.evaluation.detection.codes import CODES, box_codes, find_events
 from mld_core.evaluation.detection.diagnoses import DIAGNOSES
+from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Pairs, Predictions, Truths
 from mld_core.evaluation.metrics.matching import ImageBoxes, match_events, unions_reach
 from mld_core.evaluation.metrics.tide import TideState, classify, tide_costs, within_cap
@@ -122,7 +123,13 @@ def test_the_union_of_boxes_is_exact():
 
 
 @pytest.mark.parametrize(
-    "options", [{"seed": 1}, {"seed": 2, "n_class": 3, "jitter": 0.2, "detections": 110}]
+    "options",
+    [
+        {"seed": 1},
+        {"seed": 2, "n_class": 3, "jitter": 0.2, "detections": 110},
+        {"seed": 3, "n_class": 3, "ties": True},
+        {"seed": 4, "n_class": 2, "ties": True, "jitter": 0.2},
+    ],
 )
 def test_costs_equal_tidecv(options):
     tidecv = pytest.importorskip("tidecv", exc_type=ImportError)
@@ -156,6 +163,16 @@ def test_costs_equal_tidecv(options):
     assert [counts[name] for name in ("Cls", "Loc", "Both", "Dupe", "Bkg")] == np.bincount(
         errors.type, minlength=6
     ).tolist()[1:]
+
+
+def test_of_equal_scores_what_was_an_error_goes_first_once_mended():
+    one = np.zeros(2, np.int32)
+    types = np.array([tide.RIGHT, tide.BKG], np.int8)
+    state = TideState(one, np.full(2, 0.5), types, one - 1, np.array([2]), np.array([1]))
+    costs = tide_costs(state)
+    assert costs["ap"] == pytest.approx(51 / 101), "the right one is the first row"
+    assert costs["miss"] == 0, "of one truth: precision 1/2 at every recall, no more than before"
+    assert costs["bkg"] == 0
 
 
 def test_the_catalogue_in_the_document_is_the_one_in_the_code():
