@@ -28,8 +28,10 @@ digits.
    507 with `Retry-After`: the server's disk or the organization's quota is full; what arrived is kept. 408:
    the body came too slowly. A body may be cut into any number of PUTs; a broken one keeps the bytes that
    arrived.
-3. `POST /v1/runs/{run_id}/seals`, once per rank, when all files of its manifest are complete. All are
-   committed at once or nothing. 201 = sealed, 200 = this very seal was there. 409 `missing-blobs` carries
+3. The rank's seal.json is uploaded in the same way. Then `POST /v1/runs/{run_id}/seals` with its digest, once
+   per rank, when all files of the manifest are complete. All are committed at once or nothing. (Clients of
+   1.0 send the manifest itself: seal.json as `manifest`, attempt.json as `opening`, and the five members that
+   name the place.) 201 = sealed, 200 = this very seal was there. 409 `missing-blobs` carries
    `missing` (digests): upload those and seal again. 409 `seal-conflict`: this rank of this attempt was
    sealed with other files; the first stands. 422 `refused-part` carries `refused`: files that are not what
    the manifest says, or not Parquet we accept. 503 with `Retry-After`: the check of the files has not
@@ -60,7 +62,7 @@ else:
         from typing import TypedDict
 
 PROTOCOL_MAJOR = 1
-PROTOCOL_MINOR = 0
+PROTOCOL_MINOR = 1
 PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 
 HEADER_PROTOCOL = "MLD-Protocol"
@@ -76,7 +78,11 @@ PROBLEM_TYPE = "urn:mld:problem:"
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 MAX_JSON_BYTES = 64 << 20
-"""The largest JSON body a server takes: the manifest of a rank with ten thousands of parts."""
+"""The largest JSON answer a client reads."""
+MAX_BODY_BYTES = 256 << 10
+"""The largest JSON body a server takes."""
+MAX_SEAL_BYTES = 64 << 20
+"""The largest manifest: of a rank with ten thousands of parts."""
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -154,7 +160,7 @@ class Whoami(TypedDict):
 
 
 class Run(TypedDict):
-    """A run of the key's organization."""
+    """A run of the key's organization; in a list, `info` tells the task only."""
 
     run_id: str
     model_name: str
@@ -221,7 +227,10 @@ class PassRank(TypedDict):
 
     attempt: str
     rank: int
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] | None
+    """None where the answer has no room for it: it is the blob `manifest_sha256`."""
+    manifest_sha256: str | None
+    """None where a server of 1.0 took the seal."""
     opening: dict[str, Any]
     files: list[PassFile]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -66,6 +67,13 @@ class Client(Transport):
             raise _damaged(path, f"{there} bytes, its manifest says {size}")
         with path.open("rb") as opened:
             return _Upload(self, path, sha256, size, opened, on_bytes or (lambda _count: None)).run(ask=ask)
+
+    def upload_text(self, text: bytes) -> str:
+        """Upload a manifest, which is in memory, and return its digest; raises as `upload`."""
+        sha256 = hashlib.sha256(text).hexdigest()
+        name = Path(f"manifest {sha256[:12]}")
+        _Upload(self, name, sha256, len(text), io.BytesIO(text), lambda _count: None).run(ask=False)
+        return sha256
 
     def download(self, sha256: str, target: Path, size: int, on_bytes: OnBytes | None = None) -> None:
         """Fetch a blob into a file, continue where a connection broke, check size and digest.
@@ -240,7 +248,7 @@ class _Upload:
             there = error.problem.get("offset")
             return self._moved(self._within(there if isinstance(there, int) else 0), error)
         if error.name == "digest-mismatch":
-            digest = file_digest(self._source)
+            digest = _digest(self._opened)
             if digest != self._sha256:
                 raise _damaged(
                     self._source, f"SHA-256 {digest[:12]}…, its manifest says otherwise"
@@ -269,8 +277,13 @@ def _damaged(path: Path, why: str) -> DamagedFileError:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file in hex, read in pieces."""
-    state = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            state.update(piece)
+        return _digest(file)
+
+
+def _digest(file: IO[bytes]) -> str:
+    state = hashlib.sha256()
+    file.seek(0)
+    while piece := file.read(_PIECE):
+        state.update(piece)
     return state.hexdigest()

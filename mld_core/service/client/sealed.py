@@ -11,6 +11,7 @@ sealed; its finished parts are uploaded with the seal that continues it, under a
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class SealedRank:
         opened: its opening manifest.
         opening: the same as JSON, as it is on disk.
         manifest: seal.json.
+        text: the same as text, as it is on disk.
         files: what the manifest lists.
         earlier: folders of the attempts it continues, newest first; they come first.
     """
@@ -61,6 +63,7 @@ class SealedRank:
     opened: AttemptManifest
     opening: dict[str, Any]
     manifest: dict[str, Any]
+    text: bytes
     files: tuple[LocalFile, ...]
     earlier: tuple[Path, ...] = ()
 
@@ -110,8 +113,12 @@ def read_sealed(folder: Path) -> SealedRank | None:
         sealed = read_seal(folder)
     except UnknownFormatError:
         return None
-    manifest = read_json(folder / SEAL_FILE)
-    if sealed is None or manifest is None:
+    try:
+        text = (folder / SEAL_FILE).read_bytes()
+        manifest = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    if sealed is None or not isinstance(manifest, dict):
         return None
     files = tuple(
         LocalFile(folder / part.name / f"{family}.parquet", info.sha256, info.bytes)
@@ -120,7 +127,7 @@ def read_sealed(folder: Path) -> SealedRank | None:
     )
     opening = read_json(folder / ATTEMPT_FILE) or dict(manifest["attempt"])
     earlier = tuple(_earlier(folder, sealed.attempt))
-    return SealedRank(folder, sealed.attempt, opening, manifest, files, earlier)
+    return SealedRank(folder, sealed.attempt, opening, manifest, text, files, earlier)
 
 
 def _earlier(folder: Path, opened: AttemptManifest) -> Iterator[Path]:
@@ -175,7 +182,7 @@ def read_unsealed(folder: Path) -> SealedRank | None:
         "meta": {"cut": True},
         "format": FORMAT,
     }
-    return SealedRank(folder, opened, opening, manifest, tuple(files))
+    return SealedRank(folder, opened, opening, manifest, json.dumps(manifest).encode(), tuple(files))
 
 
 def _opened(folder: Path) -> AttemptManifest | None:

@@ -138,6 +138,9 @@ class Transport:
         api_key: the key; None = none is sent.
         patience: how long a request is tried.
 
+    Attributes:
+        minor: the minor protocol version of the service, once it has answered.
+
     Raises:
         ValueError: the address is none.
         AuthenticationError: the key holds characters no key has.
@@ -153,6 +156,7 @@ class Transport:
                 "MLD_API_KEY"
             )
         self._local = threading.local()
+        self.minor = 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -234,6 +238,7 @@ class Transport:
                 f"upgrade {'ml-debugger here' if ours[0] > PROTOCOL_MAJOR else 'the server'}"
             )
         if 200 <= status < 300 and ours is not None:
+            self.minor = ours[1]
             return
         problem = _problem(response) if method != "HEAD" else {}
         if status in {401, 403}:

@@ -28,6 +28,7 @@ from mld_core.service.client.transport import INTERACTIVE, OnBytes
 
 _AT_ONCE = 4
 _ROUNDS = 4
+_MANIFEST_BLOBS = 1  # the minor protocol version in which manifests are blobs
 _LOCAL_FACTS = frozenset({"format", "model_name", "version_name"})  # not part of what a run is
 
 
@@ -162,19 +163,29 @@ class Uploader:
         run_id = self._run_id(rank.run)
         sent = self._send(list(rank.files), ask=True) if self._again else 0
         files = 0
-        for _ in range(_ROUNDS):
-            made, missing = self._seal(run_id, rank)
+        for number in range(_ROUNDS):
+            if number != 1:  # at first, and again where the service did not keep what it took a moment ago
+                body = self._seal_body(rank)
+            made, missing = self._seal(run_id, rank, body)
             if not missing:
                 self._note(rank, run_id)
                 return Outcome("uploaded" if sent or made else "there", files, sent)
             wanted = {file.sha256: file for file in rank.files if file.sha256 in missing}
-            if not wanted:
+            if not wanted and body.get("manifest_sha256") not in missing:
                 break
             sent += self._send(list(wanted.values()))
             files += len(wanted)
         raise ServiceUnreachableError(
             f"the service at {self._client.url} keeps missing files of {rank.label} that it took before"
         )
+
+    def _seal_body(self, rank: SealedRank) -> dict[str, Any]:
+        """What seals a rank; its manifest is uploaded for it."""
+        if self._client.minor >= _MANIFEST_BLOBS:
+            return {"manifest_sha256": self._client.upload_text(rank.text)}
+        names = ("dataset_type", "n_epoch", "pass_no", "attempt", "rank")
+        place = {name: getattr(rank.opened, name) for name in names}
+        return {**place, "manifest": rank.manifest, "opening": rank.opening}
 
     def _send(self, files: list[LocalFile], *, ask: bool = False) -> int:
         """Upload files, a few at once.
@@ -203,12 +214,10 @@ class Uploader:
             with self._lock:
                 self._on_bytes(count)
 
-    def _seal(self, run_id: str, rank: SealedRank) -> tuple[bool, set[str]]:
+    def _seal(self, run_id: str, rank: SealedRank, body: dict[str, Any]) -> tuple[bool, set[str]]:
         """Ask for the seal: whether it was made now, and which digests are missing."""
-        names = ("dataset_type", "n_epoch", "pass_no", "attempt", "rank")
-        body = {name: getattr(rank.opened, name) for name in names}
         try:
-            status = self._client.seal(run_id, {**body, "manifest": rank.manifest, "opening": rank.opening})
+            status = self._client.seal(run_id, body)
         except ServiceError as error:
             missing = error.problem.get("missing")
             if error.name == "missing-blobs" and missing:

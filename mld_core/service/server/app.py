@@ -16,6 +16,7 @@ from mld_core.service.protocol import PROBLEM_JSON, PROTOCOL, ROUTES, Problem
 from mld_core.service.server import problems
 from mld_core.service.server.gate import Gate
 from mld_core.service.server.routes import admin, blobs, jobs, runs, system
+from mld_core.service.server.routes.forms import SealForm
 from mld_core.service.server.service import Service
 
 _THREADS = 64
@@ -71,6 +72,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         problem = TypeAdapter(Problem).json_schema()
         schemas["Problem"] = {**problem, "required": ["type", "title", "status", "detail"]}
+        schemas["SealForm"] = SealForm.model_json_schema()
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         answer = {

@@ -20,7 +20,8 @@ from mld_core.records.format.manifest import utc_now
 from mld_core.service.protocol import (
     HEADER_PROTOCOL,
     HEADER_REQUEST_ID,
-    MAX_JSON_BYTES,
+    MAX_BODY_BYTES,
+    MAX_SEAL_BYTES,
     PROTOCOL,
     PROTOCOL_MAJOR,
     ROUTES,
@@ -35,7 +36,6 @@ from mld_core.service.server.storage.models import new_id
 
 log = logging.getLogger("mld.request")
 
-_SMALL_JSON = 4 << 20
 _SEAL = "/v1/runs/{run_id}/seals"
 _BLOB = "/v1/blobs/{sha256}"
 _BIG_AT_ONCE = 3
@@ -316,7 +316,7 @@ class Gate:
 def _json_limit(request: Request) -> int | None:
     if request.route is None or request.route.path == _BLOB:
         return None
-    return MAX_JSON_BYTES if request.route.path == _SEAL else _SMALL_JSON
+    return MAX_SEAL_BYTES if request.route.path == _SEAL else MAX_BODY_BYTES
 
 
 def _check_size(request: Request) -> None:

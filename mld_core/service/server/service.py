@@ -48,7 +48,7 @@ class Service:
         self.storage = open_storage(settings)
         self.uploads = Uploads(settings, self.database, self.storage)
         self.checks = Checks(settings, self.database, self.storage)
-        self.sealer = Sealer(self.database, self.checks)
+        self.sealer = Sealer(self.database, self.storage, self.checks)
         self.jobs = Jobs(self.database, settings.lease_seconds)
         self.keys = Authenticator(self.database)
         self.metrics = Metrics()

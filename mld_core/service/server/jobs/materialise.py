@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import select
+from sqlalchemy.orm import undefer
 
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import ATTEMPT_FILE, SEAL_FILE, make_dirs, write_json
@@ -65,21 +66,29 @@ def lay_out(
     store = Store(root)
     with database.read() as session:
         found = session.execute(
-            select(Pass, Seal).join(Seal, Seal.pass_pk == Pass.pk).where(Pass.run_pk == run_pk)
+            select(Pass, Seal, Blob.sha256)
+            .join(Seal, Seal.pass_pk == Pass.pk)
+            .outerjoin(Blob, Blob.pk == Seal.manifest_blob_pk)
+            .where(Pass.run_pk == run_pk)
+            .options(undefer(Seal.manifest))
         ).all()
-    generation = max([generation_of(info), *(generation_of(seal.opening) for _, seal in found)])
+    generation = max([generation_of(info), *(generation_of(seal.opening) for _, seal, _ in found)])
     make_dirs(store.run_dir(run), fsync=False)
     if generation:
         (store.run_dir(run) / f".generation-{generation}").mkdir()
     names = {"model_name": run.model_name, "version_name": run.version_name}
     store.ensure_run(run, {**info, **names})
-    for owner, seal in found:
+    for owner, seal, blob in found:
+        manifest = cast("str | None", blob)
         key = PassKey(owner.dataset_type, parse_epoch(owner.epoch), owner.pass_no)
         folder = store.rank_dir(run, key, seal.attempt, seal.rank_no)
         make_dirs(folder, fsync=False)
         _files(database, storage, folder, seal.pk, organization_id)
         write_json(folder / ATTEMPT_FILE, seal.opening, fsync=False)
-        write_json(folder / SEAL_FILE, seal.manifest, fsync=False)
+        if manifest is None:  # sealed through protocol 1.0, at a server of that time
+            write_json(folder / SEAL_FILE, seal.manifest, fsync=False)
+        else:
+            _link(storage.local(organization_id, manifest), folder / SEAL_FILE)
     return store
 
 
@@ -94,8 +103,11 @@ def _files(database: Database, storage: Storage, folder: Path, seal_pk: int, org
     for part, family, sha256 in rows:
         target = folder / part / file_name(family)
         target.parent.mkdir(exist_ok=True)
-        source = storage.local(organization_id, sha256)
-        try:
-            os.link(source, target)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(source, target)
+        _link(storage.local(organization_id, sha256), target)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)

@@ -126,7 +126,7 @@ class Jobs:
             organization_id=organization.id,
             model_name=run.model_name,
             version_name=run.version_name,
-            info=dict(run.info),
+            info=run.whole_info,
             request=dict(job.request),
             attempts=job.attempts,
         )

@@ -12,12 +12,12 @@ from mld_core.records.format.manifest import utc_now
 from mld_core.service import protocol
 from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.routes import forms
-from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep, page, shown
+from mld_core.service.server.routes.deps import BoundedRoute, PrincipalDep, ServiceDep, page, shown
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal, create_key
 from mld_core.service.server.storage.models import ApiKey, Organization, new_id
 
-router = APIRouter(prefix="/v1", tags=["admin"])
+router = APIRouter(prefix="/v1", tags=["admin"], route_class=BoundedRoute)
 
 
 def key_out(key: ApiKey, organization_id: str) -> protocol.Key:

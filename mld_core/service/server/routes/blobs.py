@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from mld_core.service.protocol import FALSE, HEADER_COMPLETE, HEADER_LENGTH, HEADER_OFFSET, TRUE, BlobState
 from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.routes import forms
-from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep
+from mld_core.service.server.routes.deps import BoundedRoute, PrincipalDep, ServiceDep
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.uploads import Upload
 
-router = APIRouter(prefix="/v1", tags=["blobs"])
+router = APIRouter(prefix="/v1", tags=["blobs"], route_class=BoundedRoute)
 
 _PIECE = 1 << 20
 _MAX_LENGTH = 1 << 50

@@ -6,19 +6,26 @@ The first two are coroutines although they wait for nothing: FastAPI sends plain
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from mld_core.service.server.problems import not_found
+from mld_core.service.server.json_text import loads
+from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Base, Job, Pass, Result, Run
 
 T = TypeVar("T", bound=Base)
 S = TypeVar("S")
+
+PAGE_BYTES = 1 << 20
+"""A page of a list ends when it holds so much, whatever its limit."""
 
 
 async def get_service(request: Request) -> Service:
@@ -37,6 +44,46 @@ async def get_principal(request: Request) -> Principal:
 
 ServiceDep = Annotated[Service, Depends(get_service)]
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+class _BoundedRequest(Request):
+    """A request whose JSON is read off the event loop, within bounds."""
+
+    async def json(self) -> Any:
+        """See `Request`."""
+        if not hasattr(self, "_json"):
+            self._json = await run_in_threadpool(bounded_json, await self.body())
+        return self._json
+
+
+def bounded_json(body: bytes) -> Any:
+    """The value of a body.
+
+    Raises:
+        ProblemError: it is no JSON, or too much of it (422).
+    """
+    try:
+        return loads(body)
+    except ValueError as error:
+        raise ProblemError(
+            "invalid",
+            f"the body: {error}",
+            expectation="JSON as the OpenAPI document says",
+            fix="correct the request; /v1/openapi.json has the form of every request",
+        ) from None
+
+
+class BoundedRoute(APIRoute):
+    """A route that reads its body so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See `APIRoute`."""
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            return await handle(_BoundedRequest(request.scope, request.receive))
+
+        return bounded
 
 
 def answer(content: Any) -> Response:
@@ -96,13 +143,46 @@ def page(
     session: Session, query: Any, model: type[T], limit: int, cursor: str | None
 ) -> tuple[list[T], str | None]:
     """One page of rows in the order they were made, and the cursor of the next (None: this was the last)."""
+    query, limit = _after(session, query, model, cursor), limit + 1
+    rows: list[T] = list(session.scalars(query.limit(limit)))
+    more = len(rows) == limit
+    rows = rows[: limit - 1]
+    return rows, (rows[-1].id if more else None)  # type: ignore[attr-defined]  # every listed table has ids
+
+
+def page_answer(
+    session: Session,
+    query: Any,
+    model: type[T],
+    limit: int,
+    cursor: str | None,
+    out: Callable[[T], Any],
+) -> Response:
+    """One page as an answer, made row by row and ended early where it gets large."""
+    items: list[str] = []
+    size, after = 0, None
+    last: Any = None
+    found = session.scalars(
+        _after(session, query, model, cursor).limit(limit + 1).execution_options(yield_per=20)
+    )
+    for row in found:
+        if len(items) == limit or size > PAGE_BYTES:
+            after = last.id
+            break
+        items.append(json.dumps(out(row), separators=(",", ":")))
+        size, last = size + len(items[-1]), row
+        session.expunge(row)
+    found.close()
+    return Response(
+        f'{{"items":[{",".join(items)}],"next":{json.dumps(after)}}}', media_type="application/json"
+    )
+
+
+def _after(session: Session, query: Any, model: type[T], cursor: str | None) -> Any:
     columns: Any = model
     if cursor is not None:
-        after = session.scalar(query.where(columns.id == cursor))
-        if after is None:
+        pk = session.scalar(query.with_only_columns(columns.pk).where(columns.id == cursor))
+        if pk is None:
             raise not_found("cursor", cursor)
-        query = query.where(columns.pk > after.pk)
-    rows: list[Any] = list(session.scalars(query.order_by(columns.pk).limit(limit + 1)))
-    more = len(rows) > limit
-    shown = rows[:limit]
-    return shown, (shown[-1].id if more else None)
+        query = query.where(columns.pk > pk)
+    return query.order_by(columns.pk)

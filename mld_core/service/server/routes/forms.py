@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mld_core.service.protocol import DEFAULT_PAGE, MAX_PAGE, Scope
 
 _MAX_NAME = 300
 _MAX_RESULT_NAME = 600
 _INT = 1 << 31
-_MAX_DEPTH = 60
+MAX_CLASSES = 100_000
+"""More classes than any data set has; an evaluation takes memory for each."""
 
 
 def _storable(text: str) -> str:
@@ -29,7 +30,6 @@ def _storable(text: str) -> str:
 Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME), AfterValidator(_storable)]
 ResultName = Annotated[str, Field(min_length=1, max_length=_MAX_RESULT_NAME), AfterValidator(_storable)]
 Epoch = Annotated[int, Field(ge=-_INT, lt=_INT)]
-Count = Annotated[int, Field(ge=0, lt=_INT)]
 
 RunId = Annotated[str, Path(pattern=r"^run_[0-9a-f]{24}$")]
 PassId = Annotated[str, Path(pattern=r"^pass_[0-9a-f]{24}$")]
@@ -50,21 +50,22 @@ class Form(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _flat(cls, data: Any) -> Any:
-        """Refuse what goes deeper than anything we write: what walks over it would overflow its stack."""
-        level = [data]
-        for _ in range(_MAX_DEPTH):
-            level = [
-                inner
-                for value in level
-                if isinstance(value, dict | list)
-                for inner in (value.values() if isinstance(value, dict) else value)
-            ]
-            if not level:
-                return data
-        raise ValueError(f"its values are nested more than {_MAX_DEPTH} levels deep")
+
+class Info(Form):
+    """What a run is; members of later releases are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    task: Annotated[str, Field(max_length=100), AfterValidator(_storable)] | None = None
+    n_class: Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None = None
+    class_names: (
+        Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=MAX_CLASSES)] | None
+    ) = None
+    generation: Annotated[int, Field(ge=0, lt=1_000_000)] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The members that came."""
+        return self.model_dump(exclude_unset=True)
 
 
 class RunForm(Form):
@@ -72,25 +73,19 @@ class RunForm(Form):
 
     model_name: Name
     version_name: Name
-    info: dict[str, Any] = {}
+    info: Info = Info()
 
 
 class RunPatchForm(Form):
     """Sets members of a run's `info`; the last writer wins."""
 
-    info: dict[str, Any]
+    info: Info
 
 
 class SealForm(Form):
-    """One rank's seal.json and attempt.json as they are on disk."""
+    """One rank's seal: the digest of its seal.json, which was uploaded as a blob."""
 
-    dataset_type: Name
-    n_epoch: Epoch | None
-    pass_no: Count
-    attempt: Annotated[str, Field(min_length=1, max_length=120)]
-    rank: Count
-    manifest: dict[str, Any]
-    opening: dict[str, Any]
+    manifest_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class EvaluationForm(Form):

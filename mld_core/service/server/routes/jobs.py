@@ -11,18 +11,19 @@ from sqlalchemy.orm import Session
 from mld_core.service import protocol
 from mld_core.service.server.routes import forms
 from mld_core.service.server.routes.deps import (
+    BoundedRoute,
     PrincipalDep,
     ServiceDep,
     answer,
     own_job,
     own_result,
     own_run,
-    page,
+    page_answer,
     shown,
 )
 from mld_core.service.server.storage.models import Blob, Job, Result, ResultFile, Run
 
-router = APIRouter(prefix="/v1", tags=["evaluations"])
+router = APIRouter(prefix="/v1", tags=["evaluations"], route_class=BoundedRoute)
 
 
 def job_out(session: Session, job: Job) -> protocol.Job:
@@ -91,8 +92,7 @@ def list_results(
         query = select(Result).where(Result.run_pk == own_run(session, principal, run_id).pk)
         if result_name is not None:
             query = query.where(Result.result_name == result_name)
-        rows, after = page(session, query, Result, limit, cursor)
-    return answer({"items": [result_out(run_id, row) for row in rows], "next": after})
+        return page_answer(session, query, Result, limit, cursor, lambda row: result_out(run_id, row))
 
 
 @router.get("/results/{result_id}", response_model=protocol.ResultInfo)

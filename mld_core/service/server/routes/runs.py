@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
+from starlette.concurrency import run_in_threadpool
 
 from mld_core.records.format.manifest import plain, utc_now
 from mld_core.service import protocol
@@ -16,64 +21,73 @@ from mld_core.service.server.jobs.materialise import parse_epoch
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.routes import forms
 from mld_core.service.server.routes.deps import (
+    BoundedRoute,
     PrincipalDep,
     ServiceDep,
     answer,
+    bounded_json,
     own_pass,
     own_run,
     page,
+    page_answer,
     shown,
 )
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Pass, Run, Seal, SealFile, new_id
-from mld_core.service.server.storage.seals import parse_seal
+from mld_core.service.server.storage.seals import request_of
+from mld_core.service.server.storage.uploads import full_disk_told
 
-_MAX_INFO = 1 << 20
+_MAX_INFO = 16 << 10
+_MAX_NAMES = 256 << 10
+_SMALL = 256 << 10
+_MANIFESTS = 1 << 20
+"""Bytes of manifests in one answer; the others are named by their digests, and are blobs."""
 
-router = APIRouter(prefix="/v1", tags=["records"])
+router = APIRouter(prefix="/v1", tags=["records"], route_class=BoundedRoute)
 
 
 def run_out(run: Run) -> protocol.Run:
     """What a client sees of a run."""
-    return shown(run, protocol.Run, run_id=run.id)
+    return shown(run, protocol.Run, run_id=run.id, info=run.whole_info)
 
 
-def _checked(info: dict[str, Any]) -> dict[str, Any]:
-    """The info of a run, which is in every list of runs: it must stay small."""
-    size = len(json.dumps(info))
-    if size > _MAX_INFO:
-        raise ProblemError(
-            "too-large",
-            "the info of the run is too large",
-            value=size,
-            expectation=f"at most {_MAX_INFO} bytes of JSON",
-            fix="keep facts in the info, and records in parts",
-        )
-    return info
+def _brief(run: Run) -> protocol.Run:
+    """The same in a list, where of the info only the task is told."""
+    return shown(run, protocol.Run, run_id=run.id, info={"task": run.task or None})
+
+
+def _keep(run: Run, info: dict[str, Any]) -> None:
+    """Set the whole info of a run; what is large in it stands by itself."""
+    run.class_names = info.pop("class_names", None)
+    for what, value, most in (("info", info, _MAX_INFO), ("class_names", run.class_names, _MAX_NAMES)):
+        size = len(json.dumps(value))
+        if size > most:
+            raise ProblemError(
+                "too-large",
+                f"the {what} of the run is too large",
+                value=size,
+                expectation=f"at most {most} bytes of JSON",
+                fix="keep facts in the info, and records in parts",
+            )
+    run.info, run.task = info, str(info.get("task") or "")
+    run.updated_at = utc_now()
 
 
 def _find_or_create(service: Service, principal: Principal, form: forms.RunForm) -> tuple[Run, bool]:
+    names = {"model_name": form.model_name, "version_name": form.version_name}
     with service.database.write() as session:
-        run = session.scalar(
-            select(Run).where(
-                Run.organization_pk == principal.organization_pk,
-                Run.model_name == form.model_name,
-                Run.version_name == form.version_name,
-            )
-        )
-        now = utc_now()
-        info = _checked(plain(form.info))
+        run = session.scalar(select(Run).filter_by(organization_pk=principal.organization_pk, **names))
+        info = plain(form.info.given())
         if run is None:
-            names = {"model_name": form.model_name, "version_name": form.version_name}
             place = {"id": new_id("run"), "organization_pk": principal.organization_pk, **names}
-            run = Run(**place, info=info, created_at=now, updated_at=now)
+            run = Run(**place, created_at=utc_now())
+            _keep(run, info)
             session.add(run)
             return run, True
-        merged = {**info, **run.info}
-        if merged != run.info:
-            run.info = _checked(merged)
-            run.updated_at = now
+        there = run.whole_info
+        if info.keys() - there.keys():
+            _keep(run, {**info, **there})
         return run, False
 
 
@@ -105,9 +119,9 @@ def list_runs(
         query = query.where(Run.model_name == model_name)
     if version_name is not None:
         query = query.where(Run.version_name == version_name)
+    query = query.options(defer(Run.info), defer(Run.class_names))
     with service.database.read() as session:
-        rows, after = page(session, query, Run, limit, cursor)
-    return answer({"items": [run_out(run) for run in rows], "next": after})
+        return page_answer(session, query, Run, limit, cursor, _brief)
 
 
 @router.get("/runs/{run_id}", response_model=protocol.Run)
@@ -125,27 +139,69 @@ def patch_run(
     """Set members of a run's info."""
     with service.database.write() as session:
         run = own_run(session, principal, run_id, lock=True)
-        run.info = _checked({**run.info, **plain(form.info)})
-        run.updated_at = utc_now()
+        _keep(run, {**run.whole_info, **plain(form.info.given())})
     return run_out(run)
 
 
-@router.post("/runs/{run_id}/seals", status_code=201, responses={200: {"description": "It was there"}})
-def create_seal(
-    run_id: forms.RunId,
-    form: forms.SealForm,
-    service: ServiceDep,
-    principal: PrincipalDep,
-    response: Response,
+@router.post(
+    "/runs/{run_id}/seals",
+    status_code=201,
+    responses={200: {"description": "It was there"}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/SealForm"}}},
+        }
+    },
+)
+async def create_seal(
+    run_id: forms.RunId, request: Request, service: ServiceDep, principal: PrincipalDep, response: Response
 ) -> protocol.Seal:
-    """Seal one rank of a pass: all files of its manifest, or none."""
-    with service.database.read() as session:
-        run = own_run(session, principal, run_id)
-    request = parse_seal(run, form.model_dump())
-    seal, made = service.sealer.seal(principal, run, request)
+    """Seal one rank of a pass: all files of its manifest, or none.
+
+    Clients of protocol 1.0 send the manifest itself, which may be large: it is read by no one but the process
+    that reads manifests.
+    """
+    with service.uploads.scratch(principal) as path:
+        size = await _spooled(request, path)
+        seal, made = await run_in_threadpool(_sealed, service, principal, run_id, path, size)
     response.status_code = 201 if made else 200
     if made:
         service.metrics.seals.inc()
+    return await run_in_threadpool(_seal_out, service, seal)
+
+
+async def _spooled(request: Request, path: Path) -> int:
+    """Write a body to a file; its size."""
+    with path.open("wb", buffering=0) as file:
+        async for piece in request.stream():
+            with full_disk_told():
+                await run_in_threadpool(file.write, piece)
+        return file.tell()
+
+
+def _sealed(service: Service, principal: Principal, run_id: str, path: Path, size: int) -> tuple[Seal, bool]:
+    with service.database.read() as session:
+        run = own_run(session, principal, run_id)
+    body = bounded_json(path.read_bytes()) if size <= _SMALL else None
+    if isinstance(body, dict) and "manifest_sha256" in body:
+        try:
+            manifest = forms.SealForm.model_validate(body).manifest_sha256
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+        seal = service.sealer.known(run, manifest)
+        if seal is not None:
+            return seal, False
+        return service.sealer.seal(principal, run, service.sealer.read(principal, run, manifest))
+    found = service.checks.manifest(path, "seal of 1.0")
+    text = found.pop("manifest", "").encode()
+    manifest = hashlib.sha256(text).hexdigest()
+    asked = request_of(run, manifest, found)
+    service.uploads.keep(principal, manifest, text)
+    return service.sealer.seal(principal, run, asked)
+
+
+def _seal_out(service: Service, seal: Seal) -> protocol.Seal:
     with service.database.read() as session:
         owner = session.scalars(select(Pass).where(Pass.pk == seal.pass_pk)).one()
         ranks = session.scalars(
@@ -222,20 +278,30 @@ def get_pass(
     """One pass with everything that is needed to lay it out on disk: manifests and files of each rank."""
     with service.database.read() as session:
         owner = own_pass(session, own_run(session, principal, run_id), pass_id)
-        seals = list(
-            session.scalars(select(Seal).where(Seal.pass_pk == owner.pk).order_by(Seal.attempt, Seal.rank_no))
-        )
-        ranks: list[protocol.PassRank] = [
-            {
-                "attempt": seal.attempt,
-                "rank": seal.rank_no,
-                "manifest": seal.manifest,
-                "opening": seal.opening,
-                "files": _files(session, seal),
-            }
-            for seal in seals
-        ]
+        query = select(Seal).where(Seal.pass_pk == owner.pk).order_by(Seal.attempt, Seal.rank_no)
+        seals = list(session.scalars(query))
+        left = _MANIFESTS
+        ranks: list[protocol.PassRank] = []
+        for seal in seals:
+            manifest, digest, size = _manifest(session, service, principal, seal, left)
+            left -= size
+            place: Any = {"attempt": seal.attempt, "rank": seal.rank_no, "opening": seal.opening}
+            place |= {"manifest": manifest, "manifest_sha256": digest, "files": _files(session, seal)}
+            ranks.append(place)
     return answer({**pass_out(run_id, owner, seals), "ranks": ranks})
+
+
+def _manifest(
+    session: Session, service: Service, principal: Principal, seal: Seal, left: int
+) -> tuple[dict[str, Any] | None, str | None, int]:
+    """A manifest, where the answer has room for it; its digest, where it is a blob; its bytes."""
+    blob = session.get(Blob, seal.manifest_blob_pk) if seal.manifest_blob_pk is not None else None
+    if blob is None:
+        return seal.manifest, None, 0
+    if blob.size > left:
+        return None, blob.sha256, 0
+    text = b"".join(service.storage.read(principal.organization_id, blob.sha256, 0, blob.size))
+    return json.loads(text), blob.sha256, blob.size
 
 
 def _files(session: Session, seal: Seal) -> list[protocol.PassFile]:

@@ -11,12 +11,14 @@ import queue
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from mld_core.service.server.children import Child
+from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.settings import MIB, Settings
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.database import Database
@@ -28,6 +30,7 @@ _FLUSH = 64
 _IDLE = 0.05
 _DIED = "its check took more memory or time than is allowed"
 _START_SECONDS = 60.0
+_MANIFEST_SECONDS = 45.0
 
 Place = tuple[int, str]
 """An organization's key in the database, and a digest."""
@@ -47,8 +50,8 @@ class CheckProcess(Child):
         memory = str(settings.check_memory_mb * MIB)
         super().__init__("mld_core.service.server.storage.check_part", memory, env=env)
 
-    def check(self, path: str) -> dict[str, Any]:
-        """The verdict on a file.
+    def check(self, path: str, kind: str = "blob") -> dict[str, Any]:
+        """The verdict on a file; `kind` is one of `check_part`'s.
 
         Raises:
             CheckDied: it took the process down.
@@ -59,14 +62,8 @@ class CheckProcess(Child):
                 self._answer(_START_SECONDS)
             seconds = self._settings.check_seconds
             limits = {"max_rows": self._settings.max_rows, "max_ratio": self._settings.max_ratio}
-            self.say(
-                {
-                    "path": path,
-                    "seconds": seconds,
-                    "max_decoded": self._settings.max_decoded_mb * MIB,
-                    **limits,
-                }
-            )
+            decoded = self._settings.max_decoded_mb * MIB
+            self.say({"path": path, "kind": kind, "seconds": seconds, "max_decoded": decoded, **limits})
             return self._answer(seconds * 4 + 10)
         except (OSError, CheckDied) as error:
             self.stop()
@@ -90,6 +87,8 @@ class Checks:
         self._pending: set[Place] = set()
         self._changed = threading.Condition()
         self._stopping = False
+        self._manifests = CheckProcess(settings)
+        self._reading = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, name=f"check-{number}", daemon=True)
             for number in range(settings.check_processes)
@@ -116,6 +115,8 @@ class Checks:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=5)
+        with self._reading:
+            self._manifests.stop()
 
     @property
     def waiting(self) -> int:
@@ -142,6 +143,27 @@ class Checks:
             self.submit(organization_pk, organization_id, place[1], urgent=True)
         with self._changed:
             return self._changed.wait_for(lambda: not places & self._pending, timeout=seconds)
+
+    def manifest(self, path: Path, kind: str = "manifest") -> dict[str, Any]:
+        """What a check process finds in a manifest; one is read at a time, they are small or refused.
+
+        Raises:
+            ProblemError: others are read for too long (503).
+        """
+        if not self._reading.acquire(timeout=_MANIFEST_SECONDS):
+            raise ProblemError(
+                "check-pending",
+                "the manifests before this one are not read yet",
+                expectation="a manifest that was read",
+                fix="send the seal again",
+                retry_after=2,
+            )
+        try:
+            return self._manifests.check(str(path), kind)
+        except CheckDied:
+            return {"ok": False, "reason": _DIED}
+        finally:
+            self._reading.release()
 
     def there(self, organization_id: str, sha256: str) -> bool:
         """Whether a blob's content is in the storage."""

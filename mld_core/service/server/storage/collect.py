@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError
 
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.models import Blob, Organization, ResultFile, SealFile
+from mld_core.service.server.storage.models import Blob, Organization, ResultFile, Seal, SealFile
 
 log = logging.getLogger("mld.server")
 
@@ -62,6 +62,7 @@ def _unneeded(limit: str) -> tuple[Any, ...]:
         Blob.created_at < limit,
         ~exists().where(SealFile.blob_pk == Blob.pk),
         ~exists().where(ResultFile.blob_pk == Blob.pk),
+        ~exists().where(Seal.manifest_blob_pk == Blob.pk),
     )
 
 

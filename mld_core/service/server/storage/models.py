@@ -85,7 +85,7 @@ class ApiKey(_Named, Base):
 
 
 class Run(_Named, Base):
-    """A model version of an organization."""
+    """A model version of an organization; the names of its classes, which may be many, beside its `info`."""
 
     __tablename__ = "runs"
     __table_args__ = (UniqueConstraint("organization_pk", "model_name", "version_name"),)
@@ -93,8 +93,15 @@ class Run(_Named, Base):
     organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
     model_name: Mapped[str] = mapped_column(String(300))
     version_name: Mapped[str] = mapped_column(String(300))
+    task: Mapped[str] = mapped_column(String(100), default="")
     info: Mapped[dict[str, Any]] = mapped_column(Json)
+    class_names: Mapped[list[str] | None] = mapped_column(Json)
     updated_at: Mapped[str] = mapped_column(String(40))
+
+    @property
+    def whole_info(self) -> dict[str, Any]:
+        """Its run.json as clients know it."""
+        return dict(self.info) if self.class_names is None else {**self.info, "class_names": self.class_names}
 
 
 class Blob(Base):
@@ -133,7 +140,8 @@ class Seal(_Named, Base):
     attempt: Mapped[str] = mapped_column(String(120))
     rank_no: Mapped[int] = mapped_column(_Big)
     world_size: Mapped[int] = mapped_column(_Big)
-    manifest: Mapped[dict[str, Any]] = mapped_column(Json)
+    manifest: Mapped[dict[str, Any]] = mapped_column(Json, deferred=True)
+    manifest_blob_pk: Mapped[int | None] = mapped_column(ForeignKey("blobs.pk"), index=True)
     opening: Mapped[dict[str, Any]] = mapped_column(Json)
     rows: Mapped[dict[str, Any]] = mapped_column(Json)
     bytes: Mapped[int] = mapped_column(_Big)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,54 +14,44 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mld_core.records.format.manifest import UnknownFormatError, attempt_from_json, utc_now
+from mld_core.records.format.manifest import AttemptManifest, attempt_from_json, utc_now
 from mld_core.records.format.schema import FAMILIES, TASKS, base_schema
-from mld_core.service.protocol import SHA256
 from mld_core.service.server.problems import ProblemError
+from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Principal
+from mld_core.service.server.storage.manifests import NamedFile
 from mld_core.service.server.storage.models import Blob, Pass, Run, Seal, SealFile, new_id
 
-_ATTEMPT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,110}-\d{3,6}")
-_PART = re.compile(r"(part|merged|slim)-\d{1,12}")
-_MAX_WORLD = 100_000
-_MAX_INT = 1 << 60
 _CHUNK = 500
 _CHECK_SECONDS = 45.0
 _KEYS = frozenset({"unit", "rank_"})
 
 
 @dataclass(frozen=True)
-class NamedFile:
-    """One file a manifest names."""
-
-    part: str
-    family: str
-    sha256: str
-    bytes: int
-    rows: int
-
-
-@dataclass(frozen=True)
 class SealRequest:
-    """A seal whose form has been checked."""
+    """A seal whose manifest was read by a check process, and agrees with its run.
 
-    dataset_type: str
-    n_epoch: int | None
-    pass_no: int
-    attempt: str
-    rank: int
-    world_size: int
-    manifest: dict[str, Any]
+    Attributes:
+        manifest: digest of the blob with its seal.json.
+        opening: its attempt.json.
+        opened: the same.
+        files: the files that count.
+        rows: their rows by family.
+    """
+
+    manifest: str
     opening: dict[str, Any]
+    opened: AttemptManifest
     files: list[NamedFile]
     rows: dict[str, int]
 
     @property
     def epoch(self) -> str:
         """The epoch as it is stored."""
-        return "none" if self.n_epoch is None else str(self.n_epoch)
+        n_epoch = self.opened.n_epoch
+        return "none" if n_epoch is None else str(n_epoch)
 
     @property
     def digest(self) -> str:
@@ -82,99 +71,24 @@ def invalid(where: str, value: Any, expectation: str) -> ProblemError:
     )
 
 
-def _whole(data: Mapping[str, Any], name: str, where: str) -> int:
-    value = data.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MAX_INT:
-        raise invalid(f"{where}.{name}", value, "a whole number of at least 0")
-    return value
-
-
-def _files(manifest: Mapping[str, Any]) -> list[NamedFile]:
-    parts = manifest.get("parts")
-    if not isinstance(parts, list):
-        raise invalid("manifest.parts", parts, "a list of parts")
-    found: list[NamedFile] = []
-    names: set[str] = set()
-    for part in parts:
-        name = part.get("name") if isinstance(part, dict) else None
-        if not isinstance(name, str) or _PART.fullmatch(name) is None or name in names:
-            raise invalid("manifest.parts.name", name, "part-<n>, merged-<n> or slim-<n>, each once")
-        names.add(name)
-        files = part.get("files")
-        if not isinstance(files, dict) or not files:
-            raise invalid(f"manifest.parts.{name}.files", files, "the part's files by family")
-        found += [_file(name, family, info) for family, info in files.items()]
-    return found
-
-
-def _file(part: str, family: str, info: Any) -> NamedFile:
-    if family not in FAMILIES:
-        raise invalid(f"manifest.parts.{part}.files", family, f"one of {', '.join(FAMILIES)}")
-    sha256 = info.get("sha256") if isinstance(info, dict) else None
-    if not isinstance(sha256, str) or SHA256.fullmatch(sha256) is None:
-        raise invalid(f"{part}.{family}.sha256", sha256, "64 lower-case hex digits")
-    where = f"{part}.{family}"
-    return NamedFile(part, family, sha256, _whole(info, "bytes", where), _whole(info, "rows", where))
-
-
-def parse_seal(run: Run, body: Mapping[str, Any]) -> SealRequest:
-    """Check the form of a seal and that its manifests agree with it and with the run.
+def request_of(run: Run, manifest: str, found: Mapping[str, Any]) -> SealRequest:
+    """A seal from what a check process found in its manifest.
 
     Raises:
-        ProblemError: they do not.
+        ProblemError: it is none, or is of another run.
     """
-    manifest, opening = body["manifest"], body["opening"]
-    own = manifest.get("attempt")
-    if not isinstance(own, dict):
-        raise invalid("manifest.attempt", own, "the opening manifest in the seal")
-    expected = {
-        "model_name": run.model_name,
-        "version_name": run.version_name,
-        **{name: body[name] for name in ("dataset_type", "n_epoch", "pass_no", "attempt", "rank")},
-    }
-    for where, data in (("manifest.attempt", own), ("opening", opening)):
-        for name, value in expected.items():
-            if data.get(name) != value:
-                raise invalid(f"{where}.{name}", data.get(name), f"{value!r}, as the request and the run say")
-    try:
-        attempt_from_json(own, Path("manifest.attempt"))
-        attempt_from_json(opening, Path("opening"))
-    except UnknownFormatError as error:
-        raise invalid("manifest.format", own.get("format"), "a format this server knows") from error
-    except ValueError as error:
-        raise invalid("manifest.attempt", None, "the members of an attempt.json") from error
-    if _ATTEMPT.fullmatch(body["attempt"]) is None:
-        raise invalid("attempt", body["attempt"], "<launch id>-<restart>, as the recorder names it")
-    for name in ("format", "sealed_at", "rows"):
-        if name not in manifest:
-            raise invalid(f"manifest.{name}", None, "a member of every seal.json")
-    return _summed(body, manifest, opening, own)
-
-
-def _summed(
-    body: Mapping[str, Any], manifest: dict[str, Any], opening: dict[str, Any], own: Mapping[str, Any]
-) -> SealRequest:
-    world_size = _whole(own, "world_size", "manifest.attempt")
-    if not body["rank"] < world_size <= _MAX_WORLD or opening.get("world_size") != world_size:
-        raise invalid("world_size", world_size, f"more than rank {body['rank']}, at most {_MAX_WORLD}")
-    files = _files(manifest)
-    rows: dict[str, int] = {}
-    for one in files:
-        rows[one.family] = rows.get(one.family, 0) + one.rows
-    told = manifest["rows"]
-    if not isinstance(told, dict) or {name: count for name, count in told.items() if count} != {
-        name: count for name, count in rows.items() if count
-    }:
-        raise invalid("manifest.rows", json.dumps(told)[:100], f"the sums over the parts: {rows}")
-    names = ("dataset_type", "n_epoch", "pass_no", "attempt", "rank")
-    return SealRequest(
-        **{name: body[name] for name in names},
-        world_size=world_size,
-        manifest=manifest,
-        opening=opening,
-        files=files,
-        rows=rows,
-    )
+    if not found["ok"]:
+        raise invalid(*found.get("invalid", ("manifest", None, f"a manifest; {found.get('reason')}")))
+    for name in ("model_name", "version_name"):
+        if found["opening"].get(name) != getattr(run, name):
+            raise invalid(
+                f"manifest.attempt.{name}",
+                found["opening"].get(name),
+                f"{getattr(run, name)!r}, as the run says",
+            )
+    opening, files = found["opening"], [NamedFile(*one) for one in found["files"]]
+    opened = attempt_from_json(opening, Path("manifest.attempt"))
+    return SealRequest(manifest, opening, opened, files, found["rows"])
 
 
 def _blobs(session: Session, organization_pk: int, digests: Iterable[str]) -> dict[str, Blob]:
@@ -190,16 +104,39 @@ def _blobs(session: Session, organization_pk: int, digests: Iterable[str]) -> di
 
 def _place(run: Run, request: SealRequest) -> tuple[Any, ...]:
     """What is true of the pass a seal belongs to."""
-    where = (Pass.run_pk == run.pk, Pass.dataset_type == request.dataset_type, Pass.epoch == request.epoch)
-    return (*where, Pass.pass_no == request.pass_no)
+    where = (
+        Pass.run_pk == run.pk,
+        Pass.dataset_type == request.opened.dataset_type,
+        Pass.epoch == request.epoch,
+    )
+    return (*where, Pass.pass_no == request.opened.pass_no)
 
 
 class Sealer:
     """Commits seals."""
 
-    def __init__(self, database: Database, checks: Checks) -> None:
+    def __init__(self, database: Database, storage: Storage, checks: Checks) -> None:
         self._database = database
+        self._storage = storage
         self._checks = checks
+
+    def known(self, run: Run, manifest: str) -> Seal | None:
+        """The seal of a run that was made of this very manifest."""
+        query = select(Seal).join(Pass, Pass.pk == Seal.pass_pk).join(Blob, Blob.pk == Seal.manifest_blob_pk)
+        with self._database.read() as session:
+            return session.scalar(query.where(Pass.run_pk == run.pk, Blob.sha256 == manifest))
+
+    def read(self, principal: Principal, run: Run, manifest: str) -> SealRequest:
+        """Read a manifest, in a process that it can not harm.
+
+        Raises:
+            ProblemError: it is not there, is none, or is of another run.
+        """
+        try:
+            path = self._storage.local(principal.organization_id, manifest)
+        except FileNotFoundError:
+            raise _missing({manifest}, 1) from None
+        return request_of(run, manifest, self._checks.manifest(path))
 
     def seal(self, principal: Principal, run: Run, request: SealRequest) -> tuple[Seal, bool]:
         """Commit a seal; (its row, whether it is new).
@@ -231,22 +168,26 @@ class Sealer:
         query = (
             select(Seal)
             .join(Pass, Pass.pk == Seal.pass_pk)
-            .where(*_place(run, request), Seal.attempt == request.attempt, Seal.rank_no == request.rank)
+            .where(
+                *_place(run, request),
+                Seal.attempt == request.opened.attempt,
+                Seal.rank_no == request.opened.rank,
+            )
         )
         with self._database.read() as session:
             found = session.scalar(query)
         if found is not None and found.digest != request.digest:
             raise ProblemError(
                 "seal-conflict",
-                f"rank {request.rank} of attempt {request.attempt} is sealed with other files",
-                value=request.attempt,
+                f"rank {request.opened.rank} of attempt {request.opened.attempt} is sealed with other files",
+                value=request.opened.attempt,
                 expectation="the files of the first seal",
                 fix="nothing: the first seal stands",
             )
         return found
 
     def _checked(self, principal: Principal, request: SealRequest) -> dict[str, Blob]:
-        digests = {one.sha256 for one in request.files}
+        digests = {request.manifest, *(one.sha256 for one in request.files)}
         with self._database.read() as session:
             blobs = _blobs(session, principal.organization_pk, digests)
         if digests - set(blobs):
@@ -266,7 +207,7 @@ class Sealer:
         return blobs
 
     def _commit(self, principal: Principal, run: Run, request: SealRequest) -> Seal:
-        digests = {one.sha256 for one in request.files}
+        digests = {request.manifest, *(one.sha256 for one in request.files)}
         with self._database.write() as session:
             # Once more: what nobody needed may have been removed since it was looked at.
             blobs = _blobs(session, principal.organization_pk, digests)
@@ -278,9 +219,9 @@ class Sealer:
             owner = session.scalar(select(Pass).where(*_place(run, request)))
             if owner is None:
                 names = {
-                    "dataset_type": request.dataset_type,
+                    "dataset_type": request.opened.dataset_type,
                     "epoch": request.epoch,
-                    "pass_no": request.pass_no,
+                    "pass_no": request.opened.pass_no,
                 }
                 owner = Pass(id=new_id("pass"), run_pk=run.pk, **names, created_at=utc_now())
                 session.add(owner)
@@ -288,10 +229,11 @@ class Sealer:
             seal = Seal(
                 id=new_id("seal"),
                 pass_pk=owner.pk,
-                attempt=request.attempt,
-                rank_no=request.rank,
-                world_size=request.world_size,
-                manifest=request.manifest,
+                attempt=request.opened.attempt,
+                rank_no=request.opened.rank,
+                world_size=request.opened.world_size,
+                manifest={},
+                manifest_blob_pk=blobs[request.manifest].pk,
                 opening=request.opening,
                 rows=request.rows,
                 bytes=sum(one.bytes for one in request.files),
@@ -348,6 +290,8 @@ def _compare(request: SealRequest, blobs: Mapping[str, Blob], task: str) -> list
 
 def _reason(one: NamedFile, blob: Blob, schema: pa.Schema) -> str:
     facts = blob.facts or {}
+    if facts.get("manifest"):
+        return "it is a manifest"
     if blob.state == "refused":
         return str(facts.get("reason", "it was refused"))
     if blob.size != one.bytes:

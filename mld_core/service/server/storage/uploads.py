@@ -17,13 +17,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mld_core.records.format.manifest import make_dirs, utc_now
+from mld_core.records.format.manifest import make_dirs, tmp_name, utc_now
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.settings import MIB, Settings
 from mld_core.service.server.storage.backends import FULL, Storage
@@ -310,26 +310,58 @@ class Uploads:
             with self._lock:
                 self._open.pop((principal.organization_id, sha256), None)
 
-    def _note(self, principal: Principal, sha256: str, size: int) -> None:
+    def _note(
+        self, principal: Principal, sha256: str, size: int, facts: dict[str, Any] | None = None
+    ) -> None:
         try:
             with self._database.write() as session:
-                self._insert(session, principal.organization_pk, sha256, size)
+                self._insert(session, principal.organization_pk, sha256, size, facts)
         except IntegrityError:
             log.debug("blob %s was noted by another server", sha256)
 
     @staticmethod
-    def _insert(session: Session, organization_pk: int, sha256: str, size: int) -> None:
+    def _insert(
+        session: Session, organization_pk: int, sha256: str, size: int, facts: dict[str, Any] | None
+    ) -> None:
         row = session.scalar(
             select(Blob).where(Blob.organization_pk == organization_pk, Blob.sha256 == sha256)
         )
         if row is not None:
             return
         place = {"organization_pk": organization_pk, "sha256": sha256}
-        session.add(Blob(**place, size=size, state="stored", facts=None, created_at=utc_now()))
+        state = "stored" if facts is None else "checked"
+        session.add(Blob(**place, size=size, state=state, facts=facts, created_at=utc_now()))
         grown = Organization.blob_bytes + size
         session.execute(
             update(Organization).where(Organization.pk == organization_pk).values(blob_bytes=grown)
         )
+
+    @contextlib.contextmanager
+    def scratch(self, principal: Principal) -> Iterator[Path]:
+        """A file for a body that is no blob; it is gone afterwards."""
+        path = self._root / principal.organization_id / tmp_name("body")
+        path.parent.mkdir(exist_ok=True)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def keep(self, principal: Principal, sha256: str, content: bytes) -> None:
+        """Store a manifest that a client of protocol 1.0 sent within its seal.
+
+        Raises:
+            ProblemError: no room.
+        """
+        if self.complete_size(principal, sha256) is not None:
+            return
+        self._check_room(principal, sha256, len(content), 0)
+        with self.scratch(principal) as path, full_disk_told():
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            self._storage.take(principal.organization_id, sha256, path)
+            self._note(principal, sha256, len(content), facts={"ok": True, "manifest": True})
 
     def sweep(self) -> int:
         """Remove partial blobs that nobody continued for `spool_days`; return how many."""
