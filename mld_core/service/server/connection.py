@@ -1,20 +1,88 @@
-"""The HTTP connection: uvicorn's, with limits on the time and size of everything but a body.
+"""The HTTP connection: uvicorn's, with limits on the time and size of everything but a body, and on how many.
 
-uvicorn waits for ever for a head that is sent a byte at a time (slow loris), and for the rest of a body that
-nobody reads any more; and it keeps any number of header bytes, those after a chunked body too.
+uvicorn waits for ever for a head that is sent a byte at a time (slow loris), for the rest of a body that
+nobody reads any more, and for a client that does not read its answer; it keeps any number of header bytes,
+those after a chunked body too; and it answers 503 to all where there are too many connections, whoever opened
+them.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mld_core.service.server.settings import Settings
+
 MAX_HEAD_BYTES = 64 << 10
 
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
+)
+_STRANGERS_KEEP_ALIVE = 2
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Connections:
+    """All connections of a server: who came with a right key, and who is a stranger.
+
+    A quarter of the places is for those who are known. Where strangers take more than the rest, or one
+    address more than a quarter, the stranger that waits for longest without asking anything goes, not the
+    newcomer.
+
+    Args:
+        most: connections at once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._share = max(1, most // 4)
+        self._known: dict[LimitedProtocol, str] = {}
+        self._strangers: dict[LimitedProtocol, str] = {}  # in the order in which they came
+        self._of: dict[str, int] = {}
+
+    def arrived(self, one: LimitedProtocol, address: str) -> bool:
+        """Note a new connection, a stranger's; whether there is a place for it."""
+        self._strangers[one] = address
+        self._of[address] = self._of.get(address, 0) + 1
+        if self._of[address] > self._share:
+            return self._drop(other for other, whose in self._strangers.items() if whose == address)
+        if len(self._strangers) > self._most - self._share:
+            return self._drop(self._strangers)
+        if len(self._strangers) + len(self._known) > self._most:
+            return self._drop([*self._strangers, *self._known])
+        return True
+
+    def _drop(self, oldest_first: Iterable[LimitedProtocol]) -> bool:
+        """Make room: the first that asks nothing goes. False if that is the newcomer, or all are busy."""
+        newest = next(reversed(self._strangers))
+        for one in oldest_first:
+            if one is not newest and one.waits:
+                one.close()
+                self.gone(one)
+                return True
+        return False
+
+    def knows(self, one: LimitedProtocol) -> None:
+        """A right key came on a connection."""
+        if one in self._strangers:
+            self._known[one] = self._strangers[one]
+            self._forget(one)
+
+    def gone(self, one: LimitedProtocol) -> None:
+        """A connection is over."""
+        self._known.pop(one, None)
+        if one in self._strangers:
+            self._forget(one)
+
+    def _forget(self, one: LimitedProtocol) -> None:
+        address = self._strangers.pop(one)
+        self._of[address] -= 1
+        if not self._of[address]:
+            del self._of[address]
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -23,10 +91,14 @@ class LimitedProtocol(HttpToolsProtocol):
     Attributes:
         head_timeout: seconds in which a head must be there.
         rest_timeout: seconds in which the rest of a body must be there that was answered before its end.
+        min_bytes_per_second: a client that reads its answer slower than this, over `rest_timeout`, is left.
+        all: the connections of the server.
     """
 
     head_timeout = 10.0
     rest_timeout = 30.0
+    min_bytes_per_second = 1024
+    all = Connections(1000)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,15 +107,38 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unseen = 0  # bytes since the parser last came to the end of a head or to a piece of a body
         self._in_head = True
         self._too_large = False
+        self._known = False
+        self._reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """A client connected; the clock of its first head runs."""
         super().connection_made(transport)
-        self._watch(self.head_timeout, _TOO_SLOW)
+        if self.all.arrived(self, self.client[0] if self.client else ""):
+            self._watch(self.head_timeout, _TOO_SLOW)
+        else:
+            self._give_up(_TOO_MANY)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it asks nothing now: no request has come, or the last is answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def close(self) -> None:
+        """End it without a word."""
+        self._give_up(b"")
+
+    def known(self) -> None:
+        """A right key came with a request."""
+        if not self._known:
+            self._known = True
+            self.all.knows(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._unwatch()
+        self.all.gone(self)
+        if self._reader is not None:
+            self._reader.cancel()
         super().connection_lost(exc)
 
     def _watch(self, seconds: float, answer: bytes) -> None:
@@ -61,6 +156,29 @@ class LimitedProtocol(HttpToolsProtocol):
             if answer:
                 self.transport.write(answer)
             self.transport.close()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is written to."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def _watch_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._reader = self.loop.call_later(self.rest_timeout, self._look_at_reader, unread)
+
+    def _look_at_reader(self, unread: int) -> None:
+        read = unread - self.transport.get_write_buffer_size()
+        if read < min(unread, self.rest_timeout * self.min_bytes_per_second):
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
@@ -102,6 +220,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._unseen = 0
         self._unwatch()
+        self.scope["mld.connection"] = self  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -118,12 +237,21 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """The answer is sent, perhaps before the whole request came."""
+        kept = self.timeout_keep_alive
+        if not self._known:
+            self.timeout_keep_alive = _STRANGERS_KEEP_ALIVE
         super().on_response_complete()
+        self.timeout_keep_alive = kept
         if not self._in_head:
             self._watch(self.rest_timeout, b"")
 
 
-def limited_protocol(head_timeout: float, rest_timeout: float) -> type[LimitedProtocol]:
+def limited_protocol(settings: Settings) -> type[LimitedProtocol]:
     """The protocol class with these limits."""
-    limits = {"head_timeout": head_timeout, "rest_timeout": rest_timeout}
+    limits = {
+        "head_timeout": settings.head_timeout,
+        "rest_timeout": settings.idle_timeout,
+        "min_bytes_per_second": settings.min_bytes_per_second,
+        "all": Connections(settings.connections),
+    }
     return type("Connection", (LimitedProtocol,), limits)

@@ -76,6 +76,7 @@ class Request:
         self.path = str(scope["path"])
         self.route, self.methods = find_route(self.method, self.path)
         self.headers = _headers(scope)
+        self.connection = scope.get("mld.connection")
         self.remote = str((scope.get("client") or ("", 0))[0])
         self.principal: Principal | None = None
         self.begun = time.monotonic()
@@ -155,6 +156,8 @@ class Gate:
         if route is not None and route.scope is None:
             return
         request.principal = await self._check_key(request)
+        if request.connection is not None:
+            request.connection.known()
         if route is None:
             raise _no_route(request)
         self._check_scope(request.principal, route)

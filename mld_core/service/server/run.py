@@ -48,12 +48,11 @@ def serve(settings: Settings) -> None:
         _greet(address, key, settings)
         config = uvicorn.Config(
             create_app(service),
-            http=limited_protocol(settings.head_timeout, settings.idle_timeout),
+            http=limited_protocol(settings),
             ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=settings.connections,
             timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=_GRACE,
             proxy_headers=False,

@@ -41,7 +41,8 @@ class Settings:
         head_timeout: Seconds in which the head of a request must have arrived.
         idle_timeout: Seconds in which the next piece of a body must arrive.
         min_bytes_per_second: A body slower than this, over `idle_timeout` and longer, is given up (408).
-        connections: Connections at once; more are answered 503.
+        connections: Connections at once. A quarter is for those who came with a right key; of the others the
+            one that waits for longest goes when there are too many, or more than a quarter from one address.
         check_processes: Processes that check uploaded Parquet files.
         check_memory_mb: Memory of such a process, in MiB, above what it takes to start.
         check_seconds: CPU seconds one file may take.

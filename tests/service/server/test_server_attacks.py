@@ -1,8 +1,12 @@
 """What one key, or none, can do to the server: real requests, bounded in bytes and time, loopback only."""
 
 import concurrent.futures
+import contextlib
 import json
+import os
 import re
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +110,67 @@ def test_numbers_that_are_none_are_refused(small):
         body = f'{{"model_name": "m", "version_name": "nan", "info": {{"x": {word}}}}}'
         answer = small.api()("POST", "/v1/runs", data=body, headers=headers)
         assert (answer.status_code, problem_name(answer.json())) == (422, "invalid")
+
+
+# -- connections ---------------------------------------------------------------------------------------------
+
+
+def idle(port, count, *, ask=True):
+    """Connections that ask nothing any more."""
+    made = []
+    for _ in range(count):
+        sock = socket.create_connection(("127.0.0.1", port), 5)
+        if ask:
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        made.append(sock)
+    return made
+
+
+def test_strangers_lock_no_key_out(parts, tmp_path):
+    process = parts.ServerProcess(tmp_path / "data", workers=0, connections=100).start()
+    strangers = []
+    try:
+        mine = process.api()
+        assert mine("GET", "/v1/whoami").status_code == 200
+        for _ in range(3):
+            strangers += idle(process.port, 110)
+            begun = time.monotonic()
+            assert mine("GET", "/v1/whoami", timeout=5).status_code == 200  # the connection I have
+            assert process.api()("GET", "/v1/whoami", timeout=5).status_code == 200  # and a new one
+            assert process.api("")("GET", "/healthz", timeout=5).status_code == 200
+            assert time.monotonic() - begun < 5
+        time.sleep(2.5)
+        assert mine("GET", "/v1/whoami", timeout=5).status_code == 200
+        ended = 0
+        for sock in strangers:
+            sock.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                while sock.recv(1 << 16):
+                    pass
+                ended += 1
+        assert ended == len(strangers)  # without a key, nobody is kept waiting on for longer than two seconds
+    finally:
+        for sock in strangers:
+            sock.close()
+        process.stop()
+
+
+def test_who_does_not_read_a_download_is_left(parts, tmp_path):
+    process = parts.ServerProcess(tmp_path / "data", workers=0, idle_timeout=1).start()
+    try:
+        api = process.api()
+        content = b"{" + os.urandom(16 * MIB)
+        digest = parts.hashlib.sha256(content).hexdigest()
+        assert api.put(content).status_code == 201
+        head = f"GET /v1/blobs/{digest} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {process.key}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", process.port), 5) as sock:
+            sock.sendall(head.encode())
+            time.sleep(4)
+            got = 0
+            with contextlib.suppress(ConnectionResetError):
+                while piece := sock.recv(1 << 16):
+                    got += len(piece)
+            assert got < len(content)
+        assert api("GET", f"/v1/blobs/{digest}").content == content
+    finally:
+        process.stop()
