@@ -11,6 +11,7 @@ from mld_core.cli.compare import compare
 from mld_core.cli.doctor import doctor
 from mld_core.cli.evaluate import evaluate
 from mld_core.cli.files import collect, export, merge_stores
+from mld_core.cli.jobs import jobs
 from mld_core.cli.ls import ls
 from mld_core.cli.report import report
 from mld_core.cli.review import review
@@ -77,6 +78,7 @@ app.command("merge", short_help="Join stores of several machines.")(merge_stores
 app.command("sync", short_help="Send recorded passes to a team's service.")(sync)
 app.command("serve", short_help="Run a server for a team.")(serve)
 app.command("worker", short_help="Run evaluations for a server.")(worker)
+app.add_typer(jobs, name="jobs", short_help="Evaluations at a service: list, cancel.")
 app.add_typer(keys, name="keys", short_help="Keys of a server: create, list, revoke.")
 app.command("doctor", short_help="Versions, the store, and its health.")(doctor)
 

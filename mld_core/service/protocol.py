@@ -39,7 +39,8 @@ digits.
 
 **Downloads.** `GET /v1/blobs/{sha256}` with an optional single `Range: bytes=a-b`.
 
-**Evaluations.** `POST /v1/runs/{run_id}/evaluations` answers 202 and a `Job`; poll `GET /v1/jobs/{job_id}`.
+**Evaluations.** `POST /v1/runs/{run_id}/evaluations` answers 202 and a `Job`, the one that is there where the
+same was asked of the same records and no `result_name` was given; poll `GET /v1/jobs/{job_id}`.
 `DELETE` cancels. A `Result`'s files are blobs: `GET /v1/results/{result_id}/files`.
 
 **Lists** answer `{"items": [...], "next": cursor or null}`; pass `cursor=` and `limit=` (at most
@@ -330,6 +331,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/runs/{run_id}/passes", "read", "List the passes of a run."),
     Route("GET", "/v1/runs/{run_id}/passes/{pass_id}", "read", "One pass with its manifests and files."),
     Route("POST", "/v1/runs/{run_id}/evaluations", "write", "Ask for an evaluation."),
+    Route("GET", "/v1/jobs", "read", "List evaluations, newest first."),
     Route("GET", "/v1/jobs/{job_id}", "read", "How far is an evaluation?"),
     Route("DELETE", "/v1/jobs/{job_id}", "write", "Cancel an evaluation."),
     Route("GET", "/v1/runs/{run_id}/results", "read", "List the results of a run."),

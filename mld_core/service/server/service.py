@@ -49,7 +49,7 @@ class Service:
         self.uploads = Uploads(settings, self.database, self.storage)
         self.checks = Checks(settings, self.database, self.storage)
         self.sealer = Sealer(self.database, self.storage, self.checks)
-        self.jobs = Jobs(self.database, settings.lease_seconds)
+        self.jobs = Jobs(self.database, settings.lease_seconds, settings.jobs_at_once)
         self.keys = Authenticator(self.database)
         self.metrics = Metrics()
         self.requests = Buckets(settings.requests_per_second, settings.requests_per_second * 2)

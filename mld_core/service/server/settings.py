@@ -52,6 +52,9 @@ class Settings:
         workers: Worker processes the server starts itself; 0 = run `mld worker` elsewhere.
         lease_seconds: A job whose worker gave no sign of life for this long is given to another.
         job_seconds: Time one evaluation may take.
+        job_memory_mb: Memory one evaluation may take, in MiB, above what it takes to start; 0 = half of the
+            machine's.
+        jobs_at_once: Evaluations one organization may have queued or running.
         cache_gb: Local copies of blobs kept where the storage is S3, in GiB.
         spool_days: Days an unfinished upload is kept.
         unsealed_days: Days a complete file is kept that no seal names; 0 = for ever.
@@ -87,6 +90,8 @@ class Settings:
     workers: int = 1
     lease_seconds: float = 20
     job_seconds: float = 6 * 3600
+    job_memory_mb: int = 0
+    jobs_at_once: int = 100
     cache_gb: float = 20
     spool_days: float = 7
     unsealed_days: float = 30
@@ -112,6 +117,12 @@ class Settings:
     def blobs_root(self) -> str:
         """Where complete blobs lie: a folder or an S3 address."""
         return self.storage or str(self.data.absolute() / "blobs")
+
+    @property
+    def job_memory(self) -> int:
+        """Bytes one evaluation may take."""
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return self.job_memory_mb * MIB or machine // 2
 
     def folder(self, name: str) -> Path:
         """A folder of the server's own: spool, cache or work."""

@@ -1,5 +1,6 @@
 """Evaluations outlive their workers, once; and can be cancelled."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -8,7 +9,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
+from mld_core.cli.main import app
 from mld_core.service.server.jobs.queue import Jobs
 from mld_core.service.server.storage.database import Database
 
@@ -110,7 +113,7 @@ def test_a_job_that_ends_just_after_it_was_cancelled_is_not_done(place, recorded
 
 
 def test_jobs_are_cancelled_queued_or_running(place, worker, recorded, parts):
-    api, first = asked(place, recorded, options=SLOW)
+    api, first = asked(place, recorded, options={**SLOW, "repeats": 21})
     _, second = asked(place, recorded, result_name="second")
     taken = api(
         "POST", f"/v1/runs/{state(api, second)['run_id']}/evaluations", json={"result_name": "second"}
@@ -130,3 +133,87 @@ def test_jobs_are_cancelled_queued_or_running(place, worker, recorded, parts):
     assert api.finished(third)["state"] == "done"
     # What the killed workers had laid out is gone; this one's folder holds its lock only.
     parts.wait_for(lambda: [os.listdir(one) for one in (place.data / "work").iterdir()] == [["lock"]], 20)
+
+
+# -- fairness and bounds -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crowded(parts, tmp_path_factory):
+    """A server without workers that takes five evaluations of one organization."""
+    process = parts.ServerProcess(tmp_path_factory.mktemp("crowded") / "data", workers=0, jobs_at_once=5)
+    process.start()
+    yield process
+    process.stop()
+
+
+def test_organizations_take_turns_and_none_queues_without_end(crowded, recorded, monkeypatch):
+    api = crowded.api()
+    other = crowded.api(crowded.new_key("read", "write", organization="other"))
+    run_id, other_id = api.sync(*recorded), other.sync(*recorded)
+
+    def ask(who, run, name):
+        return who("POST", f"/v1/runs/{run}/evaluations", json={"result_name": name})
+
+    mine = [ask(api, run_id, f"r{number}").json()["job_id"] for number in range(5)]
+    refused = ask(api, run_id, "one more")
+    assert (refused.status_code, "Retry-After" in refused.headers) == (429, True)
+    theirs = ask(other, other_id, "r").json()["job_id"]
+    database = Database(f"sqlite:///{crowded.data / 'mld.sqlite3'}")
+    jobs = Jobs(database, lease_seconds=60)
+    claimed = [jobs.claim(f"worker {number}") for number in range(3)]
+    assert [claim.job_id for claim in claimed] == [mine[0], theirs, mine[1]]
+    # A clock that goes wrong on one machine takes no job from another.
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert jobs.reap() == 0
+    monkeypatch.undo()
+    newest = api.get("/v1/jobs", params={"limit": 2})
+    assert [one["job_id"] for one in newest["items"]] == mine[:2:-1]
+    following = api.get("/v1/jobs", params={"limit": 2, "cursor": newest["next"]})
+    assert [one["job_id"] for one in following["items"]] == mine[2:0:-1]
+    assert [one["job_id"] for one in api.get("/v1/jobs", params={"state": "queued"})["items"]] == mine[:1:-1]
+    assert [one["job_id"] for one in other.get("/v1/jobs")["items"]] == [theirs]
+    monkeypatch.setenv("MLD_API_ENDPOINT", crowded.url)
+    monkeypatch.setenv("MLD_API_KEY", crowded.key)
+    listed = CliRunner().invoke(app, ["jobs", "list", "--state", "queued", "--json"])
+    assert [one["job_id"] for one in json.loads(listed.stdout)] == mine[:1:-1]
+    cancelled = CliRunner().invoke(app, ["jobs", "cancel", *mine[2:]])
+    assert cancelled.exit_code == 0, cancelled.output
+    assert {state(api, one)["state"] for one in mine[2:]} == {"cancelled"}
+    assert ask(api, run_id, "one more").status_code == 202
+    database.close()
+
+
+def test_the_same_question_is_one_job_until_something_is_sealed(crowded, records, tmp_path):
+    api = crowded.api(crowded.new_key("read", "write", organization="asks often"))
+    factory = records.StoreFactory(tmp_path / "store")
+    run = factory.run("asked", "often")
+    factory.add_pass(run, "val", records.make_data(30), n_epoch=0)
+    run_id = api.sync(factory.store, run)
+
+    def ask(**body):
+        return api("POST", f"/v1/runs/{run_id}/evaluations", json=body).json()["job_id"]
+
+    first = ask()
+    assert ask() == first
+    assert ask(n_epoch="latest", options=None) == first
+    assert ask(options={"repeats": 2}) != first
+    factory.add_pass(run, "val", records.make_data(30), n_epoch=1)
+    api.sync(factory.store, run)
+    second = ask()
+    assert second != first
+    api("DELETE", f"/v1/jobs/{second}")
+    assert ask() not in {first, second}
+
+
+def test_an_evaluation_has_a_limit_of_memory(parts, recorded, tmp_path):
+    process = parts.ServerProcess(tmp_path / "data", job_memory_mb=24).start()
+    try:
+        api = process.api()
+        run_id = api.sync(*recorded)
+        job = api("POST", f"/v1/runs/{run_id}/evaluations", json={}).json()
+        job = api.finished(job["job_id"], 180)
+        assert (job["state"], job["error"]) in {("failed", "MemoryError"), ("failed", "WorkerDied")}
+        assert process.healthy()
+    finally:
+        process.stop()

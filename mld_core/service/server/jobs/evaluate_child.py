@@ -18,10 +18,12 @@ from mld_core.evaluation.engine.executor import Reporter, Stage
 from mld_core.evaluation.errors import NotFoundError, ResultExistsError
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.parts import DamagedPartError
+from mld_core.service.server.children import limit_memory
 from mld_core.service.server.storage.backends import FULL
 
 # Not for whoever asks to choose: it is this machine.
 _OWN_OPTIONS = frozenset({"progress", "threads"})
+_TOO_MUCH = "it takes more memory than an evaluation may (MLD_SERVER_JOB_MEMORY_MB of the server)"
 _TOLD = (NotFoundError, ResultExistsError, DamagedPartError, ValueError, KeyError, TypeError)
 
 
@@ -64,6 +66,7 @@ def evaluate(work: dict[str, Any]) -> None:
 
 def main() -> None:
     """Do one job after another and say how each went."""
+    limit_memory(int(sys.argv[1]))
     lines: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read_stdin, args=(lines,), daemon=True).start()
     while True:
@@ -79,6 +82,10 @@ def main() -> None:
             if error.errno not in FULL:
                 raise
             say(full=error.errno)
+        except Exception as error:
+            if not isinstance(error, MemoryError) and "OutOfMemory" not in type(error).__name__:
+                raise
+            say(failed="MemoryError", reason=_TOO_MUCH)
 
 
 def _read_stdin(lines: SimpleQueue[str]) -> None:

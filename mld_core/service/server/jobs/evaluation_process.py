@@ -16,9 +16,9 @@ _TAIL = 2000
 class EvaluationProcess(Child):
     """A process of `evaluate_child`. It takes seconds to start, so it is kept for many jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        super().__init__("mld_core.service.server.jobs.evaluate_child", errors=self._log)
+        super().__init__("mld_core.service.server.jobs.evaluate_child", str(memory), errors=self._log)
         self._uses = 0
 
     def start(self) -> None:

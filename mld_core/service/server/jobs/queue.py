@@ -1,13 +1,13 @@
 """The queue of evaluations, in the database.
 
-A worker claims the oldest queued job by setting its state, and keeps a lease on it by setting
-`lease_until` again and again. A job whose lease ran out is queued once more; the second time it fails,
-with the reason. What a worker writes about a job counts only while it holds the job.
+Organizations take turns: a worker claims the oldest queued job of the one whose last job was begun longest
+ago, by setting its state, and keeps a lease on it by setting `lease_until` again and again, by the database's
+clock. A job whose lease ran out is queued once more; the second time it fails, with the reason. What a worker
+writes about a job counts only while it holds the job.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from mld_core import __version__
 from mld_core.records.format.manifest import utc_now
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.models import Job, Organization, Result, Run, new_id
+from mld_core.service.server.storage.models import Job, Organization, Pass, Result, Run, Seal, new_id
 
 MAX_ATTEMPTS = 2
 _ACTIVE = ("queued", "running")
+_LOOK_BACK = 50
 
 
 @dataclass(frozen=True)
@@ -60,37 +62,73 @@ def _held(claim: Claim, worker: str) -> tuple[Any, ...]:
 class Jobs:
     """Queue, claim, report, cancel."""
 
-    def __init__(self, database: Database, lease_seconds: float) -> None:
+    def __init__(self, database: Database, lease_seconds: float, most: int = 100) -> None:
         self._database = database
         self._lease = lease_seconds
+        self._most = most
 
     def add(self, run: Run, request: Mapping[str, Any]) -> Job:
-        """Queue an evaluation.
+        """Queue an evaluation; one that asks for the same of the same records is answered with that job.
 
         Raises:
-            ProblemError: the result's name is taken.
+            ProblemError: the result's name is taken, or the organization has too many on their way.
         """
         name = request.get("result_name")
+        request = {**request, "release": __version__}  # another release may find something else
         with self._database.write() as session:
-            if name is not None:
+            if name is None:
+                same = self._same(session, run, request)
+                if same is not None:
+                    return same
+            else:
                 taken = session.scalar(
                     select(Result.pk).where(Result.run_pk == run.pk, Result.result_name == name)
                 )
                 waiting = session.scalars(select(Job).where(Job.run_pk == run.pk, Job.state.in_(_ACTIVE)))
                 if taken is not None or any(job.request.get("result_name") == name for job in waiting):
                     raise name_taken(str(name))
+            self._check_count(session, run.organization_pk)
             fresh = {"state": "queued", "progress": 0.0, "stage": "", "attempts": 0, "cancel": False}
             names = {"id": new_id("job"), "run_pk": run.pk, "created_at": utc_now()}
             job = Job(**names, request=dict(request), **fresh)
             session.add(job)
         return job
 
-    def claim(self, worker: str) -> Claim | None:
-        """Take the oldest queued job; None if there is none."""
-        with self._database.read() as session:
-            candidates = list(
-                session.scalars(select(Job.pk).where(Job.state == "queued").order_by(Job.pk).limit(5))
+    @staticmethod
+    def _same(session: Session, run: Run, request: Mapping[str, Any]) -> Job | None:
+        """A job that asks for this very thing, if nothing was sealed since it was queued."""
+        sealed = select(func.max(Seal.created_at)).join(Pass, Pass.pk == Seal.pass_pk)
+        newest = session.scalar(sealed.where(Pass.run_pk == run.pk)) or ""
+        of_run = (Job.run_pk == run.pk, Job.created_at > newest, Job.cancel.is_(False))
+        ready = Job.state.in_(_ACTIVE) | (Job.state == "done") & Job.result_pk.is_not(None)
+        found = session.scalars(select(Job).where(*of_run, ready).order_by(Job.pk.desc()).limit(_LOOK_BACK))
+        return next((job for job in found if job.request == request), None)
+
+    def _check_count(self, session: Session, organization_pk: int) -> None:
+        of_organization = (Run.organization_pk == organization_pk, Job.state.in_(_ACTIVE))
+        active = session.scalar(select(func.count()).select_from(Job).join(Run).where(*of_organization)) or 0
+        if active >= self._most:
+            raise ProblemError(
+                "too-many-requests",
+                f"the organization has {active} evaluations on their way",
+                value=active,
+                expectation=f"at most {self._most}",
+                fix="wait until some are done, or cancel some: `mld jobs list`, `mld jobs cancel`",
+                retry_after=30,
             )
+
+    def claim(self, worker: str) -> Claim | None:
+        """Take the oldest queued job of the organization whose turn it is; None if there is none."""
+        turn = (
+            select(func.min(Job.pk))
+            .join(Run, Run.pk == Job.run_pk)
+            .join(Organization, Organization.pk == Run.organization_pk)
+            .where(Job.state == "queued")
+            .group_by(Organization.pk, Organization.last_job_at)
+            .order_by(func.coalesce(Organization.last_job_at, ""))
+        )
+        with self._database.read() as session:
+            candidates = [pk for pk in session.scalars(turn.limit(5)) if pk is not None]
         for pk in candidates:
             with self._database.write() as session:
                 taken = session.execute(
@@ -100,7 +138,7 @@ class Jobs:
                         state="running",
                         worker=worker,
                         attempts=Job.attempts + 1,
-                        lease_until=time.time() + self._lease,
+                        lease_until=self._database.now + self._lease,
                         started_at=utc_now(),
                         progress=0.0,
                         stage="starting",
@@ -118,6 +156,7 @@ class Jobs:
             .join(Organization, Organization.pk == Run.organization_pk)
             .where(Job.pk == pk)
         ).one()
+        organization.last_job_at = utc_now()
         return Claim(
             job_pk=pk,
             job_id=job.id,
@@ -137,7 +176,7 @@ class Jobs:
             kept = session.execute(
                 update(Job)
                 .where(*_held(claim, worker), Job.cancel.is_(False))
-                .values(lease_until=time.time() + self._lease, stage=stage[:200], progress=progress)
+                .values(lease_until=self._database.now + self._lease, stage=stage[:200], progress=progress)
             )
         return bool(kept.rowcount == 1)  # type: ignore[attr-defined]
 
@@ -204,7 +243,7 @@ class Jobs:
 
     def reap(self) -> int:
         """Queue the jobs of dead workers once more, or fail them; return how many there were."""
-        late = (Job.state == "running", Job.lease_until < time.time())
+        late = (Job.state == "running", Job.lease_until < self._database.now)
         with self._database.read() as session:
             if session.scalar(select(func.count()).select_from(Job).where(*late)) == 0:
                 return 0

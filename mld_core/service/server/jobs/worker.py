@@ -53,7 +53,7 @@ class Worker:
         self._storage: Storage = open_storage(settings)
         self._jobs = Jobs(self._database, settings.lease_seconds)
         self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"[:120]
-        self._process = EvaluationProcess()
+        self._process = EvaluationProcess(settings.job_memory)
         self._stopping = threading.Event()
         self._scratch = settings.folder("work") / self._name
         make_dirs(self._scratch, fsync=False)
@@ -133,6 +133,8 @@ class Worker:
         elif "full" in event:
             raise OSError(event["full"], os.strerror(event["full"]))
         elif "failed" in event:
+            if event["failed"] == "MemoryError":
+                self._process.stop()  # what is left of it is not trusted
             self._jobs.fail(claim, self._name, event["reason"], event["failed"])
         else:
             self._publish(claim, store.results_dir(run) / event["folder"])

@@ -157,13 +157,15 @@ def page_answer(
     limit: int,
     cursor: str | None,
     out: Callable[[T], Any],
+    *,
+    newest: bool = False,
 ) -> Response:
     """One page as an answer, made row by row and ended early where it gets large."""
     items: list[str] = []
     size, after = 0, None
     last: Any = None
     found = session.scalars(
-        _after(session, query, model, cursor).limit(limit + 1).execution_options(yield_per=20)
+        _after(session, query, model, cursor, newest=newest).limit(limit + 1).execution_options(yield_per=20)
     )
     for row in found:
         if len(items) == limit or size > PAGE_BYTES:
@@ -178,11 +180,11 @@ def page_answer(
     )
 
 
-def _after(session: Session, query: Any, model: type[T], cursor: str | None) -> Any:
+def _after(session: Session, query: Any, model: type[T], cursor: str | None, *, newest: bool = False) -> Any:
     columns: Any = model
     if cursor is not None:
         pk = session.scalar(query.with_only_columns(columns.pk).where(columns.id == cursor))
         if pk is None:
             raise not_found("cursor", cursor)
-        query = query.where(columns.pk > pk)
-    return query.order_by(columns.pk)
+        query = query.where(columns.pk < pk if newest else columns.pk > pk)
+    return query.order_by(columns.pk.desc() if newest else columns.pk)

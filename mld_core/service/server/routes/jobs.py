@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -59,6 +59,26 @@ def create_evaluation(
     job = service.jobs.add(run, form.model_dump())
     with service.database.read() as session:
         return job_out(session, job)
+
+
+@router.get("/jobs", response_model=dict[str, Any])
+def list_jobs(
+    service: ServiceDep,
+    principal: PrincipalDep,
+    run_id: Annotated[str | None, Query(pattern=r"^run_[0-9a-f]{24}$")] = None,
+    state: protocol.JobState | None = None,
+    limit: forms.Limit = forms.PAGE,
+    cursor: forms.Cursor = None,
+) -> Response:
+    """The organization's evaluations, newest first."""
+    query = select(Job).join(Run, Run.pk == Job.run_pk)
+    query = query.where(Run.organization_pk == principal.organization_pk)
+    if run_id is not None:
+        query = query.where(Run.id == run_id)
+    if state is not None:
+        query = query.where(Job.state == state)
+    with service.database.read() as session:
+        return page_answer(session, query, Job, limit, cursor, lambda job: job_out(session, job), newest=True)
 
 
 @router.get("/jobs/{job_id}")

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mld_core.service.server.children import limit_memory
 from mld_core.service.server.storage.manifests import NoManifestError, read_manifest, read_old_seal
 
 _BATCH_ROWS = 1024
@@ -119,10 +120,7 @@ _KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
 
 def limit_process(memory_bytes: int) -> None:
     """Take away what a check does not need: memory beyond `memory_bytes`, writing files, core dumps."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        now = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + memory_bytes, now + memory_bytes))
+    limit_memory(memory_bytes)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pa.set_cpu_count(1)

@@ -45,10 +45,8 @@ class CheckProcess(Child):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # The system's allocator: the others reserve address space in bulk, which the limit counts.
-        env = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         memory = str(settings.check_memory_mb * MIB)
-        super().__init__("mld_core.service.server.storage.check_part", memory, env=env)
+        super().__init__("mld_core.service.server.storage.check_part", memory, env={"OMP_NUM_THREADS": "1"})
 
     def check(self, path: str, kind: str = "blob") -> dict[str, Any]:
         """The verdict on a file; `kind` is one of `check_part`'s.

@@ -14,7 +14,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import ColumnElement, Engine, Float, create_engine, event, literal_column, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -94,6 +94,13 @@ class Database:
             except BaseException:
                 session.rollback()
                 raise
+
+    @property
+    def now(self) -> ColumnElement[float]:
+        """The database's own clock as Unix time: servers and workers need not agree on theirs."""
+        if self.is_sqlite:
+            return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
+        return literal_column("extract(epoch from clock_timestamp())", Float)
 
     def reachable(self) -> bool:
         """Whether the database answers."""

@@ -68,6 +68,7 @@ class Organization(_Named, Base):
     name: Mapped[str] = mapped_column(String(200), unique=True)
     is_root: Mapped[bool] = mapped_column(default=False)
     blob_bytes: Mapped[int] = mapped_column(_Big, default=0)
+    last_job_at: Mapped[str | None] = mapped_column(String(40))
 
 
 class ApiKey(_Named, Base):
@@ -164,7 +165,7 @@ class Job(_Named, Base):
     """An evaluation that was asked for. `lease_until` is a Unix time: past it, the worker counts as dead."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_by_state", "state", "pk"),)
+    __table_args__ = (Index("jobs_by_state", "state", "pk"), Index("jobs_by_run", "run_pk", "pk"))
 
     run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
     request: Mapped[dict[str, Any]] = mapped_column(Json)
