@@ -98,10 +98,11 @@ def serve(
 ) -> None:
     """Run a server for a team: records are uploaded to it and evaluated by it.
 
-    It needs nothing else: the database is SQLite and the files lie in one folder. The first start prints a
-    key with all scopes, once. Logs go to stderr, one JSON object a line. Every option can be given as a
-    variable instead (MLD_SERVER_PORT, ...); docs/service.md lists those that have no option, with quotas,
-    limits, S3 and PostgreSQL. Needs the extra: pip install "ml-debugger[server]".
+    It needs nothing else: the database is SQLite and the files lie in one folder. The first start makes a key
+    with all scopes: it is shown on a terminal, and lies in the file first-key of the data folder. Logs go to
+    stderr, one JSON object a line. Every option can be given as a variable instead (MLD_SERVER_PORT, ...);
+    docs/service.md lists those that have no option, with quotas, limits, S3 and PostgreSQL. Needs the extra:
+    pip install "ml-debugger[server]".
 
     \b
     Examples:

@@ -76,8 +76,9 @@ class ServerProcess:
             )
         self.greeting = ""
         wait_for(self._greeted, START_SECONDS)
-        found = re.search(r"mldbg_[0-9a-f]{24}_[0-9a-f]{64}", self.greeting)
-        if found:
+        first = self.data / "first-key"
+        found = re.search(r"mldbg_[0-9a-f]{24}_[0-9a-f]{64}", first.read_text()) if first.exists() else None
+        if found and not self.key:
             self.key = found[0]
         wait_for(self.healthy, START_SECONDS)
         return self

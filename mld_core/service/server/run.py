@@ -28,6 +28,8 @@ log = logging.getLogger("mld.server")
 
 _KEEP_ALIVE = 65
 _GRACE = 20
+FIRST_KEY = "first-key"
+"""File in the data folder with the first key, mode 0600: remove it once the key is kept elsewhere."""
 
 
 def serve(settings: Settings) -> None:
@@ -87,16 +89,17 @@ def _shown(bind: str) -> str:
 
 
 def _greet(address: str, key: str | None, settings: Settings) -> None:
-    """Say on stdout where the server is and, once, its first key."""
+    """Say on stdout where the server is. Its first key goes to a file, and to a terminal, which is no log."""
     lines = [f"ml_debugger server at {address} (data in {settings.data})"]
     if key is not None:
-        lines += [
-            "",
-            "This is the first key, with all scopes. It is shown this once; only its hash is kept.",
-            f"  export MLD_API_ENDPOINT={address}",
-            f"  export MLD_API_KEY={key}",
-            "Give people keys of their own: mld keys create --name alice --scope read --scope write",
-        ]
+        exports = [f"export MLD_API_ENDPOINT={address}", f"export MLD_API_KEY={key}"]
+        path = settings.data / FIRST_KEY
+        path.touch(0o600)
+        path.chmod(0o600)  # also where one was there
+        path.write_text("\n".join(exports) + "\n", encoding="ascii")
+        lines += ["", f"The first key, with all scopes, is in {path}; only its hash is kept elsewhere."]
+        lines += [f"  {line}" for line in exports] if sys.stdout.isatty() else [f"  . {path}"]
+        lines += ["Give people keys of their own: mld keys create --name alice --scope read --scope write"]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 

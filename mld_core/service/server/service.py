@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -34,6 +35,7 @@ log = logging.getLogger("mld.server")
 
 _WRONG_KEYS_BURST = 50
 _AUDIT_ROWS = 500
+_HEALTH_SECONDS = 1.0
 _AUDIT_SECONDS = 0.5
 _SWEEP_SECONDS = 3600.0
 _REAP_SECONDS = 2.0
@@ -55,6 +57,9 @@ class Service:
         self.requests = Buckets(settings.requests_per_second, settings.requests_per_second * 2)
         self.wrong_keys = Buckets(settings.wrong_keys_per_second, _WRONG_KEYS_BURST)
         self._audit: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._looking = threading.Lock()
+        self._looked_at = float("-inf")
+        self._health: dict[str, bool] = {}
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -79,6 +84,18 @@ class Service:
         for thread in self._threads:
             thread.join(timeout=5)
         self.database.close()
+
+    def health(self) -> dict[str, bool]:
+        """What works; looked at once a second at most, since strangers may ask and a probe is written."""
+        with self._looking:
+            if time.monotonic() - self._looked_at > _HEALTH_SECONDS:
+                self._health = {
+                    "database": self.database.reachable(),
+                    "storage": self.storage.ready(),
+                    "writable": self.uploads.writable() and self.database.writable(),
+                }
+                self._looked_at = time.monotonic()
+            return self._health
 
     def audit(self, **row: Any) -> None:
         """Note who wrote what. The log line of the request has it too, should the server be killed."""

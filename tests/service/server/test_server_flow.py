@@ -9,6 +9,7 @@ import pytest
 
 from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.layout import RunKey
+from mld_core.service.protocol import problem_name
 
 pytestmark = pytest.mark.processes
 
@@ -167,3 +168,45 @@ def test_older_generations_are_not_evaluated(place, records, tmp_path):
 
 def api_folders(factory, run):
     return sorted(path.parent for path in factory.store.run_dir(run).rglob("seal.json"))
+
+
+def sha(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def refused(answer):
+    told = answer.json()
+    return problem_name(told), told
+
+
+def test_a_seal_by_the_digest_of_its_manifest(api, parts, records, tmp_path):
+    factory, mine = records.StoreFactory(tmp_path / "store"), api
+    run = factory.run("by digest", "v1")
+    factory.add_pass(run, "val", records.make_data(300, seed=7), world_size=2)
+    run_id = mine.run(run.model_name, run.version_name, **factory.store.run_info(run))
+    folders = parts.rank_folders(factory.store, run)
+    texts = [(folder / "seal.json").read_bytes() for folder in folders]
+    first = {"manifest_sha256": sha(texts[0])}
+    kind, told = refused(mine.seal(run_id, first))
+    assert (kind, told["missing"]) == ("missing-blobs", [sha(texts[0])])
+    assert mine.put(texts[0]).status_code == 201
+    kind, told = refused(mine.seal(run_id, first))
+    listed = [info["sha256"] for part in json.loads(texts[0])["parts"] for info in part["files"].values()]
+    assert (kind, told["missing"]) == ("missing-blobs", sorted(set(listed)))
+    old = mine.upload_rank(folders[0])
+    made = mine.seal(run_id, first)
+    assert (made.status_code, made.json()["sealed_ranks"]) == (201, [0])
+    assert mine.seal(run_id, first).status_code == 200
+    assert mine.seal(run_id, old).json()["seal_id"] == made.json()["seal_id"]  # as protocol 1.0 says it
+    assert refused(mine.seal(run_id, {"manifest_sha256": listed[0]}))[0] == "invalid"  # no manifest
+    other = mine.run("another", "run")
+    assert refused(mine.seal(other, first))[0] == "invalid"
+    # A manifest is no part of a pass.
+    body = mine.upload_rank(folders[1])
+    info = next(iter(body["manifest"]["parts"][0]["files"].values()))
+    info["sha256"], info["bytes"] = sha(texts[0]), len(texts[0])
+    assert refused(mine.seal(run_id, body))[0] == "refused-part"
+    (one,) = mine.get(f"/v1/runs/{run_id}/passes")["items"]
+    (rank,) = mine.get(f"/v1/runs/{run_id}/passes/{one['pass_id']}")["ranks"]
+    assert (rank["manifest"], rank["manifest_sha256"]) == (json.loads(texts[0]), sha(texts[0]))
+    assert rank["opening"] == old["opening"]

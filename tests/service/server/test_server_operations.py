@@ -1,5 +1,6 @@
 """Migrations, health, metrics, backup and restore, the document, and whatever else a request may hold."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import requests
 import schemathesis
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -59,7 +61,12 @@ def test_the_document_in_docs_is_current(tmp_path):
 
 def test_health_and_metrics(server, api, recorded):
     api.sync(*recorded)
-    assert server.api("")("GET", "/healthz").json() == {"status": "ok", "database": True, "storage": True}
+    assert server.api("")("GET", "/healthz").json() == {
+        "status": "ok",
+        "database": True,
+        "storage": True,
+        "writable": True,
+    }
     text = api("GET", "/metrics").text
     for name in (
         "mld_requests_total",
@@ -184,3 +191,57 @@ def test_every_setting_is_in_the_document():
     text = (DOCS / "service.md").read_text()
     for item in dataclasses.fields(Settings):
         assert f"`{ENV_PREFIX}{item.name.upper()}`" in text, item.name
+
+
+def test_health_says_when_nothing_can_be_written(parts, tmp_path):
+    process = parts.ServerProcess(tmp_path / "data", workers=0)
+    process.env["MLD_SERVER_MIN_FREE_MB"] = str(1 << 40)
+
+    def answers():
+        with contextlib.suppress(requests.RequestException):
+            return process.api("")("GET", "/healthz").status_code
+        return None
+
+    process.healthy = answers
+    process.start()
+    try:
+        found = requests.get(f"{process.url}/healthz", timeout=5)
+        assert (found.status_code, found.json()["writable"], found.json()["database"]) == (503, False, True)
+    finally:
+        process.stop()
+
+
+def test_the_first_key_is_in_a_file_of_its_owner_and_in_no_log(parts, tmp_path):
+    process = parts.ServerProcess(tmp_path / "data", workers=0).start()
+    try:
+        path = process.data / "first-key"
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert process.key in path.read_text()
+        assert "mldbg_" not in process.greeting + process.log.read_text()
+        assert str(path) in process.greeting
+        assert process.api().get("/v1/whoami")["key_name"] == "first key"
+    finally:
+        process.stop()
+
+
+def test_results_count_in_the_quota(parts, recorded, tmp_path):
+    process = parts.ServerProcess(tmp_path / "data").start()
+    try:
+        api = process.api()
+        run_id = api.sync(*recorded)
+        before = api.get("/v1/organizations")["items"][0]["blob_bytes"]
+        job = api("POST", f"/v1/runs/{run_id}/evaluations", json={}).json()
+        job = api.finished(job["job_id"], 180)
+        assert job["state"] == "done", job
+        files = api.get(f"/v1/results/{job['result_id']}/files")["items"]
+        distinct = {file["sha256"]: file["bytes"] for file in files}
+        after = api.get("/v1/organizations")["items"][0]["blob_bytes"]
+        assert after - before == sum(distinct.values())
+        process.stop()
+        process.env["MLD_SERVER_QUOTA_GB"] = str(after / (1 << 30))
+        process.start()
+        job = api("POST", f"/v1/runs/{run_id}/evaluations", json={"result_name": "too much"}).json()
+        job = api.finished(job["job_id"], 180)
+        assert (job["state"], "quota" in job["reason"]) == ("failed", True)
+    finally:
+        process.stop()

@@ -243,36 +243,6 @@ def test_a_pass_of_two_ranks_is_sealed_rank_by_rank_and_once(mine, two_ranks):
     assert problem(mine.seal(run_id, other))[0] == "seal-conflict"
 
 
-def test_a_seal_by_the_digest_of_its_manifest(mine, two_ranks, records, tmp_path):
-    store, run, run_id, parts = two_ranks
-    folders = parts.rank_folders(store, run)
-    texts = [(folder / "seal.json").read_bytes() for folder in folders]
-    first = {"manifest_sha256": sha(texts[0])}
-    kind, told = problem(mine.seal(run_id, first))
-    assert (kind, told["missing"]) == ("missing-blobs", [sha(texts[0])])
-    assert mine.put(texts[0]).status_code == 201
-    kind, told = problem(mine.seal(run_id, first))
-    listed = [info["sha256"] for part in json.loads(texts[0])["parts"] for info in part["files"].values()]
-    assert (kind, told["missing"]) == ("missing-blobs", sorted(set(listed)))
-    old = mine.upload_rank(folders[0])
-    made = mine.seal(run_id, first)
-    assert (made.status_code, made.json()["sealed_ranks"]) == (201, [0])
-    assert mine.seal(run_id, first).status_code == 200
-    assert mine.seal(run_id, old).json()["seal_id"] == made.json()["seal_id"]  # as protocol 1.0 says it
-    assert problem(mine.seal(run_id, {"manifest_sha256": listed[0]}))[0] == "invalid"  # no manifest
-    other = mine.run("another", "run")
-    assert problem(mine.seal(other, first))[0] == "invalid"
-    # A manifest is no part of a pass.
-    body = mine.upload_rank(folders[1])
-    info = next(iter(body["manifest"]["parts"][0]["files"].values()))
-    info["sha256"], info["bytes"] = sha(texts[0]), len(texts[0])
-    assert problem(mine.seal(run_id, body))[0] == "refused-part"
-    (one,) = mine.get(f"/v1/runs/{run_id}/passes")["items"]
-    (rank,) = mine.get(f"/v1/runs/{run_id}/passes/{one['pass_id']}")["ranks"]
-    assert (rank["manifest"], rank["manifest_sha256"]) == (json.loads(texts[0]), sha(texts[0]))
-    assert rank["opening"] == old["opening"]
-
-
 def test_nothing_is_sealed_while_a_file_is_missing(mine, two_ranks):
     store, run, run_id, parts = two_ranks
     folder = parts.rank_folders(store, run)[0]

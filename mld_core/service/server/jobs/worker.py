@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -30,7 +30,7 @@ from mld_core.service.server.logs import setup_logs
 from mld_core.service.server.settings import Settings, load_settings
 from mld_core.service.server.storage.backends import FULL, Storage, open_storage
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.models import Blob, Result, ResultFile, new_id
+from mld_core.service.server.storage.models import Blob, Organization, Result, ResultFile, new_id
 
 log = logging.getLogger("mld.worker")
 
@@ -203,6 +203,10 @@ class Worker:
         """Store a result's files and note them together with the end of the job."""
         wanted = str(json.loads((folder / "result.json").read_text(encoding="utf-8"))["result_name"])
         given = claim.request.get("result_name") is not None
+        if not self._has_room(claim, sum(path.stat().st_size for path in folder.iterdir())):
+            full = f"the organization's quota of {self._settings.quota_gb} GiB is used up"
+            self._jobs.fail(claim, self._name, full, "QuotaError")
+            return
         number = 1
         while True:
             name = wanted if number == 1 else f"{wanted}_{number}"
@@ -229,6 +233,13 @@ class Worker:
                 number += self._taken(claim, name)
             else:
                 return
+
+    def _has_room(self, claim: Claim, size: int) -> bool:
+        if self._settings.quota_gb <= 0:
+            return True
+        with self._database.read() as session:
+            used = session.get_one(Organization, claim.organization_pk).blob_bytes
+        return used + size <= self._settings.quota_gb * (1 << 30)
 
     def _taken(self, claim: Claim, name: str) -> bool:
         with self._database.read() as session:
@@ -265,6 +276,9 @@ class Worker:
                 blob = Blob(**place, state="checked", facts=facts, created_at=utc_now())
                 session.add(blob)
                 session.flush()
+                grown = Organization.blob_bytes + size
+                mine = update(Organization).where(Organization.pk == claim.organization_pk)
+                session.execute(mine.values(blob_bytes=grown))
             session.add(ResultFile(result_pk=result_pk, blob_pk=blob.pk, name=name))
 
 

@@ -111,6 +111,15 @@ class Database:
             return False
         return True
 
+    def writable(self) -> bool:
+        """Whether it takes what is written."""
+        try:
+            with self.write() as session:
+                session.execute(text("DELETE FROM audit WHERE pk < 0"))
+        except DBAPIError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()

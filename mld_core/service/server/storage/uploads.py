@@ -132,6 +132,19 @@ class Uploads:
         self._hashes: OrderedDict[Path, tuple[int, _Hash]] = OrderedDict()
         make_dirs(self._root)
 
+    def writable(self) -> bool:
+        """Whether there is room for uploads, and they can be written."""
+        if shutil.disk_usage(self._root).free <= self._settings.min_free_mb * MIB:
+            return False
+        path = self._root / tmp_name("probe")
+        try:
+            path.write_bytes(bytes(4096))
+        except OSError:
+            return False
+        finally:
+            path.unlink(missing_ok=True)
+        return True
+
     @property
     def open_now(self) -> int:
         """Uploads that are open at this moment."""

@@ -1,4 +1,4 @@
-"""Evaluations go round the organizations: when one of an organization was last begun."""
+"""Organizations take turns: when an evaluation was last begun. The files of results count in the quota."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,6 +13,10 @@ def upgrade() -> None:
     """To this schema."""
     op.add_column("organizations", sa.Column("last_job_at", sa.String(40), nullable=True))
     op.create_index("jobs_by_run", "jobs", ["run_pk", "pk"])
+    op.execute(
+        "UPDATE organizations SET blob_bytes = (SELECT COALESCE(SUM(size), 0) FROM blobs"
+        " WHERE blobs.organization_pk = organizations.pk)"
+    )
 
 
 def downgrade() -> None:
