@@ -66,7 +66,7 @@ def test_an_evaluation_there_is_the_one_here(at_service, uploaded, server):
     assert here.compare(there).units["n_regressed"].sum() == 0
 
     listed = at_service.list_results()
-    assert list(listed["result_name"]) == ["there"]
+    assert list(listed["result_name"]).count("there") == 1  # others of this server may have asked, too
     assert at_service.list_results(n_epoch=99).empty
     again = at_service.get_result("there")
     pd.testing.assert_frame_equal(again.metrics_summary(), there.metrics_summary())

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
-from mld_core.service.protocol import HEADER_PROTOCOL, ROUTES, problem_name
+from mld_core.service.protocol import HEADER_PROTOCOL, PROTOCOL, ROUTES, problem_name
 from mld_core.service.server.app import create_app
 from mld_core.service.server.gate import find_route
 from mld_core.service.server.storage import keys
@@ -375,7 +375,7 @@ def test_one_minor_apart_works_and_another_major_does_not(server):
             headers={HEADER_PROTOCOL: version},
         )
         assert answer.status_code in {200, 201}
-        assert answer.headers[HEADER_PROTOCOL] == "1.0"
+        assert answer.headers[HEADER_PROTOCOL] == PROTOCOL
     for version in ("2.0", "0.9", "x"):
         answer = api("GET", "/v1/whoami", headers={HEADER_PROTOCOL: version})
         assert (answer.status_code, problem_name(answer.json())) == (426, "protocol")
