@@ -25,7 +25,7 @@ PASS_COLUMNS = (
     "torn_parts",
     "attempt",
 )
-REMOTE_RUN_COLUMNS = ("model", "version", "task", "created_at", "updated_at")
+REMOTE_RUN_COLUMNS = ("model", "version", "task", "created_at", "updated_at", "tags")
 REMOTE_PASS_COLUMNS = ("dataset", "epoch", "pass", "rows", "state", "ranks", "attempt")
 
 
@@ -39,6 +39,10 @@ def ls(
     remote: Annotated[
         bool, typer.Option("--remote", help="What the service at MLD_API_ENDPOINT holds.")
     ] = False,
+    tag: Annotated[
+        str | None, typer.Option(metavar="TAG", help="With --remote: runs with this tag.", show_default=False)
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, max=1000, help="With --remote: at most so many runs.")] = 200,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +57,8 @@ def ls(
       mld ls resnet18                 the versions of a model
       mld ls resnet18 v3              the passes of a run
       mld ls resnet18 v3 --results    its evaluation results
-      mld ls --remote                 the runs of your team's service
+      mld ls --remote                 the newest runs of your team's service
+      mld ls --remote --tag baseline  those with a tag
       mld ls | cut -f1,2              names only (tab-separated in a pipe)
     """  # noqa: D301  click reads the mark
     with clear_errors():
@@ -62,7 +67,7 @@ def ls(
             if results:
                 _results(place, place.newest(model, version), as_json=as_json)
             else:
-                _remote(place, model, version, as_json=as_json)
+                _remote(place, model, version, tag=tag, most=most, as_json=as_json)
             return
         opened = open_store(store)
         if results:
@@ -81,8 +86,10 @@ def _results(place: Source, run: RunKey, *, as_json: bool) -> None:
     emit_frame(found, as_json=as_json, title=f"Results of {run.model_name} {run.version_name}")
 
 
-def _remote(place: ServiceSource, model: str | None, version: str | None, *, as_json: bool) -> None:
-    runs = place.runs(model, version)
+def _remote(
+    place: ServiceSource, model: str | None, version: str | None, *, tag: str | None, most: int, as_json: bool
+) -> None:
+    runs = place.runs(model, version, tag=tag, most=most)
     if version is not None:
         rows = [_remote_pass(one) for one in place.client.pages(f"/v1/runs/{runs[0]['run_id']}/passes")]
         emit(rows, REMOTE_PASS_COLUMNS, as_json=as_json, title=f"{model} {version}")

@@ -11,6 +11,7 @@ from mld_core.evaluation.errors import NotFoundError, known, near
 from mld_core.evaluation.results.store import ResultStore, find_run
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.service.client.endpoint import Endpoint, resolve_endpoint
+from mld_core.service.protocol import MAX_PAGE, SEARCHES_SINCE
 
 if TYPE_CHECKING:
     from mld_core.evaluation.evaluator import Evaluator
@@ -135,30 +136,38 @@ class ServiceSource(Source):
 
     def newest(self, model: str | None, version: str | None) -> RunKey:
         """The newest of the runs of these names."""
-        found = max(self.runs(model, version), key=lambda one: str(one["created_at"]))
+        found = max(self.runs(model, version, most=1), key=lambda one: str(one["created_at"]))
         return RunKey(str(found["model_name"]), str(found["version_name"]))
 
-    def runs(self, model: str | None, version: str | None = None) -> list[dict[str, Any]]:
-        """The runs of the key's organization, as they are answered.
+    def runs(
+        self, model: str | None, version: str | None = None, *, tag: str | None = None, most: int = MAX_PAGE
+    ) -> list[dict[str, Any]]:
+        """The newest runs of the key's organization, as they are answered; at most `most`.
 
         Raises:
-            NotFoundError: There is none of that name; the message lists what exists.
+            NotFoundError: There is none of that name or tag; the message lists what exists.
         """
-        runs = list(self.client.pages("/v1/runs"))
+        asked = {"model_name": model, "version_name": version, "tag": tag}
+        given = {name: value for name, value in asked.items() if value is not None}
+        found = self.client.page("/v1/runs", {"limit": min(most, MAX_PAGE), "order": "newest", **given})
         named = [
             one
-            for one in runs
-            if model in {None, one["model_name"]} and version in {None, one["version_name"]}
+            for one in found  # a service of the version before lists them all
+            if model in {None, one["model_name"]}
+            and version in {None, one["version_name"]}
+            and (tag is None or tag in one.get("tags", ()))
         ]
+        if named:
+            return named
+        runs = self.client.page("/v1/runs", {"limit": MAX_PAGE, "order": "newest"})
         if not runs:
             sync = "`mld sync` uploads what was recorded here"
             raise NotFoundError(f"the service{self.place} holds no runs: {sync}")
-        if not named:
-            models = list(dict.fromkeys(str(one["model_name"]) for one in runs))
-            asked = f"model {model!r}" + (f" version {version!r}" if version is not None else "")
-            spelled = near(model, models) if model is not None else ""
-            raise NotFoundError(f"no {asked}{spelled}{self.place} (models: {known(models)})")
-        return named
+        models = list(dict.fromkeys(str(one["model_name"]) for one in runs))
+        words = [f"model {model!r}"] * (model is not None) + [f"version {version!r}"] * (version is not None)
+        what = " ".join([*words, *[f"with tag {tag!r}"] * (tag is not None)])
+        spelled = near(model, models) if model is not None else ""
+        raise NotFoundError(f"no {what}{spelled}{self.place} (models: {known(models)})")
 
     def names(self) -> list[RunKey]:
         """See `Source`."""
@@ -173,18 +182,16 @@ class ServiceSource(Source):
         return Evaluator(run.model_name, run.version_name, elsewhere=remote)
 
     def find(self, text: str, model: str | None = None) -> Result:
-        """See `Source`; a run's name goes before a result's, which takes one question for each run."""
+        """See `Source`; a run's name goes before a result's."""
         runs = self.runs(model)
         newest = model or self.newest(None, None).model_name
-        for one in runs:
-            run = RunKey(str(one["model_name"]), str(one["version_name"]))
-            if text == f"{run.model_name}/{run.version_name}" or run == RunKey(newest, text):
-                return self.result(run)
+        for names in (text.partition("/")[::2], text.rpartition("/")[::2], (newest, text)):
+            if all(names) and self._there(RunKey(*names), runs):
+                return self.result(RunKey(*names))
         owners = [
             RunKey(str(one["model_name"]), str(one["version_name"]))
-            for one in runs
-            for item in self.client.pages(f"/v1/runs/{one['run_id']}/results", {"result_name": text})
-            if item["result_name"] == text
+            for one in self._with_result(text, runs)
+            if model in {None, one["model_name"]}
         ]
         if owners:
             return self._owned(text, owners)
@@ -195,6 +202,25 @@ class ServiceSource(Source):
             f"nothing is named {text!r}{self.place}: expected a result, MODEL/VERSION, or a "
             f"version of {newest!r} (versions: {versions}); `mld ls --remote` lists the runs"
         )
+
+    def _there(self, run: RunKey, runs: list[dict[str, Any]]) -> bool:
+        """Whether there is this run, be it older than the newest ones that were listed."""
+        asked = {"model_name": run.model_name, "version_name": run.version_name}
+        if self.client.minor >= SEARCHES_SINCE:
+            runs = self.client.page("/v1/runs", asked)
+        return any(asked.items() <= one.items() for one in runs)
+
+    def _with_result(self, name: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The runs that have a result of that name."""
+        if self.client.minor >= SEARCHES_SINCE:
+            items = self.client.pages("/v1/results", {"result_name": name})
+            return [self.client.json("GET", f"/v1/runs/{item['run_id']}") for item in items]
+        return [
+            one
+            for one in runs
+            for item in self.client.pages(f"/v1/runs/{one['run_id']}/results", {"result_name": name})
+            if item["result_name"] == name
+        ]
 
 
 def the_service(endpoint: str | None = None) -> Endpoint:

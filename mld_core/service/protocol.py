@@ -64,6 +64,8 @@ else:
 
 PROTOCOL_MAJOR = 1
 PROTOCOL_MINOR = 1
+MANIFESTS_SINCE = SEARCHES_SINCE = 1
+"""The minor in which manifests became blobs, and lists are ordered and searched by the service."""
 PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 
 HEADER_PROTOCOL = "MLD-Protocol"
@@ -167,6 +169,9 @@ class Run(TypedDict):
     model_name: str
     version_name: str
     info: dict[str, Any]
+    tags: list[str]
+    note: str
+    archived: bool
     created_at: str
     updated_at: str
 
@@ -323,7 +328,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/runs", "write", "Find or create a run."),
     Route("GET", "/v1/runs", "read", "List runs."),
     Route("GET", "/v1/runs/{run_id}", "read", "One run."),
-    Route("PATCH", "/v1/runs/{run_id}", "write", "Set members of a run's info."),
+    Route("PATCH", "/v1/runs/{run_id}", "write", "Set members of a run's info, its tags, note and flag."),
     Route("HEAD", "/v1/blobs/{sha256}", "read", "How much of a blob is there?", also=("write",)),
     Route("PUT", "/v1/blobs/{sha256}", "write", "Upload a blob, or continue an upload."),
     Route("GET", "/v1/blobs/{sha256}", "read", "Download a blob."),
@@ -335,6 +340,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/jobs/{job_id}", "read", "How far is an evaluation?"),
     Route("DELETE", "/v1/jobs/{job_id}", "write", "Cancel an evaluation."),
     Route("GET", "/v1/runs/{run_id}/results", "read", "List the results of a run."),
+    Route("GET", "/v1/results", "read", "List results, newest first."),
     Route("GET", "/v1/results/{result_id}", "read", "One result."),
     Route(
         "GET", "/v1/results/{result_id}/files", "read", "The files of a result, to be downloaded as blobs."

@@ -28,7 +28,7 @@ from mld_core.service.client.endpoint import Endpoint
 from mld_core.service.client.errors import ServiceError
 from mld_core.service.client.sealed import service_id
 from mld_core.service.client.transport import INTERACTIVE, STEADY
-from mld_core.service.protocol import FINISHED_STATES
+from mld_core.service.protocol import FINISHED_STATES, MAX_PAGE
 
 CACHE_DIR = ".service"
 _SOURCE_FILE = ".source.json"
@@ -170,7 +170,7 @@ class RemoteEvaluator:
         for item in self._client.pages("/v1/runs", query):
             if (item["model_name"], item["version_name"]) == (model, version):
                 return str(item["run_id"])
-        runs = list(self._client.pages("/v1/runs"))
+        runs = self._client.page("/v1/runs", {"limit": MAX_PAGE, "order": "newest"})
         sync = "`mld sync` uploads what was recorded here"
         if not runs:
             raise NotFoundError(f"the service at {url} holds no runs: {sync}")

@@ -33,6 +33,7 @@ from mld_core.service.protocol import (
     PROTOCOL,
     PROTOCOL_MAJOR,
     RETRYABLE,
+    SEARCHES_SINCE,
     Problem,
     parse_protocol,
     problem_name,
@@ -344,6 +345,12 @@ class Transport:
         if not isinstance(found, dict):
             raise NoServiceError(f"the service at {self.url} answered with JSON that is no object")
         return found
+
+    def page(self, path: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The first page of a list: all of it where the service is too old to order and search it."""
+        found = self.json("GET", path, params=params)
+        items: list[dict[str, Any]] = list(found.get("items", []))
+        return items if self.minor >= SEARCHES_SINCE else list(self.pages(path))
 
     def pages(self, path: str, params: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page."""

@@ -25,10 +25,10 @@ from mld_core.service.client.sealed import (
     service_id,
 )
 from mld_core.service.client.transport import INTERACTIVE, OnBytes
+from mld_core.service.protocol import MANIFESTS_SINCE
 
 _AT_ONCE = 4
 _ROUNDS = 4
-_MANIFEST_BLOBS = 1  # the minor protocol version in which manifests are blobs
 _LOCAL_FACTS = frozenset({"format", "model_name", "version_name"})  # not part of what a run is
 
 
@@ -181,7 +181,7 @@ class Uploader:
 
     def _seal_body(self, rank: SealedRank) -> dict[str, Any]:
         """What seals a rank; its manifest is uploaded for it."""
-        if self._client.minor >= _MANIFEST_BLOBS:
+        if self._client.minor >= MANIFESTS_SINCE:
             return {"manifest_sha256": self._client.upload_text(rank.text)}
         names = ("dataset_type", "n_epoch", "pass_no", "attempt", "rank")
         place = {name: getattr(rank.opened, name) for name in names}

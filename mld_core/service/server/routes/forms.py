@@ -29,6 +29,7 @@ def _storable(text: str) -> str:
 
 Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME), AfterValidator(_storable)]
 ResultName = Annotated[str, Field(min_length=1, max_length=_MAX_RESULT_NAME), AfterValidator(_storable)]
+Tag = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s,]+$"), AfterValidator(_storable)]
 Epoch = Annotated[int, Field(ge=-_INT, lt=_INT)]
 
 RunId = Annotated[str, Path(pattern=r"^run_[0-9a-f]{24}$")]
@@ -77,9 +78,12 @@ class RunForm(Form):
 
 
 class RunPatchForm(Form):
-    """Sets members of a run's `info`; the last writer wins."""
+    """Sets members of a run's `info`, and its tags, note and archived flag; the last writer wins."""
 
-    info: Info
+    info: Info = Info()
+    tags: Annotated[list[Tag], Field(max_length=50)] | None = None
+    note: Annotated[str, Field(max_length=4000), AfterValidator(_storable)] | None = None
+    archived: bool | None = None
 
 
 class SealForm(Form):

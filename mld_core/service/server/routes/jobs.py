@@ -115,6 +115,27 @@ def list_results(
         return page_answer(session, query, Result, limit, cursor, lambda row: result_out(run_id, row))
 
 
+@router.get("/results", response_model=dict[str, Any])
+def find_results(
+    service: ServiceDep,
+    principal: PrincipalDep,
+    result_name: forms.NameFilter = None,
+    limit: forms.Limit = forms.PAGE,
+    cursor: forms.Cursor = None,
+) -> Response:
+    """The organization's results, newest first."""
+    query = select(Result).join(Run, Run.pk == Result.run_pk)
+    query = query.where(Run.organization_pk == principal.organization_pk)
+    if result_name is not None:
+        query = query.where(Result.result_name == result_name)
+    with service.database.read() as session:
+
+        def out(row: Result) -> protocol.ResultInfo:
+            return result_out(session.scalars(select(Run.id).where(Run.pk == row.run_pk)).one(), row)
+
+        return page_answer(session, query, Result, limit, cursor, out, newest=True)
+
+
 @router.get("/results/{result_id}", response_model=protocol.ResultInfo)
 def get_result(result_id: forms.ResultId, service: ServiceDep, principal: PrincipalDep) -> Response:
     """One result."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 from starlette.concurrency import run_in_threadpool
@@ -34,27 +34,27 @@ from mld_core.service.server.routes.deps import (
 )
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
-from mld_core.service.server.storage.models import Blob, Pass, Run, Seal, SealFile, new_id
+from mld_core.service.server.storage.models import Blob, Pass, Run, RunTag, Seal, SealFile, new_id
 from mld_core.service.server.storage.seals import request_of
 from mld_core.service.server.storage.uploads import full_disk_told
 
 _MAX_INFO = 16 << 10
 _MAX_NAMES = 256 << 10
 _SMALL = 256 << 10
+_NO_KEY = 1 << 62
 _MANIFESTS = 1 << 20
 """Bytes of manifests in one answer; the others are named by their digests, and are blobs."""
 
 router = APIRouter(prefix="/v1", tags=["records"], route_class=BoundedRoute)
 
 
-def run_out(run: Run) -> protocol.Run:
+def run_out(session: Session, run: Run) -> protocol.Run:
     """What a client sees of a run."""
-    return shown(run, protocol.Run, run_id=run.id, info=run.whole_info)
+    return shown(run, protocol.Run, run_id=run.id, info=run.whole_info, tags=_tags(session, run))
 
 
-def _brief(run: Run) -> protocol.Run:
-    """The same in a list, where of the info only the task is told."""
-    return shown(run, protocol.Run, run_id=run.id, info={"task": run.task or None})
+def _tags(session: Session, run: Run) -> list[str]:
+    return list(session.scalars(select(RunTag.tag).where(RunTag.run_pk == run.pk).order_by(RunTag.tag)))
 
 
 def _keep(run: Run, info: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def _find_or_create(service: Service, principal: Principal, form: forms.RunForm)
         info = plain(form.info.given())
         if run is None:
             place = {"id": new_id("run"), "organization_pk": principal.organization_pk, **names}
-            run = Run(**place, created_at=utc_now())
+            run = Run(**place, created_at=utc_now(), note="", archived=False)
             _keep(run, info)
             session.add(run)
             return run, True
@@ -101,7 +101,8 @@ def create_run(
     except IntegrityError:  # somebody made it a moment ago
         run, made = _find_or_create(service, principal, form)
     response.status_code = 201 if made else 200
-    return run_out(run)
+    with service.database.read() as session:
+        return run_out(session, run)
 
 
 @router.get("/runs", response_model=dict[str, Any])
@@ -110,37 +111,65 @@ def list_runs(
     principal: PrincipalDep,
     model_name: forms.NameFilter = None,
     version_name: forms.NameFilter = None,
+    name: Annotated[forms.NameFilter, Query(description="Part of the model's or version's name")] = None,
+    tag: forms.NameFilter = None,
+    since: Annotated[str | None, Query(max_length=40, description="ISO 8601, UTC")] = None,
+    archived: bool | None = None,
+    order: Literal["oldest", "newest"] = "oldest",
     limit: forms.Limit = forms.PAGE,
     cursor: forms.Cursor = None,
 ) -> Response:
-    """The runs of the key's organization, in the order they were made."""
-    query = select(Run).where(Run.organization_pk == principal.organization_pk)
+    """The runs of the key's organization, in the order they were made or the other way round."""
+    mine = Run.organization_pk == principal.organization_pk
+    query = select(Run).where(mine).options(defer(Run.info), defer(Run.class_names))
     if model_name is not None:
         query = query.where(Run.model_name == model_name)
     if version_name is not None:
         query = query.where(Run.version_name == version_name)
-    query = query.options(defer(Run.info), defer(Run.class_names))
+    if name is not None:
+        part = name.lower()
+        found = func.lower(Run.model_name).contains(part, autoescape=True)
+        query = query.where(found | func.lower(Run.version_name).contains(part, autoescape=True))
+    if tag is not None:
+        query = query.where(Run.pk.in_(select(RunTag.run_pk).where(RunTag.tag == tag)))
+    if since is not None:  # runs are made in the order of their keys
+        first = select(func.min(Run.pk)).where(mine, Run.created_at >= since)
+        query = query.where(Run.pk >= func.coalesce(first.scalar_subquery(), _NO_KEY))
+    if archived is not None:
+        query = query.where(Run.archived.is_(archived))
     with service.database.read() as session:
-        return page_answer(session, query, Run, limit, cursor, _brief)
+
+        def brief(run: Run) -> protocol.Run:
+            info = {"task": run.task or None}
+            return shown(run, protocol.Run, run_id=run.id, info=info, tags=_tags(session, run))
+
+        return page_answer(session, query, Run, limit, cursor, brief, newest=order == "newest")
 
 
 @router.get("/runs/{run_id}", response_model=protocol.Run)
 def get_run(run_id: forms.RunId, service: ServiceDep, principal: PrincipalDep) -> Response:
     """One run."""
     with service.database.read() as session:
-        run = own_run(session, principal, run_id)
-    return answer(run_out(run))
+        return answer(run_out(session, own_run(session, principal, run_id)))
 
 
 @router.patch("/runs/{run_id}")
 def patch_run(
     run_id: forms.RunId, form: forms.RunPatchForm, service: ServiceDep, principal: PrincipalDep
 ) -> protocol.Run:
-    """Set members of a run's info."""
+    """Set members of a run's info, its tags, its note, whether it is archived."""
     with service.database.write() as session:
         run = own_run(session, principal, run_id, lock=True)
         _keep(run, {**run.whole_info, **plain(form.info.given())})
-    return run_out(run)
+        if form.note is not None:
+            run.note = form.note
+        if form.archived is not None:
+            run.archived = form.archived
+        if form.tags is not None:
+            session.execute(delete(RunTag).where(RunTag.run_pk == run.pk))
+            session.add_all(RunTag(run_pk=run.pk, tag=tag) for tag in sorted(set(form.tags)))
+        session.flush()
+        return run_out(session, run)
 
 
 @router.post(

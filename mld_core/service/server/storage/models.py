@@ -89,7 +89,11 @@ class Run(_Named, Base):
     """A model version of an organization; the names of its classes, which may be many, beside its `info`."""
 
     __tablename__ = "runs"
-    __table_args__ = (UniqueConstraint("organization_pk", "model_name", "version_name"),)
+    __table_args__ = (
+        UniqueConstraint("organization_pk", "model_name", "version_name"),
+        Index("runs_in_order", "organization_pk", "pk", "model_name", "version_name"),
+        Index("runs_by_time", "organization_pk", "created_at"),
+    )
 
     organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
     model_name: Mapped[str] = mapped_column(String(300))
@@ -98,11 +102,23 @@ class Run(_Named, Base):
     info: Mapped[dict[str, Any]] = mapped_column(Json)
     class_names: Mapped[list[str] | None] = mapped_column(Json)
     updated_at: Mapped[str] = mapped_column(String(40))
+    note: Mapped[str] = mapped_column(Text, default="")
+    archived: Mapped[bool] = mapped_column(default=False)
 
     @property
     def whole_info(self) -> dict[str, Any]:
         """Its run.json as clients know it."""
         return dict(self.info) if self.class_names is None else {**self.info, "class_names": self.class_names}
+
+
+class RunTag(Base):
+    """A word that was put on a run."""
+
+    __tablename__ = "run_tags"
+    __table_args__ = (UniqueConstraint("run_pk", "tag"), Index("tags_by_name", "tag", "run_pk"))
+
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
+    tag: Mapped[str] = mapped_column(String(100))
 
 
 class Blob(Base):
@@ -187,7 +203,7 @@ class Result(_Named, Base):
     """A stored result; `info` is its result.json."""
 
     __tablename__ = "results"
-    __table_args__ = (UniqueConstraint("run_pk", "result_name"),)
+    __table_args__ = (UniqueConstraint("run_pk", "result_name"), Index("results_by_name", "result_name"))
 
     run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
     result_name: Mapped[str] = mapped_column(String(640))
