@@ -95,12 +95,9 @@ def test_auto_names_are_numbered_and_given_names_are_kept(place, recorded):
     api = place.api()
     run_id = api.sync(*recorded)
     names = []
-    for _ in range(2):
-        job = api.finished(
-            api(
-                "POST", f"/v1/runs/{run_id}/evaluations", json={"options": {"dataset_types": ["val"]}}
-            ).json()["job_id"]
-        )
+    for split in ("val", "train"):  # the same question twice would be one evaluation
+        body = {"options": {"dataset_types": [split]}}
+        job = api.finished(api("POST", f"/v1/runs/{run_id}/evaluations", json=body).json()["job_id"])
         names.append(api.get(f"/v1/results/{job['result_id']}")["result_name"])
     # Other tests evaluate the same run: which number comes first depends on what ran before.
     (stem, first), (other, second) = (re.fullmatch(r"(\w+_\d{8})(?:_(\d+))?", n).groups("1") for n in names)
