@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -25,10 +26,11 @@ from mld_core.service.client.sealed import (
     service_id,
 )
 from mld_core.service.client.transport import INTERACTIVE, OnBytes
-from mld_core.service.protocol import MANIFESTS_SINCE
+from mld_core.service.protocol import MANIFESTS_SINCE, MAX_BODY_BYTES
 
 _AT_ONCE = 4
 _ROUNDS = 4
+_MOST_NAMES = MAX_BODY_BYTES - (32 << 10)  # bytes of JSON; the rest of the body is small
 _LOCAL_FACTS = frozenset({"format", "model_name", "version_name"})  # not part of what a run is
 
 
@@ -245,6 +247,11 @@ class Uploader:
         """The service's id of a run, which is told what run.json says now."""
         info = {name: value for name, value in self._store.run_info(run).items() if name not in _LOCAL_FACTS}
         known = self._runs.get(run)
+        if len(json.dumps(info.get("class_names"))) > _MOST_NAMES:
+            if known is None:
+                count = len(info["class_names"])
+                self._on_problem(f"the names of {count} classes are too many for the service: they stay here")
+            del info["class_names"]
         if known is None:
             names = {"model_name": run.model_name, "version_name": run.version_name}
             found = self._client.json("POST", "/v1/runs", body={**names, "info": info})

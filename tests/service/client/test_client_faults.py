@@ -106,6 +106,16 @@ def test_the_run_is_described_and_later_facts_follow(made, fake):
     assert fake.seen()["runs"][0]["info"]["found_later"] == 7
 
 
+def test_the_names_of_very_many_classes_stay_here_and_stop_no_upload(made, fake):
+    store, run = made
+    store.update_run_info(run, class_names=[f"a class with a long name {number}" for number in range(21_000)])
+    told = []
+    rows, _ = send_all(store, fake, on_problem=told.append)
+    assert [row.state for row in rows] == ["uploaded"] * 5
+    assert "class_names" not in fake.seen()["runs"][0]["info"]
+    assert told == ["the names of 21000 classes are too many for the service: they stay here"]
+
+
 def test_the_cut_attempt_that_a_resumed_pass_continues_goes_with_it(records, tmp_path, fake):
     store = Store(tmp_path / "store")
     run = records.StoreFactory(store.root).run()
