@@ -24,6 +24,7 @@ from mld_core.service.server.storage.models import Base, Job, Pass, Result, Run
 T = TypeVar("T", bound=Base)
 S = TypeVar("S")
 
+_ROWS = 50
 PAGE_BYTES = 1 << 20
 """A page of a list ends when it holds so much, whatever its limit."""
 
@@ -156,24 +157,25 @@ def page_answer(
     model: type[T],
     limit: int,
     cursor: str | None,
-    out: Callable[[T], Any],
+    out: Callable[[list[T]], list[Any]],
     *,
     newest: bool = False,
 ) -> Response:
-    """One page as an answer, made row by row and ended early where it gets large."""
+    """One page as an answer, made a few rows at a time and ended early where it gets large."""
     items: list[str] = []
     size, after = 0, None
     last: Any = None
-    found = session.scalars(
-        _after(session, query, model, cursor, newest=newest).limit(limit + 1).execution_options(yield_per=20)
-    )
-    for row in found:
-        if len(items) == limit or size > PAGE_BYTES:
-            after = last.id
+    ordered = _after(session, query, model, cursor, newest=newest).limit(limit + 1)
+    found = session.scalars(ordered.execution_options(yield_per=_ROWS))
+    for rows in found.partitions():
+        for row, item in zip(rows, out(list(rows)), strict=True):
+            if len(items) == limit or size > PAGE_BYTES:
+                after = last.id
+                break
+            items.append(json.dumps(item, separators=(",", ":")))
+            size, last = size + len(items[-1]), row
+        if after is not None:
             break
-        items.append(json.dumps(out(row), separators=(",", ":")))
-        size, last = size + len(items[-1]), row
-        session.expunge(row)
     found.close()
     return Response(
         f'{{"items":[{",".join(items)}],"next":{json.dumps(after)}}}', media_type="application/json"

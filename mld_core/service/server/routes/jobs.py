@@ -78,7 +78,15 @@ def list_jobs(
     if state is not None:
         query = query.where(Job.state == state)
     with service.database.read() as session:
-        return page_answer(session, query, Job, limit, cursor, lambda job: job_out(session, job), newest=True)
+        return page_answer(
+            session,
+            query,
+            Job,
+            limit,
+            cursor,
+            lambda jobs: [job_out(session, job) for job in jobs],
+            newest=True,
+        )
 
 
 @router.get("/jobs/{job_id}")
@@ -112,7 +120,9 @@ def list_results(
         query = select(Result).where(Result.run_pk == own_run(session, principal, run_id).pk)
         if result_name is not None:
             query = query.where(Result.result_name == result_name)
-        return page_answer(session, query, Result, limit, cursor, lambda row: result_out(run_id, row))
+        return page_answer(
+            session, query, Result, limit, cursor, lambda rows: [result_out(run_id, row) for row in rows]
+        )
 
 
 @router.get("/results", response_model=dict[str, Any])
@@ -130,8 +140,8 @@ def find_results(
         query = query.where(Result.result_name == result_name)
     with service.database.read() as session:
 
-        def out(row: Result) -> protocol.ResultInfo:
-            return result_out(session.scalars(select(Run.id).where(Run.pk == row.run_pk)).one(), row)
+        def out(rows: list[Result]) -> list[protocol.ResultInfo]:
+            return [result_out(session.get_one(Run, row.run_pk).id, row) for row in rows]
 
         return page_answer(session, query, Result, limit, cursor, out, newest=True)
 

@@ -50,11 +50,17 @@ router = APIRouter(prefix="/v1", tags=["records"], route_class=BoundedRoute)
 
 def run_out(session: Session, run: Run) -> protocol.Run:
     """What a client sees of a run."""
-    return shown(run, protocol.Run, run_id=run.id, info=run.whole_info, tags=_tags(session, run))
+    tags = _tags(session, [run])[run.pk]
+    return shown(run, protocol.Run, run_id=run.id, info=run.whole_info, tags=tags)
 
 
-def _tags(session: Session, run: Run) -> list[str]:
-    return list(session.scalars(select(RunTag.tag).where(RunTag.run_pk == run.pk).order_by(RunTag.tag)))
+def _tags(session: Session, runs: list[Run]) -> dict[int, list[str]]:
+    """The tags of runs by their keys."""
+    found: dict[int, list[str]] = {run.pk: [] for run in runs}
+    query = select(RunTag.run_pk, RunTag.tag).where(RunTag.run_pk.in_(found)).order_by(RunTag.tag)
+    for run_pk, tag in session.execute(query):
+        found[run_pk].append(tag)
+    return found
 
 
 def _keep(run: Run, info: dict[str, Any]) -> None:
@@ -127,9 +133,11 @@ def list_runs(
     if version_name is not None:
         query = query.where(Run.version_name == version_name)
     if name is not None:
-        part = name.lower()
-        found = func.lower(Run.model_name).contains(part, autoescape=True)
-        query = query.where(found | func.lower(Run.version_name).contains(part, autoescape=True))
+        place = func.instr if service.database.is_sqlite else func.strpos
+        query = query.where(
+            (place(func.lower(Run.model_name), name.lower()) > 0)
+            | (place(func.lower(Run.version_name), name.lower()) > 0)
+        )
     if tag is not None:
         query = query.where(Run.pk.in_(select(RunTag.run_pk).where(RunTag.tag == tag)))
     if since is not None:  # runs are made in the order of their keys
@@ -139,9 +147,12 @@ def list_runs(
         query = query.where(Run.archived.is_(archived))
     with service.database.read() as session:
 
-        def brief(run: Run) -> protocol.Run:
-            info = {"task": run.task or None}
-            return shown(run, protocol.Run, run_id=run.id, info=info, tags=_tags(session, run))
+        def brief(runs: list[Run]) -> list[protocol.Run]:
+            tags = _tags(session, runs)
+            return [
+                shown(run, protocol.Run, run_id=run.id, info={"task": run.task or None}, tags=tags[run.pk])
+                for run in runs
+            ]
 
         return page_answer(session, query, Run, limit, cursor, brief, newest=order == "newest")
 
