@@ -142,7 +142,7 @@ class ServiceSource(Source):
     def runs(
         self, model: str | None, version: str | None = None, *, tag: str | None = None, most: int = MAX_PAGE
     ) -> list[dict[str, Any]]:
-        """The newest runs of the key's organization, as they are answered; at most `most`.
+        """The newest runs of the key's organization, at most `most`; of those the oldest first.
 
         Raises:
             NotFoundError: There is none of that name or tag; the message lists what exists.
@@ -158,7 +158,7 @@ class ServiceSource(Source):
             and (tag is None or tag in one.get("tags", ()))
         ]
         if named:
-            return named
+            return sorted(named, key=lambda one: str(one["created_at"]))
         runs = self.client.page("/v1/runs", {"limit": MAX_PAGE, "order": "newest"})
         if not runs:
             sync = "`mld sync` uploads what was recorded here"
