@@ -376,10 +376,8 @@ class Result:
 
     def _summary(self, table: str, first: tuple[str, ...], *, full: bool) -> pd.DataFrame:
         frame = self._read(table)
-        if full:
-            return Figures(frame)
         keys = ["n_epoch"] if frame["dataset"].duplicated().any() else []
-        return Figures(frame[[*first, *keys]])
+        return Figures(frame if full else frame[[*first, *keys]])
 
     def _read(self, table: str) -> pd.DataFrame:
         return to_frame(pq.read_table(self.folder / f"{table}.parquet"))
