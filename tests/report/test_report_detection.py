@@ -160,9 +160,14 @@ def test_groups_hold_the_worst_images(detail, units):
     assert len(groups["all"]["rows"]) == 12
     for code in SUSPECTS:
         own = units[[code in codes for codes in units["diagnosis"]]]
+        if own.empty:
+            # Two epochs do not tell a spurious label; few suspects are too few to be flagged.
+            assert code not in groups
+            continue
         assert groups[code]["n"] == own["input_id"].nunique()
         first = detail["cards"][str(groups[code]["rows"][0])]["id"]
         assert first == own.sort_values("suspicion", ascending=False)["input_id"].iloc[0]
+    assert len(groups.keys() & SUSPECTS.keys()) >= 2
     top = detail["codes"][0]
     assert groups[top["code"]]["units"] == top["n"]
     assert {group["kind"] for group in detail["groups"]} >= {"Overview", "Suspected labels", "Error codes"}
