@@ -25,7 +25,7 @@ import atexit
 import os
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ import torch
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
+from mld_core.tracing.capture.forward import LatestForward
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
@@ -63,7 +64,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, options: WrapperOptions) -> None:
         self._recorder = Recorder(**vars(options))
         self._names: dict[str, str] = {}
-        self._forward = _Forward(self._forward_begins)
+        self._forward = LatestForward(self._forward_begins)
         self._trainer: weakref.ref[Any] | None = None
         self._args: Any = None
         self._epoch: int | None = None  # the epoch being trained or trained last
@@ -334,85 +335,13 @@ def _at_exit(reference: weakref.ref[MLDebuggerCallback]) -> None:
         callback.finish()
 
 
-class _Forward:
-    """The hooks on the model and the references of its latest forward.
-
-    Its own deep copy, so that a deep-copied model (EMA) records nothing; a pickled one comes back dead.
-    Dynamo traces the hooks' bodies: they set attributes, and call back only where nothing is compiled.
-    """
-
-    def __init__(self, begins: Callable[[torch.nn.Module], None]) -> None:
-        self.begins: Callable[[torch.nn.Module], None] | None = begins
-        self.model: torch.nn.Module | None = None
-        self.batch: Any = None
-        self.given: dict[str, Any] = {}  # the batch as the trainer prepared it
-        self.outputs: Any = None
-        self._handles: list[Any] = []
-
-    def attach(self, model: torch.nn.Module) -> None:
-        if model is not self.model:
-            for handle in self._handles:
-                handle.remove()
-            self.model = model
-            before = model.register_forward_pre_hook(self.before, with_kwargs=True)
-            self._handles = [before, model.register_forward_hook(self.after)]
-
-    def before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if module is self.model:
-            if torch.compiler.is_compiling():
-                self.batch = kwargs or args
-            else:
-                self._before(module, kwargs or args)
-        if "input_id" in kwargs:  # kept by the collator for us; no forward() takes it
-            return args, {key: value for key, value in kwargs.items() if key != "input_id"}
-        return None
-
-    def _before(self, module: torch.nn.Module, batch: Any) -> None:
-        given = self.given
-        if self.begins is not None:
-            self.begins(module)  # may take the batch before this one
-        self.given = given
-        if (
-            self.batch is None or not module.training
-        ):  # of several forwards in a step the first is the batch's
-            self.batch = batch
-
-    def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if module is self.model:
-            first = torch.compiler.is_compiling() or not module.training or self.outputs is None
-            self.outputs = output if first else self.outputs
-
-    def take(self) -> tuple[Any, Any]:
-        """Batch and outputs of the latest forward, once."""
-        batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
-        given, self.given = self.given, {}
-        if isinstance(batch, Mapping):
-            batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
-            if any(value is given.get(key) for key, value in batch.items()):
-                batch = {**given, **batch}
-        return batch, outputs
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Forward:
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "begins": None,
-            "model": None,
-            "batch": None,
-            "given": {},
-            "outputs": None,
-            "_handles": [],
-        }
-
-
 class _Prepared:
     """A trainer's `_prepare_inputs`, which also notes what it gives: `compute_loss` may take the labels out.
 
     A plain object, so that a trainer that is pickled or copied (hyperparameter search) still can be.
     """
 
-    def __init__(self, trainer: Any, forward: _Forward) -> None:
+    def __init__(self, trainer: Any, forward: LatestForward) -> None:
         self.trainer = trainer
         self.forward = forward
 

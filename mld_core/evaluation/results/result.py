@@ -31,7 +31,6 @@ __all__ = ["Comparison", "Result"]
 
 _ISSUE_ORDER = ("-severity", "-error_proba", "-loss", "dataset", "n_epoch", "unit_id")
 
-
 PageWriter = Callable[["Result", str | Path, Callable[[str, str], Any] | None], Path]
 """What writes the page of a result: (result, path, image_fn) -> the file's absolute path."""
 

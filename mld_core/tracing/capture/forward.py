@@ -1,0 +1,82 @@
+"""The latest forward of a model whose framework shows neither batch nor output: references, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+
+class LatestForward:
+    """The hooks on the model and the references of its latest forward.
+
+    Its own deep copy, so that a deep-copied model (EMA) records nothing; a pickled one comes back dead.
+    Dynamo traces the hooks' bodies: they set attributes, and call back only where nothing is compiled.
+    """
+
+    def __init__(self, begins: Callable[[torch.nn.Module], None]) -> None:
+        self.begins: Callable[[torch.nn.Module], None] | None = begins
+        self.model: torch.nn.Module | None = None
+        self.batch: Any = None
+        self.given: dict[str, Any] = {}  # the batch as the trainer prepared it
+        self.outputs: Any = None
+        self._handles: list[Any] = []
+
+    def attach(self, model: torch.nn.Module) -> None:
+        """Set the hooks on a model, in place of those on the one before."""
+        if model is not self.model:
+            for handle in self._handles:
+                handle.remove()
+            self.model = model
+            before = model.register_forward_pre_hook(self.before, with_kwargs=True)
+            self._handles = [before, model.register_forward_hook(self.after)]
+
+    def before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The pre-hook; takes out what no `forward` takes."""
+        if module is self.model:
+            if torch.compiler.is_compiling():
+                self.batch = kwargs or args
+            else:
+                self._before(module, kwargs or args)
+        if "input_id" in kwargs:  # kept by the collator for us; no forward() takes it
+            return args, {key: value for key, value in kwargs.items() if key != "input_id"}
+        return None
+
+    def _before(self, module: torch.nn.Module, batch: Any) -> None:
+        given = self.given
+        if self.begins is not None:
+            self.begins(module)  # may take the batch before this one
+        self.given = given
+        # Of several forwards in a step the first is the batch's.
+        if self.batch is None or not module.training:
+            self.batch = batch
+
+    def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - a hook's
+        """The hook: keeps the first output of a step, of an evaluation the latest."""
+        if module is self.model:
+            first = torch.compiler.is_compiling() or not module.training or self.outputs is None
+            self.outputs = output if first else self.outputs
+
+    def take(self) -> tuple[Any, Any]:
+        """Batch and outputs of the latest forward, once."""
+        batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
+        given, self.given = self.given, {}
+        if isinstance(batch, Mapping):
+            batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
+            if any(value is given.get(key) for key, value in batch.items()):
+                batch = {**given, **batch}
+        return batch, outputs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LatestForward:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "begins": None,
+            "model": None,
+            "batch": None,
+            "given": {},
+            "outputs": None,
+            "_handles": [],
+        }
