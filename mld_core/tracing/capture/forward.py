@@ -1,4 +1,4 @@
-"""The latest forward of a model whose framework shows neither batch nor output: references, and nothing else."""
+"""The latest forward of a model whose framework shows neither batch nor output: references, no more."""
 
 from __future__ import annotations
 
