@@ -20,20 +20,18 @@ from mld_core.evaluation.detection3d.diagnoses_sensor import (
     range_drop_off,
     sector_dropout,
 )
+from mld_core.evaluation.detection3d.votes import Votes, nearest_of_class, votes_of
 from mld_core.evaluation.metrics.boxes import (
     Bools,
     Floats,
     Ints,
-    Pairs,
     Predictions,
     Truths,
     by_class,
     footprints,
-    near_pairs,
 )
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, tp_errors
 from mld_core.evaluation.statistics.folds import FOLDS, assign_folds
-from mld_core.geometry.boxes import wrap_yaw
 from mld_core.geometry.iou import bev_iou_aligned
 
 MAD_TO_SIGMA = 1.4826
@@ -45,8 +43,6 @@ MOVING = 1.0
 """m/s from which the motion tells the heading."""
 
 AGREEING_EPOCHS = 2
-AGREEMENT_METRES = 0.5
-SEARCH_METRES = 4.0
 LEAST_OVERLAP = 0.1
 """Footprint IoU from which a prediction is about a truth that is there."""
 
@@ -188,7 +184,9 @@ class RoadEvidence:
     @cached_property
     def votes(self) -> Votes:
         """Of other epochs."""
-        return votes_of(self)
+        pairs = self.pairs
+        said, true = self.predictions.box[pairs.row], self.truths.box[pairs.truth]
+        return votes_of(said, true, self.predictions.frame[pairs.row], pairs.label, self.epochs)
 
     @cached_property
     def alone(self) -> Bools:
@@ -291,62 +289,6 @@ def robust_bound(values: Floats, label: Ints, floor: float = 0.0) -> Floats:
     return by_class(label, values, bound, np.inf)
 
 
-# --- what other epochs say ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Votes:
-    """Of each matched pair, over the other epochs.
-
-    Attributes:
-        epochs: how many epochs there are.
-        seen: (P,) epochs with a box of the class near the prediction or the truth.
-        place: (P,) epochs whose box lies within 0.5 m of the prediction and nearer to it than to the truth.
-        heading: (P,) epochs whose box has the prediction's heading rather than the truth's.
-        steady: (P,) mean over epochs and this one of the offset from the truth: its length, metres.
-    """
-
-    epochs: int
-    seen: Ints
-    place: Ints
-    heading: Ints
-    steady: Floats
-
-
-def votes_of(e: RoadEvidence) -> Votes:
-    """Count the other epochs that are with the prediction, and those with the truth."""
-    pairs, count = e.pairs, len(e.pairs.row)
-    seen, place, heading = (np.zeros(count, np.int64) for _ in range(3))
-    said, true = e.predictions.box[pairs.row].astype(np.float64), e.truths.box[pairs.truth].astype(np.float64)
-    total = said[:, :2] - true[:, :2]
-    frame = e.predictions.frame[pairs.row]
-    for other in e.epochs:
-        found = _nearest(frame, pairs.label, said, other)
-        rows = np.flatnonzero(found >= 0)
-        box = other.box[found[rows]].astype(np.float64)
-        to_said = np.hypot(*(box[:, :2] - said[rows, :2]).T)
-        to_true = np.hypot(*(box[:, :2] - true[rows, :2]).T)
-        seen[rows] += 1
-        place[rows] += (to_said < AGREEMENT_METRES) & (to_said < to_true)
-        heading[rows] += np.abs(wrap_yaw(box[:, 6] - said[rows, 6])) < np.abs(
-            wrap_yaw(box[:, 6] - true[rows, 6])
-        )
-        total[rows] += box[:, :2] - true[rows, :2]
-    return Votes(len(e.epochs), seen, place, heading, np.hypot(*total.T) / (1 + seen))
-
-
-def _nearest(frame: Ints, label: Ints, box: Floats, other: Predictions) -> Ints:
-    """(P,) row of the nearest prediction of the class within 2 m in another epoch, -1 for none."""
-    top = 1 + max(int(label.max(initial=0)), int(other.label.max(initial=0)))
-    target = other.frame * top + other.label
-    order = np.argsort(target, kind="stable")
-    near: Pairs = near_pairs(box, frame * top + label, other.box[order], target[order], SEARCH_METRES / 2)
-    made = np.full(len(frame), -1, np.int64)
-    by_distance = np.lexsort((-near.value, near.left))
-    made[near.left[by_distance]] = order[near.right[by_distance]]
-    return made
-
-
 # --- suspected labels ---------------------------------------------------------------------------------------
 
 
@@ -366,7 +308,7 @@ def _unlabelled(e: RoadEvidence, error_proba: Floats) -> tuple[Floats, Bools]:
     said, box = found.score, found.box.astype(np.float64)
     votes = np.zeros(len(rows))
     for other in e.epochs:
-        near = _nearest(found.frame, found.label, box, other)
+        near = nearest_of_class(found.frame, found.label, box, other)
         there = np.flatnonzero(near >= 0)
         votes[there] += other.score[near[there]] >= said[there] / 2
     belief = np.clip(1 - error_proba[rows], 1e-6, 1 - 1e-6)
