@@ -24,6 +24,7 @@ from mld_core.evaluation.analysis.label_quality import (
     probability_member,
     probe_member,
     suspected_labels,
+    train_member,
 )
 from mld_core.evaluation.analysis.stack_features import StackInputs, fixed_columns, has_epoch_columns
 from mld_core.evaluation.analysis.train_reference import TrainReference, train_reference
@@ -257,15 +258,18 @@ def _flags(
     )
 
 
-def _label_members(made: _Estimated) -> list[Member]:
+def _label_members(made: _Estimated) -> tuple[list[Member], list[bool]]:
+    """The witnesses of the labels, and which of them are of the split itself."""
     work, arrays = made.work, made.work.arrays
     net = log_softmax_member(arrays.logits)
     if arrays.is_train and arrays.epochs is not None and arrays.epochs.mean_probability is not None:
         net = probability_member(arrays.epochs.mean_probability)
+    if made.train is not None and not arrays.is_train:
+        return [net, train_member(made.train.labels, arrays.n_class)], [False, False]
     members = [net, neighbour_member(made.around.around, arrays.labels[work.known], arrays.n_class)]
     if arrays.is_train and arrays.n_class <= PROBE_CLASSES:
         members.append(probe_member(made.points, arrays.labels, work.folds[0], arrays.n_class))
-    return members
+    return members, [False] + [True] * (len(members) - 1)
 
 
 def _answers(made: _Estimated, reference: Reference | None) -> SplitAnalysis:
@@ -282,8 +286,9 @@ def _answers(made: _Estimated, reference: Reference | None) -> SplitAnalysis:
     flags = _flags(made, density, view, used, risk_low, frequent)
     category = np.where(errors >= 0, categories.categorise(flags), np.int8(-1)).astype(np.int8)
     with work.stage("label quality"):
+        members, of_split = _label_members(made)
         posterior = label_posterior(
-            _label_members(made), arrays.labels, work.folds[0], arrays.n_class, work.workers
+            members, arrays.labels, work.folds[0], arrays.n_class, work.workers, own=of_split
         )
     with work.stage("diagnoses"):
         neighbours, region, regions, found, slices = _diagnoses(made, flags, category, view, posterior, used)
@@ -367,6 +372,7 @@ def _facts(
         "neighbours": made.around.method,
         "neighbour_recall": made.around.recall,
         "n_hat": posterior.n_hat,
+        "label_evidence": posterior.gain,
         "label_weights": posterior.weights.mean(axis=0).tolist(),
         "layers": list(made.space.names),
         "train_reference": made.train is not None,
@@ -406,7 +412,7 @@ def _diagnoses(
         category=category,
         t1=used.t1,
         t2=used.t2,
-        suspected=suspected_labels(posterior, arrays.labels, work.errors),
+        suspected=suspected_labels(posterior, arrays.labels, work.errors, is_train=arrays.is_train),
         neighbours=view.pooled,
         layers=view.layers,
         cells=cells,

@@ -1,7 +1,12 @@
 """Label quality: which label the evidence points at, and how many labels are probably wrong.
 
-The label posterior q is a log-opinion pool, q ~ prod_m p_m^w_m, of the network's softmax, the labels of the
-neighbours and, for the train split, a logistic probe; its weights are fitted out of fold.
+The label posterior q is a log-opinion pool, q ~ prod_m p_m^w_m, of the network's softmax and the labels of
+the nearest train units. A given label is drawn from q, or is, with a probability of its own, any label at
+all: weights and that probability are fitted together, out of fold. What the model does not know makes q flat,
+not labels wrong; and whether any label is wrong is asked by the likelihood.
+
+Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
+logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network.
 """
 
 from __future__ import annotations
@@ -22,13 +27,19 @@ from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
 
 NEIGHBOURS = 32
 PSEUDO_COUNTS = 1.5
-"""Spread over the classes of the neighbours' labels; sharper or flatter makes N_hat larger or smaller."""
+"""Spread over the classes of the neighbours' labels."""
+
+OWN_SHARE = 0.1
+"""How much a witness out of the split itself may count beside the independent ones."""
+
+EVIDENCE = 1.3528
+"""Log-likelihood that wrong labels must gain: half the 5 % point of the chi-square mixture at a boundary."""
 
 FIT_UNITS = 20_000
 PROBE_UNITS = 20_000
 PROBE_CLASSES = 200
 FLOOR = 1e-6
-_MIX = 0.95
+_START, _MOST = 0.05, 0.6
 _CELLS = 2**22
 
 Member = Callable[[NDArray[np.int64]], NDArray[np.floating]]
@@ -44,14 +55,18 @@ class LabelPosterior:
         best: (N,) int64 most plausible label, smallest on a tie.
         best_proba: (N,) float32 its q.
         weights: (5, members) the fitted weights, one row for each held-out fold.
-        n_hat: Estimated number of wrong labels.
+        wrong: (N,) float32 probability that the given label is no draw from q; 0 where nothing says so.
+        n_hat: Estimated number of wrong labels: the sum of `wrong` where q points elsewhere.
+        gain: Log-likelihood that wrong labels explain; below `EVIDENCE` none are claimed.
     """
 
     given: NDArray[np.float32]
     best: NDArray[np.int64]
     best_proba: NDArray[np.float32]
     weights: NDArray[np.float64]
+    wrong: NDArray[np.float32]
     n_hat: int
+    gain: float
 
 
 def log_softmax_member(logits: NDArray[Any]) -> Member:
@@ -73,14 +88,23 @@ def probability_member(probability: NDArray[np.floating]) -> Member:
 
 def neighbour_member(around: Neighbourhood, base_labels: NDArray[np.int64], n_class: int) -> Member:
     """Labels of the 32 nearest units, own group left out, with 1.5 pseudo-counts spread over the classes."""
+    return lambda rows: _smoothed(around.label_counts(base_labels, n_class, NEIGHBOURS, rows))
+
+
+def train_member(near_labels: NDArray[np.integer], n_class: int) -> Member:
+    """The same of the 32 nearest train units, from their (N, 32) labels, -1 = none."""
 
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        counts = around.label_counts(base_labels, n_class, NEIGHBOURS, rows).astype(np.float64)
-        return np.asarray(
-            np.log((counts + PSEUDO_COUNTS / n_class) / (counts.sum(axis=1, keepdims=True) + PSEUDO_COUNTS))
-        )
+        flat = near_labels[rows] + 1 + np.arange(len(rows))[:, None] * (n_class + 1)
+        counts = np.bincount(flat.ravel(), minlength=len(rows) * (n_class + 1))
+        return _smoothed(counts.reshape(len(rows), n_class + 1)[:, 1:])
 
     return member
+
+
+def _smoothed(counts: NDArray[Any]) -> NDArray[np.floating]:
+    share = PSEUDO_COUNTS / counts.shape[1]
+    return np.asarray(np.log((counts + share) / (counts.sum(axis=1, keepdims=True) + PSEUDO_COUNTS)))
 
 
 def probe_member(
@@ -133,30 +157,59 @@ def pool(members: Sequence[NDArray[np.floating]], weights: NDArray[np.float64]) 
     return np.asarray(q / q.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def fit_weights(members: Sequence[NDArray[np.floating]], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weights >= 0 that maximise mean ln(.95 q[y] + .05 / K).
+@dataclass(frozen=True)
+class Pool:
+    """Fitted weights of the members, the share of wrong labels, and the mean log-likelihood they reach."""
 
-    A label may be wrong, so a miss costs a bounded amount.
+    weights: NDArray[np.float64]
+    noise: float
+    value: float
+
+
+def fit_pool(
+    members: Sequence[NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    own: Sequence[bool],
+    *,
+    noise: bool = True,
+) -> Pool:
+    """Weights >= 0 and a share of wrong labels that maximise mean ln((1 - share) q[y] + share / K).
 
     Args:
         members: (n, K) log-probabilities of each member.
         labels: (n,) given labels.
+        own: Which members are of the split itself: they weigh at most a tenth of the others together.
+        noise: Whether labels may be wrong at all.
     """
-    here = np.arange(len(labels))
-    stacked = np.stack(members)
-    n_class = stacked.shape[2]
+    here, stacked = np.arange(len(labels)), np.stack(members)
+    bound, n_class = np.array(own), stacked.shape[2]
 
-    def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def unpacked(point: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        weights = point[:-1].copy()
+        weights[bound] *= weights[~bound].sum()
+        return weights, float(point[-1])
+
+    def loss(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weights, share = unpacked(point)
         q = pool(members, weights)
-        own = q[here, labels]
-        mixed = _MIX * own + (1 - _MIX) / n_class
+        given = q[here, labels]
+        mixed = (1 - share) * given + share / n_class
         mean = (stacked * q[None]).sum(axis=2)
-        slope = _MIX * own * (stacked[:, here, labels] - mean) / mixed
-        return -float(np.log(mixed).mean()), -slope.mean(axis=1)
+        slope = -((1 - share) * given * (stacked[:, here, labels] - mean) / mixed).mean(axis=1)
+        free = np.where(bound, slope * weights[~bound].sum(), slope + (slope * point[:-1])[bound].sum())
+        return -float(np.log(mixed).mean()), np.append(free, -((1 / n_class - given) / mixed).mean())
 
-    start = np.full(len(members), 1 / len(members))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(members))
-    return np.asarray(found.x, dtype=np.float64)
+    start = np.where(bound, OWN_SHARE / 2, 1 / max(1, int((~bound).sum())))
+    limits = [(0, OWN_SHARE) if one else (0, None) for one in own]
+    shares = (FLOOR, _MOST) if noise else (FLOOR, FLOOR)
+    found = minimize(
+        loss,
+        np.append(start, _START if noise else FLOOR),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[*limits, shares],
+    )
+    return Pool(*unpacked(found.x), -float(found.fun))
 
 
 def label_posterior(
@@ -165,6 +218,8 @@ def label_posterior(
     folds: NDArray[np.int8],
     n_class: int,
     workers: Workers,
+    *,
+    own: Sequence[bool] | None = None,
 ) -> LabelPosterior:
     """Pool the members, weights fitted for each fold on the labelled units of the other folds.
 
@@ -175,19 +230,29 @@ def label_posterior(
         folds: (N,) folds.
         n_class: Number of classes.
         workers: Open pool.
+        own: Which members are of the split itself; None = none.
     """
+    bound = own or [False] * len(members)
     known = np.flatnonzero(labels >= 0)
     keep = hash_uniform(known.astype(np.uint64), 401) < FIT_UNITS / max(len(known), 1)
     sample = known[keep]
     values = [member(sample) for member in members]
-    weights = np.full((FOLDS, len(members)), 1 / len(members))
+    none = Pool(np.full(len(members), 1 / len(members)), 0.0, 0.0)
+    fitted = [none] * FOLDS
     for fold in range(FOLDS):
         train = folds[sample] != fold
         if train.any():
-            weights[fold] = fit_weights([value[train] for value in values], labels[sample[train]])
+            fitted[fold] = fit_pool([value[train] for value in values], labels[sample[train]], bound)
+    gain = 0.0
+    if len(sample):
+        with_noise, without = (
+            fit_pool(values, labels[sample], bound, noise=noise) for noise in (True, False)
+        )
+        gain = (with_noise.value - without.value) * len(known)
+    weights, noise = np.stack([one.weights for one in fitted]), np.array([one.noise for one in fitted])
     given = np.full(len(labels), np.nan, np.float32)
-    best = np.empty(len(labels), np.int64)
-    best_proba = np.empty(len(labels), np.float32)
+    best, best_proba = np.empty(len(labels), np.int64), np.empty(len(labels), np.float32)
+    wrong = np.zeros(len(labels), np.float32)
 
     def one(span: slice) -> None:
         rows = np.arange(span.start, span.stop)
@@ -197,43 +262,24 @@ def label_posterior(
         best[span] = q.argmax(axis=1)
         best_proba[span] = q.max(axis=1)
         there = np.flatnonzero(labels[rows] >= 0)
-        given[rows[there]] = q[there, labels[rows[there]]]
+        mine = q[there, labels[rows[there]]]
+        given[rows[there]] = mine
+        stray = noise[folds[rows[there]]]
+        wrong[rows[there]] = stray / n_class / ((1 - stray) * mine + stray / n_class)
 
     workers.each(one, spans(len(labels), max(64, _CELLS // max(n_class, 1))))
-    return LabelPosterior(
-        given, best, best_proba, weights, estimate_wrong_labels(given, best, best_proba, labels)
-    )
-
-
-def estimate_wrong_labels(
-    given: NDArray[np.floating],
-    best: NDArray[np.int64],
-    best_proba: NDArray[np.floating],
-    labels: NDArray[np.int64],
-) -> int:
-    """N_hat: how many labels are probably wrong.
-
-    max(0, round(sum of 1 - q[y] over disagreeing units - sum of 1 - max q over agreeing ones)):
-    disagreement mass, net of the doubt q shows where it agrees.
-
-    Example:
-        >>> given, best = np.array([0.1, 0.9, 0.2]), np.array([1, 1, 0])
-        >>> estimate_wrong_labels(given, best, np.array([0.9, 0.9, 0.8]), np.array([0, 1, 1]))
-        2
-    """
-    known = labels >= 0
-    other = known & (best != labels)
-    agree = known & (best == labels)
-    mass = (1 - given[other].astype(np.float64)).sum() - (1 - best_proba[agree].astype(np.float64)).sum()
-    return max(0, round(float(mass)))
+    if gain < EVIDENCE:
+        wrong[:] = 0
+    count = round(float(wrong[(labels >= 0) & (best != labels)].sum()))
+    return LabelPosterior(given, best, best_proba, weights, wrong, count, gain)
 
 
 def suspected_labels(
-    posterior: LabelPosterior, labels: NDArray[np.int64], errors: NDArray[np.int8]
+    posterior: LabelPosterior, labels: NDArray[np.int64], errors: NDArray[np.int8], *, is_train: bool = False
 ) -> NDArray[np.bool_]:
-    """(N,) units of code C01: wrong, q points elsewhere, among the N_hat worst label qualities of those."""
-    rows = np.flatnonzero((errors == 1) & (labels >= 0) & (posterior.best != labels))
-    chosen = rows[np.argsort(posterior.given[rows], kind="stable")[: posterior.n_hat]]
-    made = np.zeros(len(labels), np.bool_)
-    made[chosen] = True
-    return made
+    """(N,) units of code C01: wrong, q points elsewhere, and the label is rather wrong than a draw from q.
+
+    A network fits the wrong labels it was trained on: in the train split its last word does not count.
+    """
+    asked = (labels >= 0) & (posterior.best != labels) & (posterior.wrong > 0.5)
+    return np.asarray(asked if is_train else asked & (errors == 1))

@@ -19,6 +19,7 @@ EXACT_PAIRS = 4_000_000_000
 """Units x train units up to which the distances of the trust ratio are exact."""
 
 _NEAR = 128
+_LABELS = 32
 _RANK = 10
 _TILE = 2**23
 
@@ -33,10 +34,12 @@ class TrainReference:
             Jiang et al., 2018), log 10th distance.
         novelty: (N,) float32 conformal p-value of the 10th distance against the train units' own; small =
             novel.
+        labels: (N, 32) int32 labels of the nearest train units, -1 where there are fewer.
     """
 
     columns: NDArray[np.float32]
     novelty: NDArray[np.float32]
+    labels: NDArray[np.int32]
 
     def stacked(self) -> NDArray[np.float32]:
         """(N, 5) all of it as columns of the estimator."""
@@ -76,9 +79,11 @@ def train_reference(
     base = make_base(train_points, codes, workers, k=_NEAR, exact_limit=exact_limit)
     columns = np.zeros((len(points), 4), np.float32)
     table = np.append(train_labels, -1)
+    near_labels = np.full((len(points), _LABELS), -1, np.int32)
 
     def keep(rows: NDArray[np.int64], found: NDArray[np.int32], squared: NDArray[np.float32]) -> None:
         labels = table[found]
+        near_labels[rows] = labels[:, :_LABELS]
         agree = labels == prediction[rows, None]
         for place, k in enumerate((10, 50)):
             there = np.maximum((found[:, :k] >= 0).sum(axis=1), 1)
@@ -91,7 +96,7 @@ def train_reference(
         columns[:, 2] = exact_trust(
             points, groups if codes is not None else None, prediction, base, train_labels, workers
         )
-    return TrainReference(columns, _novelty(columns[:, 3], base, workers))
+    return TrainReference(columns, _novelty(columns[:, 3], base, workers), near_labels)
 
 
 def _near_trust(agree: NDArray[np.bool_], squared: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -78,8 +78,8 @@ def _earlier_right(e: Evidence) -> Mask:
     4,
     "Relabel (the suggested label is shown), retrain, re-evaluate.",
     "labels",
-    when="wrong, the label posterior points elsewhere, among the worst label qualities, "
-    "as many as labels are probably wrong",
+    when="wrong (in train: whatever the last epoch says), the label posterior points elsewhere, "
+    "and the label is rather a wrong one than a draw from it",
 )
 def suspected_wrong_label(e: Evidence) -> Mask:
     """Suspected wrong label."""

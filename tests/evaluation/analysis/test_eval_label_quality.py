@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from mld_core.evaluation.analysis.label_quality import (
-    estimate_wrong_labels,
-    fit_weights,
+    fit_pool,
     label_posterior,
     log_softmax_member,
     pool,
@@ -60,11 +59,23 @@ def test_clean_labels_are_hardly_suspected():
     assert posterior_of(logits, truth.astype(np.int64)).n_hat <= 0.025 * N
 
 
-def test_n_hat_is_net_of_the_doubt_where_q_agrees():
-    given, best = np.array([0.1, 0.6, 0.6]), np.array([1, 1, 1])
-    assert estimate_wrong_labels(given, best, np.array([0.8, 0.6, 0.6]), np.array([0, 1, 1])) == 0
-    assert estimate_wrong_labels(given, best, np.array([0.8, 1.0, 1.0]), np.array([0, 1, 1])) == 1
-    assert estimate_wrong_labels(np.array([np.nan]), np.array([1]), np.array([0.5]), np.array([-1])) == 0
+def test_a_model_that_knows_nothing_claims_no_wrong_label():
+    rng = np.random.default_rng(3)
+    made = posterior_of(rng.normal(size=(N, K)) * 2, rng.integers(0, K, N))
+    assert made.n_hat == 0
+    assert not made.wrong.any()
+
+
+def test_a_witness_of_the_split_itself_counts_a_tenth():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, 800)
+    said = np.log(np.full((800, 3), 0.2))
+    said[np.arange(800), labels] = np.log(0.6)
+    echo = np.log(np.full((800, 3), 0.01))
+    echo[np.arange(800), labels] = np.log(0.98)
+    weights = fit_pool([said, echo], labels, [False, True]).weights
+    assert weights[1] <= 0.1 * weights[0] + 1e-9
+    assert fit_pool([said, echo], labels, [False, False]).weights[1] > weights[1]
 
 
 def test_weights_are_the_maximum_and_not_negative():
@@ -73,13 +84,14 @@ def test_weights_are_the_maximum_and_not_negative():
     good = np.log(np.full((800, 3), 0.1))
     good[np.arange(800), labels] = np.log(0.8)
     noise = np.log(rng.dirichlet(np.ones(3), 800))
-    weights = fit_weights([good, noise], labels)
+    found = fit_pool([good, noise], labels, [False, False])
+    weights, share = found.weights, found.noise
     assert (weights >= 0).all()
     assert weights[0] > 10 * weights[1]
 
     def value(w):
         q = pool([good, noise], np.asarray(w))[np.arange(800), labels]
-        return np.log(0.95 * q + 0.05 / 3).mean()
+        return np.log((1 - share) * q + share / 3).mean()
 
     for step in ([0.2, 0], [-0.2, 0], [0, 0.2]):
         assert value(weights) >= value(np.maximum(weights + np.array(step), 0)) - 1e-5

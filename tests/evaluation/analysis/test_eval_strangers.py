@@ -11,7 +11,7 @@ import pytest
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.codes.categories import OPERATIONAL, STABLE
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.evaluation.metrics.classification import auroc
+from mld_core.evaluation.metrics.classification import auroc, average_precision
 from mld_core.evaluation.space.arrays import SplitArrays
 
 
@@ -109,3 +109,51 @@ def test_a_confidence_that_points_the_wrong_way_is_not_turned_round():
     made = analyse(SplitArrays(logits, labels), options=replace(QUICK, salts=("0",)))
     if made.estimate.source == "msp_isotonic":
         assert auroc(made.error_proba, made.errors == 1) == auroc(1 - made.msp, made.errors == 1)
+
+
+# --- wrong labels -----------------------------------------------------------------------------------------------
+
+
+def ranks(arrays, hit, made):
+    """AUPRC of our label quality and of the network's confidence in the given label."""
+    log_p = arrays.logits - np.log(np.exp(arrays.logits).sum(axis=1, keepdims=True))
+    given = log_p[np.arange(arrays.rows), arrays.labels]
+    return average_precision(-made.label_quality, hit), average_precision(-given, hit)
+
+
+@pytest.mark.parametrize("name", ["digits", "mixture"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("noise", ["class", "pair", "any"])
+def test_structured_noise_is_ranked_as_well_as_by_the_network_alone(name, seed, noise):
+    flip = {"class": strangers.class_noise(2, 3, 0.4), "pair": strangers.pair_noise(0.2)}
+    arrays, hit = strangers.recorded(name, seed, flip=flip.get(noise, strangers.any_noise(0.05)))
+    made = analyse(arrays, options=QUICK)
+    ours, theirs = ranks(arrays, hit, made)
+    assert ours >= theirs - 0.02
+    alone = analyse(replace(arrays, train=None), options=QUICK)
+    assert ranks(arrays, hit, alone)[0] >= theirs - 0.04
+    if noise != "class":
+        flagged = made.diagnoses.masks["C01"]
+        assert flagged[hit].mean() > 0.6
+        assert hit[flagged].mean() > 0.75
+
+
+@pytest.mark.parametrize("name", ["digits", "mixture", "cancer", "wine"])
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_clean_labels_are_left_alone(name, kind, seed):
+    arrays, _ = strangers.recorded(name, seed, kind=kind)
+    assert analyse(arrays, options=QUICK).diagnoses.counts["C01"] <= 0.01 * arrays.rows
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_model_at_chance_says_nothing_of_labels(seed):
+    arrays = strangers.at_chance(strangers.recorded("digits", seed)[0], seed)
+    assert analyse(arrays, options=QUICK).diagnoses.counts["C01"] <= 0.01 * arrays.rows
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_the_network_learned_is_ranked_by_its_epochs(seed):
+    arrays, hit, margin = strangers.memorised("digits", seed)
+    made = analyse(arrays, options=QUICK)
+    assert average_precision(-made.label_quality, hit) >= average_precision(-margin.mean(axis=0), hit) - 0.02
