@@ -419,6 +419,7 @@ def _diagnoses(
         hashes=arrays.hashes,
         train_hashes=None if arrays.train is None else arrays.train.hashes,
         novelty=None if made.train is None or arrays.is_train else made.train.novelty,
+        near_train=None if made.train is None or arrays.is_train else made.train.near,
         epochs=arrays.epochs,
         slices=slices,
         is_train=arrays.is_train,

@@ -17,7 +17,7 @@ from mld_core.evaluation.space.slices import MetadataSlice
 NEEDS = {
     "hashes": "no input hashes are recorded (input_hash=False)",
     "train": "the train split is not recorded with the same layers",
-    "train_hashes": "the train split's input hashes are not recorded",
+    "train_inputs": "neither the input hashes of both splits nor the train split's same layers are recorded",
     "train_errors": "the train split's predictions are not recorded",
     "epochs": "fewer than two epochs of this split are recorded with stable ids",
     "many_epochs": "fewer than three epochs of this split are recorded with stable ids",
@@ -71,6 +71,7 @@ class Evidence:
         hashes: Input hashes, or None.
         train_hashes: (M,) the train split's, or None.
         novelty: Conformal p-values, or None without a train split.
+        near_train: Near-duplicates of train units, or None.
         epochs: Other epochs, or None.
         slices: Metadata slices, or None without metadata.
         is_train: Whether this is the train split.
@@ -94,6 +95,7 @@ class Evidence:
     hashes: NDArray[Any] | None = None
     train_hashes: NDArray[Any] | None = None
     novelty: NDArray[np.floating] | None = None
+    near_train: Mask | None = None
     epochs: EpochArrays | None = None
     slices: list[MetadataSlice] | None = None
     is_train: bool = False
@@ -114,7 +116,7 @@ class Evidence:
         epochs = 0 if self.epochs is None else len(self.epochs.predictions)
         absent = {
             "hashes": self.hashes is None,
-            "train_hashes": self.train_hashes is None,
+            "train_inputs": self.near_train is None and (self.hashes is None or self.train_hashes is None),
             "train": self.novelty is None,
             "train_errors": self.cells.train_errors is None,
             "epochs": epochs < 2,

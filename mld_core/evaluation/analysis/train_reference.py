@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import log_distances
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
+from mld_core.evaluation.statistics.significance import benjamini_hochberg
 
 CALIBRATION_UNITS = 20_000
 EXACT_PAIRS = 4_000_000_000
@@ -20,6 +22,8 @@ EXACT_PAIRS = 4_000_000_000
 
 _NEAR = 128
 _LABELS = 32
+_LEAST_OWN = 100
+_COPIES = 0.001
 _RANK = 10
 _TILE = 2**23
 
@@ -34,11 +38,13 @@ class TrainReference:
             Jiang et al., 2018), log 10th distance.
         novelty: (N,) float32 conformal p-value of the 10th distance against the train units' own; small =
             novel.
+        near: (N,) far nearer to a train unit than those are to each other: a near-duplicate.
         labels: (N, 32) int32 labels of the nearest train units, -1 where there are fewer.
     """
 
     columns: NDArray[np.float32]
     novelty: NDArray[np.float32]
+    near: NDArray[np.bool_]
     labels: NDArray[np.int32]
 
     def stacked(self) -> NDArray[np.float32]:
@@ -79,6 +85,7 @@ def train_reference(
     base = make_base(train_points, codes, workers, k=_NEAR, exact_limit=exact_limit)
     columns = np.zeros((len(points), 4), np.float32)
     table = np.append(train_labels, -1)
+    nearest = np.empty(len(points), np.float32)
     near_labels = np.full((len(points), _LABELS), -1, np.int32)
 
     def keep(rows: NDArray[np.int64], found: NDArray[np.int32], squared: NDArray[np.float32]) -> None:
@@ -89,14 +96,16 @@ def train_reference(
             there = np.maximum((found[:, :k] >= 0).sum(axis=1), 1)
             columns[rows, place] = agree[:, :k].sum(axis=1) / there
         columns[rows, 2] = _near_trust(agree, squared)
-        columns[rows, 3] = log_distances(squared, (_RANK,))[:, 0]
+        nearest[rows], columns[rows, 3] = log_distances(squared, (1, _RANK)).T
 
     search(points, groups if codes is not None else None, base, _NEAR, keep, workers)
     if len(points) * len(train_points) <= exact_pairs:
         columns[:, 2] = exact_trust(
             points, groups if codes is not None else None, prediction, base, train_labels, workers
         )
-    return TrainReference(columns, _novelty(columns[:, 3], base, workers), near_labels)
+    own = _own_distances(base, workers)
+    novelty, near = _novelty(columns[:, 3], own[:, 1]), near_duplicates(nearest, own[:, 0])
+    return TrainReference(columns, novelty, near, near_labels)
 
 
 def _near_trust(agree: NDArray[np.bool_], squared: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -157,19 +166,45 @@ def _tenth(distance: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.partition(distance, place, axis=1)[:, place])
 
 
-def _novelty(log_distance: NDArray[np.float32], base: Base, workers: Workers) -> NDArray[np.float32]:
-    """Conformal p-values: share of train units that are at least as far from their train neighbours."""
+def _own_distances(base: Base, workers: Workers) -> NDArray[np.float32]:
+    """(n, 2) log distances of a sample of train units to their nearest and 10th nearest train unit."""
     rows = np.sort(hash_order(len(base.points), 13)[:CALIBRATION_UNITS])
-    own = np.empty(len(rows), np.float32)
+    own = np.empty((len(rows), 2), np.float32)
 
     def keep(places: NDArray[np.int64], _: NDArray[np.int32], squared: NDArray[np.float32]) -> None:
-        own[places] = log_distances(squared, (_RANK,))[:, 0]
+        own[places] = log_distances(squared, (1, _RANK))
 
     # A unit is left out of its own neighbours by its group, or by its row where no groups are known.
     codes = np.arange(len(base.points)) if base.groups is None else base.groups
     search(
         base.points[rows], codes[rows], Base(base.points, base.norms, codes, base.lists), _RANK, keep, workers
     )
+    return own
+
+
+def _novelty(log_distance: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Conformal p-values: share of train units that are at least as far from their train neighbours."""
     ranked = np.sort(own)
     at_least = len(ranked) - np.searchsorted(ranked, log_distance, side="left")
     return np.asarray((1 + at_least) / (1 + len(ranked)), dtype=np.float32)
+
+
+def near_duplicates(log_nearest: NDArray[np.float32], own: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,) units far nearer to a train unit than train units are to each other.
+
+    Log distances to the nearest fall off below their median about as a normal distribution does; its width is
+    read from the 5 % quantile. Benjamini-Hochberg at 0.1 %, for the code is grave, and below all but 0.5 % of
+    the train units' own: where train holds near copies of its own (augmentations, frames of a video) they are
+    nothing special.
+
+    Example:
+        >>> own = np.log(np.linspace(0.5, 2, 200)).astype(np.float32)
+        >>> near_duplicates(np.log(np.array([1.0, 0.4, 0.001], np.float32)), own).tolist()
+        [False, False, True]
+    """
+    if len(own) < _LEAST_OWN:
+        return np.zeros(len(log_nearest), np.bool_)
+    least, low, middle = np.quantile(own.astype(np.float64), [0.005, 0.05, 0.5])
+    width = max(float(middle - low) / 1.6448536269514722, 1e-6)
+    p = np.asarray(ndtr((log_nearest - middle) / width))
+    return np.asarray(benjamini_hochberg(p, _COPIES) & (log_nearest < least))

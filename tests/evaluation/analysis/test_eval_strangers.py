@@ -157,3 +157,23 @@ def test_noise_the_network_learned_is_ranked_by_its_epochs(seed):
     arrays, hit, margin = strangers.memorised("digits", seed)
     made = analyse(arrays, options=QUICK)
     assert average_precision(-made.label_quality, hit) >= average_precision(-margin.mean(axis=0), hit) - 0.02
+
+
+# --- near-duplicates ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", "mixture", "cancer"])
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_near_copies_of_train_units_are_leakage(name, kind, seed):
+    arrays, _ = strangers.recorded(name, seed, kind=kind)
+    clean = analyse(arrays, options=QUICK)
+    assert clean.diagnoses.counts["C04"] <= 0.005 * arrays.rows
+    rng = np.random.default_rng(seed)
+    hit = rng.random(arrays.rows) < 0.05
+    train, own = arrays.train.features["hidden"], arrays.features["hidden"].copy()
+    copied = train[rng.integers(0, len(train), hit.sum())]
+    own[hit] = copied + 1e-3 * train.std() * rng.normal(size=copied.shape)
+    found = analyse(replace(arrays, features={"hidden": own}), options=QUICK).diagnoses.masks["C04"]
+    assert found[hit].mean() > 0.9
+    assert found[~hit].mean() <= 0.005

@@ -23,7 +23,7 @@ def test_tiny_splits(factory, records, rows):
     assert units["error_proba"].between(0, 1).all()
     assert units["category"].isin(CATEGORIES).all()
     assert result.issue_category_summary().loc[0, RATIOS].sum() == pytest.approx(1)
-    assert any("are few" in one["message"] for one in result.problems)
+    assert any("too few to estimate" in one["message"] for one in result.problems)
     assert result.heatmap("class", "category")["counts"].sum() == rows
     assert result.get_view("category")["counts"].sum() == rows
 
