@@ -72,13 +72,15 @@ class Intake:
         self._queued_bytes = 0
         # A fraction of the queue's bound, so that waiting for a group never fills it.
         self._group_bytes = min(GROUP_BYTES, options.roll_bytes, options.queue_bytes // 4)
+        # What a SIGKILL can lose stays what the user said.
+        self._group_seconds = min(GROUP_SECONDS, options.roll_seconds)
 
     def push(self, job: Callable[[], None], nbytes: int = 0, *, hurry: bool = True) -> None:
         """Queue a job; one without hurry may wait until a group is there. The lock is held."""
         self.queue.append((job, nbytes))
         self._queued_bytes += nbytes
         whole = hurry or len(self.queue) >= GROUP_BATCHES or self._queued_bytes >= self._group_bytes
-        self.need(0.0 if whole else time.monotonic() + GROUP_SECONDS)
+        self.need(0.0 if whole else time.monotonic() + self._group_seconds)
 
     def need(self, due_at: float) -> None:
         """See to it that the thread looks into the queue by then. The lock is held."""

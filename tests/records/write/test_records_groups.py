@@ -145,3 +145,10 @@ def test_a_full_queue_does_not_wait_for_a_group(patient, new_writer, joined, tab
     joined(writer, handle, 100)  # 100 kB through 10 kB
     assert writer.close(20).rows_lost == 0
     assert writer.account().blocked_seconds < 10
+
+
+def test_waiting_for_a_group_adds_nothing_to_what_a_kill_can_lose(store, run, new_writer, put, monkeypatch):
+    monkeypatch.setattr(intake, "GROUP_SECONDS", 600.0)
+    writer = new_writer(roll_seconds=0.05)
+    put(writer, writer.open(KEY), 0, 10)
+    wait_until(lambda: writer.account().rows_written == 10)
