@@ -1,6 +1,7 @@
 """`MLD_DISABLED=1`: every way in does nothing, and says so once."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,8 +77,7 @@ def test_tracers_called_by_hand() -> None:
     assert not model._forward_hooks
 
 
-def test_a_detectors_tracer() -> None:
-    torchvision = pytest.importorskip("torchvision")
+def test_a_detectors_tracer(torchvision: Any) -> None:
     model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=3
     ).eval()
