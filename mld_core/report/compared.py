@@ -12,9 +12,9 @@ from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.compare import Comparison
 from mld_core.evaluation.results.result import Result
 from mld_core.report.outline import Gathered, epoch_name, first_shown, head, last_of_each_split
-from mld_core.report.tables import category_rows, metric_rows, metric_texts, plain
-from mld_core.report.texts import CATEGORY_TEXTS, METRIC_TEXTS, MetricText
-from mld_core.report.units import PassUnits, passes_of
+from mld_core.views.tables import category_rows, metric_rows, metric_texts, plain
+from mld_core.views.units import PassUnits, passes_of
+from mld_core.views.words.texts import CATEGORY_TEXTS, METRIC_TEXTS, MetricText
 
 CHANGED = 24
 """Fixed samples, images or frames that are shown, and as many regressed ones."""

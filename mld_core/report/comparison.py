@@ -9,7 +9,6 @@ import pandas as pd
 
 from mld_core.evaluation.results.compare import Comparison
 from mld_core.evaluation.results.result import Result
-from mld_core.report import samples
 from mld_core.report.compared import (
     CHANGED,
     CLASS_ROWS,
@@ -27,7 +26,8 @@ from mld_core.report.compared import (
 )
 from mld_core.report.comparison_boxes import box_comparison
 from mld_core.report.outline import IMAGE_BYTES, Gathered
-from mld_core.report.tables import class_label, plain
+from mld_core.views import samples
+from mld_core.views.tables import class_label, plain
 
 
 def comparison_content(a: Result, b: Result, image_fn: samples.ImageFn | None = None) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from mld_core.evaluation.results.compare import Comparison
 from mld_core.evaluation.results.result import Result
 from mld_core.report import gallery
-from mld_core.report.box_charts import tide_rows
 from mld_core.report.compared import (
     CLASS_ROWS,
     KINDS,
@@ -34,15 +33,16 @@ from mld_core.report.compared import (
     split_figures,
 )
 from mld_core.report.comparison_frames import frame_cards
-from mld_core.report.detection_tables import code_words
 from mld_core.report.frames_3d import FrameTable
 from mld_core.report.outline import IMAGE_BYTES, Gathered
 from mld_core.report.paired_truths import Pair, Tables, changed_pairs, paired_truths
 from mld_core.report.pictures import Canvas, Picture, canvases, pictures
-from mld_core.report.samples import ImageFn
-from mld_core.report.tables import class_label, plain
-from mld_core.report.texts_detection import COUNTS, DETECTION_METRICS
-from mld_core.report.units import PassUnits
+from mld_core.views.box_charts import tide_rows
+from mld_core.views.detection_tables import code_words
+from mld_core.views.samples import ImageFn
+from mld_core.views.tables import class_label, plain
+from mld_core.views.units import PassUnits
+from mld_core.views.words.texts_detection import COUNTS, DETECTION_METRICS
 
 CODE_ROWS = 20
 

@@ -11,7 +11,7 @@ from mld_core.report import frames_3d, scenes_3d
 from mld_core.report.outline import Gathered
 from mld_core.report.paired_truths import Tables
 from mld_core.report.points_3d import ask_frames
-from mld_core.report.samples import ImageFn, stored_images, within_budget
+from mld_core.views.samples import ImageFn, stored_images, within_budget
 
 
 def frame_cards(

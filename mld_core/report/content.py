@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from mld_core.evaluation.results.result import Result
-from mld_core.report import charts, samples, tables
 from mld_core.report.detection import detection_content
 from mld_core.report.outline import (
     IMAGE_BYTES,
@@ -17,7 +16,8 @@ from mld_core.report.outline import (
     noted_map,
     page_content,
 )
-from mld_core.report.units import PassUnits, passes_of
+from mld_core.views import charts, samples, tables
+from mld_core.views.units import PassUnits, passes_of
 
 __all__ = ["Gathered", "report_content"]
 

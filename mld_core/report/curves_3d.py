@@ -11,8 +11,8 @@ from mld_core.evaluation.detection.records import read_boxes
 from mld_core.evaluation.detection3d.profile import nuscenes_figures
 from mld_core.evaluation.metrics.nuscenes import DISTANCES, ERRORS, NuscenesMetrics
 from mld_core.records.format.layout import RunKey
-from mld_core.report.tables import class_label, plain
-from mld_core.report.units import PassUnits, rounded
+from mld_core.views.tables import class_label, plain
+from mld_core.views.units import PassUnits, rounded
 
 MAX_CURVES = 20
 

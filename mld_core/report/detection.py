@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mld_core.evaluation.results.result import Result
-from mld_core.report import charts, detection_tables, samples, scenes_3d, tables
-from mld_core.report.box_charts import box_confusion, box_curves, box_sizes, tide_rows
+from mld_core.report import scenes_3d
 from mld_core.report.gallery import gallery_parts
 from mld_core.report.outline import (
     Gathered,
@@ -17,8 +16,10 @@ from mld_core.report.outline import (
     noted_map,
     page_content,
 )
-from mld_core.report.texts_detection import COUNTS, DETECTION_METRICS
-from mld_core.report.units import PassUnits, passes_of
+from mld_core.views import charts, detection_tables, samples, tables
+from mld_core.views.box_charts import box_confusion, box_curves, box_sizes, tide_rows
+from mld_core.views.units import PassUnits, passes_of
+from mld_core.views.words.texts_detection import COUNTS, DETECTION_METRICS
 
 SOLID = "detection3d"
 

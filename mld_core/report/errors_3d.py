@@ -22,8 +22,8 @@ from mld_core.evaluation.detection3d.bins import (
     sector,
 )
 from mld_core.evaluation.metrics.nuscenes import ERRORS
-from mld_core.report.tables import class_label, plain, pseudo_counts
-from mld_core.report.units import PassUnits, rounded
+from mld_core.views.tables import class_label, plain, pseudo_counts
+from mld_core.views.units import PassUnits, rounded
 
 MAX_RINGS = 12
 MAX_BIN_CLASSES = 12

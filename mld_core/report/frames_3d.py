@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.metrics.nuscenes import ERRORS
-from mld_core.report.tables import plain
-from mld_core.report.units import PassUnits
+from mld_core.views.tables import plain
+from mld_core.views.units import PassUnits
 
 PER_GROUP = 6
 ALL_GROUP = 12

@@ -11,8 +11,8 @@ from mld_core.evaluation.results.heatmap import STRONGEST, TAIL
 from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection
-from mld_core.report.tables import plain
-from mld_core.report.units import PassUnits, rounded, spread
+from mld_core.views.tables import plain
+from mld_core.views.units import PassUnits, rounded, spread
 
 MAX_POINTS = 2_500
 LEAST_PER_KIND = 60

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mld_core.evaluation.results.result import Result
-from mld_core.report import charts, maps, tables
-from mld_core.report.texts import CATEGORY_TEXTS
-from mld_core.report.units import PassUnits, spread
+from mld_core.report import maps
+from mld_core.views import charts, tables
+from mld_core.views.units import PassUnits, spread
+from mld_core.views.words.texts import CATEGORY_TEXTS
 
 MAX_PASSES = 24
 IMAGE_BYTES = 5_000_000

@@ -21,7 +21,7 @@ from mld_core import __version__
 from mld_core.evaluation.results.result import Result
 from mld_core.report.comparison import comparison_content
 from mld_core.report.content import report_content
-from mld_core.report.samples import ImageFn
+from mld_core.views.samples import ImageFn
 
 try:
     import jinja2

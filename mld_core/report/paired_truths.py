@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from mld_core.report.compared import CHANGED
 from mld_core.report.frames_3d import FrameTable
-from mld_core.report.units import PassUnits
+from mld_core.views.units import PassUnits
 
 Tables = tuple[FrameTable, FrameTable]
 _READ = ("truth_id", "unit_id", "is_error", "gt", "input_id", "gt_idx", "confidence")

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mld_core.records.store.png import encode_png
-from mld_core.report.samples import ImageFn, small, stored_images
-from mld_core.report.units import PassUnits
+from mld_core.views.samples import ImageFn, small, stored_images
+from mld_core.views.units import PassUnits
 
 try:
     from PIL import Image

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.records.store.png import encode_png
-from mld_core.report.samples import ImageFn, small
-from mld_core.report.units import PassUnits, spread
+from mld_core.views.samples import ImageFn, small
+from mld_core.views.units import PassUnits, spread
 
 MAX_POINTS = 4_000
 LEAST_POINTS = 500

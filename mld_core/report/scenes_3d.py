@@ -16,8 +16,8 @@ from mld_core.report.curves_3d import curves
 from mld_core.report.errors_3d import RoadUnits, error_bins, error_map, sensor_findings
 from mld_core.report.outline import Gathered
 from mld_core.report.points_3d import ask_frames
-from mld_core.report.samples import ImageFn, stored_images, within_budget
-from mld_core.report.units import PassUnits
+from mld_core.views.samples import ImageFn, stored_images, within_budget
+from mld_core.views.units import PassUnits
 
 POINT_BYTES = 4_400_000
 BOX_BYTES = 1_800_000

@@ -15,7 +15,7 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 from mld_core.report.frames_3d import FIELDS
 from mld_core.report.points_3d import MAX_POINTS, cloud, is_points
-from mld_core.report.units import passes_of
+from mld_core.views.units import passes_of
 
 pytestmark = pytest.mark.processes
 

@@ -15,7 +15,7 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_comparison
 from mld_core.report.comparison import comparison_content
 from mld_core.report.gallery import FIELDS
-from mld_core.report.units import passes_of
+from mld_core.views.units import passes_of
 
 OPTIONS = {"repeats": 1, "progress": False, "threads": 2}
 WIDTH, HEIGHT = 1000, 800

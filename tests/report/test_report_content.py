@@ -14,9 +14,9 @@ from mld_core.report.comparison import comparison_content
 from mld_core.report.content import report_content
 from mld_core.report.maps import error_grid, pca
 from mld_core.report.pages import embedded_json
-from mld_core.report.samples import small, within_budget, worst_order
-from mld_core.report.tables import class_label
-from mld_core.report.units import passes_of, spread
+from mld_core.views.samples import small, within_budget, worst_order
+from mld_core.views.tables import class_label
+from mld_core.views.units import passes_of, spread
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_image_fn_fills_what_was_not_recorded(results, monkeypatch):
         asked.append((dataset, input_id))
         return None if input_id.endswith("7") else Image.new("RGB", (100, 50), (200, 10, 10))
 
-    monkeypatch.setattr("mld_core.report.samples.stored_images", lambda units, ids: {})
+    monkeypatch.setattr("mld_core.views.samples.stored_images", lambda units, ids: {})
     made = report_content(results["latest"], image_of)
     assert {dataset for dataset, _ in asked} == {"train", "val"}
     shown = made["images"]["val"]
@@ -226,7 +226,7 @@ def test_pca_against_numpy(results):
 
 def test_a_result_without_analysis_shows_what_there_is(results, tmp_path, monkeypatch):
     """Results of older versions have no categories, codes are plain, and the map comes from the records."""
-    from mld_core.report.units import PassUnits
+    from mld_core.views.units import PassUnits
 
     gone = {"category", "projected_category", "diagnosis", "severity", "recommended_action", "error_proba"}
     gone |= {"pca_1", "pca_2", "neighbour_ids", "primary_code", "suggested_label"}

@@ -21,10 +21,10 @@ from mld_core.evaluation.metrics.coco import (
     needed,
 )
 from mld_core.records.format.layout import RunKey
-from mld_core.report.charts import MAX_CLASSES
-from mld_core.report.tables import class_label, plain
-from mld_core.report.texts_detection import TIDE_TEXTS
-from mld_core.report.units import PassUnits, rounded
+from mld_core.views.charts import MAX_CLASSES
+from mld_core.views.tables import class_label, plain
+from mld_core.views.units import PassUnits, rounded
+from mld_core.views.words.texts_detection import TIDE_TEXTS
 
 MAX_CURVES = 40
 IOUS = {0: 0.5, 5: 0.75}

@@ -16,8 +16,8 @@ from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.notation import parse_classification_code
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
-from mld_core.report.texts import METRIC_TEXTS, PAIR_ACTION, MetricText
-from mld_core.report.units import PassUnits
+from mld_core.views.units import PassUnits
+from mld_core.views.words.texts import METRIC_TEXTS, PAIR_ACTION, MetricText
 
 MAX_CODES = 200
 MAX_REGIONS = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mld_core.report.texts import METRIC_TEXTS, MetricText
+from mld_core.views.words.texts import METRIC_TEXTS, MetricText
 
 _SHARED = {text.name: text for text in METRIC_TEXTS}
 

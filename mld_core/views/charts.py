@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.report.tables import class_label
-from mld_core.report.texts import CATEGORY_TEXTS
-from mld_core.report.units import PassUnits, rounded
+from mld_core.views.tables import class_label
+from mld_core.views.units import PassUnits, rounded
+from mld_core.views.words.texts import CATEGORY_TEXTS
 
 MAX_CLASSES = 30
 BINS = 15

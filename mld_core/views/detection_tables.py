@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mld_core.evaluation.detection.codes import NO_PREDICTION
-from mld_core.report.tables import FIRST_STEPS, MAX_CODES, class_label, code_actions, plain, severe_steps
-from mld_core.report.texts_detection import EVENT_ACTIONS, EVENTS, MISS_ACTION
-from mld_core.report.units import PassUnits
+from mld_core.views.tables import FIRST_STEPS, MAX_CODES, class_label, code_actions, plain, severe_steps
+from mld_core.views.units import PassUnits
+from mld_core.views.words.texts_detection import EVENT_ACTIONS, EVENTS, MISS_ACTION
 
 _CODE = re.compile(r"DET:([A-Z]+)(\*?):CLS(bg|\d+)->(bg|\d+)")
 

@@ -17,8 +17,8 @@ from mld_core.records.format.layout import RunKey
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection, select
 from mld_core.records.store.png import encode_png
-from mld_core.report.tables import CONFIDENT, class_label, plain
-from mld_core.report.units import PassUnits, rounded
+from mld_core.views.tables import CONFIDENT, class_label, plain
+from mld_core.views.units import PassUnits, rounded
 
 PER_GROUP = 12
 ALL_GROUP = 24
