@@ -6,6 +6,7 @@ The protocol stands in mld_core.records.write.writer.
 import errno
 import math
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +86,11 @@ class Worker:
     def _work(self) -> None:
         """Take one group of jobs, do them and what is due after them."""
         with self._intake.lock:
-            jobs = self._intake.take()
-        for job in [*jobs, self._build, self._tend]:
-            if self._intake.given_up:
-                return
+            jobs = deque(self._intake.take())
+        jobs.extend((self._build, self._tend))
+        while jobs and not self._intake.given_up:
+            # Taken out of the group: a flush is answered when nothing here holds its batches any more.
+            job = jobs.popleft()
             try:
                 job()
             except Exception as error:  # noqa: BLE001 - the thread must outlive a bug of ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,11 +13,12 @@ from writer_parts import KEY, units, wait_until
 from mld_core.records.format.layout import PassKey
 from mld_core.records.write import intake
 from mld_core.records.write.intake import GROUP_BATCHES
+from mld_core.records.write.worker import Worker
 
 NEVER = 3600.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Joinable:
     """A batch that is made into tables with its neighbours; `seen` collects how many came together."""
 
@@ -32,6 +34,16 @@ class Joinable:
         return {
             family: pa.concat_tables([rows.tables_of[family] for rows in group]) for family in self.tables_of
         }
+
+
+@dataclass(eq=False)
+class Build:
+    """What is put: holds the batch."""
+
+    rows: Joinable
+
+    def __call__(self):
+        return self.rows
 
 
 @pytest.fixture
@@ -152,3 +164,27 @@ def test_waiting_for_a_group_adds_nothing_to_what_a_kill_can_lose(store, run, ne
     writer = new_writer(roll_seconds=0.05)
     put(writer, writer.open(KEY), 0, 10)
     wait_until(lambda: writer.account().rows_written == 10)
+
+
+def test_when_a_flush_is_answered_nothing_holds_what_was_put(patient, new_writer, tables, monkeypatch):
+    writer = new_writer(roll_seconds=NEVER)
+    handle = writer.open(KEY)
+    left = []
+    answer = Worker._resolve
+
+    def resolve(worker):
+        if worker._waiting:
+            left.append([reference() for reference in held if reference() is not None])
+        answer(worker)
+
+    monkeypatch.setattr(Worker, "_resolve", resolve)
+    for fits in (True, False):
+        held = []
+        for k in range(3):
+            rows = Joinable(tables(10 * k, 10), [], bad=not fits and k == 1)
+            build = Build(rows)
+            held += [weakref.ref(rows), weakref.ref(build)]
+            assert writer.put(handle, build, rows=10, nbytes=1000)
+        del rows, build
+        assert writer.flush(10)
+    assert left == [[], []]
