@@ -1,0 +1,62 @@
+/** Data from the server that the page came from. */
+import { Problem, queryOf, type Query, type Reads, type Source, type Writes } from "./source";
+
+const text = (value: unknown): string | null => (typeof value === "string" && value ? value : null);
+
+const problemOf = async (answer: Response): Promise<Problem> => {
+  const body: Record<string, unknown> = await answer.json().catch(() => ({}));
+  if (answer.status === 401)
+    return new Problem(
+      401,
+      "This session has ended",
+      "Take the address that `mld ui` printed, or start it again.",
+      null,
+      "mld ui",
+    );
+  return new Problem(
+    answer.status,
+    text(body.title) ?? answer.statusText,
+    text(body.detail) ?? "",
+    text(body.fix),
+    text(body.command),
+  );
+};
+
+export class HttpSource implements Source {
+  readonly writes = true;
+  #csrf = "";
+
+  async #ask(route: string, init: RequestInit): Promise<Response> {
+    let answer: Response;
+    try {
+      answer = await fetch(`api/${route}`, { credentials: "same-origin", ...init });
+    } catch (error) {
+      if (error instanceof DOMException && error.name === "AbortError") throw error;
+      throw new Problem(0, "The server does not answer", "It may have been stopped.", null, "mld ui");
+    }
+    if (!answer.ok) throw await problemOf(answer);
+    return answer;
+  }
+
+  async get<R extends keyof Reads>(route: R, query: Query = {}, signal?: AbortSignal): Promise<Reads[R]> {
+    const asked = queryOf(query);
+    const answer = await this.#ask(asked ? `${route}?${asked}` : route, { signal: signal ?? null });
+    const body = (await answer.json()) as Reads[R];
+    if (route === "session") this.#csrf = (body as Reads["session"]).csrf;
+    return body;
+  }
+
+  async post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]> {
+    const headers = { "Content-Type": "application/json", "X-MLD-CSRF": this.#csrf };
+    const answer = await this.#ask(route, { method: "POST", headers, body: JSON.stringify(body) });
+    return (await answer.json()) as Writes[R];
+  }
+
+  picture(query: Query & { id: string; size: "thumb" | "full" }): string {
+    return `api/picture?${queryOf(query)}`;
+  }
+
+  download(query: Query & { format: string }): string {
+    return `api/export?${queryOf(query)}`;
+  }
+}

@@ -1,0 +1,445 @@
+/** What the pages' data looks like: the answers of `/ui/api`, one interface for each. */
+
+export type Task = "classification" | "detection" | "detection3d";
+export interface Place {
+  model: string;
+  version: string;
+  result: string | null;
+  split: string | null;
+  epoch: number | null;
+  task: Task;
+  unit: "sample" | "box";
+}
+export interface Named {
+  class: number;
+  name: string;
+}
+export interface Session {
+  csrf: string;
+  author: string;
+  local: boolean;
+  store: string | null;
+  version: string;
+  open: { page: string; model?: string; version?: string };
+  pictures: Pictures;
+  runs: number;
+  tasks: Task[];
+}
+export interface Pictures {
+  set: string | null;
+  kind: "template" | "csv" | "dataset" | null;
+  recorded: boolean;
+  allowed: boolean;
+  sentence: string;
+  checked?: number;
+  found?: number;
+  example?: string | null;
+  missing?: string | null;
+}
+export interface Run {
+  model: string;
+  version: string;
+  task: Task;
+  created_at: string;
+  state: "training" | "recorded" | "evaluated" | string;
+  state_text: string;
+  samples: number | null;
+  splits: string[];
+  epochs: number | null;
+  metric: {
+    name: string;
+    title: string;
+    better: "up" | "down";
+    last: number | null;
+    best: number | null;
+    best_epoch: number | null;
+    split: string | null;
+  } | null;
+  spark: (number | null)[];
+  categories: Record<string, number> | null;
+  action: { text: string; finding: string; n: number; filter: string; split: string | null } | null;
+  results: string[];
+  result: string | null;
+  tags: string[];
+  note: string;
+  command: string | null;
+  headline: string | null;
+}
+export interface Runs {
+  total: number;
+  of: number;
+  offset: number;
+  search_help: string;
+  runs: Run[];
+}
+export interface Message {
+  severity: string;
+  message: string;
+}
+export interface RunPage {
+  place: Place;
+  run: Run;
+  results: {
+    result: string;
+    completed_at: string | null;
+    method: string | null;
+    splits: string[];
+    epochs: Record<string, (number | null)[]>;
+  }[];
+  passes: { split: string; epoch: number | null; rows: number | null; sealed: boolean }[];
+  class_names: string[] | null;
+  command: string | null;
+  problems: Message[];
+}
+export interface Metric {
+  name: string;
+  title: string;
+  unit: string;
+  better: "up" | "down" | null;
+  means: string;
+  value: number | null;
+  lo: number | null;
+  hi: number | null;
+  before: number | null;
+  series: [number, number | null][];
+}
+export interface Category {
+  name: string;
+  title: string;
+  means: string;
+  do: string;
+  n: number;
+  share: number;
+  errors: number;
+  filter: string;
+}
+export interface Finding {
+  code: string;
+  title: string;
+  why: string;
+  action: string;
+  severity: number | null;
+  n: number;
+  primary: number;
+  share: number;
+  filter: string;
+  sort: string | null;
+}
+export interface Code {
+  code: string;
+  truth: string | null;
+  said: string | null;
+  text: string;
+  n: number;
+  share: number | null;
+  confidence: number | null;
+  error_proba: number | null;
+  severity: number | null;
+  action: string | null;
+  filter: string;
+}
+export interface Step {
+  title: string;
+  text: string;
+  n: number;
+  severity: number | null;
+  code: string | null;
+  filter: string | null;
+  sort: string | null;
+  button: string | null;
+}
+export interface Calibration {
+  n: (number | null)[];
+  stated: (number | null)[];
+  observed: (number | null)[];
+  ece: number | null;
+  units: number;
+  sentence: string;
+}
+export interface Rated {
+  n: number;
+  errors: number;
+  rate: number | null;
+  sig: boolean | null;
+  filter: string | null;
+}
+export interface Region extends Rated {
+  region: number;
+  label: string;
+  classes: string[];
+  codes: string[];
+  medoid: string | null;
+}
+export interface Slice extends Rated {
+  slice: string;
+}
+export interface Tide {
+  name: string;
+  title: string;
+  means: string;
+  fix: string;
+  dap: number | null;
+  n: number | null;
+}
+export interface VerdictCounts {
+  reviewed: number;
+  relabel: number;
+  ok: number;
+  ambiguous: number;
+  hard: number;
+  conflicts: number;
+  since: string | null;
+  sentence: string;
+}
+export interface Evaluation {
+  place: Place;
+  task: Task;
+  class_names: string[] | null;
+  n_class: number | null;
+  splits: { split: string; epochs: (number | null)[]; units: number; errors: number | null }[];
+  counts: { units: number; selected: number; labelled: number; errors: number; samples: number };
+  headline: string;
+  headline_parts: {
+    errors: number | null;
+    units: number;
+    wrong_labels: number | null;
+    wrong_labels_filter: string | null;
+  };
+  filter_sentence: string;
+  first: { title: string; filter: string; sort: string; total: number; rows: Sample[] };
+  metrics: Metric[];
+  steps: Step[];
+  categories: Category[];
+  categories_missing?: string | null;
+  findings: Finding[];
+  codes: { total: number; rows: Code[] };
+  calibration: Record<string, Calibration | null>;
+  regions: Region[];
+  slices: Slice[];
+  tide: Tide[];
+  verdicts: VerdictCounts | null;
+  problems: Message[];
+  settings: { method: string; completed_at: string | null; sentence: string };
+  note: string;
+  review_state: "open" | "done";
+}
+export type VerdictKind = "relabel" | "ok" | "ambiguous" | "hard";
+export interface Verdict {
+  kind: VerdictKind;
+  label: Named | null;
+  author: string;
+  mine: boolean;
+  id: string;
+  conflict: boolean;
+  note: string;
+}
+export interface Sample {
+  row: number;
+  id: string;
+  truth: Named | null;
+  said: Named | null;
+  wrong: boolean | null;
+  confidence: number | null;
+  error_proba: number | null;
+  loss: number | null;
+  category: string | null;
+  code: string | null;
+  finding: { code: string; title: string; severity: number | null } | null;
+  severity: number | null;
+  suggested: Named | null;
+  why: string;
+  picture: boolean;
+  hash: string | null;
+  verdict: Verdict | null;
+  badge: { column: string; value: number | string | null } | null;
+  kind?: "prediction" | "missed" | string;
+  event?: string | null;
+  event_text?: string | null;
+  iou?: number | null;
+  truth_id?: string | null;
+  gt_idx?: number | null;
+  box?: number[] | null;
+  truth_box?: number[] | null;
+  size?: [number, number] | null;
+  reviewable?: boolean;
+  reviewable_why?: string | null;
+}
+export interface Samples {
+  place: Place;
+  total: number;
+  of: number;
+  offset: number;
+  limit: number;
+  pages: number;
+  sort: string;
+  filter_sentence: string;
+  rows: Sample[];
+}
+export interface HeardVerdict {
+  author: string;
+  kind: VerdictKind;
+  label: Named | null;
+  at: string;
+  note: string;
+  id: string;
+  mine: boolean;
+}
+export interface SamplePage {
+  place: Place;
+  sample: Sample;
+  why: string;
+  action: string | null;
+  text: string[];
+  probabilities: { class: number; name: string; p: number; truth: boolean }[];
+  probabilities_missing?: string | null;
+  neighbours: {
+    id: string;
+    row: number | null;
+    truth: Named | null;
+    said: Named | null;
+    wrong: boolean | null;
+    picture: boolean;
+    split: string;
+  }[];
+  history: {
+    epoch: number | null;
+    said: Named | null;
+    wrong: boolean | null;
+    confidence: number | null;
+    error_proba: number | null;
+    loss: number | null;
+  }[];
+  findings: { code: string; title: string; why: string; action: string; severity: number | null }[];
+  fields: { name: string; value: unknown; filter: string | null }[];
+  verdicts: HeardVerdict[];
+  conflict: boolean;
+  frame: { id: string; n_gt: number; n_pred: number; errors: number; units: Sample[] } | null;
+  picture: { url: string; width: number; height: number } | null;
+}
+export type Facet =
+  | {
+      name: string;
+      title: string;
+      kind: "values";
+      values: { value: unknown; text: string; n: number; of: number; filter: string }[];
+      more: number;
+    }
+  | {
+      name: string;
+      title: string;
+      kind: "histogram";
+      low: number;
+      high: number;
+      edges: number[];
+      n: number[];
+      of: number[];
+      filters: string[];
+    };
+export interface Facets {
+  of: number;
+  fields: Facet[];
+}
+export interface ColumnsInfo {
+  columns: { name: string; type: string; title: string; sortable: boolean }[];
+}
+export interface FilterAnswer {
+  sentence: string;
+  chips: { text: string; filter: string }[];
+  total: number;
+  of: number;
+}
+export interface Pair {
+  truth: Named;
+  said: Named;
+  n: number;
+  share: number | null;
+  filter: string;
+}
+export interface Confusion {
+  classes: { class: number; name: string; n: number; errors: number }[];
+  labels: string[];
+  rows: number[];
+  columns: number[];
+  column_labels: string[];
+  counts: number[][];
+  share: (number | null)[][];
+  left_out: number;
+  pairs: { top: Pair[]; most: Pair[]; rest: { pairs: number; n: number; filter: string | null } };
+  sentence: string;
+}
+export interface HeatAxis {
+  name: string;
+  title: string;
+  labels: string[];
+  values: unknown[];
+}
+export interface Heatmap {
+  x: HeatAxis;
+  y: HeatAxis;
+  value: string;
+  overall: number | null;
+  cells: {
+    i: number[];
+    j: number[];
+    n: number[];
+    errors: (number | null)[];
+    raw: (number | null)[];
+    value: (number | null)[];
+    lo: (number | null)[];
+    hi: (number | null)[];
+    sig: (boolean | null)[];
+  };
+  filters: { x: (string | null)[]; y: (string | null)[] };
+  presets: { x: string; y: string; value: string; title: string }[];
+  sentence: string;
+}
+export interface VerdictRow {
+  split: string;
+  id: string;
+  truth: number | null;
+  row: number | null;
+  stands: VerdictKind | "conflict";
+  label: Named | null;
+  given: Named | null;
+  heard: HeardVerdict[];
+  picture: boolean;
+}
+export interface Verdicts {
+  total: number;
+  counts: { relabel: number; ok: number; ambiguous: number; hard: number; conflicts: number };
+  rows: VerdictRow[];
+  problems: string[];
+  authors: string[];
+}
+export interface Progress {
+  code: string;
+  suspected: number;
+  reviewed: number;
+  agreed: number;
+  precision: number | null;
+  lo: number | null;
+  hi: number | null;
+  enough: boolean;
+  remaining: number;
+  sentence: string;
+}
+export interface Suspects extends Progress {
+  first: Sample[];
+}
+export interface Given {
+  verdicts: { row: number; id: string; kind: VerdictKind; label: Named | null; author: string; at: string }[];
+  progress: Progress | null;
+}
+export interface ExportFormats {
+  formats: { name: string; title: string; available: boolean; why: string | null }[];
+  labels: number;
+  conflicts: number;
+  commands: string[];
+  python: string;
+}
+export interface Vocabulary {
+  categories: { name: string; title: string; means: string; do: string }[];
+  findings: { code: string; title: string; severity: number | null; why: string; action: string }[];
+  verdicts: { kind: VerdictKind; title: string; key: string; means?: string }[];
+  events: Record<string, string>;
+}
