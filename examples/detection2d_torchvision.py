@@ -116,7 +116,13 @@ def train(train_scenes: list[Scene], val_scenes: list[Scene], epochs: int) -> No
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[MLDebuggerCallback(model_name="digit-scenes", class_names=[str(i) for i in range(10)])],
+        callbacks=[
+            MLDebuggerCallback(
+                model_name="digit-scenes",
+                class_names=[str(i) for i in range(10)],
+                image_fn=lambda batch: batch[0],  # thumbnails, so that the pages show what the model saw
+            )
+        ],
         gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,

@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L  # noqa: N812  the name its documentation uses
 import numpy as np
 import torch
-from lidar_scenes import CLASSES, Frame, Planted, make_frames
+from lidar_scenes import CLASSES, Frame, Planted, from_above, make_frames
 from pillar_detector import PillarDetector, loss, targets
 from torch.utils.data import DataLoader, Dataset
 
@@ -82,7 +82,15 @@ def train(train_frames: list[Frame], val_frames: list[Frame], epochs: int) -> No
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[MLDebuggerCallback(model_name=NAME, class_names=list(CLASSES))],
+        callbacks=[
+            MLDebuggerCallback(
+                model_name=NAME,
+                class_names=list(CLASSES),
+                # Pictures of the frames, so that the pages show what the model saw; of a set with cameras,
+                # the camera's image is the one to give.
+                image_fn=lambda batch: [from_above(points.numpy()) for points in batch[0]],
+            )
+        ],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

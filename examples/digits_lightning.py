@@ -75,7 +75,11 @@ def train(epochs: int, workers: int) -> tuple[Digits, Digits]:
         # No argument is required. An earlier layer beside the penultimate one tells inputs the network cannot
         # read from labels that are ambiguous (docs/evaluation.md).
         callbacks=[
-            MLDebuggerCallback(model_name="digits", target_layers={"conv": "net.5", "hidden": "net.8"})
+            MLDebuggerCallback(
+                model_name="digits",
+                target_layers={"conv": "net.5", "hidden": "net.8"},
+                image_fn=lambda batch: batch[0],  # thumbnails, so that the pages show what the model saw
+            )
         ],
         logger=False,
         enable_checkpointing=False,
