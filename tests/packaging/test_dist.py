@@ -39,9 +39,21 @@ def test_the_wheel_holds_the_two_packages_with_their_data(built):
         for base in (ROOT, ROOT / "integrations")
         for top in ("mld_core", "ml_debugger")
         for path in (base / top).rglob("*.py")
+        if "node_modules" not in path.parts
     }
     assert sources - set(names) == set()
     assert [name for name in names if "test" in Path(name).name or name.endswith((".pyc", ".log"))] == []
+
+
+def test_the_wheel_holds_the_pages_and_not_their_sources(built):
+    with zipfile.ZipFile(built[".whl"]) as wheel:
+        names = [name for name in wheel.namelist() if name.startswith("mld_core/app/")]
+        page = wheel.read("mld_core/app/static/index.html").decode()
+    assert "mld_core/app/static/sources.sha256" in names
+    assert [name for name in names if name.startswith("mld_core/app/web/")] == []
+    scripts = re.findall(r'(?:src|href)="\./(assets/[^"]+)"', page)
+    assert scripts
+    assert {f"mld_core/app/static/{name}" for name in scripts} <= set(names)
 
 
 def test_the_source_distribution_builds_the_same_without_the_tests(built):
@@ -50,6 +62,8 @@ def test_the_source_distribution_builds_the_same_without_the_tests(built):
     tops = {name.split("/")[0] for name in names}
     assert {"mld_core", "integrations", "examples", "docs", "README.md", "LICENSE", "SECURITY.md"} <= tops
     assert tops & {"tests", ".ci", ".tmp", ".venv", "dist"} == set()
+    assert {"hatch_build.py", "mld_core/app/web/package-lock.json", "mld_core/app/static/index.html"} <= names
+    assert [name for name in names if "node_modules" in name] == []
 
 
 def test_the_description_is_valid(built):
