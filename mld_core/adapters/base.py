@@ -255,6 +255,10 @@ class Adapter(ABC):
         """3D: x_min, y_min, z_min, x_max, y_max, z_max in metres; None where the model does not tell."""
         return None
 
+    def bev_turned(self) -> bool:
+        """3D: whether the model's bird's-eye maps are (B, C, x, y), not (B, C, y, x)."""
+        return False
+
     def facts(self) -> dict[str, Any]:
         """What else run.json says of the model: names to plain values."""
         return {}

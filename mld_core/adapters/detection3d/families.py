@@ -79,6 +79,13 @@ class Detector3D(Adapter):
         """x_min, y_min, z_min, x_max, y_max, z_max in metres, None where the model does not tell."""
         return self.identity.layout.pc_range()
 
+    def bev_turned(self) -> bool:
+        """As MIT's sparse encoder writes them, MMDetection3D's BEVFusion project too; all others (y, x)."""
+        if self.identity.layout.name == "mit_bevfusion":
+            return True
+        modules = self.model.modules() if hasattr(self.model, "modules") else ()
+        return any(type(module).__name__ == "BEVFusionSparseEncoder" for module in modules)
+
     def facts(self) -> dict[str, Any]:
         """The framework's layout, the kind of head, and what its limit on the number is for."""
         head = self.identity.head

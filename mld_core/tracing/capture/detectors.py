@@ -134,10 +134,29 @@ class CallProbe:
 
 
 class LayerProbe(CallProbe):
-    """The hook of a module of `target_layers`: its output as it is."""
+    """The hooks of a module of `target_layers`: its output as it is.
+
+    Of a module that writes into the dict it is given and returns it (OpenPCDet's) the output is the one map
+    or sequence that it wrote; where there are none or several, their names alone are kept, for the message.
+    """
+
+    _given: Mapping[str, int] | None = None
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook: what stands in the dict that the module is given."""
+        self._given = None
+        if module is self.module and self.switch.armed and not torch.compiler.is_compiling():
+            first = args[0] if args else None
+            if isinstance(first, Mapping):
+                self._given = {name: id(value) for name, value in first.items()}
 
     def _kept(self, call: Call) -> Call:
-        return Call((), {}, call.output)
+        output, given = call.output, self._given or {}
+        if isinstance(output, Mapping):
+            written = {name: value for name, value in output.items() if given.get(name) != id(value)}
+            maps = [v for v in written.values() if isinstance(v, torch.Tensor) and v.ndim in {3, 4}]
+            output = maps[0] if len(maps) == 1 else sorted(map(str, written))
+        return Call((), {}, output)
 
 
 @dataclass
@@ -270,7 +289,7 @@ class DetectorCapture:
             for alias, module in ({} if adapter is None else adapter.watched()).items()
         }
         layers = {
-            alias: self._hook(LayerProbe(find_module(self.model, path)[1], self.switch, adapter, alias))
+            alias: self._hook_layer(LayerProbe(find_module(self.model, path)[1], self.switch, adapter, alias))
             for alias, path in (target_layers or {}).items()
         }
         self.root = RootProbe(self.model, self.switch, adapter, watched, layers)
@@ -281,6 +300,11 @@ class DetectorCapture:
         assert probe.module is not None
         self._handles.append(probe.module.register_forward_hook(probe.after, with_kwargs=True))
         return probe
+
+    def _hook_layer(self, probe: LayerProbe) -> CallProbe:
+        assert probe.module is not None
+        self._handles.append(probe.module.register_forward_pre_hook(probe.before))
+        return self._hook(probe)
 
     @property
     def heard(self) -> bool:

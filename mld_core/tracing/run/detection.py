@@ -31,6 +31,7 @@ from mld_core.tracing.run.sealing import OpenPass
 from mld_core.tracing.run.session import Session
 from mld_core.tracing.tables.convention import ConventionProbe
 from mld_core.tracing.tables.detection_rows import FEATURES, DetectionContext, DetectionJob, Source
+from mld_core.tracing.tables.layers import Ground
 from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, DETECTION_PICTURES, Pictures
 
 _ROW_BYTES: Final = 512
@@ -264,10 +265,20 @@ class DetectionSession(Session):
         context.meta.update(mode=open_pass.mode, task=self.task, counts=context.counts)
         if self.task == "detection3d":
             context.probe = ConventionProbe(self.options.class_names or self.info.get("class_names"))
+            context.ground = self._ground()
         if open_pass.handle is None:
             self.open(open_pass, {"mode": open_pass.mode, "task": self.task})
         open_pass.context = context
         return context
+
+    def _ground(self) -> Ground | None:
+        """What the model's bird's-eye maps show, as far as a range is known."""
+        adapter = None if self.capture is None else self.capture.adapter
+        limits = point_range(adapter, self.options.pc_range)
+        if limits is None:
+            return None
+        turned = adapter is not None and adapter.bev_turned()
+        return Ground((limits[0], limits[1]), (limits[3], limits[4]), turned)
 
     def _describe(self, adapter: Adapter | None) -> bool:
         """Task, classes and their names in run.json, from rank 0; False: the run has other classes."""

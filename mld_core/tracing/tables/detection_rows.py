@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from mld_core.adapters.base import Adapter, ModelCall, Parsed, Thresholds
-from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput, as_array
+from mld_core.adapters.outputs import as_array
 from mld_core.tracing.batch.batches import CONTENT_HASH
 from mld_core.tracing.batch.modalities import by_frame
 from mld_core.tracing.batch.truths import read_truths
@@ -30,6 +29,7 @@ from mld_core.tracing.tables.box_tables import (
     stacked,
 )
 from mld_core.tracing.tables.convention import ConventionProbe
+from mld_core.tracing.tables.layers import Ground, layer_features, of_range, shape_of
 from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, media_table
 from mld_core.tracing.tables.rows import Job
 
@@ -56,6 +56,7 @@ class DetectionContext(BoxPass):
         silent: the model made no detections in this pass so far (a training that gives losses only).
         settled: told what the first detections showed: run-wide facts.
         provider: asked for the truth of frames that came without any: (ids) -> truth.
+        ground: 3D: what the model's bird's-eye maps show, None where it is not known.
         probe: judges 3D boxes, None in 2D.
     """
 
@@ -65,6 +66,7 @@ class DetectionContext(BoxPass):
     settled: Callable[[Parsed, dict[str, int]], set[str]]
     provider: Callable[[list[str]], Any] | None = None
     probe: ConventionProbe | None = None
+    ground: Ground | None = None
 
 
 @dataclass
@@ -253,15 +255,16 @@ class DetectionJob(Job):
         found = {}
         sizes = [self._size(parsed, i) for i in range(len(parsed.output))]
         for alias, output in self.source.layers.items():
-            rows = layer_features(output, parsed.output, sizes)
+            rows = layer_features(output, parsed.output, sizes, self.context.ground)
             if rows is not None:
                 found[alias] = rows
             else:
                 self.context.count(f"feature {alias} missing", sum(map(len, parsed.output.boxes)))
                 self.context.guard.tell_once(
                     f"layer:{alias}",
-                    f"target_layers: the output of {alias!r} can not be divided among detections; it is not "
-                    "recorded. Known are maps (B, C, H, W) and queries (B, Q, D).",
+                    f"target_layers: the output of {alias!r} ({shape_of(output)}) can not be divided among "
+                    "detections; it is not recorded. Known are maps (B, C, H, W), in 3D those of the "
+                    f"bird's-eye view{of_range(self.context.ground)}, and queries (B, Q, D).",
                 )
         return found
 
@@ -313,52 +316,3 @@ class DetectionJob(Job):
             else:
                 found[alias] = rows
         return found
-
-
-def layer_features(
-    output: Any, found: DetectionOutput | Detection3DOutput, sizes: Sequence[tuple[int, int] | None]
-) -> npt.NDArray[np.float32] | None:
-    """The rows of a layer's output that belong to final detections.
-
-    Args:
-        output: what the layer gave: a map (B, C, H, W), read in the cell under each 2D box's centre, or
-            queries (B, Q, D), read at `source_index`. Of a tuple the first tensor.
-        found: the detections, B frames.
-        sizes: (height, width) of each image in pixels.
-
-    Returns:
-        (N, C) or (N, D) float32 over all frames; None where it can not be told whose is what.
-
-    Examples:
-        >>> one = DetectionOutput(boxes=[[[6, 0, 8, 2]]], scores=[[0.9]], labels=[[0]])
-        >>> layer_features(torch.arange(4.0).reshape(1, 1, 2, 2), one, [(8, 8)]).tolist()
-        [[1.0]]
-    """
-    if isinstance(output, (tuple, list)):
-        output = next((part for part in output if isinstance(part, Tensor)), None)
-    if not isinstance(output, Tensor) or output.shape[:1] != (len(found),) or not output.is_floating_point():
-        return None
-    if output.ndim == 3 and found.source_index is not None:
-        rows = [_rows(output, i, index) for i, index in enumerate(found.source_index)]
-    elif output.ndim == 4 and isinstance(found, DetectionOutput) and all(size is not None for size in sizes):
-        rows = [
-            _cells(output, i, np.asarray(boxes), sizes[i] or (1, 1)) for i, boxes in enumerate(found.boxes)
-        ]
-    else:
-        return None
-    return torch.cat(rows).float().cpu().numpy()
-
-
-def _rows(output: Tensor, frame: int, index: Any) -> Tensor:
-    picked = torch.as_tensor(np.asarray(index), device=output.device).clamp(0, output.shape[1] - 1)
-    return output[frame, picked]
-
-
-def _cells(output: Tensor, frame: int, boxes: npt.NDArray[Any], size: tuple[int, int]) -> Tensor:
-    height, width = output.shape[2:]
-    with np.errstate(invalid="ignore"):
-        x = np.nan_to_num((boxes[:, 0] + boxes[:, 2]) / 2 / size[1] * width)
-        y = np.nan_to_num((boxes[:, 1] + boxes[:, 3]) / 2 / size[0] * height)
-    columns = torch.as_tensor(np.clip(x, 0, width - 1).astype(np.int64), device=output.device)
-    rows = torch.as_tensor(np.clip(y, 0, height - 1).astype(np.int64), device=output.device)
-    return output[frame][:, rows, columns].T

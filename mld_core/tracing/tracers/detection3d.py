@@ -15,6 +15,7 @@ from mld_core.tracing.capture.holding import Holder
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.tracers.arguments import Detection3DArguments, TracerArguments
+from mld_core.tracing.tracers.base import TrainingTracer
 from mld_core.tracing.tracers.detection_tracer import (
     DetectionTorchTracer,
     DetectionTrainingTracer,
@@ -37,7 +38,9 @@ class ObjectDetection3DTorchTracer(DetectionTorchTracer):
         return has_detector(model, "detection3d")
 
 
-class ObjectDetection3DTrainingTorchTracer(DetectionTrainingTracer, ObjectDetection3DTorchTracer):
+class ObjectDetection3DTrainingTorchTracer(
+    DetectionTrainingTracer, TrainingTracer, ObjectDetection3DTorchTracer
+):
     """Records a 3D detector's final boxes, logits, features and the true boxes, in one's own loop.
 
     `model_input` of a call: a cloud (N, 4+), a list or a tensor (B, N, 4+) of them,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from mld_core.tracing.capture.detectors import has_detector
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.tracers.arguments import DetectionArguments
+from mld_core.tracing.tracers.base import TrainingTracer
 from mld_core.tracing.tracers.detection_tracer import (
     DetectionTorchTracer,
     DetectionTrainingTracer,
@@ -26,7 +27,7 @@ class ObjectDetectionTorchTracer(DetectionTorchTracer):
         return has_detector(model, "detection")
 
 
-class ObjectDetectionTrainingTorchTracer(DetectionTrainingTracer, ObjectDetectionTorchTracer):
+class ObjectDetectionTrainingTorchTracer(DetectionTrainingTracer, TrainingTracer, ObjectDetectionTorchTracer):
     """Records a detector's final boxes, logits, features and the true boxes, in one's own loop.
 
     `model` is the detector, or a module that holds exactly one.
