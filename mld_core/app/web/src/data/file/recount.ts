@@ -1,0 +1,248 @@
+/** What a page says of a selection, counted in the page: the answers for the whole pass, with their numbers anew. */
+import type * as t from "../types";
+import type { Pass } from "./pass";
+
+const BINS = 15;
+const number = (n: number): string => n.toLocaleString("en-US");
+const four = (value: number): number => Number(value.toPrecision(4));
+const share = (n: number, of: number): number => (of === 0 ? 0 : four(n / of));
+
+/** The page of an evaluation under a filter; metrics, regions and slices stay those of the pass. */
+export function evaluation(pass: Pass, filter: string): t.Evaluation {
+  const base = pass.told.evaluation;
+  if (filter.trim() === "")
+    return { ...base, first: first(pass, base.first.filter, base.first.sort, base.first.title) };
+  const mask = pass.mask(filter);
+  const wrong = pass.column("is_error");
+  const selected: number[] = [];
+  for (let row = 0; row < mask.length; row += 1) if (mask[row] === 1) selected.push(row);
+  const labelled = selected.filter((row) => wrong?.at(row) !== null).length;
+  const errors = selected.filter((row) => wrong?.at(row) === true).length;
+  const steps = base.steps.flatMap((step) => {
+    const n = step.filter === null ? 0 : pass.count(mask, step.filter);
+    return n === 0 ? [] : [{ ...step, n, button: n === 1 ? "Open it" : `Open these ${number(n)}` }];
+  });
+  const suspects = base.headline_parts.wrong_labels_filter;
+  const suspected = suspects === null ? 0 : pass.count(mask, suspects);
+  const worst = suspected > 0 ? suspects! : (steps[0]?.filter ?? "is_error = true");
+  const title = suspected > 0 ? "The worst suspected labels" : (steps[0]?.title ?? "The worst");
+  const sort = suspected > 0 ? base.first.sort : (steps[0]?.sort ?? "");
+  return {
+    ...base,
+    counts: { ...base.counts, selected: selected.length, labelled, errors },
+    headline: headline(base, errors, labelled, suspected, steps[0]),
+    headline_parts: { errors, units: labelled, wrong_labels: suspected, wrong_labels_filter: suspects },
+    filter_sentence: filter,
+    first: first(pass, `(${filter}) and (${worst})`, sort ?? "", title),
+    steps,
+    categories: categories(pass, mask, base),
+    findings: findings(pass, mask, selected.length, base),
+    codes: codes(pass, selected, errors, base),
+    calibration: {
+      confidence: calibration(pass, selected, "confidence", false, base),
+      error_proba: calibration(pass, selected, "error_proba", true, base),
+    },
+  };
+}
+
+function first(pass: Pass, filter: string, sort: string, title: string): t.Evaluation["first"] {
+  const rows = pass.chosen(filter, sort);
+  const badge = sort.replace(/^-/, "");
+  const shown = Array.from(rows.subarray(0, 12), (row) => pass.sample(row, badge));
+  return { title, filter, sort, total: rows.length, rows: shown };
+}
+
+function headline(
+  base: t.Evaluation,
+  errors: number,
+  units: number,
+  suspects: number,
+  step: t.Step | undefined,
+): string {
+  const what = base.task === "classification" ? "" : " boxes";
+  if (units === 0) return "Nothing is selected";
+  const said =
+    errors > 0 ? `${number(errors)} of ${number(units)}${what} wrong` : `All ${number(units)}${what} right`;
+  if (suspects > 0) {
+    const looks = suspects === 1 ? "looks like a wrong label" : "look like wrong labels";
+    return `${said}; about ${number(suspects)} ${looks}: start here`;
+  }
+  if (step === undefined) return said;
+  return `${said}; ${number(step.n)}: ${step.title.charAt(0).toLowerCase()}${step.title.slice(1)}: start here`;
+}
+
+function categories(pass: Pass, mask: Uint8Array, base: t.Evaluation): t.Category[] {
+  const all = pass.mask("is_error = true");
+  const wrong = mask.map((one, row) => one & all[row]!);
+  const made = base.categories.map((one) => ({
+    ...one,
+    n: pass.count(mask, one.filter),
+    errors: pass.count(wrong, one.filter),
+  }));
+  const total = made.reduce((sum, one) => sum + one.n, 0);
+  return total === 0 ? [] : made.map((one) => ({ ...one, share: share(one.n, total) }));
+}
+
+function findings(pass: Pass, mask: Uint8Array, rows: number, base: t.Evaluation): t.Finding[] {
+  return base.findings
+    .map((one) => {
+      const n = pass.count(mask, one.filter);
+      return { ...one, n, primary: pass.count(mask, `primary_code = '${one.code}'`), share: share(n, rows) };
+    })
+    .filter((one) => one.n > 0)
+    .sort((a, b) => (b.severity ?? 0) - (a.severity ?? 0) || b.n - a.n || (a.code < b.code ? -1 : 1));
+}
+
+/** Error codes of a selection. The file knows the words of the commonest of the pass; the rest are counted. */
+function codes(pass: Pass, selected: number[], errors: number, base: t.Evaluation): t.Evaluation["codes"] {
+  const wrong = pass.column("is_error");
+  const code = pass.column("error_code");
+  const sums = new Map<unknown, { n: number; confidence: number; error_proba: number; stated: number }>();
+  for (const row of selected) {
+    const name = code?.at(row) ?? null;
+    if (name === null || wrong?.at(row) !== true) continue;
+    const sum = sums.get(name) ?? { n: 0, confidence: 0, error_proba: 0, stated: 0 };
+    sum.n += 1;
+    sum.confidence += Number(pass.column("confidence")?.at(row) ?? 0);
+    const stated = pass.column("error_proba")?.at(row);
+    if (typeof stated === "number") {
+      sum.error_proba += stated;
+      sum.stated += 1;
+    }
+    sums.set(name, sum);
+  }
+  const rows = base.codes.rows.flatMap((one) => {
+    const sum = sums.get(one.code);
+    if (sum === undefined) return [];
+    const confidence = one.confidence === null ? null : four(sum.confidence / sum.n);
+    const error_proba = sum.stated === 0 ? null : four(sum.error_proba / sum.stated);
+    return [{ ...one, n: sum.n, share: share(sum.n, errors), confidence, error_proba }];
+  });
+  return { total: sums.size, rows: rows.sort((a, b) => b.n - a.n || (a.code < b.code ? -1 : 1)) };
+}
+
+function calibration(
+  pass: Pass,
+  selected: number[],
+  name: string,
+  happens: boolean,
+  base: t.Evaluation,
+): t.Calibration | null {
+  const whole = base.calibration[name] ?? null;
+  const stated = pass.column(name);
+  const wrong = pass.column("is_error");
+  if (whole === null || stated === null || wrong === null) return null;
+  const n = new Array<number>(BINS).fill(0);
+  const sums = new Array<number>(BINS).fill(0);
+  const hits = new Array<number>(BINS).fill(0);
+  for (const row of selected) {
+    const p = stated.at(row);
+    const y = wrong.at(row);
+    if (typeof p !== "number" || typeof y !== "boolean") continue;
+    const bin = Math.min(BINS - 1, Math.max(0, Math.trunc(p * BINS)));
+    n[bin]! += 1;
+    sums[bin]! += p;
+    hits[bin]! += y === happens ? 1 : 0;
+  }
+  const units = n.reduce((sum, one) => sum + one, 0);
+  if (units === 0) return null;
+  const gap = n.reduce((sum, _, bin) => sum + Math.abs(sums[bin]! - hits[bin]!), 0) / units;
+  const ece = four(gap);
+  return {
+    n,
+    stated: n.map((one, bin) => (one === 0 ? null : four(sums[bin]! / one))),
+    observed: n.map((one, bin) => (one === 0 ? null : four(hits[bin]! / one))),
+    ece,
+    units,
+    sentence: whole.sentence.replace(/apart by [\d.]+/, `apart by ${(100 * ece).toFixed(1)}`),
+  };
+}
+
+/** Facets with the counts of a selection. */
+export function facets(pass: Pass, base: t.Facets, filter: string): t.Facets {
+  const mask = pass.mask(filter);
+  const of = mask.reduce((sum, one) => sum + one, 0);
+  if (filter.trim() === "") return base;
+  const fields = base.fields.map((field): t.Facet => {
+    if (field.kind === "histogram") return { ...field, n: histogram(pass, mask, field.name, field.edges) };
+    return { ...field, values: field.values.map((one) => ({ ...one, n: pass.count(mask, one.filter) })) };
+  });
+  return { of, fields };
+}
+
+function histogram(pass: Pass, mask: Uint8Array, name: string, edges: number[]): number[] {
+  const column = pass.column(name);
+  const n = new Array<number>(edges.length - 1).fill(0);
+  for (let row = 0; row < mask.length; row += 1) {
+    const value = mask[row] === 1 ? column?.at(row) : null;
+    if (typeof value !== "number" || value < edges[0]! || value > edges.at(-1)!) continue;
+    let bin = 0;
+    while (bin < n.length - 1 && value >= edges[bin + 1]!) bin += 1;
+    n[bin]! += 1;
+  }
+  return n;
+}
+
+/** Truth against prediction of a selection. */
+export function confusion(pass: Pass, base: t.Confusion, filter: string): t.Confusion {
+  if (filter.trim() === "") return base;
+  const mask = pass.mask(filter);
+  const truth = pass.column("gt");
+  const said = pass.column("prediction");
+  const boxes = base.rows.includes(-1);
+  const table = base.rows.map(() => new Array<number>(base.columns.length).fill(0));
+  for (let row = 0; row < mask.length; row += 1) {
+    if (mask[row] !== 1) continue;
+    const from = base.rows.indexOf(Number(truth?.at(row) ?? -1));
+    const wanted = base.columns.indexOf(Number(said?.at(row) ?? -1));
+    const to = wanted < 0 ? base.columns.indexOf(-2) : wanted;
+    if (from >= 0 && to >= 0 && (boxes || base.rows[from]! >= 0)) table[from]![to]! += 1;
+  }
+  return { ...base, ...named(base, table) };
+}
+
+function named(
+  base: t.Confusion,
+  table: number[][],
+): Pick<t.Confusion, "classes" | "counts" | "share" | "pairs" | "sentence"> {
+  const name = (one: number): t.Named => ({
+    class: one,
+    name: base.labels[base.rows.indexOf(one)] ?? base.column_labels[base.columns.indexOf(one)] ?? String(one),
+  });
+  const totals = table.map((row) => row.reduce((sum, one) => sum + one, 0));
+  const pairs: t.Pair[] = [];
+  table.forEach((row, from) =>
+    row.forEach((n, to) => {
+      const [truth, said] = [base.rows[from]!, base.columns[to]!];
+      if (n === 0 || truth === said) return;
+      const filter = `${one("gt", truth)} and ${one("prediction", said)}`;
+      pairs.push({ truth: name(truth), said: name(said), n, share: 0, filter });
+    }),
+  );
+  const errors = pairs.reduce((sum, pair) => sum + pair.n, 0);
+  for (const pair of pairs) pair.share = share(pair.n, errors);
+  pairs.sort((a, b) => b.n - a.n || a.truth.class - b.truth.class || a.said.class - b.said.class);
+  const [top, most, rest] = [pairs.slice(0, 5), pairs.slice(5, 50), pairs.slice(50)];
+  const held = top.reduce((sum, pair) => sum + pair.n, 0);
+  return {
+    classes: base.classes.map((one) => {
+      const row = table[base.rows.indexOf(one.class)];
+      const n = row?.reduce((sum, count) => sum + count, 0) ?? 0;
+      return { ...one, n, errors: n - (row?.[base.columns.indexOf(one.class)] ?? 0) };
+    }),
+    counts: table,
+    share: table.map((row, from) => row.map((n) => (totals[from] === 0 ? null : four(n / totals[from]!)))),
+    pairs: {
+      top,
+      most,
+      rest: { pairs: rest.length, n: rest.reduce((sum, pair) => sum + pair.n, 0), filter: null },
+    },
+    sentence:
+      errors === 0
+        ? "No errors here."
+        : `${top.length} ${top.length === 1 ? "pair holds" : "pairs hold"} ${Math.round((100 * held) / errors)} % of the errors`,
+  };
+}
+
+const one = (column: string, value: number): string =>
+  value < 0 ? `${column} is null` : `${column} = ${value}`;
