@@ -187,6 +187,9 @@ export class EmbeddedSource implements Source {
     const known = [...findings, ...categories].find((one) => one.filter === part);
     if (known !== undefined) return known.title.charAt(0).toLowerCase() + known.title.slice(1);
     if (part === "is_error = true") return "wrong";
+    const finding = /^diagnosis has '(\w+)'$/.exec(part)?.[1];
+    const title = this.data.answers.vocabulary.findings.find((one) => one.code === finding)?.title;
+    if (title !== undefined) return title.charAt(0).toLowerCase() + title.slice(1);
     const told = /^(gt|prediction|suggested_label) = (\d+)$/.exec(part);
     if (told === null) return part;
     const name = pass.told.evaluation.class_names?.[Number(told[2])] ?? told[2]!;

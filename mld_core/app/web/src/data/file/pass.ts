@@ -14,6 +14,8 @@ export interface FilePass {
   columns: ColumnInfo[];
   /** Which column holds which part of a sample. */
   cards: Record<string, string>;
+  /** What to do about an error code whose samples carry no action. */
+  pair_action: string;
   evaluation: t.Evaluation;
   confusion: t.Confusion | null;
   heatmaps: t.Heatmap[];

@@ -1,4 +1,5 @@
 /** What a page says of a selection, counted in the page: the answers for the whole pass, with their numbers anew. */
+import { literal } from "../../state/filter";
 import type * as t from "../types";
 import type { Pass } from "./pass";
 
@@ -18,10 +19,9 @@ export function evaluation(pass: Pass, filter: string): t.Evaluation {
   for (let row = 0; row < mask.length; row += 1) if (mask[row] === 1) selected.push(row);
   const labelled = selected.filter((row) => wrong?.at(row) !== null).length;
   const errors = selected.filter((row) => wrong?.at(row) === true).length;
-  const steps = base.steps.flatMap((step) => {
-    const n = step.filter === null ? 0 : pass.count(mask, step.filter);
-    return n === 0 ? [] : [{ ...step, n, button: n === 1 ? "Open it" : `Open these ${number(n)}` }];
-  });
+  const found = findings(pass, mask, selected.length, base);
+  const named = codes(pass, selected, errors, base);
+  const steps = firstSteps(found, named.rows);
   const suspects = base.headline_parts.wrong_labels_filter;
   const suspected = suspects === null ? 0 : pass.count(mask, suspects);
   const worst = suspected > 0 ? suspects! : (steps[0]?.filter ?? "is_error = true");
@@ -36,13 +36,34 @@ export function evaluation(pass: Pass, filter: string): t.Evaluation {
     first: first(pass, `(${filter}) and (${worst})`, sort ?? "", title),
     steps,
     categories: categories(pass, mask, base),
-    findings: findings(pass, mask, selected.length, base),
-    codes: codes(pass, selected, errors, base),
+    findings: found,
+    codes: named,
     calibration: {
       confidence: calibration(pass, selected, "confidence", false, base),
       error_proba: calibration(pass, selected, "error_proba", true, base),
     },
   };
+}
+
+/** What to do first: the most severe findings, else the commonest confusions. */
+function firstSteps(found: t.Finding[], named: t.Code[]): t.Step[] {
+  const open = (n: number): string => (n === 1 ? "Open it" : `Open these ${number(n)}`);
+  const severe = found.filter((one) => (one.severity ?? 0) >= 3).slice(0, 5);
+  if (severe.length > 0)
+    return severe.map(({ title, n, action, severity, code, filter, sort }) => ({
+      ...{ title, text: action, n, severity, code, filter, sort },
+      button: open(n),
+    }));
+  return named.slice(0, 3).map((one) => ({
+    title: `${one.truth ?? "nothing"} is taken for ${one.said ?? "nothing"}`,
+    text: `${Math.round(100 * (one.share ?? 0))} % of all errors. ${one.action ?? ""}`,
+    n: one.n,
+    severity: null,
+    code: null,
+    filter: one.filter,
+    sort: "",
+    button: open(one.n),
+  }));
 }
 
 function first(pass: Pass, filter: string, sort: string, title: string): t.Evaluation["first"] {
@@ -93,15 +114,49 @@ function findings(pass: Pass, mask: Uint8Array, rows: number, base: t.Evaluation
     .sort((a, b) => (b.severity ?? 0) - (a.severity ?? 0) || b.n - a.n || (a.code < b.code ? -1 : 1));
 }
 
-/** Error codes of a selection. The file knows the words of the commonest of the pass; the rest are counted. */
+interface Sum {
+  n: number;
+  confidence: number;
+  error_proba: number;
+  stated: number;
+  actions: Map<string, number>;
+}
+
+/** The action that most units of a code carry, of equally many the gravest. */
+function commonest(sum: Sum, pass: Pass): { action: string; severity: number | null } {
+  const told = [...sum.actions].map(([key, n]) => {
+    const [action, severity] = JSON.parse(key) as [string, number | null];
+    return { action, severity, n };
+  });
+  told.sort((a, b) => b.n - a.n || (b.severity ?? 0) - (a.severity ?? 0) || (a.action < b.action ? 1 : -1));
+  const { action, severity } = told[0] ?? { action: pass.told.pair_action, severity: null };
+  return { action, severity };
+}
+
+/** An error code that is not among the commonest of the pass, in words. */
+function spelled(code: string, base: t.Evaluation): t.Code | null {
+  const sides = /^CLS(\d+)->(\d+)/.exec(code);
+  if (sides === null) return null;
+  const [truth, said] = sides.slice(1).map((one) => base.class_names?.[Number(one)] ?? one) as [
+    string,
+    string,
+  ];
+  const filter = `error_code = ${literal(code)} and is_error = true`;
+  const rest = { n: 0, share: null, confidence: null, error_proba: null, severity: null, action: null };
+  return { code, truth, said, text: `${truth} taken for ${said}`, filter, ...rest };
+}
+
+/** Error codes of a selection, commonest first. */
 function codes(pass: Pass, selected: number[], errors: number, base: t.Evaluation): t.Evaluation["codes"] {
   const wrong = pass.column("is_error");
   const code = pass.column("error_code");
-  const sums = new Map<unknown, { n: number; confidence: number; error_proba: number; stated: number }>();
+  const advice = pass.column("recommended_action");
+  const severity = pass.column("severity");
+  const sums = new Map<unknown, Sum>();
   for (const row of selected) {
     const name = code?.at(row) ?? null;
     if (name === null || wrong?.at(row) !== true) continue;
-    const sum = sums.get(name) ?? { n: 0, confidence: 0, error_proba: 0, stated: 0 };
+    const sum = sums.get(name) ?? { n: 0, confidence: 0, error_proba: 0, stated: 0, actions: new Map() };
     sum.n += 1;
     sum.confidence += Number(pass.column("confidence")?.at(row) ?? 0);
     const stated = pass.column("error_proba")?.at(row);
@@ -109,16 +164,25 @@ function codes(pass: Pass, selected: number[], errors: number, base: t.Evaluatio
       sum.error_proba += stated;
       sum.stated += 1;
     }
+    const action = advice?.at(row);
+    if (typeof action === "string") {
+      const key = JSON.stringify([action, severity?.at(row) ?? null]);
+      sum.actions.set(key, (sum.actions.get(key) ?? 0) + 1);
+    }
     sums.set(name, sum);
   }
-  const rows = base.codes.rows.flatMap((one) => {
-    const sum = sums.get(one.code);
-    if (sum === undefined) return [];
-    const confidence = one.confidence === null ? null : four(sum.confidence / sum.n);
+  const known = new Map(base.codes.rows.map((one) => [one.code, one]));
+  const rows = [...sums].flatMap(([name, sum]) => {
+    const words = known.get(String(name)) ?? spelled(String(name), base);
+    if (words === null) return [];
+    const confidence = four(sum.confidence / sum.n);
     const error_proba = sum.stated === 0 ? null : four(sum.error_proba / sum.stated);
-    return [{ ...one, n: sum.n, share: share(sum.n, errors), confidence, error_proba }];
+    return [
+      { ...words, n: sum.n, share: share(sum.n, errors), confidence, error_proba, ...commonest(sum, pass) },
+    ];
   });
-  return { total: sums.size, rows: rows.sort((a, b) => b.n - a.n || (a.code < b.code ? -1 : 1)) };
+  rows.sort((a, b) => b.n - a.n || (a.code < b.code ? -1 : 1));
+  return { total: sums.size, rows: rows.slice(0, 200) };
 }
 
 function calibration(
@@ -175,7 +239,7 @@ function histogram(pass: Pass, mask: Uint8Array, name: string, edges: number[]):
   const n = new Array<number>(edges.length - 1).fill(0);
   for (let row = 0; row < mask.length; row += 1) {
     const value = mask[row] === 1 ? column?.at(row) : null;
-    if (typeof value !== "number" || value < edges[0]! || value > edges.at(-1)!) continue;
+    if (typeof value !== "number") continue; // what lies beyond the outer bins is theirs, as in their filters
     let bin = 0;
     while (bin < n.length - 1 && value >= edges[bin + 1]!) bin += 1;
     n[bin]! += 1;
@@ -225,10 +289,10 @@ function named(
   const [top, most, rest] = [pairs.slice(0, 5), pairs.slice(5, 50), pairs.slice(50)];
   const held = top.reduce((sum, pair) => sum + pair.n, 0);
   return {
-    classes: base.classes.map((one) => {
+    classes: base.classes.flatMap((one) => {
       const row = table[base.rows.indexOf(one.class)];
       const n = row?.reduce((sum, count) => sum + count, 0) ?? 0;
-      return { ...one, n, errors: n - (row?.[base.columns.indexOf(one.class)] ?? 0) };
+      return n === 0 ? [] : [{ ...one, n, errors: n - (row![base.columns.indexOf(one.class)] ?? 0) }];
     }),
     counts: table,
     share: table.map((row, from) => row.map((n) => (totals[from] === 0 ? null : four(n / totals[from]!)))),
@@ -239,8 +303,8 @@ function named(
     },
     sentence:
       errors === 0
-        ? "No errors here."
-        : `${top.length} ${top.length === 1 ? "pair holds" : "pairs hold"} ${Math.round((100 * held) / errors)} % of the errors`,
+        ? "No errors."
+        : `${top.length} of ${pairs.length} pairs hold ${Math.round((100 * held) / errors)} % of the errors`,
   };
 }
 
