@@ -1,5 +1,6 @@
 import { mount } from "svelte";
-import App from "./App.svelte";
+import "./app.css";
+import App from "./shell/App.svelte";
 
 const target = document.getElementById("app");
 if (target) mount(App, { target });
