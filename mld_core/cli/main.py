@@ -18,6 +18,7 @@ from mld_core.cli.review import review
 from mld_core.cli.serve import keys, serve, worker
 from mld_core.cli.show import show
 from mld_core.cli.sync import sync
+from mld_core.cli.ui import ui
 
 app = typer.Typer(
     name="mld",
@@ -50,6 +51,7 @@ def main(
     Examples:
       mld ls               what was recorded
       mld evaluate         evaluate the newest run
+      mld ui               open it in a browser: what fails, why, what to do
       mld show --issues    the samples that fail, worst first
       mld compare v1 v2    what changed between two versions
       mld report           the newest result as an HTML page
@@ -68,6 +70,7 @@ def main(
 
 app.command("ls", short_help="What was recorded: runs, passes, results.")(ls)
 app.command("evaluate", short_help="Evaluate a run and print the summary.")(evaluate)
+app.command("ui", short_help="Open what was recorded in a browser.")(ui)
 app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
 app.command("compare", short_help="Two results side by side: what got better, what worse.")(compare)
 app.command("report", short_help="A result as one HTML page, or two compared.")(report)

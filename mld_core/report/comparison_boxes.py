@@ -36,9 +36,9 @@ from mld_core.report.comparison_frames import frame_cards
 from mld_core.report.frames_3d import FrameTable
 from mld_core.report.outline import IMAGE_BYTES, Gathered
 from mld_core.report.paired_truths import Pair, Tables, changed_pairs, paired_truths
-from mld_core.report.pictures import Canvas, Picture, canvases, pictures
 from mld_core.views.box_charts import tide_rows
 from mld_core.views.detection_tables import code_words
+from mld_core.views.pictures import Canvas, Picture, canvases, pictures
 from mld_core.views.samples import ImageFn
 from mld_core.views.tables import class_label, plain
 from mld_core.views.units import PassUnits

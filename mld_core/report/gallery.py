@@ -15,7 +15,7 @@ from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.report.frames_3d import ALL_GROUP, PER_GROUP, FrameTable, drawn_first, ranked_group
 from mld_core.report.outline import IMAGE_BYTES
-from mld_core.report.pictures import Canvas, Picture, fitting, pictures, shown
+from mld_core.views.pictures import Canvas, Picture, fitting, pictures, shown
 from mld_core.views.samples import ImageFn
 from mld_core.views.tables import CONFIDENT, plain
 from mld_core.views.units import PassUnits

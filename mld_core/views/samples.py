@@ -166,9 +166,19 @@ def top_classes(records: PassSelection | None, rows: Iterable[int]) -> dict[int,
     return made
 
 
-def _softmax_top(logits: NDArray[np.float64]) -> list[tuple[int, float]]:
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(K,) probabilities of (K,) finite logits.
+
+    Example:
+        >>> softmax(np.array([1.0, 1.0])).tolist()
+        [0.5, 0.5]
+    """
     p = np.exp(logits - logits.max())
-    p /= p.sum()
+    return np.asarray(p / p.sum())
+
+
+def _softmax_top(logits: NDArray[np.float64]) -> list[tuple[int, float]]:
+    p = softmax(logits)
     best = np.argsort(-p, kind="stable")[:TOP_CLASSES]
     return [(int(one), value or 0.0) for one, value in zip(best, rounded(p[best]), strict=True)]
 

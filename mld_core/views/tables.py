@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -150,9 +149,8 @@ def diagnosis_rows(units: PassUnits) -> list[dict[str, Any]]:
     """The diagnoses of a pass, most severe first: how many units carry each, and how many as their first."""
     if not units.has("diagnosis"):
         return []
-    lists = units.column("diagnosis").combine_chunks()
-    counts: Counter[str] = Counter(pc.list_flatten(lists).to_pylist())
-    first: Counter[str | None] = Counter(units.texts("primary_code"))
+    counts = _counted(pc.list_flatten(units.column("diagnosis").combine_chunks()))
+    first = _counted(units.column("primary_code").cast(pa.string()))
     made = []
     for code, n in counts.items():
         entry = BY_CODE.get(code)
@@ -164,13 +162,17 @@ def diagnosis_rows(units: PassUnits) -> list[dict[str, Any]]:
                 "title": entry.title,
                 "severity": entry.severity,
                 "n": n,
-                "primary": first[code],
+                "primary": first.get(code, 0),
                 "share": plain(n / max(units.rows, 1)),
                 "predicate": entry.when,
                 "action": entry.action,
             }
         )
     return sorted(made, key=lambda row: (-row["severity"], -row["n"], row["code"]))
+
+
+def _counted(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    return {one["values"]: one["counts"] for one in pc.value_counts(values).to_pylist()}
 
 
 def severe_steps(diagnoses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

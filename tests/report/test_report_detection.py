@@ -16,8 +16,8 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 from mld_core.report.content import report_content
 from mld_core.report.gallery import FIELDS, SUSPECTS
-from mld_core.report.pictures import Canvas, _asked
 from mld_core.views.detection_tables import code_words, parse_box_code
+from mld_core.views.pictures import Canvas, _asked
 from mld_core.views.units import passes_of
 
 OPTIONS = {"repeats": 1, "progress": False, "threads": 2}

@@ -20,11 +20,14 @@ _NULLABLE = {
 
 
 @contextmanager
-def database(spill: Path, **views: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(
+    spill: Path, *, numbered: bool = False, **views: Sequence[Path]
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open an in-memory database with a view over the Parquet files of each keyword.
 
     Args:
         spill: Folder of the store where large joins spill; made only if one does, removed after.
+        numbered: Add `file_row_number`, the number of a row within its file.
         **views: View name and its files, all of one schema.
     """
     config: dict[str, str | bool | int | float | list[str]] = {
@@ -35,7 +38,8 @@ def database(spill: Path, **views: Sequence[Path]) -> Iterator[duckdb.DuckDBPyCo
     connection = duckdb.connect(":memory:", config=config)
     try:
         for name, files in views.items():
-            connection.read_parquet([str(path) for path in files], union_by_name=True).create_view(name)
+            names = [str(path) for path in files]
+            connection.read_parquet(names, union_by_name=True, file_row_number=numbered).create_view(name)
         yield connection
     finally:
         connection.close()

@@ -6,6 +6,8 @@
                 | column [not] in "(" literal ("," literal)* ")"
                 | column [not] between literal and literal
                 | column is [not] null
+                | column [not] has literal              (columns that hold lists)
+                | column [not] contains 'text'          (columns of texts, whatever the case)
     column     := name | `any text`            literal := number | 'text' | "text" | true | false
 
 Text never reaches SQL: columns are looked up in the table's schema, literals travel as bound parameters. As
@@ -74,6 +76,47 @@ def compile_filter(text: str, schema: pa.Schema, aliases: Mapping[str, str] | No
     return _Parser(text, schema, dict(aliases or {})).parse()
 
 
+def conjuncts(text: str) -> list[str]:
+    """The parts of a filter that all must hold, as they were written; parentheses around a part are left out.
+
+    Raises:
+        FilterError: The text cannot be read.
+
+    Example:
+        >>> conjuncts("(gt = 3) and (a > 1 and b = 'x and y') and (c = 1 or d = 2)")
+        ['gt = 3', 'a > 1', "b = 'x and y'", 'c = 1 or d = 2']
+    """
+    text = text.strip()
+    depth, between, cuts = 0, 0, [(0, 0)]
+    tokens = _tokens(text)
+    for token in tokens:
+        depth += (token.text == "(") - (token.text == ")") if token.kind == "mark" else 0
+        if token.kind != "word" or depth:
+            continue
+        if token.text == "or":
+            return [text]
+        between += token.text == "between"
+        if token.text == "and" and between:
+            between -= 1
+        elif token.text == "and":
+            cuts.append((token.at, token.at + 3))
+    if len(cuts) == 1:
+        whole = tokens[0].text == "(" and _closes(tokens) == len(tokens) - 1
+        return conjuncts(text[1:-1]) if whole else [text]
+    ends = [*(start for start, _ in cuts[1:]), len(text)]
+    return [one for (_, start), end in zip(cuts, ends, strict=True) for one in conjuncts(text[start:end])]
+
+
+def _closes(tokens: list[_Token]) -> int:
+    """The place of the mark that closes the one at the beginning."""
+    depth = 0
+    for place, token in enumerate(tokens):
+        depth += (token.text == "(") - (token.text == ")") if token.kind == "mark" else 0
+        if depth == 0:
+            return place
+    return -1
+
+
 def quoted(column: str) -> str:
     """A column name as an SQL identifier; quotes in it are doubled.
 
@@ -97,12 +140,30 @@ def find_column(name: str, schema: pa.Schema, aliases: Mapping[str, str]) -> str
     raise FilterError(f"unknown column {name!r}{near(name, options)} (columns: {', '.join(schema.names)})")
 
 
+def _tokens(text: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    at = 0
+    end = len(text.rstrip())
+    while at < end:
+        match = _TOKEN.match(text, at)
+        if match is None or match.lastgroup is None:
+            raise FilterError(f"filter {text!r}: cannot read {text[at:].strip()[:20]!r}")
+        kind, value = match.lastgroup, match.group(match.lastgroup)
+        if kind == "name" and value.lower() in _WORDS:
+            kind, value = "word", value.lower()
+        tokens.append(_Token(kind, value, match.start(match.lastgroup)))
+        at = match.end()
+    if not tokens:
+        raise FilterError('the filter is empty: expected e.g. "confidence > 0.9 and is_error = true"')
+    return tokens
+
+
 class _Parser:
     def __init__(self, text: str, schema: pa.Schema, aliases: dict[str, str]) -> None:
         self.text = text
         self.schema = schema
         self.aliases = aliases
-        self.tokens = self._split()
+        self.tokens = _tokens(text)
         self.position = 0
         self.parameters: list[Literal] = []
 
@@ -111,23 +172,6 @@ class _Parser:
         if self._peek() is not None:
             raise self._error("'and', 'or' or the end")
         return Compiled(sql, tuple(self.parameters))
-
-    def _split(self) -> list[_Token]:
-        tokens: list[_Token] = []
-        at = 0
-        end = len(self.text.rstrip())
-        while at < end:
-            match = _TOKEN.match(self.text, at)
-            if match is None or match.lastgroup is None:
-                raise FilterError(f"filter {self.text!r}: cannot read {self.text[at:].strip()[:20]!r}")
-            kind, value = match.lastgroup, match.group(match.lastgroup)
-            if kind == "name" and value.lower() in _WORDS:
-                kind, value = "word", value.lower()
-            tokens.append(_Token(kind, value, match.start(match.lastgroup)))
-            at = match.end()
-        if not tokens:
-            raise FilterError('the filter is empty: expected e.g. "confidence > 0.9 and is_error = true"')
-        return tokens
 
     def _peek(self) -> _Token | None:
         return self.tokens[self.position] if self.position < len(self.tokens) else None
@@ -182,8 +226,12 @@ class _Parser:
             low = self._value(column)
             self._require("word", "and")
             test = f"{quoted(column)} BETWEEN {low} AND {self._value(column)}"
+        elif self._accept("name", "has"):
+            test = f"list_contains({quoted(column)}, {self._value(column, member=True)})"
+        elif self._accept("name", "contains"):
+            test = f"contains(lower({quoted(column)}), lower({self._text(column)}))"
         elif negated:
-            raise self._error("'in' or 'between'")
+            raise self._error("'in' or 'between', 'has' or 'contains'")
         elif self._accept("word", "is"):
             not_null = self._accept("word", "not") is not None
             self._require("word", "null")
@@ -191,7 +239,7 @@ class _Parser:
         else:
             operator = self._accept("op")
             if operator is None:
-                raise self._error("a comparison (=, !=, <, <=, >, >=, in, between, is null)")
+                raise self._error("a comparison (=, !=, <, <=, >, >=, in, between, is null, has, contains)")
             test = f"{quoted(column)} {_SQL_OP[operator.text]} {self._value(column)}"
         return f"NOT ({test})" if negated else test
 
@@ -203,11 +251,16 @@ class _Parser:
         self._require("mark", ")")
         return ", ".join(marks)
 
-    def _value(self, column: str) -> str:
+    def _value(self, column: str, *, member: bool = False) -> str:
         value = self._literal()
-        self._check_kind(column, value)
+        self._check_kind(column, value, member=member)
         self.parameters.append(value)
         return "?"
+
+    def _text(self, column: str) -> str:
+        if _kind_of(self.schema.field(column).type) != "text":
+            raise FilterError(f"column {column!r} holds no texts: 'contains' looks into texts")
+        return self._value(column)
 
     def _literal(self) -> Literal:
         if token := self._accept("number"):
@@ -221,12 +274,16 @@ class _Parser:
             raise self._error("a literal (use 'is null' to test for null)")
         raise self._error("a number, a quoted text, true or false")
 
-    def _check_kind(self, column: str, value: Literal) -> None:
+    def _check_kind(self, column: str, value: Literal, *, member: bool) -> None:
         kind = self.schema.field(column).type
-        wanted = _kind_of(kind)
+        if member and not pa.types.is_list(kind):
+            raise FilterError(f"column {column!r} holds one value, no list: compare it with '='")
+        wanted = _kind_of(kind.value_type if member else kind)
         given = "boolean" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
         if wanted == "other":
-            raise FilterError(f"column {column!r} holds {kind}: it cannot be compared in a filter")
+            lists = pa.types.is_list(kind)
+            hint = f"; write {column} has 'text'" if lists else ""
+            raise FilterError(f"column {column!r} holds {kind}: it cannot be compared in a filter{hint}")
         if wanted != given:
             example = {"number": "0.5", "text": "'text'", "boolean": "true"}[wanted]
             raise FilterError(

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from mld_core.records.format.attempts import Attempt, chain, choose, list_attempts, list_passes
 from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.parts import file_name
 from mld_core.records.format.schema import base_schema, check_family
 from mld_core.records.format.vectors import is_vector, to_fixed_size_list, vector_width
 from mld_core.records.read.dedup import DedupReport
@@ -144,6 +145,15 @@ class PassSelection:
             raise ValueError(f"batch_rows={batch_rows}: expected at least 1")
         schema = self.schema(family, columns)
         return _rebatch(self._pieces(family, schema, batch_rows), schema, batch_rows)
+
+    def files(self, family: str) -> list[Path]:
+        """The Parquet files of a family, in the order of the rows; those that do not count are in them."""
+        return [
+            source.folder.path / part.name / file_name(family)
+            for source in self._rows
+            for part in source.parts
+            if family in part.files
+        ]
 
     def _pieces(self, family: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
         return (piece for source in self._rows for piece in read_rows(source, family, schema, batch_rows))

@@ -1,0 +1,251 @@
+"""Which results are open: the place a page asks about, found and held; columns of passes within a bound."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mld_core.evaluation.diagnoses import BY_CODE
+from mld_core.evaluation.errors import NotFoundError, known
+from mld_core.evaluation.results.result import Result
+from mld_core.evaluation.results.store import ResultStore, find_run
+from mld_core.records.format.attempts import list_passes
+from mld_core.records.format.layout import RUN_FILE, RunKey, Store, subfolders
+from mld_core.records.read.reader import select
+from mld_core.records.store.verdicts import Standing, Subject, Verdict, Verdicts
+from mld_core.views.reviewing import subjects_of
+from mld_core.views.runs import newest_run, run_row
+from mld_core.views.selection import HeldUnits, Recent, held
+from mld_core.views.units import passes_of
+
+MOST_BYTES = 1_500_000_000
+"""Of columns that are held; passes asked for least recently are let go."""
+
+MOST_PASSES = 24
+ROW_SECONDS = 2.0
+"""So long a run's line stands although it is being trained."""
+
+SPLITS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a page asks about.
+
+    Attributes:
+        run: The run.
+        result: One of its results.
+        units: One of its passes.
+    """
+
+    run: RunKey
+    result: Result
+    units: HeldUnits
+
+    def says(self) -> dict[str, Any]:
+        """As every answer repeats it."""
+        return {
+            "model": self.run.model_name,
+            "version": self.run.version_name,
+            "result": self.result.result_name,
+            "split": self.units.dataset,
+            "epoch": self.units.n_epoch,
+            "task": self.result.task,
+            "unit": "sample" if self.result.task == "classification" else "box",
+        }
+
+
+class Library:
+    """The results of one store.
+
+    Args:
+        store: The store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._results = Recent(MOST_PASSES)
+        self._passes = Recent(MOST_PASSES)
+        self._lock = threading.Lock()
+        self._rows: dict[RunKey, tuple[Any, float, dict[str, Any]]] = {}
+        self._said: dict[tuple[RunKey, str], list[str]] = {}
+        self._books: dict[RunKey, Verdicts] = {}
+        self._told = Recent(MOST_PASSES)
+
+    def run(self, model: str | None, version: str | None) -> RunKey:
+        """The run of these names; without a version the model's newest, without names the newest of all.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        if model is not None and version is not None:
+            return find_run(self.store, model, version)
+        runs = [run for run in self.store.runs() if model in {None, run.model_name}]
+        if not runs:
+            return find_run(self.store, model or "", version or "")  # says what is there
+        return newest_run(self.store, runs)
+
+    def evaluated(self, run: RunKey) -> bool:
+        """Whether a run has a result."""
+        root = self.store.results_dir(run)
+        return any(not path.name.startswith(".") for path in root.iterdir()) if root.is_dir() else False
+
+    def newest_first(self, runs: Sequence[RunKey]) -> list[RunKey]:
+        """Runs by when they were made."""
+        return sorted(runs, key=lambda run: str(self.store.run_info(run).get("created_at", "")), reverse=True)
+
+    def row(self, run: RunKey) -> dict[str, Any]:
+        """A run as the first page lists it; made anew when something of it changed."""
+        folder = self.store.run_dir(run)
+        watched = (folder, folder / RUN_FILE, self.store.results_dir(run), *subfolders(folder))
+        stamp = tuple(_stamp(one) for one in watched)
+        found = self._rows.get(run)
+        fresh = found is not None and found[0] == stamp and found[2]["state"] != "training"
+        if found is None or not (fresh or time.monotonic() - found[1] < ROW_SECONDS):
+            found = (stamp, time.monotonic(), run_row(self.store, run))
+            self._rows[run] = found
+        return dict(found[2])
+
+    def class_names(self, run: RunKey) -> list[str] | None:
+        """Names of the classes of a run."""
+        names = self.store.run_info(run).get("class_names")
+        return [str(name) for name in names] if names else None
+
+    def first_split(self, run: RunKey) -> str | None:
+        """The split a page opens with."""
+        there = sorted({key.dataset_type for key in list_passes(self.store, run)})
+        return _first_split(there) if there else None
+
+    def some_ids(self, run: RunKey, split: str, count: int) -> list[str]:
+        """Ids of the first samples of a split."""
+        for one in select(self.store, run, dataset_type=split):
+            for batch in one.batches("samples", ["input_id"], count):
+                return [str(name) for name in batch.column(0).to_pylist()]
+        return []
+
+    def rows_of(self, place: Place, wanted: Sequence[Subject]) -> dict[Subject, int]:
+        """Row numbers of some subjects in a pass; those that are not there are left out."""
+        ids = pa.array(sorted({one.input_id for one in wanted}), pa.string())
+        inside = pc.is_in(place.units.column("input_id"), ids)
+        rows = np.flatnonzero(np.asarray(inside.to_numpy(zero_copy_only=False), np.bool_)).astype(np.int32)
+        return {
+            subject: row for row, subject in zip(rows.tolist(), subjects_of(place.units, rows), strict=True)
+        }
+
+    def result(self, run: RunKey, name: str | None) -> Result:
+        """A result of a run; without a name the newest.
+
+        Raises:
+            NotFoundError: There is none yet, or none of that name.
+        """
+        results = ResultStore(self.store, run)
+        if name is None:
+            made = results.all()
+            if not made:
+                raise NotFoundError(f"{run.model_name} {run.version_name} is not evaluated yet")
+            name = str(made[-1]["result_name"])
+        stamp = results.folder(name) / "result.json"
+        key = (run, name, _stamp(stamp))
+        found: Result = self._results.get_or(key, lambda: Result(results, name, diagnoses=BY_CODE))
+        return found
+
+    def place(
+        self,
+        model: str | None = None,
+        version: str | None = None,
+        result: str | None = None,
+        split: str | None = None,
+        epoch: str | None = None,
+    ) -> Place:
+        """The pass a page asks about, held in memory.
+
+        Raises:
+            NotFoundError: There is no such run, result, split or epoch; the message says what is there.
+        """
+        run = self.run(model, version)
+        found = self.result(run, result)
+        passes = passes_of(found)
+        name = split if split is not None else _first_split(found.datasets)
+        own = [one for one in passes if one.dataset == name]
+        if not own:
+            raise NotFoundError(f"no split {name!r} in this result (splits: {known(found.datasets)})")
+        chosen = own[-1]
+        if epoch not in {None, ""}:
+            wanted = [one for one in own if epoch == _epoch_text(one.n_epoch)]
+            if not wanted:
+                there = known(_epoch_text(one.n_epoch) for one in own)
+                raise NotFoundError(f"no epoch {epoch!r} of {name!r} in this result (epochs: {there})")
+            chosen = wanted[-1]
+        key = (found.folder, chosen.index, _stamp(chosen.path))
+        units: HeldUnits = self._passes.get_or(key, lambda: held(chosen))
+        self._let_go(key)
+        return Place(run, found, units)
+
+    def _let_go(self, used: Any) -> None:
+        """Forget the passes asked for least recently while too much is held."""
+        with self._lock:
+            total = sum(one.nbytes for one in list(self._passes.values()))
+            for key in [one for one in list(self._passes) if one != used]:
+                if total <= MOST_BYTES:
+                    break
+                gone = self._passes.pop(key, None)
+                total -= gone.nbytes if gone is not None else 0
+
+    def verdicts(self, run: RunKey) -> Verdicts:
+        """The verdicts of a run; one writer for all of this server."""
+        with self._lock:
+            return self._books.setdefault(run, Verdicts(self.store, run))
+
+    def say(self, run: RunKey, verdicts: Sequence[Verdict], author: str) -> list[Verdict]:
+        """Write verdicts down; they are what `last_said` names until the next."""
+        book = self.verdicts(run)
+        with self._lock:
+            written = book.append(verdicts)
+            self._said[(run, author)] = [one.verdict_id for one in written]
+        return written
+
+    def last_said(self, run: RunKey, author: str) -> list[str]:
+        """Ids of what an author said in the last request."""
+        return list(self._said.get((run, author), []))
+
+    def take_back(self, run: RunKey, verdicts: Sequence[Verdict], author: str) -> None:
+        """Take verdicts back, by lines of their own."""
+        book = self.verdicts(run)
+        with self._lock:
+            book.undo(verdicts, author=author)
+            self._said.pop((run, author), None)
+
+    def standing(self, run: RunKey) -> dict[Subject, Standing]:
+        """What stands of every subject of a run; read anew when a file grew."""
+        book = self.verdicts(run)
+        files = sorted(book.folder.glob("*.jsonl")) if book.folder.is_dir() else []
+        stamp = tuple((path.name, path.stat().st_size) for path in files)
+        found: dict[Subject, Standing] = self._told.get_or((run, stamp), book.standing)
+        return found
+
+
+def _first_split(datasets: list[str]) -> str:
+    for name in SPLITS:
+        if name in datasets:
+            return name
+    return datasets[0] if datasets else "val"
+
+
+def _epoch_text(epoch: int | None) -> str:
+    return "none" if epoch is None else str(epoch)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0)
+    return (stat.st_mtime_ns, stat.st_ino)

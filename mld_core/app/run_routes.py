@@ -1,0 +1,209 @@
+"""Routes of the first page and of what every page needs: session, runs, pictures, words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from mld_core import __version__
+from mld_core.app.asking import Asked, Lib, Name, Named, Pics, answer, author
+from mld_core.app.library import Library
+from mld_core.app.pictures import CHECKED, kind_of
+from mld_core.app.problems import ProblemError
+from mld_core.evaluation.diagnoses import BY_CODE
+from mld_core.evaluation.errors import NotFoundError
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.records.format.layout import RunKey
+from mld_core.views.evaluation import results_of
+from mld_core.views.reviewing import VERDICTS
+from mld_core.views.runs import SEARCH_HELP, find_runs, passes_listed
+from mld_core.views.words.texts import CATEGORY_TEXTS
+from mld_core.views.words.texts_detection import EVENTS
+
+LATELY = 1
+"""Runs up to which the page opens with the evaluation of the newest."""
+
+_WIDE = {"cache-control": "private, max-age=3600", "content-security-policy": "default-src 'none'; sandbox"}
+
+
+class Tags(BaseModel):
+    """Tags of a run."""
+
+    model: str
+    version: str
+    tags: list[Annotated[str, Field(max_length=100)]] = Field(max_length=50)
+
+
+class Note(BaseModel):
+    """A note on a run."""
+
+    model: str
+    version: str
+    note: str = Field(max_length=10_000)
+
+
+class Images(BaseModel):
+    """Where pictures lie."""
+
+    images: str | None = Field(max_length=4_000)
+    model: str | None = None
+    version: str | None = None
+    split: str | None = None
+
+
+routes = APIRouter()
+
+
+@routes.get("/session")
+def session(library: Lib, pictures: Pics, request: Request) -> Response:
+    """Who asks, and what the page opens with."""
+    runs = library.store.runs()
+    newest = library.run(None, None) if runs else None
+    opens: dict[str, Any] = {"page": "home"}
+    if newest is not None and len(runs) <= LATELY:
+        opens = {"page": "evaluation", "model": newest.model_name, "version": newest.version_name}
+    return answer(
+        {
+            "csrf": request.state.csrf,
+            "author": author(request),
+            "local": request.app.state.local,
+            "store": str(library.store.root) if request.app.state.local else None,
+            "version": __version__,
+            "open": opens,
+            "runs": len(runs),
+            "pictures": pictures.says(None, None),
+            "command": None if runs else "make demo",
+        }
+    )
+
+
+@routes.get("/runs")
+def runs(
+    library: Lib,
+    search: Annotated[str, Query(max_length=1_000)] = "",
+    sort: Annotated[str, Query(max_length=200)] = "",
+    tag: Name = None,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> Response:
+    """The runs of the store."""
+    every = library.store.runs()
+    plainly = not search.strip() and not tag and sort in {"", "-created_at"}
+    if plainly:  # rows are made of those that are shown alone
+        order = library.newest_first(every)
+        rows = [library.row(run) for run in order[offset : offset + limit]]
+        total = len(order)
+    else:
+        found = find_runs([library.row(run) for run in every], search, sort)
+        found = [row for row in found if not tag or tag in row["tags"]]
+        rows, total = found[offset : offset + limit], len(found)
+    body = {"total": total, "of": len(every), "offset": offset, "search_help": SEARCH_HELP, "runs": rows}
+    return answer(body)
+
+
+@routes.post("/runs/tags")
+def tags(library: Lib, said: Tags) -> Response:
+    """Set the tags of a run."""
+    run = library.run(said.model, said.version)
+    wanted = list(dict.fromkeys(one.strip() for one in said.tags if one.strip()))
+    library.store.update_run_info(run, tags=wanted)
+    return answer({"tags": wanted})
+
+
+@routes.post("/runs/note")
+def note(library: Lib, said: Note) -> Response:
+    """Set the note on a run."""
+    run = library.run(said.model, said.version)
+    library.store.update_run_info(run, note=said.note)
+    return answer({"note": said.note})
+
+
+@routes.get("/run")
+def one(library: Lib, names: Named) -> Response:
+    """A run: its results and passes."""
+    run = library.run(names.model, names.version)
+    row = library.row(run)
+    results = results_of(ResultStore(library.store, run))
+    classes = library.store.run_info(run).get("class_names")
+    return answer(
+        {
+            "run": row,
+            "results": results,
+            "passes": passes_listed(library.store, run),
+            "class_names": [str(name) for name in classes] if classes else None,
+            "command": row["command"],
+            "problems": [] if not results else library.result(run, None).problems,
+        }
+    )
+
+
+@routes.get("/vocabulary")
+def vocabulary() -> Response:
+    """Categories, findings and verdicts in words."""
+    return answer(
+        {
+            "categories": [vars(one) for one in CATEGORY_TEXTS],
+            "findings": [
+                {
+                    "code": one.code,
+                    "title": one.title,
+                    "severity": one.severity,
+                    "why": one.when,
+                    "action": one.action,
+                }
+                for one in BY_CODE.values()
+            ],
+            "verdicts": [
+                {"kind": kind, "title": title, "means": means, "key": str(key)}
+                for key, (kind, (title, means)) in enumerate(VERDICTS.items(), 1)
+            ],
+            "events": EVENTS,
+        }
+    )
+
+
+@routes.get("/pictures")
+def said(library: Lib, pictures: Pics, names: Named) -> Response:
+    """Where pictures come from."""
+    return answer(pictures.says(*_place(library, names)))
+
+
+@routes.post("/pictures")
+def set_pictures(library: Lib, pictures: Pics, wish: Images) -> Response:
+    """Take pictures from elsewhere."""
+    names = Asked(wish.model, wish.version, None, wish.split, None)
+    run, split = _place(library, names)
+    try:
+        pictures.set(wish.images or None)
+    except ValueError as error:
+        raise ProblemError(400 if pictures.allowed else 403, str(error)) from error
+    ids = library.some_ids(run, split, CHECKED) if run is not None and split is not None else []
+    return answer({**pictures.says(run, split), **pictures.check(split or "val", ids)})
+
+
+@routes.get("/picture")
+def picture(
+    library: Lib,
+    pictures: Pics,
+    names: Named,
+    id: Annotated[str, Query(max_length=4_000)],  # noqa: A002  as in the address
+    size: str = "thumb",
+) -> Response:
+    """The picture of a sample."""
+    run = library.run(names.model, names.version)
+    data = pictures.find(run, names.split or "val", id, full=size == "full")
+    kind = None if data is None else kind_of(data)
+    if data is None or kind is None:
+        raise ProblemError(404, "there is no picture of this sample")
+    return Response(data, media_type=kind, headers=_WIDE)
+
+
+def _place(library: Library, names: Asked) -> tuple[RunKey | None, str | None]:
+    try:
+        run = library.run(names.model, names.version)
+    except NotFoundError:
+        return None, None
+    return run, names.split or library.first_split(run)

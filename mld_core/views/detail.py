@@ -1,0 +1,237 @@
+"""One unit with its evidence: probabilities, neighbours with labels, its history, the boxes of its image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS
+from mld_core.evaluation.diagnoses import BY_CODE
+from mld_core.evaluation.errors import NotFoundError
+from mld_core.evaluation.results.result import Result
+from mld_core.records.store.verdicts import Subject
+from mld_core.views.cards import Told, cards, named_class, spoken
+from mld_core.views.evaluation import boxed
+from mld_core.views.pictures import canvases
+from mld_core.views.selection import HeldUnits
+from mld_core.views.stored import probabilities
+from mld_core.views.tables import plain
+from mld_core.views.units import PassUnits, passes_of
+from mld_core.views.words.sentences import column_text, literal, title
+
+NEIGHBOURS = 10
+FRAME_UNITS = 300
+EPOCHS = 60
+GONE = "The logits of this pass are not stored (any more)."
+OF_BOXES = "Records hold no probabilities of boxes but their score."
+_OURS = frozenset(item.name for item in (*BASE_FIELDS, *STAGE_FIELDS))
+
+
+def find_row(units: HeldUnits, input_id: str) -> int:
+    """The first row of a sample.
+
+    Raises:
+        NotFoundError: The pass has no such sample.
+    """
+    found = pc.index(units.column("input_id"), pa.scalar(input_id, pa.string())).as_py()
+    if found is None or found < 0:
+        raise NotFoundError(f"{units.dataset!r} has no sample {input_id!r} in this result")
+    return int(found)
+
+
+def sample(units: HeldUnits, row: int, told: Told, siblings: Sequence[PassUnits] = ()) -> dict[str, Any]:
+    """A unit with its evidence; see docs/app.md.
+
+    Args:
+        units: The pass.
+        row: Its row.
+        told: What people said.
+        siblings: Other passes of the result, where neighbours may lie.
+
+    Raises:
+        NotFoundError: There is no such row.
+    """
+    if not 0 <= row < units.rows:
+        raise NotFoundError(f"row {row}: the pass has {units.rows:,} units")
+    names, boxes = units.result.class_names, boxed(units.result)
+    card = cards(units, [row], told)[0]
+    raw = units.take([row], ["diagnosis", "neighbour_ids", "recommended_action"])[0]
+    subject = Subject(units.dataset, card["id"], card.get("gt_idx"))
+    heard = told.standing.get(subject)
+    likely = [] if boxes else probabilities(units, row)
+    return {
+        "sample": card,
+        "why": card["why"],
+        "action": raw["recommended_action"],
+        "text": sentences(card, units),
+        "probabilities": [
+            {
+                **(named_class(number, names) or {}),
+                "p": p,
+                "truth": card["truth"] is not None and card["truth"]["class"] == number,
+            }
+            for number, p in likely
+        ],
+        "probabilities_missing": OF_BOXES if boxes else None if likely else GONE,
+        "neighbours": neighbours(units, raw["neighbour_ids"] or [], siblings),
+        "history": history(units.result, units, card["id"], row),
+        "findings": [
+            {
+                "code": code,
+                "title": BY_CODE[code].title,
+                "why": BY_CODE[code].when,
+                "action": BY_CODE[code].action,
+                "severity": BY_CODE[code].severity,
+            }
+            for code in raw["diagnosis"] or []
+            if code in BY_CODE
+        ],
+        "fields": own_fields(units, row),
+        "verdicts": [spoken(one, told, names) for one in heard.heard] if heard is not None else [],
+        "conflict": heard is not None and heard.conflict,
+        "frame": frame_of(units, card["id"], told) if boxes else None,
+    }
+
+
+def sentences(card: Mapping[str, Any], units: HeldUnits) -> list[str]:
+    """What is known of a unit, in sentences."""
+    made = []
+    if card["error_proba"] is not None:
+        made.append(f"Error probability {card['error_proba']:.0%}.".replace("%", " %"))
+    near = units.take([card["row"]], ["local_error_rate", "ambiguity", "label_quality"])[0]
+    rate = plain(near["local_error_rate"])
+    if rate is not None:
+        made.append(f"Around it {rate:.0%} are wrong.".replace("%", " %"))
+    if plain(near["label_quality"]) is not None:
+        made.append(f"Label quality {near['label_quality']:.3f} (0 worst, 1 best).")
+    if card["category"]:
+        made.append(f"Category: {card['category'].replace('_', ' ')}.")
+    return made
+
+
+def neighbours(
+    units: HeldUnits, ids: Sequence[str], siblings: Sequence[PassUnits] = ()
+) -> list[dict[str, Any]]:
+    """The nearest samples with their labels, nearest first; those of other splits are looked up there.
+
+    Args:
+        units: The pass.
+        ids: Their input ids.
+        siblings: Other passes of the result.
+    """
+    wanted = list(dict.fromkeys(ids))[:NEIGHBOURS]
+    names = units.result.class_names
+    found: dict[str, dict[str, Any]] = {}
+    for place in [units, *siblings]:
+        missing = [one for one in wanted if one not in found]
+        if not missing:
+            break
+        inside = pc.is_in(place.column("input_id"), pa.array(missing, pa.string()))
+        rows = np.flatnonzero(np.asarray(inside.to_numpy(zero_copy_only=False), np.bool_))
+        for row, one in zip(
+            rows.tolist(),
+            place.take(rows.tolist(), ["input_id", "gt", "prediction", "is_error"]),
+            strict=True,
+        ):
+            found.setdefault(
+                str(one["input_id"]),
+                {
+                    "id": str(one["input_id"]),
+                    "row": row if place is units else None,
+                    "truth": named_class(one["gt"], names),
+                    "said": named_class(one["prediction"], names),
+                    "wrong": one["is_error"],
+                    "split": place.dataset,
+                },
+            )
+    unknown = {"row": None, "truth": None, "said": None, "wrong": None, "split": None}
+    return [found.get(one, {"id": one, **unknown}) for one in wanted]
+
+
+def history(result: Result, units: HeldUnits, input_id: str, row: int) -> list[dict[str, Any]]:
+    """What the model said of the sample in each evaluated epoch of the split, oldest first.
+
+    Args:
+        result: The result.
+        units: The pass that is shown.
+        input_id: The sample.
+        row: Its row in the pass.
+    """
+    if boxed(result):
+        return []
+    made = []
+    read = ("prediction", "is_error", "confidence", "error_proba", "loss", "input_id")
+    for one in [place for place in passes_of(result) if place.dataset == units.dataset][-EPOCHS:]:
+        if one.index == units.index:
+            rows = [row]
+        else:
+            found = pc.index(one.column("input_id"), pa.scalar(input_id, pa.string())).as_py()
+            rows = [found] if found is not None and found >= 0 else []
+        made += [
+            {
+                "epoch": one.n_epoch,
+                "said": named_class(unit["prediction"], result.class_names),
+                "wrong": unit["is_error"],
+                **{name: plain(unit[name]) for name in ("confidence", "error_proba", "loss")},
+            }
+            for unit in (units if one.index == units.index else one).take(rows, read)
+        ]
+    return made
+
+
+def own_fields(units: HeldUnits, row: int) -> list[dict[str, Any]]:
+    """The user's own columns of a unit, each with the filter of its value."""
+    schema = units.schema
+    known = _OURS | _box_columns(units)
+    names = [item.name for item in schema if item.name not in known and not pa.types.is_nested(item.type)]
+    if not names:
+        return []
+    unit = units.take([row], names)[0]
+    return [
+        {
+            "name": name,
+            "title": title(name),
+            "value": plain(value) if not isinstance(value, str) else value,
+            "filter": f"{column_text(name)} is null"
+            if value is None
+            else f"{column_text(name)} = {literal(value)}",
+        }
+        for name, value in unit.items()
+        if value is None or isinstance(value, str | bool | int | float)
+    ]
+
+
+def _box_columns(units: HeldUnits) -> frozenset[str]:
+    """Columns a detection's table has of ours: they stand before the user's, beside the stages'."""
+    if not boxed(units.result):
+        return frozenset()
+    names = units.schema.names
+    last = max((names.index(name) for name in ("suspicion", "detail") if name in names), default=-1)
+    return frozenset(names[: last + 1])
+
+
+def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
+    """All boxes of an image, errors first."""
+    inside = pc.equal(units.column("input_id"), pa.scalar(input_id, pa.string()))
+    rows = np.flatnonzero(np.asarray(inside.to_numpy(zero_copy_only=False), np.bool_))
+    order = units.errors[rows] != 1
+    rows = rows[np.argsort(order, kind="stable")]
+    canvas = canvases(units, [input_id]).get(input_id) if units.result.task == "detection" else None
+    size = None if canvas is None or not canvas.width else [canvas.width, canvas.height]
+    found = cards(units, rows[:FRAME_UNITS].tolist(), told)
+    if canvas is not None and not canvas.straight:
+        for one in found:
+            for name in ("box", "truth_box"):
+                one[name] = None if one[name] is None else canvas.placed(one[name])
+    return {
+        "id": input_id,
+        "units": found,
+        "left_out": max(0, len(rows) - FRAME_UNITS),
+        "errors": int((units.errors[rows] == 1).sum()),
+        "n": len(rows),
+        "size": size,
+    }
