@@ -94,15 +94,15 @@ def sync(
 def _send(
     job: Uploader, ranks: list[SealedRank], progress: Progress, task: TaskID, *, as_json: bool
 ) -> list[Outcome]:
-    """Send them one by one; what was done is printed also where the service goes away meanwhile."""
+    """Send them, a few at once; what was done is printed also where the service goes away meanwhile."""
     outcomes: list[Outcome] = []
     through = 0
     try:
-        for number, rank in enumerate(ranks):
-            progress.update(task, description=f"{number + 1}/{len(ranks)} {rank.label}")
-            outcomes.append(job.send(rank))
-            through += rank.bytes
-            progress.update(task, completed=through)  # files the service had count, too
+        for rank, outcome in zip(ranks, job.send_all(ranks), strict=True):
+            outcomes.append(outcome)
+            through += rank.bytes  # files the service had count, too
+            label = f"{len(outcomes)}/{len(ranks)} {rank.label}"
+            progress.update(task, description=label, completed=through)
     finally:
         progress.stop()
         rows = [_row(*one) for one in zip(ranks, outcomes, strict=False)]

@@ -37,6 +37,11 @@ digits.
    the manifest says, or not Parquet we accept. 503 with `Retry-After`: the check of the files has not
    finished; post again.
 
+**Small ranks** (from 1.2 on) go up whole: `POST /v1/runs/{run_id}/ranks` with a body of at most
+`MAX_RANK_BYTES` and its line: `{"files": [["<sha256>", <bytes>], ...]}` and a line end, then the bytes of
+those files one after another, the rank's seal.json last. The answers are those of a seal; nothing is kept of
+a rank that is not sealed.
+
 **Downloads.** `GET /v1/blobs/{sha256}` with an optional single `Range: bytes=a-b`.
 
 **Evaluations.** `POST /v1/runs/{run_id}/evaluations` answers 202 and a `Job`, the one that is there where the
@@ -63,9 +68,11 @@ else:
         from typing import TypedDict
 
 PROTOCOL_MAJOR = 1
-PROTOCOL_MINOR = 1
+PROTOCOL_MINOR = 2
 MANIFESTS_SINCE = SEARCHES_SINCE = 1
 """The minor in which manifests became blobs, and lists are ordered and searched by the service."""
+RANKS_SINCE = 2
+"""The minor in which a small rank goes up in one request."""
 PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 
 HEADER_PROTOCOL = "MLD-Protocol"
@@ -86,6 +93,10 @@ MAX_BODY_BYTES = 256 << 10
 """The largest JSON body a server takes."""
 MAX_SEAL_BYTES = 64 << 20
 """The largest manifest: of a rank with ten thousands of parts."""
+MAX_RANK_BYTES = 8 << 20
+"""The most bytes of all files of a rank that goes up in one request."""
+MAX_RANK_HEAD = 256 << 10
+"""The longest line before them."""
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -333,6 +344,7 @@ ROUTES: tuple[Route, ...] = (
     Route("PUT", "/v1/blobs/{sha256}", "write", "Upload a blob, or continue an upload."),
     Route("GET", "/v1/blobs/{sha256}", "read", "Download a blob."),
     Route("POST", "/v1/runs/{run_id}/seals", "write", "Seal one rank of a pass."),
+    Route("POST", "/v1/runs/{run_id}/ranks", "write", "Send all files of a small rank, and seal it."),
     Route("GET", "/v1/runs/{run_id}/passes", "read", "List the passes of a run."),
     Route("GET", "/v1/runs/{run_id}/passes/{pass_id}", "read", "One pass with its manifests and files."),
     Route("POST", "/v1/runs/{run_id}/evaluations", "write", "Ask for an evaluation."),

@@ -34,8 +34,10 @@ import requests  # noqa: E402
 import store_factory  # noqa: E402
 from server_parts import ServerProcess  # noqa: E402
 
+from mld_core.records.format.manifest import fsync_dir  # noqa: E402
 from mld_core.service.client.api import Client  # noqa: E402
-from mld_core.service.client.sealed import LocalFile  # noqa: E402
+from mld_core.service.client.sealed import LocalFile, SealedRank  # noqa: E402
+from mld_core.service.client.uploader import Uploader  # noqa: E402
 
 RATE = 200
 
@@ -103,6 +105,48 @@ def uploads(server: ServerProcess, folder: Path, megabytes: int, rounds: int) ->
             f"{middle['hashed'] / middle['upload']:.2f}",
         ]
     ]
+
+
+def small_passes(server: ServerProcess, folder: Path, passes: int, rounds: int) -> list[list[str]]:
+    """Rows of the table: passes a second through `mld sync`'s uploader, and of their files written and fsynced."""
+    factory = store_factory.StoreFactory(folder / "small")
+    run = factory.run("small")
+    for epoch in range(passes):
+        factory.add_pass(run, "val", store_factory.make_data(100, seed=epoch), n_epoch=epoch)
+    written, sent = [], []
+    for number in range(rounds + 1):
+        job = Uploader(
+            factory.store, Client(server.url, server.new_key("read", "write", organization=f"{number}"))
+        )
+        ranks = job.plan([run])
+        copies = folder / f"copies{number}"
+        first = seconds(lambda ranks=ranks, copies=copies: written_files(ranks, copies))
+        second = seconds(
+            lambda job=job, ranks=ranks: [one for one in job.send_all(ranks) if one.state != "uploaded"]
+        )
+        if number:  # the first round warms up
+            written.append(first)
+            sent.append(second)
+        shutil.rmtree(copies)
+    ratios = [first / second for first, second in zip(written, sent, strict=True)]
+    files, size = (
+        sum(len(rank.files) + 1 for rank in ranks),
+        sum(rank.bytes + len(rank.text) for rank in ranks),
+    )
+    what = f"{passes} passes, {files} files, {size / 1e6:.1f} MB"
+    speeds = [f"{passes / statistics.median(taken):.0f}" for taken in (written, sent)]
+    return [[what, *speeds, f"{statistics.median(ratios):.2f}"]]
+
+
+def written_files(ranks: list[SealedRank], target: Path) -> None:
+    """Write the files of ranks, a folder each, and make files and folders durable."""
+    target.mkdir()
+    for number, rank in enumerate(ranks):
+        folder = target / str(number)
+        folder.mkdir()
+        for file in (*(one.path for one in rank.files), rank.folder / "seal.json"):
+            durable_copy(file, folder / f"{file.parent.name}-{file.name}")
+        fsync_dir(folder)
 
 
 def read_loop(url: str, key: str, paths: list[str], duration: float) -> None:
@@ -195,6 +239,9 @@ def main() -> None:
                 ],
                 rows,
             )
+            few = small_passes(server, folder, 20 if options.quick else 100, 1 if options.quick else 3)
+            head = ["small passes", "written and fsynced, a second", "sent, a second", "sent / written"]
+            table += "\n\n" + markdown(head, few)
             lines = reads(server, folder, 2 if options.quick else 10)
             table += "\n\n" + markdown(
                 ["reads, 200/s asked for", "answered/s", "p50 ms", "p99 ms", "slowest ms"], lines

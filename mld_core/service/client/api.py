@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from mld_core.service.client.errors import DamagedFileError, ServiceError, ServiceUnreachableError
+from mld_core.service.client.sealed import LocalFile
 from mld_core.service.client.transport import SLOW_READ_SECONDS, OnBytes, Patience, Transport, Waiting
 from mld_core.service.protocol import FALSE, HEADER_COMPLETE, HEADER_LENGTH, HEADER_OFFSET, TRUE, Whoami
 
@@ -41,6 +44,42 @@ class Client(Transport):
                 if error.name != "check-pending" or time.monotonic() > until:
                     raise
                 time.sleep(max(error.retry_after, 0.5))
+
+    def send_rank(
+        self, run_id: str, files: Sequence[LocalFile], manifest: bytes, on_bytes: OnBytes | None = None
+    ) -> tuple[bool, int]:
+        """Send all files of a small rank in one request, which seals it.
+
+        Returns:
+            Whether it was sealed now (not before), and the bytes that were sent.
+
+        Raises:
+            DamagedFileError: a file is not what its manifest says.
+            FileNotFoundError: one is gone (its features were dropped meanwhile).
+            ServiceUnreachableError, ServiceError, AuthenticationError: as `send`.
+        """
+        named = [[one.sha256, one.bytes] for one in files]
+        named.append([hashlib.sha256(manifest).hexdigest(), len(manifest)])
+        pieces = [json.dumps({"files": named}).encode() + b"\n", *map(_content, files), manifest]
+        body = b"".join(pieces)
+
+        def once() -> int:
+            path, headers = f"/v1/runs/{run_id}/ranks", {"Content-Type": "application/octet-stream"}
+            how: dict[str, Any] = {"data": body, "headers": headers, "read_seconds": SLOW_READ_SECONDS}
+            with self.send("POST", path, **how) as response:
+                return response.status_code
+
+        try:
+            status: int = self.again(once)
+        except ServiceError as error:
+            if error.name == "digest-mismatch":
+                for one in files:
+                    if file_digest(one.path) != one.sha256:
+                        raise _other_digest(one.path, file_digest(one.path)) from error
+            raise
+        if on_bytes is not None:
+            on_bytes(sum(one.bytes for one in files))
+        return status == 201, len(body)
 
     def upload(
         self, path: Path, sha256: str, size: int, on_bytes: OnBytes | None = None, *, ask: bool = False
@@ -250,9 +289,7 @@ class _Upload:
         if error.name == "digest-mismatch":
             digest = _digest(self._opened)
             if digest != self._sha256:
-                raise _damaged(
-                    self._source, f"SHA-256 {digest[:12]}…, its manifest says otherwise"
-                ) from error
+                raise _other_digest(self._source, digest) from error
             return self._moved(0, error)
         if error.status == 413 and not error.problem and length > _SMALLEST_PIECE:
             self._piece = max(_SMALLEST_PIECE, length // 8)  # a proxy's limit, not the service's
@@ -273,6 +310,18 @@ def _damaged(path: Path, why: str) -> DamagedFileError:
     return DamagedFileError(
         f"{path} is damaged ({why}) and is not uploaded; `mld doctor` lists what is damaged"
     )
+
+
+def _other_digest(path: Path, digest: str) -> DamagedFileError:
+    return _damaged(path, f"SHA-256 {digest[:12]}…, its manifest says otherwise")
+
+
+def _content(file: LocalFile) -> bytes:
+    """The bytes of a file, as many as its manifest says."""
+    content = file.path.read_bytes()
+    if len(content) != file.bytes:
+        raise _damaged(file.path, f"{len(content)} bytes, its manifest says {file.bytes}")
+    return content
 
 
 def file_digest(path: Path) -> str:

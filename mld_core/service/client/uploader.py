@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,17 @@ from mld_core.service.client.sealed import (
     service_id,
 )
 from mld_core.service.client.transport import INTERACTIVE, OnBytes
-from mld_core.service.protocol import MANIFESTS_SINCE, MAX_BODY_BYTES
+from mld_core.service.protocol import (
+    MANIFESTS_SINCE,
+    MAX_BODY_BYTES,
+    MAX_RANK_BYTES,
+    MAX_RANK_HEAD,
+    RANKS_SINCE,
+)
 
 _AT_ONCE = 4
 _ROUNDS = 4
+_MOST_FILES = MAX_RANK_HEAD // 100  # a digest and a number each
 _MOST_NAMES = MAX_BODY_BYTES - (32 << 10)  # bytes of JSON; the rest of the body is small
 _LOCAL_FACTS = frozenset({"format", "model_name", "version_name"})  # not part of what a run is
 
@@ -52,7 +59,7 @@ class Outcome:
 
 
 class Uploader:
-    """Uploads ranks of one store to one service, one at a time.
+    """Uploads ranks of one store to one service. Safe to use from several threads.
 
     Args:
         store: where the ranks lie.
@@ -78,6 +85,7 @@ class Uploader:
         self._service = ""
         self._runs: dict[RunKey, tuple[str, dict[str, Any]]] = {}
         self._lock = threading.Lock()
+        self._naming = threading.Lock()
         self.skipped = 0
 
     @property
@@ -109,6 +117,26 @@ class Uploader:
                 if rank is not None:
                     found.append(rank)
         return found
+
+    def send_all(self, ranks: Sequence[SealedRank]) -> Iterator[Outcome]:
+        """Upload ranks, a few at once; what became of each, in their order. Raises as `send`.
+
+        An error ends it when those under way are through.
+        """
+        stop = threading.Event()
+
+        def one(rank: SealedRank) -> Outcome | None:
+            return None if stop.is_set() else self.send(rank)
+
+        with ThreadPoolExecutor(_AT_ONCE, "mld-rank") as pool:
+            jobs = [pool.submit(one, rank) for rank in ranks]
+            try:
+                for job in jobs:
+                    outcome = job.result()
+                    assert outcome is not None
+                    yield outcome
+            finally:
+                stop.set()
 
     def send(self, rank: SealedRank) -> Outcome:
         """Upload one rank; that it is refused or damaged is told, not raised, and stops no other.
@@ -163,6 +191,10 @@ class Uploader:
 
     def _upload(self, rank: SealedRank) -> Outcome:
         run_id = self._run_id(rank.run)
+        if self._is_small(rank):
+            outcome = self._whole(rank, run_id)
+            if outcome is not None:
+                return outcome
         sent = self._send(list(rank.files), ask=True) if self._again else 0
         files = 0
         for number in range(_ROUNDS):
@@ -180,6 +212,23 @@ class Uploader:
         raise ServiceUnreachableError(
             f"the service at {self._client.url} keeps missing files of {rank.label} that it took before"
         )
+
+    def _is_small(self, rank: SealedRank) -> bool:
+        """Whether a rank goes up in one request; `again` asks about each file instead."""
+        whole = self._client.minor >= RANKS_SINCE and len(rank.files) < _MOST_FILES and not self._again
+        return whole and rank.bytes + len(rank.text) <= MAX_RANK_BYTES
+
+    def _whole(self, rank: SealedRank, run_id: str) -> Outcome | None:
+        """Send a rank in one request; None where that is too much for something on the way."""
+        try:
+            made, sent = self._client.send_rank(run_id, rank.files, rank.text, self._count)
+        except ServiceError as error:
+            if error.status == 413 and not error.problem:
+                return None
+            self._raise_but_conflict(rank, error)
+            made, sent = False, 0
+        self._note(rank, run_id)
+        return Outcome("uploaded", len(rank.files), sent) if made else Outcome("there")
 
     def _seal_body(self, rank: SealedRank) -> dict[str, Any]:
         """What seals a rank; its manifest is uploaded for it."""
@@ -224,13 +273,16 @@ class Uploader:
             missing = error.problem.get("missing")
             if error.name == "missing-blobs" and missing:
                 return False, {str(digest) for digest in missing}
-            meta = rank.manifest.get("meta") or {}
-            if error.name != "seal-conflict" or not (meta.get("features_dropped") or meta.get("cut")):
-                raise
-            # The same rows, but features were dropped here.
-            self._on_problem(f"{rank.label}: the service holds a fuller copy, which stays")
+            self._raise_but_conflict(rank, error)
             return False, set()
         return status == 201, set()
+
+    def _raise_but_conflict(self, rank: SealedRank, error: ServiceError) -> None:
+        """Raise an error, but for that of a rank with the same rows, whose features were dropped here."""
+        meta = rank.manifest.get("meta") or {}
+        if error.name != "seal-conflict" or not (meta.get("features_dropped") or meta.get("cut")):
+            raise error
+        self._on_problem(f"{rank.label}: the service holds a fuller copy, which stays")
 
     def _note(self, rank: SealedRank, run_id: str) -> None:
         facts = {"endpoint": self._client.url, "run_id": run_id, "bytes": rank.bytes}
@@ -245,6 +297,10 @@ class Uploader:
 
     def _run_id(self, run: RunKey) -> str:
         """The service's id of a run, which is told what run.json says now."""
+        with self._naming:
+            return self._named(run)
+
+    def _named(self, run: RunKey) -> str:
         info = {name: value for name, value in self._store.run_info(run).items() if name not in _LOCAL_FACTS}
         known = self._runs.get(run)
         if len(json.dumps(info.get("class_names"))) > _MOST_NAMES:

@@ -21,6 +21,8 @@ from mld_core.service.protocol import (
     HEADER_PROTOCOL,
     HEADER_REQUEST_ID,
     MAX_BODY_BYTES,
+    MAX_RANK_BYTES,
+    MAX_RANK_HEAD,
     MAX_SEAL_BYTES,
     PROTOCOL,
     PROTOCOL_MAJOR,
@@ -38,6 +40,7 @@ log = logging.getLogger("mld.request")
 
 _SEAL = "/v1/runs/{run_id}/seals"
 _BLOB = "/v1/blobs/{sha256}"
+_LIMITS = {_SEAL: MAX_SEAL_BYTES, "/v1/runs/{run_id}/ranks": MAX_RANK_BYTES + MAX_RANK_HEAD}
 _BIG_AT_ONCE = 3
 """Seals of one organization at once: another's slow ones hold up nobody."""
 
@@ -319,7 +322,7 @@ class Gate:
 def _json_limit(request: Request) -> int | None:
     if request.route is None or request.route.path == _BLOB:
         return None
-    return MAX_SEAL_BYTES if request.route.path == _SEAL else MAX_BODY_BYTES
+    return _LIMITS.get(request.route.path, MAX_BODY_BYTES)
 
 
 def _check_size(request: Request) -> None:

@@ -28,6 +28,7 @@ from mld_core.service.server.storage.collect import collect
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Authenticator
 from mld_core.service.server.storage.models import Audit
+from mld_core.service.server.storage.ranks import Ranks
 from mld_core.service.server.storage.seals import Sealer
 from mld_core.service.server.storage.uploads import Uploads
 
@@ -38,6 +39,7 @@ _AUDIT_ROWS = 500
 _HEALTH_SECONDS = 1.0
 _AUDIT_SECONDS = 0.5
 _SWEEP_SECONDS = 3600.0
+_SETTLE_SECONDS = 1.0
 _REAP_SECONDS = 2.0
 
 
@@ -51,6 +53,7 @@ class Service:
         self.uploads = Uploads(settings, self.database, self.storage)
         self.checks = Checks(settings, self.database, self.storage)
         self.sealer = Sealer(self.database, self.storage, self.checks)
+        self.ranks = Ranks(settings, self.database, self.storage, self.uploads, self.checks, self.sealer)
         self.jobs = Jobs(self.database, settings.lease_seconds, settings.jobs_at_once)
         self.keys = Authenticator(self.database)
         self.metrics = Metrics()
@@ -66,8 +69,10 @@ class Service:
 
     def start(self) -> None:
         """Begin the background work."""
+        self.ranks.recover()
         self.checks.start()
-        for work in (self._write_audit, self._look_after_jobs, self._sweep, *self._worker_keepers()):
+        background = (self._write_audit, self._settle, self._look_after_jobs, self._sweep)
+        for work in (*background, *self._worker_keepers()):
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -116,6 +121,13 @@ class Service:
         while not self._stop.wait(_REAP_SECONDS):
             with self._told("jobs could not be looked after"):
                 self.jobs.reap()
+
+    def _settle(self) -> None:
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(_SETTLE_SECONDS)
+            with self._told("files of ranks are not durable but in their packs"):
+                self.ranks.settle()
 
     @staticmethod
     @contextmanager

@@ -87,13 +87,13 @@ class BoundedRoute(APIRoute):
         return bounded
 
 
-def answer(content: Any) -> Response:
+def answer(content: Any, status: int = 200) -> Response:
     """JSON of our own making, as it is.
 
     What a handler returns otherwise is checked against the form in the document and turned into JSON on the
     event loop, which for a long list takes longer than to look it up.
     """
-    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
+    return Response(json.dumps(content, separators=(",", ":")), status, media_type="application/json")
 
 
 def shown(row: Any, kind: type[S], **more: Any) -> S:

@@ -211,6 +211,39 @@ async def create_seal(
     return await run_in_threadpool(_seal_out, service, seal)
 
 
+@router.post(
+    "/runs/{run_id}/ranks",
+    status_code=201,
+    response_model=protocol.Seal,
+    responses={200: {"description": "It was there"}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def create_rank(
+    run_id: forms.RunId, request: Request, service: ServiceDep, principal: PrincipalDep
+) -> Response:
+    """Take all files of a small rank in one body, and seal it: whole, or nothing of it."""
+    with service.uploads.scratch(principal) as path:
+        size = await _spooled(request, path)
+        service.metrics.received.inc(size)
+        async with service.ranks.turn(principal):
+            seal, made = await run_in_threadpool(_ranked, service, principal, run_id, path)
+    if made:
+        service.metrics.seals.inc()
+    return answer(seal, 201 if made else 200)
+
+
+def _ranked(service: Service, principal: Principal, run_id: str, path: Path) -> tuple[protocol.Seal, bool]:
+    with service.database.read() as session:
+        run = own_run(session, principal, run_id)
+    seal, made = service.ranks.add(principal, run, path)
+    return _seal_out(service, seal), made
+
+
 async def _spooled(request: Request, path: Path) -> int:
     """Write a body to a file; its size."""
     with path.open("wb", buffering=0) as file:

@@ -111,8 +111,18 @@ def _is_plain(kind: pa.DataType, lists: int) -> bool:
     )
 
 
+def check_rank(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Check all files of a rank, `names` in a folder; the last is its manifest."""
+    *names, manifest = request["names"]
+    verdicts = {name: _verdict(check_file, folder / name, request) for name in names}
+    verdicts[manifest] = {"ok": True, "manifest": True}
+    found = _verdict(_KINDS["manifest"], folder / manifest, request)
+    return {"verdicts": verdicts, "manifest": found}
+
+
 _KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "blob": check_file,
+    "rank": check_rank,
     "manifest": lambda path, _: read_manifest(path.read_bytes()),
     "seal of 1.0": lambda path, _: read_old_seal(path.read_bytes()),
 }
@@ -136,6 +146,20 @@ def allow_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
+def _verdict(kind: Callable[..., dict[str, Any]], path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """What a kind finds, or why it finds nothing."""
+    try:
+        return {"ok": True, **kind(path, request)}
+    except NoManifestError as error:
+        return {"ok": False, "invalid": error.facts}
+    except MemoryError:
+        return {"ok": False, "reason": "it takes more memory to read than is allowed"}
+    except RefusedError as error:
+        return {"ok": False, "reason": str(error)}
+    except FileNotFoundError:
+        return {"ok": False, "gone": True, "reason": "the file is gone"}
+
+
 def main() -> None:
     """Answer requests until stdin ends."""
     limit_process(int(sys.argv[1]))
@@ -144,17 +168,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         allow_cpu(request["seconds"])
-        path = Path(request["path"])
-        try:
-            answer = {"ok": True, **_KINDS[request["kind"]](path, request)}
-        except NoManifestError as error:
-            answer = {"ok": False, "invalid": error.facts}
-        except MemoryError:
-            answer = {"ok": False, "reason": "it takes more memory to read than is allowed"}
-        except RefusedError as error:
-            answer = {"ok": False, "reason": str(error)}
-        except FileNotFoundError:
-            answer = {"ok": False, "gone": True, "reason": "the file is gone"}
+        answer = _verdict(_KINDS[request["kind"]], Path(request["path"]), request)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

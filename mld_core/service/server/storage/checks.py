@@ -48,8 +48,8 @@ class CheckProcess(Child):
         memory = str(settings.check_memory_mb * MIB)
         super().__init__("mld_core.service.server.storage.check_part", memory, env={"OMP_NUM_THREADS": "1"})
 
-    def check(self, path: str, kind: str = "blob") -> dict[str, Any]:
-        """The verdict on a file; `kind` is one of `check_part`'s.
+    def check(self, path: str, kind: str = "blob", **more: Any) -> dict[str, Any]:
+        """The verdict on a file, or what else one of `check_part`'s kinds finds.
 
         Raises:
             CheckDied: it took the process down.
@@ -61,7 +61,8 @@ class CheckProcess(Child):
             seconds = self._settings.check_seconds
             limits = {"max_rows": self._settings.max_rows, "max_ratio": self._settings.max_ratio}
             decoded = self._settings.max_decoded_mb * MIB
-            self.say({"path": path, "kind": kind, "seconds": seconds, "max_decoded": decoded, **limits})
+            asked = {"path": path, "kind": kind, "seconds": seconds, "max_decoded": decoded}
+            self.say({**asked, **limits, **more})
             return self._answer(seconds * 4 + 10)
         except (OSError, CheckDied) as error:
             self.stop()
@@ -148,6 +149,24 @@ class Checks:
         Raises:
             ProblemError: others are read for too long (503).
         """
+        return self._read(path, kind) or {"ok": False, "reason": _DIED}
+
+    def rank(self, folder: Path, digests: list[str]) -> dict[str, Any]:
+        """What a check process finds in the files of a whole rank, the last of which is its manifest.
+
+        Returns:
+            `manifest`, as of `manifest`, and `verdicts` by digest.
+
+        Raises:
+            ProblemError: as `manifest`.
+        """
+        found = self._read(folder, "rank", names=digests) or self._read(folder, "rank", names=digests)
+        if found is None:
+            refused = {"ok": False, "reason": _DIED}
+            return {"manifest": refused, "verdicts": dict.fromkeys(digests, refused)}
+        return found
+
+    def _read(self, path: Path, kind: str, **more: Any) -> dict[str, Any] | None:
         if not self._reading.acquire(timeout=_MANIFEST_SECONDS):
             raise ProblemError(
                 "check-pending",
@@ -157,9 +176,9 @@ class Checks:
                 retry_after=2,
             )
         try:
-            return self._manifests.check(str(path), kind)
+            return self._manifests.check(str(path), kind, **more)
         except CheckDied:
-            return {"ok": False, "reason": _DIED}
+            return None
         finally:
             self._reading.release()
 

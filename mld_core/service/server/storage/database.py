@@ -7,10 +7,12 @@ lock in hand (`BEGIN IMMEDIATE`), so that no transaction fails half-way because 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from alembic import command
 from alembic.config import Config
@@ -18,10 +20,22 @@ from sqlalchemy import ColumnElement, Engine, Float, create_engine, event, liter
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+T = TypeVar("T")
+
 _MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _BUSY_MS = 30_000
 # One key of PostgreSQL's advisory locks, so that servers that start together migrate one after another.
 _MIGRATION_LOCK = 0x6D6C64
+
+
+@dataclass
+class _Waiting:
+    """Work that is done in a transaction with that of others."""
+
+    work: Callable[[Session], Any]
+    result: Any = None
+    error: BaseException | None = None
+    done: bool = False
 
 
 class Database:
@@ -31,6 +45,8 @@ class Database:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._write_lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._waiting: deque[_Waiting] = deque()
         options: dict[str, Any] = {"pool_size": 16, "max_overflow": 32, "pool_timeout": 30}
         if self.is_sqlite:
             if self.url.database:
@@ -94,6 +110,43 @@ class Database:
             except BaseException:
                 session.rollback()
                 raise
+
+    def together(self, work: Callable[[Session], T]) -> T:
+        """Do work in one transaction, and one fsync, with that of others who wait at the same time.
+
+        Each has a savepoint of its own: what one raises is raised to that one only.
+        """
+        mine = _Waiting(work)
+        self._waiting.append(mine)
+        with self._turn:
+            if not mine.done:
+                self._do_all()
+        if mine.error is not None:
+            raise mine.error
+        return cast("T", mine.result)
+
+    def _do_all(self) -> None:
+        taken: list[_Waiting] = []
+        try:
+            with self.write() as session:
+                while self._waiting:
+                    one = self._waiting.popleft()
+                    taken.append(one)
+                    try:
+                        with session.begin_nested():
+                            one.result = one.work(session)
+                    except Exception as error:  # noqa: BLE001  told to the one who waits for it
+                        one.error = error
+        except BaseException as error:  # nothing of it was committed
+            while not taken:
+                taken.append(self._waiting.popleft())
+            for one in taken:
+                one.error = one.error or error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for one in taken:
+                one.done = True
 
     @property
     def now(self) -> ColumnElement[float]:

@@ -91,7 +91,8 @@ def request_of(run: Run, manifest: str, found: Mapping[str, Any]) -> SealRequest
     return SealRequest(manifest, opening, opened, files, found["rows"])
 
 
-def _blobs(session: Session, organization_pk: int, digests: Iterable[str]) -> dict[str, Blob]:
+def blobs_of(session: Session, organization_pk: int, digests: Iterable[str]) -> dict[str, Blob]:
+    """The blobs of an organization among these digests."""
     wanted = sorted(set(digests))
     found: dict[str, Blob] = {}
     for start in range(0, len(wanted), _CHUNK):
@@ -144,27 +145,26 @@ class Sealer:
         Raises:
             ProblemError: files are missing, unchecked or refused, or the rank is sealed with other files.
         """
-        stored = self._existing(run, request)
+        stored = self.existing(run, request)
         if stored is not None:
             return stored, False
-        blobs = self._checked(principal, request)
-        refused = _compare(request, blobs, str(run.info.get("task") or "classification"))
-        if refused:
-            raise ProblemError(
-                "refused-part",
-                f"{len(refused)} of {len(request.files)} files are refused: {refused[0]['reason']}",
-                value=refused[0]["sha256"],
-                expectation="Parquet files as the recorder writes them, with the rows the manifest says",
-                fix="upload the files of the records as they are; `mld doctor` finds damaged ones",
-                refused=refused[:100],
-            )
-        try:
-            return self._commit(principal, run, request), True
-        except IntegrityError:  # somebody sealed it, made the pass, or removed a file, a moment ago
-            stored = self._existing(run, request)
-            return (stored, False) if stored is not None else (self._commit(principal, run, request), True)
+        raise_refused(request, self._checked(principal, request), run)
 
-    def _existing(self, run: Run, request: SealRequest) -> Seal | None:
+        def work(session: Session) -> Seal:
+            return self.insert(session, principal, run, request)
+
+        try:
+            return self._database.together(work), True
+        except IntegrityError:  # somebody sealed it, made the pass, or removed a file, a moment ago
+            stored = self.existing(run, request)
+            return (stored, False) if stored is not None else (self._database.together(work), True)
+
+    def existing(self, run: Run, request: SealRequest) -> Seal | None:
+        """The seal of this rank that is there.
+
+        Raises:
+            ProblemError: it is of other files.
+        """
         query = (
             select(Seal)
             .join(Pass, Pass.pk == Seal.pass_pk)
@@ -189,7 +189,7 @@ class Sealer:
     def _checked(self, principal: Principal, request: SealRequest) -> dict[str, Blob]:
         digests = {request.manifest, *(one.sha256 for one in request.files)}
         with self._database.read() as session:
-            blobs = _blobs(session, principal.organization_pk, digests)
+            blobs = blobs_of(session, principal.organization_pk, digests)
         if digests - set(blobs):
             raise _missing(digests - set(blobs), len(digests))
         waiting = [sha256 for sha256, blob in blobs.items() if blob.state == "stored"]
@@ -197,7 +197,7 @@ class Sealer:
             return blobs
         self._checks.wait(principal.organization_pk, principal.organization_id, waiting, _CHECK_SECONDS)
         with self._database.read() as session:
-            blobs |= _blobs(session, principal.organization_pk, waiting)
+            blobs |= blobs_of(session, principal.organization_pk, waiting)
         left = {sha256 for sha256, blob in blobs.items() if blob.state == "stored"}
         gone = {sha256 for sha256 in left if not self._checks.there(principal.organization_id, sha256)}
         if gone:
@@ -206,48 +206,53 @@ class Sealer:
             raise _pending(len(left), len(digests))
         return blobs
 
-    def _commit(self, principal: Principal, run: Run, request: SealRequest) -> Seal:
+    @staticmethod
+    def insert(session: Session, principal: Principal, run: Run, request: SealRequest) -> Seal:
+        """Add a seal with all its files, in the transaction of a session.
+
+        Raises:
+            ProblemError: files are missing or unchecked. IntegrityError: it was sealed a moment ago.
+        """
         digests = {request.manifest, *(one.sha256 for one in request.files)}
-        with self._database.write() as session:
-            # Once more: what nobody needed may have been removed since it was looked at.
-            blobs = _blobs(session, principal.organization_pk, digests)
-            if digests - set(blobs):
-                raise _missing(digests - set(blobs), len(digests))
-            left = sum(blob.state == "stored" for blob in blobs.values())
-            if left:
-                raise _pending(left, len(digests))
-            owner = session.scalar(select(Pass).where(*_place(run, request)))
-            if owner is None:
-                names = {
-                    "dataset_type": request.opened.dataset_type,
-                    "epoch": request.epoch,
-                    "pass_no": request.opened.pass_no,
-                }
-                owner = Pass(id=new_id("pass"), run_pk=run.pk, **names, created_at=utc_now())
-                session.add(owner)
-                session.flush()
-            seal = Seal(
-                id=new_id("seal"),
-                pass_pk=owner.pk,
-                attempt=request.opened.attempt,
-                rank_no=request.opened.rank,
-                world_size=request.opened.world_size,
-                manifest={},
-                manifest_blob_pk=blobs[request.manifest].pk,
-                opening=request.opening,
-                rows=request.rows,
-                bytes=sum(one.bytes for one in request.files),
-                digest=request.digest,
-                created_at=utc_now(),
-            )
-            session.add(seal)
+        # Once more: what nobody needed may have been removed since it was looked at.
+        blobs = blobs_of(session, principal.organization_pk, digests)
+        if digests - set(blobs):
+            raise _missing(digests - set(blobs), len(digests))
+        left = sum(blob.state == "stored" for blob in blobs.values())
+        if left:
+            raise _pending(left, len(digests))
+        owner = session.scalar(select(Pass).where(*_place(run, request)))
+        if owner is None:
+            names = {
+                "dataset_type": request.opened.dataset_type,
+                "epoch": request.epoch,
+                "pass_no": request.opened.pass_no,
+            }
+            owner = Pass(id=new_id("pass"), run_pk=run.pk, **names, created_at=utc_now())
+            session.add(owner)
             session.flush()
-            rows = [
-                {"blob_pk": blobs[one.sha256].pk, "part": one.part, "family": one.family, "rows": one.rows}
-                for one in request.files
-            ]
-            if rows:
-                session.execute(insert(SealFile).values(seal_pk=seal.pk), rows)
+        seal = Seal(
+            id=new_id("seal"),
+            pass_pk=owner.pk,
+            attempt=request.opened.attempt,
+            rank_no=request.opened.rank,
+            world_size=request.opened.world_size,
+            manifest={},
+            manifest_blob_pk=blobs[request.manifest].pk,
+            opening=request.opening,
+            rows=request.rows,
+            bytes=sum(one.bytes for one in request.files),
+            digest=request.digest,
+            created_at=utc_now(),
+        )
+        session.add(seal)
+        session.flush()
+        rows = [
+            {"blob_pk": blobs[one.sha256].pk, "part": one.part, "family": one.family, "rows": one.rows}
+            for one in request.files
+        ]
+        if rows:
+            session.execute(insert(SealFile).values(seal_pk=seal.pk), rows)
         return seal
 
 
@@ -272,6 +277,20 @@ def _pending(count: int, total: int) -> ProblemError:
         fix="send the seal again",
         retry_after=2,
     )
+
+
+def raise_refused(request: SealRequest, blobs: Mapping[str, Blob], run: Run) -> None:
+    """Raise ProblemError where files are not what their manifest says, or not what we accept."""
+    refused = _compare(request, blobs, str(run.info.get("task") or "classification"))
+    if refused:
+        raise ProblemError(
+            "refused-part",
+            f"{len(refused)} of {len(request.files)} files are refused: {refused[0]['reason']}",
+            value=refused[0]["sha256"],
+            expectation="Parquet files as the recorder writes them, with the rows the manifest says",
+            fix="upload the files of the records as they are; `mld doctor` finds damaged ones",
+            refused=refused[:100],
+        )
 
 
 def _compare(request: SealRequest, blobs: Mapping[str, Blob], task: str) -> list[dict[str, str]]:

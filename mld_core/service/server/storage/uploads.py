@@ -181,7 +181,7 @@ class Uploads:
         Raises:
             ProblemError: too large, busy, the wrong offset, no room.
         """
-        self._check_room(principal, sha256, length, offset)
+        self.check_room(principal, sha256, length, offset)
         place = (principal.organization_id, sha256)
         with self._lock:
             self._check_free(place)
@@ -217,7 +217,8 @@ class Uploads:
                 retry_after=1,
             )
 
-    def _check_room(self, principal: Principal, sha256: str, length: int, offset: int) -> None:
+    def check_room(self, principal: Principal, sha256: str, length: int, offset: int) -> None:
+        """Raise ProblemError where there is no room for a blob, or for so many bytes in all."""
         if length > self._settings.max_blob_mb * MIB:
             raise ProblemError(
                 "too-large",
@@ -367,7 +368,7 @@ class Uploads:
         """
         if self.complete_size(principal, sha256) is not None:
             return
-        self._check_room(principal, sha256, len(content), 0)
+        self.check_room(principal, sha256, len(content), 0)
         with self.scratch(principal) as path, full_disk_told():
             with path.open("wb") as file:
                 file.write(content)

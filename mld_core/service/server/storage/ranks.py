@@ -1,0 +1,297 @@
+"""Whole ranks: all files of a small one come in one body, are checked together and committed with their seal.
+
+The body is a line of JSON, `{"files": [["<sha256>", <bytes>], ...]}`, then the bytes of those files one after
+another, the rank's seal.json last. It is kept as it came, a *pack*, and made durable by one fsync; the files
+are then laid into the storage without any, and database rows and seal follow in one transaction. A moment
+later, off every request, the files are made durable too and the pack goes. A server that starts lays out
+again what the packs it finds hold, so that not even a machine that lost its power has lost a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from mld_core.records.format.manifest import TMP_PREFIX, fsync_dir, tmp_name, utc_now, work_folder
+from mld_core.service.protocol import MAX_RANK_HEAD, SHA256
+from mld_core.service.server.json_text import loads
+from mld_core.service.server.problems import ProblemError
+from mld_core.service.server.settings import Settings
+from mld_core.service.server.storage.backends import Storage
+from mld_core.service.server.storage.checks import Checks
+from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.keys import Principal
+from mld_core.service.server.storage.models import Blob, Organization, Run, Seal
+from mld_core.service.server.storage.seals import Sealer, SealRequest, blobs_of, raise_refused, request_of
+from mld_core.service.server.storage.uploads import Uploads, full_disk_told
+
+log = logging.getLogger("mld.server")
+
+_AT_ONCE = 4
+_PACK = "pack-"
+_SETTLE_MANY = 24
+"""More files than this are made durable by one sync of the machine instead of an fsync each."""
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """One file of a pack, and where it stands in it."""
+
+    sha256: str
+    start: int
+    bytes: int
+
+
+def read_head(path: Path) -> list[PackedFile]:
+    """The files of a pack, the manifest last.
+
+    Raises:
+        ProblemError: it is no pack, or its bytes are not those it names.
+    """
+    with path.open("rb") as file:
+        line = file.readline(MAX_RANK_HEAD + 1)
+        size = os.fstat(file.fileno()).st_size
+    try:
+        named = loads(line)["files"] if line.endswith(b"\n") else []
+        files = [(str(sha256), size) for sha256, size in named]
+    except (ValueError, KeyError, TypeError):
+        files = []
+    if not files or any(
+        SHA256.fullmatch(sha256) is None or type(count) is not int or count < 0 for sha256, count in files
+    ):
+        raise _no_rank("its first line does not name its files")
+    at, found = len(line), []
+    for sha256, count in files:
+        found.append(PackedFile(sha256, at, count))
+        at += count
+    if at != size:
+        raise _no_rank(f"it has {size} bytes, its files and their line {at}")
+    return found
+
+
+def _no_rank(detail: str) -> ProblemError:
+    return ProblemError(
+        "bad-request",
+        f"the body is no rank: {detail}",
+        expectation='a line {"files": [["<sha256>", <bytes>], ...]}, then the bytes of those files',
+        fix="send the files of one rank, its seal.json last",
+    )
+
+
+def unpack(path: Path, files: Iterable[PackedFile], folder: Path) -> None:
+    """Write the files of a pack into a folder, each under its digest.
+
+    Raises:
+        ProblemError: bytes have another digest than their name.
+    """
+    with path.open("rb") as pack:
+        for one in files:
+            pack.seek(one.start)
+            content = pack.read(one.bytes)
+            if hashlib.sha256(content).hexdigest() != one.sha256:
+                raise ProblemError(
+                    "digest-mismatch",
+                    "the bytes of a file have another SHA-256 than its name; nothing was kept",
+                    value=one.sha256,
+                    expectation="the bytes the rank was sealed with",
+                    fix="read the file again and send the rank again",
+                )
+            (folder / one.sha256).write_bytes(content)
+
+
+class _Together:
+    """One fsync of a folder for all who wait for it at the same time."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._through = 0
+
+    def sync(self, folder: Path) -> None:
+        """Return when an fsync that began after this call is through."""
+        seen = self._through
+        with self._turn:
+            if self._through < seen + 2:  # else the last one began while this call waited
+                fsync_dir(folder)
+                self._through += 1
+
+
+class Ranks:
+    """Takes whole ranks. Thread-safe."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        storage: Storage,
+        uploads: Uploads,
+        checks: Checks,
+        sealer: Sealer,
+    ) -> None:
+        self._database, self._storage = database, storage
+        self._uploads, self._checks, self._sealer = uploads, checks, sealer
+        self._root = settings.folder("spool")
+        self._folders: dict[str, _Together] = {}
+        self._turns: dict[int, asyncio.Semaphore] = {}
+        self._lock = threading.Lock()
+        self._unsettled: list[tuple[Path, list[Path]]] = []
+
+    def turn(self, principal: Principal) -> asyncio.Semaphore:
+        """What to hold while a rank is worked on: one organization's slow ones hold up no other's."""
+        return self._turns.setdefault(principal.organization_pk, asyncio.Semaphore(_AT_ONCE))
+
+    def add(self, principal: Principal, run: Run, body: Path) -> tuple[Seal, bool]:
+        """Seal the rank a body holds; (its row, whether it is new). The body is moved away where it is.
+
+        Raises:
+            ProblemError: as `Sealer.seal`, or the body is no rank, or a file is not what its name says.
+        """
+        files = read_head(body)
+        manifest = files[-1].sha256
+        seal = self._sealer.known(run, manifest)
+        if seal is not None:
+            return seal, False
+        self._uploads.check_room(principal, manifest, sum(one.bytes for one in files), 0)
+        with work_folder(body.parent, "rank") as folder, full_disk_told():
+            unpack(body, files, folder)
+            found = self._checks.rank(folder, [one.sha256 for one in files])
+            request = request_of(run, manifest, found["manifest"])
+            there = {one.sha256 for one in files}
+            missing = {one.sha256 for one in request.files} - there
+            if missing:
+                raise _no_rank(f"the manifest names {len(missing)} files that are not in it")
+            stored = self._sealer.existing(run, request)
+            if stored is not None:
+                return stored, False
+            blobs = {one.sha256: _blob(principal, one, found["verdicts"][one.sha256]) for one in files}
+            raise_refused(request, blobs, run)
+            pack = self._kept(principal, body)
+            paths: list[Path | None] = []
+            try:
+                self._keep_old(principal, there)
+                place = principal.organization_id
+                paths.extend(self._storage.lay(place, name, folder / name) for name in there)
+                return self._committed(principal, run, request, blobs)
+            finally:
+                with self._lock:
+                    self._unsettled.append((pack, [path for path in paths if path is not None]))
+
+    def _kept(self, principal: Principal, body: Path) -> Path:
+        """Make a body durable, as a pack."""
+        with body.open("rb") as file:
+            os.fsync(file.fileno())
+        pack = body.parent / f"{_PACK}{tmp_name('rank')}"
+        body.rename(pack)
+        with self._lock:
+            together = self._folders.setdefault(principal.organization_id, _Together())
+        together.sync(body.parent)
+        return pack
+
+    def _keep_old(self, principal: Principal, digests: set[str]) -> None:
+        """Files that were there before, and perhaps are about to be removed as nobody's, are needed now."""
+        with self._database.read() as session:
+            old = [blob.pk for blob in blobs_of(session, principal.organization_pk, digests).values()]
+        if old:
+            with self._database.write() as session:
+                session.execute(update(Blob).where(Blob.pk.in_(old)).values(created_at=utc_now()))
+
+    def _committed(
+        self, principal: Principal, run: Run, request: SealRequest, blobs: Mapping[str, Blob]
+    ) -> tuple[Seal, bool]:
+        def work(session: Session) -> Seal:
+            _note(session, principal, blobs)
+            return self._sealer.insert(session, principal, run, request)
+
+        try:
+            return self._database.together(work), True
+        except IntegrityError:  # somebody sealed it, or noted one of its files, a moment ago
+            stored = self._sealer.existing(run, request)
+            return (stored, False) if stored is not None else (self._database.together(work), True)
+
+    # -- durable, a moment later ---------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Make the files of the packs so far durable, and remove those."""
+        with self._lock:
+            packs, self._unsettled = self._unsettled, []
+        paths = [path for _, found in packs for path in found]
+        if len(paths) > _SETTLE_MANY:
+            os.sync()
+        else:
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # removed meanwhile
+                    os.fsync(file.fileno())
+            for folder in {path.parent for path in paths}:
+                fsync_dir(folder)
+        for pack, _ in packs:
+            pack.unlink(missing_ok=True)
+
+    def recover(self) -> None:
+        """Lay out what the packs hold that a server before left, as far as the database knows it."""
+        for path in self._root.glob(f"*/{TMP_PREFIX}-*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for pack in self._root.glob(f"*/{_PACK}*"):
+            try:
+                self._laid_again(pack)
+            except ProblemError as error:  # never answered: it was not durable yet
+                log.info("%s is no whole pack (%s)", pack.name, error.name)
+            pack.unlink()
+
+    def _laid_again(self, pack: Path) -> None:
+        organization_id = pack.parent.name
+        files = {one.sha256: one for one in read_head(pack)}
+        with self._database.read() as session:
+            organization = session.scalar(select(Organization).where(Organization.id == organization_id))
+            known = blobs_of(session, organization.pk, files) if organization is not None else {}
+        with work_folder(pack.parent, "rank") as folder:
+            unpack(pack, [files[name] for name in known], folder)
+            for name in known:
+                with (folder / name).open("rb") as file:
+                    os.fsync(file.fileno())
+                self._storage.take(organization_id, name, folder / name)
+
+
+def _blob(principal: Principal, file: PackedFile, verdict: dict[str, Any]) -> Blob:
+    return Blob(
+        organization_pk=principal.organization_pk,
+        sha256=file.sha256,
+        size=file.bytes,
+        state="checked" if verdict["ok"] else "refused",
+        facts=verdict,
+        created_at=utc_now(),
+    )
+
+
+def _note(session: Session, principal: Principal, blobs: Mapping[str, Blob]) -> None:
+    """Note the files that were not there, and the verdicts on those that were not checked."""
+    there = blobs_of(session, principal.organization_pk, blobs)
+    for sha256, blob in blobs.items():
+        old = there.get(sha256)
+        if old is None:
+            session.add(_copy(blob))
+        elif old.state == "stored":
+            old.state, old.facts = blob.state, blob.facts
+    grown = sum(blob.size for sha256, blob in blobs.items() if sha256 not in there)
+    session.execute(
+        update(Organization)
+        .where(Organization.pk == principal.organization_pk)
+        .values(blob_bytes=Organization.blob_bytes + grown)
+    )
+    session.flush()
+
+
+def _copy(blob: Blob) -> Blob:
+    names = ("organization_pk", "sha256", "size", "state", "facts", "created_at")
+    return Blob(**{name: getattr(blob, name) for name in names})
