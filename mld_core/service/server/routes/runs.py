@@ -276,13 +276,13 @@ def _sealed(service: Service, principal: Principal, run_id: str, path: Path, siz
 
 def _seal_out(service: Service, seal: Seal) -> protocol.Seal:
     with service.database.read() as session:
-        owner = session.scalars(select(Pass).where(Pass.pk == seal.pass_pk)).one()
+        pass_id = session.scalars(select(Pass.id).where(Pass.pk == seal.pass_pk)).one()
         ranks = session.scalars(
             select(Seal.rank_no).where(Seal.pass_pk == seal.pass_pk, Seal.attempt == seal.attempt)
         ).all()
     return {
         "seal_id": seal.id,
-        "pass_id": owner.id,
+        "pass_id": pass_id,
         "sealed_ranks": sorted(ranks),
         "world_size": seal.world_size,
         "complete": set(range(seal.world_size)) <= set(ranks),

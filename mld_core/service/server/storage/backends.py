@@ -38,8 +38,8 @@ class Storage(Protocol):
     def take(self, organization_id: str, sha256: str, path: Path) -> None:
         """Store a finished file, which may be moved away; durable on return. Storing twice is harmless."""
 
-    def lay(self, organization_id: str, sha256: str, path: Path) -> Path | None:
-        """Store a file that can be laid again: the file to be made durable, None where it is already."""
+    def lay(self, organization_id: str, sha256: str, content: bytes) -> Path | None:
+        """Store bytes that can be laid again: the file to be made durable, None where they are already."""
 
     def local(self, organization_id: str, sha256: str) -> Path:
         """A file with the blob's content, not to be changed. Raises FileNotFoundError."""
@@ -79,25 +79,26 @@ class LocalStorage:
 
     def take(self, organization_id: str, sha256: str, path: Path) -> None:
         """See `Storage`; `path` was fsynced."""
-        fsync_dir(self._placed(organization_id, sha256, path, durable=True).parent)
-
-    def lay(self, organization_id: str, sha256: str, path: Path) -> Path | None:
-        """See `Storage`."""
-        return self._placed(organization_id, sha256, path, durable=False)
-
-    def _placed(self, organization_id: str, sha256: str, path: Path, *, durable: bool) -> Path:
         target = self.root / _place(organization_id, sha256)
-        make_dirs(target.parent, fsync=durable)
+        make_dirs(target.parent)
         try:
             path.replace(target)
         except OSError:  # another disk
             tmp = target.parent / tmp_name("blob")
             shutil.copyfile(path, tmp)
-            if durable:
-                with tmp.open("rb") as file:
-                    os.fsync(file.fileno())
+            with tmp.open("rb") as file:
+                os.fsync(file.fileno())
             tmp.replace(target)
             path.unlink()
+        fsync_dir(target.parent)
+
+    def lay(self, organization_id: str, sha256: str, content: bytes) -> Path | None:
+        """See `Storage`."""
+        target = self.root / _place(organization_id, sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tmp = target.parent / tmp_name("blob")
+        tmp.write_bytes(content)
+        tmp.replace(target)
         return target
 
     def read(self, organization_id: str, sha256: str, start: int, end: int) -> Iterator[bytes]:
@@ -149,9 +150,10 @@ class S3Storage:
         path.replace(target)
         self._shrink()
 
-    def lay(self, organization_id: str, sha256: str, path: Path) -> Path | None:
+    def lay(self, organization_id: str, sha256: str, content: bytes) -> Path | None:
         """See `Storage`: what the bucket took is durable."""
-        self.take(organization_id, sha256, path)
+        with self._fs.open_output_stream(self._key(organization_id, sha256)) as to:
+            to.write(content)
         return None
 
     def local(self, organization_id: str, sha256: str) -> Path:

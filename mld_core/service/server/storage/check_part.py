@@ -8,13 +8,15 @@ then refuses it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,10 +37,16 @@ class RefusedError(ValueError):
 
 
 def check_file(path: Path, limits: dict[str, float]) -> dict[str, Any]:
+    """`check_bytes` of a file."""
+    with path.open("rb") as file:
+        return check_bytes(file, limits)
+
+
+def check_bytes(file: IO[bytes], limits: dict[str, float]) -> dict[str, Any]:
     """Read a Parquet file to the end.
 
     Args:
-        path: the file.
+        file: the file, open for reading.
         limits: `max_rows`, `max_decoded` (bytes), `max_ratio`.
 
     Returns:
@@ -47,17 +55,15 @@ def check_file(path: Path, limits: dict[str, float]) -> dict[str, Any]:
     Raises:
         RefusedError: the reason, fit for the client.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(max(0, size - 4))
-        if head[:1] == b"{":  # a manifest: read when a seal names it; no part of a pass may be one
-            return {"manifest": True}
-        if size < 12 or head != _MAGIC or file.read(4) != _MAGIC:
-            raise RefusedError("it is not a Parquet file")
+    head, size = file.read(4), file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 4))
+    if head[:1] == b"{":  # a manifest: read when a seal names it; no part of a pass may be one
+        return {"manifest": True}
+    if size < 12 or head != _MAGIC or file.read(4) != _MAGIC:
+        raise RefusedError("it is not a Parquet file")
     allowed = min(limits["max_decoded"], max(_FREE_BYTES, limits["max_ratio"] * size))
     try:
-        with pq.ParquetFile(str(path), memory_map=False, **_THRIFT) as parquet:
+        with pq.ParquetFile(file, **_THRIFT) as parquet:
             return _read(parquet, limits, allowed)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, RefusedError):
@@ -111,13 +117,15 @@ def _is_plain(kind: pa.DataType, lists: int) -> bool:
     )
 
 
-def check_rank(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Check all files of a rank, `names` in a folder; the last is its manifest."""
-    *names, manifest = request["names"]
-    verdicts = {name: _verdict(check_file, folder / name, request) for name in names}
-    verdicts[manifest] = {"ok": True, "manifest": True}
-    found = _verdict(_KINDS["manifest"], folder / manifest, request)
-    return {"verdicts": verdicts, "manifest": found}
+def check_rank(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Check all `files` of a pack, each [digest, start, bytes]; the last is its manifest."""
+    whole = memoryview(path.read_bytes())
+    *files, manifest = ((sha256, whole[at : at + count]) for sha256, at, count in request["files"])
+    verdicts = {
+        sha256: _verdict(partial(check_bytes, io.BytesIO(content), request)) for sha256, content in files
+    }
+    verdicts[manifest[0]] = {"ok": True, "manifest": True}
+    return {"verdicts": verdicts, "manifest": _verdict(lambda: read_manifest(bytes(manifest[1])))}
 
 
 _KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
@@ -146,10 +154,10 @@ def allow_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
-def _verdict(kind: Callable[..., dict[str, Any]], path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """What a kind finds, or why it finds nothing."""
+def _verdict(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a check finds, or why it finds nothing."""
     try:
-        return {"ok": True, **kind(path, request)}
+        return {"ok": True, **check()}
     except NoManifestError as error:
         return {"ok": False, "invalid": error.facts}
     except MemoryError:
@@ -168,7 +176,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         allow_cpu(request["seconds"])
-        answer = _verdict(_KINDS[request["kind"]], Path(request["path"]), request)
+        answer = _verdict(partial(_KINDS[request["kind"]], Path(request["path"]), request))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

@@ -151,8 +151,8 @@ class Checks:
         """
         return self._read(path, kind) or {"ok": False, "reason": _DIED}
 
-    def rank(self, folder: Path, digests: list[str]) -> dict[str, Any]:
-        """What a check process finds in the files of a whole rank, the last of which is its manifest.
+    def rank(self, pack: Path, files: list[tuple[str, int, int]]) -> dict[str, Any]:
+        """What a check process finds in a whole rank: (digest, start, bytes) of its files, the manifest last.
 
         Returns:
             `manifest`, as of `manifest`, and `verdicts` by digest.
@@ -160,10 +160,10 @@ class Checks:
         Raises:
             ProblemError: as `manifest`.
         """
-        found = self._read(folder, "rank", names=digests) or self._read(folder, "rank", names=digests)
+        found = self._read(pack, "rank", files=files) or self._read(pack, "rank", files=files)
         if found is None:
             refused = {"ok": False, "reason": _DIED}
-            return {"manifest": refused, "verdicts": dict.fromkeys(digests, refused)}
+            return {"manifest": refused, "verdicts": {sha256: refused for sha256, _, _ in files}}
         return found
 
     def _read(self, path: Path, kind: str, **more: Any) -> dict[str, Any] | None:

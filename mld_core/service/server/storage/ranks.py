@@ -14,18 +14,17 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mld_core.records.format.manifest import TMP_PREFIX, fsync_dir, tmp_name, utc_now, work_folder
+from mld_core.records.format.manifest import TMP_PREFIX, fsync_dir, tmp_name, utc_now
 from mld_core.service.protocol import MAX_RANK_HEAD, SHA256
 from mld_core.service.server.json_text import loads
 from mld_core.service.server.problems import ProblemError
@@ -91,25 +90,26 @@ def _no_rank(detail: str) -> ProblemError:
     )
 
 
-def unpack(path: Path, files: Iterable[PackedFile], folder: Path) -> None:
-    """Write the files of a pack into a folder, each under its digest.
+def unpacked(path: Path, files: Iterable[PackedFile]) -> dict[str, bytes]:
+    """The bytes of files of a pack, by digest.
 
     Raises:
         ProblemError: bytes have another digest than their name.
     """
-    with path.open("rb") as pack:
-        for one in files:
-            pack.seek(one.start)
-            content = pack.read(one.bytes)
-            if hashlib.sha256(content).hexdigest() != one.sha256:
-                raise ProblemError(
-                    "digest-mismatch",
-                    "the bytes of a file have another SHA-256 than its name; nothing was kept",
-                    value=one.sha256,
-                    expectation="the bytes the rank was sealed with",
-                    fix="read the file again and send the rank again",
-                )
-            (folder / one.sha256).write_bytes(content)
+    whole = memoryview(path.read_bytes())
+    found = {}
+    for one in files:
+        content = bytes(whole[one.start : one.start + one.bytes])
+        if hashlib.sha256(content).hexdigest() != one.sha256:
+            raise ProblemError(
+                "digest-mismatch",
+                "the bytes of a file have another SHA-256 than its name; nothing was kept",
+                value=one.sha256,
+                expectation="the bytes the rank was sealed with",
+                fix="read the file again and send the rank again",
+            )
+        found[one.sha256] = content
+    return found
 
 
 class _Together:
@@ -164,25 +164,21 @@ class Ranks:
         if seal is not None:
             return seal, False
         self._uploads.check_room(principal, manifest, sum(one.bytes for one in files), 0)
-        with work_folder(body.parent, "rank") as folder, full_disk_told():
-            unpack(body, files, folder)
-            found = self._checks.rank(folder, [one.sha256 for one in files])
+        with full_disk_told():
+            contents = unpacked(body, files)
+            found = self._checks.rank(body, [(one.sha256, one.start, one.bytes) for one in files])
             request = request_of(run, manifest, found["manifest"])
-            there = {one.sha256 for one in files}
-            missing = {one.sha256 for one in request.files} - there
+            missing = {one.sha256 for one in request.files} - contents.keys()
             if missing:
                 raise _no_rank(f"the manifest names {len(missing)} files that are not in it")
-            stored = self._sealer.existing(run, request)
-            if stored is not None:
-                return stored, False
             blobs = {one.sha256: _blob(principal, one, found["verdicts"][one.sha256]) for one in files}
             raise_refused(request, blobs, run)
             pack = self._kept(principal, body)
             paths: list[Path | None] = []
             try:
-                self._keep_old(principal, there)
+                self._keep_old(principal, set(contents))
                 place = principal.organization_id
-                paths.extend(self._storage.lay(place, name, folder / name) for name in there)
+                paths.extend(self._storage.lay(place, *named) for named in contents.items())
                 return self._committed(principal, run, request, blobs)
             finally:
                 with self._lock:
@@ -201,8 +197,9 @@ class Ranks:
 
     def _keep_old(self, principal: Principal, digests: set[str]) -> None:
         """Files that were there before, and perhaps are about to be removed as nobody's, are needed now."""
+        mine = (Blob.organization_pk == principal.organization_pk, Blob.sha256.in_(digests))
         with self._database.read() as session:
-            old = [blob.pk for blob in blobs_of(session, principal.organization_pk, digests).values()]
+            old = list(session.scalars(select(Blob.pk).where(*mine)))
         if old:
             with self._database.write() as session:
                 session.execute(update(Blob).where(Blob.pk.in_(old)).values(created_at=utc_now()))
@@ -211,8 +208,7 @@ class Ranks:
         self, principal: Principal, run: Run, request: SealRequest, blobs: Mapping[str, Blob]
     ) -> tuple[Seal, bool]:
         def work(session: Session) -> Seal:
-            _note(session, principal, blobs)
-            return self._sealer.insert(session, principal, run, request)
+            return self._sealer.insert(session, run, request, _noted(session, principal, blobs))
 
         try:
             return self._database.together(work), True
@@ -230,18 +226,14 @@ class Ranks:
         if len(paths) > _SETTLE_MANY:
             os.sync()
         else:
-            for path in paths:
-                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # removed meanwhile
-                    os.fsync(file.fileno())
-            for folder in {path.parent for path in paths}:
-                fsync_dir(folder)
+            _made_durable(paths)
         for pack, _ in packs:
             pack.unlink(missing_ok=True)
 
     def recover(self) -> None:
         """Lay out what the packs hold that a server before left, as far as the database knows it."""
         for path in self._root.glob(f"*/{TMP_PREFIX}-*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()
         for pack in self._root.glob(f"*/{_PACK}*"):
             try:
                 self._laid_again(pack)
@@ -255,12 +247,18 @@ class Ranks:
         with self._database.read() as session:
             organization = session.scalar(select(Organization).where(Organization.id == organization_id))
             known = blobs_of(session, organization.pk, files) if organization is not None else {}
-        with work_folder(pack.parent, "rank") as folder:
-            unpack(pack, [files[name] for name in known], folder)
-            for name in known:
-                with (folder / name).open("rb") as file:
-                    os.fsync(file.fileno())
-                self._storage.take(organization_id, name, folder / name)
+        contents = unpacked(pack, [files[name] for name in known])
+        paths = [self._storage.lay(organization_id, *named) for named in contents.items()]
+        _made_durable([path for path in paths if path is not None])
+
+
+def _made_durable(paths: list[Path]) -> None:
+    """Sync files, and the folders that were perhaps made for them: <storage>/<organization>/<two digits>."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # removed meanwhile
+            os.fsync(file.fileno())
+    for folder in {folder for path in paths for folder in path.parents[:3]}:
+        fsync_dir(folder)
 
 
 def _blob(principal: Principal, file: PackedFile, verdict: dict[str, Any]) -> Blob:
@@ -274,24 +272,21 @@ def _blob(principal: Principal, file: PackedFile, verdict: dict[str, Any]) -> Bl
     )
 
 
-def _note(session: Session, principal: Principal, blobs: Mapping[str, Blob]) -> None:
-    """Note the files that were not there, and the verdicts on those that were not checked."""
+def _noted(session: Session, principal: Principal, blobs: Mapping[str, Blob]) -> dict[str, Blob]:
+    """The rows of files: made where there was none, with the verdict where they were not checked."""
     there = blobs_of(session, principal.organization_pk, blobs)
-    for sha256, blob in blobs.items():
-        old = there.get(sha256)
-        if old is None:
-            session.add(_copy(blob))
-        elif old.state == "stored":
-            old.state, old.facts = blob.state, blob.facts
-    grown = sum(blob.size for sha256, blob in blobs.items() if sha256 not in there)
-    session.execute(
-        update(Organization)
-        .where(Organization.pk == principal.organization_pk)
-        .values(blob_bytes=Organization.blob_bytes + grown)
-    )
-    session.flush()
+    for sha256, old in there.items():
+        if old.state == "stored":
+            old.state, old.facts = blobs[sha256].state, blobs[sha256].facts
+    made = [_row(blob) for sha256, blob in blobs.items() if sha256 not in there]
+    if made:
+        there |= {blob.sha256: blob for blob in session.scalars(insert(Blob).returning(Blob), made)}
+        grown = Organization.blob_bytes + sum(row["size"] for row in made)
+        mine = Organization.pk == principal.organization_pk
+        session.execute(update(Organization).where(mine).values(blob_bytes=grown))
+    return there
 
 
-def _copy(blob: Blob) -> Blob:
+def _row(blob: Blob) -> dict[str, Any]:
     names = ("organization_pk", "sha256", "size", "state", "facts", "created_at")
-    return Blob(**{name: getattr(blob, name) for name in names})
+    return {name: getattr(blob, name) for name in names}

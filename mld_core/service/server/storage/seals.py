@@ -151,7 +151,9 @@ class Sealer:
         raise_refused(request, self._checked(principal, request), run)
 
         def work(session: Session) -> Seal:
-            return self.insert(session, principal, run, request)
+            # Once more: what nobody needed may have been removed since it was looked at.
+            digests = {request.manifest, *(one.sha256 for one in request.files)}
+            return self.insert(session, run, request, blobs_of(session, principal.organization_pk, digests))
 
         try:
             return self._database.together(work), True
@@ -207,15 +209,13 @@ class Sealer:
         return blobs
 
     @staticmethod
-    def insert(session: Session, principal: Principal, run: Run, request: SealRequest) -> Seal:
+    def insert(session: Session, run: Run, request: SealRequest, blobs: Mapping[str, Blob]) -> Seal:
         """Add a seal with all its files, in the transaction of a session.
 
         Raises:
             ProblemError: files are missing or unchecked. IntegrityError: it was sealed a moment ago.
         """
         digests = {request.manifest, *(one.sha256 for one in request.files)}
-        # Once more: what nobody needed may have been removed since it was looked at.
-        blobs = blobs_of(session, principal.organization_pk, digests)
         if digests - set(blobs):
             raise _missing(digests - set(blobs), len(digests))
         left = sum(blob.state == "stored" for blob in blobs.values())
