@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from mld_core.service.client.errors import DamagedFileError, ServiceError, ServiceUnreachableError
-from mld_core.service.client.sealed import LocalFile
 from mld_core.service.client.transport import SLOW_READ_SECONDS, OnBytes, Patience, Transport, Waiting
 from mld_core.service.protocol import FALSE, HEADER_COMPLETE, HEADER_LENGTH, HEADER_OFFSET, TRUE, Whoami
 
@@ -21,6 +20,9 @@ _ASK_FIRST = 1 << 20
 _SMALLEST_PIECE = 256 << 10
 _MISMATCHES = 4
 _CHECK_SECONDS = 1800.0
+
+NamedFile = tuple[Path, str, int]
+"""A file, its digest and its bytes."""
 
 
 class Client(Transport):
@@ -46,9 +48,15 @@ class Client(Transport):
                 time.sleep(max(error.retry_after, 0.5))
 
     def send_rank(
-        self, run_id: str, files: Sequence[LocalFile], manifest: bytes, on_bytes: OnBytes | None = None
+        self, run_id: str, files: Sequence[NamedFile], manifest: bytes, on_bytes: OnBytes | None = None
     ) -> tuple[bool, int]:
         """Send all files of a small rank in one request, which seals it.
+
+        Args:
+            run_id: the run's id at the service.
+            files: path, digest and bytes of each, as the manifest says.
+            manifest: its seal.json.
+            on_bytes: told how many bytes are through.
 
         Returns:
             Whether it was sealed now (not before), and the bytes that were sent.
@@ -58,27 +66,31 @@ class Client(Transport):
             FileNotFoundError: one is gone (its features were dropped meanwhile).
             ServiceUnreachableError, ServiceError, AuthenticationError: as `send`.
         """
-        named = [[one.sha256, one.bytes] for one in files]
+        named = [[sha256, size] for _, sha256, size in files]
         named.append([hashlib.sha256(manifest).hexdigest(), len(manifest)])
-        pieces = [json.dumps({"files": named}).encode() + b"\n", *map(_content, files), manifest]
+        pieces = [
+            json.dumps({"files": named}).encode() + b"\n",
+            *(_content(path, size) for path, _, size in files),
+            manifest,
+        ]
         body = b"".join(pieces)
 
         def once() -> int:
-            path, headers = f"/v1/runs/{run_id}/ranks", {"Content-Type": "application/octet-stream"}
+            where, headers = f"/v1/runs/{run_id}/ranks", {"Content-Type": "application/octet-stream"}
             how: dict[str, Any] = {"data": body, "headers": headers, "read_seconds": SLOW_READ_SECONDS}
-            with self.send("POST", path, **how) as response:
+            with self.send("POST", where, **how) as response:
                 return response.status_code
 
         try:
             status: int = self.again(once)
         except ServiceError as error:
             if error.name == "digest-mismatch":
-                for one in files:
-                    if file_digest(one.path) != one.sha256:
-                        raise _other_digest(one.path, file_digest(one.path)) from error
+                for path, sha256, _ in files:
+                    if file_digest(path) != sha256:
+                        raise _other_digest(path, file_digest(path)) from error
             raise
         if on_bytes is not None:
-            on_bytes(sum(one.bytes for one in files))
+            on_bytes(sum(size for _, _, size in files))
         return status == 201, len(body)
 
     def upload(
@@ -316,11 +328,11 @@ def _other_digest(path: Path, digest: str) -> DamagedFileError:
     return _damaged(path, f"SHA-256 {digest[:12]}…, its manifest says otherwise")
 
 
-def _content(file: LocalFile) -> bytes:
+def _content(path: Path, size: int) -> bytes:
     """The bytes of a file, as many as its manifest says."""
-    content = file.path.read_bytes()
-    if len(content) != file.bytes:
-        raise _damaged(file.path, f"{len(content)} bytes, its manifest says {file.bytes}")
+    content = path.read_bytes()
+    if len(content) != size:
+        raise _damaged(path, f"{len(content)} bytes, its manifest says {size}")
     return content
 
 

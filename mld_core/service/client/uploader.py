@@ -221,7 +221,8 @@ class Uploader:
     def _whole(self, rank: SealedRank, run_id: str) -> Outcome | None:
         """Send a rank in one request; None where that is too much for something on the way."""
         try:
-            made, sent = self._client.send_rank(run_id, rank.files, rank.text, self._count)
+            files = [(one.path, one.sha256, one.bytes) for one in rank.files]
+            made, sent = self._client.send_rank(run_id, files, rank.text, self._count)
         except ServiceError as error:
             if error.status == 413 and not error.problem:
                 return None
