@@ -114,12 +114,17 @@ def collect(
         raise typer.BadParameter("--max-gb is about the whole store: give no MODEL with it")
     with clear_errors():
         from mld_core.records.write.gc import gc
+        from mld_core.records.write.removal import finish_removed, sweep
         from mld_core.records.write.retention import prune
 
         opened = open_store(store)
+        if not dry_run:
+            finish_removed(opened)
         rows: list[dict[str, str | int]] = []
         failed: list[str] = []
         for run in runs_of(opened, model, version):
+            if not dry_run:
+                sweep(opened, run)
             report = gc(opened, run, dry_run=dry_run, min_age_s=min_age)
             rows += [_row(item.kind, item.path, item.bytes) for item in report.items]
             failed += report.failed

@@ -15,6 +15,7 @@ from mld_core.cli.jobs import jobs
 from mld_core.cli.ls import ls
 from mld_core.cli.report import report
 from mld_core.cli.review import review
+from mld_core.cli.rm import rm
 from mld_core.cli.serve import keys, serve, worker
 from mld_core.cli.show import show
 from mld_core.cli.sync import sync
@@ -77,6 +78,7 @@ app.command("report", short_help="A result as one HTML page, or two compared.")(
 app.add_typer(review, name="review", short_help="Verdicts on samples: give, export, apply.")
 app.command("export", short_help="Write the records of a run into a ZIP.")(export)
 app.command("gc", short_help="Remove leftovers, drop old features.")(collect)
+app.command("rm", short_help="Remove runs, epochs, results, or a sample's rows.")(rm)
 app.command("merge", short_help="Join stores of several machines.")(merge_stores)
 app.command("sync", short_help="Send recorded passes to a team's service.")(sync)
 app.command("serve", short_help="Run a server for a team.")(serve)

@@ -14,6 +14,10 @@ class ResultExistsError(ValueError):
     """A result of that name exists; results are never changed."""
 
 
+class RecordsRemovedError(ValueError):
+    """A result tells of samples that were removed while it was made."""
+
+
 class FilterError(ValueError):
     """A filter expression or a view names a column that does not exist, or cannot be read."""
 

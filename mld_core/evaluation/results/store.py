@@ -18,10 +18,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mld_core.evaluation.errors import NotFoundError, ResultExistsError, known, near
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mld_core.evaluation.errors import NotFoundError, RecordsRemovedError, ResultExistsError, known, near
 from mld_core.records.format import names
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.format.manifest import tmp_name
+from mld_core.records.format.manifest import fsync_dir, tmp_name
+from mld_core.records.format.removals import Removals, marks
 
 RESULT_FILE = "result.json"
 FORMAT = 1
@@ -108,7 +112,16 @@ class ResultStore:
 
         Returns:
             The name the result got.
+
+        Raises:
+            ResultExistsError: The name is taken.
+            RecordsRemovedError: It tells of samples that were removed while it was made.
         """
+        if mentions(folder, Removals(self.store, self.run).all()):
+            raise RecordsRemovedError(
+                f"records of {self.run.model_name!r} {self.run.version_name!r} were removed while they were "
+                "evaluated: evaluate again"
+            )
         wanted = str(info["result_name"])
         number = 1
         while True:
@@ -127,6 +140,57 @@ class ResultStore:
                 number += 1
             else:
                 return name
+
+    def mentioning(self, digests: frozenset[str]) -> list[str]:
+        """The names of the results that hold one of these samples (`id_digest` of their ids)."""
+        names_there = [str(info["result_name"]) for info in self.all()]
+        return [name for name in names_there if mentions(self.folder(name), digests)]
+
+    def remove(self, result_name: str, *, dry_run: bool = False) -> tuple[int, int]:
+        """Remove a result, wholly, or with `dry_run` only say its number of files and their bytes.
+
+        Raises:
+            NotFoundError: There is no such result.
+        """
+        folder, _ = self.load(result_name)
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        if dry_run:
+            return len(sizes), sum(sizes)
+        hidden = self.root / tmp_name("removed")
+        folder.rename(hidden)
+        fsync_dir(self.root)
+        shutil.rmtree(hidden)
+        return len(sizes), sum(sizes)
+
+
+def mentions(folder: Path, digests: frozenset[str]) -> bool:
+    """Whether a table of a result holds the id of one of these samples, in any of its columns of texts."""
+    return bool(digests) and any(_holds(path, digests) for path in sorted(folder.glob("*.parquet")))
+
+
+def _holds(path: Path, digests: frozenset[str]) -> bool:
+    with pq.ParquetFile(path) as file:
+        texts = [item.name for item in file.schema_arrow if _is_text(item.type)]
+        if not texts:
+            return False
+        return any(
+            marks(_flat(column), digests).any()
+            for batch in file.iter_batches(columns=texts)
+            for column in batch.columns
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _flat(column: pa.Array) -> pa.Array:
+    """The distinct texts of a column."""
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        column = column.flatten()
+    return column.dictionary if pa.types.is_dictionary(column.type) else column.unique()
 
 
 def find_run(store: Store, model_name: str, version_name: str) -> RunKey:

@@ -7,6 +7,7 @@ run side by side.
 """
 
 import contextlib
+import dataclasses
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ import pyarrow as pa
 from mld_core.records.format.attempts import Attempt, chain, choose, list_attempts, list_passes
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.parts import file_name
+from mld_core.records.format.removals import Removals
 from mld_core.records.format.schema import base_schema, check_family
 from mld_core.records.format.vectors import is_vector, to_fixed_size_list, vector_width
 from mld_core.records.read.dedup import DedupReport
@@ -86,7 +88,8 @@ class PassSelection:
 
     @cached_property
     def _rows(self) -> list[RankRows]:
-        return plan_rows(self._attempts, self.key.dataset_type)
+        removed = Removals(self.store, self.run).of_split(self.key.dataset_type)
+        return plan_rows(self._attempts, self.key.dataset_type, removed)
 
     @property
     def torn(self) -> list[str]:
@@ -95,8 +98,10 @@ class PassSelection:
 
     @property
     def report(self) -> DedupReport:
-        """What was left out by the rules of mld_core.records.read.dedup."""
-        return sum((source.report for source in self._rows), DedupReport())
+        """What was left out by the rules of mld_core.records.read.dedup; removed samples are not there."""
+        found = sum((source.report for source in self._rows), DedupReport())
+        gone = sum(source.removed for source in self._rows)
+        return dataclasses.replace(found, rows_read=found.rows_read - gone)
 
     @property
     def n_rows(self) -> int:

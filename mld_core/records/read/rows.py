@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from mld_core.records.format.attempts import Attempt, RankFolder
 from mld_core.records.format.manifest import FEATURES_DROPPED, PartInfo
 from mld_core.records.format.parts import damaged, file_name, open_family
+from mld_core.records.format.removals import marks, pending
 from mld_core.records.format.vectors import is_vector
 from mld_core.records.read import dedup
 from mld_core.records.read.dedup import DedupReport
@@ -39,6 +40,7 @@ class RankRows:
         offset: what is added to `unit`.
         last_unit: greatest unit that was there when the rows were planned; None = no row was looked at.
         report: what was left out.
+        removed: rows on disk of samples that were removed.
     """
 
     folder: RankFolder
@@ -50,6 +52,7 @@ class RankRows:
     offset: int = 0
     last_unit: int | None = None
     report: DedupReport = field(default_factory=DedupReport)
+    removed: int = 0
     reread: bool = False
 
     @property
@@ -127,15 +130,28 @@ def unify(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
         ) from error
 
 
-def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> list[RankRows]:
-    """Decide for every rank of every attempt of a pass which units count."""
+def plan_rows(
+    attempts: list[tuple[Attempt, int | None]], dataset_type: str, removed: frozenset[str] = frozenset()
+) -> list[RankRows]:
+    """Decide for every rank of every attempt of a pass which units count.
+
+    Args:
+        attempts: the attempts with the steps below which their rows count.
+        dataset_type: the split.
+        removed: digests of the samples that are removed from it.
+    """
     steps = [[RankRows(*folder.settled(), folder, limit) for folder in one.ranks] for one, limit in attempts]
     sources = [source for step in steps for source in step]
     if not dedup.applies(dataset_type) and len(attempts) == 1:
         for source in sources:
+            if pending(source.folder, removed):
+                source.dropped = np.sort(_take_out(source, _keys(source), removed))
             source.report = DedupReport(rows_read=sum(part.rows_of("samples") for part in source.parts))
         return sources
     keys = [_keys(source) for source in sources]
+    gone = [_take_out(source, table, removed) for source, table in zip(sources, keys, strict=True)]
+    whole = keys
+    keys = [_without(table, units) for table, units in zip(keys, gone, strict=True)]
     if len({source.folder.hash_kind for source in sources}) > 1:
         keys = [_of_a_kind(table, own.folder.hash_kind) for table, own in zip(keys, sources, strict=True)]
     offset = 0
@@ -153,9 +169,9 @@ def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> 
     for index, source in enumerate(sources):
         early = _units(keys[index])[superseded[index]]
         twice = _units(kept[index])[repeated[index]]
-        source.dropped = np.sort(np.concatenate([early, twice]))
+        source.dropped = np.sort(np.concatenate([early, twice, gone[index]]))
         source.report = DedupReport(
-            rows_read=keys[index].num_rows,
+            rows_read=whole[index].num_rows,
             duplicates_dropped=len(twice),
             non_unique_ids=non_unique if index == 0 else 0,
             superseded_rows=len(early),
@@ -165,6 +181,18 @@ def plan_rows(attempts: list[tuple[Attempt, int | None]], dataset_type: str) -> 
 
 def _units(keys: pa.Table | pa.RecordBatch) -> Ints:
     return np.asarray(keys["unit"], dtype=np.int64)
+
+
+def _take_out(source: RankRows, keys: pa.Table, removed: frozenset[str]) -> Ints:
+    """The units of a rank's rows whose samples were removed."""
+    left = pending(source.folder, removed)
+    units = _units(keys)[marks(keys["input_id"], left)] if left else _NONE
+    source.removed = len(units)
+    return units
+
+
+def _without(keys: pa.Table, units: Ints) -> pa.Table:
+    return keys.filter(pa.array(~np.isin(_units(keys), units))) if units.size else keys
 
 
 def _of_a_kind(keys: pa.Table, kind: str) -> pa.Table:

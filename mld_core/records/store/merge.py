@@ -14,7 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mld_core.records.format.attempts import RankFolder, list_attempts, list_passes, read_rank
+from mld_core.records.format.attempts import (
+    RankFolder,
+    list_attempts,
+    list_passes,
+    list_splits,
+    read_rank,
+)
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import (
     ATTEMPT_FILE,
@@ -27,6 +33,7 @@ from mld_core.records.format.manifest import (
     work_folder,
     write_json,
 )
+from mld_core.records.format.removals import REMOVED, Removals
 from mld_core.records.write.gc import remove
 
 _FACTS = ("task", "class_names", "n_class", "architecture_hash", "features")
@@ -80,6 +87,7 @@ def _merge_run(source: Store, target: Store, run: RunKey, report: MergeReport) -
             )
     target.ensure_run(run, {name: value for name, value in theirs.items() if name != "generation"})
     generation = target.generation(run)
+    _merge_removals(source, target, run)
     for key in list_passes(source, run):
         for attempt in list_attempts(source, run, key):
             if attempt.generation < source.generation(run):
@@ -89,8 +97,19 @@ def _merge_run(source: Store, target: Store, run: RunKey, report: MergeReport) -
                 _merge_rank(rank, place, generation, report)
 
 
+def _merge_removals(source: Store, target: Store, run: RunKey) -> None:
+    """What was removed in one store is removed in both."""
+    theirs, ours = Removals(source, run), Removals(target, run)
+    for split in (None, *list_splits(source, run)):
+        ours.append(theirs.of_split(split) if split is not None else theirs.everywhere(), split)
+
+
 def _digests(parts: Iterable[PartInfo]) -> list[dict[str, str]]:
     return [{family: info.sha256 for family, info in part.files.items()} for part in parts]
+
+
+def _removed(rank: RankFolder) -> list[str]:
+    return list(rank.sealed.meta.get(REMOVED) or ()) if rank.sealed is not None else []
 
 
 def _same_origin(one: RankFolder, other: RankFolder) -> bool:
@@ -119,7 +138,11 @@ def _merge_rank(rank: RankFolder, place: Path, generation: int, report: MergeRep
         # The same process wrote both; the source is the later state.
         _copy(rank, place, generation)
         report.copied.append(place)
-    elif rank.sealed is None and (there.sealed is not None or ours[: len(theirs)] == theirs):
+    elif (
+        # the same rows but for samples that are removed
+        _removed(rank) != _removed(there)
+        or (rank.sealed is None and (there.sealed is not None or ours[: len(theirs)] == theirs))
+    ):
         report.skipped.append(place)
     else:
         report.conflicts.append(

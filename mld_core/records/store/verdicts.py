@@ -2,9 +2,9 @@
 
 `<run>/.verdicts/<time>-<random>.jsonl`, one JSON object a line. The write protocol: a `Verdicts` that
 appends has a file of its own, made exclusively; what one call appends is written with one `write` and made
-durable before the call returns. Nothing is ever rewritten: taking a verdict back is a line, too. Readers
-leave out a torn last line (the process was killed in it) and say so. So files only grow, two people never
-write the same one, and what was sent somewhere once is recognised by its `verdict_id`.
+durable before the call returns. Nothing is rewritten but where a sample is removed (`mld rm`): taking a
+verdict back is a line, too. Readers leave out a torn last line (the process was killed in it) and say so. So
+two people never write the same file, and what was sent somewhere once is recognised by its `verdict_id`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.format.manifest import fsync_dir, make_dirs, utc_now
+from mld_core.records.format.manifest import fsync_dir, make_dirs, tmp_name, utc_now
+from mld_core.records.format.removals import Removals, id_digest
+from mld_core.records.write.reseal import locked
 
 FOLDER = ".verdicts"
 KINDS = ("relabel", "ok", "ambiguous", "hard")
@@ -184,17 +186,22 @@ class Verdicts:
             make_dirs(self.folder)
             stamp = utc_now().replace(":", "").replace("-", "").split("+")[0]
             self._mine = self.folder / f"{stamp}-{secrets.token_hex(3)}.jsonl"
-        existed = self._mine.exists()
-        fd = os.open(self._mine, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        with locked(self.folder):
+            self._append(self._mine, data)
+
+    @staticmethod
+    def _append(path: Path, data: bytes) -> None:
+        existed = path.exists()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             done = os.write(fd, data)
             if done != len(data):
-                raise OSError(f"{self._mine}: {done} of {len(data)} bytes written; is the disk full?")
+                raise OSError(f"{path}: {done} of {len(data)} bytes written; is the disk full?")
             os.fsync(fd)
         finally:
             os.close(fd)
         if not existed:
-            fsync_dir(self.folder)
+            fsync_dir(path.parent)
 
     def read(self) -> tuple[list[Verdict], list[str]]:
         """All verdicts, oldest first, and what could not be read, in words."""
@@ -208,7 +215,43 @@ class Verdicts:
                     problems.append(f"{path.name}, line {number}: not a verdict ({error})")
                     continue
                 found[one.verdict_id] = one
-        return sorted(found.values(), key=lambda one: one.at), problems
+        gone = Removals(self.store, self.run)
+        removed = {split: gone.of_split(split) for split in {one.dataset_type for one in found.values()}}
+        left = [
+            one
+            for one in found.values()
+            if not removed[one.dataset_type] or id_digest(one.input_id) not in removed[one.dataset_type]
+        ]
+        return sorted(left, key=lambda one: one.at), problems
+
+    def forget(self, input_ids: Iterable[str], dataset_type: str | None = None) -> int:
+        """Take what was said of samples out of the files, wholly; how many lines went.
+
+        Raises:
+            OSError: The disk refuses; each file is as it was, or without them.
+        """
+        digests = set(map(id_digest, input_ids))
+        if not self.folder.is_dir():
+            return 0
+        gone = 0
+        with locked(self.folder):
+            for path in sorted(self.folder.glob("*.jsonl")):
+                lines = path.read_bytes().splitlines(keepends=True)
+                kept = [line for line in lines if not _is_about(line, digests, dataset_type)]
+                if len(kept) < len(lines):
+                    gone += len(lines) - len(kept)
+                    self._replace(path, b"".join(kept))
+        return gone
+
+    @staticmethod
+    def _replace(path: Path, data: bytes) -> None:
+        tmp = path.parent / tmp_name(path.name)
+        with tmp.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
+        fsync_dir(path.parent)
 
     def standing(self, dataset_type: str | None = None) -> dict[Subject, Standing]:
         """What stands of each subject (of one split, or of all)."""
@@ -261,6 +304,14 @@ def _parse(line: bytes) -> Verdict:
     if not one.verdict_id:
         raise ValueError("it has no verdict_id")
     return one
+
+
+def _is_about(line: bytes, digests: set[str], dataset_type: str | None) -> bool:
+    try:
+        one = _parse(line)
+    except (TypeError, ValueError):
+        return False
+    return dataset_type in {None, one.dataset_type} and id_digest(one.input_id) in digests
 
 
 def all_runs(store: Store, model_name: str) -> Iterator[Verdicts]:

@@ -69,7 +69,8 @@ def _touched(path: Path) -> float:
     return max((found.st_mtime for found in _entries(path)), default=0.0)
 
 
-def _running(rank: RankFolder) -> bool:
+def is_running(rank: RankFolder) -> bool:
+    """Whether the process that records a rank, which has not sealed, runs on this machine."""
     if rank.sealed is not None or rank.opened.host != socket.gethostname() or rank.opened.pid <= 0:
         return False
     try:
@@ -102,7 +103,11 @@ def _attempt_items(store: Store, run: RunKey, min_age_s: float) -> Iterator[tupl
         needed = {attempt.name for attempt, _ in chain(chosen, attempts, generation)} if chosen else set()
         for attempt in attempts:
             kind = _useless(attempt, generation, chosen, needed)
-            if kind is not None and _touched(attempt.path) <= limit and not any(map(_running, attempt.ranks)):
+            if (
+                kind is not None
+                and _touched(attempt.path) <= limit
+                and not any(map(is_running, attempt.ranks))
+            ):
                 yield attempt.path, kind
             elif kind is None:
                 yield from ((path, "stale part") for path in _stale_parts(attempt) if _touched(path) <= limit)

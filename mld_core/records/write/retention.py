@@ -1,15 +1,12 @@
 """Keeping a store small: dropping feature vectors of older epochs.
 
-Only feature vectors go; logits and all scalars stay. A rank's parts are written anew without them as
-`slim-<seq>` folders, by the write protocol of mld_core.records.write.writer: they count once `seal.json`
-lists them, and only then are the old ones removed. Unsealed ranks are never touched.
+Only feature vectors go; logits and all scalars stay. A rank's parts are written anew without them
+(mld_core.records.write.reseal). Unsealed ranks are never touched.
 """
 
-import dataclasses
-import itertools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,16 +14,14 @@ from mld_core.records.format.attempts import RankFolder, choose, list_attempts, 
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import (
     FEATURES_DROPPED,
-    SEAL_FILE,
     PartInfo,
-    fsync_dir,
     make_dirs,
     work_folder,
-    write_json,
 )
 from mld_core.records.format.options import WriterOptions
 from mld_core.records.format.parts import file_name, open_family, publish, read_family, write_family
 from mld_core.records.write.gc import folder_bytes
+from mld_core.records.write.reseal import locked, reseal
 
 _KEEP = ("unit", "rank_", "input_id", "det_idx", "logits")
 _GB = 1 << 30
@@ -63,35 +58,21 @@ def drop_features(rank: RankFolder, options: WriterOptions | None = None) -> int
     Raises:
         OSError, DamagedPartError: nothing was changed.
     """
-    sealed = rank.sealed
-    if sealed is None or not has_features(rank):
+    if not has_features(rank):
         return 0
     options = options or WriterOptions()
-    names = (f"slim-{number:06d}" for number in itertools.count())
-    free = (name for name in names if not os.path.lexists(rank.path / name))
-    made: list[PartInfo] = []
-    try:
-        for part in sealed.parts:
-            slim = _slim(rank.path, part, next(free), options) if "vectors" in part.files else part
-            made.append(slim)
-        if options.fsync:
-            fsync_dir(rank.path)
+    with locked(rank.path, wait=False) as mine:
+        rank = rank.reread()
+        sealed = rank.sealed
+        if not mine or sealed is None or not has_features(rank):  # whoever has it writes it anew now
+            return 0
+
+        def anew(part: PartInfo, names: Iterator[str]) -> PartInfo:
+            return _slim(rank.path, part, next(names), options) if "vectors" in part.files else part
+
         widths = {name: width for name, width in sealed.widths.items() if name in _KEEP}
-        meta = {**sealed.meta, FEATURES_DROPPED: True}
-        manifest = dataclasses.replace(sealed, parts=made, widths=widths, meta=meta)
-        options.step("prune:manifest")
-        write_json(rank.path / SEAL_FILE, dataclasses.asdict(manifest), fsync=options.fsync)
-    except BaseException:
-        if rank.reread().sealed == sealed:
-            for part in made:
-                if part not in sealed.parts:
-                    shutil.rmtree(rank.path / part.name, ignore_errors=True)
-        raise
-    options.step("prune:stale")
-    listed = {part.name for part in made}
-    for part in sealed.parts:
-        if part.name not in listed:
-            shutil.rmtree(rank.path / part.name, ignore_errors=True)
+        changes = {"widths": widths, "meta": {**sealed.meta, FEATURES_DROPPED: True}}
+        made = reseal(rank, anew, lambda _sealed, _parts: changes, options, "prune")
     return sum(part.disk_bytes for part in sealed.parts) - sum(part.disk_bytes for part in made)
 
 
