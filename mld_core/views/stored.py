@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.removals import Removals, marks
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection, select
 from mld_core.views.samples import softmax
@@ -34,6 +35,7 @@ class StoredPictures:
     def __init__(self, store: Store, run: RunKey, dataset_type: str) -> None:
         self._place: dict[str, tuple[Path, int, int]] = {}
         self._groups = Recent(GROUPS_KEPT)
+        self._removed = Removals(store, run).of_split(dataset_type)
         for one in select(store, run, dataset_type=dataset_type, n_epoch=None, passes="all"):
             for path in one.files("media") if one.has("media") else ():
                 self._index(path)
@@ -42,8 +44,11 @@ class StoredPictures:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 ids = file.read_row_group(group, columns=["input_id"]).column(0).cast(pa.string())
-                for row, name in enumerate(ids.to_pylist()):
-                    self._place[name] = (path, group, row)
+                for row, (name, gone) in enumerate(
+                    zip(ids.to_pylist(), marks(ids, self._removed), strict=True)
+                ):
+                    if not gone:
+                        self._place[name] = (path, group, row)
 
     def __len__(self) -> int:
         return len(self._place)
@@ -78,9 +83,9 @@ class PictureShelf:
         self._lock = threading.Lock()
 
     def of(self, run: RunKey, dataset_type: str) -> StoredPictures:
-        """Those of a split; read anew when the split has more passes."""
-        folder = self._store.split_dir(run, dataset_type)
-        stamp = tuple(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ()
+        """Those of a split; read anew when the split has more passes, or samples of the run were removed."""
+        folders = (self._store.split_dir(run, dataset_type), Removals(self._store, run).folder)
+        stamp = tuple(sorted(path.name for folder in folders if folder.is_dir() for path in folder.iterdir()))
         with self._lock:  # the grid asks for sixty at once: one of them reads the index
             found: StoredPictures = self._held.get_or(
                 (run, dataset_type, stamp), lambda: StoredPictures(self._store, run, dataset_type)

@@ -102,6 +102,8 @@ def marks(ids: pa.ChunkedArray | pa.Array, digests: frozenset[str]) -> Bools:
     >>> marks(pa.array(["17", None, "4"]), frozenset({id_digest("4")})).tolist()
     [False, False, True]
     """
+    if not digests:
+        return np.zeros(len(ids), dtype=np.bool_)
     values = ids.to_pylist()
     gone = {one for one in set(values) if one is not None and id_digest(one) in digests}
     if not gone:
