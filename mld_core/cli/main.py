@@ -9,9 +9,8 @@ import typer
 from mld_core import __version__
 from mld_core.cli.compare import compare
 from mld_core.cli.doctor import doctor
-from mld_core.cli.evaluate import evaluate
+from mld_core.cli.evaluate import evaluate, jobs
 from mld_core.cli.files import collect, export, merge_stores
-from mld_core.cli.jobs import jobs
 from mld_core.cli.ls import ls
 from mld_core.cli.report import report
 from mld_core.cli.review import review

@@ -44,10 +44,9 @@ class StoredPictures:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 ids = file.read_row_group(group, columns=["input_id"]).column(0).cast(pa.string())
-                for row, (name, gone) in enumerate(
-                    zip(ids.to_pylist(), marks(ids, self._removed), strict=True)
-                ):
-                    if not gone:
+                gone = marks(ids, self._removed)
+                for row, name in enumerate(ids.to_pylist()):
+                    if not gone[row]:
                         self._place[name] = (path, group, row)
 
     def __len__(self) -> int:
