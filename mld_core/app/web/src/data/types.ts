@@ -77,17 +77,16 @@ export interface Message {
   message: string;
 }
 export interface RunPage {
-  place: Place;
   run: Run;
   results: {
     result: string;
     completed_at: string | null;
     method: string | null;
-    splits: string[];
     epochs: Record<string, (number | null)[]>;
   }[];
   passes: { split: string; epoch: number | null; rows: number | null; sealed: boolean }[];
   class_names: string[] | null;
+  n_class?: number | null;
   command: string | null;
   problems: Message[];
 }

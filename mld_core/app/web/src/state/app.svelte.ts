@@ -11,8 +11,6 @@ class App {
   problem = $state.raw<Problem>();
   /** The run in sight, as the shell has loaded it. */
   run = $state.raw<RunPage>();
-  /** Where the page stands: the server fills in what the address leaves open. */
-  place = $state.raw<Place>();
   help = $state(false);
   theme = $state(remembered("theme", ""));
 
@@ -31,8 +29,29 @@ class App {
     return url.get("page") || "home";
   }
 
+  /** The result in sight: the one of the address, else the newest. */
+  get result(): RunPage["results"][number] | undefined {
+    const asked = url.get("result") || this.run?.run.result;
+    return this.run?.results.find((one) => one.result === asked);
+  }
+
+  /** Where the page stands: what the address leaves open is the newest result's validation split, last epoch. */
+  get place(): Place | undefined {
+    const run = this.run?.run;
+    if (!run) return undefined;
+    const epochs = this.result?.epochs ?? {};
+    const first = ["val", "test", Object.keys(epochs)[0]].find((one) => one !== undefined && one in epochs);
+    const split = url.get("split") || (first ?? null);
+    const asked = url.get("epoch");
+    const last = split === null ? null : (epochs[split]?.at(-1) ?? null);
+    const epoch = asked === "" ? last : asked === "none" ? null : Number(asked);
+    const { model, version, task } = run;
+    const unit = task === "classification" ? "sample" : "box";
+    return { model, version, task, unit, result: this.result?.result ?? null, split, epoch };
+  }
+
   get classes(): string[] {
-    return this.run?.class_names ?? [];
+    return this.run?.class_names ?? Array.from({ length: this.run?.n_class ?? 0 }, (_, one) => String(one));
   }
 
   category(name: string | null): Pick<Category, "title" | "means" | "do"> | undefined {

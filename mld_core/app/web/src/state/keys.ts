@@ -15,6 +15,12 @@ export function listen(): () => void {
   const hear = (event: KeyboardEvent): void => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (takesText(event.target) && event.key !== "Escape") return;
+    if (
+      event.key === "Enter" &&
+      event.target instanceof Element &&
+      event.target.closest("button, a, summary")
+    )
+      return;
     const keys = heard.findLast((one) => event.key in one);
     if (!keys) return;
     event.preventDefault();

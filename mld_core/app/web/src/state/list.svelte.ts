@@ -14,6 +14,8 @@ export class List {
   ready = $state(false);
   problem = $state.raw<Problem>();
   place = $state.raw<Place>();
+  /** The column the rows are sorted by; empty where the worst come first. */
+  sort = $state("");
   cursor = $state(0);
   /** Rows that are ticked, for one verdict on many. */
   readonly ticked = new SvelteSet<number>();
@@ -95,6 +97,7 @@ export class List {
         this.total = answer.total;
         this.of = answer.of;
         this.place = answer.place;
+        this.sort = answer.sort === "worst" ? "" : answer.sort;
       }
       this.#pages.set(page, answer.rows);
       this.problem = undefined;
