@@ -44,6 +44,7 @@ $(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,ui,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
 	@# AGPL: only tests import it. Of its dependencies its models need none that is not there already.
 	$(PY) -m pip install -q --no-deps "$(ULTRALYTICS)"
+	$(PY) -m pip install -q polars cloudpickle  # what its own command asks for
 	@.ci/torchvision $(PY) $(TORCHVISION)
 	@touch $@
 

@@ -39,7 +39,7 @@ from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
 
-__all__ = ["attach"]
+__all__ = ["attach", "attached"]
 
 _EVENTS = (
     "on_pretrain_routine_end",
@@ -95,6 +95,14 @@ def attach(given: AttachArguments) -> Any:
     for event in _EVENTS:
         given.model.add_callback(event, getattr(callbacks, event))
     return given.model
+
+
+def attached(model: Any) -> bool:
+    """Whether `model`, or a trainer, has callbacks of ours."""
+    return any(
+        isinstance(getattr(callback, "__self__", None), _Callbacks)
+        for callback in getattr(model, "callbacks", {}).get("teardown", ())
+    )
 
 
 class _Callbacks:

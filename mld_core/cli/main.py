@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import sys
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -49,6 +51,7 @@ def main(
 
     \b
     Examples:
+      mld run python train.py   run a training and record it
       mld ls               what was recorded
       mld evaluate         evaluate the newest run
       mld ui               open it in a browser: what fails, why, what to do
@@ -68,6 +71,34 @@ def main(
     """  # noqa: D301  click reads the mark
 
 
+_ANYTHING: Final[dict[str, Any]] = {
+    "ignore_unknown_options": True,
+    "allow_interspersed_args": False,
+    "allow_extra_args": True,
+}
+
+
+def run(context: typer.Context) -> None:
+    """Run a training as it is, and record it: no line of it changes.
+
+    Lightning, Hugging Face's Trainer, MMEngine and Ultralytics are recorded by the callback each of them
+    has a place for, on every rank that the command starts; a callback that the program adds itself stays
+    the only one. Accelerate and loops written by hand need one line in the program, which is told.
+
+    The command runs as it would alone: its arguments, its input, its exit code, its signals.
+
+    \b
+    Examples:
+      mld run python train.py --epochs 3
+      mld run torchrun --nproc_per_node 2 train.py
+      mld run yolo detect train data=coco8.yaml model=yolo11n.pt epochs=3
+      MLD_HOME=/data/records mld run python -m my.training
+    """  # noqa: D301  click reads the mark
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "ml_debugger.run", *context.args])  # noqa: S606 - no shell
+
+
+app.command("run", short_help="Run a training as it is, and record it.", context_settings=_ANYTHING)(run)
 app.command("ls", short_help="What was recorded: runs, passes, results.")(ls)
 app.command("evaluate", short_help="Evaluate a run and print the summary.")(evaluate)
 app.command("ui", short_help="Open what was recorded in a browser.")(ui)

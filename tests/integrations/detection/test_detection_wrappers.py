@@ -23,6 +23,7 @@ from detector_parts import (
     pixel_scenes,
     pixels,
     scenes,
+    yolo_data,
     yolos,
 )
 from folders import TRAININGS
@@ -327,22 +328,6 @@ def test_mmengine(store: Path, tmp_path: Path) -> None:
 
 
 # -- Ultralytics -------------------------------------------------------------------------------------------------
-
-
-def yolo_data(root: Path) -> Path:
-    """Scenes as files, and the data set's yaml."""
-    cv2 = pytest.importorskip("cv2")
-    for split, size in (("train", 6), ("val", 5)):
-        (root / "images" / split).mkdir(parents=True)
-        (root / "labels" / split).mkdir(parents=True)
-        for index in range(size):
-            picture = np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8)
-            cv2.imwrite(str(root / "images" / split / f"{index}.png"), picture)
-            lines = [f"{k % 2} 0.5 0.5 0.4 0.3" for k in range(index % 3)]
-            (root / "labels" / split / f"{index}.txt").write_text("\n".join(lines))
-    file = root / "data.yaml"
-    file.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: {{0: cat, 1: dog}}\n")
-    return file
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optional
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -129,3 +132,19 @@ def scenes(size: int, first_label: int = 1, **options: Any) -> DataLoader[Any]:
 def pixel_scenes(size: int, **options: Any) -> DataLoader[Any]:
     """A loader of dicts."""
     return DataLoader(PixelScenes(size), batch_size=2, collate_fn=pixels, **options)
+
+
+def yolo_data(root: Path) -> Path:
+    """Scenes as files, and the data set's yaml."""
+    cv2 = pytest.importorskip("cv2")
+    for split, size in (("train", 6), ("val", 5)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for index in range(size):
+            picture = np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8)
+            cv2.imwrite(str(root / "images" / split / f"{index}.png"), picture)
+            lines = [f"{k % 2} 0.5 0.5 0.4 0.3" for k in range(index % 3)]
+            (root / "labels" / split / f"{index}.txt").write_text("\n".join(lines))
+    file = root / "data.yaml"
+    file.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: {{0: cat, 1: dog}}\n")
+    return file
