@@ -81,7 +81,9 @@ def test_the_thread_sleeps_until_a_group_is_there(patient, new_writer, joined):
 def test_bytes_make_a_group(patient, new_writer, joined, monkeypatch):
     monkeypatch.setattr(intake, "GROUP_BYTES", 2500)
     writer = new_writer(roll_seconds=NEVER)
-    seen = joined(writer, writer.open(KEY), 3)
+    handle = writer.open(KEY)
+    assert writer.flush(10)  # opening the pass takes no batch along
+    seen = joined(writer, handle, 3)
     wait_until(lambda: sum(seen) == 3)
 
 
