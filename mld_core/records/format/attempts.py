@@ -37,7 +37,8 @@ class RankFolder:
     @property
     def hash_kind(self) -> str:
         """How the `input_hash` of its rows was made."""
-        return str(self.opened.meta.get(HASH_KIND) or FIRST_HASH_KIND)
+        sealed = {} if self.sealed is None else self.sealed.meta
+        return str(sealed.get(HASH_KIND) or self.opened.meta.get(HASH_KIND) or FIRST_HASH_KIND)
 
     def parts(self) -> tuple[list[PartInfo], list[str]]:
         """The parts that count, in order, and why others do not.

@@ -15,19 +15,6 @@ CONTENT_HASH: Final = "content_hash"  # the id source of ids that are the hash o
 
 
 @dataclass
-class HeldInputs:
-    """A CPU batch kept until the writer thread has hashed it, with its tensors' in-place counters."""
-
-    inputs: Any
-    versions: list[tuple[Any, int]]
-
-    def changed(self) -> bool:
-        """Whether a tensor was written to since the event."""
-        # torch has no public name for the in-place counter
-        return any(tensor._version != version for tensor, version in self.versions)  # noqa: SLF001
-
-
-@dataclass
 class Batch:
     """One batch as an event or a call brought it. `labels`, `ids` and `inputs` are references, read later.
 
@@ -112,13 +99,6 @@ def tensors_in(value: Any) -> list[Tensor]:
     elif not isinstance(value, (list, tuple)):
         return []
     return [tensor for item in value for tensor in tensors_in(item)]
-
-
-def held_bytes(held: HeldInputs | None) -> int:
-    """Bytes of the inputs kept for hashing."""
-    if held is None:
-        return 0
-    return sum(t.numel() * t.element_size() for t in tensors_in(held.inputs))
 
 
 def count_rows(batch: Any, labels: Any, inputs: Any) -> int | None:

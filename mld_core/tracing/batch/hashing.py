@@ -1,8 +1,9 @@
-"""A 128-bit content hash per sample, the same on the host, on a device and in numpy.
+"""A 128-bit content hash per sample: of what lies on the host by xxh3, of what lies on a device by kernels.
 
-Multilinear hashing (Lemire & Kaser 2014, "Strongly universal string hashing is fast") in 64-bit
-arithmetic that wraps around, which torch and numpy do alike, so on a device it is a few plain integer
-kernels and no synchronisation:
+`input_hash_of` walks the inputs; where all of them lie on the host the rows' bytes are hashed as
+`mld_core.tracing.batch.hashing_host` says. Where some lie on a device it is multilinear hashing (Lemire &
+Kaser 2014, "Strongly universal string hashing is fast") in 64-bit arithmetic that wraps around, which torch
+and numpy do alike, so on a device it is a few plain integer kernels and no synchronisation:
 
 1. A row's bytes are read as little-endian 32-bit words (sign-extended), the last one padded with zeros.
 2. Every chunk of 4096 words gives two sums ``sum_i word_i * a_i`` with two tables of odd 64-bit constants.
@@ -10,17 +11,13 @@ kernels and no synchronisation:
 4. A tag of the row's dtype, shape and length and of the tensor's place in the batch is added; tensors are
    chained in order; two rounds of an avalanche finish.
 
-The constants come from splitmix64 counters: no generator is drawn from. It is a fingerprint against
-accidents, not against an adversary. A tensor's strides do not matter, -0.0 and 0.0 differ (bytes do).
-
-On which thread: for device tensors `row_hash` and `input_hash_of` may run on the training thread (kernels
-are queued, nothing waits). For host tensors they cost a pass over the bytes (1 ms for 64x3x64x64 float32)
-and release the GIL: call them on the writer thread with a reference that nobody writes to, or accept that
-cost. `to_hex` is for the writer thread.
+The constants come from splitmix64 counters: no generator is drawn from. Temporaries take 8 MiB at most.
+Both kinds are fingerprints against accidents, not against an adversary, each compared with its own only. A
+tensor's strides do not matter, -0.0 and 0.0 differ (bytes do). `to_hex` is for the writer thread.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,9 +25,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mld_core.tracing.batch import hashing_host
+from mld_core.tracing.batch.batches import tensors_in
 from mld_core.tracing.batch.hashing_numpy import (
     CHUNK,
     GOLDEN,
+    KIND,
     MIX_SIGNED,
     SECOND_LEVEL,
     SEEDS,
@@ -46,9 +46,10 @@ from mld_core.tracing.batch.hashing_numpy import (
 )
 
 Array: TypeAlias = Tensor | npt.NDArray[Any]
+One: TypeAlias = Callable[[Array, int, str], Any]  # hashes one value: (value, rows, place) -> (n, 2)
 
 _MASK = "attention_mask"
-_DEVICE_BLOCK = 1 << 24  # words per step on a device: its 64-bit products take 128 MiB at most
+_DEVICE_BLOCK = 1 << 20  # words per step on a device: its 64-bit products take 8 MiB at most
 
 
 @lru_cache(maxsize=32)
@@ -109,8 +110,8 @@ def _sums_torch(words: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _hash_one(value: Array, n: int, place: str, *, width: bool = True) -> Any:
-    """Return the (n, 2) hash of one tensor, of its own kind and on its own device.
+def _multilinear(value: Array, n: int, place: str, *, width: bool = True) -> Any:
+    """Return the (n, 2) device hash of one value, of its own kind and on its own device.
 
     `width`: False where zeros behind a row are no part of it.
     """
@@ -131,14 +132,25 @@ def _hash_one(value: Array, n: int, place: str, *, width: bool = True) -> Any:
 
 def _hash_on_device(value: Tensor, n: int, text_tag: tuple[int, int]) -> Tensor:
     """Return the (n, 2) hash by torch kernels alone; the same values as on the host."""
-    sums = _sums_torch(_words_torch(value, n))
+    rows = max(1, _DEVICE_BLOCK // max(-(-value.numel() * value.element_size() // (4 * n)), 1))
+    blocks = [value[start : start + rows] for start in range(0, n, rows)]
+    sums = torch.cat([_sums_torch(_words_torch(block, len(block))) for block in blocks])
     constants = _table(SECOND_LEVEL, table_size(sums.shape[1]), str(value.device))[:, : sums.shape[1]].T
     state = combine(sums, constants)
     return torch.stack([avalanche(state[:, k] + text_tag[k]) for k in (0, 1)], dim=1)
 
 
+def _xxh3(value: Array, n: int, place: str, *, aside: bool = False) -> npt.NDArray[np.int64]:
+    """Return the (n, 2) hash of one value on the host."""
+    with torch.no_grad():
+        raw = (
+            _bytes_torch(value, n).numpy() if isinstance(value, Tensor) else hashing_host.row_bytes(value, n)
+        )
+    return hashing_host.hash_rows(raw, _describe(value, place), aside=aside)
+
+
 def row_hash(values: Sequence[Array], n: int) -> Any:
-    """Hash each row over all `values`: bytes, dtype, shape and order.
+    """The device hash of each row over all `values`: bytes, dtype, shape and order.
 
     Args:
         values: tensors or arrays with leading dimension `n`, of any dtype numpy or torch knows, any strides.
@@ -161,7 +173,7 @@ def row_hash(values: Sequence[Array], n: int) -> Any:
             raise ValueError(f"a value of shape {tuple(value.shape)} has no leading dimension n={n}")
     if not values:
         return np.zeros((n, 2), dtype=np.int64)
-    return _join([_hash_one(value, n, str(position)) for position, value in enumerate(values)])
+    return _join([_multilinear(value, n, str(position)) for position, value in enumerate(values)])
 
 
 def _join(parts: list[Any]) -> Any:
@@ -208,7 +220,17 @@ class _NoRowsError(Exception):
     """A part of the inputs cannot be divided among the samples."""
 
 
-def input_hash_of(batch_inputs: Any, n: int) -> Any | None:
+def on_host(batch_inputs: Any) -> bool:
+    """Whether no tensor of the inputs lies on a device: then the host hashes them."""
+    return all(tensor.device.type == "cpu" for tensor in tensors_in(batch_inputs))
+
+
+def hash_kind(batch_inputs: Any) -> str:
+    """How `input_hash_of` hashes these inputs; hashes compare within one kind only."""
+    return hashing_host.KIND if on_host(batch_inputs) else KIND
+
+
+def input_hash_of(batch_inputs: Any, n: int, *, aside: bool = False) -> Any | None:
     """Hash each sample's content over every modality of the inputs.
 
     Tensors with leading dimension `n` are hashed by row; lists of `n` things (tensors of different
@@ -217,34 +239,37 @@ def input_hash_of(batch_inputs: Any, n: int) -> Any | None:
     must not depend on its batch. For the same reason token sequences beside an `attention_mask` are hashed
     without their padding.
 
-    May run on the training thread for device tensors; see the module's note for host tensors.
+    Nothing waits for a device. What lies on the host takes a pass over the bytes.
 
     Args:
         batch_inputs: what `mld_core.tracing.batch.labels.find_inputs` gave.
         n: samples in the batch.
+        aside: on a thread of its own, which lets others run between the rows.
 
     Returns:
-        int64 (n, 2) as `row_hash`, or None where some part cannot be divided among the samples: no hash
-        is better than one of half the content.
+        int64 (n, 2): an array where all lies on the host, else a tensor on the device. None where some part
+        cannot be divided among the samples: no hash is better than one of half the content.
 
     Examples:
         >>> input_hash_of({"image": torch.zeros(4, 3, 8, 8), "text": ["a", "b", "c", "d"]}, 4).shape
-        torch.Size([4, 2])
+        (4, 2)
     """
     if n == 0:
         return None
+    host = on_host(batch_inputs)
+    one: One = partial(_xxh3, aside=aside) if host else _multilinear
     try:
-        parts = list(_row_parts(batch_inputs, n, ""))
+        parts = list(_row_parts(batch_inputs, n, "", one))
     except _NoRowsError:
         return None
-    return _join(parts) if parts else None
+    return (hashing_host.chain(parts) if host else _join(parts)) if parts else None
 
 
-def _row_parts(value: Any, n: int, place: str) -> Iterator[Any]:
+def _row_parts(value: Any, n: int, place: str, one: One) -> Iterator[Any]:
     """Yield an (n, 2) hash for everything that belongs to single samples."""
     if isinstance(value, (Tensor, np.ndarray)) and not _is_object_array(value):
         if value.ndim and value.shape[0] == n:
-            yield _hash_one(value, n, place)
+            yield one(value, n, place)
         elif value.ndim and value.shape[0] != 1:
             raise _NoRowsError(f"{place}: shape {tuple(value.shape)} for {n} samples")
     elif isinstance(value, Mapping):
@@ -254,23 +279,34 @@ def _row_parts(value: Any, n: int, place: str) -> Iterator[Any]:
             part = value[key]
             if padded and getattr(part, "shape", None) == mask.shape:
                 if key != _MASK:
-                    yield from _token_hashes(part, mask, n, f"{place}/{key}")
+                    tokens = _tokens if one is _multilinear else _tokens_on_host
+                    yield from tokens(part, mask, n, f"{place}/{key}")
             else:
-                yield from _row_parts(part, n, f"{place}/{key}")
+                yield from _row_parts(part, n, f"{place}/{key}", one)
     elif isinstance(value, (list, tuple, np.ndarray)):
         items = list(value)
         if len(items) == n and not _is_columns(items, n, value):
-            yield _sample_hashes(items, place)
+            yield _sample_hashes(items, place, one)
         else:
             for position, item in enumerate(items):
-                yield from _row_parts(item, n, f"{place}/{position}")
+                yield from _row_parts(item, n, f"{place}/{position}", one)
 
 
-def _token_hashes(value: Any, mask: Any, n: int, place: str) -> Iterator[Any]:
-    """Yield hashes of token sequences without their padding, on either side: by batch it is another.
+def _tokens_on_host(value: Any, mask: Any, n: int, place: str) -> Iterator[Any]:  # noqa: ARG001 - as `_tokens`
+    """Yield the hash of token sequences without their padding, on either side: by batch it is another."""
+    kept = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask) != 0
+    tokens = np.ascontiguousarray(np.asarray(value.detach() if isinstance(value, Tensor) else value)[kept])
+    bounds = np.zeros(len(kept) + 1, np.int64)
+    np.cumsum(kept.sum(1) * tokens.dtype.itemsize, out=bounds[1:])
+    text = _describe(value, place, width=False)
+    yield hashing_host.hash_slices(hashing_host.row_bytes(tokens, 1).reshape(-1), bounds.tolist(), text)
+
+
+def _tokens(value: Any, mask: Any, n: int, place: str) -> Iterator[Any]:
+    """The same on a device, where no value is waited for.
 
     The tokens are moved to the front and what is behind them is zeroed, which adds nothing to a sum; how many
-    there are is hashed beside them. No value is waited for.
+    there are is hashed beside them.
     """
     with torch.no_grad():
         kept: Any = mask != 0
@@ -288,8 +324,8 @@ def _token_hashes(value: Any, mask: Any, n: int, place: str) -> Iterator[Any]:
             moved = np.take_along_axis(value, np.argsort(~kept, axis=1, kind="stable"), axis=1)
             lengths = kept.sum(1, keepdims=True)
             moved = np.where(np.arange(value.shape[1]) < lengths, moved, 0).astype(value.dtype)
-    yield _hash_one(lengths, n, f"{place}/tokens")
-    yield _hash_one(moved, n, place, width=False)
+    yield _multilinear(lengths, n, f"{place}/tokens")
+    yield _multilinear(moved, n, place, width=False)
 
 
 def _is_object_array(value: Any) -> bool:
@@ -313,7 +349,7 @@ def _is_columns(items: list[Any], n: int, value: Any) -> bool:
     return not all(item.ndim == 3 for item in items)
 
 
-def _sample_hashes(items: list[Any], place: str) -> Array:
+def _sample_hashes(items: list[Any], place: str, one: One) -> Array:
     """Return (n, 2) hashes of single samples: what each holds, walked whole."""
     groups: dict[Any, list[int]] = {}
     for position, item in enumerate(items):
@@ -322,20 +358,24 @@ def _sample_hashes(items: list[Any], place: str) -> Array:
         groups.setdefault(key, []).append(position)
     rows: list[Any] = [None] * len(items)
     for positions in groups.values():
-        for position, row in zip(positions, _group_hashes([items[p] for p in positions], place), strict=True):
+        for position, row in zip(
+            positions, _group_hashes([items[p] for p in positions], place, one), strict=True
+        ):
             rows[position] = row
     alike = _alike(rows)
     return torch.cat(alike) if isinstance(alike[0], Tensor) else np.concatenate(alike)
 
 
-def _group_hashes(items: list[Any], place: str) -> list[Any]:
+def _group_hashes(items: list[Any], place: str, one: One) -> list[Any]:
     """Return one (1, 2) hash per item of one shape and dtype; stacked: small kernels cost their launch."""
-    if len(items) > 1:
+    if len(items) > 1 and one is _multilinear:
         stacked = torch.stack(items) if isinstance(items[0], Tensor) else np.stack(items)
-        hashes = _hash_one(stacked, len(items), place)
+        hashes = one(stacked, len(items), place)
         return [hashes[k : k + 1] for k in range(len(items))]
-    parts = [_hash_one(value, 1, name) for name, value in _sample_parts(items[0], place)]
-    return parts if len(parts) == 1 else [_join(parts)]
+    if len(items) > 1:
+        return [one(item[None], 1, place) for item in items]
+    parts = [one(value, 1, name) for name, value in _sample_parts(items[0], place)]
+    return parts if len(parts) == 1 else [_join(parts) if one is _multilinear else hashing_host.chain(parts)]
 
 
 def _sample_parts(value: Any, place: str) -> Iterator[tuple[str, Array]]:

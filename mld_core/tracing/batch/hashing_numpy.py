@@ -1,6 +1,6 @@
-"""The content hash of `mld_core.tracing.batch.hashing`, which says how it is made, in NumPy alone.
+"""The device hash of `mld_core.tracing.batch.hashing`, which says how it is made, in NumPy alone.
 
-So what is recorded without PyTorch has the same hash for the same bytes.
+For the parts of a batch that lie on the host beside parts on a device.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 KIND = "multilinear-2"
-"""Stored with a run; it changes when the same input gets another hash: hashes compare within one kind."""
+"""Stored with a pass; it changes when the same input gets another hash: hashes compare within one kind."""
 CHUNK = 4096
 GOLDEN = 0x9E3779B97F4A7C15
 SEEDS = (0x243F6A8885A308D3, 0x13198A2E03707344)  # digits of pi
@@ -116,20 +116,6 @@ def entwine(state: Any) -> tuple[Any, Any]:
     low, high = state[:, 0], state[:, 1]
     low = avalanche(low + shift_right(high, 32) * MIX_SIGNED[3])
     return low, avalanche(high + low * MIX_SIGNED[2])
-
-
-def content_hashes(images: npt.NDArray[Any]) -> list[str]:
-    """32 hex digits for each row of a batch: those `input_hash_of` gives a tensor of the same bytes.
-
-    >>> one, other = content_hashes(np.zeros((2, 4, 4, 3), np.float32))
-    >>> one == other, one == content_hashes(np.zeros((1, 4, 4, 3)))[0]
-    (True, False)
-    """
-    n = len(images)
-    if not n:
-        return []
-    state = hash_rows(images, n, describe(images.dtype.name, images.shape, ""))
-    return hex_digits(np.stack(entwine(state), axis=1))
 
 
 def hex_digits(hashes: npt.NDArray[np.int64]) -> list[str]:

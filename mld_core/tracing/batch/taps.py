@@ -25,7 +25,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from mld_core.tracing.batch.identity import base_id
+from mld_core.tracing.batch.identity import base_ids
 
 _MAX_WAITING = 4096  # lists nobody pops: a split that is not recorded
 _OWN = ("mld_inner", "mld_dataset", "mld_generation", "__weakref__")
@@ -191,7 +191,7 @@ class IndexTap(BatchSampler):
         indices = generation.waiting.popleft()
         generation.popped += 1
         try:
-            return [base_id(self.mld_dataset, index) for index in indices]
+            return base_ids(self.mld_dataset, indices)
         except (TypeError, ValueError, LookupError):  # indices that name no single sample
             generation.lose()
             return None
@@ -309,7 +309,7 @@ class SequentialOrder:
         if indices is None or (n is not None and len(indices) != n):
             self._drawn = None
             return None
-        return [base_id(self._dataset, index) for index in indices]
+        return base_ids(self._dataset, indices)
 
 
 def sequential_order(loader: Any) -> SequentialOrder | None:

@@ -9,7 +9,7 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.options import Account
 from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.write.retention import prune
-from mld_core.tracing.batch.hashing_numpy import KIND
+from mld_core.tracing.batch.hashing_host import KIND
 from mld_core.tracing.guard import Guard
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import RunWriter

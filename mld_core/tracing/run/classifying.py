@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from mld_core.records.format.schema import media_schema, samples_schema, vectors_schema
-from mld_core.tracing.batch.batches import Batch, class_count, held_bytes, label_range, own_copy, row_count
+from mld_core.records.format.schema import HASH_KIND, media_schema, samples_schema, vectors_schema
+from mld_core.tracing.batch.batches import Batch, class_count, label_range, own_copy, row_count
 from mld_core.tracing.batch.labels import infer_task
 from mld_core.tracing.batch.plan import LabelPlan
 from mld_core.tracing.capture.capture import Capture
@@ -131,11 +131,11 @@ class ClassificationSession(Session):
             return captured
         context = open_pass.context
         if not isinstance(context, PassContext):
-            context = self._begin_rows(open_pass, captured)
+            context = self._begin_rows(open_pass, batch, captured)
         if not open_pass.batches:
             self._say_receipt(open_pass, batch, captured)
         job = self._job(open_pass, context, batch, captured, n)
-        held = held_bytes(job.hash_from)
+        held = 0 if job.hash_from is None else job.hash_from.held_bytes
         nbytes = job.staged.nbytes + held + 128 * n
         if not self.put(open_pass, job, rows=n, nbytes=nbytes, hurry=job.hurry):
             job.staged.discard()
@@ -268,7 +268,7 @@ class ClassificationSession(Session):
         )
         return False
 
-    def _begin_rows(self, open_pass: OpenPass, captured: Captured) -> PassContext:
+    def _begin_rows(self, open_pass: OpenPass, batch: Batch, captured: Captured) -> PassContext:
         """The first batch of a pass fixes its columns."""
         assert self.chooser is not None
         wanted = self._wanted({alias: rule.width for alias, rule in self.chooser.rules.items()})
@@ -296,7 +296,9 @@ class ClassificationSession(Session):
             "activation": captured.source.activation,
             "logits_from": place_told(captured.source),
             "kind": captured.source.kind or "softmax",
+            **self._kind_of(batch),
         }
+        context.hash_kind = meta.get(HASH_KIND, "")
         # The counters are a dict of their own: the writer thread fills it after `seal` was called.
         context.meta.update(meta, counts=context.counts)
         if open_pass.handle is None:
@@ -314,6 +316,8 @@ class ClassificationSession(Session):
             "features": {rule.alias: rule.as_info() for rule in context.rules},
             "vector_dtype": context.vector_dtype,
         }
+        if context.hash_kind:
+            found[HASH_KIND] = context.hash_kind
         if found == self._stored_info:
             return
         self._stored_info = found

@@ -19,9 +19,11 @@ from mld_core.adapters.base import (
     Thresholds,
 )
 from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
-from mld_core.records.format.schema import media_schema
-from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, HeldInputs, own_copy, tensors_in
-from mld_core.tracing.batch.modalities import frames_in, modalities
+from mld_core.records.format.schema import HASH_KIND, media_schema
+from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, own_copy, tensors_in
+from mld_core.tracing.batch.fingerprint import Fingerprint
+from mld_core.tracing.batch.hashing import on_host
+from mld_core.tracing.batch.modalities import by_frame, frames_in, modalities
 from mld_core.tracing.batch.truths import count_frames, find_images, find_truth
 from mld_core.tracing.capture.activations import ready
 from mld_core.tracing.capture.detectors import DetectorCapture, find_detector, point_range
@@ -136,14 +138,14 @@ class DetectionSession(Session):
         n = frames_in(inputs) if self.task == "detection3d" else None
         return count_frames(batch, labels, inputs) if n is None else n
 
-    def _hashing(self, batch: Batch, n: int | None) -> tuple[HeldInputs | None, Any]:
-        """Frames of 3D lie in lists or in one tensor with their numbers: divided on the writer thread."""
+    def _hashing(self, batch: Batch, n: int | None) -> tuple[Fingerprint | None, Any]:
+        """Frames of 3D lie in lists or in one tensor with their numbers: divided where they may be read."""
         if self.task != "detection3d":
             return super()._hashing(batch, n)
         if batch.inputs is None or not (self.options.input_hash or batch.id_source == CONTENT_HASH):
             return None, None
-        tensors = [t for t in tensors_in(batch.inputs) if not t.is_inference()]
-        return HeldInputs(batch.inputs, [(t, t._version) for t in tensors]), None  # noqa: SLF001
+        fingerprint = Fingerprint(batch.inputs, n, by_frame)
+        return self._beside(fingerprint, batch.id_source) if on_host(batch.inputs) else fingerprint, None
 
     def commit(self, open_pass: OpenPass, batch: Batch) -> DetectorCapture | None:
         """Hands the call of one batch to the writer thread; returns what was captured, if anything."""
@@ -156,7 +158,7 @@ class DetectionSession(Session):
             return self.capture
         context = open_pass.context
         if not isinstance(context, DetectionContext):
-            context = self._begin(open_pass)
+            context = self._begin(open_pass, batch)
         if context.silent and context.mode == "train":
             return self.capture
         n = self.count(None, batch.labels, batch.inputs)
@@ -213,8 +215,8 @@ class DetectionSession(Session):
         same = seen is not None and batch.labels is seen
         truth, ids = kept if same else holder.keep(batch.labels, own=True), own_copy(batch.ids)
         held, on_device = self._hashing(batch, n)
-        if held is not None:
-            holder.count(tensors_in(held.inputs))
+        if held is not None and held.held_bytes:
+            holder.count(tensors_in(batch.inputs))
         device = next((d for d in holder.devices if d.type == "cuda"), None)
         if device is not None:
             self._mark(source, device)
@@ -244,7 +246,7 @@ class DetectionSession(Session):
 
     # -- passes ----------------------------------------------------------------------------------------------
 
-    def _begin(self, open_pass: OpenPass) -> DetectionContext:
+    def _begin(self, open_pass: OpenPass, batch: Batch) -> DetectionContext:
         """The first batch of a pass opens it."""
         provider = self.options.ground_truth_provider
         split = open_pass.key.dataset_type
@@ -262,12 +264,14 @@ class DetectionSession(Session):
             settled=lambda parsed, widths: self._settle(context, parsed, widths),
             provider=None if provider is None else lambda ids: provider.get(ids, split),
         )
-        context.meta.update(mode=open_pass.mode, task=self.task, counts=context.counts)
+        meta = {"mode": open_pass.mode, "task": self.task, **self._kind_of(batch)}
+        context.hash_kind = meta.get(HASH_KIND, "")
+        context.meta.update(meta, counts=context.counts)
         if self.task == "detection3d":
             context.probe = ConventionProbe(self.options.class_names or self.info.get("class_names"))
             context.ground = self._ground()
         if open_pass.handle is None:
-            self.open(open_pass, {"mode": open_pass.mode, "task": self.task})
+            self.open(open_pass, meta)
         open_pass.context = context
         return context
 

@@ -13,7 +13,7 @@ from typing import Any
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.write.writer import Account, Writer, WriterOptions
-from mld_core.tracing.batch.hashing_numpy import KIND
+from mld_core.tracing.batch.hashing_host import KIND
 from mld_core.tracing.guard import Guard
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.uploads import uploads_for

@@ -13,9 +13,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from mld_core.records.format.schema import HASH_KIND, INDEX_SOURCES
 from mld_core.records.write.writer import Account
-from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, HeldInputs, count_rows, tensors_in
-from mld_core.tracing.batch.hashing import input_hash_of
+from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, count_rows
+from mld_core.tracing.batch.fingerprint import LATE, Fingerprint, HashThread
+from mld_core.tracing.batch.hashing import hash_kind, input_hash_of, on_host
+from mld_core.tracing.batch.hashing_host import INLINE_BYTES
 from mld_core.tracing.batch.labels import find_inputs, find_labels
 from mld_core.tracing.capture.staging import Stager
 from mld_core.tracing.run.sealing import OpenPass, RunWriter
@@ -44,6 +47,7 @@ class Session(RunWriter, ABC):
         self.id_hint = ""
         self._stored_info: dict[str, Any] = {}
         self._stager = Stager()
+        self._hasher = HashThread()
         self.pictures = Pictures(self.options.image_fn, self.guard)
 
     # -- hooks -----------------------------------------------------------------------------------------------
@@ -118,7 +122,9 @@ class Session(RunWriter, ABC):
     def close(self, timeout: float | None) -> Account:
         """Takes the hooks off, flushes, stops the writer; what is not uploaded yet goes in the background."""
         self.detach()
-        return super().close(timeout)
+        account = super().close(timeout)
+        self._hasher.close()
+        return account
 
     @property
     def spills(self) -> int:
@@ -172,19 +178,34 @@ class Session(RunWriter, ABC):
     def commit(self, open_pass: OpenPass, batch: Batch) -> Any:
         """Stages one batch and hands it to the writer; returns what was captured, if anything."""
 
-    def _hashing(self, batch: Batch, n: int | None) -> tuple[HeldInputs | None, Tensor | None]:
-        """Inputs to hash later (all on the host), or their hash as a device tensor."""
+    def _hashing(self, batch: Batch, n: int | None) -> tuple[Fingerprint | None, Tensor | None]:
+        """The hash of the inputs, made by whoever has the time, or queued on their device."""
         wanted = self.options.input_hash or batch.id_source == CONTENT_HASH
         if not wanted or batch.inputs is None:
             return None, None
-        tensors = tensors_in(batch.inputs)
-        if all(t.device.type == "cpu" for t in tensors):
-            versions = [(t, t._version) for t in tensors if not t.is_inference()]  # noqa: SLF001
-            return HeldInputs(batch.inputs, versions), None
+        if on_host(batch.inputs):
+            return self._beside(Fingerprint(batch.inputs, n), batch.id_source), None
         if n is None:
             return None, None
         with torch.no_grad():
             return None, input_hash_of(batch.inputs, n)
+
+    def _beside(self, fingerprint: Fingerprint, id_source: str) -> Fingerprint:
+        """Has the hash made: here where it is quick and ids may need it, else on the thread for that."""
+        if fingerprint.n is None:
+            return fingerprint
+        if fingerprint.nbytes <= INLINE_BYTES and id_source not in INDEX_SOURCES:
+            fingerprint.make()
+        elif not self._hasher.take(fingerprint):
+            if id_source == CONTENT_HASH:
+                fingerprint.make()  # without it the rows would have no ids
+            else:
+                fingerprint.skip(LATE)
+        return fingerprint
+
+    def _kind_of(self, batch: Batch) -> dict[str, str]:
+        """How the inputs of a pass are hashed, by its first batch."""
+        return {HASH_KIND: hash_kind(batch.inputs)} if self.options.input_hash else {}
 
     def _tell_id_source(self, source: str) -> None:
         if source == self.id_source:

@@ -19,7 +19,10 @@ Columns = dict[str, pa.Array]
 
 @dataclass(kw_only=True)
 class PassState:
-    """What all batches of a pass share; `counts` is filled on the writer thread and sealed with the pass."""
+    """What all batches of a pass share; `counts` is filled on the writer thread and sealed with the pass.
+
+    `hash_kind`: how the inputs are hashed; "" where the hash is not stored.
+    """
 
     rank: int
     mode: str
@@ -28,6 +31,7 @@ class PassState:
     fields: tuple[AdditionalField, ...]
     guard: Guard
     media: pa.Schema | None = None
+    hash_kind: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 

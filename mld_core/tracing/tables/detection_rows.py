@@ -15,7 +15,6 @@ import torch
 from mld_core.adapters.base import Adapter, ModelCall, Parsed, Thresholds
 from mld_core.adapters.outputs import as_array
 from mld_core.tracing.batch.batches import CONTENT_HASH
-from mld_core.tracing.batch.modalities import by_frame
 from mld_core.tracing.batch.truths import read_truths
 from mld_core.tracing.capture.features import project
 from mld_core.tracing.capture.holding import Holder
@@ -170,7 +169,7 @@ class DetectionJob(Job):
             truths=truths,
             ids=self._truth_ids(ids, truths, n),
             id_source=self.id_source,
-            hashes=hashes,
+            hashes=self._of_a_kind(context, hashes, n),
             sizes=[self._size(parsed, i) or (None, None) for i in range(n)],
             vectors=self._vectors(parsed, layers),
             widths=context.widths or {},
@@ -188,9 +187,6 @@ class DetectionJob(Job):
         return tables
 
     # -- what stands beside the detections -------------------------------------------------------------------
-
-    def _divided(self, inputs: Any, n: int) -> Any:
-        return by_frame(inputs, n) if self.context.box_width == 7 else inputs
 
     def _truth_ids(self, ids: list[str] | None, truths: Sequence[Checked | None], n: int) -> list[str]:
         """The framework's own ids where there are no better ones."""

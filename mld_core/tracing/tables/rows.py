@@ -16,8 +16,10 @@ import pyarrow as pa
 import torch
 
 from mld_core.records.format.vectors import nonfinite_rows
-from mld_core.tracing.batch.batches import CONTENT_HASH, HeldInputs
-from mld_core.tracing.batch.hashing import input_hash_of, to_hex
+from mld_core.tracing.batch.batches import CONTENT_HASH
+from mld_core.tracing.batch.fingerprint import Fingerprint
+from mld_core.tracing.batch.hashing import to_hex
+from mld_core.tracing.batch.hashing_numpy import KIND
 from mld_core.tracing.batch.identity import as_id_list
 from mld_core.tracing.batch.labels import Labels, normalise_labels
 from mld_core.tracing.capture.features import project
@@ -103,30 +105,36 @@ class Job:
 
     ids: Any
     id_source: str
-    hash_from: HeldInputs | None
+    hash_from: Fingerprint | None
     user: Mapping[str, Any]
     batch_idx: int
     global_step: int | None
     images: Any = None
+    kind: str = ""
 
     @property
     def hurry(self) -> bool:
         """Whether the rows' ids depend on inputs that a loader may write to again."""
-        return self.hash_from is not None and self.id_source == CONTENT_HASH
+        held = self.hash_from
+        return held is not None and held.held_bytes > 0 and self.id_source == CONTENT_HASH
 
     def _hashes(self, context: PassState, n: int, on_device: Any) -> list[str] | None:
-        """The content's hash of each unit, None where there is none; lets go of the inputs."""
-        held, self.hash_from = self.hash_from, None
-        if on_device is None and held is not None:
-            if held.changed():
-                context.count("inputs changed in place before they were hashed", n)
-            else:
-                on_device = input_hash_of(self._divided(held.inputs, n), n)
-        return None if on_device is None or len(on_device) != n else to_hex(on_device)
+        """The content's hash of each unit, None where there is none."""
+        fingerprint, self.hash_from = self.hash_from, None
+        self.kind = KIND if fingerprint is None else fingerprint.kind
+        if fingerprint is None:
+            return None if on_device is None or len(on_device) != n else to_hex(on_device)
+        hashes = fingerprint.read(n)
+        if fingerprint.missing:
+            context.count(fingerprint.missing, n)
+        return None if hashes is None else to_hex(hashes)
 
-    def _divided(self, inputs: Any, n: int) -> Any:  # noqa: ARG002 - frames of 3D lie in one tensor
-        """The inputs with one entry per unit wherever they can be divided."""
-        return inputs
+    def _of_a_kind(self, context: PassState, hashes: list[str] | None, n: int) -> list[str] | None:
+        """What is stored: hashes of the pass's kind, which compare with one another."""
+        if hashes is None or self.kind == context.hash_kind or not context.store_hash:
+            return hashes
+        context.count("inputs hashed in another way than the pass's first", n)
+        return None
 
     def _given_ids(self, ids: Any, n: int) -> list[str]:
         found = as_id_list(ids)
@@ -184,7 +192,7 @@ class BatchJob(Job):
             id_source=self.id_source,
             batch_idx=self.batch_idx,
             global_step=self.global_step,
-            hashes=hashes,
+            hashes=self._of_a_kind(context, hashes, n),
             user=user_columns(context, self.user, n),
         )
         if labels.problem:

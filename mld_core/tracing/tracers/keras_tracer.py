@@ -22,7 +22,7 @@ from mld_core.adapters.outputs import DetectionOutput
 from mld_core.adapters.registry import find_adapter
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.write.writer import Account
-from mld_core.tracing.batch.hashing_numpy import content_hashes
+from mld_core.tracing.batch.hashing_host import INLINE_BYTES, content_hashes
 from mld_core.tracing.capture.activations import ready
 from mld_core.tracing.guard import ConfigurationProblem, Guard, disabled
 from mld_core.tracing.run.account import account_text, describe_run, tell_start
@@ -47,7 +47,7 @@ class KerasJob:
     Attributes:
         truths: one per frame, None: unlabelled; or None: none is labelled.
         ids: one per frame, or None: the content's hash.
-        images: (B, H, W, C) to be hashed, or None.
+        images: (B, H, W, C) to be hashed, their hashes where that is done, or None.
         widths: alias -> width of what this run stores of a detection.
     """
 
@@ -57,7 +57,7 @@ class KerasJob:
     truths: Sequence[Truth | None] | None
     ids: list[str] | None
     id_source: str
-    images: npt.NDArray[Any] | None
+    images: npt.NDArray[Any] | list[str] | None
     widths: Mapping[str, int]
     batch_idx: int
     global_step: int | None
@@ -70,7 +70,8 @@ class KerasJob:
             ValueError: no id and no image to make one of.
         """
         output, n = self.parsed.output, len(self.parsed.output)
-        hashes = None if self.images is None else content_hashes(self.images)
+        hashes = content_hashes(self.images) if isinstance(self.images, np.ndarray) else self.images
+        self.images = None
         ids = self.ids if self.ids is not None else hashes
         if ids is None or len(ids) != n:
             raise ValueError(f"{0 if ids is None else len(ids)} ids for {n} frames; give one id per frame")
@@ -292,13 +293,13 @@ class KerasRecorder:
             truths=None if truth is None else self._truths(call, truth, n),
             ids=names,
             id_source="content_hash" if names is None else id_source,
-            images=np.array(to_numpy(call.args[0])) if hashed else None,
+            images=_hashes_soon(to_numpy(call.args[0])) if hashed else None,
             widths=self._widths,
             batch_idx=current.batches,
             global_step=global_step,
             user=user,
         )
-        nbytes = _ROW_BYTES * n + (0 if job.images is None else job.images.nbytes)
+        nbytes = _ROW_BYTES * n + (job.images.nbytes if isinstance(job.images, np.ndarray) else 0)
         records.put(current, job, rows=n, nbytes=nbytes)
         current.units += n
 
@@ -389,6 +390,11 @@ class KerasRecorder:
             account = records.close(_CLOSE_S)
             self.guard.tell_once(f"account:{records.run}", account_text(records, account, None))
         return account
+
+
+def _hashes_soon(images: npt.NDArray[Any]) -> npt.NDArray[Any] | list[str]:
+    """The hashes of a small batch, of a large one a copy that the writer thread hashes."""
+    return content_hashes(images) if images.nbytes <= INLINE_BYTES else np.array(images)
 
 
 def as_texts(ids: Any) -> list[str]:

@@ -98,13 +98,15 @@ def test_a_ring_grows_to_its_bound_and_says_when_it_gets_scarce():
 
 @pytest.mark.parametrize(("held", "source", "scarce", "hurry"), [
     (None, "input_id", False, False),
-    ("inputs", "input_id", False, False),
-    ("inputs", "content_hash", False, True),
+    (8, "input_id", False, False),
+    (8, "content_hash", False, True),
+    (0, "content_hash", False, False),
     (None, "input_id", True, True),
 ])  # fmt: skip
 def test_what_the_writer_has_to_read_soon(held, source, scarce, hurry):
     job = object.__new__(BatchJob)
-    job.hash_from, job.id_source, job.staged = held, source, SimpleNamespace(scarce=scarce)
+    job.hash_from = None if held is None else SimpleNamespace(held_bytes=held)
+    job.id_source, job.staged = source, SimpleNamespace(scarce=scarce)
     assert job.hurry is hurry
     assert not stage_cpu([torch.zeros(1)]).scarce
 

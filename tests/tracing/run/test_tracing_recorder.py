@@ -1,6 +1,8 @@
 """The event protocol, end to end to the store: values, passes and names."""
 
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.vectors import to_numpy
-from mld_core.tracing.batch.batches import Batch
+from mld_core.tracing.batch.hashing import input_hash_of, to_hex
 from mld_core.tracing.run.recorder import Recorder
 
 # -- values --------------------------------------------------------------------------------------------------
@@ -69,26 +71,26 @@ def test_changing_the_tensors_after_the_event_changes_nothing(tmp_path):
     assert one.table("samples")["input_id"].to_pylist() == [str(i) for i in range(10)]
 
 
-def test_inputs_changed_before_hashing_have_no_hash_and_are_counted(tmp_path):
+def test_small_inputs_are_hashed_at_the_event_and_not_held(tmp_path):
     model = net().eval()
     x, y = data()
-    recorder = started(tmp_path, model)
+    recorder = started(tmp_path, model, id_fn=lambda batch: list("abcdefghij"))
     recorder.begin_pass("val", 0, mode="eval")
-    jobs = []
     for i in range(2):
+        one = x.clone()
+        held = weakref.ref(one)
         recorder.begin_batch()
-        output = model(x)
-        batch = Batch(inputs=x, labels=y, ids=list("abcdefghij"), id_source="input_id", outputs=output)
-        recorder.record((x, y), output, batch_idx=i)
-        open_pass, session = recorder._stack[-1], recorder.session
-        recorder.begin_batch()
-        captured = session.chooser.take(10, model(x), training=False)
-        jobs.append(session._job(open_pass, open_pass.context, batch, captured, 10))
-    x.add_(1)  # the writer thread comes later, as with a busy disk
-    assert [job().origin.hashes for job in jobs] == [None, None]
-    assert open_pass.context.counts["inputs changed in place before they were hashed"] >= 20
+        recorder.record((one, y), model(one), batch_idx=i)
+        one.add_(1)  # the writer thread comes later
+        del one
+        gc.collect()
+        assert held() is None
     recorder.end_pass()
     recorder.finish()
+    (found,) = rows(tmp_path, recorder)
+    assert found.hash_kind == "xxh3-128"
+    assert found.table("samples")["input_hash"].to_pylist() == to_hex(input_hash_of(x, 10))
+    assert Store(tmp_path).run_info(run_of(recorder))["hash_kind"] == "xxh3-128"
 
 
 def test_soft_labels_missing_labels_and_empty_batches(tmp_path):

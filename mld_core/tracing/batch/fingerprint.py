@@ -1,0 +1,165 @@
+"""The content's hash of one batch, and who makes it: the training thread, a thread of its own, the writer's.
+
+What is small is hashed where it stands: no reference to the user's batch is kept, so that nobody can write to
+it before. Large batches, and those whose ids do not need the hash, go to `HashThread`, which holds two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from mld_core.tracing.batch.batches import tensors_in
+from mld_core.tracing.batch.hashing import hash_kind, input_hash_of
+from mld_core.tracing.batch.hashing_host import INLINE_BYTES
+
+CHANGED: Final = "inputs changed in place before they were hashed"
+LATE: Final = "inputs not hashed: the thread that hashes was late"
+_HELD: Final = 2  # batches
+_PATIENCE_S: Final = 60.0
+
+
+class Fingerprint:
+    """The hash of a batch's inputs, and until it is made the inputs, with their tensors' in-place counters.
+
+    Args:
+        inputs: as `mld_core.tracing.batch.labels.find_inputs` gave them.
+        n: its units, None where only the writer thread will know.
+        divided: makes of (inputs, n) one entry per unit wherever they can be divided.
+
+    Attributes:
+        kind: how it is made; hashes compare within one kind.
+        missing: why there is none, as it is counted; "" while there may be one.
+    """
+
+    def __init__(self, inputs: Any, n: int | None, divided: Callable[[Any, int], Any] | None = None) -> None:
+        tensors = tensors_in(inputs)
+        self.n = n
+        self.kind = hash_kind(inputs)
+        self.missing = ""
+        self.nbytes = weight(inputs)
+        self._inputs = inputs
+        # torch has no public name for the in-place counter, and inference tensors have none
+        self._versions = [(t, t._version) for t in tensors if not t.is_inference()]  # noqa: SLF001
+        self._divided = divided
+        self._hashes: Any = None
+        self._being_made: Any = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes kept alive for nobody but the writer thread, which is to make the hash."""
+        return 0 if self._inputs is None or self._being_made is not None else self.nbytes
+
+    def make(self, n: int | None = None, *, aside: bool = False) -> None:
+        """Makes the hash and lets go of the inputs.
+
+        Args:
+            n: units, where they were not known.
+            aside: on a thread of its own, which lets others run.
+        """
+        n = self.n if n is None else n
+        try:
+            if n is not None and not self._changed():
+                inputs = self._inputs if self._divided is None else self._divided(self._inputs, n)
+                with torch.no_grad():
+                    self._hashes = input_hash_of(inputs, n, aside=aside)
+            if self._changed():
+                self.missing, self._hashes = CHANGED, None
+        finally:
+            self._inputs, self._versions, self._divided = None, [], None
+
+    def _changed(self) -> bool:
+        return any(tensor._version != version for tensor, version in self._versions)  # noqa: SLF001
+
+    def skip(self, why: str) -> None:
+        """There will be none; the inputs are let go of."""
+        self.missing = why
+        self._inputs, self._versions, self._divided = None, [], None
+
+    def to_be_made(self) -> None:
+        """Another thread will make it: `read` waits for that."""
+        self._being_made = threading.Event()
+
+    def made(self) -> None:
+        """What `to_be_made` announced is done."""
+        self._being_made.set()
+
+    def read(self, n: int) -> Any | None:
+        """The hash (n, 2), None where there is none. Writer thread only.
+
+        Args:
+            n: units of the batch.
+        """
+        if self._being_made is not None:
+            if not self._being_made.wait(_PATIENCE_S):
+                self.missing = LATE
+                return None
+        elif self._inputs is not None:
+            self.make(n)
+        return self._hashes if self._hashes is not None and len(self._hashes) == n else None
+
+
+def weight(inputs: Any) -> int:
+    """Bytes of the inputs; what does not tell (an image object) counts as large.
+
+    >>> weight({"pixels": torch.zeros(2, 3), "text": ["ab", "c"]})
+    27
+    """
+    if isinstance(inputs, (torch.Tensor, np.ndarray)):
+        return int(inputs.nbytes)
+    if isinstance(inputs, (str, bytes)):
+        return len(inputs)
+    if isinstance(inputs, Mapping):
+        inputs = inputs.values()
+    elif inputs is None or isinstance(inputs, (bool, int, float, complex, np.generic)):
+        return 0
+    elif not isinstance(inputs, (list, tuple)):
+        return INLINE_BYTES + 1
+    return sum(map(weight, inputs))
+
+
+class HashThread:
+    """Hashes batches beside the training; started with the first one, anew after a fork.
+
+    It holds two batches at most: who brings a third is told that it is late.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Fingerprint | None] = queue.SimpleQueue()
+        self._busy: list[Fingerprint] = []
+        self._thread: threading.Thread | None = None
+
+    def take(self, fingerprint: Fingerprint) -> bool:
+        """Has the hash made soon; False: it is late, nothing was taken. Training thread only."""
+        if self._thread is None or not self._thread.is_alive():
+            self._queue, self._busy = queue.SimpleQueue(), []
+            self._thread = threading.Thread(
+                target=_work, args=(self._queue, self._busy), name="mld-hash", daemon=True
+            )
+            self._thread.start()
+        if len(self._busy) >= _HELD:
+            return False
+        fingerprint.to_be_made()
+        self._busy.append(fingerprint)
+        self._queue.put(fingerprint)
+        return True
+
+    def close(self) -> None:
+        """Ends the thread once it has made what it took."""
+        self._queue.put(None)
+        self._thread = None
+
+
+def _work(waiting: queue.SimpleQueue[Fingerprint | None], busy: list[Fingerprint]) -> None:
+    while (fingerprint := waiting.get()) is not None:
+        with contextlib.suppress(Exception):  # inputs of the user's that can not be read have no hash
+            fingerprint.make(aside=True)
+        busy.remove(fingerprint)
+        fingerprint.made()
+        del fingerprint

@@ -1,0 +1,154 @@
+"""Who makes the content's hash of a batch, when, and what becomes of one that is late or was written to."""
+
+import gc
+import threading
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+
+from mld_core.tracing.batch.fingerprint import CHANGED, LATE, Fingerprint, HashThread
+from mld_core.tracing.batch.hashing import hash_kind, input_hash_of, to_hex
+from mld_core.tracing.batch.hashing_host import INLINE_BYTES, content_hashes
+from mld_core.tracing.batch.hashing_numpy import describe, tag
+from mld_core.tracing.run.session import Session
+from mld_core.tracing.tables.rows import Job
+
+X = torch.arange(24, dtype=torch.float32).reshape(4, 3, 2)
+
+
+@pytest.fixture
+def thread():
+    made = HashThread()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gate():
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+def waits_for(gate):
+    def divided(inputs, n):
+        assert gate.wait(60)
+        return inputs
+
+    return divided
+
+
+def test_on_the_host_it_is_xxh3_of_each_row():
+    seed = tag(describe("float32", tuple(X.shape), ""))[0] % 2**64
+    wanted = [xxhash.xxh3_128_hexdigest(row.numpy().tobytes(), seed) for row in X]
+    assert to_hex(input_hash_of(X, 4)) == wanted == content_hashes(X.numpy())
+    assert wanted[0] == KNOWN, "stored hashes are compared with later runs"
+    assert hash_kind([X]) == "xxh3-128"
+    assert hash_kind([X, X.to("meta")]) == "multilinear-2"
+
+
+KNOWN = "65feac93c0d2c6ba66b265d2b5c531df"
+
+
+def test_many_rows_aside_are_the_same():
+    large = torch.randn(5, 200_000)
+    assert np.array_equal(input_hash_of(large, 5, aside=True), input_hash_of(large, 5))
+
+
+def test_whoever_makes_it_the_hash_is_the_same(thread):
+    wanted = input_hash_of(X, 4)
+    here, aside, later = (Fingerprint(X.clone(), n) for n in (4, 4, None))
+    here.make()
+    assert thread.take(aside)
+    for one in (here, aside, later):
+        assert np.array_equal(one.read(4), wanted)
+        assert one.held_bytes == 0
+        assert one.missing == ""
+    assert Fingerprint(X, None).held_bytes == X.nbytes
+
+
+def test_what_was_written_to_has_none(thread, gate):
+    inputs = X.clone()
+    aside = Fingerprint(inputs, 4, waits_for(gate))
+    later = Fingerprint(inputs, None)
+    assert thread.take(aside)
+    inputs.add_(1)
+    gate.set()
+    for one in (aside, later):
+        assert one.read(4) is None
+        assert one.missing == CHANGED
+
+
+def test_the_thread_holds_two_batches_and_lets_go_of_them(thread, gate):
+    inputs = [X.clone() for _ in range(3)]
+    held = [weakref.ref(one) for one in inputs]
+    taken = [Fingerprint(one, 4, waits_for(gate)) for one in inputs[:2]]
+    assert all(thread.take(one) for one in taken)
+    assert not thread.take(Fingerprint(inputs.pop(), 4))
+    inputs.clear()
+    gc.collect()
+    assert [reference() is None for reference in held] == [False, False, True]
+    gate.set()
+    assert all(one.read(4) is not None for one in taken)
+    gc.collect()
+    assert [reference() is None for reference in held] == [True] * 3
+    assert thread.take(one := Fingerprint(X, 4))
+    assert one.read(4) is not None
+
+
+def test_inputs_that_raise_cost_their_hash_only(thread):
+    def fails(inputs, n):
+        raise RuntimeError("planted")
+
+    assert thread.take(bad := Fingerprint(X, 4, fails))
+    assert thread.take(good := Fingerprint(X, 4))
+    assert bad.read(4) is None
+    assert good.read(4) is not None
+
+
+def test_a_closed_thread_starts_anew(thread):
+    thread.close()
+    assert thread.take(one := Fingerprint(X, 4))
+    thread.close()
+    assert one.read(4) is not None
+    assert thread.take(one := Fingerprint(X, 4))
+    assert one.read(4) is not None
+
+
+@pytest.mark.parametrize(("source", "large", "late", "missing", "on_thread"), [
+    ("input_id", False, False, "", False),
+    ("content_hash", False, False, "", False),
+    ("loader_index", False, False, "", True),
+    ("loader_index", False, True, LATE, False),
+    ("input_id", True, False, "", True),
+    ("input_id", True, True, LATE, False),
+    ("content_hash", True, False, "", True),
+    ("content_hash", True, True, "", False),
+])  # fmt: skip
+def test_who_makes_it(source, large, late, missing, on_thread):
+    inputs = torch.zeros(2, INLINE_BYTES // 8 + 1) if large else torch.zeros(2, 5)
+    taken = []
+    hasher = SimpleNamespace(take=lambda one: False if late else taken.append(one) or True)
+    fingerprint = Fingerprint(inputs, 2)
+    Session._beside(SimpleNamespace(_hasher=hasher), fingerprint, source)
+    assert bool(taken) is on_thread
+    assert fingerprint.missing == missing
+    if not on_thread:
+        assert fingerprint.held_bytes == 0
+        assert (fingerprint.read(2) is None) is bool(missing)
+
+
+def test_hashes_of_another_kind_than_the_pass_are_ids_but_not_stored():
+    counts = {}
+    context = SimpleNamespace(
+        hash_kind="xxh3-128", store_hash=True, count=lambda what, n: counts.update({what: n})
+    )
+    job = SimpleNamespace(kind="xxh3-128")
+    assert Job._of_a_kind(job, context, ["a"], 1) == ["a"]
+    job.kind = "multilinear-2"
+    assert Job._of_a_kind(job, context, ["a"], 1) is None
+    assert counts == {"inputs hashed in another way than the pass's first": 1}
