@@ -66,22 +66,24 @@ class Worker:
         """Wait until something is to be done; False if nothing ever will be."""
         with self._intake.lock:
             while not self._intake.given_up:
-                pause = self._pause()
+                due_at = self._due_at()
+                pause = due_at - time.monotonic()
                 if pause <= 0:
                     return True
                 if self._intake.closing and not self._passes:
                     return False
-                self._intake.sleeps_until = time.monotonic() + pause
+                # To the tick: a put that is due at the very same time must not wake the thread.
+                self._intake.sleeps_until = due_at
                 self._intake.wake.wait(None if pause == math.inf else pause)
                 self._intake.sleeps_until = 0.0
         return False
 
-    def _pause(self) -> float:
-        """Seconds until something is due, infinite if nothing will be. The lock is held."""
+    def _due_at(self) -> float:
+        """When something is to be done (`time.monotonic()`), infinite if nothing will be. The lock is held."""
         if self._intake.queue and self._intake.closing:
             return 0.0
         due = [at for opened in self._passes.values() if (at := opened.due_at()) is not None]
-        return min([self._intake.due_at, *due]) - time.monotonic()
+        return min([self._intake.due_at, *due])
 
     def _work(self) -> None:
         """Take one group of jobs, do them and what is due after them."""

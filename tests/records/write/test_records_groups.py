@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from dataclasses import dataclass
 
@@ -76,6 +77,23 @@ def test_the_thread_sleeps_until_a_group_is_there(patient, new_writer, joined):
     assert seen == [], "no batch woke the thread by itself"
     more = joined(writer, handle, 1, first=GROUP_BATCHES - 1)
     wait_until(lambda: seen + more == [GROUP_BATCHES])
+
+
+def test_a_group_costs_one_look_at_the_queue_not_one_a_batch(new_writer, joined, monkeypatch):
+    monkeypatch.setattr(intake, "GROUP_SECONDS", 30.0)
+    looks = []
+    due_at = Worker._due_at
+    monkeypatch.setattr(Worker, "_due_at", lambda worker: looks.append(1) or due_at(worker))
+    writer = new_writer(roll_seconds=60.0)
+    handle = writer.open(KEY)
+    assert writer.flush(10)
+    joined(writer, handle, 1)
+    wait_until(lambda: writer._intake.sleeps_until == writer._intake.due_at)  # asleep until that batch is due
+    before = len(looks)
+    for first in range(1, 40):
+        joined(writer, handle, 1, first=first)
+        time.sleep(0.001)  # the thread could run now
+    assert len(looks) == before
 
 
 def test_bytes_make_a_group(patient, new_writer, joined, monkeypatch):
