@@ -79,7 +79,7 @@ class Worker:
         return False
 
     def _due_at(self) -> float:
-        """When something is to be done (`time.monotonic()`), infinite if nothing will be. The lock is held."""
+        """When something is to be done (`time.monotonic()`), infinite: never. The lock is held."""
         if self._intake.queue and self._intake.closing:
             return 0.0
         due = [at for opened in self._passes.values() if (at := opened.due_at()) is not None]

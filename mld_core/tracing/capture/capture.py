@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mld_core.tracing.capture.graph import Graph, Origin
+from mld_core.tracing.capture.sweeper import Sweeper, eager_around
 from mld_core.tracing.guard import ConfigurationProblem
 
 _WRAPPER_PARTS: Final = frozenset(
@@ -96,10 +97,19 @@ def find_module(model: nn.Module, path: str) -> tuple[str, nn.Module]:
 
 
 class Switch:
-    """Shared by all hooks of one capture: off between events, so that stray forwards keep nothing alive."""
+    """Shared by all hooks of one capture: off between events, so that stray forwards keep nothing alive.
+
+    `streams`: CUDA streams on which hooked layers ran since it went on.
+    """
 
     def __init__(self) -> None:
         self.armed = False
+        self.streams: set[Any] = set()
+
+    def saw_call(self) -> None:
+        """A hooked layer ran: on which stream tells what the copy of its output has to wait for."""
+        if torch.cuda.is_initialized():
+            self.streams.add(torch.cuda.current_stream())
 
 
 class Probe:
@@ -131,6 +141,7 @@ class Probe:
                 self.later.append((args, output))
             return
         self.call = (args, output)
+        self.switch.saw_call()
         if self.check_version:
             self.version = _version(output)
 
@@ -224,6 +235,7 @@ class Watcher:
             self.outer.pop()
         call = LeafCall(name, module, args, output)
         self.outer.append(call)
+        self.switch.saw_call()
         if leaf:
             self.leaves.append(call)
 
@@ -324,6 +336,16 @@ class Capture:
         self.compiled_heads = tuple(name for name, _ in _likely_heads(model, n_class))
         for name in self.compiled_heads:
             self.probe(name)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        regions = [
+            name for name, module, inside in _with_compiled(self.model) if not inside and is_compiled(module)
+        ]
+        around = {id(m): m for name in regions if (m := eager_around(self._modules, name)) is not None}
+        for module in around.values():
+            sweeper = Sweeper(module, lambda: self.switch.armed, self.clear)
+            self._handles.append(module.register_forward_hook(sweeper.after))
 
     def probe(self, name: str, *, check_version: bool = False) -> Probe:
         """The probe on the module `name`, set if it is not there yet."""
@@ -348,6 +370,7 @@ class Capture:
     def end(self) -> None:
         """Disarms the hooks and lets go of every tensor."""
         self.switch.armed = False
+        self.switch.streams.clear()
         self.clear()
 
     def stop_watching(self) -> None:

@@ -212,6 +212,7 @@ class RootProbe(CallProbe):
             self.calls = [Call(args, kwargs, output)]
             self.training = module.training
         elif self.switch.armed:
+            self.switch.saw_call()
             self.calls, self.held = [], None
             self.training = module.training
             try:
@@ -319,6 +320,7 @@ class DetectorCapture:
     def end(self) -> None:
         """Disarms the hooks and lets go of every tensor."""
         self.switch.armed = False
+        self.switch.streams.clear()
         self.clear()
 
     def clear(self) -> None:

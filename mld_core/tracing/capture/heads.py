@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from mld_core.tracing.capture.capture import Capture, LeafCall, canonical
 from mld_core.tracing.capture.graph import Origin, target_of
-from mld_core.tracing.capture.outputs import as_rows, find_logits, leaves, looks_like_probabilities
+from mld_core.tracing.capture.outputs import (
+    as_rows,
+    find_logits,
+    leaves,
+    local_part,
+    looks_like_probabilities,
+)
 from mld_core.tracing.capture.reading import (
     CLS_LOGITS,
     OUTPUTS,
@@ -153,7 +159,7 @@ class HeadChooser(FeatureRules):
             source, logits = decided
             self._settle(source, logits, training=training)
         assert source is not None
-        captured = Captured(logits, source, self.features(int(logits.shape[0]), source.call))
+        captured = Captured(local_part(logits), source, self.features(int(logits.shape[0]), source.call))
         self.n_class = captured.n_class
         return captured
 

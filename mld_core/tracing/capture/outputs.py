@@ -32,6 +32,23 @@ _KEYS = (
 _MAX_DEPTH = 3
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """The detached tensor; of a distributed one (DTensor) the rows that this rank holds.
+
+    Raises:
+        ValueError: this rank holds no whole rows, and to fetch the rest all ranks would have to wait.
+    """
+    if type(tensor) is not Tensor and hasattr(tensor, "to_local"):
+        for placement in tensor.placements:
+            if not (placement.is_replicate() or placement.is_shard(0)):
+                raise ValueError(
+                    f"an output of shape {tuple(tensor.shape)} is distributed as {placement}: no rank holds "
+                    "whole rows of it. Return it whole from the parallel plan (output_layouts=Replicate())"
+                )
+        tensor = tensor.to_local()
+    return tensor.detach()
+
+
 def find_logits(output: Any, n_rows: int | None = None, n_class: int | None = None) -> Tensor | None:
     """Find the class logits in what a model (or a step) returned.
 

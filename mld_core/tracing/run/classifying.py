@@ -374,7 +374,7 @@ class ClassificationSession(Session):
             context=context,
             unit0=open_pass.units,
             n=n,
-            staged=self._stager.stage(tensors),
+            staged=self._stager.stage(tensors, () if self.capture is None else self.capture.switch.streams),
             names=names,
             labels=on_host.get("labels"),
             ids=on_host.get("ids"),

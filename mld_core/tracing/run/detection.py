@@ -242,6 +242,8 @@ class DetectionSession(Session):
             if device not in self._streams:
                 self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             source.stream = self._streams[device]
+            for stream in () if self.capture is None else self.capture.switch.streams:
+                torch.cuda.current_stream(device).wait_stream(stream)
             source.event = torch.cuda.current_stream(device).record_event()
 
     # -- passes ----------------------------------------------------------------------------------------------

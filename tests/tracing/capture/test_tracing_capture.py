@@ -428,6 +428,25 @@ def test_hooks_do_not_recompile():
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_compiled_hooks_keep_nothing_between_events(wrapped):
+    torch._dynamo.reset()
+    inner = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    if wrapped:
+        model = torch.compile(inner, backend="eager")
+    else:
+        inner.compile(backend="eager")
+        model = nn.Sequential(inner)
+    capture, chooser = tracing(model, n_class=4)
+    assert capture.compiled_heads
+    x = torch.randn(3, 6)
+    assert take(capture, chooser, model, x)[1] is not None
+    capture.end()
+    model(x)
+    assert all(probe.call is None for probe in capture.probes.values())
+    assert take(capture, chooser, model, x)[1] is not None
+
+
 def test_compiled_before_us_falls_back_to_the_outer_output():
     torch._dynamo.reset()
     model = small_net().eval()

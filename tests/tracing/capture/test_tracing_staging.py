@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mld_core.tracing.capture.staging import Ring, Slot, Stager, stage_cpu, to_float32
+from mld_core.tracing.capture.capture import Switch
+from mld_core.tracing.capture.ring import Ring, Slot
+from mld_core.tracing.capture.staging import Stager, gathered, stage_cpu, to_float32
 from mld_core.tracing.tables.rows import BatchJob
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]
@@ -73,7 +75,147 @@ class PaperRing(Ring):
             self._free.put(self._new_slot(self.slot_bytes, pooled=True))
 
     def _new_slot(self, nbytes, *, pooled):
-        return Slot(None, None, None, pooled)
+        return Slot(torch.empty(nbytes + 8, device="meta"), None, None, pooled)
+
+
+class NoDevice:
+    """In the place of an event: whoever asks it would have asked the device."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"{name}: the writer thread asked the device")
+
+
+class HostRing(Ring):
+    """A ring in host memory: the copy of the side stream arrives when the test says so."""
+
+    def __post_init__(self):
+        self.under_way = []
+        self.waited = []
+        super().__post_init__()
+
+    def _stream(self):
+        return None
+
+    def _event(self):
+        return NoDevice()
+
+    def _wait(self, slot, tensors, behind):
+        self.waited += behind
+
+    def _send(self, slot, nbytes):
+        self.under_way.append((slot, nbytes))
+
+    def arrive(self):
+        for slot, nbytes in self.under_way:
+            slot.host[:nbytes].copy_(slot.device[:nbytes])
+            slot.host[-8:].copy_(slot.device[-8:])
+        self.under_way.clear()
+
+
+CPU = torch.device("cpu")
+
+
+def test_buffers_made_in_inference_mode_serve_outside_it():
+    with torch.inference_mode():
+        ring = HostRing(CPU, 64, slots=1, most=2)
+        taken = [ring.stage([torch.ones(4)]), ring.stage([torch.ones(4)])]
+        ring.arrive()
+        assert [staged.arrays()[0].tolist() for staged in taken] == [[1.0] * 4] * 2
+    for value in (2.0, 3.0):
+        staged = ring.stage([torch.full((4,), value), torch.arange(3)])
+        ring.arrive()
+        assert [array.tolist() for array in staged.arrays()] == [[value] * 4, [0, 1, 2]]
+    assert ring.spills == 0
+
+
+def test_a_slot_comes_back_when_a_batch_can_not_be_staged():
+    ring = HostRing(CPU, 64, slots=1)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            ring.stage([torch.ones(4), torch.ones(2).to_sparse()])
+    staged = ring.stage([torch.ones(4)])
+    ring.arrive()
+    assert staged.arrays()[0].tolist() == [1.0] * 4
+    assert ring.spills == 0
+
+
+def test_the_writer_thread_waits_without_asking_the_device():
+    ring = HostRing(CPU, 64, slots=1)
+    for value in (1.0, 2.0):  # in the second turn the mark of the first stands there
+        staged = ring.stage([torch.full((4,), value)])
+        got = []
+        thread = threading.Thread(target=lambda staged=staged, got=got: got.append(staged.arrays()))
+        thread.start()
+        assert not staged.slot.arrived()
+        ring.arrive()
+        thread.join(60)
+        assert got[0][0].tolist() == [value] * 4
+
+
+def test_a_ring_grows_with_a_larger_batch():
+    ring = HostRing(CPU, 32, slots=2)
+    stager = Stager()
+    stager._rings[CPU] = ring
+    early = ring.stage([torch.zeros(8)])
+    ring.arrive()
+    large = [torch.arange(100.0)]
+    assert stager._ring(CPU, large) is ring
+    late = ring.stage(large)
+    early.arrays()  # its slot is too small by now
+    for _ in range(20):
+        ring.arrive()
+        assert np.array_equal(late.arrays()[0], large[0].numpy())
+        late = stager._ring(CPU, large).stage(large)
+    assert (ring.spills, ring.slots) == (0, 1)
+    assert not stager._ring(CPU, [torch.zeros(8)]).stage([torch.zeros(8)]).slot.nbytes < 400
+
+
+def test_streams_on_which_a_batch_was_made_are_waited_for():
+    ring = HostRing(CPU, 64, slots=1)
+    stager = Stager()
+    stager._ring = lambda device, tensors: ring
+    switch = Switch()
+    switch.streams.add("another")
+    ring.stage([torch.ones(1)], switch.streams)
+    assert ring.waited == ["another"]
+
+
+def test_other_accelerators_are_waited_for_once_a_dtype(monkeypatch):
+    waits = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: waits.append(tensor.dtype) or cpu(tensor))
+    given = [
+        torch.randn(4, 3),
+        torch.arange(4),
+        torch.randn(4, 2, 2),
+        torch.randn(2).bfloat16(),
+        torch.ones(()).bool(),
+    ]
+    got = gathered(given)
+    assert waits == [torch.float32, torch.int64, torch.bool]
+    assert [t.shape for t in got] == [t.shape for t in given]
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(got, given, strict=True))
+
+
+@pytest.fixture
+def mesh():
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield dist.device_mesh.init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+def test_of_a_distributed_tensor_the_rows_of_this_rank_are_staged(mesh):
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    rows = torch.arange(12.0).reshape(4, 3)
+    for placement in (Shard(0), Replicate()):
+        (got,) = Stager().stage([DTensor.from_local(rows, mesh, [placement])]).arrays()
+        assert np.array_equal(got, rows.numpy())
+    with pytest.raises(ValueError, match="no rank holds whole rows"):
+        Stager().stage([DTensor.from_local(rows, mesh, [Shard(1)])])
 
 
 def test_a_ring_grows_to_its_bound_and_says_when_it_gets_scarce():
@@ -169,6 +311,44 @@ class TestRing:
         got = Stager().stage([a, b, c]).arrays()
         assert [len(x) for x in got] == [3, 4, 5]
         assert np.array_equal(got[1], b.cpu().numpy())
+
+    def test_a_ring_made_in_inference_mode_serves_outside_it(self):
+        stager = Stager(slots=1, grow_bytes=0)
+        x = torch.randn(64, 3, device=self.device)
+        with torch.inference_mode():
+            stager.stage([x]).arrays()
+        assert np.array_equal(stager.stage([x]).arrays()[0], x.cpu().numpy())
+        assert stager.spills == 0
+
+    def test_a_capture_of_a_graph_on_another_thread_is_not_disturbed(self):
+        stager = Stager()
+        x = torch.randn(64, 512, device=self.device)
+        static, graph = x.clone(), torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(1e9))
+        staged, got = stager.stage([x]), []
+        reader = threading.Thread(target=lambda: got.append(staged.arrays()))
+        reader.start()
+        stream = torch.cuda.Stream()
+        with torch.cuda.graph(graph, stream=stream):  # of the global kind, which other threads can break
+            for _ in range(50):
+                static.mul_(1.0)
+        reader.join(60)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert np.array_equal(got[0][0], x.cpu().numpy())
+
+    def test_a_batch_made_on_another_stream_is_waited_for(self):
+        stager, stream = Stager(), torch.cuda.Stream()
+        for _ in range(3):
+            x = torch.zeros(64, 512, device=self.device)
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(int(2e8))
+                made = x + 7
+            staged = stager.stage([made], {stream})
+            del made
+            assert (staged.arrays()[0] == 7).all()
 
     def test_discarded_slots_come_back(self):
         stager = Stager(slots=1, grow_bytes=0)
