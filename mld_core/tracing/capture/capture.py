@@ -108,7 +108,7 @@ class Switch:
 
     def saw_call(self) -> None:
         """A hooked layer ran: on which stream tells what the copy of its output has to wait for."""
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             self.streams.add(torch.cuda.current_stream())
 
 

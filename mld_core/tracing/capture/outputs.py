@@ -39,13 +39,14 @@ def local_part(tensor: Tensor) -> Tensor:
         ValueError: this rank holds no whole rows, and to fetch the rest all ranks would have to wait.
     """
     if type(tensor) is not Tensor and hasattr(tensor, "to_local"):
-        for placement in tensor.placements:
+        distributed: Any = tensor
+        for placement in distributed.placements:
             if not (placement.is_replicate() or placement.is_shard(0)):
                 raise ValueError(
                     f"an output of shape {tuple(tensor.shape)} is distributed as {placement}: no rank holds "
                     "whole rows of it. Return it whole from the parallel plan (output_layouts=Replicate())"
                 )
-        tensor = tensor.to_local()
+        tensor = distributed.to_local()
     return tensor.detach()
 
 

@@ -141,7 +141,7 @@ def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
     for dtype in dict.fromkeys(t.dtype for t in plain):
         places = [i for i, t in enumerate(plain) if t.dtype == dtype]
         flat = torch.cat([plain[i].reshape(-1) for i in places]).cpu()
-        pieces = flat.split([plain[i].numel() for i in places])
+        pieces = torch.split(flat, [plain[i].numel() for i in places])
         found |= {i: piece.reshape(plain[i].shape) for i, piece in zip(places, pieces, strict=True)}
     return [found[i] for i in range(len(plain))]
 

@@ -1,8 +1,8 @@
 """Lets go of what compiled hooks keep of calls that nobody asked for.
 
 A hook that dynamo traced can not look at the switch (it would be compiled again whenever that is turned), so
-it keeps the arguments and the output of every call, a whole batch with its graph, until the next recorded one.
-A module outside the compiled region sees the call end.
+it keeps the arguments and the output of every call, a whole batch with its graph, until the next recorded
+one. A module outside the compiled region sees the call end.
 """
 
 from __future__ import annotations
