@@ -11,9 +11,11 @@ import typer
 
 from mld_core.cli.common import JsonOption, clear_errors
 from mld_core.cli.output import emit, emit_json, note
+from mld_core.cli.source import client_of, the_service
 from mld_core.evaluation.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from mld_core.service.client.people import People
     from mld_core.service.server.settings import Settings
 
 DataOption = Annotated[
@@ -39,9 +41,28 @@ StorageOption = Annotated[
     ),
 ]
 _KEY_COLUMNS = (
-    *("key_id", "name", "organization", "scopes"),
+    *("key_id", "name", "person", "organization", "scopes"),
     *("created_at", "expires_at", "revoked_at", "last_used_at"),
 )
+
+_PERSON_COLUMNS = ("name", "role", "models", "organization", "created_at", "disabled_at")
+RoleOption = Annotated[
+    str | None, typer.Option(metavar="ROLE", help="viewer, writer or admin.", show_default=False)
+]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Name of a model they may see, * for any text; may be repeated. Default: all.",
+        show_default=False,
+    ),
+]
+OrganizationOption = Annotated[
+    str | None, typer.Option(help="Organization. Default: the first.", show_default=False)
+]
+RemoteOption = Annotated[
+    bool, typer.Option("--remote", help="At the service at MLD_API_ENDPOINT; asks for an admin's key.")
+]
 
 
 @contextmanager
@@ -58,6 +79,12 @@ def _clear_errors() -> Iterator[None]:
                 raise
             cause = [*str(getattr(error, "orig", error)).strip().splitlines(), type(error).__name__]
             raise OSError(f"the database can not be used ({cause[0]})") from error
+
+
+def _people() -> People:
+    from mld_core.service.client.people import People
+
+    return People(client_of(the_service()))
 
 
 def _settings(**changes: Any) -> Settings:
@@ -82,6 +109,20 @@ def serve(
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Name clients reach it by; may be repeated.", show_default=False),
+    ] = None,
+    trusted_proxies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NETWORKS",
+            help="Proxies whose X-Forwarded-For is believed: 10.0.0.2,10.1.0.0/16.",
+            show_default=False,
+        ),
+    ] = None,
+    user_header: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Header in which those proxies name who signed in.", show_default=False
+        ),
     ] = None,
     tls_cert: Annotated[
         str | None, typer.Option(metavar="FILE", help="Certificate chain (PEM).", show_default=False)
@@ -127,11 +168,17 @@ def serve(
             database=database,
             storage=storage,
             allowed_hosts=tuple(allowed_host) if allowed_host else None,
+            trusted_proxies=_listed(trusted_proxies),
+            user_header=user_header,
             tls_cert=tls_cert,
             tls_key=tls_key,
             workers=workers,
         )
         run.serve(settings)
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def worker(
@@ -159,11 +206,16 @@ keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @keys.callback()
 def keys_group() -> None:
-    """Create, list and revoke the keys of a server, on the machine it runs on.
+    """People and keys of a server, on the machine it runs on; with --remote, for admins, at the service.
 
     \b
     Examples:
-      mld keys create --name alice --scope read --scope write
+      mld keys add alice --role writer                 a person, and a key for them
+      mld keys add bob --role viewer --models 'resnet*' --models unet
+      mld keys roles bob --role writer
+      mld keys people
+      mld keys revoke bob                              all keys of a person, and their sign-in
+      mld keys list --remote
       mld keys create --name ci --scope write --expires-in-days 90 --organization vision
       mld keys list
       mld keys revoke key_0123456789abcdef01234567
@@ -208,42 +260,156 @@ def keys_create(
     typer.echo(made["key"])
 
 
+@keys.command("add", short_help="A person, and a key for them; it is shown once.")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="The person; who signs in through a proxy: the name it gives.")],
+    *,
+    role: RoleOption = None,
+    models: ModelsOption = None,
+    expires_in_days: Annotated[
+        float | None, typer.Option(min=0.0, help="Of the key. Default: never.", show_default=False)
+    ] = None,
+    organization: OrganizationOption = None,
+    remote: RemoteOption = False,
+    data: DataOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a person, or another key for one who is there, and print the key.
+
+    A viewer reads, a writer uploads and evaluates too, an admin manages people and keys too. Who may see only
+    some models finds nothing of the others.
+
+    \b
+    Examples:
+      mld keys add alice --role writer
+      mld keys add bob --role viewer --models 'resnet*'
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        if remote:
+            made = _people().add(name, role, models, expires_in_days)
+        else:
+            from mld_core.service.server import run
+
+            settings = _settings(data=data, database=database)
+            made = run.people_add(settings, name, role, models, organization, expires_in_days)
+    if as_json:
+        emit_json(made)
+        return
+    note(f"{made['key_id']} for {name}; shown this once:")
+    typer.echo(made["key"])
+
+
+@keys.command("roles", short_help="Set a person's role, and the models they may see.")
+def keys_roles(
+    name: Annotated[str, typer.Argument(help="The person.")],
+    *,
+    role: RoleOption = None,
+    models: ModelsOption = None,
+    organization: OrganizationOption = None,
+    remote: RemoteOption = False,
+    data: DataOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set a person's role and models; all keys of theirs obey it from the next second on.
+
+    \b
+    Examples:
+      mld keys roles bob --role writer
+      mld keys roles bob --models 'resnet*' --models unet
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        if remote:
+            row = _people().change(name, role, models)
+        else:
+            from mld_core.service.server import run
+
+            settings = _settings(data=data, database=database)
+            row = run.people_change(settings, name, organization, role=role, models=models)
+    if as_json:
+        emit_json(row)
+        return
+    note(f"{row['name']} is {row['role']} of {', '.join(row['models'])}")
+
+
+@keys.command("people", short_help="All people, their roles and models.")
+def keys_people(
+    *,
+    remote: RemoteOption = False,
+    data: DataOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List people, those who are refused too.
+
+    \b
+    Examples:
+      mld keys people --remote
+    """  # noqa: D301  click reads the mark
+    with _clear_errors():
+        if remote:
+            rows = _people().all()
+        else:
+            from mld_core.service.server import run
+
+            rows = run.people_list(_settings(data=data, database=database))
+    emit(rows, _PERSON_COLUMNS, as_json=as_json)
+
+
 @keys.command("list", short_help="All keys, without their secrets.")
 def keys_list(
-    *, data: DataOption = None, database: DatabaseOption = None, as_json: JsonOption = False
+    *,
+    remote: RemoteOption = False,
+    data: DataOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """List the keys of all organizations, revoked ones too.
+    """List the keys of all organizations, with --remote of yours; revoked ones too.
 
     \b
     Examples:
       mld keys list --json
     """  # noqa: D301  click reads the mark
     with _clear_errors():
-        from mld_core.service.server import run
+        if remote:
+            rows = _people().keys()
+        else:
+            from mld_core.service.server import run
 
-        rows = run.keys_list(_settings(data=data, database=database))
+            rows = run.keys_list(_settings(data=data, database=database))
     emit(rows, _KEY_COLUMNS, as_json=as_json)
 
 
-@keys.command("revoke", short_help="Refuse a key from now on.")
+@keys.command("revoke", short_help="Refuse a key, or a person, from now on.")
 def keys_revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as `mld keys list` shows it.")],
+    key: Annotated[str, typer.Argument(help="The id of a key, as `mld keys list` shows it, or a person.")],
     *,
+    organization: OrganizationOption = None,
+    remote: RemoteOption = False,
     data: DataOption = None,
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke a key: the server refuses it from the next request on.
+    """Revoke a key: the server refuses it from the next second on. Of a person: all keys, and their sign-in.
 
     \b
     Examples:
       mld keys revoke key_0123456789abcdef01234567
+      mld keys revoke bob
     """  # noqa: D301  click reads the mark
     with _clear_errors():
-        from mld_core.service.server import run
+        if remote:
+            row = _people().revoke(key)
+        else:
+            from mld_core.service.server import run
 
-        row = run.keys_revoke(_settings(data=data, database=database), key_id)
+            settings = _settings(data=data, database=database)
+            if key.startswith("key_"):
+                row = run.keys_revoke(settings, key)
+            else:
+                row = run.people_change(settings, key, organization, disable=True)
     if as_json:
         emit_json(row)
         return
-    note(f"{row['key_id']} of {row['name']} is revoked")
+    note(f"{row['key_id']} of {row['name']} is revoked" if "key_id" in row else f"{row['name']} is refused")

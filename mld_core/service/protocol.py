@@ -8,7 +8,9 @@ a member that came with a later minor is never required of the other side.
 
 **Authentication.** `Authorization: Bearer mldbg_<key id>_<secret>`, nothing else (no cookie, no query).
 401: no key, or one that is wrong, expired or revoked. 403: the key lacks the scope the route asks for. What
-belongs to another organization is 404, as if it were not there.
+belongs to another organization, or to a model the key's person may not see, is 404, as if it were not there.
+A server behind a proxy that signs people in may be told to believe the header in which it names them; then no
+key is asked for, but `MLD-Protocol` is on every request that changes something.
 
 **Problems.** Every answer of 400 and above is `application/problem+json` with a `Problem`: `type` is one of
 `PROBLEMS`, and `value`, `expectation`, `fix` say what came, what was expected, what to do. Some carry more:
@@ -104,6 +106,14 @@ Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 """`read` looks, `write` uploads, seals and evaluates, `admin` manages keys. None implies another."""
 
+Role = Literal["viewer", "writer", "admin"]
+ROLES: dict[Role, tuple[Scope, ...]] = {
+    "viewer": ("read",),
+    "writer": ("read", "write"),
+    "admin": ("read", "write", "admin"),
+}
+"""What people may do, as scopes."""
+
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 JOB_STATES: tuple[JobState, ...] = ("queued", "running", "done", "failed", "cancelled")
 FINISHED_STATES: tuple[JobState, ...] = ("done", "failed", "cancelled")
@@ -168,6 +178,11 @@ class Whoami(TypedDict):
     key_name: str
     scopes: list[Scope]
     expires_at: str | None
+    person: str
+    """Name of the person whose key it is, empty where it is nobody's."""
+    role: Role | None
+    models: list[str]
+    """Patterns of the names of the models that are seen; `*` stands for any text."""
     server_version: str
     protocol: str
     max_blob_bytes: int
@@ -183,6 +198,8 @@ class Run(TypedDict):
     tags: list[str]
     note: str
     archived: bool
+    owner: str
+    """The person who made it, or the name of the key."""
     created_at: str
     updated_at: str
 
@@ -305,6 +322,20 @@ class Key(TypedDict):
     expires_at: str | None
     revoked_at: str | None
     last_used_at: str | None
+    person_id: str | None
+    person: str
+    """Whose it is; empty where it is nobody's."""
+
+
+class Person(TypedDict):
+    """A person: what they may do, and the models they may see."""
+
+    person_id: str
+    name: str
+    role: Role
+    models: list[str]
+    created_at: str
+    disabled_at: str | None
 
 
 class NewKey(Key):
@@ -360,6 +391,10 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/keys", "admin", "Create a key; it is shown this once."),
     Route("GET", "/v1/keys", "admin", "List keys."),
     Route("DELETE", "/v1/keys/{key_id}", "admin", "Revoke a key."),
+    Route("POST", "/v1/people", "admin", "Add a person."),
+    Route("GET", "/v1/people", "admin", "List people."),
+    Route("PATCH", "/v1/people/{person_id}", "admin", "Set a person's role and the models they may see."),
+    Route("DELETE", "/v1/people/{person_id}", "admin", "Refuse a person, and all keys of theirs."),
     Route("POST", "/v1/organizations", "admin", "Create an organization.", root_only=True),
     Route("GET", "/v1/organizations", "admin", "List organizations.", root_only=True),
 )

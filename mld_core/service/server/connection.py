@@ -14,6 +14,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mld_core.service.server.proxies import FORWARDED, Proxies
 from mld_core.service.server.settings import Settings
 
 MAX_HEAD_BYTES = 64 << 10
@@ -72,6 +73,13 @@ class Connections:
             self._known[one] = self._strangers[one]
             self._forget(one)
 
+    def moved(self, one: LimitedProtocol, address: str) -> bool:
+        """A stranger's connection is another address's now; whether there is a place for it."""
+        if one not in self._strangers or self._strangers[one] == address:
+            return True
+        self._forget(one)
+        return self.arrived(one, address)
+
     def gone(self, one: LimitedProtocol) -> None:
         """A connection is over."""
         self._known.pop(one, None)
@@ -99,6 +107,7 @@ class LimitedProtocol(HttpToolsProtocol):
     rest_timeout = 30.0
     min_bytes_per_second = 1024
     all = Connections(1000)
+    proxies = Proxies()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,14 +115,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._unseen = 0  # bytes since the parser last came to the end of a head or to a piece of a body
         self._in_head = True
-        self._too_large = False
-        self._known = False
+        self._refusal = b""  # the answer to a head that is not taken
+        self._known = self._proxied = False
         self._reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """A client connected; the clock of its first head runs."""
         super().connection_made(transport)
-        if self.all.arrived(self, self.client[0] if self.client else ""):
+        address = self.client[0] if self.client else ""
+        self._proxied = self.proxies.trusts(address)
+        # A proxy's connections are not one stranger's: each counts for whom its request comes from.
+        if self.all.arrived(self, f"{address} {id(self)}" if self._proxied else address):
             self._watch(self.head_timeout, _TOO_SLOW)
         else:
             self._give_up(_TOO_MANY)
@@ -191,8 +203,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """The parser stopped, by itself or because a callback below refused."""
-        if self._too_large:
-            self._give_up(_TOO_LARGE)
+        if self._refusal:
+            self._give_up(self._refusal)
         else:
             super().send_400_response(msg)
 
@@ -211,7 +223,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """A header, or one after a chunked body."""
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MAX_HEAD_BYTES:
-            self._too_large = True
+            self._refusal = _TOO_LARGE
             raise ValueError("too many header bytes")
         super().on_header(name, value)
 
@@ -221,7 +233,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unseen = 0
         self._unwatch()
         self.scope["mld.connection"] = self  # type: ignore[typeddict-unknown-key]
+        if self._proxied and not self._known and not self.all.moved(self, self._asker()):
+            self._refusal = _TOO_MANY
+            raise ValueError("too many connections from one address")
         super().on_headers_complete()
+
+    def _asker(self) -> str:
+        """Whom the request came from, as the proxy says."""
+        told = [value.decode("latin-1") for name, value in self.headers if name.lower() == FORWARDED.encode()]
+        assert self.client is not None
+        return self.proxies.client(self.client[0], ",".join(told))
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
@@ -253,5 +274,6 @@ def limited_protocol(settings: Settings) -> type[LimitedProtocol]:
         "rest_timeout": settings.idle_timeout,
         "min_bytes_per_second": settings.min_bytes_per_second,
         "all": Connections(settings.connections),
+        "proxies": Proxies(settings.trusted_proxies),
     }
     return type("Connection", (LimitedProtocol,), limits)

@@ -32,6 +32,7 @@ from mld_core.service.protocol import (
 )
 from mld_core.service.server.logs import scrub
 from mld_core.service.server.problems import ProblemError, translate
+from mld_core.service.server.proxies import FORWARDED, Proxies
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal, key_id_of
 from mld_core.service.server.storage.models import new_id
@@ -44,6 +45,7 @@ _LIMITS = {_SEAL: MAX_SEAL_BYTES, "/v1/runs/{run_id}/ranks": MAX_RANK_BYTES + MA
 _BIG_AT_ONCE = 3
 """Seals of one organization at once: another's slow ones hold up nobody."""
 
+_ONCE = {"authorization", "host", "content-length"}
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -73,14 +75,16 @@ def find_route(method: str, path: str) -> tuple[Route | None, list[str]]:
 class Request:
     """What is known of one request while it runs."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, proxies: Proxies) -> None:
         self.id = new_id("req")
         self.method = str(scope["method"])
         self.path = str(scope["path"])
         self.route, self.methods = find_route(self.method, self.path)
-        self.headers = _headers(scope)
+        self.headers = _headers(scope, proxies.user_header)
         self.connection = scope.get("mld.connection")
-        self.remote = str((scope.get("client") or ("", 0))[0])
+        self.peer = str((scope.get("client") or ("", 0))[0])
+        self.remote = proxies.client(self.peer, self.headers.get(FORWARDED, ""))
+        self.person = proxies.person(self.peer, self.headers)
         self.principal: Principal | None = None
         self.begun = time.monotonic()
         self.status = 0
@@ -91,11 +95,13 @@ class Request:
         return self.route.path if self.route is not None else "unknown"
 
 
-def _headers(scope: Scope) -> dict[str, str]:
+def _headers(scope: Scope, user_header: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in scope["headers"]:
         text = name.decode("latin-1")
-        if text in {"authorization", "host", "content-length"} and text in found:
+        if text == FORWARDED and text in found:
+            found[text] += "," + value.decode("latin-1")
+        elif text in _ONCE | {user_header} and text in found:
             found[text] = ""  # two of them: neither counts
         else:
             found[text] = value.decode("latin-1")
@@ -118,7 +124,7 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        request = Request(scope)
+        request = Request(scope, self._service.proxies)
         tell = self._telling(request, send)
         try:
             await self._admit(request)
@@ -200,6 +206,8 @@ class Gate:
 
     async def _check_key(self, request: Request) -> Principal:
         header = request.headers.get("authorization")
+        if not header and request.person:
+            return await self._check_person(request)
         known = self._service.keys.remembered(header)
         if known is not None:
             return known
@@ -228,10 +236,32 @@ class Gate:
             headers={"WWW-Authenticate": "Bearer"},
         )
 
+    async def _check_person(self, request: Request) -> Principal:
+        """The person a trusted proxy signed in."""
+        # A page of somebody else's can make a browser send a request, but no header of its own in it.
+        if request.method in _WRITES and HEADER_PROTOCOL.lower() not in request.headers:
+            raise ProblemError(
+                "forbidden",
+                f"a change without a key needs the header {HEADER_PROTOCOL}",
+                expectation=f"{HEADER_PROTOCOL}: {PROTOCOL}",
+                fix="send the header, or a key",
+            )
+        found = await run_in_threadpool(self._service.keys.person, request.person)
+        if found is None:
+            self._service.metrics.refused.inc()
+            raise ProblemError(
+                "unauthorized",
+                "the proxy signed somebody in whom this server does not know",
+                value=request.person,
+                expectation="the name of a person",
+                fix="have an admin add them: `mld keys add NAME --role viewer`",
+            )
+        return found
+
     @staticmethod
     def _check_scope(principal: Principal, route: Route) -> None:
         missing = principal.scopes.isdisjoint(route.scopes)
-        if missing or (route.root_only and not principal.is_root):
+        if missing or (route.root_only and not (principal.is_root and principal.sees_all)):
             raise ProblemError(
                 "forbidden",
                 "the key may not do this",

@@ -9,20 +9,28 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from mld_core.records.format.manifest import utc_now
+from mld_core.service.protocol import ROLES, Role
 from mld_core.service.server.app import create_app, document
 from mld_core.service.server.connection import limited_protocol
 from mld_core.service.server.logs import setup_logs
 from mld_core.service.server.service import Service, lock_data
 from mld_core.service.server.settings import Settings
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.keys import bootstrap, create_key, find_or_create_organization
-from mld_core.service.server.storage.models import ApiKey, Organization
+from mld_core.service.server.storage.keys import (
+    ALL_MODELS,
+    bootstrap,
+    create_key,
+    find_or_create_organization,
+)
+from mld_core.service.server.storage.models import ApiKey, Organization, Person
+from mld_core.service.server.storage.people import add_person, change_person, disable_person, find_person
 
 log = logging.getLogger("mld.server")
 
@@ -110,6 +118,11 @@ def _database(settings: Settings) -> Database:
     return database
 
 
+def _owner(session: Session, organization: str | None) -> Organization:
+    root = session.scalars(select(Organization).where(Organization.is_root)).one()
+    return root if organization is None else find_or_create_organization(session, organization)
+
+
 def keys_create(
     settings: Settings, name: str, scopes: Sequence[str], organization: str | None, days: float | None
 ) -> dict[str, Any]:
@@ -125,18 +138,94 @@ def keys_create(
     with contextlib.closing(database):
         bootstrap(database)
         with database.write() as session:
-            root = session.scalars(select(Organization).where(Organization.is_root)).one()
-            owner = root if organization is None else find_or_create_organization(session, organization)
+            owner = _owner(session, organization)
             row, key = create_key(session, owner, name, scopes, days)
         return {**_row(row, owner.name), "key": key}
+
+
+def people_add(
+    settings: Settings,
+    name: str,
+    role: str | None,
+    models: Sequence[str] | None,
+    organization: str | None,
+    days: float | None,
+) -> dict[str, Any]:
+    """Make a key for a person, who is added if they are not there.
+
+    Returns:
+        The key's row, with the key under "key".
+
+    Raises:
+        ValueError: no role for a new person, or one that is none; patterns that are none.
+    """
+    database = _database(settings)
+    with contextlib.closing(database):
+        bootstrap(database)
+        with database.write() as session:
+            owner = _owner(session, organization)
+            person = find_person(session, owner.pk, name)
+            if person is None:
+                person = add_person(session, owner, name, role or "", models or [ALL_MODELS])
+            elif person.disabled_at is not None:
+                raise ValueError(f"{name!r} was revoked on {person.disabled_at}: add them by another name")
+            else:
+                change_person(person, role, models)
+            row, key = create_key(session, owner, name, (), days, person)
+        return {**_row(row, owner.name, person), "key": key}
+
+
+def people_list(settings: Settings) -> list[dict[str, Any]]:
+    """All people of all organizations."""
+    database = _database(settings)
+    query = select(Person, Organization.name).join(Organization, Organization.pk == Person.organization_pk)
+    with contextlib.closing(database), database.read() as session:
+        found = session.execute(query.order_by(Person.pk))
+        return [_person_row(person, organization) for person, organization in found]
+
+
+def people_change(
+    settings: Settings,
+    name: str,
+    organization: str | None,
+    *,
+    role: str | None = None,
+    models: Sequence[str] | None = None,
+    disable: bool = False,
+) -> dict[str, Any]:
+    """Set a person's role and models, or refuse them and all keys of theirs.
+
+    Raises:
+        LookupError: there is none of that name. ValueError: a role or patterns that are none.
+    """
+    database = _database(settings)
+    with contextlib.closing(database), database.write() as session:
+        query = select(Person, Organization).join(Organization, Organization.pk == Person.organization_pk)
+        where = Organization.is_root if organization is None else Organization.name == organization
+        found = session.execute(query.where(Person.name == name, where)).one_or_none()
+        if found is None:
+            raise LookupError(f"there is no person {name!r}; `mld keys people` lists them")
+        if disable:
+            disable_person(session, found[0])
+        else:
+            change_person(found[0], role, models)
+        return _person_row(found[0], found[1].name)
+
+
+def _person_row(person: Person, organization: str) -> dict[str, Any]:
+    names = ("id", "name", "role", "models", "created_at", "disabled_at")
+    facts = {name: getattr(person, name) for name in names}
+    return {"person_id": facts.pop("id"), "organization": organization, **facts}
 
 
 def keys_list(settings: Settings) -> list[dict[str, Any]]:
     """All keys of all organizations, without their secrets."""
     database = _database(settings)
-    query = select(ApiKey, Organization.name).join(Organization, Organization.pk == ApiKey.organization_pk)
+    query = select(ApiKey, Organization.name, Person)
+    query = query.join(Organization, Organization.pk == ApiKey.organization_pk)
+    query = query.outerjoin(Person, Person.pk == ApiKey.person_pk).order_by(ApiKey.pk)
     with contextlib.closing(database), database.read() as session:
-        return [_row(key, name) for key, name in session.execute(query.order_by(ApiKey.pk))]
+        return [_row(*found) for found in session.execute(query)]
 
 
 def keys_revoke(settings: Settings, key_id: str) -> dict[str, Any]:
@@ -156,10 +245,12 @@ def keys_revoke(settings: Settings, key_id: str) -> dict[str, Any]:
         return _row(key, owner.name)
 
 
-def _row(key: ApiKey, organization: str) -> dict[str, Any]:
+def _row(key: ApiKey, organization: str, person: Person | None = None) -> dict[str, Any]:
     names = ("name", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at")
     facts = {name: getattr(key, name) for name in names}
-    return {"key_id": key.id, "organization": organization, **facts}
+    if person is not None:
+        facts |= {"scopes": ",".join(ROLES[cast("Role", person.role)])}
+    return {"key_id": key.id, "organization": organization, **facts, "person": person.name if person else ""}
 
 
 def write_document(path: Path) -> None:

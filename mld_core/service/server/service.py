@@ -21,6 +21,7 @@ from mld_core.records.format.manifest import make_dirs
 from mld_core.service.server.jobs.queue import Jobs
 from mld_core.service.server.limits import Buckets
 from mld_core.service.server.metrics import Metrics
+from mld_core.service.server.proxies import Proxies
 from mld_core.service.server.settings import Settings, to_env
 from mld_core.service.server.storage.backends import open_storage
 from mld_core.service.server.storage.checks import Checks
@@ -28,6 +29,7 @@ from mld_core.service.server.storage.collect import collect
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Authenticator
 from mld_core.service.server.storage.models import Audit
+from mld_core.service.server.storage.people import Sight
 from mld_core.service.server.storage.ranks import Ranks
 from mld_core.service.server.storage.seals import Sealer
 from mld_core.service.server.storage.uploads import Uploads
@@ -56,6 +58,8 @@ class Service:
         self.ranks = Ranks(settings, self.database, self.storage, self.uploads, self.checks, self.sealer)
         self.jobs = Jobs(self.database, settings.lease_seconds, settings.jobs_at_once)
         self.keys = Authenticator(self.database)
+        self.sight = Sight(self.database)
+        self.proxies = Proxies(settings.trusted_proxies, settings.user_header)
         self.metrics = Metrics()
         self.requests = Buckets(settings.requests_per_second, settings.requests_per_second * 2)
         self.wrong_keys = Buckets(settings.wrong_keys_per_second, _WRONG_KEYS_BURST)

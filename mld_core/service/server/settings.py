@@ -30,6 +30,8 @@ class Settings:
         bind: Address to listen on.
         port: Port; 0 = any free one.
         allowed_hosts: Names the `Host` header may hold, besides the loopback ones.
+        trusted_proxies: Addresses and networks of proxies whose headers are believed.
+        user_header: Header in which those proxies name the person they signed in; empty = none is.
         tls_cert: PEM file with the certificate chain; empty = plain HTTP (put a proxy with TLS in front).
         tls_key: PEM file with its key.
         max_blob_mb: Largest blob in MiB.
@@ -69,6 +71,8 @@ class Settings:
     bind: str = "127.0.0.1"
     port: int = 8765
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    user_header: str = ""
     tls_cert: str = ""
     tls_key: str = ""
     max_blob_mb: int = 4096

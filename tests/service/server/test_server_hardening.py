@@ -10,6 +10,7 @@ import time
 import pytest
 from sqlalchemy import func, select, update
 
+from mld_core.service.client import uploader
 from mld_core.service.client.api import Client
 from mld_core.service.client.sealed import read_sealed, sealed_folders
 from mld_core.service.client.uploader import Uploader
@@ -254,7 +255,10 @@ def test_files_that_nobody_sealed_are_removed_and_can_come_again(place, recorded
     assert api("GET", f"/v1/blobs/{names[0]}").content == abandoned
 
 
-def test_removing_goes_on_beside_uploads_and_loses_nothing_that_was_sealed(place, records, tmp_path):
+def test_removing_goes_on_beside_uploads_and_loses_nothing_that_was_sealed(
+    place, records, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(uploader, "RANKS_SINCE", 99)  # file by file, as large ranks go: there is time between
     process, database, storage = place
     factory = records.StoreFactory(tmp_path / "store")
     run = factory.run("beside", "v1")

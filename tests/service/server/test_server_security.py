@@ -25,6 +25,7 @@ BODIES = {
     "/v1/runs": {"model_name": "m", "version_name": "v", "info": {}},
     "/v1/keys": {"name": "x", "scopes": ["read"]},
     "/v1/organizations": {"name": "another"},
+    "/v1/people": {"name": "somebody", "role": "viewer"},
 }
 
 
@@ -38,6 +39,7 @@ def owned(server, parts, recorded):
     passes = api.get(f"/v1/runs/{run_id}/passes")["items"]
     rank = api.get(f"/v1/runs/{run_id}/passes/{passes[0]['pass_id']}")["ranks"][0]
     keys = api.get("/v1/keys")["items"]
+    person = api("POST", "/v1/people", json={"name": "owner's", "role": "viewer"}).json()
     return api, {
         "run_id": run_id,
         "job_id": job["job_id"],
@@ -45,6 +47,7 @@ def owned(server, parts, recorded):
         "pass_id": passes[0]["pass_id"],
         "sha256": rank["files"][0]["sha256"],
         "key_id": keys[0]["key_id"],
+        "person_id": person["person_id"],
     }
 
 

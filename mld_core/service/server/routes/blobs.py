@@ -40,7 +40,9 @@ def head_blob(sha256: forms.Digest, service: ServiceDep, principal: PrincipalDep
 
 
 def _complete(service: Service, principal: Principal, sha256: str) -> int | None:
-    """The size of a blob that is complete, if need be after finishing it now."""
+    """The size of a blob that is complete and to be seen, if need be after finishing it now."""
+    if service.sight.hidden(principal, [sha256]):
+        return None
     size = service.uploads.complete_size(principal, sha256)
     if size is None:
         size = service.uploads.settle(principal, sha256)
@@ -165,6 +167,7 @@ async def put_blob(
     if not finished:
         return {"offset": upload.offset, "complete": False}
     service.metrics.blobs.inc()
+    service.sight.proved(principal, sha256)
     service.checks.submit(principal.organization_pk, principal.organization_id, sha256)
     response.status_code = 201
     return {"offset": length, "complete": True}
@@ -183,7 +186,7 @@ def get_blob(
 ) -> Response:
     """Download a blob, or the part a single `Range` names."""
     size = service.uploads.noted_size(principal, sha256)
-    if size is None:
+    if size is None or service.sight.hidden(principal, [sha256]):
         raise not_found("blob", sha256)
     start, end = _range(request.headers.get("range"), size)
     try:

@@ -20,6 +20,8 @@ from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Base, Job, Pass, Result, Run
+from mld_core.service.server.storage.people import seen_runs, sees
+from mld_core.service.server.storage.seals import missing_blobs
 
 T = TypeVar("T", bound=Base)
 S = TypeVar("S")
@@ -103,13 +105,32 @@ def shown(row: Any, kind: type[S], **more: Any) -> S:
     return found  # type: ignore[no-any-return]
 
 
+def may_see(principal: Principal, model_name: str) -> None:
+    """Refuse a model the principal may not see (403): it is about to be made, so there is nothing to hide."""
+    if not sees(principal.models, model_name):
+        raise ProblemError(
+            "forbidden",
+            "this model's name is none you may use",
+            value=model_name,
+            expectation=f"a name that fits {' or '.join(principal.models)}",
+            fix="choose another name, or ask an admin: `mld keys roles NAME --models PATTERN`",
+        )
+
+
+def hide(service: Service, principal: Principal, digests: set[str]) -> None:
+    """Answer that files are missing which are there, but are not to be seen: their bytes have to be sent."""
+    hidden = service.sight.hidden(principal, digests)
+    if hidden:
+        raise missing_blobs(hidden, len(digests))
+
+
 def own_run(session: Session, principal: Principal, run_id: str, *, lock: bool = False) -> Run:
     """A run of the organization, locked until the session's end if it is to be changed.
 
     Raises:
         ProblemError: there is none (404).
     """
-    query = select(Run).where(Run.id == run_id, Run.organization_pk == principal.organization_pk)
+    query = select(Run).where(Run.id == run_id, seen_runs(session, principal))
     return _one(session, Run, query.with_for_update() if lock else query, "run", run_id)
 
 
@@ -121,15 +142,13 @@ def own_pass(session: Session, run: Run, pass_id: str) -> Pass:
 def own_job(session: Session, principal: Principal, job_id: str) -> Job:
     """A job of the organization."""
     query = select(Job).join(Run, Run.pk == Job.run_pk).where(Job.id == job_id)
-    return _one(session, Job, query.where(Run.organization_pk == principal.organization_pk), "job", job_id)
+    return _one(session, Job, query.where(seen_runs(session, principal)), "job", job_id)
 
 
 def own_result(session: Session, principal: Principal, result_id: str) -> Result:
     """A result of the organization."""
     query = select(Result).join(Run, Run.pk == Result.run_pk).where(Result.id == result_id)
-    return _one(
-        session, Result, query.where(Run.organization_pk == principal.organization_pk), "result", result_id
-    )
+    return _one(session, Result, query.where(seen_runs(session, principal)), "result", result_id)
 
 
 def _one(session: Session, model: type[T], query: Any, kind: str, value: str) -> T:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from mld_core.service.protocol import DEFAULT_PAGE, MAX_PAGE, Scope
+from mld_core.service.protocol import DEFAULT_PAGE, MAX_PAGE, Role, Scope
+from mld_core.service.server.storage.keys import ALL_MODELS
 
 _MAX_NAME = 300
 _MAX_RESULT_NAME = 600
@@ -36,6 +37,7 @@ RunId = Annotated[str, Path(pattern=r"^run_[0-9a-f]{24}$")]
 PassId = Annotated[str, Path(pattern=r"^pass_[0-9a-f]{24}$")]
 JobId = Annotated[str, Path(pattern=r"^job_[0-9a-f]{24}$")]
 ResultId = Annotated[str, Path(pattern=r"^result_[0-9a-f]{24}$")]
+PersonId = Annotated[str, Path(pattern=r"^person_[0-9a-f]{24}$")]
 KeyId = Annotated[str, Path(pattern=r"^key_[0-9a-f]{24}$")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the content")]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
@@ -102,12 +104,29 @@ class EvaluationForm(Form):
 
 
 class KeyForm(Form):
-    """A new key; only the root organization may name another than its own."""
+    """A new key, of a person or with scopes; only the root organization may name another than its own."""
 
     name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
-    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)]
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)] | None = None
+    person_id: str | None = Field(default=None, pattern=r"^person_[0-9a-f]{24}$")
     expires_in_days: Annotated[float, Field(gt=0, le=36500)] | None = None
     organization_id: str | None = Field(default=None, pattern=r"^org_[0-9a-f]{24}$")
+
+
+class PersonForm(Form):
+    """A new person; `models` are names, in which `*` stands for any text."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+    role: Role
+    models: Annotated[list[Name], Field(min_length=1, max_length=100)] = [ALL_MODELS]
+    organization_id: str | None = Field(default=None, pattern=r"^org_[0-9a-f]{24}$")
+
+
+class PersonPatchForm(Form):
+    """What is given is set."""
+
+    role: Role | None = None
+    models: Annotated[list[Name], Field(min_length=1, max_length=100)] | None = None
 
 
 class OrganizationForm(Form):

@@ -22,6 +22,7 @@ from mld_core.service.server.routes.deps import (
     shown,
 )
 from mld_core.service.server.storage.models import Blob, Job, Result, ResultFile, Run
+from mld_core.service.server.storage.people import seen_runs
 
 router = APIRouter(prefix="/v1", tags=["evaluations"], route_class=BoundedRoute)
 
@@ -72,7 +73,6 @@ def list_jobs(
 ) -> Response:
     """The organization's evaluations, newest first."""
     query = select(Job).join(Run, Run.pk == Job.run_pk)
-    query = query.where(Run.organization_pk == principal.organization_pk)
     if run_id is not None:
         query = query.where(Run.id == run_id)
     if state is not None:
@@ -80,7 +80,7 @@ def list_jobs(
     with service.database.read() as session:
         return page_answer(
             session,
-            query,
+            query.where(seen_runs(session, principal)),
             Job,
             limit,
             cursor,
@@ -135,7 +135,6 @@ def find_results(
 ) -> Response:
     """The organization's results, newest first."""
     query = select(Result).join(Run, Run.pk == Result.run_pk)
-    query = query.where(Run.organization_pk == principal.organization_pk)
     if result_name is not None:
         query = query.where(Result.result_name == result_name)
     with service.database.read() as session:
@@ -143,6 +142,7 @@ def find_results(
         def out(rows: list[Result]) -> list[protocol.ResultInfo]:
             return [result_out(session.get_one(Run, row.run_pk).id, row) for row in rows]
 
+        query = query.where(seen_runs(session, principal))
         return page_answer(session, query, Result, limit, cursor, out, newest=True)
 
 

@@ -26,6 +26,8 @@ from mld_core.service.server.routes.deps import (
     ServiceDep,
     answer,
     bounded_json,
+    hide,
+    may_see,
     own_pass,
     own_run,
     page,
@@ -35,6 +37,7 @@ from mld_core.service.server.routes.deps import (
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Pass, Run, RunTag, Seal, SealFile, new_id
+from mld_core.service.server.storage.people import seen_runs
 from mld_core.service.server.storage.seals import request_of
 from mld_core.service.server.storage.uploads import full_disk_told
 
@@ -82,12 +85,14 @@ def _keep(run: Run, info: dict[str, Any]) -> None:
 
 def _find_or_create(service: Service, principal: Principal, form: forms.RunForm) -> tuple[Run, bool]:
     names = {"model_name": form.model_name, "version_name": form.version_name}
+    may_see(principal, form.model_name)
     with service.database.write() as session:
         run = session.scalar(select(Run).filter_by(organization_pk=principal.organization_pk, **names))
         info = plain(form.info.given())
         if run is None:
             place = {"id": new_id("run"), "organization_pk": principal.organization_pk, **names}
-            run = Run(**place, created_at=utc_now(), note="", archived=False)
+            owner = principal.person or principal.key_name
+            run = Run(**place, created_at=utc_now(), note="", archived=False, owner=owner)
             _keep(run, info)
             session.add(run)
             return run, True
@@ -119,6 +124,7 @@ def list_runs(
     version_name: forms.NameFilter = None,
     name: Annotated[forms.NameFilter, Query(description="Part of the model's or version's name")] = None,
     tag: forms.NameFilter = None,
+    owner: forms.NameFilter = None,
     since: Annotated[str | None, Query(max_length=40, description="ISO 8601, UTC")] = None,
     archived: bool | None = None,
     order: Literal["oldest", "newest"] = "oldest",
@@ -126,8 +132,7 @@ def list_runs(
     cursor: forms.Cursor = None,
 ) -> Response:
     """The runs of the key's organization, in the order they were made or the other way round."""
-    mine = Run.organization_pk == principal.organization_pk
-    query = select(Run).where(mine).options(defer(Run.info), defer(Run.class_names))
+    query = select(Run).options(defer(Run.info), defer(Run.class_names))
     if model_name is not None:
         query = query.where(Run.model_name == model_name)
     if version_name is not None:
@@ -140,7 +145,10 @@ def list_runs(
         )
     if tag is not None:
         query = query.where(Run.pk.in_(select(RunTag.run_pk).where(RunTag.tag == tag)))
+    if owner is not None:
+        query = query.where(Run.owner == owner)
     if since is not None:  # runs are made in the order of their keys
+        mine = Run.organization_pk == principal.organization_pk
         first = select(func.min(Run.pk)).where(mine, Run.created_at >= since)
         query = query.where(Run.pk >= func.coalesce(first.scalar_subquery(), _NO_KEY))
     if archived is not None:
@@ -154,6 +162,7 @@ def list_runs(
                 for run in runs
             ]
 
+        query = query.where(seen_runs(session, principal))
         return page_answer(session, query, Run, limit, cursor, brief, newest=order == "newest")
 
 
@@ -265,11 +274,15 @@ def _sealed(service: Service, principal: Principal, run_id: str, path: Path, siz
         seal = service.sealer.known(run, manifest)
         if seal is not None:
             return seal, False
-        return service.sealer.seal(principal, run, service.sealer.read(principal, run, manifest))
+        hide(service, principal, {manifest})
+        request = service.sealer.read(principal, run, manifest)
+        hide(service, principal, {one.sha256 for one in request.files})
+        return service.sealer.seal(principal, run, request)
     found = service.checks.manifest(path, "seal of 1.0")
     text = found.pop("manifest", "").encode()
     manifest = hashlib.sha256(text).hexdigest()
     asked = request_of(run, manifest, found)
+    hide(service, principal, {one.sha256 for one in asked.files})
     service.uploads.keep(principal, manifest, text)
     return service.sealer.seal(principal, run, asked)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mld_core import __version__
-from mld_core.service.protocol import PROTOCOL, SCOPES, Whoami
+from mld_core.service.protocol import PROTOCOL, SCOPES, Role, Whoami
 from mld_core.service.server.routes.deps import PrincipalDep, ServiceDep
 from mld_core.service.server.settings import MIB
 
@@ -54,6 +54,9 @@ async def whoami(service: ServiceDep, principal: PrincipalDep) -> Whoami:
         "key_name": principal.key_name,
         "scopes": [scope for scope in SCOPES if scope in principal.scopes],
         "expires_at": principal.expires_at,
+        "person": principal.person,
+        "role": cast("Role | None", principal.role),
+        "models": list(principal.models),
         "server_version": __version__,
         "protocol": PROTOCOL,
         "max_blob_bytes": service.settings.max_blob_mb * MIB,

@@ -14,16 +14,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from typing import cast
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from mld_core.records.format.manifest import utc_now
-from mld_core.service.protocol import KEY_PREFIX, SCOPES
+from mld_core.service.protocol import KEY_PREFIX, ROLES, SCOPES, Role
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.models import ApiKey, Organization, new_id
+from mld_core.service.server.storage.models import ApiKey, Organization, Person, new_id
 
 ROOT_NAME = "default"
+ALL_MODELS = "*"
+"""The pattern of who sees all models."""
 _KEY = re.compile(rf"{KEY_PREFIX}([0-9a-f]{{24}})_([0-9a-f]{{64}})")
 # What a wrong id is compared with, so that it takes as long as a wrong secret.
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
@@ -43,6 +46,19 @@ class Principal:
     is_root: bool
     scopes: frozenset[str]
     expires_at: str | None
+    person: str = ""
+    role: str | None = None
+    models: tuple[str, ...] = (ALL_MODELS,)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether every model of the organization is to be seen."""
+        return ALL_MODELS in self.models
+
+    @property
+    def who(self) -> str:
+        """The person, or the key where it is nobody's."""
+        return f"{self.organization_id} {self.person}" if self.person else self.key_id
 
 
 def hash_secret(secret: str) -> str:
@@ -56,12 +72,15 @@ def create_key(
     name: str,
     scopes: Sequence[str],
     expires_in_days: float | None = None,
+    person: Person | None = None,
 ) -> tuple[ApiKey, str]:
-    """Add a key and return its row and the key itself, which is not kept.
+    """Add a key and return its row and the key itself, which is not kept. A person's has their role's scopes.
 
     Raises:
         ValueError: an unknown scope, or none.
     """
+    if person is not None:
+        scopes = ROLES[cast("Role", person.role)]
     wanted = [scope for scope in SCOPES if scope in scopes]
     if not wanted or set(scopes) - set(SCOPES):
         raise ValueError(f"scopes={list(scopes)}: expected one or more of {', '.join(SCOPES)}")
@@ -77,6 +96,7 @@ def create_key(
         scopes=",".join(wanted),
         created_at=utc_now(),
         expires_at=until.isoformat(timespec="microseconds") if until else None,
+        person_pk=person.pk if person is not None else None,
     )
     session.add(row)
     session.flush()
@@ -124,8 +144,9 @@ def authenticate(database: Database, header: str | None) -> Principal | None:
         return None
     now = utc_now()
     query = (
-        select(ApiKey, Organization)
+        select(ApiKey, Organization, Person)
         .join(Organization, Organization.pk == ApiKey.organization_pk)
+        .outerjoin(Person, Person.pk == ApiKey.person_pk)
         .where(ApiKey.id == f"key_{match[1]}")
     )
     with database.read() as session:
@@ -134,19 +155,51 @@ def authenticate(database: Database, header: str | None) -> Principal | None:
     right = hmac.compare_digest(expected, hash_secret(match[2]))
     if found is None or not right:
         return None
-    key, organization = found
+    key, organization, person = found
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
         return None
+    if person is not None and person.disabled_at is not None:
+        return None
     _touch(database, key, now)
+    scopes = key.scopes.split(",")
+    return _principal(organization, person, key.id, key.name, scopes=scopes, expires_at=key.expires_at)
+
+
+def signed_in(database: Database, name: str) -> Principal | None:
+    """The person of the root organization whom a trusted proxy signed in; None for a stranger."""
+    query = (
+        select(Organization, Person)
+        .join(Person, Person.organization_pk == Organization.pk)
+        .where(Organization.is_root, Person.name == name, Person.disabled_at.is_(None))
+    )
+    with database.read() as session:
+        found = session.execute(query).one_or_none()
+    return None if found is None else _principal(found[0], found[1], found[1].id, name)
+
+
+def _principal(
+    organization: Organization,
+    person: Person | None,
+    key_id: str,
+    key_name: str,
+    *,
+    scopes: Sequence[str] = (),
+    expires_at: str | None = None,
+) -> Principal:
+    if person is not None:
+        scopes = ROLES[cast("Role", person.role)]
     return Principal(
-        key_id=key.id,
-        key_name=key.name,
+        key_id=key_id,
+        key_name=key_name,
         organization_pk=organization.pk,
         organization_id=organization.id,
         organization=organization.name,
         is_root=organization.is_root,
-        scopes=frozenset(key.scopes.split(",")),
-        expires_at=key.expires_at,
+        scopes=frozenset(scopes),
+        expires_at=expires_at,
+        person=person.name if person is not None else "",
+        role=person.role if person is not None else None,
+        models=tuple(person.models) if person is not None else (ALL_MODELS,),
     )
 
 
@@ -177,6 +230,10 @@ class Authenticator:
                 known.clear()
             known[_header_hash(header)] = (until, principal)
         return principal
+
+    def person(self, name: str) -> Principal | None:
+        """The person a trusted proxy signed in, as the database knows them now."""
+        return signed_in(self._database, name)
 
     def forget(self) -> None:
         """Ask the database again for every key."""

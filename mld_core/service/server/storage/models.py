@@ -83,6 +83,21 @@ class ApiKey(_Named, Base):
     expires_at: Mapped[str | None] = mapped_column(String(40))
     revoked_at: Mapped[str | None] = mapped_column(String(40))
     last_used_at: Mapped[str | None] = mapped_column(String(40))
+    person_pk: Mapped[int | None] = mapped_column(ForeignKey("people.pk"))
+    """Whose it is: their role says what it may do, not `scopes`. None: nobody's, a job's perhaps."""
+
+
+class Person(_Named, Base):
+    """A person of an organization; `models` are patterns of the names of those they may see."""
+
+    __tablename__ = "people"
+    __table_args__ = (UniqueConstraint("organization_pk", "name"),)
+
+    organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
+    name: Mapped[str] = mapped_column(String(200))
+    role: Mapped[str] = mapped_column(String(20))
+    models: Mapped[list[str]] = mapped_column(Json)
+    disabled_at: Mapped[str | None] = mapped_column(String(40))
 
 
 class Run(_Named, Base):
@@ -104,6 +119,8 @@ class Run(_Named, Base):
     updated_at: Mapped[str] = mapped_column(String(40))
     note: Mapped[str] = mapped_column(Text, default="")
     archived: Mapped[bool] = mapped_column(default=False)
+    owner: Mapped[str] = mapped_column(String(200), default="")
+    """Name of the person who made it, or of the key; empty for runs of before."""
 
     @property
     def whole_info(self) -> dict[str, Any]:

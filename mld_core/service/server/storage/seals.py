@@ -136,7 +136,7 @@ class Sealer:
         try:
             path = self._storage.local(principal.organization_id, manifest)
         except FileNotFoundError:
-            raise _missing({manifest}, 1) from None
+            raise missing_blobs({manifest}, 1) from None
         return request_of(run, manifest, self._checks.manifest(path))
 
     def seal(self, principal: Principal, run: Run, request: SealRequest) -> tuple[Seal, bool]:
@@ -193,7 +193,7 @@ class Sealer:
         with self._database.read() as session:
             blobs = blobs_of(session, principal.organization_pk, digests)
         if digests - set(blobs):
-            raise _missing(digests - set(blobs), len(digests))
+            raise missing_blobs(digests - set(blobs), len(digests))
         waiting = [sha256 for sha256, blob in blobs.items() if blob.state == "stored"]
         if not waiting:
             return blobs
@@ -203,7 +203,7 @@ class Sealer:
         left = {sha256 for sha256, blob in blobs.items() if blob.state == "stored"}
         gone = {sha256 for sha256 in left if not self._checks.there(principal.organization_id, sha256)}
         if gone:
-            raise _missing(gone, len(digests))
+            raise missing_blobs(gone, len(digests))
         if left:
             raise _pending(len(left), len(digests))
         return blobs
@@ -217,7 +217,7 @@ class Sealer:
         """
         digests = {request.manifest, *(one.sha256 for one in request.files)}
         if digests - set(blobs):
-            raise _missing(digests - set(blobs), len(digests))
+            raise missing_blobs(digests - set(blobs), len(digests))
         left = sum(blob.state == "stored" for blob in blobs.values())
         if left:
             raise _pending(left, len(digests))
@@ -256,7 +256,8 @@ class Sealer:
         return seal
 
 
-def _missing(digests: set[str], total: int) -> ProblemError:
+def missing_blobs(digests: set[str], total: int) -> ProblemError:
+    """Files of a seal that have to be uploaded first."""
     missing = sorted(digests)
     return ProblemError(
         "missing-blobs",
