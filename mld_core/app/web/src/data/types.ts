@@ -312,8 +312,15 @@ export interface SamplePage {
   fields: { name: string; value: unknown; filter: string | null }[];
   verdicts: HeardVerdict[];
   conflict: boolean;
-  frame: { id: string; n_gt: number; n_pred: number; errors: number; units: Sample[] } | null;
-  picture: { url: string; width: number; height: number } | null;
+  frame: {
+    id: string;
+    units: Sample[];
+    left_out: number;
+    errors: number;
+    n: number;
+    size: [number, number] | null;
+  } | null;
+  picture: { has: boolean } | null;
 }
 export type Facet =
   | {
@@ -348,8 +355,8 @@ export interface FilterAnswer {
   of: number;
 }
 export interface Pair {
-  truth: Named;
-  said: Named;
+  truth: Named | null;
+  said: Named | null;
   n: number;
   share: number | null;
   filter: string;

@@ -9,7 +9,7 @@ export interface Bounds {
   height: number;
 }
 
-/** Corners of `[x1, y1, x2, y2]`, or of `[x, y, z, l, w, h, yaw]` seen from above: forward is up, left is left. */
+/** Corners of `[x1, y1, x2, y2]`, or of `[x, y, z, w, l, h, yaw]` seen from above: forward is up, left is left. */
 export function corners(box: number[]): Point[] {
   if (box.length < 7) {
     const [x1, y1, x2, y2] = box as [number, number, number, number];
@@ -20,7 +20,7 @@ export function corners(box: number[]): Point[] {
       [x1, y2],
     ];
   }
-  const [x, y, , l, w, , yaw] = box as [number, number, number, number, number, number, number];
+  const [x, y, , w, l, , yaw] = box as [number, number, number, number, number, number, number];
   const [cos, sin] = [Math.cos(yaw), Math.sin(yaw)];
   const ends: Point[] = [
     [l / 2, w / 2],
@@ -36,7 +36,7 @@ export const above = (x: number, y: number): Point => [-y, -x];
 
 /** Where a 3D box is heading: from its middle to its front. */
 export function heading(box: number[]): [Point, Point] {
-  const [x = 0, y = 0, , l = 0, , , yaw = 0] = box;
+  const [x = 0, y = 0, , , l = 0, , yaw = 0] = box;
   return [above(x, y), above(x + (l / 2) * Math.cos(yaw), y + (l / 2) * Math.sin(yaw))];
 }
 

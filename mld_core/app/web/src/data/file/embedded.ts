@@ -160,15 +160,8 @@ export class EmbeddedSource implements Source {
     const units: t.Sample[] = [];
     for (let row = 0; row < pass.told.rows && units.length < 300; row += 1)
       if (ids?.at(row) === sample.id) units.push(pass.sample(row));
-    const truths = new Set(units.map((one) => one.gt_idx).filter((one) => one !== null));
-    const said = units.filter((one) => one.kind !== "missed").length;
-    return {
-      id: sample.id,
-      n_gt: truths.size,
-      n_pred: said,
-      errors: units.filter((one) => one.wrong === true).length,
-      units,
-    };
+    const errors = units.filter((one) => one.wrong === true).length;
+    return { id: sample.id, units, left_out: 0, errors, n: units.length, size: sample.size ?? null };
   }
 
   #filter(pass: Pass, filter: string): t.FilterAnswer {
