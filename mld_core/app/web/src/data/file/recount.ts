@@ -3,6 +3,9 @@ import { literal } from "../../state/filter";
 import type * as t from "../types";
 import type { Pass } from "./pass";
 
+/** What has no class stands first. */
+const classOf = (one: t.Named | null): number => one?.class ?? -1;
+
 const BINS = 15;
 const number = (n: number): string => n.toLocaleString("en-US");
 const four = (value: number): number => Number(value.toPrecision(4));
@@ -285,7 +288,7 @@ function named(
   );
   const errors = pairs.reduce((sum, pair) => sum + pair.n, 0);
   for (const pair of pairs) pair.share = share(pair.n, errors);
-  pairs.sort((a, b) => b.n - a.n || a.truth.class - b.truth.class || a.said.class - b.said.class);
+  pairs.sort((a, b) => b.n - a.n || classOf(a.truth) - classOf(b.truth) || classOf(a.said) - classOf(b.said));
   const [top, most, rest] = [pairs.slice(0, 5), pairs.slice(5, 50), pairs.slice(50)];
   const held = top.reduce((sum, pair) => sum + pair.n, 0);
   return {
