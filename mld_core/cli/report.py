@@ -33,17 +33,21 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it is replaced.")] = Path(
         "report.html"
     ),
+    former: Annotated[
+        bool, typer.Option("--former", help="The page from before the app: it draws the map of the features.")
+    ] = False,
     model: ModelOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a result as one HTML page, or two results of one task side by side.
 
-    The file is complete: it opens offline in any browser and can be sent as it is. Samples have thumbnails
+    The file is complete: it opens offline in any browser and can be sent as it is. Of a classification it is
+    the app of `mld ui`, with every sample of the last epoch of each split. Samples have thumbnails
     where the training recorded them (image_fn). Frames of 3D detections are drawn from above, with points
     where you write the page from Python: result.report(path, image_fn=...). Where MLD_API_ENDPOINT is set,
-    results of that service (--store DIR: of a store here). Needs the extra:
-    pip install "ml-debugger[report]".
+    results of that service (--store DIR: of a store here). Pages of boxes, comparisons and --former need the
+    extra: pip install "ml-debugger[report]".
 
     \b
     Examples:
@@ -52,17 +56,17 @@ def report(
       mld report v2 v3 -o change.html         what changed from v2 to v3
     """  # noqa: D301  click reads the mark
     with clear_errors():
-        from mld_core.report import pages  # an extra: the other commands work without it
+        from mld_core.report import write_comparison, write_report  # loaded when it runs
 
         results = source(store)
         if a is None:
-            written = pages.write_report(results.result(results.run(model, None)), output)
+            written = write_report(results.result(results.run(model, None)), output, former=former)
         elif b is None:
-            written = pages.write_report(results.find(a, model), output)
+            written = write_report(results.find(a, model), output, former=former)
         elif model is None and results.holds(a, b):
-            written = pages.write_report(results.result(results.run(a, b)), output)
+            written = write_report(results.result(results.run(a, b)), output, former=former)
         else:
-            written = pages.write_comparison(results.find(a, model), results.find(b, model), output)
+            written = write_comparison(results.find(a, model), results.find(b, model), output)
     if as_json:
         emit_json({"path": written.path, "bytes": written.bytes, "left_out": written.left_out})
         return

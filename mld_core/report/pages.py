@@ -1,4 +1,4 @@
-"""Writes the page: content to JSON, the shell from a template, styles, scripts and plotly.js inside one file.
+"""The page from before the app: JSON, a shell from a template, styles, scripts and plotly.js in one file.
 
 Nothing on the page is fetched: a content security policy forbids it, and allows only the very scripts that
 are in the file (by their SHA-256), so that no text of a record can run.
@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from mld_core import __version__
-from mld_core.evaluation.results.result import Result
+from mld_core.app.one_file import embedded_json
 from mld_core.report.comparison import comparison_content
 from mld_core.report.content import report_content
-from mld_core.views.samples import ImageFn
 
 try:
     import jinja2
@@ -30,6 +25,8 @@ except ImportError as error:
     raise ImportError(
         f'the report needs plotly and jinja2 ({error.name} is missing): pip install "ml-debugger[report]"'
     ) from error
+
+__all__ = ["comparison_content", "page", "report_content"]
 
 SCRIPTS = ("core.js", "plots.js", "sections.js", "matrices.js", "samples.js", "compare.js")
 STYLES = ("base.css", "gallery.css", "parts.css")
@@ -46,69 +43,6 @@ COMPARE_SCRIPTS = {
 }
 COMPARE_STYLES = {"detection": ("compare.css",), "detection3d": ("compare.css",)}
 """What only the pages of two results of a task carry."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A page on disk.
-
-    Attributes:
-        path: The file, absolute.
-        bytes: Its size.
-        left_out: Sentences on what the page does not show.
-    """
-
-    path: Path
-    bytes: int
-    left_out: list[str] = field(default_factory=list)
-
-
-def write_report(result: Result, path: str | Path, *, image_fn: ImageFn | None = None) -> Written:
-    """Write the page of one result.
-
-    Args:
-        result: The result.
-        path: The file; it is replaced.
-        image_fn: (dataset, input_id) -> image of that sample or None, where no thumbnail was recorded (of 2D
-            detections asked first: thumbnails are less sharp). Arrays (H, W), (H, W, C) or (C, H, W), uint8
-            or float, or PIL images. Of a 3D detection also the points of the frame: (N, 3 to 16) floats that
-            begin with x, y, z in metres in the model's frame.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    return _write(report_content(result, image_fn), path)
-
-
-def write_comparison(a: Result, b: Result, path: str | Path, *, image_fn: ImageFn | None = None) -> Written:
-    """Write the page that compares result `a` (before) with `b` (after), two results of one task.
-
-    Args:
-        a: Before.
-        b: After.
-        path: The file; it is replaced.
-        image_fn: As in `write_report`; of detections it is asked for the images or points of both sides.
-
-    Raises:
-        ValueError: The results are of different tasks.
-        OSError: The file cannot be written.
-    """
-    return _write(comparison_content(a, b, image_fn), path)
-
-
-def _write(content: dict[str, Any], path: str | Path) -> Written:
-    target = Path(path).absolute()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: the folder {target.parent} is not there; make it or give another")
-    data = page(content).encode("utf-8")
-    # Beside the target and renamed: a page that is open in a browser is never half there.
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return Written(target, len(data), list(content["left_out"]))
 
 
 def page(content: dict[str, Any]) -> str:
@@ -131,19 +65,6 @@ def page(content: dict[str, Any]) -> str:
         hashes=[_digest(plotly), _digest(own)],
         data=embedded_json(content),
     )
-
-
-def embedded_json(value: Any) -> str:
-    r"""JSON that may stand inside a script element: no text in it can end the element or begin a comment.
-
-    Example:
-        >>> embedded_json({"id": "</script>"})
-        '{"id":"\\u003c/script\\u003e"}'
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def _styles(more: Sequence[str]) -> str:

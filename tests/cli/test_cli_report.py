@@ -4,10 +4,17 @@ import json
 import re
 
 import pytest
+from app_parts import need_pages
 
 
 def data_of(path):
     return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)[1])
+
+
+def place_of(path):
+    return json.loads(re.search(r'id="mld-data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)[1])[
+        "place"
+    ]
 
 
 def test_help(mld):
@@ -22,13 +29,20 @@ def test_help(mld):
     [([], "v2"), (["v1"], "v1"), (["net/v1"], "v1"), (["net", "v1"], "v1"), (["net"], "v2")],
 )
 def test_one_result(mld, evaluated, tmp_path, asked, version):
+    need_pages()
     path = tmp_path / "page.html"
     done = mld("report", *asked, "-o", path, "--store", evaluated)
     assert done.exit_code == 0, done.stderr
     assert done.stdout.strip() == str(path)
     assert "MB" in done.stderr
-    head = data_of(path)["head"]
-    assert (head["model"], head["version"]) == ("net", version)
+    place = place_of(path)
+    assert (place["model"], place["version"]) == ("net", version)
+
+
+def test_the_former_page(mld, evaluated, tmp_path):
+    path = tmp_path / "page.html"
+    assert mld("report", "v1", "--former", "-o", path, "--store", evaluated).exit_code == 0
+    assert data_of(path)["head"]["version"] == "v1"
 
 
 def test_two_results(mld, evaluated, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import store_factory as records
 import torch
+from app_parts import need_pages
 from planted import planted
 
 from ml_debugger.review import Verdict, Verdicts
@@ -53,6 +54,8 @@ def with_scene(data):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_snippets_run(document, recorded, monkeypatch, tmp_path, capsys):
+    if document.name == "report.md":
+        need_pages()
     monkeypatch.setenv("MLD_HOME", str(recorded))
     monkeypatch.delenv("MLD_API_ENDPOINT", raising=False)
     monkeypatch.delenv("MLD_API_KEY", raising=False)
@@ -112,7 +115,7 @@ def check_usage(names):
 
 def check_report(names):
     for name in ("report.html", "with_images.html"):
-        assert Path(name).stat().st_size > 1_000_000
+        assert 'id="mld-pass-' in Path(name).read_text("utf-8")
 
 
 def test_the_catalogue_of_the_document_is_the_one_of_the_code():

@@ -15,7 +15,7 @@ HOSTILE = "<script>document.title='broken'</script>"
 
 @pytest.fixture(scope="module")
 def report_file(results, tmp_path_factory):
-    return write_report(results["v2"], tmp_path_factory.mktemp("page") / "report.html").path
+    return write_report(results["v2"], tmp_path_factory.mktemp("page") / "report.html", former=True).path
 
 
 @pytest.fixture(scope="module")

@@ -285,7 +285,7 @@ def test_comparison_content(results):
 
 
 def test_file_is_complete_and_holds_no_live_text(results, tmp_path):
-    path = results["v2"].report(tmp_path / "report.html")
+    path = write_report(results["v2"], tmp_path / "report.html", former=True).path
     assert path == tmp_path / "report.html"
     text = path.read_text("utf-8")
     shell = re.sub(
@@ -305,8 +305,8 @@ def test_file_is_complete_and_holds_no_live_text(results, tmp_path):
 
 
 def test_same_result_same_bytes(results, tmp_path):
-    first = write_report(results["latest"], tmp_path / "a.html")
-    second = write_report(results["latest"], tmp_path / "b.html")
+    first = write_report(results["latest"], tmp_path / "a.html", former=True)
+    second = write_report(results["latest"], tmp_path / "b.html", former=True)
     assert first.path.read_bytes() == second.path.read_bytes()
     assert first.bytes == first.path.stat().st_size
 
@@ -327,7 +327,7 @@ def test_without_the_extra_one_sentence_says_so(results, tmp_path):
     code = (
         "import sys; sys.modules['plotly'] = None\n"
         "from mld_core.cli.main import app\n"
-        "app(['report', '--store', sys.argv[1]])"
+        "app(['report', '--former', '--store', sys.argv[1]])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(results["v1"].store.root)],

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from app_parts import need_pages
 
 from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.classification import method, stage
@@ -42,6 +43,19 @@ def large(records, tmp_path_factory):
     return result
 
 
+def test_every_sample_is_in_the_file(large, tmp_path):
+    need_pages()
+    written = write_report(large, tmp_path / "large.html")
+    assert written.bytes < LIMIT
+    data = json.loads(
+        re.search(r'id="mld-data">(.*?)</script>', written.path.read_text("utf-8"), re.DOTALL)[1]
+    )
+    (held,) = data["passes"]
+    assert held["rows"] == ROWS
+    assert {one["length"] for one in held["columns"] if one["type"] != "json"} == {ROWS}
+    assert written.left_out == []
+
+
 def test_size_and_what_is_said_about_it(large, tmp_path):
     begun = time.perf_counter()
     written = write_report(
@@ -50,6 +64,7 @@ def test_size_and_what_is_said_about_it(large, tmp_path):
         image_fn=lambda dataset, one: (
             np.random.default_rng(len(one)).integers(0, 256, (64, 64, 3)).astype(np.uint8)
         ),
+        former=True,
     )
     seconds = time.perf_counter() - begun
     assert written.bytes < LIMIT

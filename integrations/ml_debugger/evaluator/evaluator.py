@@ -57,6 +57,6 @@ class Evaluator(evaluator.Evaluator):
 
 
 def _write_page(result: Result, path: str | Path, image_fn: Callable[[str, str], Any] | None) -> Path:
-    from mld_core.report.pages import write_report  # an extra: only who wants a page needs it
+    from mld_core.report import write_report  # only who wants a page needs it
 
     return write_report(result, path, image_fn=image_fn).path

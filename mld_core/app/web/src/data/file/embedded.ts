@@ -43,6 +43,7 @@ export class EmbeddedSource implements Source {
 
   async #answer(route: keyof Reads, query: Query): Promise<unknown> {
     const { answers } = this.data;
+    if (route === "run") return { ...answers.run, place: this.#place(this.#pass(query)) };
     if (route in answers) return answers[route as keyof typeof answers];
     if (route === "export/formats")
       return {
@@ -139,12 +140,14 @@ export class EmbeddedSource implements Source {
       sample,
       why: sample.why,
       action: textOf(pass.column("recommended_action")?.at(row)) || null,
-      text: known === null ? [missing] : [],
+      text: [],
       probabilities: [],
       probabilities_missing: known === null ? missing : null,
       neighbours: [],
       history: [],
-      findings: this.data.answers.vocabulary.findings.filter((one) => codes.includes(one.code)),
+      findings: codes.flatMap((code) =>
+        this.data.answers.vocabulary.findings.filter((one) => one.code === code),
+      ),
       fields: [],
       verdicts: [],
       conflict: false,
