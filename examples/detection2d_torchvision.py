@@ -190,7 +190,7 @@ def main() -> None:
     missed = check_faults(result, planted)
     scenes = {"train": train_scenes, "val": val_scenes}
     page = result.report(args.report, image_fn=lambda split, image_id: scenes[split][int(image_id)].image)
-    print(f"\nreport: {page}")
+    print(f"\nreport: {page}\nin a browser: mld ui")
     if missed:
         sys.exit("the demo failed: " + "; ".join(missed))
 

@@ -154,7 +154,7 @@ def main() -> None:
     path = result.report(
         args.report, image_fn=lambda split, one: frame_points(split, one, train_frames, val_frames)
     )
-    print(f"\nreport: {path}")
+    print(f"\nreport: {path}\nin a browser: mld ui")
     if missed:
         sys.exit("the demo failed: " + "; ".join(missed))
 

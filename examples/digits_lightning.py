@@ -166,6 +166,7 @@ def main() -> None:
     columns = ["label", "n", "errors", "rate", "bh_sig", "top_codes"]
     print(result.regions("val")[columns].head(5).to_string(index=False))
     missed = check_faults(result, val_split.planted)
+    print("\nin a browser: mld ui")
     if missed:
         sys.exit("the demo failed: " + "; ".join(missed))
 

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from app_parts import need_pages
+from app_building import need_pages
 
 
 def data_of(path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import store_factory as records
 import torch
-from app_parts import need_pages
+from app_building import need_pages
 from planted import planted
 
 from ml_debugger.review import Verdict, Verdicts

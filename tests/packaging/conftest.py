@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from app_parts import app_build
+from app_building import app_build
 from folders import ROOT
 
 

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from app_parts import INSTALL, app_build, need_pages
+from app_building import INSTALL, app_build, need_pages
 from folders import ROOT
 
 NOBODY = "http://127.0.0.1:9"

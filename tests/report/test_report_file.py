@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from app_parts import need_pages
+from app_building import need_pages
 
 from mld_core.app.one_file import NoPagesError, OneFile
 from mld_core.report import write_report

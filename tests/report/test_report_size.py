@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from app_parts import need_pages
+from app_building import need_pages
 
 from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.classification import method, stage
