@@ -14,16 +14,17 @@ it in full):
 * `on_epoch_end` comes before the epoch's evaluation, and `state.epoch` is a fraction: epochs are counted
   here;
 * after an out-of-memory error under `auto_find_batch_size`, `on_train_begin` fires again;
-* the trainer itself is found on the stack of its events: `_prepare_inputs` shows the batch before
-  `compute_loss` takes the labels out of it, `accelerator.backward` the loss of the first batches;
+* the trainer itself is found on the stack of its events: its next `_prepare_inputs` shows the batch before
+  `compute_loss` takes the labels out of it, `accelerator.backward` the loss of the first batches; each gets
+  its own method back with that call;
 * an instance with `ExportableState` is replaced on resume, so the run's names are kept in `mld_run.json`.
 """
 
 from __future__ import annotations
 
 import atexit
+import math
 import os
-import sys
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,7 @@ import torch
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
-from mld_core.tracing.capture.forward import LatestForward
+from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
@@ -50,6 +51,7 @@ except ImportError as error:
 __all__ = ["MLDebuggerCallback"]
 
 _EXIT_S = 15.0
+_LOOPS = ("evaluation_loop", "prediction_loop")  # they have the batch in hand as `inputs`
 
 
 class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
@@ -98,11 +100,20 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             self._recorder.attach(model)
 
     def _meet_trainer(self) -> None:
-        """Sees each batch as the trainer prepares it; a method of the user's own stays."""
-        trainer = None if self._recorder.disabled else _trainer_on_stack()
-        if trainer is not None and "_prepare_inputs" not in vars(trainer):
+        trainer = None if self._recorder.disabled else owner_on_stack(Trainer)
+        if trainer is not None:
             self._trainer = weakref.ref(trainer)
+
+    def _see_next(self) -> None:
+        """The trainer's next batch is seen as it prepares it; a method that the user set on it stays."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None and "_prepare_inputs" not in vars(trainer):
             trainer._prepare_inputs = _Prepared(trainer, self._forward)  # noqa: SLF001
+
+    def _see_no_more(self) -> None:
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is not None and isinstance(vars(trainer).get("_prepare_inputs"), _Prepared):
+            del trainer._prepare_inputs  # noqa: SLF001
 
     def _start(self, model: Any, resume_step: int = 0) -> None:
         """Where a first walk may begin, on every rank: names, one broadcast, hooks."""
@@ -168,11 +179,13 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._forward.take()  # of a step that failed
         self._in_step, self._step = True, state.global_step
         self._recorder.begin_batch()
+        self._see_next()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A micro-batch of several is through."""
         self._end_batch()
         self._recorder.begin_batch()
+        self._see_next()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The last micro-batch of an optimizer step is through."""
@@ -224,6 +237,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _pause(self) -> None:
         """Nothing is under way: the rows are made durable, and the account is given."""
+        self._see_no_more()
         if _is_compiled(self._args):  # the hooks must stay: new ones would never fire
             self._recorder.wait_for_save(self._epoch)
         else:
@@ -249,10 +263,12 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if not self._evaluating:
                 self._start(module)
                 self._begin_evaluation()
+                self._forward.given = local_on_stack("inputs", _LOOPS)  # prepared before we knew of this walk
             self._recorder.begin_batch()
 
     def _begin_evaluation(self) -> None:
         self._evaluating, self._outer_batch, self._batch = True, self._batch, 0
+        self._meet_trainer()
         self._recorder.begin_pass("val", self._epoch, mode="eval", provisional=True)
 
     def _expect_evaluation(self) -> None:
@@ -260,11 +276,13 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         if _is_compiled(self._args) and not self._evaluating:
             self._begin_evaluation()
             self._recorder.begin_batch()
+            self._see_next()
 
     def _drop_evaluation(self) -> None:
         """Forward passes that no event claimed (a callback that generates, say) leave nothing."""
         if self._evaluating:
             self._evaluating, self._batch = False, self._outer_batch
+            self._see_no_more()
             self._recorder.drop_pass()
             self._forward.take()
 
@@ -277,6 +295,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             self._commit()
             if _is_compiled(args):
                 self._recorder.begin_batch()
+            if self._batch < _length(kwargs.get("eval_dataloader")):
+                self._see_next()
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any] | None = None, **_: Any
@@ -292,6 +312,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         if not self._evaluating:  # a rank without a batch: it seals an empty pass, or nobody could read it
             self._begin_evaluation()
         self._evaluating, self._batch = False, self._outer_batch
+        self._see_no_more()
         self._recorder.end_pass(split)
         if not self._training:
             self._pause()
@@ -326,7 +347,38 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def finish(self) -> None:
         """At the end of the program: what an exception left open is flushed, and stays partial."""
         self._drop_evaluation()
+        self._see_no_more()
         self._recorder.finish("exception" if self._training else "finished", timeout=_EXIT_S)
+
+
+class AutoMLDebuggerCallback(MLDebuggerCallback):
+    """What `mld run` adds to every trainer; it makes way for a callback of the user's own."""
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Those of the user's are there already, unless they are added later."""
+        if not self._makes_way():
+            super().on_init_end(args, state, control, model, **_)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Likewise."""
+        if not self._makes_way():
+            super().on_train_begin(args, state, control, model, **_)
+
+    def _start(self, model: Any, resume_step: int = 0) -> None:
+        if not self._makes_way():
+            super()._start(model, resume_step)
+
+    def _makes_way(self) -> bool:
+        """Leaves the trainer where the user has a callback; others still iterate over the list as it was."""
+        handler = getattr(owner_on_stack(Trainer), "callback_handler", None)
+        there = [] if handler is None else handler.callbacks
+        if not any(isinstance(c, MLDebuggerCallback) and c is not self for c in there):
+            return False
+        handler.callbacks = [c for c in there if c is not self]
+        self._forward.detach()
+        self._recorder.detach()
+        self._see_no_more()
+        return True
 
 
 def _at_exit(reference: weakref.ref[MLDebuggerCallback]) -> None:
@@ -336,7 +388,7 @@ def _at_exit(reference: weakref.ref[MLDebuggerCallback]) -> None:
 
 
 class _Prepared:
-    """A trainer's `_prepare_inputs`, which also notes what it gives: `compute_loss` may take the labels out.
+    """A trainer's next `_prepare_inputs`, which also notes what it gives: `compute_loss` takes labels out.
 
     A plain object, so that a trainer that is pickled or copied (hyperparameter search) still can be.
     """
@@ -346,22 +398,19 @@ class _Prepared:
         self.forward = forward
 
     def __call__(self, inputs: Any) -> Any:
+        if vars(self.trainer).get("_prepare_inputs") is self:
+            del self.trainer._prepare_inputs  # noqa: SLF001
         prepared = type(self.trainer)._prepare_inputs(self.trainer, inputs)  # noqa: SLF001
         self.forward.given = dict(prepared) if isinstance(prepared, Mapping) else {}
         return prepared
 
 
-def _trainer_on_stack() -> Any:
-    """The trainer whose event this is, None where none is found."""
-    frame: Any = sys._getframe(1)  # noqa: SLF001 - an event is given everything but its trainer
-    for _ in range(12):
-        if frame is None:
-            return None
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, Trainer):
-            return owner
-        frame = frame.f_back
-    return None
+def _length(loader: Any) -> float:
+    """Batches of a loader; without end where it does not tell."""
+    try:
+        return len(loader)
+    except TypeError:
+        return math.inf
 
 
 def _is_compiled(args: Any) -> bool:

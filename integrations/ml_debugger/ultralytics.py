@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,25 +91,60 @@ def attach(given: AttachArguments) -> Any:
     Returns:
         `model`.
     """
-    callbacks = _Callbacks(Recorder(**given.less("model")))
-    atexit.register(_at_exit, weakref.ref(callbacks))
-    for event in _EVENTS:
-        given.model.add_callback(event, getattr(callbacks, event))
+    _make_way(given.model)
+    _add(given.model, _Callbacks(Recorder(**given.less("model"))))
     return given.model
+
+
+def join(owner: Any) -> None:
+    """What `mld run` calls for each new model and trainer: attaches, unless callbacks of ours are there.
+
+    A model made inside a training (the check of mixed precision makes one) is a tool of the trainer's.
+    """
+    if not attached(owner) and not _in_training(owner):
+        _add(owner, _Callbacks(Recorder(task="detection"), joined=True))
 
 
 def attached(model: Any) -> bool:
     """Whether `model`, or a trainer, has callbacks of ours."""
-    return any(
-        isinstance(getattr(callback, "__self__", None), _Callbacks)
-        for callback in getattr(model, "callbacks", {}).get("teardown", ())
-    )
+    return bool(_ours(model))
+
+
+def _add(owner: Any, callbacks: _Callbacks) -> None:
+    atexit.register(_at_exit, weakref.ref(callbacks))
+    for event in _EVENTS:
+        owner.add_callback(event, getattr(callbacks, event))
+
+
+def _ours(owner: Any) -> list[_Callbacks]:
+    told = getattr(owner, "callbacks", {}).get("teardown", ())
+    return [found for one in told if isinstance(found := getattr(one, "__self__", None), _Callbacks)]
+
+
+def _make_way(owner: Any) -> None:
+    """Takes away what `mld run` added: the user's own `attach` says how to record."""
+    joined = [callbacks for callbacks in _ours(owner) if callbacks.joined]
+    for event in _EVENTS if joined else ():
+        told = owner.callbacks[event]
+        told[:] = [one for one in told if getattr(one, "__self__", None) not in joined]
+
+
+def _in_training(owner: Any) -> bool:
+    """Whether a trainer's method, of another object than `owner`, is being run."""
+    frame: Any = sys._getframe(1)  # noqa: SLF001 - the model is not told who makes it
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if caller is not owner and any(kind.__name__ == "BaseTrainer" for kind in type(caller).__mro__):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Callbacks:
     """What the package calls. Travels, by pickle, to the processes of a training on several devices."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, *, joined: bool = False) -> None:
+        self.joined = joined  # added by `mld run`
         self._recorder = recorder
         self._trainer: Any = None
         self._open: list[str] = []

@@ -55,8 +55,12 @@ callbacks = None
 if "own" in sys.argv:
     from ml_debugger.huggingface import MLDebuggerCallback
     callbacks = [MLDebuggerCallback(model_name="own")]
-Trainer(Net(), TrainingArguments("out", use_cpu=True, num_train_epochs=1, report_to=[], disable_tqdm=True,
-        save_strategy="no", per_device_train_batch_size=4), train_dataset=data, callbacks=callbacks).train()
+trainer = Trainer(Net(), TrainingArguments("out", use_cpu=True, num_train_epochs=1, report_to=[], disable_tqdm=True,
+        save_strategy="no", per_device_train_batch_size=4), train_dataset=data, callbacks=callbacks)
+if "late" in sys.argv:
+    from ml_debugger.huggingface import MLDebuggerCallback
+    trainer.add_callback(MLDebuggerCallback(model_name="late"))
+trainer.train()
 """
 
 MMENGINE = """
@@ -176,11 +180,15 @@ def test_transformers_and_a_callback_of_ones_own(store: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr[-2000:]
     assert load("Net", "v1", dataset_type="train").num_rows == 12
     assert run(file, "own", folder=tmp_path).returncode == 0
+    assert run(file, "late", folder=tmp_path).returncode == 0
     assert sorted((r.model_name, r.version_name) for r in Store(store).runs()) == [
         ("Net", "v1"),
+        ("late", "v1"),
         ("own", "v1"),
     ]
-    assert load("own", "v1", dataset_type="train").num_rows == 12
+    for name in ("own", "late"):
+        assert load(name, "v1", dataset_type="train")["label"].null_count == 0
+        assert load(name, "v1", dataset_type="train").num_rows == 12
 
 
 @pytest.mark.slow
@@ -243,6 +251,25 @@ def test_the_yolo_command(store: Path, tmp_path: Path, yolo: Callable[..., str])
     assert set(validated(made).n_epoch) == {0}
     yolo("yolo", "detect", "val", f"model={tmp_path / 'one' / 'weights' / 'last.pt'}", *options)
     assert validated(max(Store(store).runs(), key=lambda r: r.version_name)).n_epoch.isna().all()
+
+
+ATTACHES = """
+from ultralytics import YOLO
+from ml_debugger.ultralytics import _ours, attach, attached
+model = YOLO("yolov8n.yaml")
+print([callbacks.joined for callbacks in _ours(model)])
+attach(model, "own", "v")
+print([callbacks.joined for callbacks in _ours(model)])
+class BaseTrainer:
+    def check(self):
+        return YOLO("yolov8n.yaml")
+print(attached(BaseTrainer().check()))
+"""
+
+
+def test_ones_own_attach_and_the_tools_of_a_trainer(tmp_path: Path, yolo: Callable[..., str]) -> None:
+    printed = yolo(program(tmp_path, ATTACHES)).splitlines()
+    assert printed[-3:] == ["[True]", "[False]", "False"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ that runs a training is told, when it is made, to take the callback along:
 * Ultralytics: `attach` to each model and to a trainer made without one. The processes of a training on
   several devices are started with the callbacks of the first.
 
-A callback of the user's own stays the only one. A program that ends without any of them is told what to do.
+A callback of the user's own, there or added later, stays the only one. A program that ends without any of
+them is told what to do.
 """
 
 from __future__ import annotations
@@ -100,12 +101,15 @@ def _safely(what: str, add: Callable[[], Any]) -> Any:
 def _transformers(module: ModuleType) -> None:
     def init(inner: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         def with_ours() -> inspect.BoundArguments:
-            from ml_debugger.huggingface import MLDebuggerCallback  # noqa: PLC0415 - needs the Trainer
+            from ml_debugger.huggingface import (  # noqa: PLC0415 - needs the Trainer
+                AutoMLDebuggerCallback,
+                MLDebuggerCallback,
+            )
 
             bound = inspect.signature(inner).bind(self, *args, **kwargs)
             given = list(bound.arguments.get("callbacks") or [])
             if not any(_is(callback, MLDebuggerCallback) for callback in given):
-                bound.arguments["callbacks"] = [*given, MLDebuggerCallback()]
+                bound.arguments["callbacks"] = [*given, AutoMLDebuggerCallback()]
             return bound
 
         bound = _safely("this Trainer", with_ours)
@@ -141,10 +145,9 @@ def _attached(inner: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     inner(self, *args, **kwargs)
 
     def add() -> None:
-        from ml_debugger.ultralytics import attach, attached  # noqa: PLC0415 - needs torch
+        from ml_debugger.ultralytics import join  # noqa: PLC0415 - needs torch
 
-        if not attached(self):
-            attach(self)
+        join(self)
 
     _safely(f"this {type(self).__name__}", add)
 

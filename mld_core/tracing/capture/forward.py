@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -26,11 +27,16 @@ class LatestForward:
     def attach(self, model: torch.nn.Module) -> None:
         """Set the hooks on a model, in place of those on the one before."""
         if model is not self.model:
-            for handle in self._handles:
-                handle.remove()
+            self.detach()
             self.model = model
             before = model.register_forward_pre_hook(self.before, with_kwargs=True)
             self._handles = [before, model.register_forward_hook(self.after)]
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self.model, self._handles = None, []
 
     def before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """The pre-hook; takes out what no `forward` takes."""
@@ -47,7 +53,7 @@ class LatestForward:
         given = self.given
         if self.begins is not None:
             self.begins(module)  # may take the batch before this one
-        self.given = given
+        self.given = given or self.given  # this batch's, which the trainer prepared before
         # Of several forwards in a step the first is the batch's.
         if self.batch is None or not module.training:
             self.batch = batch
@@ -80,3 +86,25 @@ class LatestForward:
             "outputs": None,
             "_handles": [],
         }
+
+
+def owner_on_stack(kind: type, within: int = 24) -> Any:
+    """The object of this class whose method is on the stack; None: not within so many calls."""
+    frame: Any = sys._getframe(1)  # noqa: SLF001 - events of some frameworks are given everything but the owner
+    for _ in range(within):
+        if frame is None:
+            return None
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, kind):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def local_on_stack(name: str, functions: Collection[str]) -> dict[str, Any]:
+    """A mapping that the innermost of these functions on the stack has in hand; {} where there is none."""
+    frame: Any = sys._getframe(1)  # noqa: SLF001 - a loop that says nothing before its first forward
+    while frame is not None and frame.f_code.co_name not in functions:
+        frame = frame.f_back
+    found = None if frame is None else frame.f_locals.get(name)
+    return dict(found) if isinstance(found, Mapping) else {}

@@ -1,6 +1,5 @@
 """The reading plan under the Hugging Face Trainer: labels that the trainer takes out, tasks, padding."""
 
-import pickle
 import warnings
 from pathlib import Path
 
@@ -95,7 +94,62 @@ def test_labels_that_the_trainer_takes_out_of_the_batch(tmp_path: Path, how: str
         by_id = dict(zip(rows["input_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
         assert by_id == {str(i): i % 3 for i in range(N)}
     assert "backward" not in vars(trainer.accelerator)
-    pickle.loads(pickle.dumps(trainer._prepare_inputs.forward))
+    assert "_prepare_inputs" not in vars(trainer)
+
+
+@pytest.mark.parametrize("kind", [Popping, Trainer])
+def test_labels_of_an_evaluation_alone(tmp_path: Path, kind: type[Trainer]) -> None:
+    """Its first batch is prepared before anything tells that an evaluation has begun."""
+    model = BertForSequenceClassification(config(num_labels=3))
+    trainer = train(tmp_path, model, lambda i, _: {"labels": torch.tensor(i % 3)}, kind)
+    trainer.evaluate(metric_key_prefix="test")
+    rows = records.load("net", "v", dataset_type="test")
+    assert rows["label"].to_pylist() == [i % 3 for i in range(N)]
+    assert "_prepare_inputs" not in vars(trainer)
+
+
+class Failing(Popping):
+    where = ""
+
+    def compute_loss(self, model, inputs, **more):
+        if self.where == ("train" if model.training else "val"):
+            raise ZeroDivisionError
+        return super().compute_loss(model, inputs, **more)
+
+
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_a_trainer_is_as_it_was_after_an_exception(tmp_path: Path, where: str, monkeypatch) -> None:
+    monkeypatch.setattr(Failing, "where", where)
+    seen: list[Trainer] = []
+    inner = Failing.train
+    monkeypatch.setattr(Failing, "train", lambda self: (seen.append(self), inner(self)))
+    with pytest.raises(ZeroDivisionError):
+        train(
+            tmp_path,
+            BertForSequenceClassification(config(num_labels=3)),
+            lambda i, _: {"labels": torch.tensor(i % 3)},
+            Failing,
+        )
+    assert "_prepare_inputs" not in vars(seen[0])
+
+
+def test_a_trainers_own_method_on_its_instance_stays(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Own(Trainer):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            self._prepare_inputs = self.own
+
+        def own(self, inputs):
+            calls.append(1)
+            return Trainer._prepare_inputs(self, inputs)
+
+    model = BertForSequenceClassification(config(num_labels=3))
+    trainer = train(tmp_path, model, lambda i, _: {"labels": torch.tensor(i % 3)}, Own)
+    assert len(calls) == 5  # three batches of training, two of evaluation
+    assert vars(trainer)["_prepare_inputs"] == trainer.own
+    assert records.load("net", "v", dataset_type="val")["label"].to_pylist() == [i % 3 for i in range(N)]
 
 
 class Twice(Trainer):
