@@ -30,14 +30,15 @@ digits.
    507 with `Retry-After`: the server's disk or the organization's quota is full; what arrived is kept. 408:
    the body came too slowly. A body may be cut into any number of PUTs; a broken one keeps the bytes that
    arrived.
-3. The rank's seal.json is uploaded in the same way. Then `POST /v1/runs/{run_id}/seals` with its digest, once
-   per rank, when all files of the manifest are complete. All are committed at once or nothing. (Clients of
-   1.0 send the manifest itself: seal.json as `manifest`, attempt.json as `opening`, and the five members that
-   name the place.) 201 = sealed, 200 = this very seal was there. 409 `missing-blobs` carries
-   `missing` (digests): upload those and seal again. 409 `seal-conflict`: this rank of this attempt was
-   sealed with other files; the first stands. 422 `refused-part` carries `refused`: files that are not what
-   the manifest says, or not Parquet we accept. 503 with `Retry-After`: the check of the files has not
-   finished; post again.
+3. The rank's seal.json is uploaded in the same way. Then `POST /v1/runs/{run_id}/seals` with its digest,
+   once per rank, when all files of the manifest are complete. All are committed at once or nothing. (Clients
+   of 1.0 send the manifest itself: seal.json as `manifest`, attempt.json as `opening`, and the five members
+   that name the place.) From 1.2 on the digest of a large file is checked after its PUT was answered: wrong
+   bytes are discarded, and the seal says that they are missing. 201 = sealed, 200 = this very seal was
+   there. 409 `missing-blobs` carries `missing` (digests): upload those and seal again. 409 `seal-conflict`:
+   this rank of this attempt was sealed with other files; the first stands. 422 `refused-part` carries
+   `refused`: files that are not what the manifest says, or not Parquet we accept. 503 with `Retry-After`:
+   the check of the files has not finished; post again.
 
 **Small ranks** (from 1.2 on) go up whole: `POST /v1/runs/{run_id}/ranks` with a body of at most
 `MAX_RANK_BYTES` and its line: `{"files": [["<sha256>", <bytes>], ...]}` and a line end, then the bytes of
@@ -73,8 +74,8 @@ PROTOCOL_MAJOR = 1
 PROTOCOL_MINOR = 2
 MANIFESTS_SINCE = SEARCHES_SINCE = 1
 """The minor in which manifests became blobs, and lists are ordered and searched by the service."""
-RANKS_SINCE = 2
-"""The minor in which a small rank goes up in one request."""
+RANKS_SINCE = DIGESTS_LATER_SINCE = 2
+"""The minor in which a small rank goes up in one request, and a large file's digest is told by the seal."""
 PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 
 HEADER_PROTOCOL = "MLD-Protocol"

@@ -86,8 +86,7 @@ class Client(Transport):
         except ServiceError as error:
             if error.name == "digest-mismatch":
                 for path, sha256, _ in files:
-                    if file_digest(path) != sha256:
-                        raise _other_digest(path, file_digest(path)) from error
+                    self.look_at(path, sha256)
             raise
         if on_bytes is not None:
             on_bytes(sum(size for _, _, size in files))
@@ -118,6 +117,13 @@ class Client(Transport):
             raise _damaged(path, f"{there} bytes, its manifest says {size}")
         with path.open("rb") as opened:
             return _Upload(self, path, sha256, size, opened, on_bytes or (lambda _count: None)).run(ask=ask)
+
+    @staticmethod
+    def look_at(path: Path, sha256: str) -> None:
+        """Raise DamagedFileError where a file has another digest than its manifest says."""
+        digest = file_digest(path)
+        if digest != sha256:
+            raise _other_digest(path, digest)
 
     def upload_text(self, text: bytes) -> str:
         """Upload a manifest, which is in memory, and return its digest; raises as `upload`."""

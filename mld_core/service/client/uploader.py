@@ -196,7 +196,7 @@ class Uploader:
             if outcome is not None:
                 return outcome
         sent = self._send(list(rank.files), ask=True) if self._again else 0
-        files = 0
+        files, before = 0, set[str]()
         for number in range(_ROUNDS):
             if number != 1:  # at first, and again where the service did not keep what it took a moment ago
                 body = self._seal_body(rank)
@@ -207,6 +207,9 @@ class Uploader:
             wanted = {file.sha256: file for file in rank.files if file.sha256 in missing}
             if not wanted and body.get("manifest_sha256") not in missing:
                 break
+            for file in (one for sha256, one in wanted.items() if sha256 in before):
+                self._client.look_at(file.path, file.sha256)  # it was sent: is it what its manifest says?
+            before |= wanted.keys()
             sent += self._send(list(wanted.values()))
             files += len(wanted)
         raise ServiceUnreachableError(

@@ -8,6 +8,7 @@ then refuses it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -36,10 +37,24 @@ class RefusedError(ValueError):
     """The file is not one we accept."""
 
 
-def check_file(path: Path, limits: dict[str, float]) -> dict[str, Any]:
-    """`check_bytes` of a file."""
+def check_file(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """`check_bytes` of a file whose digest is `sha256`; `mismatch` where it is not."""
+    state = hashlib.sha256()
     with path.open("rb") as file:
-        return check_bytes(file, limits)
+        while piece := file.read(1 << 20):
+            state.update(piece)
+        if state.hexdigest() != request["sha256"]:
+            return {"mismatch": True}
+        file.seek(0)
+        return check_bytes(file, request)
+
+
+def check_manifest(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """`read_manifest` of a file whose digest is `sha256`; `mismatch` where it is not."""
+    text = path.read_bytes()
+    if hashlib.sha256(text).hexdigest() != request["sha256"]:
+        return {"mismatch": True}
+    return read_manifest(text)
 
 
 def check_bytes(file: IO[bytes], limits: dict[str, float]) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def check_rank(path: Path, request: dict[str, Any]) -> dict[str, Any]:
 _KINDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
     "blob": check_file,
     "rank": check_rank,
-    "manifest": lambda path, _: read_manifest(path.read_bytes()),
+    "manifest": check_manifest,
     "seal of 1.0": lambda path, _: read_old_seal(path.read_bytes()),
 }
 

@@ -21,6 +21,7 @@ from mld_core.service.server.children import Child
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.settings import MIB, Settings
 from mld_core.service.server.storage.backends import Storage
+from mld_core.service.server.storage.collect import discard
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.models import Blob, Organization
 
@@ -143,13 +144,13 @@ class Checks:
         with self._changed:
             return self._changed.wait_for(lambda: not places & self._pending, timeout=seconds)
 
-    def manifest(self, path: Path, kind: str = "manifest") -> dict[str, Any]:
+    def manifest(self, path: Path, kind: str = "manifest", **more: Any) -> dict[str, Any]:
         """What a check process finds in a manifest; one is read at a time, they are small or refused.
 
         Raises:
             ProblemError: others are read for too long (503).
         """
-        return self._read(path, kind) or {"ok": False, "reason": _DIED}
+        return self._read(path, kind, **more) or {"ok": False, "reason": _DIED}
 
     def rank(self, pack: Path, files: list[tuple[str, int, int]]) -> dict[str, Any]:
         """What a check process finds in a whole rank: (digest, start, bytes) of its files, the manifest last.
@@ -198,7 +199,9 @@ class Checks:
                 continue
             if place in self._pending and place not in found:
                 verdict = self._verdict(process, place, organization_id)
-                if verdict is not None:
+                if verdict is not None and verdict.get("mismatch"):
+                    self._discard(place)
+                elif verdict is not None:
                     found[place] = verdict
             if found and (len(found) >= _FLUSH or self._queue.empty()):
                 self._note(found)
@@ -212,20 +215,29 @@ class Checks:
             log.warning("blob %s can not be read to be checked (%s)", place[1], error)
             self._done({place})
             return None
-        verdict = self._tried(process, path)
+        verdict = self._tried(process, path, place[1])
         if verdict is None and not self._stopping:
             # Once may be the machine's fault (out of memory); twice is the file's.
             log.warning("the check of blob %s died and is tried again", place[1])
-            verdict = self._tried(process, path) or {"ok": False, "reason": _DIED}
+            verdict = self._tried(process, path, place[1]) or {"ok": False, "reason": _DIED}
         if verdict is not None and verdict.pop("gone", False):
             self._done({place})
             return None
         return verdict
 
-    @staticmethod
-    def _tried(process: CheckProcess, path: str) -> dict[str, Any] | None:
+    def _discard(self, place: Place) -> None:
+        """Remove a file that is not what its name says; who needs it is told that it is missing."""
+        log.warning("the bytes of blob %s have another digest: they are discarded", place[1])
         try:
-            return process.check(path)
+            discard(self._database, self._storage, *place)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("blob %s could not be discarded (%s)", place[1], type(error).__name__)
+        self._done({place})
+
+    @staticmethod
+    def _tried(process: CheckProcess, path: str, sha256: str) -> dict[str, Any] | None:
+        try:
+            return process.check(path, sha256=sha256)
         except CheckDied:
             return None
 

@@ -57,6 +57,22 @@ def collect(database: Database, storage: Storage, days: float) -> Removed:
         count, size = count + removed[0], size + removed[1]
 
 
+def discard(database: Database, storage: Storage, organization_pk: int, sha256: str) -> None:
+    """Remove a blob whose bytes turned out to have another digest; one that was found right meanwhile stays.
+
+    Raises:
+        SQLAlchemyError, OSError: the database or the storage failed; the next check finds it again.
+    """
+    wrong = (Blob.organization_pk == organization_pk, Blob.sha256 == sha256, Blob.state == "stored")
+    with database.write() as session:
+        size = session.scalar(delete(Blob).where(*wrong).returning(Blob.size))
+        if size is not None:
+            mine = Organization.pk == organization_pk
+            less = Organization.blob_bytes - size
+            session.execute(update(Organization).where(mine).values(blob_bytes=less))
+            storage.remove(session.scalars(select(Organization.id).where(mine)).one(), sha256)
+
+
 def _unneeded(limit: str) -> tuple[Any, ...]:
     return (
         Blob.created_at < limit,

@@ -34,7 +34,14 @@ from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Organization, Run, Seal
-from mld_core.service.server.storage.seals import Sealer, SealRequest, blobs_of, raise_refused, request_of
+from mld_core.service.server.storage.seals import (
+    Sealer,
+    SealRequest,
+    blobs_of,
+    check_pending,
+    raise_refused,
+    request_of,
+)
 from mld_core.service.server.storage.uploads import Uploads, full_disk_told
 
 log = logging.getLogger("mld.server")
@@ -176,10 +183,14 @@ class Ranks:
             pack = self._kept(principal, body)
             paths: list[Path | None] = []
             try:
-                self._keep_old(principal, set(contents))
+                old = self._keep_old(principal, set(contents))
                 place = principal.organization_id
                 paths.extend(self._storage.lay(place, *named) for named in contents.items())
-                return self._committed(principal, run, request, blobs)
+                sealed = self._committed(principal, run, request, blobs)
+                # Bytes that came before under the same name, and were wrong, may have gone just now.
+                gone = [name for name in old if not self._storage.exists(place, name)]
+                paths.extend(self._storage.lay(place, name, contents[name]) for name in gone)
+                return sealed
             finally:
                 with self._lock:
                     self._unsettled.append((pack, [path for path in paths if path is not None]))
@@ -195,14 +206,15 @@ class Ranks:
         together.sync(body.parent)
         return pack
 
-    def _keep_old(self, principal: Principal, digests: set[str]) -> None:
-        """Files that were there before, and perhaps are about to be removed as nobody's, are needed now."""
+    def _keep_old(self, principal: Principal, digests: set[str]) -> list[str]:
+        """The files that were there before: perhaps about to be removed as nobody's, they are needed now."""
         mine = (Blob.organization_pk == principal.organization_pk, Blob.sha256.in_(digests))
         with self._database.read() as session:
-            old = list(session.scalars(select(Blob.pk).where(*mine)))
+            old = list(session.scalars(select(Blob.sha256).where(*mine)))
         if old:
             with self._database.write() as session:
-                session.execute(update(Blob).where(Blob.pk.in_(old)).values(created_at=utc_now()))
+                session.execute(update(Blob).where(*mine).values(created_at=utc_now()))
+        return old
 
     def _committed(
         self, principal: Principal, run: Run, request: SealRequest, blobs: Mapping[str, Blob]
@@ -276,6 +288,8 @@ def _noted(session: Session, principal: Principal, blobs: Mapping[str, Blob]) ->
     """The rows of files: made where there was none, with the verdict where they were not checked."""
     there = blobs_of(session, principal.organization_pk, blobs)
     for sha256, old in there.items():
+        if old.size != blobs[sha256].size:  # other bytes under this name, which are about to be discarded
+            raise check_pending(1, len(blobs))
         if old.state == "stored":
             old.state, old.facts = blobs[sha256].state, blobs[sha256].facts
     made = [_row(blob) for sha256, blob in blobs.items() if sha256 not in there]

@@ -137,7 +137,12 @@ class Sealer:
             path = self._storage.local(principal.organization_id, manifest)
         except FileNotFoundError:
             raise missing_blobs({manifest}, 1) from None
-        return request_of(run, manifest, self._checks.manifest(path))
+        found = self._checks.manifest(path, sha256=manifest)
+        if found.get("mismatch") or found.get("gone"):
+            mine = (principal.organization_pk, principal.organization_id)
+            self._checks.wait(*mine, [manifest], _CHECK_SECONDS)  # which discards it
+            raise missing_blobs({manifest}, 1)
+        return request_of(run, manifest, found)
 
     def seal(self, principal: Principal, run: Run, request: SealRequest) -> tuple[Seal, bool]:
         """Commit a seal; (its row, whether it is new).
@@ -205,7 +210,7 @@ class Sealer:
         if gone:
             raise missing_blobs(gone, len(digests))
         if left:
-            raise _pending(len(left), len(digests))
+            raise check_pending(len(left), len(digests))
         return blobs
 
     @staticmethod
@@ -220,7 +225,7 @@ class Sealer:
             raise missing_blobs(digests - set(blobs), len(digests))
         left = sum(blob.state == "stored" for blob in blobs.values())
         if left:
-            raise _pending(left, len(digests))
+            raise check_pending(left, len(digests))
         owner = session.scalar(select(Pass).where(*_place(run, request)))
         if owner is None:
             names = {
@@ -261,7 +266,7 @@ def missing_blobs(digests: set[str], total: int) -> ProblemError:
     missing = sorted(digests)
     return ProblemError(
         "missing-blobs",
-        f"{len(missing)} of {total} files are not there; nothing was sealed",
+        f"{len(missing)} of {total} files are not there, or came with other bytes; nothing was sealed",
         value=missing[0],
         expectation="all files of the manifest, complete",
         fix="upload the digests in `missing`, then seal again",
@@ -269,7 +274,8 @@ def missing_blobs(digests: set[str], total: int) -> ProblemError:
     )
 
 
-def _pending(count: int, total: int) -> ProblemError:
+def check_pending(count: int, total: int) -> ProblemError:
+    """Files that are not checked yet."""
     return ProblemError(
         "check-pending",
         f"{count} of {total} files are not checked yet",

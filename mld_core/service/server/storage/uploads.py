@@ -3,6 +3,8 @@
 A partial blob is a file `spool/<organization id>/<sha256>-<length>`; its size is the offset. What arrived
 before a connection broke or the server was killed is kept. When all bytes are there the digest decides:
 right, and the file is fsynced, handed to the storage and noted in the database; wrong, and it is removed.
+The digest of a large file is left to the process that reads it anyway (`checks`): until then no seal and no
+download takes the file, and a wrong one goes as if it had never been there.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mld.server")
 
+LATER_BYTES = 16 << 20
+"""From this size on a file's digest is checked after the answer, where the client knows that."""
+
 _HASHES_KEPT = 256
 _RETRY_FULL = 30.0
 
@@ -43,7 +48,7 @@ _RETRY_FULL = 30.0
 class Upload:
     """One open partial blob. Its methods block; only one thread at a time may call them."""
 
-    def __init__(self, path: Path, length: int, offset: int, state: _Hash) -> None:
+    def __init__(self, path: Path, length: int, offset: int, state: _Hash | None) -> None:
         self.path = path
         self.length = length
         self.offset = offset
@@ -74,7 +79,8 @@ class Upload:
         with self._told():
             while rest:
                 done = self._file.write(rest)
-                self.hash.update(rest[:done])
+                if self.hash is not None:
+                    self.hash.update(rest[:done])
                 self.offset += done
                 rest = rest[done:]
 
@@ -156,6 +162,12 @@ class Uploads:
         with self._database.read() as session:
             return session.scalar(select(Blob.size).where(*mine))
 
+    def state(self, principal: Principal, sha256: str) -> str | None:
+        """The state of a blob: unless it is "stored", its bytes are what its name says."""
+        mine = (Blob.organization_pk == principal.organization_pk, Blob.sha256 == sha256)
+        with self._database.read() as session:
+            return session.scalar(select(Blob.state).where(*mine))
+
     def complete_size(self, principal: Principal, sha256: str) -> int | None:
         """The same, but None also where the bytes are gone.
 
@@ -175,8 +187,17 @@ class Uploads:
     def _partials(self, principal: Principal, sha256: str) -> list[Path]:
         return list((self._root / principal.organization_id).glob(f"{sha256}-*"))
 
-    def begin(self, principal: Principal, sha256: str, length: int, offset: int) -> Upload:
+    def begin(
+        self, principal: Principal, sha256: str, length: int, offset: int, *, later: bool = False
+    ) -> Upload:
         """Open a partial blob to append at `offset`. Every call needs a `finish` or `interrupt`.
+
+        Args:
+            principal: whose it is.
+            sha256: its digest.
+            length: its bytes in all.
+            offset: the first of those that come now.
+            later: whether the digest of a large file may be left to its check.
 
         Raises:
             ProblemError: too large, busy, the wrong offset, no room.
@@ -187,7 +208,8 @@ class Uploads:
             self._check_free(place)
             self._open[place] = None
         try:
-            upload = self._opened(principal, sha256, length, offset)
+            later = later and length >= LATER_BYTES
+            upload = self._opened(principal, sha256, length, offset, hashed=not later)
         except BaseException:
             with self._lock:
                 self._open.pop(place, None)
@@ -248,7 +270,7 @@ class Uploads:
                     total += path.stat().st_size
         return total
 
-    def _opened(self, principal: Principal, sha256: str, length: int, offset: int) -> Upload:
+    def _opened(self, principal: Principal, sha256: str, length: int, offset: int, *, hashed: bool) -> Upload:
         path = self._root / principal.organization_id / f"{sha256}-{length}"
         path.parent.mkdir(exist_ok=True)
         for other in self._partials(principal, sha256):
@@ -268,6 +290,8 @@ class Uploads:
                 offset=there,
             )
         known = self._hashes.pop(path, None)
+        if not hashed:
+            return Upload(path, length, there, None)
         state = known[1] if known is not None and known[0] == there else _hash_of(path, there)
         return Upload(path, length, there, state)
 
@@ -293,7 +317,7 @@ class Uploads:
         upload.close()
         with self._lock:
             self._open.pop((principal.organization_id, sha256), None)
-            if upload.intact:
+            if upload.intact and upload.hash is not None:
                 self._hashes[upload.path] = (upload.offset, upload.hash)
                 while len(self._hashes) > _HASHES_KEPT:
                     self._hashes.popitem(last=False)
@@ -305,20 +329,16 @@ class Uploads:
             ProblemError: another digest, or no room. Then nothing is noted.
         """
         try:
-            if upload.hash.hexdigest() != sha256:
-                upload.path.unlink(missing_ok=True)
-                raise ProblemError(
-                    "digest-mismatch",
-                    "the bytes that arrived have another SHA-256 than the blob's name; they were discarded",
-                    value=upload.hash.hexdigest(),
-                    expectation=sha256,
-                    fix="read the file again and upload it from offset 0",
-                    offset=0,
-                )
+            if upload.hash is not None:
+                _compare(upload, upload.hash, sha256)
             upload.sync()
+            # The row first, where the digest is checked later: what is noted is not replaced unchecked.
+            if upload.hash is None and not self._note(principal, sha256, upload.length):
+                _compare(upload, _hash_of(upload.path, upload.length), sha256)
             with full_disk_told():
                 self._storage.take(principal.organization_id, sha256, upload.path)
-            self._note(principal, sha256, upload.length)
+            if upload.hash is not None:
+                self._note(principal, sha256, upload.length)
         finally:
             upload.close()
             with self._lock:
@@ -326,22 +346,24 @@ class Uploads:
 
     def _note(
         self, principal: Principal, sha256: str, size: int, facts: dict[str, Any] | None = None
-    ) -> None:
+    ) -> bool:
+        """Note a blob; whether it was none yet."""
         try:
             with self._database.write() as session:
-                self._insert(session, principal.organization_pk, sha256, size, facts)
+                return self._insert(session, principal.organization_pk, sha256, size, facts)
         except IntegrityError:
             log.debug("blob %s was noted by another server", sha256)
+            return False
 
     @staticmethod
     def _insert(
         session: Session, organization_pk: int, sha256: str, size: int, facts: dict[str, Any] | None
-    ) -> None:
+    ) -> bool:
         row = session.scalar(
             select(Blob).where(Blob.organization_pk == organization_pk, Blob.sha256 == sha256)
         )
         if row is not None:
-            return
+            return False
         place = {"organization_pk": organization_pk, "sha256": sha256}
         state = "stored" if facts is None else "checked"
         session.add(Blob(**place, size=size, state=state, facts=facts, created_at=utc_now()))
@@ -349,6 +371,7 @@ class Uploads:
         session.execute(
             update(Organization).where(Organization.pk == organization_pk).values(blob_bytes=grown)
         )
+        return True
 
     @contextlib.contextmanager
     def scratch(self, principal: Principal) -> Iterator[Path]:
@@ -389,6 +412,20 @@ class Uploads:
                     path.unlink()
                     removed += 1
         return removed
+
+
+def _compare(upload: Upload, state: _Hash, sha256: str) -> None:
+    """Remove what arrived, and say so (ProblemError), where its digest is not its name."""
+    if state.hexdigest() != sha256:
+        upload.path.unlink(missing_ok=True)
+        raise ProblemError(
+            "digest-mismatch",
+            "the bytes that arrived have another SHA-256 than the blob's name; they were discarded",
+            value=state.hexdigest(),
+            expectation=sha256,
+            fix="read the file again and upload it from offset 0",
+            offset=0,
+        )
 
 
 def _hash_of(path: Path, size: int) -> _Hash:
