@@ -117,6 +117,8 @@ def build(*, force: bool = False, seconds: float | None = None) -> bool:
     with _alone(WEB):
         if is_current() and not force:  # another process has just built it
             return False
+        for left in STATIC.parent.glob(".static-*"):  # of a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
         fetch(found, seconds=seconds)
         fresh = STATIC.with_name(f".static-{os.getpid()}")
         try:

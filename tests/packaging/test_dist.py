@@ -53,7 +53,7 @@ def test_the_wheel_holds_the_pages_and_not_their_sources(built):
     assert [name for name in names if name.startswith("mld_core/app/web/")] == []
     scripts = re.findall(r'(?:src|href)="\./(assets/[^"]+)"', page)
     assert scripts
-    assert {f"mld_core/app/static/{name}" for name in scripts} <= set(names)
+    assert {f"mld_core/app/static/{name}" for name in (*scripts, "file/app.js", "file/app.css")} <= set(names)
 
 
 def test_the_source_distribution_builds_the_same_without_the_tests(built):
