@@ -108,16 +108,28 @@ class Library:
         watched = (folder, folder / RUN_FILE, self.store.results_dir(run), *subfolders(folder))
         stamp = tuple(_stamp(one) for one in watched)
         found = self._rows.get(run)
-        fresh = found is not None and found[0] == stamp and found[2]["state"] != "training"
-        if found is None or not (fresh or time.monotonic() - found[1] < ROW_SECONDS):
+        if found is None or found[0] != stamp or self._old(found):
             found = (stamp, time.monotonic(), run_row(self.store, run))
             self._rows[run] = found
         return dict(found[2])
+
+    @staticmethod
+    def _old(found: tuple[Any, float, dict[str, Any]]) -> bool:
+        """Whether a run's line is of a training and was made a while ago."""
+        return found[2]["state"] == "training" and time.monotonic() - found[1] > ROW_SECONDS
 
     def class_names(self, run: RunKey) -> list[str] | None:
         """Names of the classes of a run."""
         names = self.store.run_info(run).get("class_names")
         return [str(name) for name in names] if names else None
+
+    def n_class(self, run: RunKey) -> int:
+        """How many classes a run has, as far as it is known."""
+        names = self.class_names(run)
+        known_ = self.store.run_info(run).get("n_class") or (len(names) if names else 0)
+        if not known_ and self.evaluated(run):
+            known_ = max((int(one["n_class"]) for one in self.result(run, None).info["passes"]), default=0)
+        return int(known_)
 
     def first_split(self, run: RunKey) -> str | None:
         """The split a page opens with."""

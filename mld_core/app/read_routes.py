@@ -57,7 +57,7 @@ def read_evaluation(
     body = evaluation(place.units, condition, heard)
     shown(pictures, place, body["first"]["rows"])
     own = (library.store.run_info(place.run).get("evaluations") or {}).get(place.result.result_name) or {}
-    verdicts = {**summary(heard, place.units.dataset), "changed": place.result.info.get("verdicts")}
+    verdicts = {**summary(heard, place.units.dataset), "changed": changed(place)}
     return answer(
         {
             "place": place.says(),
@@ -216,6 +216,12 @@ def columns(
         raise FilterError(f"{len(wanted)} columns: at most {MOST_COLUMNS} at once")
     rows = place.units.chosen(condition, sort)[:limit]
     return Response(facet_views.packed(place.units, rows, wanted), media_type="application/octet-stream")
+
+
+def changed(place: Place) -> dict[str, Any] | None:
+    """What became of the samples that were reviewed before this evaluation."""
+    told = place.result.info.get("verdicts") or []
+    return next((one for one in told if one["dataset"] == place.units.dataset), None)
 
 
 def _badge(place: Place, sort: str) -> str:

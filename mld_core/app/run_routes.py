@@ -20,6 +20,7 @@ from mld_core.records.format.layout import RunKey
 from mld_core.views.evaluation import results_of
 from mld_core.views.reviewing import VERDICTS
 from mld_core.views.runs import SEARCH_HELP, find_runs, passes_listed
+from mld_core.views.tables import class_label
 from mld_core.views.words.texts import CATEGORY_TEXTS
 from mld_core.views.words.texts_detection import EVENTS
 
@@ -74,7 +75,7 @@ def session(library: Lib, pictures: Pics, request: Request) -> Response:
             "version": __version__,
             "open": opens,
             "runs": len(runs),
-            "pictures": pictures.says(None, None),
+            "pictures": pictures.says(newest, None if newest is None else library.first_split(newest)),
             "command": None if runs else "make demo",
         }
     )
@@ -127,13 +128,14 @@ def one(library: Lib, names: Named) -> Response:
     run = library.run(names.model, names.version)
     row = library.row(run)
     results = results_of(ResultStore(library.store, run))
-    classes = library.store.run_info(run).get("class_names")
+    classes, n_class = library.class_names(run), library.n_class(run)
     return answer(
         {
             "run": row,
             "results": results,
             "passes": passes_listed(library.store, run),
-            "class_names": [str(name) for name in classes] if classes else None,
+            "n_class": n_class,
+            "class_names": [class_label(number, classes) for number in range(n_class)],
             "command": row["command"],
             "problems": [] if not results else library.result(run, None).problems,
         }

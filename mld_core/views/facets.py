@@ -124,13 +124,16 @@ def _histogram(name: str, units: HeldUnits, chosen: PassUnits) -> dict[str, Any]
     low, high = float(known.min()), float(known.max())
     if name in {"confidence", "error_proba"}:
         low, high = 0.0, 1.0
-    edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
+    # Rounded as the filters are written, before anything is counted.
+    steps = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
+    ends = [f"{one:.6g}" for one in steps]
+    edges = np.array([float(one) for one in ends])
+    edges[0], edges[-1] = -np.inf, np.inf
     of = np.histogram(known, edges)[0]
     inside = whole if chosen is units else chosen.floats(name)
     n = np.histogram(inside[np.isfinite(inside)], edges)[0]
     written = column_text(name)
-    ends = [f"{one:.6g}" for one in edges]
-    # The last bin is closed, as numpy's; a rounded bound must not lose the outermost values.
+    # The outer bins hold what a rounded bound would lose.
     tests = [f"{written} >= {ends[at]} and {written} < {ends[at + 1]}" for at in range(BINS)]
     tests[0], tests[-1] = f"{written} < {ends[1]}", f"{written} >= {ends[-2]}"
     return {

@@ -15,6 +15,7 @@ from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, S
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import describe, problem
+from mld_core.evaluation.results.reviewed import reviewed, standing_of
 from mld_core.evaluation.results.tables import (
     CATEGORY_SCHEMA,
     CLASS_SCHEMA,
@@ -81,7 +82,7 @@ def evaluate_passes(
         options: The checked options of the request.
 
     Returns:
-        The members `task`, `class_names`, `passes`, `problems` and `facts` of `result.json`.
+        The members `task`, `class_names`, `passes`, `problems`, `verdicts` and `facts` of `result.json`.
     """
     splits = [
         Split(one.key.dataset_type, one.key.n_epoch, one, folder / f"base-{place}.parquet")
@@ -98,13 +99,27 @@ def evaluate_passes(
             outputs[id(split)] = write_units(split, folder / files[id(split)], found[split.dataset])
     done = [finished[id(split)] for split in splits]
     _write_tables(folder, method, done, [outputs[id(split)] for split in splits])
+    told = _verdicts(splits, {key: folder / name for key, name in files.items()})
+    notes = [problem("verdicts", one["sentence"], split.selection, severity="note") for split, one in told]
     return {
         "task": selections[0].task if selections else str(info.get("task")),
         "class_names": info.get("class_names"),
         "passes": [_pass_info(one, files[id(one.split)]) for one in done],
-        "problems": [problem_ for one in done for problem_ in one.problems] + stage_notes(done, outputs),
+        "problems": [*(one for each in done for one in each.problems), *stage_notes(done, outputs), *notes],
+        "verdicts": [{"dataset": split.dataset, "n_epoch": split.n_epoch, **one} for split, one in told],
         "facts": [{"dataset": one.dataset, "n_epoch": one.n_epoch, **one.facts} for one in splits],
     }
+
+
+def _verdicts(splits: Sequence[Split], units: Mapping[int, Path]) -> list[tuple[Split, dict[str, Any]]]:
+    """What became of the samples that people reviewed, for the last epoch of each split."""
+    last = {split.dataset: split for split in splits}
+    if not last:
+        return []
+    selection = splits[0].selection
+    told = standing_of(selection.store, selection.run)
+    found = {name: reviewed(units[id(split)], name, told) for name, split in last.items()} if told else {}
+    return [(last[name], one) for name, one in found.items() if one is not None]
 
 
 def _place_of(selection: PassSelection) -> tuple[tuple[int, str], int]:

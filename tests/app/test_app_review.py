@@ -1,0 +1,180 @@
+"""The review in the pages: said, taken back, accepted at once after twenty, settled by a third, exported, read again."""
+
+import csv
+import io
+import shutil
+
+import numpy as np
+import pytest
+from app_parts import OPTIONS, opened
+from store_factory import StoreFactory
+
+from ml_debugger.evaluator import Evaluator
+from mld_core.exchange.relabel import read_relabel
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.store.verdicts import Subject, Verdict, Verdicts
+
+NET = {"model": "net <i>", "version": "v/1"}
+RUN = RunKey("net <i>", "v/1")
+
+
+@pytest.fixture
+def store(shown_store, tmp_path):
+    """One of one's own to write into."""
+    shutil.copytree(shown_store.root, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def _say(client, rows, kind="relabel", **more):
+    items = [{"row": row, "kind": kind, **more} for row in rows]
+    return client.post("verdicts", {**NET, "items": items})
+
+
+def test_a_verdict_is_written_shown_and_taken_back(store):
+    with opened(store) as ann:
+        first = ann.get("evaluation", **NET)["first"]["rows"][0]
+        said = _say(ann, [first["row"]]).json()
+        assert said["verdicts"][0]["label"] == first["suggested"]
+        assert said["progress"]["reviewed"] == 1
+        kept = Verdicts(store, RUN).standing("val")[Subject("val", first["id"])].verdict
+        assert (kept.author, kept.given, kept.label) == (
+            "ann",
+            first["truth"]["class"],
+            first["suggested"]["class"],
+        )
+        assert kept.input_hash == first["hash"]
+        row = ann.get("sample", **NET, row=first["row"])["sample"]
+        assert (row["verdict"]["kind"], row["verdict"]["mine"], row["verdict"]["conflict"]) == (
+            "relabel",
+            True,
+            False,
+        )
+        listed = ann.get("verdicts", **NET)
+        assert [(one["id"], one["row"]) for one in listed["rows"]] == [(first["id"], first["row"])]
+        assert ann.post("verdicts/undo", {**NET, "last": True}).json()["undone"] == 1
+        assert ann.get("verdicts", **NET)["total"] == 0
+        assert ann.post("verdicts/undo", {**NET, "last": True}).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("item", "status"),
+    [
+        ({"row": 10**6, "kind": "ok"}, 404),
+        ({"row": 0, "kind": "wrong"}, 400),
+        ({"row": -1, "kind": "ok"}, 400),
+        ({"row": 0, "kind": "relabel", "label": 99}, 400),
+        ({"row": 0, "kind": "ok", "note": "x" * 5_000}, 400),
+    ],
+)
+def test_a_word_that_means_nothing_writes_nothing(store, item, status):
+    with opened(store) as ann:
+        answer = ann.post("verdicts", {**NET, "items": [{"row": 1, "kind": "ok"}, item]})
+        assert answer.status_code == status
+        assert answer.json()["detail"]
+        assert ann.get("verdicts", **NET)["total"] == 0
+
+
+def test_the_rest_is_accepted_at_once_after_twenty(store):
+    with opened(store) as ann:
+        found = ann.get("suspects", **NET)
+        assert not found["enough"]
+        assert ann.post("verdicts/accept", {**NET, "limit": 5}).status_code == 409
+        rows = [one["row"] for one in found["first"]]
+        assert len(rows) == 20
+        _say(ann, rows[:17])
+        after = _say(ann, rows[17:], "ok").json()["progress"]
+        assert (after["enough"], after["agreed"], after["precision"]) == (True, 17, 0.85)
+        assert after["lo"] < 0.85 < after["hi"]
+        tried = ann.post("verdicts/accept", {**NET, "limit": 5, "dry_run": True}).json()
+        assert ann.get("verdicts", **NET)["total"] == 20
+        done = ann.post("verdicts/accept", {**NET, "limit": 5}).json()
+        assert done["rows"] == tried["rows"]
+        assert done["accepted"] == len(done["ids"]) == 5
+        assert not set(done["rows"]) & set(rows)
+        assert ann.get("verdicts", **NET)["total"] == 25
+        assert ann.post("verdicts/undo", {**NET, "ids": done["ids"]}).json()["undone"] == 5
+
+
+def test_two_who_differ_are_a_conflict_that_a_third_settles(store):
+    with opened(store, "ann") as ann, opened(store, "bob") as bob, opened(store, "cem") as cem:
+        one = ann.get("suspects", **NET)["first"][0]
+        mine = _say(ann, [one["row"]]).json()["verdicts"][0]["id"]
+        _say(bob, [one["row"]], "ok")
+        (shown,) = ann.get("verdicts", **NET, show="conflicts")["rows"]
+        assert shown["stands"] == "conflict"
+        assert {heard["author"]: heard["kind"] for heard in shown["heard"]} == {"ann": "relabel", "bob": "ok"}
+        card = bob.get("sample", **NET, row=one["row"])
+        assert card["conflict"]
+        assert card["sample"]["verdict"]["kind"] == "ok"
+        refused = bob.post("verdicts/undo", {**NET, "ids": [mine]})
+        assert refused.status_code == 409
+        assert "ann" in refused.json()["detail"]
+        _say(cem, [one["row"]])
+        listed = bob.get("verdicts", **NET)
+        assert listed["counts"]["conflicts"] == 0
+        assert listed["rows"][0]["stands"] == "relabel"
+
+
+def test_what_stands_is_exported(store, tmp_path):
+    with opened(store) as ann:
+        found = ann.get("suspects", **NET)["first"][:3]
+        _say(ann, [one["row"] for one in found], note='=1+1, "quoted"')
+        answer = ann.ask("export", **NET, format="relabel")
+        assert 'filename="relabel.json"' in answer.headers["content-disposition"]
+        (tmp_path / "relabel.json").write_bytes(answer.content)
+        assert {one["input_id"] for one in read_relabel(tmp_path / "relabel.json")} == {
+            one["id"] for one in found
+        }
+        rows = list(csv.DictReader(io.StringIO(ann.ask("export", **NET, format="csv").content.decode())))
+        assert {row["input_id"]: row["label"] for row in rows} == {
+            one["id"]: str(one["suggested"]["class"]) for one in found
+        }
+        formats = ann.get("export/formats", **NET)
+        assert formats["labels"] == 3
+        assert ann.ask("export", **NET, format="exe").status_code == 400
+
+
+def test_a_true_box_is_relabelled_and_exported_as_a_coco_patch(store):
+    boxes = {"model": "boxes", "version": "v1"}
+    with opened(store) as ann:
+        rows = ann.get("samples", **boxes, filter="is_error = true", limit=200)["rows"]
+        one = next(row for row in rows if row["reviewable"])
+        none = next(row for row in rows if not row["reviewable"])
+        refused = ann.post("verdicts", {**boxes, "items": [{"row": none["row"], "kind": "ok"}]})
+        assert refused.status_code == 400
+        label = (one["truth"]["class"] + 1) % 6
+        item = {"row": one["row"], "kind": "relabel", "label": label}
+        assert ann.post("verdicts", {**boxes, "items": [item]}).status_code == 200
+        patch = ann.ask("export", **boxes, format="coco").json()
+        (kept,) = patch["annotations"]
+        assert (kept["image_file"], kept["truth"]) == (one["id"], one["gt_idx"])
+        assert (kept["category_id"], kept["given_category_id"]) == (label + 1, one["truth"]["class"] + 1)
+
+
+def test_the_next_evaluation_says_what_became_of_the_reviewed(tmp_path, records, planted):
+    """A label corrected in the next version, one left as it was, one confirmed: in words, in the result and the page."""
+    factory = StoreFactory(tmp_path / "store")
+    split = planted(records, 300, seed=2, noise=0.08)
+    run = factory.run("net", "v1", n_class=6)
+    factory.add_pass(run, "val", split.data, n_epoch=0, batch=300)
+    wrong = split.wrong_label[:2].tolist()
+    right = int(np.setdiff1d(np.arange(300), split.wrong_label)[0])
+    ids, labels = split.data.ids, split.data.labels
+    better = [int((labels[row] + 1) % 6) for row in wrong]
+    Verdicts(factory.store, run).append(
+        [
+            Verdict("relabel", "val", ids[row], label=new, given=int(labels[row]), author="ann")
+            for row, new in zip(wrong, better, strict=True)
+        ]
+        + [Verdict("ok", "val", ids[right], author="ann")]
+    )
+    split.data.labels[wrong[0]] = better[0]
+    after = factory.run("net", "v2", n_class=6)
+    factory.add_pass(after, "val", split.data, n_epoch=0, batch=300)
+    result = Evaluator("net", "v2", store=factory.store.root).request_evaluation("second", options=OPTIONS)
+    (told,) = result.info["verdicts"]
+    assert (told["reviewed"], told["corrected"], told["uncorrected"], told["confirmed"]) == (3, 1, 1, 1)
+    assert any("Of 3 reviewed before" in one["message"] for one in result.problems)
+    with opened(factory.store) as ann:
+        page = ann.get("evaluation", model="net", version="v2")
+        assert page["verdicts"]["changed"]["sentence"] == told["sentence"]
