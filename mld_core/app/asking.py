@@ -62,7 +62,7 @@ def place_of(library: Library, names: Asked) -> Place:
         ProblemError: It is not there; with the command where the run is not evaluated yet.
         NotFoundError: Likewise.
     """
-    run = library.run(names.model, names.version)
+    run = library.shown_run(names.model, names.version)
     if not library.evaluated(run):
         detail = f"{run.model_name} {run.version_name} is recorded and not evaluated yet."
         raise ProblemError(404, detail, fix="Evaluate it:", command=evaluate_command(run))

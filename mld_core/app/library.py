@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ MOST_BYTES = 1_500_000_000
 """Of columns that are held; passes asked for least recently are let go."""
 
 MOST_PASSES = 24
+JUST_SECONDS = 900.0
+"""A run evaluated within them is what somebody wants to see first."""
+
 ROW_SECONDS = 2.0
 """So long a run's line stands although it is being trained."""
 
@@ -92,6 +96,25 @@ class Library:
         if not runs:
             return find_run(self.store, model or "", version or "")  # says what is there
         return newest_run(self.store, runs)
+
+    def shown_run(self, model: str | None, version: str | None) -> RunKey:
+        """As `run`; where no version is named, the newest of those that are evaluated, if any is."""
+        if version is None:
+            runs = [
+                run for run in self.store.runs() if model in {None, run.model_name} and self.evaluated(run)
+            ]
+            if runs:
+                return newest_run(self.store, runs)
+        return self.run(model, version)
+
+    def evaluated_lately(self, run: RunKey) -> bool:
+        """Whether a result of a run was made in the last minutes."""
+        results = ResultStore(self.store, run).all() if self.evaluated(run) else []
+        try:
+            made = [datetime.fromisoformat(str(one["completed_at"])) for one in results[-1:]]
+        except ValueError:
+            return False
+        return any((datetime.now(timezone.utc) - one).total_seconds() < JUST_SECONDS for one in made)
 
     def evaluated(self, run: RunKey) -> bool:
         """Whether a run has a result."""

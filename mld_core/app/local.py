@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from mld_core.app.pages import BASE, make_app
 from mld_core.app.pictures import Pictures
@@ -71,10 +72,14 @@ def serve(store: Store, options: Options, say: Callable[[str], None]) -> None:
             if options.browser and has_browser():
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    config = uvicorn.Config(
+    Server(config_of(app)).run(sockets=[listening])
+
+
+def config_of(app: ASGIApp) -> uvicorn.Config:
+    """How the pages are served."""
+    return uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="off"
     )
-    Server(config).run(sockets=[listening])
 
 
 def listen(port: int | None) -> socket.socket:

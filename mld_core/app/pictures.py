@@ -269,6 +269,13 @@ class Pictures:
         stored = self._recorded.of(run, split)
         return [self.source is not None or one in stored for one in ids]
 
+    def marked(self, run: RunKey, split: str, cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Cards with whether there may be a picture of each."""
+        there = self.has(run, split, [one["id"] for one in cards])
+        for one, has in zip(cards, there, strict=True):
+            one["picture"] = has
+        return cards
+
     def find(self, run: RunKey, split: str, input_id: str, *, full: bool) -> bytes | None:
         """The picture of a sample, the reader's own before a thumbnail; None where there is none."""
         own = self.source.data(split, input_id) if self.source is not None else None

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from mld_core.app.asking import Asked, Filter, Lib, Named, answer, author, place_of, told
+from mld_core.app.asking import Asked, Filter, Lib, Named, Pics, answer, author, place_of, told
 from mld_core.app.library import Library, Place
 from mld_core.app.problems import ProblemError
 from mld_core.evaluation.errors import NotFoundError
@@ -153,7 +153,7 @@ def undo(library: Lib, request: Request, said: Undone) -> Response:
 
 @routes.get("/suspects")
 def suspects(
-    library: Lib, request: Request, names: Named, code: str = "C01", condition: Filter = ""
+    library: Lib, pictures: Pics, request: Request, names: Named, code: str = "C01", condition: Filter = ""
 ) -> Response:
     """The suspects of a diagnosis, and how right they were so far."""
     place = place_of(library, names)
@@ -162,7 +162,7 @@ def suspects(
     return answer(
         {
             **reviewing.progress(place.units, heard, code, condition),
-            "first": cards(place.units, rows[:FIRST], heard),
+            "first": pictures.marked(place.run, place.units.dataset, cards(place.units, rows[:FIRST], heard)),
         }
     )
 

@@ -62,9 +62,9 @@ routes = APIRouter()
 def session(library: Lib, pictures: Pics, request: Request) -> Response:
     """Who asks, and what the page opens with."""
     runs = library.store.runs()
-    newest = library.run(None, None) if runs else None
+    newest = library.shown_run(None, None) if runs else None
     opens: dict[str, Any] = {"page": "home"}
-    if newest is not None and len(runs) <= LATELY:
+    if newest is not None and (len(runs) <= LATELY or library.evaluated_lately(newest)):
         opens = {"page": "evaluation", "model": newest.model_name, "version": newest.version_name}
     return answer(
         {

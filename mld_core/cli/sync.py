@@ -25,8 +25,11 @@ from mld_core.cli.source import the_service
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from mld_core.records.format.layout import RunKey, Store
+    from mld_core.service.client.api import Client
     from mld_core.service.client.sealed import SealedRank
     from mld_core.service.client.uploader import Outcome, Uploader
+    from mld_core.service.client.verdicts import Exchanged
 
 COLUMNS = ("state", "model", "version", "dataset", "epoch", "pass", "rank", "files", "bytes", "message")
 
@@ -50,7 +53,8 @@ def sync(
 
     Trainings upload by themselves where MLD_API_ENDPOINT and MLD_API_KEY are set; this sends what they could
     not, or what was recorded before. It may be stopped and called again at any time: files are known by their
-    content, a file that was cut goes on where it stopped. Passes that were not finished stay here.
+    content, a file that was cut goes on where it stopped. Passes that were not finished stay here. What
+    people said of samples goes both ways: after it, this store and the service hold the same verdicts.
 
     \b
     Examples:
@@ -80,15 +84,26 @@ def sync(
             ranks = job.plan(runs)
             progress.update(task, total=sum(rank.bytes for rank in ranks))
             outcomes = _send(job, ranks, progress, task, as_json=as_json)
+        said = _exchange_verdicts(opened, Client(service.url, service.api_key), runs)
         failed = [one for one in outcomes if one.state == "failed"]
         sent = sum(one.bytes for one in outcomes)
         note(
             f"{len(outcomes) - len(failed)} of {len(ranks)} passes sent to {service.url} "
             f"({sent / 1e6:.1f} MB), {job.skipped} were there already"
         )
+        if said.sent or said.received:
+            note(f"{said.sent} verdicts sent, {said.received} of others received")
         if failed:
             note(f"mld: {len(failed)} could not be sent: {failed[0].message}")
             raise typer.Exit(FAILED)
+
+
+def _exchange_verdicts(store: Store, client: Client, runs: list[RunKey]) -> Exchanged:
+    """What people said of these runs, either way."""
+    from mld_core.service.client.verdicts import Exchanged, exchange_verdicts
+
+    done = [exchange_verdicts(store, client, run) for run in runs]
+    return Exchanged(sum(one.sent for one in done), sum(one.received for one in done))
 
 
 def _send(

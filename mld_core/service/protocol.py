@@ -71,11 +71,13 @@ else:
         from typing import TypedDict
 
 PROTOCOL_MAJOR = 1
-PROTOCOL_MINOR = 2
+PROTOCOL_MINOR = 3
 MANIFESTS_SINCE = SEARCHES_SINCE = 1
 """The minor in which manifests became blobs, and lists are ordered and searched by the service."""
 RANKS_SINCE = DIGESTS_LATER_SINCE = 2
 """The minor in which a small rank goes up in one request, and a large file's digest is told by the seal."""
+VERDICTS_SINCE = 3
+"""The minor in which what people said of samples is kept and read."""
 PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 
 HEADER_PROTOCOL = "MLD-Protocol"
@@ -270,6 +272,14 @@ class PassRank(TypedDict):
     files: list[PassFile]
 
 
+class VerdictsKept(TypedDict):
+    """The answer to verdicts that were sent."""
+
+    added: int
+    there: int
+    """Those that were there already."""
+
+
 class Job(TypedDict):
     """An evaluation on its way."""
 
@@ -379,6 +389,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/runs/{run_id}/ranks", "write", "Send all files of a small rank, and seal it."),
     Route("GET", "/v1/runs/{run_id}/passes", "read", "List the passes of a run."),
     Route("GET", "/v1/runs/{run_id}/passes/{pass_id}", "read", "One pass with its manifests and files."),
+    Route("POST", "/v1/runs/{run_id}/verdicts", "write", "Add what people said of a run's samples."),
+    Route("GET", "/v1/runs/{run_id}/verdicts", "read", "What people said of a run's samples."),
     Route("POST", "/v1/runs/{run_id}/evaluations", "write", "Ask for an evaluation."),
     Route("GET", "/v1/jobs", "read", "List evaluations, newest first."),
     Route("GET", "/v1/jobs/{job_id}", "read", "How far is an evaluation?"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.records.store.verdicts import Standing, Subject, Verdict
 from mld_core.views.detection_tables import code_words
+from mld_core.views.pictures import Canvas, canvases
 from mld_core.views.selection import HeldUnits
 from mld_core.views.tables import class_label, plain
 from mld_core.views.words.sentences import why_box, why_sample
@@ -79,10 +82,15 @@ def cards(
         card = _card(int(row), unit, units, told)
         if boxes:
             card |= _box(unit, boxes, units.result.class_names)
+        if task == "detection":
+            card |= _placed(card, canvas_of(units, card["id"]))
         if badge:
             value = unit[badge]
             card["badge"] = {"column": badge, "value": plain(value)} if _is_number(value) else None
         made.append(card)
+    if badge and len({json.dumps(card["badge"]) for card in made}) == 1 < len(made):
+        for card in made:  # the same beside each says nothing
+            card["badge"] = None
     return made
 
 
@@ -162,6 +170,25 @@ def _box(unit: Mapping[str, Any], boxes: Sequence[str], names: Sequence[str] | N
         "reviewable": there,
         "reviewable_why": None if there else "No true box stands here: a verdict is about a label.",
     }
+
+
+def canvas_of(units: HeldUnits, input_id: str) -> Canvas:
+    """The frame in which the boxes of an image are drawn; of unknown size where the records are gone."""
+
+    def read() -> dict[str, Canvas]:
+        return canvases(units, pc.unique(units.column("input_id")).to_pylist())
+
+    found: Canvas = units.memo.get_or("canvases", read).get(input_id, Canvas())
+    return found
+
+
+def _placed(card: Mapping[str, Any], canvas: Canvas) -> dict[str, Any]:
+    """The boxes of a card in the frame of its picture, and the size of that frame."""
+    made: dict[str, Any] = {"size": [canvas.width, canvas.height] if canvas.width else None}
+    if not canvas.straight:
+        for name in ("box", "truth_box"):
+            made[name] = None if card[name] is None else canvas.placed(card[name])
+    return made
 
 
 def _corners(values: Sequence[float | None]) -> list[float] | None:

@@ -16,7 +16,6 @@ from mld_core.evaluation.results.result import Result
 from mld_core.records.store.verdicts import Subject
 from mld_core.views.cards import Told, cards, named_class, spoken
 from mld_core.views.evaluation import boxed
-from mld_core.views.pictures import canvases
 from mld_core.views.selection import HeldUnits
 from mld_core.views.stored import probabilities
 from mld_core.views.tables import plain
@@ -220,18 +219,15 @@ def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
     rows = np.flatnonzero(np.asarray(inside.to_numpy(zero_copy_only=False), np.bool_))
     order = units.errors[rows] != 1
     rows = rows[np.argsort(order, kind="stable")]
-    canvas = canvases(units, [input_id]).get(input_id) if units.result.task == "detection" else None
-    size = None if canvas is None or not canvas.width else [canvas.width, canvas.height]
     found = cards(units, rows[:FRAME_UNITS].tolist(), told)
-    if canvas is not None and not canvas.straight:
-        for one in found:
-            for name in ("box", "truth_box"):
-                one[name] = None if one[name] is None else canvas.placed(one[name])
+    kinds = [units.column(name).take(pa.array(rows)) for name in ("unit_kind", "truth_id")]
     return {
         "id": input_id,
         "units": found,
         "left_out": max(0, len(rows) - FRAME_UNITS),
         "errors": int((units.errors[rows] == 1).sum()),
         "n": len(rows),
-        "size": size,
+        "n_gt": len(pc.unique(kinds[1].drop_null())),
+        "n_pred": int(pc.sum(pc.not_equal(kinds[0].cast(pa.string()), "gt")).as_py() or 0),
+        "size": found[0].get("size") if found else None,
     }

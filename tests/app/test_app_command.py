@@ -28,7 +28,7 @@ def test_it_serves_the_store_on_this_machine_until_it_is_stopped(shown_store):
         assert address.startswith(f"http://127.0.0.1:{port}/ui/?token=")
         client = Client(address.partition("/ui/")[0], token_of(address))
         assert client.session["author"] == "eve"
-        assert client.session["open"] == {"page": "home"}
+        assert client.session["open"]["page"] == "evaluation"  # of the run that was evaluated a moment ago
         own = socket.gethostbyname(socket.gethostname())
         if not own.startswith("127."):
             with pytest.raises(requests.ConnectionError):
@@ -59,7 +59,7 @@ def test_a_store_without_runs_opens_with_the_next_step(tmp_path):
         (("--store", "/nowhere/at/all"), "there is no store at /nowhere/at/all"),
         (("--images", "nonsense"), "expected a path with {input_id}"),
         (("--port", "PORT"), "is taken: choose another with --port"),
-        (("--port", "99999"), "99999"),
+        (("--port", "99999"), "65535"),
         (("surplus",), "surplus"),
     ],
 )

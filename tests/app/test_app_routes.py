@@ -184,6 +184,10 @@ def test_a_box_comes_with_the_boxes_of_its_image(ann, task):
     frame = one["frame"]
     assert row["row"] in {unit["row"] for unit in frame["units"]}
     assert {unit["id"] for unit in frame["units"]} == {row["id"]}
+    assert frame["n_pred"] + sum(unit["kind"] == "missed" for unit in frame["units"]) == frame["n"]
+    assert frame["n_gt"] == len({unit["truth_id"] for unit in frame["units"] if unit["truth_id"]})
+    if task == "detection":
+        assert row["size"] == frame["size"] == [1000, 800]
     width = 4 if task == "detection" else 7
     assert {len(unit["box"] or unit["truth_box"]) for unit in frame["units"]} == {width}
     assert one["probabilities_missing"]
@@ -235,6 +239,12 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(ann, path, query):
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["detail"]
+
+
+def test_suspects_come_with_their_pictures(ann):
+    found = ann.get("suspects", **RUNS["classification"])["first"]
+    assert len(found) == 20
+    assert all(one["picture"] for one in found)
 
 
 def test_hostile_ids_and_names_come_through_as_they_are(ann):

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 import uvicorn
 
-from mld_core.app.local import listen
+from mld_core.app.local import config_of, listen
 from mld_core.app.pages import make_app
 from mld_core.app.session import LocalSignIn
 
@@ -54,7 +54,7 @@ def serving(store, author="ann", **options):
     sign_in = LocalSignIn(author)
     listening = listen(0)
     app = make_app(store, sign_in, **options)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(config_of(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

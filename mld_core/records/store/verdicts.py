@@ -169,10 +169,27 @@ class Verdicts:
             replace(one, author=one.author or default_author(), at=now, verdict_id=secrets.token_hex(8))
             for one in verdicts
         ]
-        if made:
-            lines = "".join(json.dumps(_members(one), ensure_ascii=False) + "\n" for one in made)
-            self._write(lines.encode("utf-8", "surrogatepass"))
+        self._put(made)
         return made
+
+    def take_in(self, verdicts: Iterable[Verdict]) -> list[Verdict]:
+        """Write verdicts down as they are: those of others, from elsewhere, that are not here yet.
+
+        Returns:
+            Those that were written.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        known = {one.verdict_id for one in self.read()[0]}
+        new = [one for one in verdicts if one.verdict_id not in known]
+        self._put(new)
+        return new
+
+    def _put(self, verdicts: Iterable[Verdict]) -> None:
+        lines = "".join(json.dumps(as_members(one), ensure_ascii=False) + "\n" for one in verdicts)
+        if lines:
+            self._write(lines.encode("utf-8", "surrogatepass"))
 
     def undo(self, verdicts: Iterable[Verdict], *, author: str = "") -> list[Verdict]:
         """Take verdicts back, by lines of their own."""
@@ -290,17 +307,25 @@ def _settled(subject: Subject, heard: tuple[Verdict, ...]) -> Standing:
     return Standing(subject, chosen, heard)
 
 
-def _members(one: Verdict) -> dict[str, Any]:
-    """The members that say something."""
+def as_members(one: Verdict) -> dict[str, Any]:
+    """The members that say something, as a line of a file has them."""
     return {name: value for name, value in asdict(one).items() if value not in (None, "")}
 
 
 def _parse(line: bytes) -> Verdict:
-    data = json.loads(line.decode("utf-8", "surrogatepass"))
+    return of_members(json.loads(line.decode("utf-8", "surrogatepass")))
+
+
+def of_members(data: Any) -> Verdict:
+    """The verdict of what `as_members` gave; members of later releases are left out.
+
+    Raises:
+        TypeError, ValueError: It is none.
+    """
     if not isinstance(data, dict):
         raise TypeError("expected an object")
     known = {item.name for item in fields(Verdict)}
-    one = Verdict(**{name: value for name, value in data.items() if name in known})  # newer members are left
+    one = Verdict(**{name: value for name, value in data.items() if name in known})
     if not one.verdict_id:
         raise ValueError("it has no verdict_id")
     return one

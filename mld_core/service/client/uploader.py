@@ -38,7 +38,8 @@ _AT_ONCE = 4
 _ROUNDS = 4
 _MOST_FILES = MAX_RANK_HEAD // 100  # a digest and a number each
 _MOST_NAMES = MAX_BODY_BYTES - (32 << 10)  # bytes of JSON; the rest of the body is small
-_LOCAL_FACTS = frozenset({"format", "model_name", "version_name"})  # not part of what a run is
+_LOCAL_FACTS = frozenset({"format", "model_name", "version_name", "tags", "note", "evaluations"})
+"""Not part of what a run is: its names, and what a person noted in the pages."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import select
-from sqlalchemy.orm import undefer
+from sqlalchemy.orm import aliased, undefer
 
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import ATTEMPT_FILE, SEAL_FILE, make_dirs, write_json
 from mld_core.records.format.parts import file_name
+from mld_core.records.store.verdicts import Verdict, Verdicts, of_members
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.models import Blob, Pass, Seal, SealFile
+from mld_core.service.server.storage.models import Blob, Pass, Run, SaidVerdict, Seal, SealFile
 
 
 def parse_epoch(text: str) -> int | None:
@@ -72,6 +73,7 @@ def lay_out(
             .where(Pass.run_pk == run_pk)
             .options(undefer(Seal.manifest))
         ).all()
+    _lay_verdicts(database, store, run_pk=run_pk, run=run)
     generation = max([generation_of(info), *(generation_of(seal.opening) for _, seal, _ in found)])
     make_dirs(store.run_dir(run), fsync=False)
     if generation:
@@ -90,6 +92,24 @@ def lay_out(
         else:
             _link(storage.local(organization_id, manifest), folder / SEAL_FILE)
     return store
+
+
+def _lay_verdicts(database: Database, store: Store, *, run_pk: int, run: RunKey) -> None:
+    """What people said of the model's samples, whichever version they looked at."""
+    versions = aliased(Run)
+    with database.read() as session:
+        rows = session.execute(
+            select(versions.version_name, SaidVerdict.said)
+            .join(versions, versions.pk == SaidVerdict.run_pk)
+            .join(Run, (Run.pk == run_pk) & (Run.organization_pk == versions.organization_pk))
+            .where(versions.model_name == Run.model_name)
+            .order_by(SaidVerdict.pk)
+        ).all()
+    books: dict[str, list[Verdict]] = {}
+    for version, said in rows:
+        books.setdefault(version, []).append(of_members(said))
+    for version, verdicts in books.items():
+        Verdicts(store, RunKey(run.model_name, version)).take_in(verdicts)
 
 
 def _files(database: Database, storage: Storage, folder: Path, seal_pk: int, organization_id: str) -> None:

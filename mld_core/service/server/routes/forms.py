@@ -17,7 +17,7 @@ MAX_CLASSES = 100_000
 """More classes than any data set has; an evaluation takes memory for each."""
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Refuse what no database keeps: lone surrogates and NUL."""
     try:
         text.encode()
@@ -28,9 +28,9 @@ def _storable(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME), AfterValidator(_storable)]
-ResultName = Annotated[str, Field(min_length=1, max_length=_MAX_RESULT_NAME), AfterValidator(_storable)]
-Tag = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s,]+$"), AfterValidator(_storable)]
+Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME), AfterValidator(storable)]
+ResultName = Annotated[str, Field(min_length=1, max_length=_MAX_RESULT_NAME), AfterValidator(storable)]
+Tag = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s,]+$"), AfterValidator(storable)]
 Epoch = Annotated[int, Field(ge=-_INT, lt=_INT)]
 
 RunId = Annotated[str, Path(pattern=r"^run_[0-9a-f]{24}$")]
@@ -44,7 +44,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Cursor = Annotated[
     str | None, Query(pattern=r"^[a-z]+_[0-9a-f]{24}$", description="`next` of the page before")
 ]
-NameFilter = Annotated[str | None, Query(max_length=_MAX_NAME), AfterValidator(lambda v: v and _storable(v))]
+NameFilter = Annotated[str | None, Query(max_length=_MAX_NAME), AfterValidator(lambda v: v and storable(v))]
 PAGE = DEFAULT_PAGE
 
 
@@ -59,7 +59,7 @@ class Info(Form):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    task: Annotated[str, Field(max_length=100), AfterValidator(_storable)] | None = None
+    task: Annotated[str, Field(max_length=100), AfterValidator(storable)] | None = None
     n_class: Annotated[int, Field(ge=0, le=MAX_CLASSES)] | None = None
     class_names: (
         Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=MAX_CLASSES)] | None
@@ -84,7 +84,7 @@ class RunPatchForm(Form):
 
     info: Info = Info()
     tags: Annotated[list[Tag], Field(max_length=50)] | None = None
-    note: Annotated[str, Field(max_length=4000), AfterValidator(_storable)] | None = None
+    note: Annotated[str, Field(max_length=4000), AfterValidator(storable)] | None = None
     archived: bool | None = None
 
 
@@ -99,14 +99,14 @@ class EvaluationForm(Form):
 
     result_name: ResultName | None = None
     n_epoch: Epoch | Literal["latest"] | None = "latest"
-    method_name: Annotated[str, Field(max_length=100), AfterValidator(_storable)] = "default"
+    method_name: Annotated[str, Field(max_length=100), AfterValidator(storable)] = "default"
     options: dict[str, Any] | None = None
 
 
 class KeyForm(Form):
     """A new key, of a person or with scopes; only the root organization may name another than its own."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(storable)]
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)] | None = None
     person_id: str | None = Field(default=None, pattern=r"^person_[0-9a-f]{24}$")
     expires_in_days: Annotated[float, Field(gt=0, le=36500)] | None = None
@@ -116,7 +116,7 @@ class KeyForm(Form):
 class PersonForm(Form):
     """A new person; `models` are names, in which `*` stands for any text."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(storable)]
     role: Role
     models: Annotated[list[Name], Field(min_length=1, max_length=100)] = [ALL_MODELS]
     organization_id: str | None = Field(default=None, pattern=r"^org_[0-9a-f]{24}$")
@@ -132,4 +132,4 @@ class PersonPatchForm(Form):
 class OrganizationForm(Form):
     """A new organization."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(storable)]

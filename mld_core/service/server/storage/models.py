@@ -138,6 +138,17 @@ class RunTag(Base):
     tag: Mapped[str] = mapped_column(String(100))
 
 
+class SaidVerdict(_Named, Base):
+    """One person's word on a sample of a run; never changed, known by the id its author's machine gave it."""
+
+    __tablename__ = "verdicts"
+    __table_args__ = (UniqueConstraint("run_pk", "verdict_id"),)
+
+    run_pk: Mapped[int] = mapped_column(ForeignKey("runs.pk"))
+    verdict_id: Mapped[str] = mapped_column(String(16))
+    said: Mapped[dict[str, Any]] = mapped_column(Json)
+
+
 class Blob(Base):
     """A complete blob of an organization. `state`: stored, checked, or refused (`facts` has the reason)."""
 
