@@ -64,7 +64,7 @@ def test_taking_back_travels_too_and_nothing_is_doubled(two, server):
 
 def test_a_verdict_that_says_nothing_is_refused_and_another_teams_are_not_seen(two, server, api):
     _, _, run = two
-    run_id = api.run(run.model_name, run.version_name)
+    run_id = api.run(run.model_name, "another version")
     place = f"/v1/runs/{run_id}/verdicts"
     good = {
         "kind": "ok",
@@ -90,8 +90,7 @@ def test_a_verdict_that_says_nothing_is_refused_and_another_teams_are_not_seen(t
         "added": 0,
         "there": 1,
     }
-    kept = [one for one in api.get(place, params={"limit": 1000})["items"] if one["input_id"] == "1"]
-    assert kept == [good]
+    assert api.get(place)["items"] == [good]
     other = server.api(server.new_key("read", "write", organization="other team"))
     assert other("GET", place).status_code == 404
     assert other("POST", place, json={"verdicts": [good]}).status_code == 404

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from mld_core.records.format.manifest import plain, utc_now
-from mld_core.records.store.verdicts import KINDS, UNDO, Verdict
+from mld_core.records.store.verdicts import KINDS, UNDO, Verdict, as_members
 from mld_core.service import protocol
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.routes import forms
@@ -72,12 +72,10 @@ def add_verdicts(
 
 
 def _checked(one: VerdictForm) -> dict[str, Any]:
-    found = one.model_dump(exclude_none=True)
     try:
-        Verdict(**found)
+        return as_members(Verdict(**one.model_dump()))
     except ValueError as error:
         raise ProblemError("invalid", str(error), value=one.verdict_id) from error
-    return found
 
 
 def _add(
