@@ -390,7 +390,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/runs/{run_id}/passes", "read", "List the passes of a run."),
     Route("GET", "/v1/runs/{run_id}/passes/{pass_id}", "read", "One pass with its manifests and files."),
     Route("POST", "/v1/runs/{run_id}/verdicts", "write", "Add what people said of a run's samples."),
-    Route("GET", "/v1/runs/{run_id}/verdicts", "read", "What people said of a run's samples."),
+    Route(
+        "GET", "/v1/runs/{run_id}/verdicts", "read", "What people said of a run's samples.", also=("write",)
+    ),
     Route("POST", "/v1/runs/{run_id}/evaluations", "write", "Ask for an evaluation."),
     Route("GET", "/v1/jobs", "read", "List evaluations, newest first."),
     Route("GET", "/v1/jobs/{job_id}", "read", "How far is an evaluation?"),

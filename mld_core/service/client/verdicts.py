@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import Verdicts, as_members, of_members
 from mld_core.service.client.api import Client
@@ -40,8 +41,7 @@ def exchange_verdicts(store: Store, client: Client, run: RunKey) -> Exchanged:
     book = Verdicts(store, run)
     own = {one.verdict_id: one for one in book.read()[0]}
     names = {"model_name": run.model_name, "version_name": run.version_name}
-    found = client.pages("/v1/runs", names) if not own else []
-    known = next((one for one in found if names.items() <= one.items()), None)
+    known = None if own else _there(client, names)
     if not own and known is None:
         return Exchanged()  # nothing is said here, and the service has no such run
     made = known or client.json("POST", "/v1/runs", body={**names, "info": {}})
@@ -54,6 +54,15 @@ def exchange_verdicts(store: Store, client: Client, run: RunKey) -> Exchanged:
     lacking = [of_members(one) for key, one in there.items() if key not in own]
     book.take_in(lacking)
     return Exchanged(len(own.keys() - there.keys()), len(lacking))
+
+
+def _there(client: Client, names: dict[str, str]) -> dict[str, Any] | None:
+    """The run at the service; None where there is none, or the key may not look."""
+    try:
+        found = client.page("/v1/runs", names)
+    except AuthenticationError:
+        return None  # a key that only uploads: the passes went up with it a moment ago
+    return next((one for one in found if names.items() <= one.items()), None)
 
 
 def _parts(said: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -62,6 +62,14 @@ def test_taking_back_travels_too_and_nothing_is_doubled(two, server):
     assert sum(one.subject.dataset_type == "test" for one in Verdicts(bob, run).standing().values()) == 50
 
 
+def test_a_key_that_only_uploads_sends_what_was_said(two, server):
+    ann, bob, run = two
+    client = Client(server.url, server.new_key("write", name="uploads"))
+    assert exchange_verdicts(bob, client, run) == Exchanged()
+    Verdicts(ann, run).append([Verdict("ok", "val", "of a machine", author="ann")])
+    assert exchange_verdicts(ann, client, run).sent == 1
+
+
 def test_a_verdict_that_says_nothing_is_refused_and_another_teams_are_not_seen(two, server, api):
     _, _, run = two
     run_id = api.run(run.model_name, "another version")
