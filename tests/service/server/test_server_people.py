@@ -60,6 +60,8 @@ RULES = {
     ("GET", "/v1/people"): ADMINS,
     ("PATCH", "/v1/people/{person_id}"): ADMINS,
     ("DELETE", "/v1/people/{person_id}"): ADMINS,
+    ("POST", "/v1/runs/{run_id}/verdicts"): GONE,
+    ("GET", "/v1/runs/{run_id}/verdicts"): GONE,
     ("POST", "/v1/organizations"): ROOTS,
     ("GET", "/v1/organizations"): ROOTS,
 }
@@ -69,6 +71,18 @@ BODIES = {
     "/v1/people": {"name": "x", "role": "owner"},
     "/v1/organizations": {"name": "default"},
     "/v1/runs/{run_id}/seals": {"manifest_sha256": "0" * 64},
+    "/v1/runs/{run_id}/verdicts": {
+        "verdicts": [
+            {
+                "kind": "ok",
+                "dataset_type": "val",
+                "input_id": "1",
+                "author": "eve",
+                "at": "2026-11-28T21:00:00.000001+00:00",
+                "verdict_id": "0" * 16,
+            }
+        ]
+    },
 }
 
 
