@@ -1,8 +1,9 @@
 """Two results side by side: how the metrics moved and which units were fixed or regressed.
 
-Units are paired within a dataset by `input_hash` or by `input_id`, whichever pairs more of them (a content
-hash does not survive augmentation, an id may be missing); repeats of a key are paired in order. Units of one
-side only are counted, never dropped silently. Of detections the truths are paired: found or missed.
+Units are paired within a dataset by their ids. Only where no id stands on both sides (ids that are hashes of
+the content, places on one side and names on the other) they are paired by `input_hash`, within one kind of
+hash. Repeats of a key are paired in order. Units of one side only are counted, never dropped silently. Of
+detections the truths are paired: found or missed.
 """
 
 from __future__ import annotations
@@ -31,10 +32,21 @@ from mld_core.evaluation.results.paired import (
     transition_rows,
 )
 from mld_core.evaluation.statistics.bootstrap import Interval
+from mld_core.records.format.schema import INDEX_SOURCES
 
-KEYS = ("input_hash", "input_id")
+KEYS = ("input_id", "input_hash")
 TRUTH_KEYS = ("truth_id",)
 """Detection: a unit stands for a truth (found or missed); predictions without one have no counterpart."""
+
+# Places in a data set and names are ids of two kinds: the name "17" is not the 17th sample. A hash is none.
+_PLACES = ", ".join(f"'{source}'" for source in INDEX_SOURCES)
+_KEY = {
+    "input_id": "CASE WHEN {0}.id_source = 'content_hash' THEN NULL WHEN {0}.id_source IN ("
+    + _PLACES
+    + ") THEN 'place/' || {0}.input_id ELSE 'name/' || {0}.input_id END",
+    "input_hash": "{0}.input_hash",
+    "truth_id": "{0}.truth_id",
+}
 
 _SHOWN = ("prediction", "confidence", "error_code", "category")
 
@@ -98,7 +110,8 @@ class Side:
         units: Unit tables.
         facts: Thresholds and counts of the analysis.
         group_key: Column of the unit table that keeps units together, or None.
-        keys: Columns units may be paired by.
+        keys: Columns units may be paired by, the first that pairs any counts.
+        hash_kinds: How `input_hash` was made, None where that is not known or differs from rank to rank.
     """
 
     name: str
@@ -107,6 +120,7 @@ class Side:
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     group_key: str | None = None
     keys: tuple[str, ...] = KEYS
+    hash_kinds: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def compare_sides(a: Side, b: Side, spill: Path, threads: int | None = None) -> Comparison:
@@ -137,7 +151,10 @@ def _compare_dataset(
 ) -> pd.DataFrame:
     """Add the rows of a dataset to those of each table; its changed units come back."""
     key = a.group_key if a.group_key is not None and a.group_key == b.group_key else None
-    found["units"].append(_paired(connection, dataset, key, a.keys if a.keys == b.keys else KEYS))
+    keys = a.keys if a.keys == b.keys else KEYS
+    if a.hash_kinds.get(dataset) != b.hash_kinds.get(dataset):
+        keys = tuple(name for name in keys if name != "input_hash")
+    found["units"].append(_paired(connection, dataset, key, keys))
     pairs = read_pairs(connection, key)
     intervals = difference_intervals(pairs, workers)
     if a.keys == TRUTH_KEYS:
@@ -214,17 +231,17 @@ def _moved(
 def _paired(
     connection: duckdb.DuckDBPyConnection, dataset: str, key: str | None, keys: tuple[str, ...]
 ) -> dict[str, object]:
-    """Make the table `both_` by the key that pairs more units, and count them."""
-    best, size = keys[-1], -1
+    """Make the table `both_` by the first key that pairs any units, and count them."""
+    best = keys[0]
     for name in keys:
-        tallies = f"{_tally('a', name)} x JOIN {_tally('b', name)} y USING (k)"
-        found = _count(connection, f"SELECT sum(least(x.n, y.n)) FROM {tallies}")  # noqa: S608
-        if found > size:
-            best, size = name, found
+        pairs = f"FROM a JOIN b ON {_KEY[name].format('a')} = {_KEY[name].format('b')}"
+        if _count(connection, f"SELECT count(*) FROM (SELECT 1 {pairs} LIMIT 1)"):  # noqa: S608
+            best = name
+            break
     for side in ("a", "b"):
         connection.execute(
-            f"CREATE TEMP TABLE side_{side} AS SELECT *, row_number() OVER (PARTITION BY "  # noqa: S608
-            f"{best} ORDER BY unit_id) AS nth_ FROM {side}"
+            f"CREATE TEMP TABLE side_{side} AS SELECT *, {_KEY[best].format(side)} AS k_, row_number() OVER "  # noqa: S608
+            f"(PARTITION BY {_KEY[best].format(side)} ORDER BY unit_id) AS nth_ FROM {side}"
         )
     wanted = dict.fromkeys((*COLUMNS, *_SHOWN, "flags"))
     sides = ", ".join(f"x.{name} AS {name}_a, y.{name} AS {name}_b" for name in wanted)
@@ -232,7 +249,7 @@ def _paired(
     connection.execute(
         "CREATE TEMP TABLE both_ AS SELECT x.unit_id, x.dataset, x.input_id, x.input_hash, "  # noqa: S608
         f"coalesce(y.gt, x.gt) AS gt, {group} AS key_, {sides} "
-        f"FROM side_a x JOIN side_b y ON x.{best} = y.{best} AND x.nth_ = y.nth_"
+        "FROM side_a x JOIN side_b y ON x.k_ = y.k_ AND x.nth_ = y.nth_"
     )
     paired = _count(connection, "SELECT count(*) FROM both_")
     there = "truth_id" if keys == TRUTH_KEYS else "*"
@@ -248,10 +265,6 @@ def _paired(
         "n_only_b": _count(connection, f"SELECT count({there}) FROM b") - paired,  # noqa: S608
         "mcnemar_p": mcnemar_exact(fixed, regressed),
     }
-
-
-def _tally(side: str, key: str) -> str:
-    return f"(SELECT {key} AS k, count(*) AS n FROM {side} WHERE {key} IS NOT NULL GROUP BY {key})"  # noqa: S608
 
 
 def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:

@@ -188,6 +188,7 @@ def _pass_info(one: EvaluatedPass, units: str) -> dict[str, Any]:
         "missing_ranks": list(selection.missing_ranks),
         "torn": list(selection.torn),
         "losses": dict(selection.losses),
+        "hash_kind": selection.hash_kind,
         "report": asdict(selection.report),
         "n_class": one.split.n_class,
         "counts": one.split.rows,

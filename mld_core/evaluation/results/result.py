@@ -445,4 +445,5 @@ class Result:
             facts={str(one["dataset"]): one for one in self.info.get("facts", [])},
             group_key=None if key is None else unit_name(str(key)),
             keys=KEYS if self.task == "classification" else TRUTH_KEYS,
+            hash_kinds={str(one["dataset"]): one.get("hash_kind") for one in passes},
         )

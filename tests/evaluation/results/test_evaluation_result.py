@@ -1,6 +1,7 @@
 """Issues, views, filters, comparisons and how a result looks."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.codes.notation import classification_code, parse_classification_code
 from mld_core.evaluation.errors import FilterError, NotFoundError
+from mld_core.evaluation.results.compare import compare_sides
 from mld_core.evaluation.results.expression import compile_filter
 from mld_core.evaluation.results.paired import mcnemar_exact
 
@@ -277,7 +279,7 @@ def test_compare(factory, records):
         10,
         10,
     ]
-    assert units.loc["val", "joined_on"] == "input_hash"
+    assert units.loc["val", "joined_on"] == "input_id"
     assert units.loc["val", "mcnemar_p"] == pytest.approx(mcnemar_exact(4, 2))
     assert units.loc["test", "n_only_b"] == 30
     assert set(compared.fixed["input_id"]) == {before.ids[n] for n in fix}
@@ -298,6 +300,34 @@ def test_compare(factory, records):
     assert (classes["delta"] * classes["n"]).sum() == pytest.approx(2 - 4)
     assert "n_fixed" in repr(compared)
     assert "<table" in compared._repr_html_()
+
+
+def paired(a, b, *kinds):
+    """(by what, how many) two results pair, as hashes of these kinds."""
+    sides = [
+        replace(one._side(None), hash_kinds={"val": kind}) for one, kind in zip((a, b), kinds, strict=True)
+    ]
+    row = compare_sides(*sides, a._store.spill).units.iloc[0]
+    return row["joined_on"], row["n_paired"]
+
+
+def test_units_pair_by_ids_first_and_by_hash_within_one_kind_only(factory, records):
+    by_name, by_place, by_hash = (records.make_data(30, seed=1) for _ in range(3))
+    by_name.ids = by_place.ids = [str(n) for n in range(30)]
+    by_name.hashes = by_name.hashes[::-1]  # an augmented walk: what the hash says is of no account
+    by_place.source, by_hash.source = "loader_index", "content_hash"
+    by_hash.ids = list(by_hash.hashes)
+    results = {}
+    for name, data in {"name": by_name, "place": by_place, "hash": by_hash}.items():
+        factory.add_pass(factory.run("net", name), "val", data)
+        results[name] = Evaluator("net", name).request_evaluation()
+    assert results["name"].info["passes"][0]["hash_kind"] == "multilinear"
+    assert paired(results["name"], results["name"], "a", "b") == ("input_id", 30)
+    assert paired(results["place"], results["place"], "a", "b") == ("input_id", 30)
+    assert paired(results["place"], results["hash"], "a", "a") == ("input_hash", 30)
+    assert paired(results["name"], results["place"], "a", "a") == ("input_hash", 30)  # "17" is not the 17th
+    for other in ("hash", "place"):
+        assert paired(results["hash"], results[other], "a", "b")[1] == 0
 
 
 def test_compare_falls_back_on_ids_where_hashes_do_not_meet(factory, records):

@@ -26,6 +26,7 @@ class Data:
     fields: dict[str, list[Any]] = field(default_factory=dict)
     soft: list[list[float] | None] | None = None
     features: np.ndarray | None = None
+    source: str = "batch"
 
     @property
     def rows(self) -> int:
@@ -65,7 +66,7 @@ def tables(
         "unit": np.arange(first_unit, first_unit + rows),
         "rank_": np.full(rows, rank),
         "input_id": data.ids[part],
-        "id_source": ["batch"] * rows,
+        "id_source": [data.source] * rows,
         "input_hash": data.hashes[part],
         "batch_idx": np.full(rows, first_unit),
         "row": np.arange(rows),
