@@ -66,7 +66,11 @@ class Block:
         listed: list[Any] = []
         codes = np.empty(len(values), np.int32)
         for row, value in enumerate(values):
-            key = json.dumps(value) if isinstance(value, dict | list) else (type(value), value)
+            key: Any = (type(value), value)
+            if isinstance(value, dict):
+                key = tuple(value.items())
+            elif isinstance(value, list):
+                key = tuple(value)
             place = places.get(key)
             if place is None:
                 place = places[key] = len(listed)
