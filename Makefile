@@ -82,6 +82,7 @@ lint: $(VENV)/.test-ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
+	.ci/app-check $(PY)
 
 types: $(VENV)/.test-ready
 	$(VENV)/bin/mypy
