@@ -28,5 +28,7 @@ const bytes = ["index.html", ...loaded].reduce(
   0,
 );
 
-console.log(`app: first load ${bytes} of ${MOST_BYTES} bytes gzip, ${lines} of ${MOST_LINES} lines without styles`);
+console.log(
+  `app: first load ${bytes} of ${MOST_BYTES} bytes gzip, ${lines} of ${MOST_LINES} lines without styles`,
+);
 if (loaded.length < 2 || bytes > MOST_BYTES || lines > MOST_LINES) process.exit(1);
