@@ -18,6 +18,7 @@ from mld_core.service.server.proxies import FORWARDED, Proxies
 from mld_core.service.server.settings import Settings
 
 MAX_HEAD_BYTES = 64 << 10
+_READ_AHEAD = 512 << 10
 
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_MANY = (
@@ -245,9 +246,15 @@ class LimitedProtocol(HttpToolsProtocol):
         return self.proxies.client(self.client[0], ",".join(told))
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body."""
+        """A piece of a body; more of it is read ahead than uvicorn does."""
         self._unseen = 0
-        super().on_body(body)
+        if self.cycle.response_complete or self.parser.should_upgrade():
+            super().on_body(body)
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > _READ_AHEAD:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The request is there; what comes next is another head."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -286,10 +287,11 @@ class Gate:
             if ended:  # what comes now is the end of the connection, which may take long
                 return await receive()
             begun = time.monotonic()
-            try:
-                message = await asyncio.wait_for(receive(), settings.idle_timeout)
-            except asyncio.TimeoutError:
-                raise _too_slow(f"no byte came for {settings.idle_timeout:g} s") from None
+            message: Message | None = None
+            with anyio.move_on_after(settings.idle_timeout):  # no task for each piece, as `wait_for` makes
+                message = await receive()
+            if message is None:
+                raise _too_slow(f"no byte came for {settings.idle_timeout:g} s")
             waited += time.monotonic() - begun
             total += len(message.get("body", b""))
             more = message.get("more_body", False)
