@@ -25,6 +25,7 @@ _NOT_ON_A_TERMINAL = frozenset(
     {"unit_id", "input_hash", "id_source", "unit_kind", "is_error", "nonfinite", "entropy", "flags"}
     | {"sample_ids", "neighbour_ids", "diagnosis", "local_error_rate", "local_error_lo", "baseline_risk"}
     | {"predicted_risk_lo", "ambiguity", "region_id", "pca_1", "pca_2", "severity", "projected_category"}
+    | {"membership", "code_membership"}
 )
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 

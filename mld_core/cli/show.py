@@ -190,11 +190,12 @@ _COLUMNS = {
     "suggested_name": "suggested",
     "confidence": "conf",
     "error_proba": "p_error",
+    "code_membership": "sure",
     "category": "category",
 }
 """Column of the unit table and its heading."""
 
-_WHERE_THERE_IS_ROOM = ("category", "prediction_name", "gt_name")
+_WHERE_THERE_IS_ROOM = ("category", "code_membership", "prediction_name", "gt_name")
 """The error code holds the classes' numbers."""
 
 _SHORTENED = ("input_id", "suggested_name", "error_code")
@@ -203,6 +204,7 @@ _SHORTEST = 8
 
 def print_issues(frame: pd.DataFrame, class_names: list[str] | None) -> None:
     """Print what `get_issues` found, grouped by the diagnosis that says what to do; groups keep its order."""
+    from mld_core.evaluation.codes.diagnosis import shown as shown_as
     from mld_core.evaluation.diagnoses import BY_CODE
 
     named = dict(enumerate(class_names or []))
@@ -225,10 +227,12 @@ def print_issues(frame: pd.DataFrame, class_names: list[str] | None) -> None:
         said = "Errors without a diagnosis"
         if code in BY_CODE:
             known = BY_CODE[code]
-            said = f"{code} {known.title}, severity {known.severity}. {known.action}"
+            own = [one.get("severity") for one, other in zip(found, codes, strict=True) if other == code]
+            severity, action = shown_as(known, max(one or 0 for one in own) >= known.severity)
+            said = f"{code} {known.title}, severity {severity}. {action}"
         typer.echo("\n" + textwrap.fill(said, width))
-        for row, own in zip(rows, codes, strict=True):
-            if own == code:
+        for row, other in zip(rows, codes, strict=True):
+            if other == code:
                 typer.echo(_line(row, widths))
 
 

@@ -117,7 +117,7 @@ def _card(row: int, unit: Mapping[str, Any], units: HeldUnits, told: Told) -> di
         "code": unit["error_code"],
         "finding": None
         if known is None
-        else {"code": known.code, "title": known.title, "severity": known.severity},
+        else {"code": known.code, "title": known.title, "severity": unit["severity"] or known.severity},
         "severity": unit["severity"],
         "suggested": named_class(suggested, names),
         "why": _why(unit, codes, suggested, units),

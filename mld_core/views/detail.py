@@ -58,7 +58,9 @@ def sample(units: HeldUnits, row: int, told: Told, siblings: Sequence[PassUnits]
         raise NotFoundError(f"row {row}: the pass has {units.rows:,} units")
     names, boxes = units.result.class_names, boxed(units.result)
     card = cards(units, [row], told)[0]
-    raw = units.take([row], ["diagnosis", "neighbour_ids", "recommended_action"])[0]
+    raw = units.take([row], ["diagnosis", "neighbour_ids", "recommended_action", "primary_code", "severity"])[
+        0
+    ]
     subject = Subject(units.dataset, card["id"], card.get("gt_idx"))
     heard = told.standing.get(subject)
     likely = [] if boxes else probabilities(units, row)
@@ -83,8 +85,8 @@ def sample(units: HeldUnits, row: int, told: Told, siblings: Sequence[PassUnits]
                 "code": code,
                 "title": BY_CODE[code].title,
                 "why": BY_CODE[code].when,
-                "action": BY_CODE[code].action,
-                "severity": BY_CODE[code].severity,
+                "action": raw["recommended_action"] if code == raw["primary_code"] else BY_CODE[code].action,
+                "severity": raw["severity"] if code == raw["primary_code"] else BY_CODE[code].severity,
             }
             for code in raw["diagnosis"] or []
             if code in BY_CODE
@@ -101,7 +103,10 @@ def sentences(card: Mapping[str, Any], units: HeldUnits) -> list[str]:
     made = []
     if card["error_proba"] is not None:
         made.append(f"Error probability {card['error_proba']:.0%}.".replace("%", " %"))
-    near = units.take([card["row"]], ["local_error_rate", "ambiguity", "label_quality"])[0]
+    near = units.take([card["row"]], ["local_error_rate", "ambiguity", "label_quality", "membership"])[0]
+    share = plain(near["membership"])
+    if share is not None:
+        made.append(f"Of halves of the data {share:.0%} give it this category.".replace("%", " %"))
     rate = plain(near["local_error_rate"])
     if rate is not None:
         made.append(f"Around it {rate:.0%} are wrong.".replace("%", " %"))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.codes.diagnosis import shown as shown_as
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import FilterError
 from mld_core.evaluation.results.expression import compile_filter, quoted
@@ -147,7 +148,7 @@ def _found(results: ResultStore, made: Sequence[Mapping[str, Any]], task: str) -
     best = max(known, key=lambda epoch: known[epoch]) if known else None
     facts = [one for one in newest.get("facts", []) if one["dataset"] == split]
     counts = {code: int(n) for code, n in (facts[-1].get("code_counts") or {}).items() if n} if facts else {}
-    action = _action(counts, split)
+    action = _action(counts, split, (facts[-1].get("sure_counts") if facts else None) or counts)
     suspects = sum(n for code, n in counts.items() if code in WRONG_LABELS)
     boxes = task != "classification"
     judged = int(shown.get("count_labeled") or 0)
@@ -201,15 +202,16 @@ def _categories(
     return None
 
 
-def _action(counts: Mapping[str, int], split: Any) -> dict[str, Any] | None:
+def _action(counts: Mapping[str, int], split: Any, sure: Mapping[str, int]) -> dict[str, Any] | None:
     """The gravest diagnosis: what to do about how many units."""
-    known = [code for code in counts if code in BY_CODE and BY_CODE[code].severity >= 3]
+    said = {code: shown_as(BY_CODE[code], bool(sure.get(code))) for code in counts if code in BY_CODE}
+    known = [code for code, (severity, _) in said.items() if severity >= 3]
     if not known:
         return None
-    code = min(known, key=lambda one: (-BY_CODE[one].severity, -counts[one], one))
+    code = min(known, key=lambda one: (-said[one][0], -counts[one], one))
     found = BY_CODE[code]
     return {
-        "text": f"{found.title}: {found.action}",
+        "text": f"{found.title}: {said[code][1]}",
         "title": found.title,
         "finding": code,
         "n": counts[code],

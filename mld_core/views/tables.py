@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.codes.diagnosis import shown
 from mld_core.evaluation.codes.notation import parse_classification_code
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
@@ -150,22 +151,25 @@ def diagnosis_rows(units: PassUnits) -> list[dict[str, Any]]:
     if not units.has("diagnosis"):
         return []
     counts = _counted(pc.list_flatten(units.column("diagnosis").combine_chunks()))
-    first = _counted(units.column("primary_code").cast(pa.string()))
+    primary = units.column("primary_code").cast(pa.string())
+    first = _counted(primary)
+    gravest = _gravest(primary, units.column("severity"))
     made = []
     for code, n in counts.items():
         entry = BY_CODE.get(code)
         if entry is None:
             continue
+        level, action = shown(entry, gravest.get(code, entry.severity) >= entry.severity)
         made.append(
             {
                 "code": code,
                 "title": entry.title,
-                "severity": entry.severity,
+                "severity": level,
                 "n": n,
                 "primary": first.get(code, 0),
                 "share": plain(n / max(units.rows, 1)),
                 "predicate": entry.when,
-                "action": entry.action,
+                "action": action,
             }
         )
     return sorted(made, key=lambda row: (-row["severity"], -row["n"], row["code"]))
@@ -173,6 +177,14 @@ def diagnosis_rows(units: PassUnits) -> list[dict[str, Any]]:
 
 def _counted(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
     return {one["values"]: one["counts"] for one in pc.value_counts(values).to_pylist()}
+
+
+def _gravest(codes: pa.ChunkedArray, severity: pa.ChunkedArray) -> dict[str, int]:
+    """The largest severity of the units that carry each code as their first."""
+    table = pa.table({"code": codes, "severity": severity.cast(pa.int64())})
+    found = table.group_by("code").aggregate([("severity", "max")])
+    pairs = zip(found["code"].to_pylist(), found["severity_max"].to_pylist(), strict=True)
+    return {code: level for code, level in pairs if code is not None and level is not None}
 
 
 def severe_steps(diagnoses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -227,6 +239,7 @@ def region_rows(units: PassUnits, names: Sequence[str] | None) -> list[dict[str,
             "sig": bool(row["bh_sig"]),
             "classes": [class_label(int(one), names) for one in row["top_classes"]],
             "codes": [str(one) for one in row["top_codes"]],
+            "membership": plain(row.get("membership")),
             "medoid": str(row["medoid_input_id"]),
         }
         for row in _rows_of(units, "regions")[:MAX_REGIONS]

@@ -5,76 +5,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, Reference, SplitAnalysis
-from mld_core.evaluation.analysis.error_probability import ErrorProbability, estimate_errors
-from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
-from mld_core.evaluation.analysis.label_quality import (
-    PROBE_CLASSES,
-    LabelPosterior,
-    Member,
-    label_posterior,
-    log_softmax_member,
-    neighbour_member,
-    probability_member,
-    probe_member,
-    suspected_labels,
-    train_member,
+from mld_core.evaluation.analysis import halves
+from mld_core.evaluation.analysis.answers import (
+    AnalysisOptions,
+    Estimated,
+    Fitted,
+    Judged,
+    Reference,
+    SplitAnalysis,
+    Work,
 )
+from mld_core.evaluation.analysis.error_probability import estimate_errors
+from mld_core.evaluation.analysis.explanation import explain, facts, pooled_labels
 from mld_core.evaluation.analysis.stack_features import StackInputs, fixed_columns, has_epoch_columns
 from mld_core.evaluation.analysis.train_reference import TrainReference, train_reference
 from mld_core.evaluation.codes import categories
 from mld_core.evaluation.codes.categories import Flags, Thresholds
-from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
-from mld_core.evaluation.engine.executor import Stage, Workers
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
-from mld_core.evaluation.space.arrays import LogitScores, SplitArrays, score_logits, unit_errors
-from mld_core.evaluation.space.cells import Density, local_density, rate_at_most, risk_bins
+from mld_core.evaluation.space.arrays import SplitArrays, score_logits, unit_errors
+from mld_core.evaluation.space.cells import Density, local_density, rate_at_most
 from mld_core.evaluation.space.layers import LayerView, look_at_layers
-from mld_core.evaluation.space.neighbourhood import Nearest, Surroundings, surroundings
-from mld_core.evaluation.space.regions import CellGrid, Region, cut_cells, find_regions
-from mld_core.evaluation.space.slices import MetadataSlice, find_slices
+from mld_core.evaluation.space.neighbourhood import Surroundings, surroundings
 from mld_core.evaluation.statistics.bootstrap import error_metrics
 from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hashes
-from mld_core.evaluation.statistics.kmeans import assign
-
-SHOWN_NEIGHBOURS = 8
-
-
-@dataclass
-class Work:
-    """What the stages of one analysis share.
-
-    Attributes:
-        arrays: The split.
-        options: Choices.
-        workers: Open pool.
-        scores: Figures of the logits.
-        errors: (N,) 1 wrong, 0 right, -1 unlabelled; permuted where the options say so.
-        known: (M,) rows of the labelled units.
-        groups: (N,) place of each unit's group in `hashes`.
-        hashes: (G,) hashes of the group keys.
-        folds: (N,) folds for each repeat.
-    """
-
-    arrays: SplitArrays
-    options: AnalysisOptions
-    workers: Workers
-    scores: LogitScores
-    errors: NDArray[np.int8]
-    known: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    hashes: NDArray[np.uint64]
-    folds: list[NDArray[np.int8]]
-
-    def stage(self, name: str) -> Stage:
-        """Open a line of progress."""
-        return self.workers.stage(f"{name} ({self.arrays.name})")
+from mld_core.evaluation.statistics.risk import RankedRisk
 
 
 def analyse(
@@ -124,21 +85,9 @@ def analyse(
                 inputs, work.scores.msp, work.groups, work.folds, pool, with_model=chosen.keep_model
             )
             if chosen.refine is not None:
-                estimate = chosen.refine(estimate, inputs, work)
-        fitted = _Estimated(work, fitted_space, points, around, train, train_points, inputs, estimate)
+                estimate = replace(chosen.refine(estimate, inputs, work), repeats=())
+        fitted = Estimated(work, fitted_space, points, around, train, train_points, inputs, estimate)
         return _answers(fitted, reference)
-
-
-@dataclass
-class _Estimated:
-    work: Work
-    space: space.Space
-    points: NDArray[np.float32]
-    around: Surroundings
-    train: TrainReference | None
-    train_points: NDArray[np.float32] | None
-    inputs: StackInputs
-    estimate: ErrorProbability
 
 
 def prepare(arrays: SplitArrays, options: AnalysisOptions, workers: Workers) -> Work:
@@ -237,8 +186,9 @@ def _stack_inputs(
 
 
 def _flags(
-    made: _Estimated,
+    made: Estimated,
     density: Density,
+    steady: NDArray[np.float64],
     view: LayerView,
     used: Thresholds,
     risk_low: NDArray[np.float64],
@@ -250,7 +200,7 @@ def _flags(
         ambiguous &= layer.tie & (density.low <= layer.explained)
     return Flags(
         made.work.errors == 1,
-        density.low > used.t2,
+        steady > used.t2,
         risk_low > used.t2,
         made.estimate.baseline_risk <= used.t2,
         ambiguous,
@@ -258,40 +208,43 @@ def _flags(
     )
 
 
-def _label_members(made: _Estimated) -> tuple[list[Member], list[bool]]:
-    """The witnesses of the labels, and which of them are of the split itself."""
-    work, arrays = made.work, made.work.arrays
-    net = log_softmax_member(arrays.logits)
-    if arrays.is_train and arrays.epochs is not None and arrays.epochs.mean_probability is not None:
-        net = probability_member(arrays.epochs.mean_probability)
-    if made.train is not None and not arrays.is_train:
-        return [net, train_member(made.train.labels, arrays.n_class)], [False, False]
-    members = [net, neighbour_member(made.around.around, arrays.labels[work.known], arrays.n_class)]
-    if arrays.is_train and arrays.n_class <= PROBE_CLASSES:
-        members.append(probe_member(made.points, arrays.labels, work.folds[0], arrays.n_class))
-    return members, [False] + [True] * (len(members) - 1)
-
-
-def _answers(made: _Estimated, reference: Reference | None) -> SplitAnalysis:
-    work, arrays, estimate = made.work, made.work.arrays, made.estimate
-    known, proba, errors = work.known, estimate.error_proba, work.errors
+def judge(made: Estimated, reference: Reference | None) -> Judged:
+    """Thresholds, density, flags and categories, and how they come out on halves of the data."""
+    work, estimate, around = made.work, made.estimate, made.around.around
+    known, errors = work.known, work.errors
     own = _own_reference(made)
     used = own.thresholds if reference is None else reference.thresholds
     with work.stage("error density"):
-        density = local_density(made.around.around, errors[known], known, used.pi)
-        risk_low = own.bins.lower_bound(proba)
+        density = local_density(around, errors[known], known, used.pi)
+        risk_low = own.risk.lower_bound(estimate.error_proba)
     with work.stage("label ambiguity"):
-        view = look_at_layers(arrays, made.space, made.around, work.groups, known, work.workers)
-        frequent = rate_at_most(made.around.around, errors[known], view.pooled.k)
-    flags = _flags(made, density, view, used, risk_low, frequent)
-    category = np.where(errors >= 0, categories.categorise(flags), np.int8(-1)).astype(np.int8)
-    with work.stage("label quality"):
-        members, of_split = _label_members(made)
-        posterior = label_posterior(
-            members, arrays.labels, work.folds[0], arrays.n_class, work.workers, own=of_split
+        view = look_at_layers(work.arrays, made.space, made.around, work.groups, known, work.workers)
+        frequent = rate_at_most(around, errors[known], view.pooled.k)
+    with work.stage("halves"):
+        kept = np.stack([halves.kept_groups(work.hashes, half) for half in range(halves.HALVES)])
+        kept = kept[:, work.groups]
+        looks = tuple(proba[known] for proba in estimate.looks)
+        state = halves.fit_halves(
+            looks, errors[known], kept[:, known], used, own=reference is None, workers=work.workers
         )
+        lows = halves.replay_density(around, errors, known, kept, density, state, work.workers)
+        steady = halves.steady_low(lows)
+        flags = _flags(made, density, steady, view, used, risk_low, frequent)
+        labelled = errors >= 0
+        replays = halves.replay(flags, lows, estimate.looks, used, kept, labelled, state, work.workers)
+    density = replace(density, low=steady)
+    category = np.where(labelled, categories.categorise(flags), np.int8(-1)).astype(np.int8)
+    return Judged(own, used, density, risk_low, view, flags, category, state, replays)
+
+
+def _answers(made: Estimated, reference: Reference | None) -> SplitAnalysis:
+    work, estimate = made.work, made.estimate
+    known, proba, errors = work.known, estimate.error_proba, work.errors
+    judged = judge(made, reference)
+    with work.stage("label quality"):
+        posterior = pooled_labels(made)
     with work.stage("diagnoses"):
-        neighbours, region, regions, found, slices = _diagnoses(made, flags, category, view, posterior, used)
+        why = explain(made, judged, posterior)
     with work.stage("metrics"):
         metrics = error_metrics(
             proba[known],
@@ -301,7 +254,7 @@ def _answers(made: _Estimated, reference: Reference | None) -> SplitAnalysis:
             work.workers,
             replicates=work.options.replicates,
         )
-        labelled = Flags(*(value[known] for value in vars(flags).values()))
+        labelled = Flags(*(value[known] for value in vars(judged.flags).values()))
         ratios = categories.category_ratios(labelled, proba[known])
     return SplitAnalysis(
         prediction=work.scores.prediction,
@@ -309,134 +262,52 @@ def _answers(made: _Estimated, reference: Reference | None) -> SplitAnalysis:
         errors=errors,
         error_proba=proba,
         baseline_risk=estimate.baseline_risk,
-        risk_low=risk_low,
-        density=density,
-        flags=flags,
-        category=category,
-        projected=categories.projected(flags),
-        ambiguity=view.layers[-1].a,
+        risk_low=judged.risk_low,
+        density=judged.density,
+        flags=judged.flags,
+        category=judged.category,
+        membership=judged.replays.membership(judged.category),
+        projected=categories.projected(judged.flags),
+        ambiguity=judged.view.layers[-1].a,
         label_quality=posterior.given,
         suggested_label=posterior.best,
-        neighbours=neighbours,
-        close_classes=view.close,
-        region=region,
-        regions=regions,
+        close_classes=judged.view.close,
         points=made.points,
         estimate=estimate,
         posterior=posterior,
-        diagnoses=found,
-        reference=own,
-        used=used,
+        reference=judged.own,
+        used=judged.used,
         metrics=metrics,
         ratios=ratios,
-        facts=_facts(made, used, density, posterior, found),
-        fitted=_kept(made, density),
-        slices=slices,
+        facts=facts(made, judged, posterior, why.diagnoses),
+        fitted=_kept(made, judged),
+        **vars(why),
     )
 
 
-def _kept(made: _Estimated, density: Density) -> Fitted | None:
+def _kept(made: Estimated, judged: Judged) -> Fitted | None:
     work = made.work
     if not work.options.keep_model or made.around.base is None:
         return None
-    labels, keys = work.arrays.labels[work.known], work.arrays.group_keys[work.known]
-    has_train = made.train is not None
-    has_epochs = has_epoch_columns(work.arrays.epochs)
+    known = work.known
     return Fitted(
-        made.space, made.around, made.inputs, labels, keys, made.estimate, density, has_train, has_epochs
+        made.space,
+        made.around,
+        made.inputs,
+        work.arrays.labels[known],
+        work.arrays.group_keys[known],
+        made.estimate,
+        judged.density,
+        judged.state,
+        judged.replays.kept[:, known],
+        with_train=made.train is not None,
+        with_epochs=has_epoch_columns(work.arrays.epochs),
     )
 
 
-def _own_reference(made: _Estimated) -> Reference:
+def _own_reference(made: Estimated) -> Reference:
     work, known = made.work, made.work.known
     proba, errors = made.estimate.error_proba[known], work.errors[known]
     tolerance = work.options.risk_tolerance
     limits = categories.thresholds(proba, errors, reference=work.arrays.name, risk_tolerance=tolerance)
-    return Reference(limits, risk_bins(proba, errors))
-
-
-def _facts(
-    made: _Estimated, used: Thresholds, density: Density, posterior: LabelPosterior, found: Diagnoses
-) -> dict[str, Any]:
-    return {
-        "pi": used.pi,
-        "t1": used.t1,
-        "t2": used.t2,
-        "risk_tolerance": used.risk_tolerance,
-        "ref_split": used.reference,
-        "k": density.k,
-        "m": density.m,
-        "error_proba_source": made.estimate.source,
-        "error_proba_reason": made.estimate.reason,
-        "guard_z": made.estimate.guard_z,
-        "neighbours": made.around.method,
-        "neighbour_recall": made.around.recall,
-        "n_hat": posterior.n_hat,
-        "label_evidence": posterior.gain,
-        "label_weights": posterior.weights.mean(axis=0).tolist(),
-        "layers": list(made.space.names),
-        "train_reference": made.train is not None,
-        "not_computable": dict(found.not_computable),
-        "code_counts": dict(found.counts),
-    }
-
-
-def _cells(made: _Estimated) -> tuple[CellGrid, CellEvidence]:
-    workers, train = made.work.workers, made.work.arrays.train
-    grid = cut_cells(made.points, workers)
-    train_cell = None if made.train_points is None else assign(made.train_points, grid.centroids, workers)
-    train_errors = None if train is None or train_cell is None else train.errors
-    return grid, CellEvidence(grid.cell, len(grid.centroids), train_cell, train_errors)
-
-
-def _diagnoses(
-    made: _Estimated,
-    flags: Flags,
-    category: NDArray[np.int8],
-    view: LayerView,
-    posterior: LabelPosterior,
-    used: Thresholds,
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int32], list[Region], Diagnoses, list[MetadataSlice] | None]:
-    work, arrays = made.work, made.work.arrays
-    grid, cells = _cells(made)
-    slices = None if arrays.metadata is None else find_slices(arrays.metadata, work.errors)
-    evidence = Evidence(
-        labels=arrays.labels,
-        prediction=work.scores.prediction,
-        runner_up=work.scores.runner_up,
-        errors=work.errors,
-        msp=work.scores.msp,
-        error_proba=made.estimate.error_proba,
-        baseline_risk=made.estimate.baseline_risk,
-        flags=flags,
-        category=category,
-        t1=used.t1,
-        t2=used.t2,
-        suspected=suspected_labels(posterior, arrays.labels, work.errors, is_train=arrays.is_train),
-        neighbours=view.pooled,
-        layers=view.layers,
-        cells=cells,
-        hashes=arrays.hashes,
-        train_hashes=None if arrays.train is None else arrays.train.hashes,
-        novelty=None if made.train is None or arrays.is_train else made.train.novelty,
-        near_train=None if made.train is None or arrays.is_train else made.train.near,
-        epochs=arrays.epochs,
-        slices=slices,
-        is_train=arrays.is_train,
-    )
-    found = diagnose(work.options.diagnoses, evidence)
-    near = made.around.around
-    shown = np.append(work.known, -1)[near.index[:, :SHOWN_NEIGHBOURS]] if isinstance(near, Nearest) else None
-    links = shown if shown is not None else np.full((arrays.rows, 0), -1, np.int64)
-    region, regions = find_regions(
-        made.points,
-        grid,
-        links,
-        arrays.labels,
-        work.scores.prediction,
-        work.errors,
-        used.t2,
-        masks=found.masks,
-        metadata=arrays.metadata,
-    )
-    return shown, region, regions, found, slices
+    return Reference(limits, RankedRisk.of(proba, errors).curve())

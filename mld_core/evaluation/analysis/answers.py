@@ -11,18 +11,24 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.error_probability import ErrorProbability
 from mld_core.evaluation.analysis.evidence import Evidence
+from mld_core.evaluation.analysis.halves import Halves, Replays
 from mld_core.evaluation.analysis.label_quality import LabelPosterior
 from mld_core.evaluation.analysis.stack_features import StackInputs
+from mld_core.evaluation.analysis.train_reference import TrainReference
 from mld_core.evaluation.codes.categories import Flags, Thresholds
 from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis
+from mld_core.evaluation.engine.executor import Stage, Workers
 from mld_core.evaluation.space import space
-from mld_core.evaluation.space.cells import Density, RiskBins
+from mld_core.evaluation.space.arrays import LogitScores, SplitArrays
+from mld_core.evaluation.space.cells import Density
+from mld_core.evaluation.space.layers import LayerView
 from mld_core.evaluation.space.neighbourhood import CELL_LIMIT, Surroundings
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT
 from mld_core.evaluation.space.regions import Region
 from mld_core.evaluation.space.slices import MetadataSlice
 from mld_core.evaluation.statistics.bootstrap import REPLICATES
 from mld_core.evaluation.statistics.folds import SALTS
+from mld_core.evaluation.statistics.risk import RiskCurve
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Reference:
     """What other splits take over from the reference split."""
 
     thresholds: Thresholds
-    bins: RiskBins
+    risk: RiskCurve
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,93 @@ class Fitted:
     group_keys: NDArray[Any]
     estimate: ErrorProbability
     density: Density
+    halves: Halves
+    kept: NDArray[np.bool_]
     with_train: bool
     with_epochs: bool = False
+
+
+@dataclass
+class Work:
+    """What the stages of one analysis share.
+
+    Attributes:
+        arrays: The split.
+        options: Choices.
+        workers: Open pool.
+        scores: Figures of the logits.
+        errors: (N,) 1 wrong, 0 right, -1 unlabelled; permuted where the options say so.
+        known: (M,) rows of the labelled units.
+        groups: (N,) place of each unit's group in `hashes`.
+        hashes: (G,) hashes of the group keys.
+        folds: (N,) folds for each repeat.
+    """
+
+    arrays: SplitArrays
+    options: AnalysisOptions
+    workers: Workers
+    scores: LogitScores
+    errors: NDArray[np.int8]
+    known: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    hashes: NDArray[np.uint64]
+    folds: list[NDArray[np.int8]]
+
+    def stage(self, name: str) -> Stage:
+        """Open a line of progress."""
+        return self.workers.stage(f"{name} ({self.arrays.name})")
+
+
+@dataclass
+class Estimated:
+    """What the first stages of an analysis found, as the later ones read it."""
+
+    work: Work
+    space: space.Space
+    points: NDArray[np.float32]
+    around: Surroundings
+    train: TrainReference | None
+    train_points: NDArray[np.float32] | None
+    inputs: StackInputs
+    estimate: ErrorProbability
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The decisions about every unit.
+
+    Attributes:
+        own: What this split would hand to others.
+        used: The thresholds it was judged by.
+        density: Local error rates; `low` is what three in four halves of the data reach.
+        risk_low: (N,) `p_lo`.
+        view: The labels around the units.
+        flags: The six booleans.
+        category: (N,) category numbers, -1 where unlabelled.
+        state: Thresholds and risk curves of the halves.
+        replays: The decisions of the halves.
+    """
+
+    own: Reference
+    used: Thresholds
+    density: Density
+    risk_low: NDArray[np.float64]
+    view: LayerView
+    flags: Flags
+    category: NDArray[np.int8]
+    state: Halves
+    replays: Replays
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why units fail and where; named as the attributes of `SplitAnalysis`."""
+
+    neighbours: NDArray[np.int64] | None
+    region: NDArray[np.int32]
+    regions: list[Region]
+    diagnoses: Diagnoses
+    slices: list[MetadataSlice] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +206,7 @@ class SplitAnalysis(UnitAnswers):
 
     Attributes:
         errors: int8 1 wrong, 0 right, -1 unlabelled.
+        membership: float32 share of the halves of the data that give the unit its category; NaN unlabelled.
         projected: int8 category as if no error were known.
         ambiguity: float32 share of neighbours without the most frequent label, last layer.
         label_quality: float32 q of the given label, NaN where unlabelled.
@@ -134,6 +226,7 @@ class SplitAnalysis(UnitAnswers):
     """
 
     errors: NDArray[np.int8]
+    membership: NDArray[np.float32]
     projected: NDArray[np.int8]
     ambiguity: NDArray[np.float32]
     label_quality: NDArray[np.float32]

@@ -127,6 +127,8 @@ class ErrorProbability:
         reason: Why it is not "cse"; empty where it is.
         guard_z: Paired z of the log-loss gained over the baseline; NaN where the estimator did not run.
         model: Scores further units; None unless asked for.
+        repeats: (N,) error probabilities of every repeat of the cross-fit; `error_proba` alone where there is
+            no other.
     """
 
     error_proba: NDArray[np.float64]
@@ -135,6 +137,12 @@ class ErrorProbability:
     reason: str
     guard_z: float
     model: ErrorModel | None
+    repeats: tuple[NDArray[np.float64], ...] = ()
+
+    @property
+    def looks(self) -> tuple[NDArray[np.float64], ...]:
+        """The repeats, or the published estimate as the only one."""
+        return self.repeats or (self.error_proba,)
 
 
 def estimate_errors(
@@ -179,9 +187,11 @@ def estimate_errors(
     raw = _cross_fit(inputs, folds, workers)
     calibrated = [_platt(z, inputs, fold, workers) for z, fold in zip(raw, folds, strict=True)]
     proba = np.array(expit(np.mean(calibrated, axis=0)))
-    z = guard(proba[known], baseline[known], inputs.errors[known], groups[known])
-    source = CSE if z > GUARD_Z else MSP_ISOTONIC
-    reason = "" if source == CSE else f"log-loss not significantly below the softmax baseline's (z = {z:.2f})"
+    gained = guard(proba[known], baseline[known], inputs.errors[known], groups[known])
+    source = CSE if gained > GUARD_Z else MSP_ISOTONIC
+    reason = (
+        "" if source == CSE else f"log-loss not significantly below the softmax baseline's (z = {gained:.2f})"
+    )
     full: ErrorModel | None = None
     if with_model or unlabelled:
         full = _full_model(inputs, raw, confidence, constant, source, workers)
@@ -189,7 +199,10 @@ def estimate_errors(
         rows = np.flatnonzero(inputs.errors < 0)
         assert full is not None
         proba[rows] = _score_new(full, inputs, rows, msp)
-    return ErrorProbability(proba if source == CSE else baseline.copy(), baseline, source, reason, z, full)
+    if source != CSE:
+        return ErrorProbability(baseline.copy(), baseline, source, reason, gained, full)
+    looks = tuple(np.where(inputs.errors < 0, proba, expit(z)) for z in calibrated)
+    return ErrorProbability(proba, baseline, source, reason, gained, full, looks)
 
 
 def guard(

@@ -75,6 +75,7 @@ class Evidence:
         epochs: Other epochs, or None.
         slices: Metadata slices, or None without metadata.
         is_train: Whether this is the train split.
+        kept: Whose errors a half of the data counts; None = all.
     """
 
     labels: NDArray[np.int64]
@@ -99,6 +100,7 @@ class Evidence:
     epochs: EpochArrays | None = None
     slices: list[MetadataSlice] | None = None
     is_train: bool = False
+    kept: Mask | None = None
 
     @property
     def wrong(self) -> Mask:

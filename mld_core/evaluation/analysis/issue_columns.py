@@ -14,7 +14,7 @@ from mld_core.evaluation.analysis.answers import SplitAnalysis, UnitAnswers
 from mld_core.evaluation.analysis.stages import Split
 from mld_core.evaluation.analysis.units import FLAGS, Column
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags
-from mld_core.evaluation.codes.diagnosis import Diagnoses, gravest_first
+from mld_core.evaluation.codes.diagnosis import LOOK_FIRST, Diagnoses, gravest_first
 
 _ROWS = 65_536
 
@@ -61,6 +61,7 @@ def answer_columns(answers: UnitAnswers, split: Split) -> dict[str, Column]:
         made |= {
             "category": category_names(answers.category),
             "projected_category": category_names(np.where(answers.errors < 0, answers.projected, -1)),
+            "membership": answers.membership,
             "ambiguity": answers.ambiguity,
             "label_quality": answers.label_quality,
             "region_id": pa.array(answers.region, pa.int32(), mask=answers.region < 0),
@@ -74,8 +75,16 @@ def diagnosis_columns(found: Diagnoses) -> dict[str, Column]:
         "primary_code": named([one.code for one in found.registry], found.primary),
         "diagnosis": diagnosis_lists(found),
         "severity": pa.array(found.severity, pa.int8(), mask=found.severity == 0),
-        "recommended_action": named([one.action for one in found.registry], found.primary),
+        "recommended_action": recommended_actions(found),
+        **({"code_membership": found.membership} if len(found.membership) else {}),
     }
+
+
+def recommended_actions(found: Diagnoses) -> pa.Array:
+    """What the primary code advises, or only to look where it would not be sure to repeat on other data."""
+    nominal = np.array([one.severity for one in found.registry] + [0])[found.primary]
+    advice = [one.action for one in found.registry]
+    return named([*advice, LOOK_FIRST], np.where(found.severity < nominal, len(advice), found.primary))
 
 
 def diagnosis_lists(found: Diagnoses) -> pa.ListArray:

@@ -117,6 +117,7 @@ def region_rows(split: Split, regions: list[Region]) -> list[dict[str, Any]]:
             "p_value": region.p_value,
             "bh_sig": region.bh_sig,
             "label": region.label,
+            "membership": region.membership,
             "top_classes": region.top_classes,
             "top_codes": region.top_codes,
             "medoid_unit_id": medoid["unit_id"],

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import logit, ndtr
 from sklearn.linear_model import LogisticRegression
 
 from mld_core.evaluation.engine.executor import Workers
@@ -67,6 +68,17 @@ class LabelPosterior:
     wrong: NDArray[np.float32]
     n_hat: int
     gain: float
+
+    @property
+    def certainty(self) -> NDArray[np.float32]:
+        """(N,) probability that half of the data would still say of a label that it is rather a wrong one.
+
+        Half of it must show wrong labels at all (twice the gained log-likelihood is the square of a normal
+        deviate, which halves with the data), and estimates their share from half as many of them.
+        """
+        shown = ndtr(np.sqrt(max(self.gain, 0.0)) - np.sqrt(2 * EVIDENCE))
+        odds = logit(np.clip(self.wrong.astype(np.float64), FLOOR, 1 - FLOOR))
+        return np.asarray(shown * ndtr(odds / np.sqrt(2 / max(self.n_hat, 1))), dtype=np.float32)
 
 
 def log_softmax_member(logits: NDArray[Any]) -> Member:

@@ -7,11 +7,14 @@ reference resembles them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis.analysis import Work, prepare, reference_of, shared_codes
-from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, SplitAnalysis, UnitAnswers
+from mld_core.evaluation.analysis import halves
+from mld_core.evaluation.analysis.analysis import prepare, reference_of, shared_codes
+from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, SplitAnalysis, UnitAnswers, Work
 from mld_core.evaluation.analysis.error_probability import score_units
 from mld_core.evaluation.analysis.stack_features import (
     EPOCH_COLUMNS,
@@ -69,15 +72,18 @@ def project_units(
         inputs = _inputs(work, fitted, around, points)
         proba = score_units(model, fitted.inputs, inputs, work.scores.msp)
         density = _density(around, fitted, reference.used.pi)
+        wrong = fitted.inputs.errors[fitted.inputs.base_rows]
+        rows = np.arange(arrays.rows)
+        lows = halves.half_densities(around, wrong, fitted.kept, density, fitted.halves, rows)
+        steady = halves.steady_low(lows)
         view, close = count_labels(around, fitted.labels, arrays.n_class, arrays.rows, pool)
-        base_errors = fitted.inputs.errors[fitted.inputs.base_rows]
-        frequent = rate_at_most(around, base_errors, view.k)
-    risk_low = reference.reference.bins.lower_bound(proba)
+        frequent = rate_at_most(around, wrong, view.k)
+    risk_low = reference.reference.risk.lower_bound(proba)
     baseline = model.baseline(work.scores.msp)
     used = reference.used
     flags = Flags(
         np.zeros(arrays.rows, np.bool_),
-        density.low > used.t2,
+        steady > used.t2,
         risk_low > used.t2,
         baseline <= used.t2,
         view.mixed & view.tie & (density.low <= view.explained) & (view.a <= frequent),
@@ -89,7 +95,7 @@ def project_units(
         error_proba=proba,
         baseline_risk=baseline,
         risk_low=risk_low,
-        density=density,
+        density=replace(density, low=steady),
         flags=flags,
         category=projected(flags),
         neighbours=np.append(fitted.inputs.base_rows, -1)[around.index[:, :8]],

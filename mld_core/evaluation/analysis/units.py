@@ -43,6 +43,8 @@ STAGE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("primary_code", pa.string()),
     pa.field("diagnosis", pa.list_(pa.string())),
     pa.field("severity", pa.int8()),
+    pa.field("membership", pa.float32()),
+    pa.field("code_membership", pa.float32()),
     pa.field("recommended_action", pa.string()),
     pa.field("local_error_rate", pa.float32()),
     pa.field("local_error_lo", pa.float32()),

@@ -80,6 +80,7 @@ def _earlier_right(e: Evidence) -> Mask:
     "labels",
     when="wrong (in train: whatever the last epoch says), the label posterior points elsewhere, "
     "and the label is rather a wrong one than a draw from it",
+    varies=True,
 )
 def suspected_wrong_label(e: Evidence) -> Mask:
     """Suspected wrong label."""
@@ -127,11 +128,13 @@ def split_leakage(e: Evidence) -> Mask:
     4,
     "Targeted data or hard negatives for the pair; check the labelling guide.",
     "labels",
+    varies=True,
 )
 def systematic_confusion(e: Evidence) -> Mask:
     """Dense errors, wrong, and the (label, prediction) pair is more frequent than its margins explain."""
     usable = e.wrong & (e.labels >= 0) & (e.prediction >= 0)
-    found = significant_pairs(e.labels[usable], e.prediction[usable])
+    counted = usable if e.kept is None else usable & e.kept
+    found = significant_pairs(e.labels[counted], e.prediction[counted])
     made = np.zeros(len(e.labels), np.bool_)
     for t, y in sorted(found):
         made |= usable & (e.labels == t) & (e.prediction == y)
@@ -151,6 +154,7 @@ def head_fixable(e: Evidence) -> Mask:
     "Unfreeze or augment; add the input condition that is missing.",
     "labels",
     "layers",
+    varies=True,
 )
 def representation_collapse(e: Evidence) -> Mask:
     """Dense errors, no two labels hold a majority in the last layer, but they do in an earlier one."""
@@ -166,7 +170,13 @@ def uninformative_input(e: Evidence) -> Mask:
     return np.asarray(e.flags.dense & ~np.any([layer.majority for layer in e.layers], axis=0))
 
 
-@diagnosis("C20", "Silent systematic failure", 5, "Collect and label this region first; block the release.")
+@diagnosis(
+    "C20",
+    "Silent systematic failure",
+    5,
+    "Collect and label this region first; block the release.",
+    varies=True,
+)
 def silent_systematic_failure(e: Evidence) -> Mask:
     """Critical hotspot."""
     return np.asarray(e.category == CRITICAL)
@@ -209,7 +219,9 @@ def under_represented(e: Evidence) -> Mask:
     return benjamini_hochberg(p_values)[e.cells.cell]
 
 
-@diagnosis("C32", "Metadata slice failure", 4, "Slice-specific data; fairness check.", "metadata")
+@diagnosis(
+    "C32", "Metadata slice failure", 4, "Slice-specific data; fairness check.", "metadata", varies=True
+)
 def metadata_slice_failure(e: Evidence) -> Mask:
     """In one of the best-scoring metadata slices, significantly worse than the rest."""
     made = np.zeros(len(e.labels), np.bool_)

@@ -24,6 +24,8 @@ CATEGORIES = (
 """Names by number, in the order of the public summary."""
 
 LEVEL = 0.05
+DOUBT = 0.1
+"""Error rate that a split must be able to rule out for any of its units to be called safe."""
 
 STABLE, OPERATIONAL, HOTSPOT, RECESSIVE, CRITICAL, ALEATORIC = range(6)
 
@@ -67,8 +69,9 @@ class Thresholds:
     Attributes:
         pi: (E + 1) / (n + 2) of the reference split.
         t2: min(pi, 1/2), or the user's `risk_tolerance`.
-        t1: 95 % upper bound of the error rate of the reference units whose error probability is at most t2,
-            itself at most t2; 0 where they are too few to hold it under t2 or 5 %, and no unit is safe.
+        t1: t2 where the reference units whose error probability is at most t2 hold what it says: the 95 %
+            upper bound of their error rate is at most t2 or 10 %. Else 0, and no unit is safe. A threshold in
+            the midst of the right units would set others of them aside on every half of the data.
         risk_tolerance: The user's value, or None.
         reference: Name of the reference split.
     """
@@ -113,7 +116,7 @@ def thresholds(
     below = proba <= t2
     # A share of none wrong among few says little: what is called safe is so by an upper bound.
     bound = float(betaincinv(wrong[below].sum() + 0.5, (~wrong[below]).sum() + 0.5, 1 - LEVEL))
-    t1 = min(bound, t2) if bound <= max(t2, LEVEL) else 0.0
+    t1 = t2 if bound <= max(t2, DOUBT) else 0.0
     return Thresholds(pi, t2, t1, risk_tolerance, reference)
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mld_core.evaluation.codes.categories import MEANINGS
-from mld_core.evaluation.codes.diagnosis import Diagnosis
+from mld_core.evaluation.codes.diagnosis import Diagnosis, shown
 from mld_core.evaluation.results.tables import METRIC_COLUMNS, RATIO_COLUMNS
 
 MAX_COLUMNS = 4
@@ -157,11 +157,13 @@ class Summary:
         for dataset, facts in last.items():
             counts = {code: n for code, n in facts.get("code_counts", {}).items() if n}
             known = self.diagnoses
-            grave = sorted(counts, key=lambda code: (-known[code].severity, -counts[code], code))
+            sure = facts.get("sure_counts", counts)
+            said = {code: shown(known[code], bool(sure.get(code))) for code in counts}
+            grave = sorted(counts, key=lambda code: (-said[code][0], -counts[code], code))
             for code in grave[:MAX_DIAGNOSES]:
-                found = known[code]
-                text = {"code": f"{code} {found.title}", "severity": f"{found.severity}"}
-                rows.append({"dataset": dataset, **text, "counts": f"{counts[code]}", "action": found.action})
+                severity, action = said[code]
+                text = {"code": f"{code} {known[code].title}", "severity": f"{severity}"}
+                rows.append({"dataset": dataset, **text, "counts": f"{counts[code]}", "action": action})
         return pd.DataFrame(rows, columns=["dataset", "code", "severity", "counts", "action"])
 
     def _codes(self) -> pd.DataFrame:

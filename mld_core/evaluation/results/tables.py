@@ -75,7 +75,7 @@ REGION_SCHEMA = pa.schema(
         *_KEYS,
         pa.field("region_id", pa.int32()),
         *_many(_WHOLE, "n", "errors"),
-        *_many(_REAL, "rate", "rate_lo", "p_value"),
+        *_many(_REAL, "rate", "rate_lo", "p_value", "membership"),
         pa.field("bh_sig", pa.bool_()),
         pa.field("label", _TEXT),
         pa.field("top_classes", pa.list_(pa.int32())),

@@ -122,48 +122,6 @@ def local_density(
 
 
 @dataclass(frozen=True)
-class RiskBins:
-    """Equal-mass bins of the error probability.
-
-    Attributes:
-        edges: (B - 1,) inner edges; a value on an edge belongs to the upper bin.
-        errors: (B,) wrong units of each bin.
-        count: (B,) units of each bin.
-        low: (B,) 5 % quantile of Beta(errors + 1/2, count - errors + 1/2).
-    """
-
-    edges: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    count: NDArray[np.float64]
-    low: NDArray[np.float64]
-
-    def lower_bound(self, proba: NDArray[np.floating]) -> NDArray[np.float64]:
-        """`p_lo` of units by their error probability."""
-        return self.low[np.searchsorted(self.edges, proba, side="right")]
-
-
-def risk_bins(proba: NDArray[np.floating], errors: NDArray[np.integer]) -> RiskBins:
-    """Cut labelled units into max(2, min(20, floor(min(E, n - E) / 10))) bins of equal mass.
-
-    Equal values always share a bin, so that heavy ties make fewer bins.
-
-    Args:
-        proba: (n,) error probabilities.
-        errors: (n,) 1 wrong, 0 right.
-    """
-    wrong = int((errors == 1).sum())
-    bins = max(2, min(20, min(wrong, len(errors) - wrong) // 10))
-    ranked = np.sort(proba.astype(np.float64))
-    places = (np.arange(1, bins) * len(ranked)) // bins
-    edges = np.unique(ranked[places]) if len(ranked) else np.empty(0)
-    edges = edges[edges > ranked[0]] if len(ranked) else edges
-    where = np.searchsorted(edges, proba, side="right")
-    count = np.bincount(where, minlength=len(edges) + 1).astype(np.float64)
-    bad = np.bincount(where[errors == 1], minlength=len(edges) + 1).astype(np.float64)
-    return RiskBins(edges, bad, count, np.asarray(betaincinv(bad + 0.5, count - bad + 0.5, ALPHA)))
-
-
-@dataclass(frozen=True)
 class Ambiguity:
     """The two most frequent labels around a unit in one layer.
 

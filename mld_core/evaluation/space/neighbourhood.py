@@ -23,6 +23,7 @@ CELL_SIZE = 256
 CELL_STEPS = (1, 2, 3, 5, 9)
 """How many nearest cells stand for each entry of `K_GRID`: the unit's own and up to its 8 nearest."""
 
+_APART = 1_024
 _ROWS = 16_384
 
 
@@ -44,6 +45,22 @@ class Neighbourhood(Protocol):
 
         Returns:
             Two (len(rows), len(ks)) float32 arrays.
+        """
+        ...
+
+    def within(
+        self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Wrong and kept units, and kept ones, within the reach of the nearest `k` base units.
+
+        Args:
+            wrong: (M,) which base units are wrong.
+            kept: (M,) which are counted; the others take their place among the `k` all the same.
+            k: One of `K_GRID`.
+            rows: The units asked about.
+
+        Returns:
+            Two (len(rows),) float32 arrays.
         """
         ...
 
@@ -95,6 +112,15 @@ class Nearest:
 
         self.workers.each(one, spans(len(asked), _ROWS))
         return total, count
+
+    def within(
+        self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Neighbourhood.within`."""
+        # One look-up for both counts: k is at most 128, so the sums stay apart.
+        table = np.append(kept * np.int32(1) + (kept & wrong) * np.int32(_APART), np.int32(0))
+        found = table[self.index[rows, :k]].sum(axis=1)
+        return (found // _APART).astype(np.float32), (found % _APART).astype(np.float32)
 
     def label_counts(
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
@@ -153,6 +179,13 @@ class Cells:
             total[:, place] = wide_sum[self.cell[asked], step] - self_value
             count[:, place] = wide_size[self.cell[asked], step] - self_there
         return np.maximum(total, 0), np.maximum(count, 0)
+
+    def within(
+        self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Neighbourhood.within`."""
+        total, count = self.sums(np.where(kept, wrong.astype(np.float64), np.nan), (k,), rows)
+        return total[:, 0], count[:, 0]
 
     def label_counts(
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]

@@ -43,6 +43,7 @@ class Region:
         top_codes: Most frequent diagnoses, at most 3.
         medoid: Row of the unit nearest to the region's mean.
         label: "class pair @ metadata that differs most".
+        membership: Share of its units, over halves of the data, that lie among dense errors.
     """
 
     region_id: int
@@ -56,6 +57,7 @@ class Region:
     top_codes: list[str]
     medoid: int
     label: str
+    membership: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,23 +123,10 @@ def merge_cells(
     return made
 
 
-def find_regions(
-    points: NDArray[np.float32],
-    grid: CellGrid,
-    neighbours: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    prediction: NDArray[np.int64],
-    errors: NDArray[np.int8],
-    t2: float,
-    *,
-    masks: Mapping[str, NDArray[np.bool_]] | None = None,
-    metadata: pd.DataFrame | None = None,
-) -> tuple[NDArray[np.int32], list[Region]]:
-    """Regions of dense errors.
-
-    Returns:
-        (N,) region number of each unit, -1 outside, and the table of regions.
-    """
+def region_numbers(
+    grid: CellGrid, neighbours: NDArray[np.int64], errors: NDArray[np.int8], t2: float
+) -> NDArray[np.int32]:
+    """(N,) region number of each unit, most errors above what the overall rate explains first; -1 outside."""
     dense = dense_cells(grid.cell, len(grid.centroids), errors, t2)
     component = merge_cells(grid.cell, dense, neighbours)[grid.cell]
     count = int(component.max(initial=-1)) + 1
@@ -149,20 +138,50 @@ def find_regions(
     order = np.lexsort((np.arange(count), -(bad - n * rate)))
     numbers = np.empty(count + 1, np.int32)
     numbers[order], numbers[-1] = np.arange(count), -1
-    region = numbers[component]
-    p_values = binomial_upper(bad, n, rate)[order]
+    return numbers[component]
+
+
+def describe_regions(
+    points: NDArray[np.float32],
+    region: NDArray[np.int32],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    errors: NDArray[np.int8],
+    *,
+    masks: Mapping[str, NDArray[np.bool_]] | None = None,
+    metadata: pd.DataFrame | None = None,
+    dense: NDArray[np.bool_] | None = None,
+) -> list[Region]:
+    """The table of regions.
+
+    Args:
+        points: (N, D) coordinates.
+        region: (N,) region of each unit, -1 outside.
+        labels: (N,) labels.
+        prediction: (N,) predictions.
+        errors: (N,) 1 wrong, 0 right, -1 unlabelled.
+        masks: Code -> (N,) who carries it.
+        metadata: The user's columns.
+        dense: (halves, N) around whom halves of the data find dense errors, or None.
+    """
+    count = int(region.max(initial=-1)) + 1
+    known = errors >= 0
+    inside = known & (region >= 0)
+    n = np.bincount(region[inside], minlength=count).astype(np.float64)
+    bad = np.bincount(region[inside], weights=errors[inside] == 1, minlength=count)
+    rate = float((errors[known] == 1).mean()) if known.any() else 0.0
+    p_values = binomial_upper(bad, n, rate)
     flags = benjamini_hochberg(p_values)
-    lows = beta_quantile(bad + 0.5, n - bad + 0.5)[order]
+    lows = beta_quantile(bad + 0.5, n - bad + 0.5)
     made = []
     for number in range(count):
         rows = np.flatnonzero(region == number)
-        old = int(order[number])
         made.append(
             Region(
                 number,
-                int(n[old]),
-                int(bad[old]),
-                float(bad[old] / max(n[old], 1)),
+                int(n[number]),
+                int(bad[number]),
+                float(bad[number] / max(n[number], 1)),
                 float(lows[number]),
                 float(p_values[number]),
                 bool(flags[number]),
@@ -170,9 +189,10 @@ def find_regions(
                 _top_codes(rows, masks or {}),
                 int(rows[((points[rows] - points[rows].mean(axis=0)) ** 2).sum(axis=1).argmin()]),
                 region_name(rows, labels, prediction, errors, metadata),
+                None if dense is None else float(dense[:, rows].mean()),
             )
         )
-    return region, made
+    return made
 
 
 def _most_frequent(labels: NDArray[np.int64]) -> list[int]:

@@ -7,7 +7,7 @@ Score = a (err_S / err - 1) - (1 - a) (n / |S| - 1) with a = 0.6 and at least 10
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -79,6 +79,28 @@ def find_slices(metadata: pd.DataFrame, errors: NDArray[np.int8]) -> list[Metada
         if bad > size * rate
     ]
     return sorted(slices, key=lambda one: (-one.score, sorted(one.conditions.items())))[:TOP]
+
+
+def slices_of(
+    slices: list[MetadataSlice], errors: NDArray[np.int8], kept: NDArray[np.bool_]
+) -> list[MetadataSlice]:
+    """Slices found on all units as some of them have it: sizes, errors, and which would be significant.
+
+    Args:
+        slices: As `find_slices` gave them.
+        errors: (N,) 1 wrong, 0 right, -1 unlabelled.
+        kept: (N,) the units that count.
+    """
+    known = kept & (errors >= 0)
+    rate = float((errors[known] == 1).mean()) if known.any() else 0.0
+    passed = max((one.p_value for one in slices if one.significant), default=0.0)
+    made = []
+    for one in slices:
+        rows = one.rows[known[one.rows]]
+        bad = int((errors[rows] == 1).sum())
+        p = float(binomial_upper(np.array([float(bad)]), np.array([float(len(rows))]), rate)[0])
+        made.append(replace(one, size=len(rows), errors=bad, p_value=p, significant=p <= passed))
+    return made
 
 
 def _coded(column: pd.Series) -> tuple[NDArray[np.int64], list[str]] | None:

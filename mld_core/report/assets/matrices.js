@@ -374,6 +374,11 @@ function regionTable(regions) {
       { title: "Wrong", num: true, cell: (row) => count(row.errors) },
       { title: "Error rate", num: true, cell: (row) => percent(row.rate) },
       { title: "Above the rest", cell: (row) => (row.sig ? "significantly" : "–") },
+      {
+        title: "In halves of the data",
+        num: true,
+        cell: (row) => (row.membership == null ? "–" : percent(row.membership)),
+      },
       { title: "Labels inside", cell: (row) => row.classes.join(", ") },
       { title: "Diagnoses", cell: (row) => h("code", {}, row.codes.join(" ")) },
       { title: BOXES ? "Image of the box in its middle" : "Sample in its middle", cell: (row) => row.medoid },

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine, make_classification
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
@@ -30,12 +35,33 @@ def healthy(n_class: int, per_class: int, seed: int, *, wrong: float = 0.0) -> S
     return SplitArrays(logits, labels, {"features": features})
 
 
+@cache
+def snippets(per_package: int = 700) -> tuple[np.ndarray, np.ndarray]:
+    """Sentences of the docstrings of five packages, as 60 latent directions of their words; label = package."""
+    texts, labels = [], []
+    for label, name in enumerate(("numpy", "scipy.stats", "sklearn.metrics", "pandas", "duckdb")):
+        module = importlib.import_module(name)
+        found = {
+            sentence.strip()
+            for entry in sorted(dir(module))
+            for sentence in re.split(r"(?<=[.:])\s+|\n\n", getattr(module, entry).__doc__ or "")
+            if 40 <= len(sentence.strip()) <= 300
+        }
+        kept = sorted(found)[:: max(1, len(found) // per_package)][:per_package]
+        texts += kept
+        labels += [label] * len(kept)
+    words = TfidfVectorizer(min_df=2, sublinear_tf=True).fit_transform(texts)
+    return TruncatedSVD(60, random_state=0).fit_transform(words), np.array(labels)
+
+
 def table(name: str, seed: int) -> tuple[np.ndarray, ...]:
     """(x_train, x_test, y_train, y_test) of one of sklearn's sets, standardised."""
     if name == "mixture":
         x, y = make_classification(
             4_000, 20, n_informative=8, n_classes=6, n_clusters_per_class=2, class_sep=1.6, random_state=seed
         )
+    elif name == "snippets":
+        x, y = snippets()
     else:
         x, y = {"digits": load_digits, "wine": load_wine, "cancer": load_breast_cancer}[name](return_X_y=True)
     parts = train_test_split(x, y, test_size=0.5, random_state=seed, stratify=y)

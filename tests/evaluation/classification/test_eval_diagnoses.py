@@ -17,7 +17,13 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.arrays import EpochArrays
 from mld_core.evaluation.space.cells import Ambiguity
 from mld_core.evaluation.space.layers import close_classes
-from mld_core.evaluation.space.regions import CellGrid, cut_cells, find_regions, merge_cells
+from mld_core.evaluation.space.regions import (
+    CellGrid,
+    cut_cells,
+    describe_regions,
+    merge_cells,
+    region_numbers,
+)
 from mld_core.evaluation.space.slices import find_slices
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
@@ -304,8 +310,9 @@ def test_regions_have_size_rate_and_a_name():
     with Workers(2) as workers:
         grid = cut_cells(points, workers)
     near = np.stack([rng.permutation(np.flatnonzero(inside == inside[row]))[:8] for row in range(n)])
-    region, table = find_regions(
-        points, grid, near, labels, prediction, errors, 0.12, metadata=frame, masks={"C10": errors == 1}
+    region = region_numbers(grid, near, errors, 0.12)
+    table = describe_regions(
+        points, region, labels, prediction, errors, metadata=frame, masks={"C10": errors == 1}
     )
     assert (region[inside] == 0).mean() > 0.95
     assert (region[~inside] == -1).mean() > 0.95
@@ -321,10 +328,8 @@ def test_no_error_no_region():
     points = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
     grid = CellGrid(np.zeros(200, np.int32), np.zeros((1, 2), np.float32))
     labels = np.zeros(200, np.int64)
-    region, table = find_regions(
-        points, grid, np.full((200, 8), -1), labels, labels, np.zeros(200, np.int8), 0.1
-    )
-    assert table == []
+    region = region_numbers(grid, np.full((200, 8), -1), np.zeros(200, np.int8), 0.1)
+    assert describe_regions(points, region, labels, labels, np.zeros(200, np.int8)) == []
     assert (region == -1).all()
 
 

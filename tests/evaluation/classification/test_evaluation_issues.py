@@ -88,7 +88,9 @@ def test_planted_wrong_labels_are_the_first_suspects(result, planted_run):
     assert len(flagged) > 20
     assert (flagged["suggested_label"] != flagged["gt"]).all()
     assert len(ids & set(flagged["input_id"])) / len(flagged) >= 0.6
-    assert (flagged["severity"] >= 4).all()
+    assert ((flagged["severity"] >= 4) == (flagged["code_membership"] >= 0.9)).all()
+    assert (flagged["severity"] >= 3).all()
+    assert (flagged["code_membership"] > 0.5).all()
     assert flagged["recommended_action"].notna().all()
 
 

@@ -92,12 +92,12 @@ def test_thresholds_frozen():
     assert made.t1 == 0
 
 
-def test_t1_is_an_upper_bound_that_shrinks_with_the_units():
+def test_t1_is_t2_where_there_are_units_enough_to_say_so():
     right = thresholds(np.full(600, 1 / 602), np.zeros(600, np.int8), reference="test")
     assert right.t1 == right.t2 == right.pi == 1 / 602
     proba, errors = np.repeat([0.01, 0.9], [2_000, 200]), np.repeat([0, 1], [1_990, 210]).astype(np.int8)
     many = thresholds(proba, errors, reference="test")
-    assert 10 / 2_000 < many.t1 < 20 / 2_000
+    assert many.t1 == many.t2
     assert thresholds(np.full(5, 1 / 7), np.zeros(5, np.int8), reference="test").t1 == 0
 
 

@@ -13,7 +13,6 @@ from mld_core.evaluation.space.cells import (
     choose_density,
     density_of,
     local_density,
-    risk_bins,
 )
 from mld_core.evaluation.space.neighbourhood import Nearest
 
@@ -68,37 +67,11 @@ def test_permuted_errors_have_no_dense_neighbourhood():
     assert (made.low > pi).mean() <= 0.005
 
 
-def test_risk_bins_frozen():
-    proba = np.linspace(0, 1, 100)
-    errors = (proba > 0.7).astype(np.int8)
-    bins = risk_bins(proba, errors)
-    # min(30, 70) / 10 = 3 bins of equal mass.
-    assert bins.count.tolist() == [33, 33, 34]
-    assert bins.errors.tolist() == [0, 0, 30]
-    assert np.allclose(bins.low, stats.beta.ppf(0.05, bins.errors + 0.5, bins.count - bins.errors + 0.5))
-    assert bins.low.round(4).tolist() == FROZEN_P_LO
-    assert bins.lower_bound(np.array([0.0, 0.99])).round(4).tolist() == [FROZEN_P_LO[0], FROZEN_P_LO[2]]
-
-
-FROZEN_P_LO = [0.0001, 0.0001, 0.7689]
-
-
 def ambiguity(counts, sizes=None):
     """Of the same counts whatever the number of neighbours."""
     table = np.asarray(counts, float)
     many = np.full(table.shape[1], 1_000.0) if sizes is None else np.asarray(sizes, float)
     return ambiguity_of(lambda k, rows: table[rows].copy(), many, np.arange(len(table)))
-
-
-@pytest.mark.parametrize(("wrong", "n", "bins"), [(0, 50, 2), (5, 50, 2), (35, 100, 3), (900, 2_000, 20)])
-def test_number_of_bins(wrong, n, bins):
-    errors = (np.arange(n) < wrong).astype(np.int8)
-    assert len(risk_bins(np.linspace(0, 1, n), errors).count) == bins
-
-
-def test_equal_scores_share_a_bin():
-    bins = risk_bins(np.full(100, 0.3), (np.arange(100) < 40).astype(np.int8))
-    assert bins.count.tolist() == [100]
 
 
 def test_ambiguity_needs_a_tie_that_holds_a_majority():

@@ -1,0 +1,161 @@
+"""Why units fail and where: label quality, diagnoses (asked of all, and of halves of the data), regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mld_core.evaluation.analysis.answers import Estimated, Explanation, Judged
+from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
+from mld_core.evaluation.analysis.label_quality import (
+    PROBE_CLASSES,
+    LabelPosterior,
+    Member,
+    label_posterior,
+    log_softmax_member,
+    neighbour_member,
+    probability_member,
+    probe_member,
+    suspected_labels,
+    train_member,
+)
+from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
+from mld_core.evaluation.space.neighbourhood import Nearest
+from mld_core.evaluation.space.regions import CellGrid, cut_cells, describe_regions, region_numbers
+from mld_core.evaluation.space.slices import find_slices, slices_of
+from mld_core.evaluation.statistics.kmeans import assign
+
+SHOWN_NEIGHBOURS = 8
+
+
+def _label_members(made: Estimated) -> tuple[list[Member], list[bool]]:
+    """The witnesses of the labels, and which of them are of the split itself."""
+    work, arrays = made.work, made.work.arrays
+    net = log_softmax_member(arrays.logits)
+    if arrays.is_train and arrays.epochs is not None and arrays.epochs.mean_probability is not None:
+        net = probability_member(arrays.epochs.mean_probability)
+    if made.train is not None and not arrays.is_train:
+        return [net, train_member(made.train.labels, arrays.n_class)], [False, False]
+    members = [net, neighbour_member(made.around.around, arrays.labels[work.known], arrays.n_class)]
+    if arrays.is_train and arrays.n_class <= PROBE_CLASSES:
+        members.append(probe_member(made.points, arrays.labels, work.folds[0], arrays.n_class))
+    return members, [False] + [True] * (len(members) - 1)
+
+
+def pooled_labels(made: Estimated) -> LabelPosterior:
+    """The label posterior of every unit."""
+    work, arrays = made.work, made.work.arrays
+    members, of_split = _label_members(made)
+    return label_posterior(members, arrays.labels, work.folds[0], arrays.n_class, work.workers, own=of_split)
+
+
+def facts(made: Estimated, judged: Judged, posterior: LabelPosterior, found: Diagnoses) -> dict[str, Any]:
+    """What is kept of an analysis beside its columns."""
+    used, density = judged.used, judged.density
+    return {
+        "pi": used.pi,
+        "t1": used.t1,
+        "t2": used.t2,
+        "risk_tolerance": used.risk_tolerance,
+        "ref_split": used.reference,
+        "k": density.k,
+        "m": density.m,
+        "error_proba_source": made.estimate.source,
+        "error_proba_reason": made.estimate.reason,
+        "guard_z": made.estimate.guard_z,
+        "neighbours": made.around.method,
+        "neighbour_recall": made.around.recall,
+        "n_hat": posterior.n_hat,
+        "label_evidence": posterior.gain,
+        "label_weights": posterior.weights.mean(axis=0).tolist(),
+        "layers": list(made.space.names),
+        "train_reference": made.train is not None,
+        "not_computable": dict(found.not_computable),
+        "code_counts": dict(found.counts),
+        "sure_counts": dict(found.sure),
+    }
+
+
+def _cells(made: Estimated) -> tuple[CellGrid, CellEvidence]:
+    workers, train = made.work.workers, made.work.arrays.train
+    grid = cut_cells(made.points, workers)
+    train_cell = None if made.train_points is None else assign(made.train_points, grid.centroids, workers)
+    train_errors = None if train is None or train_cell is None else train.errors
+    return grid, CellEvidence(grid.cell, len(grid.centroids), train_cell, train_errors)
+
+
+def explain(made: Estimated, judged: Judged, posterior: LabelPosterior) -> Explanation:
+    """Diagnoses, regions and slices of a judged split."""
+    work, arrays = made.work, made.work.arrays
+    grid, cells = _cells(made)
+    evidence = _evidence(made, judged, posterior, cells)
+    near = made.around.around
+    shown = np.append(work.known, -1)[near.index[:, :SHOWN_NEIGHBOURS]] if isinstance(near, Nearest) else None
+    links = shown if shown is not None else np.full((arrays.rows, 0), -1, np.int64)
+    region = region_numbers(grid, links, work.errors, judged.used.t2)
+    again = list(_again(evidence, judged, posterior))
+    found = diagnose(work.options.diagnoses, evidence, again, region)
+    regions = describe_regions(
+        made.points,
+        region,
+        arrays.labels,
+        work.scores.prediction,
+        work.errors,
+        masks=found.masks,
+        metadata=arrays.metadata,
+        dense=judged.replays.dense,
+    )
+    return Explanation(shown, region, regions, found, evidence.slices)
+
+
+def _again(evidence: Evidence, judged: Judged, posterior: LabelPosterior) -> Iterator[Evidence]:
+    """The evidence as every half of the data has it."""
+    # Where the units around say the given label, the network alone says otherwise: it may be what is wrong.
+    near = evidence.neighbours
+    backed = near.rejected & (near.first == evidence.labels)
+    certainty = np.where(backed, 0, posterior.certainty)
+    replays = judged.replays
+    levels = (np.arange(len(replays.kept)) + 0.5) / len(replays.kept)
+    for level, kept, dense, category in zip(
+        levels, replays.kept, replays.dense, replays.category, strict=True
+    ):
+        yield replace(
+            evidence,
+            flags=replace(evidence.flags, dense=dense),
+            category=category,
+            suspected=evidence.suspected & (certainty >= level),
+            kept=kept,
+            slices=None if evidence.slices is None else slices_of(evidence.slices, evidence.errors, kept),
+        )
+
+
+def _evidence(made: Estimated, judged: Judged, posterior: LabelPosterior, cells: CellEvidence) -> Evidence:
+    work, arrays = made.work, made.work.arrays
+    train = None if arrays.is_train else made.train
+    return Evidence(
+        labels=arrays.labels,
+        prediction=work.scores.prediction,
+        runner_up=work.scores.runner_up,
+        errors=work.errors,
+        msp=work.scores.msp,
+        error_proba=made.estimate.error_proba,
+        baseline_risk=made.estimate.baseline_risk,
+        flags=judged.flags,
+        category=judged.category,
+        t1=judged.used.t1,
+        t2=judged.used.t2,
+        suspected=suspected_labels(posterior, arrays.labels, work.errors, is_train=arrays.is_train),
+        neighbours=judged.view.pooled,
+        layers=judged.view.layers,
+        cells=cells,
+        hashes=arrays.hashes,
+        train_hashes=None if arrays.train is None else arrays.train.hashes,
+        novelty=None if train is None else train.novelty,
+        near_train=None if train is None else train.near,
+        epochs=arrays.epochs,
+        slices=None if arrays.metadata is None else find_slices(arrays.metadata, work.errors),
+        is_train=arrays.is_train,
+    )
