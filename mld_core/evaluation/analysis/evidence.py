@@ -15,7 +15,8 @@ from mld_core.evaluation.space.cells import Ambiguity
 from mld_core.evaluation.space.slices import MetadataSlice
 
 NEEDS = {
-    "hashes": "no input hashes are recorded (input_hash=False)",
+    "inputs": "no input hashes are recorded (input_hash=False); the split is too large for pairs of units",
+    "neighbours": "the split is too large for pairs of units",
     "train": "the train split is not recorded with the same layers",
     "train_inputs": "neither the input hashes of both splits nor the train split's same layers are recorded",
     "train_errors": "the train split's predictions are not recorded",
@@ -72,6 +73,8 @@ class Evidence:
         train_hashes: (M,) the train split's, or None.
         novelty: Conformal p-values, or None without a train split.
         near_train: Near-duplicates of train units, or None.
+        copy_of: (N,) rows of units of another group that are nearly the same, -1 = none; None for cells.
+        ordered: Units that stand near their neighbours in the order of the data; None for cells.
         epochs: Other epochs, or None.
         slices: Metadata slices, or None without metadata.
         is_train: Whether this is the train split.
@@ -97,6 +100,8 @@ class Evidence:
     train_hashes: NDArray[Any] | None = None
     novelty: NDArray[np.floating] | None = None
     near_train: Mask | None = None
+    copy_of: NDArray[np.int64] | None = None
+    ordered: Mask | None = None
     epochs: EpochArrays | None = None
     slices: list[MetadataSlice] | None = None
     is_train: bool = False
@@ -117,7 +122,8 @@ class Evidence:
         """What is not there, and why a code that needs it cannot be computed."""
         epochs = 0 if self.epochs is None else len(self.epochs.predictions)
         absent = {
-            "hashes": self.hashes is None,
+            "inputs": self.hashes is None and self.copy_of is None,
+            "neighbours": self.ordered is None,
             "train_inputs": self.near_train is None and (self.hashes is None or self.train_hashes is None),
             "train": self.novelty is None,
             "train_errors": self.cells.train_errors is None,

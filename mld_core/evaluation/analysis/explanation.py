@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.answers import Estimated, Explanation, Judged
 from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
@@ -23,12 +24,16 @@ from mld_core.evaluation.analysis.label_quality import (
     train_member,
 )
 from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
+from mld_core.evaluation.space import order
 from mld_core.evaluation.space.neighbourhood import Nearest
 from mld_core.evaluation.space.regions import CellGrid, cut_cells, describe_regions, region_numbers
 from mld_core.evaluation.space.slices import find_slices, slices_of
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.kmeans import assign
 
 SHOWN_NEIGHBOURS = 8
+
+_ROWS = 65_536
 
 
 def _label_members(made: Estimated) -> tuple[list[Member], list[bool]]:
@@ -132,9 +137,25 @@ def _again(evidence: Evidence, judged: Judged, posterior: LabelPosterior) -> Ite
         )
 
 
+def _pairs(made: Estimated) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_] | None]:
+    """Near copies of units in the split, and units near their neighbours in its order; None for cells."""
+    around, work = made.around.around, made.work
+    if not isinstance(around, Nearest):
+        return None, None
+    near = np.append(work.known, -1)[around.index[:, : order.ORDER_NEIGHBOURS]]
+    gap = np.full(len(near), np.nan)
+    for span in spans(len(near), _ROWS):
+        rows = np.flatnonzero(near[span, 0] >= 0) + span.start
+        apart = made.points[rows] - made.points[near[rows, 0]]
+        gap[rows] = np.log(np.maximum(np.linalg.norm(apart, axis=1), 1e-20))
+    copies = order.near_copies(gap, around.distance[:, 0])
+    return np.where(copies, near[:, 0], -1), order.ordered_units(near, work.arrays.labels)
+
+
 def _evidence(made: Estimated, judged: Judged, posterior: LabelPosterior, cells: CellEvidence) -> Evidence:
     work, arrays = made.work, made.work.arrays
     train = None if arrays.is_train else made.train
+    copy_of, ordered = _pairs(made)
     return Evidence(
         labels=arrays.labels,
         prediction=work.scores.prediction,
@@ -155,6 +176,8 @@ def _evidence(made: Estimated, judged: Judged, posterior: LabelPosterior, cells:
         train_hashes=None if arrays.train is None else arrays.train.hashes,
         novelty=None if train is None else train.novelty,
         near_train=None if train is None else train.near,
+        copy_of=copy_of,
+        ordered=ordered,
         epochs=arrays.epochs,
         slices=None if arrays.metadata is None else find_slices(arrays.metadata, work.errors),
         is_train=arrays.is_train,

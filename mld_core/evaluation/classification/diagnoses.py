@@ -99,11 +99,16 @@ def ambiguous_label(e: Evidence) -> Mask:
     return e.flags.ambiguous
 
 
-@diagnosis("C03", "Conflicting duplicates", 4, "Adjudicate and remove duplicates.", "hashes", "labels")
+@diagnosis("C03", "Conflicting duplicates", 4, "Adjudicate and remove duplicates.", "inputs", "labels")
 def duplicates_in_conflict(e: Evidence) -> Mask:
-    """Same input, different label."""
-    assert e.hashes is not None
-    return conflicting_duplicates(e.hashes, e.labels)
+    """Same input, or one far nearer than units around it are to each other, and another label."""
+    made = np.zeros(e.rows, np.bool_)
+    if e.hashes is not None:
+        made |= conflicting_duplicates(e.hashes, e.labels)
+    if e.copy_of is not None:
+        twin = np.where(e.copy_of >= 0, e.labels[e.copy_of], -1)
+        made |= (twin >= 0) & (e.labels >= 0) & (twin != e.labels)
+    return made
 
 
 @diagnosis(
@@ -120,6 +125,20 @@ def split_leakage(e: Evidence) -> Mask:
     if e.hashes is not None and e.train_hashes is not None:
         made |= np.isin(e.hashes, e.train_hashes)
     return made if e.near_train is None else made | e.near_train
+
+
+@diagnosis(
+    "C05",
+    "Order of the data",
+    2,
+    "Split by time or group, shuffle before training, name the groups (group_key).",
+    "neighbours",
+    "labels",
+)
+def order_of_the_data(e: Evidence) -> Mask:
+    """Units of a class that resemble each other stand together, more than shuffling would bring about."""
+    assert e.ordered is not None
+    return e.ordered
 
 
 @diagnosis(

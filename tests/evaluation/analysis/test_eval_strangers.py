@@ -160,6 +160,23 @@ def test_noise_the_network_learned_is_ranked_by_its_epochs(seed):
     assert average_precision(-made.label_quality, hit) >= average_precision(-margin.mean(axis=0), hit) - 0.02
 
 
+@pytest.mark.parametrize("name", ["digits", "mixture"])
+def test_near_copies_with_another_label_are_in_conflict(name):
+    arrays, _ = strangers.recorded(name, 0, train=False)
+    assert analyse(arrays, options=QUICK).diagnoses.counts["C03"] <= 0.002 * arrays.rows
+    rng = np.random.default_rng(0)
+    features, labels = arrays.features["hidden"].copy(), arrays.labels.copy()
+    source, copy = np.split(rng.choice(arrays.rows, 80, replace=False), 2)
+    features[copy] = features[source] + 1e-3 * features.std() * rng.normal(size=features[source].shape)
+    labels[copy] = (labels[source] + 1) % (labels.max() + 1)
+    made = analyse(replace(arrays, features={"hidden": features}, labels=labels), options=QUICK)
+    found = made.diagnoses.masks["C03"]
+    hit = np.isin(np.arange(arrays.rows), [*source, *copy])
+    assert found[hit].mean() > 0.75
+    assert found[~hit].mean() <= 0.005
+    assert made.diagnoses.counts["C05"] == 0
+
+
 # --- near-duplicates ----------------------------------------------------------------------------------------------
 
 

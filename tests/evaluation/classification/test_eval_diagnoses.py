@@ -93,6 +93,7 @@ def test_catalogue_is_whole():
         "C02",
         "C03",
         "C04",
+        "C05",
         "C10",
         "C11",
         "C12",
