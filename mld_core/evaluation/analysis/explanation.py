@@ -25,6 +25,7 @@ from mld_core.evaluation.analysis.label_quality import (
 )
 from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
 from mld_core.evaluation.space import order
+from mld_core.evaluation.space.mixture import failing_components, merged_regions
 from mld_core.evaluation.space.neighbourhood import Nearest
 from mld_core.evaluation.space.regions import CellGrid, cut_cells, describe_regions, region_numbers
 from mld_core.evaluation.space.slices import find_slices, slices_of
@@ -100,7 +101,9 @@ def explain(made: Estimated, judged: Judged, posterior: LabelPosterior) -> Expla
     near = made.around.around
     shown = np.append(work.known, -1)[near.index[:, :SHOWN_NEIGHBOURS]] if isinstance(near, Nearest) else None
     links = shown if shown is not None else np.full((arrays.rows, 0), -1, np.int64)
-    region = region_numbers(grid, links, work.errors, judged.used.t2)
+    region = merged_regions(
+        region_numbers(grid, links, work.errors, judged.used.t2), _components(made, judged), work.errors
+    )
     again = list(_again(evidence, judged, posterior))
     found = diagnose(work.options.diagnoses, evidence, again, region)
     regions = describe_regions(
@@ -114,6 +117,20 @@ def explain(made: Estimated, judged: Judged, posterior: LabelPosterior) -> Expla
         dense=judged.replays.dense,
     )
     return Explanation(shown, region, regions, found, evidence.slices)
+
+
+def _components(made: Estimated, judged: Judged) -> NDArray[np.int64]:
+    work, arrays = made.work, made.work.arrays
+    return failing_components(
+        made.points,
+        arrays.labels,
+        work.scores.prediction,
+        work.errors,
+        work.hashes[work.groups],
+        judged.used.t2,
+        arrays.n_class,
+        work.workers,
+    )
 
 
 def _again(evidence: Evidence, judged: Judged, posterior: LabelPosterior) -> Iterator[Evidence]:

@@ -1,4 +1,4 @@
-"""Regions: dense cells of the feature space, merged along the neighbour graph, with a name each."""
+"""Dense cells of the feature space, merged along the neighbour graph; what regions are called and hold."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TOP = 3
 
 @dataclass(frozen=True)
 class Region:
-    """A connected set of cells with dense errors.
+    """Connected cells with dense errors, or a failing component of the mixture.
 
     Attributes:
-        region_id: Number, 0 = most errors above what the overall rate explains.
+        region_id: Number, 0 = what tells most about the errors.
         n: Labelled units.
         errors: Wrong ones.
         rate: errors / n.

@@ -1,27 +1,35 @@
-"""Rows of data the planted-fault suite does not know: healthy models, chance, structured noise, near copies.
+"""Rows of data the planted-fault suite does not know, beside what is public, with a checkpoint per row and seed.
 
-    python tests/benchmarks/faults/strangers.py --seeds 3
+    python tests/benchmarks/faults/strangers.py --seeds 10 --rows rows.jsonl            # resumes what is missing
+    python tests/benchmarks/faults/strangers.py --rows rows.jsonl --table               # as it stands
 
-Sets of scikit-learn and its small models; see `tests/evaluation/analysis/strangers.py`. One line a row: our figure,
-the best public one beside it, mean and range over the seeds.
+Sets of scikit-learn, sentences of docstrings, mixtures, small models; see `tests/evaluation/analysis/strangers.py`.
+A row is (case, metric): our figure and those of the public methods on the same arrays, mean and 95 % interval of the
+mean over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import baselines
 import numpy as np
+from networks import Recorded
+from scipy.stats import t as student
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
 
 from mld_core.evaluation.analysis.analysis import analyse
-from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.metrics.classification import auroc, average_precision
+from mld_core.evaluation.space.arrays import SplitArrays
 
 FILE = Path(__file__).parents[2] / "evaluation" / "analysis" / "strangers.py"
 spec = importlib.util.spec_from_file_location("mld_tests_strangers", FILE)
@@ -29,13 +37,10 @@ strangers = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = strangers
 spec.loader.exec_module(strangers)
 
-Row = tuple[str, str, float, float]
-SIZES = ((10, 60), (100, 50), (10, 5), (3, 40))
-NOISES = {
-    "class 2->3, 40 %": strangers.class_noise(2, 3, 0.4),
-    "pairs, 20 %": strangers.pair_noise(0.2),
-    "any, 5 %": strangers.any_noise(0.05),
-}
+Row = tuple[str, dict[str, float]]
+DATA = ("digits", "mixture", "snippets", "cancer")
+LOWER = ("share", "C01 flagged")
+"""Metrics of which less is better start with one of these."""
 
 
 def run(arrays):
@@ -43,70 +48,293 @@ def run(arrays):
 
 
 def grave(made) -> float:
-    """Share of units with a code of severity 4 or more."""
-    found = [mask for code, mask in made.diagnoses.masks.items() if BY_CODE[code].severity >= 4]
-    return float(np.any(found, axis=0).mean())
+    """Share of units at severity 4 and above; of C03 apart, for sentences that two packages share are that."""
+    return float(((made.diagnoses.severity >= 4) & ~made.diagnoses.masks["C03"]).mean())
 
 
-def rows(seed: int) -> Iterator[Row]:
-    nothing = float("nan")
-    for n_class, per_class in SIZES:
-        for wrong in (0.0, 0.01):
-            name = f"healthy {n_class} x {per_class}, {1 - wrong:.0%} right"
-            made = run(strangers.healthy(n_class, per_class, seed, wrong=wrong))
-            yield name, "share at severity 4 and above", grave(made), nothing
-            yield name, "C02 share", float(made.diagnoses.masks["C02"].mean()), nothing
-            yield name, "stable coverage", float((made.category == 0).mean()), nothing
-    for data in ("digits", "mixture", "cancer"):
-        for kind in ("mlp", "linear"):
-            arrays = strangers.recorded(data, seed, kind=kind)[0]
-            made = run(arrays)
-            wrong = made.errors == 1
-            issues = baselines.cleanlab_issues(arrays.logits, arrays.labels)
-            yield f"clean {data} {kind}", "C01 share; find_label_issues", *shares(made, issues)
-            ours, theirs = auroc(made.error_proba, wrong), auroc(1 - made.msp, wrong)
-            yield f"clean {data} {kind}", "error AUROC; MSP", ours or nothing, theirs or nothing
-            yield f"clean {data} {kind}", "C04 share", float(made.diagnoses.masks["C04"].mean()), nothing
-    chance = strangers.at_chance(strangers.recorded("digits", seed)[0], seed)
-    issues = baselines.cleanlab_issues(chance.logits, chance.labels)
-    yield "model at chance", "C01 share; find_label_issues", *shares(run(chance), issues)
-    for data in ("digits", "mixture"):
-        for noise, flip in NOISES.items():
-            arrays, hit = strangers.recorded(data, seed, flip=flip)
-            best = max(
-                average_precision(score, hit) or 0.0
-                for score in baselines.cleanlab_scores(arrays.logits, arrays.labels).values()
-            )
-            for train in (True, False):
-                made = run(arrays if train else replace(arrays, train=None))
-                name = f"{data}, {noise}{'' if train else ', no train split'}"
-                found = average_precision(-made.label_quality, hit) or 0.0
-                yield name, "wrong-label AUPRC; cleanlab", found, best
-                yield name, "C01 recall", float(made.diagnoses.masks["C01"][hit].mean()), nothing
-        arrays, hit, margin = strangers.memorised(data, seed)
-        found, aum = (
-            average_precision(-run(arrays).label_quality, hit),
-            average_precision(-margin.mean(0), hit),
+def ap(score, hit) -> float:
+    return average_precision(np.asarray(score, float), hit) or 0.0
+
+
+def errors_of(arrays: SplitArrays) -> list[Row]:
+    """Error detection beside MSP, entropy and the Trust Score."""
+    made = run(arrays)
+    wrong = made.errors == 1
+    test = Recorded(arrays.logits, dict(arrays.features))
+    scores = {"ours": made.error_proba, "MSP": baselines.msp(test), "entropy": baselines.entropy(test)}
+    if arrays.train is not None and arrays.features:
+        train = Recorded(arrays.logits, dict(arrays.train.features))
+        scores["Trust Score"] = baselines.trust_score(test, train, arrays.train.labels)
+    return [
+        ("error AUROC", {name: auroc(score, wrong) or 0.5 for name, score in scores.items()}),
+        ("share at severity 4 and above", {"ours": grave(made)}),
+    ]
+
+
+def labels_of(arrays: SplitArrays, hit, more=None) -> list[Row]:
+    """Wrong labels beside cleanlab."""
+    made = run(arrays)
+    flagged = made.diagnoses.masks["C01"]
+    scores = baselines.cleanlab_scores(arrays.logits, arrays.labels)
+    issues = baselines.cleanlab_issues(arrays.logits, arrays.labels)
+    ranked = {"ours": -made.label_quality, **scores, **(more or {})}
+    return [
+        ("wrong-label AUPRC", {name: ap(score, hit) for name, score in ranked.items()}),
+        ("recall of what is flagged", {"ours": flagged[hit].mean(), "find_label_issues": issues[hit].mean()}),
+        (
+            "precision of what is flagged",
+            {
+                "ours": hit[flagged].mean() if flagged.any() else np.nan,
+                "find_label_issues": hit[issues].mean() if issues.any() else np.nan,
+            },
+        ),
+    ]
+
+
+def quiet(arrays: SplitArrays) -> list[Row]:
+    """Nothing to find: what is said all the same."""
+    made = run(arrays)
+    issues = baselines.cleanlab_issues(arrays.logits, arrays.labels)
+    return [
+        ("share at severity 4 and above", {"ours": grave(made)}),
+        ("C01 flagged", {"ours": made.diagnoses.masks["C01"].mean(), "find_label_issues": issues.mean()}),
+    ]
+
+
+def instance_noise(arrays: SplitArrays, share: float, seed: int):
+    """The label of a unit becomes the runner-up, more likely the less sure the model is."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(-arrays.logits, axis=1)
+    second = np.where(order[:, 0] == arrays.labels, order[:, 1], order[:, 0])
+    doubt = baselines.msp(Recorded(arrays.logits, {})) + 0.05
+    hit = rng.random(arrays.rows) < share * doubt / doubt.mean()
+    return replace(arrays, labels=np.where(hit, second, arrays.labels)), hit & (second != arrays.labels)
+
+
+def copies(arrays: SplitArrays, seed: int) -> list[Row]:
+    """Near-duplicates of train units."""
+    rng = np.random.default_rng(seed)
+    hit = rng.random(arrays.rows) < 0.05
+    train, own = arrays.train.features["hidden"], arrays.features["hidden"].copy()
+    near = train[rng.integers(0, len(train), hit.sum())]
+    own[hit] = near + 1e-3 * train.std() * rng.normal(size=near.shape)
+    found = run(replace(arrays, features={"hidden": own})).diagnoses.masks["C04"]
+    return [
+        ("C04 recall", {"ours": found[hit].mean()}),
+        ("share of others with C04", {"ours": found[~hit].mean()}),
+    ]
+
+
+def order(name: str, seed: int) -> list[Row]:
+    """A recording in which each unit looks like the one before it, and the same units shuffled."""
+    arrays, _ = strangers.recorded(name, seed, train=False)
+    hidden = arrays.features["hidden"]
+    walked = np.argsort(hidden[:, hidden.std(axis=0).argmax()], kind="stable")
+    inside = replace(
+        arrays,
+        logits=arrays.logits[walked],
+        labels=arrays.labels[walked],
+        features={"hidden": hidden[walked]},
+    )
+    theirs = [datalab_order(one) for one in (inside, arrays)]
+    ours = [float(run(one).diagnoses.masks["C05"].any()) for one in (inside, arrays)]
+    return [
+        ("order found", {"ours": ours[0], "Datalab non_iid": theirs[0]}),
+        ("share of shuffled ones called ordered", {"ours": ours[1], "Datalab non_iid": theirs[1]}),
+    ]
+
+
+def datalab_order(arrays: SplitArrays) -> float:
+    from cleanlab import Datalab
+
+    lab = Datalab({"label": arrays.labels}, label_name="label", verbosity=0)
+    lab.find_issues(features=arrays.features["hidden"], issue_types={"non_iid": {"seed": 0}})
+    return float(lab.get_issues("non_iid")["is_non_iid_issue"].any())
+
+
+def novel(name: str, seed: int) -> list[Row]:
+    """A tenth of the inputs with their columns permuted."""
+    x, other, y, truth = strangers.table(name, seed)
+    rng = np.random.default_rng(seed)
+    hit = rng.random(len(other)) < 0.1
+    other = other.copy()
+    other[hit] = np.stack([row[rng.permutation(len(row))] for row in other[hit]])
+    from sklearn.neural_network import MLPClassifier
+
+    model = MLPClassifier((48,), alpha=1e-3, max_iter=60, random_state=seed).fit(x, y)
+    one, two = strangers.hidden(model, x), strangers.hidden(model, other)
+    from mld_core.evaluation.space.arrays import TrainArrays
+
+    arrays = SplitArrays(
+        strangers.log_proba(model, other), truth, {"hidden": two}, train=TrainArrays({"hidden": one}, y)
+    )
+    made = run(arrays)
+    far = NearestNeighbors(n_neighbors=10).fit(one).kneighbors(two)[0].mean(axis=1)
+    edge = np.quantile(NearestNeighbors(n_neighbors=11).fit(one).kneighbors(one)[0][:, 1:].mean(axis=1), 0.95)
+    return [
+        (
+            "C30 recall",
+            {"ours": made.diagnoses.masks["C30"][hit].mean(), "kNN, 5 % of train": (far > edge)[hit].mean()},
+        ),
+        (
+            "share of others with C30",
+            {
+                "ours": made.diagnoses.masks["C30"][~hit].mean(),
+                "kNN, 5 % of train": (far > edge)[~hit].mean(),
+            },
+        ),
+    ]
+
+
+def memorised(name: str, seed: int) -> list[Row]:
+    """Wrong labels of the train split that the network has fitted."""
+    arrays, hit, margin = strangers.memorised(name, seed)
+    given = np.exp(np.minimum(margin, 0))
+    maps = {"AUM": -margin.mean(axis=0), "Data Maps": -given.mean(axis=0)}
+    return labels_of(arrays, hit, maps)
+
+
+def slices(name: str, kind: str, seed: int) -> list[Row]:
+    """A planted slice: the best F1 of a region beside a Gaussian mixture over features, labels and predictions."""
+    mixtures = _tests("test_eval_mixture", "space")
+    x, y, said, hit, n_class = mixtures.planted(name, kind, seed)
+    errors = (said != y).astype(np.int8)
+    both = mixtures.found(x, y, said, n_class, errors)[2]
+    spread = x / max(x.std(), 1e-9)
+    joined = np.column_stack([spread, 3 * np.eye(n_class)[y], 3 * np.eye(n_class)[said]])
+    member = GaussianMixture(20, covariance_type="diag", random_state=seed, max_iter=60).fit_predict(joined)
+    return [
+        (
+            "F1 of the best region",
+            {"ours": mixtures.best_f1(both, hit), "mixture": mixtures.best_f1(member, hit)},
         )
-        yield f"{data}, learned noise in train", "wrong-label AUPRC; AUM", found or 0.0, aum or 0.0
+    ]
 
 
-def shares(made, issues) -> tuple[float, float]:
-    return float(made.diagnoses.masks["C01"].mean()), float(np.mean(issues))
+def _tests(name: str, folder: str):
+    path = Path(__file__).parents[2] / "evaluation" / folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"mld_tests_{name}", path)
+    if spec.name not in sys.modules:
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+    return sys.modules[spec.name]
+
+
+def skewed(seed: int) -> tuple[SplitArrays, np.ndarray]:
+    """Two classes 100:1 and a model that misses half of the rare one."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(4_000) < 0.01).astype(np.int64)
+    features = (rng.normal(size=(4_000, 12)) + 2 * labels[:, None]).astype(np.float32)
+    signal = features.mean(axis=1) * 3 - 4 + rng.normal(size=4_000) * 0.7
+    return SplitArrays(
+        np.column_stack([-signal, signal]).astype(np.float32), labels, {"hidden": features}
+    ), labels
+
+
+def cases() -> dict[str, Callable[[int], list[Row]]]:
+    made: dict[str, Callable[[int], list[Row]]] = {}
+    recorded = strangers.recorded
+    for count in (5, 10, 50):
+        for wrong in (0.0, 0.01):
+            made[f"healthy, 20 classes of {count}, {1 - wrong:.0%} right"] = (
+                lambda seed, count=count, wrong=wrong: quiet(strangers.healthy(20, count, seed, wrong=wrong))
+            )
+    made["healthy, 10 classes of 200, 99% right"] = lambda seed: quiet(
+        strangers.healthy(10, 200, seed, wrong=0.01)
+    )
+    made["100:1"] = lambda seed: errors_of(skewed(seed)[0])
+    for name in DATA:
+        made[f"{name} as it is"] = lambda seed, name=name: [
+            *errors_of(recorded(name, seed)[0]),
+            *quiet(recorded(name, seed)[0])[1:],
+        ]
+        made[f"{name} without features"] = lambda seed, name=name: errors_of(
+            replace(recorded(name, seed)[0], features={}, train=None)
+        )
+        made[f"{name}, order"] = lambda seed, name=name: order(name, seed)
+        made[f"{name}, near copies of train"] = lambda seed, name=name: copies(recorded(name, seed)[0], seed)
+        made[f"{name}, permuted inputs"] = lambda seed, name=name: novel(name, seed)
+        for kind in ("cluster", "direction", "part of a class"):
+            made[f"{name}, slice: {kind}"] = lambda seed, name=name, kind=kind: slices(name, kind, seed)
+    made["digits at chance"] = lambda seed: quiet(strangers.at_chance(recorded("digits", seed)[0], seed))
+    noises = {
+        "class 2->3, 40 %": strangers.class_noise(2, 3, 0.4),
+        "pairs, 20 %": strangers.pair_noise(0.2),
+        "any, 5 %": strangers.any_noise(0.05),
+    }
+    for name in ("digits", "mixture", "snippets"):
+        for title, flip in noises.items():
+            for train in (True, False):
+                made[f"{name}, labels: {title}{'' if train else ', no train split'}"] = (
+                    lambda seed, name=name, flip=flip, train=train: labels_of(
+                        *recorded(name, seed, flip=flip, train=train)
+                    )
+                )
+        made[f"{name}, labels: by instance, 5 %"] = lambda seed, name=name: labels_of(
+            *instance_noise(recorded(name, seed)[0], 0.05, seed)
+        )
+        made[f"{name}, labels: learned by heart"] = lambda seed, name=name: memorised(name, seed)
+    return made
+
+
+def measured(path: Path) -> dict[tuple[str, int], list[Row]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(one["case"], one["seed"]): one["rows"] for one in map(json.loads, lines)}
+
+
+def table(path: Path) -> str:
+    """Mean and 95 % interval of every row over the seeds there are."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (case, _), rows in measured(path).items():
+        for metric, values in rows:
+            for method, value in values.items():
+                if value is not None:
+                    found[case, metric][method].append(value)
+    lines = ["| case | figure | seeds | ours | best public | |", "|---|---|---|---|---|---|"]
+    for case in cases():
+        for (name, metric), methods in found.items():
+            if name != case:
+                continue
+            less = metric.startswith(LOWER)
+            others = {method: np.mean(v) for method, v in methods.items() if method != "ours"}
+            best = (min if less else max)(others, key=others.get) if others else ""
+            other = f"{best} {interval(methods[best])}" if best else ""
+            mean = np.mean(methods["ours"])
+            close = not best or (mean <= others[best] + 0.02 if less else mean >= others[best] - 0.02)
+            mark = "" if not best else "held" if close else "**below**"
+            lines.append(
+                f"| {case} | {metric} | {len(methods['ours'])} | {interval(methods['ours'])} | {other} | {mark} |"
+            )
+    return "\n".join(lines)
+
+
+def interval(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{np.mean(values):.3f}"
+    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.3f} ± {half:.3f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
-    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for seed in range(parser.parse_args().seeds):
-        for fault, metric, ours, theirs in rows(seed):
-            found[fault, metric].append((ours, theirs))
-    print("| case | figure | ours | range | public |\n|---|---|---|---|---|")
-    for (fault, metric), values in found.items():
-        ours, theirs = np.array(values).T
-        other = "" if np.isnan(theirs).all() else f"{theirs.mean():.3f}"
-        print(f"| {fault} | {metric} | {ours.mean():.3f} | {ours.min():.3f}-{ours.max():.3f} | {other} |")
+    parser.add_argument("--rows", type=Path, default=Path("strangers.jsonl"))
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    chosen = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if not chosen.table:
+        done = measured(chosen.rows)
+        for seed in range(chosen.seeds):
+            for case, rows_of in cases().items():
+                if (case, seed) in done:
+                    continue
+                rows = [
+                    (metric, {k: None if np.isnan(v) else float(v) for k, v in values.items()})
+                    for metric, values in rows_of(seed)
+                ]
+                with chosen.rows.open("a") as file:
+                    file.write(json.dumps({"case": case, "seed": seed, "rows": rows}) + "\n")
+    print(table(chosen.rows))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ def test_categories_agree_between_half_and_whole():
         whole, less = (analyse(one, options=strangers.QUICK) for one in (arrays, half))
         found.append(kappa(whole.category[rows], less.category))
         for made in (whole, less):
-            assert (made.diagnoses.severity >= GRAVE).mean() <= 0.005
+            # Sentences that two packages share are conflicting duplicates indeed.
+            grave = (made.diagnoses.severity >= GRAVE) & ~made.diagnoses.masks["C03"]
+            assert grave.mean() <= 0.005
             assert made.error_proba.min() > 0
             assert made.risk_low.min() > 0
     assert np.mean(found) >= 0.8

@@ -1,0 +1,242 @@
+"""Slices that are no cluster of their own: components of a mixture over features, labels and predictions.
+
+A component explains where units lie, what their labels are and what the model says, all at once, so that a
+part of a cluster that fails in its own way becomes a component (Eyuboglu et al., 2022). It is fitted on half
+of the groups and believed only where its units of the other half fail too; who belongs to it is read from
+features and label alone, so that an error makes no unit a member.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.space.cells import beta_quantile
+from mld_core.evaluation.statistics.blocks import spans
+from mld_core.evaluation.statistics.folds import hash_order, hash_uniform, mix
+from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
+
+COMPONENTS = 20
+SAMPLE = 20_000
+DIMENSIONS = 32
+LABEL_WEIGHT = 10.0
+"""How much more a label or prediction counts than a feature; as many as the literature's choice."""
+
+MEMBER = 0.5
+SMALLEST = 10
+
+_STEPS, _TOLERANCE = 60, 1e-6
+_PRIOR = 0.5
+_SIZE_POWER = 0.75
+_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A fitted mixture of C components; the small state of the stage.
+
+    Attributes:
+        weight: (C,) log share of each.
+        mean: (C, D) means.
+        precision: (C, D) one over the variances.
+        label: (C, K) log probability of each label.
+        prediction: (C, K) log probability of each prediction.
+    """
+
+    weight: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    label: NDArray[np.float64]
+    prediction: NDArray[np.float64]
+
+    def log_parts(
+        self, points: NDArray[np.floating], labels: NDArray[np.int64], prediction: NDArray[np.int64] | None
+    ) -> NDArray[np.float64]:
+        """(n, C) log density of units with each component; without predictions, of the rest alone."""
+        x = points[:, : self.mean.shape[1]].astype(np.float64)
+        scaled = self.mean * self.precision
+        square = (x * x) @ self.precision.T - 2 * x @ scaled.T + (self.mean * scaled).sum(axis=1)
+        made = self.weight + (np.log(self.precision).sum(axis=1) - square) / 2
+        made = made + LABEL_WEIGHT * self.label[:, labels].T
+        if prediction is not None:
+            made = made + LABEL_WEIGHT * self.prediction[:, prediction].T
+        return np.asarray(made, dtype=np.float64)
+
+
+def fit_mixture(
+    points: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    n_class: int,
+    components: int = COMPONENTS,
+) -> Mixture:
+    """Expectation maximisation from the cells of the confusion matrix.
+
+    Args:
+        points: (n, D) coordinates, of which the first 32 are used.
+        labels: (n,) labels.
+        prediction: (n,) predictions.
+        n_class: Number of classes.
+        components: How many; the commonest wrong pairs start one each, the commonest labels the others.
+    """
+    x = points[:, :DIMENSIONS].astype(np.float64)
+    part = np.zeros((len(x), components))
+    part[np.arange(len(x)), _start(labels, prediction, components)] = 1
+    part = 0.9 * part + 0.1 / components
+    floor = 1e-2 * x.var(axis=0) + 1e-9
+    best = -np.inf
+    for _ in range(_STEPS):
+        made = _maximised(x, labels, prediction, part, n_class, floor)
+        joint = made.log_parts(x, labels, prediction)
+        top = joint.max(axis=1, keepdims=True)
+        part = np.exp(joint - top)
+        total = part.sum(axis=1, keepdims=True)
+        part /= total
+        value = float((np.log(total) + top).mean())
+        if value - best < _TOLERANCE * max(1.0, abs(value)):
+            break
+        best = value
+    return made
+
+
+def _start(labels: NDArray[np.int64], prediction: NDArray[np.int64], components: int) -> NDArray[np.int64]:
+    """(n,) first component of each unit."""
+    wrong = labels != prediction
+    pairs = labels * (int(prediction.max(initial=0)) + 1) + prediction
+    distinct, where = np.unique(np.where(wrong, pairs, -1 - labels), return_inverse=True)
+    where = where.reshape(-1)
+    count = np.bincount(where)
+    kinds = (np.flatnonzero(distinct >= 0), np.flatnonzero(distinct < 0))
+    kept = [kind[np.argsort(-count[kind], kind="stable")] for kind in kinds]
+    half = components // 2
+    chosen = [*kept[0][:half], *kept[1][: components - half]]
+    place = np.full(len(distinct), -1)
+    place[chosen] = np.arange(len(chosen))
+    found = place[where]
+    # What starts none is dealt out, and empty components get their share of it by hash.
+    loose = np.flatnonzero(found < 0)
+    found[loose] = (mix(loose.astype(np.uint64), 41) % np.uint64(components)).astype(np.int64)
+    return found
+
+
+def _maximised(
+    x: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    part: NDArray[np.float64],
+    n_class: int,
+    floor: NDArray[np.float64],
+) -> Mixture:
+    size = part.sum(axis=0) + 1e-9
+    mean = part.T @ x / size[:, None]
+    variance = np.maximum(part.T @ (x * x) / size[:, None] - mean**2, 0) + floor
+    tables = []
+    for said in (labels, prediction):
+        table = np.zeros((n_class, part.shape[1]))
+        np.add.at(table, said, part)
+        table = table.T + _PRIOR / n_class
+        tables.append(np.log(table / table.sum(axis=1, keepdims=True)))
+    return Mixture(np.log(size / size.sum()), mean, 1 / variance, *tables)
+
+
+def score_mixture(
+    points: NDArray[np.floating], labels: NDArray[np.int64], state: Mixture
+) -> NDArray[np.int64]:
+    """(n,) component that holds more than half of a unit by its features and label; -1 = none."""
+    joint = state.log_parts(points, labels, None)
+    part = np.exp(joint - joint.max(axis=1, keepdims=True))
+    share = part.max(axis=1) / part.sum(axis=1)
+    return np.where(share > MEMBER, joint.argmax(axis=1), -1)
+
+
+def failing_components(
+    points: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    errors: NDArray[np.int8],
+    hashes: NDArray[np.uint64],
+    t2: float,
+    n_class: int,
+    workers: Workers,
+) -> NDArray[np.int64]:
+    """(N,) number of the failing component a unit belongs to, -1 = none.
+
+    Args:
+        points: (N, D) coordinates.
+        labels: (N,) labels, -1 where unlabelled.
+        prediction: (N,) predictions, -1 where there is none.
+        errors: (N,) 1 wrong, 0 right, -1 unknown.
+        hashes: (N,) hashes of the group keys: a group is fitted on or judged by as a whole.
+        t2: Error rate that a component must lie above: the 5 % quantile of its rate among units that took no
+            part in the fit, and significantly so after Benjamini-Hochberg over the components.
+        n_class: Number of classes.
+        workers: Open pool.
+    """
+    usable = np.flatnonzero((labels >= 0) & (prediction >= 0) & (errors >= 0))
+    made = np.full(len(labels), -1, np.int64)
+    fitting = hash_uniform(hashes[usable], 43) < 0.5
+    rows = usable[fitting]
+    rows = np.sort(rows[hash_order(len(rows), 47)[:SAMPLE]])
+    if len(rows) < COMPONENTS * SMALLEST or not (errors[rows] == 1).any():
+        return made
+    state = fit_mixture(points[rows], labels[rows], prediction[rows], n_class)
+    member = np.full(len(labels), -1, np.int64)
+
+    def one(span: slice) -> None:
+        some = usable[span]
+        member[some] = score_mixture(points[some], labels[some], state)
+
+    workers.each(one, spans(len(usable), _ROWS))
+    held = usable[~fitting]
+    held = held[member[held] >= 0]
+    size = np.bincount(member[held], minlength=COMPONENTS).astype(np.float64)
+    bad = np.bincount(member[held], weights=errors[held] == 1, minlength=COMPONENTS)
+    p = np.where(size >= SMALLEST, binomial_upper(bad, size, t2), np.nan)
+    fails = benjamini_hochberg(p) & (beta_quantile(bad + 0.5, size - bad + 0.5) > t2)
+    inside = np.flatnonzero(member >= 0)
+    made[inside] = np.where(fails[member[inside]], member[inside], -1)
+    return made
+
+
+def merged_regions(
+    cells: NDArray[np.integer], components: NDArray[np.integer], errors: NDArray[np.int8]
+) -> NDArray[np.int32]:
+    """(N,) region of each unit out of two ways to look for regions, -1 outside.
+
+    The candidate that tells most about the errors is taken first: the Kullback-Leibler divergence of its
+    error rate from the overall one, times its units to the power of 3/4, so that a pure part goes before the
+    crowd around it. The others keep what is left of them.
+
+    Args:
+        cells: (N,) number of the region of dense cells, -1 = none.
+        components: (N,) number of the failing component, -1 = none.
+        errors: (N,) 1 wrong, 0 right, -1 unknown.
+    """
+    made = np.full(len(errors), -1, np.int32)
+    known = errors >= 0
+    rate = float((errors[known] == 1).mean()) if known.any() else 0.0
+    if not 0 < rate < 1:
+        return made
+    left = [found == number for found in (cells, components) for number in np.unique(found[found >= 0])]
+    while left:
+        told = [_told(mask & known, errors, rate) for mask in left]
+        best = int(np.argmax(told))
+        if told[best] <= 0:
+            break
+        taken = left.pop(best)
+        made[taken] = made.max() + 1
+        left = [rest for mask in left if (rest := mask & ~taken)[known].sum() >= SMALLEST]
+    return made
+
+
+def _told(mask: NDArray[np.bool_], errors: NDArray[np.int8], rate: float) -> float:
+    n = int(mask.sum())
+    own = float((errors[mask] == 1).mean()) if n else 0.0
+    if own <= rate:
+        return 0.0
+    return n**_SIZE_POWER * (
+        own * np.log(own / rate) + ((1 - own) * np.log((1 - own) / (1 - rate)) if own < 1 else 0.0)
+    )

@@ -1,0 +1,101 @@
+"""Slices of both kinds: clusters of their own and parts of a cluster, at least the better way's share of each."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.space import space
+from mld_core.evaluation.space.mixture import failing_components, fit_mixture, merged_regions, score_mixture
+from mld_core.evaluation.space.neighbourhood import surroundings
+from mld_core.evaluation.space.regions import cut_cells, region_numbers
+from mld_core.evaluation.statistics.folds import key_hashes
+
+FILE = Path(__file__).parents[1] / "analysis" / "strangers.py"
+spec = importlib.util.spec_from_file_location("mld_tests_strangers", FILE)
+strangers = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+if not hasattr(strangers, "table"):
+    spec.loader.exec_module(strangers)
+
+KINDS = ("cluster", "direction", "class", "part of a class", "norm")
+
+
+def planted(name, kind, seed=0):
+    """Hidden features, labels, predictions that fail in one slice, and who is in it."""
+    arrays, _ = strangers.recorded(name, seed)
+    rng = np.random.default_rng(seed)
+    x, y, said = arrays.features["hidden"].copy(), arrays.labels, arrays.logits.argmax(axis=1)
+    along, common = x @ rng.normal(size=x.shape[1]), int(np.bincount(y).argmax())
+    if kind == "cluster":
+        hit = rng.random(len(y)) < 0.06
+        x[hit] += x.std() * 2 * rng.normal(size=x.shape[1])
+    elif kind == "direction":
+        hit = along > np.quantile(along, 0.94)
+    elif kind == "class":
+        hit = (y == common) & (rng.random(len(y)) < 0.6)
+    elif kind == "part of a class":
+        hit = (y == common) & (along > np.median(along[y == common]))
+    else:
+        hit = np.abs(x).sum(axis=1) > np.quantile(np.abs(x).sum(axis=1), 0.93)
+    wrong = hit & (rng.random(len(y)) < 0.75)
+    said[wrong] = (y[wrong] + 1) % arrays.n_class
+    return x.astype(np.float32), y, said, hit, arrays.n_class
+
+
+def found(x, y, said, n_class, errors):
+    with Workers(1) as workers:
+        fitted = space.fit_space({"a": x}, workers)
+        points = space.project(fitted, {"a": x}, workers)
+        around = surroundings(points, np.arange(len(y)), np.arange(len(y)), workers).around
+        t2 = (errors.sum() + 1) / (len(y) + 2)
+        near = around.index[:, :8].astype(np.int64)
+        cells = region_numbers(cut_cells(points, workers), near, errors, t2)
+        hashes = key_hashes(np.arange(len(y)), "0")
+        parts = failing_components(points, y, said, errors, hashes, t2, n_class, workers)
+    return cells, parts, merged_regions(cells, parts, errors)
+
+
+def best_f1(numbers, hit):
+    def f1(mask):
+        return 2 * (mask & hit).sum() / (mask.sum() + hit.sum())
+
+    return max((f1(numbers == one) for one in np.unique(numbers[numbers >= 0])), default=0.0)
+
+
+def test_both_together_are_as_good_as_the_better_of_the_two():
+    better, gained = 0, 0
+    for name in ("digits", "mixture", "snippets"):
+        for kind in KINDS:
+            x, y, said, hit, n_class = planted(name, kind)
+            ways = [best_f1(one, hit) for one in found(x, y, said, n_class, (said != y).astype(np.int8))]
+            better += ways[2] >= max(ways[:2]) - 0.02
+            gained += ways[2] > ways[0] + 0.1
+    assert better >= 14
+    assert gained >= 5
+
+
+@pytest.mark.parametrize("name", ["digits", "mixture", "snippets"])
+def test_errors_at_random_make_no_component(name):
+    x, y, said, _, n_class = planted(name, "direction")
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        said = np.where(rng.random(len(y)) < 0.15, (y + 1) % n_class, y)
+        assert (found(x, y, said, n_class, (said != y).astype(np.int8))[1] >= 0).mean() <= 0.02
+
+
+def test_a_component_knows_its_members_without_their_predictions():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], 500)
+    x = rng.normal(size=(1_000, 4)) + 5 * y[:, None]
+    state = fit_mixture(x, y, y, 2, components=2)
+    member = score_mixture(x, y, state)
+    assert len(np.unique(member[y == 0])) == len(np.unique(member[y == 1])) == 1
+    assert member[0] != member[-1]
+
+
+def test_no_error_no_region():
+    none = np.full(50, -1)
+    assert (merged_regions(none, np.zeros(50, np.int64), np.zeros(50, np.int8)) == -1).all()
