@@ -145,9 +145,13 @@ def order(name: str, seed: int) -> list[Row]:
 
 
 def datalab_order(arrays: SplitArrays) -> float:
-    from cleanlab import Datalab
+    """Whether Datalab finds the data in order; NaN where its own dependency (datasets) is not installed."""
+    try:
+        from cleanlab import Datalab
 
-    lab = Datalab({"label": arrays.labels}, label_name="label", verbosity=0)
+        lab = Datalab({"label": arrays.labels}, label_name="label", verbosity=0)
+    except ImportError:
+        return float("nan")
     lab.find_issues(features=arrays.features["hidden"], issue_types={"non_iid": {"seed": 0}})
     return float(lab.get_issues("non_iid")["is_non_iid_issue"].any())
 
