@@ -237,6 +237,5 @@ def _told(mask: NDArray[np.bool_], errors: NDArray[np.int8], rate: float) -> flo
     own = float((errors[mask] == 1).mean()) if n else 0.0
     if own <= rate:
         return 0.0
-    return n**_SIZE_POWER * (
-        own * np.log(own / rate) + ((1 - own) * np.log((1 - own) / (1 - rate)) if own < 1 else 0.0)
-    )
+    right = (1 - own) * np.log((1 - own) / (1 - rate)) if own < 1 else 0.0
+    return float(n**_SIZE_POWER * (own * np.log(own / rate) + right))
