@@ -15,9 +15,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from mld_core.tracing.batch import hashing_host
 from mld_core.tracing.batch.batches import tensors_in
-from mld_core.tracing.batch.hashing import hash_kind, input_hash_of
+from mld_core.tracing.batch.hashing import input_hash_of
 from mld_core.tracing.batch.hashing_host import INLINE_BYTES
+from mld_core.tracing.batch.hashing_numpy import KIND
 
 CHANGED: Final = "inputs changed in place before they were hashed"
 LATE: Final = "inputs not hashed: the thread that hashes was late"
@@ -34,6 +36,7 @@ class Fingerprint:
         divided: makes of (inputs, n) one entry per unit wherever they can be divided.
 
     Attributes:
+        on_host: no tensor of the inputs lies on a device.
         kind: how it is made; hashes compare within one kind.
         missing: why there is none, as it is counted; "" while there may be one.
     """
@@ -41,7 +44,8 @@ class Fingerprint:
     def __init__(self, inputs: Any, n: int | None, divided: Callable[[Any, int], Any] | None = None) -> None:
         tensors = tensors_in(inputs)
         self.n = n
-        self.kind = hash_kind(inputs)
+        self.on_host = all(t.device.type == "cpu" for t in tensors)
+        self.kind = hashing_host.KIND if self.on_host else KIND
         self.missing = ""
         self.nbytes = weight(inputs)
         self._inputs = inputs

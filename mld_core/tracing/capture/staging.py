@@ -49,7 +49,8 @@ class CpuStaged:
 
     def arrays(self) -> list[npt.NDArray[Any]]:
         """The clones as numpy arrays; bfloat16 and float8 are cast to float32 here, on the writer thread."""
-        return [t.to(plain_dtype(t.dtype)).numpy() for t in self.tensors]
+        plain = [(t, plain_dtype(t.dtype)) for t in self.tensors]
+        return [(t if t.dtype == dtype else t.to(dtype)).numpy() for t, dtype in plain]
 
     def discard(self) -> None:
         """Drops the clones."""

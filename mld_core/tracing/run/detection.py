@@ -22,7 +22,6 @@ from mld_core.adapters.outputs import Detection3DOutput, DetectionOutput
 from mld_core.records.format.schema import HASH_KIND, media_schema
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, own_copy, tensors_in
 from mld_core.tracing.batch.fingerprint import Fingerprint
-from mld_core.tracing.batch.hashing import on_host
 from mld_core.tracing.batch.modalities import by_frame, frames_in, modalities
 from mld_core.tracing.batch.truths import count_frames, find_images, find_truth
 from mld_core.tracing.capture.activations import ready
@@ -145,7 +144,7 @@ class DetectionSession(Session):
         if batch.inputs is None or not (self.options.input_hash or batch.id_source == CONTENT_HASH):
             return None, None
         fingerprint = Fingerprint(batch.inputs, n, by_frame)
-        return self._beside(fingerprint, batch.id_source) if on_host(batch.inputs) else fingerprint, None
+        return self._beside(fingerprint, batch.id_source) if fingerprint.on_host else fingerprint, None
 
     def commit(self, open_pass: OpenPass, batch: Batch) -> DetectorCapture | None:
         """Hands the call of one batch to the writer thread; returns what was captured, if anything."""

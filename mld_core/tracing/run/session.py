@@ -17,7 +17,7 @@ from mld_core.records.format.schema import HASH_KIND, INDEX_SOURCES
 from mld_core.records.write.writer import Account
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, count_rows
 from mld_core.tracing.batch.fingerprint import LATE, Fingerprint, HashThread
-from mld_core.tracing.batch.hashing import hash_kind, input_hash_of, on_host
+from mld_core.tracing.batch.hashing import hash_kind, input_hash_of
 from mld_core.tracing.batch.hashing_host import INLINE_BYTES
 from mld_core.tracing.batch.labels import find_inputs, find_labels
 from mld_core.tracing.capture.staging import Stager
@@ -183,8 +183,9 @@ class Session(RunWriter, ABC):
         wanted = self.options.input_hash or batch.id_source == CONTENT_HASH
         if not wanted or batch.inputs is None:
             return None, None
-        if on_host(batch.inputs):
-            return self._beside(Fingerprint(batch.inputs, n), batch.id_source), None
+        fingerprint = Fingerprint(batch.inputs, n)
+        if fingerprint.on_host:
+            return self._beside(fingerprint, batch.id_source), None
         if n is None:
             return None, None
         with torch.no_grad():

@@ -1,9 +1,10 @@
-"""The box tables of one batch of frames, of whatever framework; needs no PyTorch."""
+"""The box tables of neighbouring batches of frames, of whatever framework; needs no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +30,6 @@ from mld_core.tracing.tables.columns import (
     own_columns,
     sample_columns,
     table_of,
-    user_columns,
     vector_columns,
 )
 
@@ -116,37 +116,49 @@ class BoxPass(PassState):
 
 @dataclass(kw_only=True)
 class Frames:
-    """One batch of frames, read and checked.
+    """One batch of frames, read and checked; on the writer thread it becomes tables with those beside it.
 
     Attributes:
         context: of the pass.
-        unit: number of the first frame within the pass.
+        units: numbers of the frames within the pass.
         parsed: final detections.
         truths: one per frame, None: unlabelled.
         ids: one per frame.
-        hashes: of the frames' content, if it is stored.
+        origins: where the frames came from, batch by batch.
         sizes: (height, width) of each image in pixels, (None, None) where unknown.
         vectors: alias -> one row per detection; `widths`: alias -> width, of those the pass stores.
-        user: values of the user's columns by name; `label_values` those of `truths`, one per true box.
+        label_values: values of the user's columns of `truths` by name, one per true box.
+        media: the frames' pictures, as their table.
     """
 
     context: BoxPass
-    unit: int
+    units: npt.NDArray[np.int64]
     parsed: Parsed
     truths: Sequence[Checked | None]
     ids: list[str]
-    id_source: str
-    hashes: list[str] | None
+    origins: Sequence[Origin]
     sizes: Sequence[tuple[int | None, int | None]]
     vectors: Vectors
     widths: Mapping[str, int]
-    user: Mapping[str, Any]
-    batch_idx: int
-    global_step: int | None
     label_values: Mapping[str, list[Any] | None] = field(default_factory=dict)
+    media: pa.Table | None = None
 
-    def tables(self) -> dict[str, pa.Table]:
-        """`samples`, `detections`, `truths`, and `vectors` where there are detections with any."""
+    @property
+    def key(self) -> Hashable:
+        """Batches of a pass that have the same columns and limits go into one table."""
+        parsed, output = self.parsed, self.parsed.output
+        given = (parsed.quality, parsed.geometry, output.velocities, output.source_index, self.media)
+        known = [t.truth for t in self.truths if t is not None]
+        moving = not known or all(truth.velocities is not None for truth in known)
+        columns = (tuple(self.vectors), moving, tuple(value is None for value in given))
+        return id(self.context), parsed.activation, parsed.thresholds, columns
+
+    def tables(self, group: Sequence[Frames]) -> dict[str, pa.Table]:
+        """`samples`, `detections`, `truths`, `vectors` where there are detections with any, and `media`."""
+        return (_together(group) if len(group) > 1 else self).made()
+
+    def made(self) -> dict[str, pa.Table]:
+        """The tables of these frames alone."""
         context, output, n = self.context, self.parsed.output, len(self.parsed.output)
         counts = [len(boxes) for boxes in output.boxes]
         total = sum(counts)
@@ -170,33 +182,26 @@ class Frames:
             features = {a: (w, context.vector_dtype) for a, w in self.widths.items() if a != "logits"}
             schema = vectors_schema(context.task, self.widths.get("logits"), features)
             made["vectors"] = table_of({**own, **columns}, schema, total)
+        if self.media is not None:
+            made["media"] = self.media
         return made
 
     def own(self, frames: npt.NDArray[np.int64]) -> Columns:
         """The key columns of rows that belong to `frames`."""
-        return own_columns(self.unit + frames, self.context.rank, [self.ids[i] for i in frames])
+        return own_columns(self.units[frames], self.context.rank, [self.ids[i] for i in frames])
 
     def _samples(self, counts: list[int]) -> Columns:
         parsed, limits, n = self.parsed, self.parsed.thresholds, len(counts)
         affine = [None if parsed.geometry is None else parsed.geometry[i].affine for i in range(n)]
-        cap_hit = [bool(hit) for hit in parsed.cap_hit] if len(parsed.cap_hit) == n else [None] * n
-        origin = Origin(
-            n=n,
-            id_source=self.id_source,
-            batch_idx=self.batch_idx,
-            global_step=self.global_step,
-            hashes=self.hashes,
-            user=user_columns(self.context, self.user, n),
-        )
         return {
-            **sample_columns(self.context, self.own(np.arange(n)), [origin]),
+            **sample_columns(self.context, self.own(np.arange(n)), self.origins),
             "n_detections": pa.array(counts, pa.int32()),
             "n_truths": pa.array([None if t is None else len(t.ignore) for t in self.truths], pa.int32()),
             "labelled": pa.array([t is not None for t in self.truths], pa.bool_()),
             "score_thresh": pa.array([limits.score] * n, pa.float32()),
             "iou_thresh": pa.array([limits.iou] * n, pa.float32()),
             "max_detections": pa.array([limits.max_detections] * n, pa.int32()),
-            "cap_hit": pa.array(cap_hit, pa.bool_()),
+            "cap_hit": pa.array(_cap_hit(parsed), pa.bool_()),
             "image_height": pa.array([size[0] for size in self.sizes], pa.int32()),
             "image_width": pa.array([size[1] for size in self.sizes], pa.int32()),
             "affine": pa.array([None if a is None else list(a) for a in affine], pa.list_(pa.float64())),
@@ -246,6 +251,60 @@ class Frames:
         for spec in self.context.label_fields:
             columns[spec.name] = additional_column(spec, self.label_values.get(spec.name), total)
         return _box_table(columns, truths_schema(self.context.task, self.context.label_fields), total)
+
+
+def _cap_hit(parsed: Parsed) -> list[bool | None]:
+    """One for each frame, None where a family does not tell."""
+    known = len(parsed.cap_hit) == len(parsed.output)
+    hits: list[Any] = parsed.cap_hit if known else [None] * len(parsed.output)
+    return [None if hit is None else bool(hit) for hit in hits]
+
+
+def _together(group: Sequence[Frames]) -> Frames:
+    """Neighbouring batches of one key as one."""
+    first, parts = group[0], [frames.parsed for frames in group]
+    output = copy.copy(first.parsed.output)
+    for name in ("boxes", "scores", "labels", "velocities", "source_index"):
+        if getattr(output, name) is not None:
+            setattr(output, name, [one for part in parts for one in getattr(part.output, name)])
+    cap_hit: Any = [hit for part in parts for hit in _cap_hit(part)]
+    parsed = replace(
+        first.parsed,
+        output=output,
+        cap_hit=cap_hit,
+        quality=_in_a_row([part.quality for part in parts]),
+        geometry=_in_a_row([part.geometry for part in parts]),
+    )
+    media = [frames.media for frames in group if frames.media is not None]
+    return replace(
+        first,
+        units=np.concatenate([frames.units for frames in group]),
+        parsed=parsed,
+        truths=[truth for frames in group for truth in frames.truths],
+        ids=[one for frames in group for one in frames.ids],
+        origins=[origin for frames in group for origin in frames.origins],
+        sizes=[size for frames in group for size in frames.sizes],
+        vectors={name: np.concatenate([frames.vectors[name] for frames in group]) for name in first.vectors},
+        widths=next((frames.widths for frames in group if frames.widths), first.widths),
+        label_values={name: _values(group, name) for name in first.label_values},
+        media=pa.concat_tables(media) if media else None,
+    )
+
+
+def _in_a_row(parts: Sequence[list[Any] | None]) -> list[Any] | None:
+    return None if parts[0] is None else [one for part in parts for one in part or ()]
+
+
+def _values(group: Sequence[Frames], name: str) -> list[Any] | None:
+    """A user's column of all true boxes; None for those of a batch without it."""
+    if all(frames.label_values.get(name) is None for frames in group):
+        return None
+    found: list[Any] = []
+    for frames in group:
+        values = frames.label_values.get(name)
+        total = sum(0 if truth is None else len(truth.ignore) for truth in frames.truths)
+        found += [None] * total if values is None else values
+    return found
 
 
 def as_arrays(truth: Truth) -> Truth:

@@ -132,8 +132,8 @@ class DetectionJob(Job):
     device_hash: Any
     sizes: Sequence[tuple[int, int]] | None
 
-    def __call__(self) -> dict[str, pa.Table]:
-        """Builds the tables of this batch; {} where the model made no detections (losses only).
+    def __call__(self) -> Frames | dict[str, pa.Table]:
+        """Reads this batch; {} where the model made no detections (losses only).
 
         Raises:
             ValueError: the batch can not be recorded; the writer counts its rows as lost with this reason.
@@ -164,27 +164,22 @@ class DetectionJob(Job):
         counts = [0 if t is None else len(t.ignore) for t in truths]
         frames = Frames(
             context=context,
-            unit=context.units,
+            units=np.arange(context.units, context.units + n),
             parsed=parsed,
             truths=truths,
             ids=self._truth_ids(ids, truths, n),
-            id_source=self.id_source,
-            hashes=self._of_a_kind(context, hashes, n),
+            origins=[self._origin(context, n, hashes)],
             sizes=[self._size(parsed, i) or (None, None) for i in range(n)],
             vectors=self._vectors(parsed, layers),
             widths=context.widths or {},
-            user=self.user,
-            batch_idx=self.batch_idx,
-            global_step=self.global_step,
             label_values={f.name: self._label_values(f.name, counts) for f in context.label_fields},
         )
-        tables = frames.tables()
         if context.media is not None and self.images is not None:
-            tables["media"] = media_table(frames.own(np.arange(n)), self.images, context, DETECTION_LONG_SIDE)
+            frames.media = media_table(frames.own(np.arange(n)), self.images, context, DETECTION_LONG_SIDE)
         context.silent = False
         context.units += n
         self.source.call = None
-        return tables
+        return frames
 
     # -- what stands beside the detections -------------------------------------------------------------------
 

@@ -136,6 +136,17 @@ class Job:
         context.count("inputs hashed in another way than the pass's first", n)
         return None
 
+    def _origin(self, context: PassState, n: int, hashes: list[str] | None) -> Origin:
+        """Where the rows came from, for their table."""
+        return Origin(
+            n=n,
+            id_source=self.id_source,
+            batch_idx=self.batch_idx,
+            global_step=self.global_step,
+            hashes=self._of_a_kind(context, hashes, n),
+            user=user_columns(context, self.user, n),
+        )
+
     def _given_ids(self, ids: Any, n: int) -> list[str]:
         found = as_id_list(ids)
         if len(found) != n:
@@ -187,14 +198,7 @@ class BatchJob(Job):
         from_content = self.id_source == CONTENT_HASH
         ids = self._known(hashes) if from_content else self._given_ids(arrays.get("ids", self.ids), n)
         labels = normalise_labels(arrays.get("labels", self.labels), n, context.n_class)
-        origin = Origin(
-            n=n,
-            id_source=self.id_source,
-            batch_idx=self.batch_idx,
-            global_step=self.global_step,
-            hashes=self._of_a_kind(context, hashes, n),
-            user=user_columns(context, self.user, n),
-        )
+        origin = self._origin(context, n, hashes)
         if labels.problem:
             context.guard.tell_once("labels", f"Recorded without labels: {labels.problem}.")
         context.count("labels out of range", labels.out_of_range)

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from mld_core.adapters.base import FALL_BACK_2D, Adapter, ModelCall, Parsed, Thresholds, Truth
 from mld_core.adapters.keras.boxes import frames_of, to_numpy
@@ -29,6 +28,7 @@ from mld_core.tracing.run.account import account_text, describe_run, tell_start
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import OpenPass, RunWriter, attempt_name, check_traced, new_launch_id
 from mld_core.tracing.tables.box_tables import BoxPass, Frames, check_truth, joined
+from mld_core.tracing.tables.columns import Origin, user_columns
 
 ParseFn = Callable[[Any, Sequence[tuple[int, int]]], DetectionOutput | Parsed]
 _RULE: Final = "what the class layer sees at each detection's anchor"
@@ -63,8 +63,8 @@ class KerasJob:
     global_step: int | None
     user: Mapping[str, Any]
 
-    def __call__(self) -> dict[str, pa.Table]:
-        """The tables.
+    def __call__(self) -> Frames:
+        """Reads the batch.
 
         Raises:
             ValueError: no id and no image to make one of.
@@ -77,14 +77,21 @@ class KerasJob:
             raise ValueError(f"{0 if ids is None else len(ids)} ids for {n} frames; give one id per frame")
         n_class, geometry = self.context.n_class, self.parsed.geometry or []
         given = {"logits": output.logits, "features": output.features}
-        frames = Frames(
+        origin = Origin(
+            n=n,
+            id_source=self.id_source,
+            batch_idx=self.batch_idx,
+            global_step=self.global_step,
+            hashes=hashes,
+            user=user_columns(self.context, self.user, n),
+        )
+        return Frames(
             context=self.context,
-            unit=self.unit,
+            units=np.arange(self.unit, self.unit + n),
             parsed=self.parsed,
             truths=[None if t is None else check_truth(t, n_class, None) for t in self.truths or [None] * n],
             ids=ids,
-            id_source=self.id_source,
-            hashes=hashes,
+            origins=[origin],
             sizes=[(g.height, g.width) for g in geometry] if len(geometry) == n else [(None, None)] * n,
             vectors={
                 alias: joined([part.reshape(len(part), width) for part in parts], (0, width))
@@ -92,11 +99,7 @@ class KerasJob:
                 if (parts := given[alias]) is not None
             },
             widths=self.widths,
-            user=self.user,
-            batch_idx=self.batch_idx,
-            global_step=self.global_step,
         )
-        return frames.tables()
 
 
 class KerasRecorder:

@@ -31,11 +31,13 @@ from mld_core.adapters.registry import UnknownDetectorError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.vectors import to_numpy
 from mld_core.records.read.reader import select
+from mld_core.records.write import intake
 from mld_core.tracing.capture.detectors import find_detector
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.classifying import ClassificationSession
 from mld_core.tracing.run.detection import DetectionSession
 from mld_core.tracing.run.lifecycle import session_class
+from mld_core.tracing.tables.box_tables import Frames
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +111,47 @@ def test_every_box_of_every_image_with_its_vectors(tmp_path: Path) -> None:
     info = Store(tmp_path).run_info(RunKey("net", "v"))
     assert (info["task"], info["n_class"], info["family"]) == ("detection", 3, "corner net")
     assert info["features"]["features"]["width"] == 2
+
+
+def test_neighbouring_batches_become_one_table_with_the_rows_that_each_has_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = truth((0, 0, 4, 5)) | {"iscrowd": torch.tensor([1]), "depth": ["near"]}
+    batches = [
+        ([image(2), image(0)], [truth((1, 1, 5, 6)), truth()]),
+        ([image(0, 8, 8)], [truth((0, 0, 2, 2), label=1)]),  # no detection: no vectors
+        ([image(3), image(1, 8, 8)], [moving, truth((2, 2, 9, 9), (0, 0, 3, 3))]),
+        ([image(1)], [truth()]),
+    ]
+    together: list[int] = []
+    tables = Frames.tables
+    monkeypatch.setattr(
+        Frames, "tables", lambda one, group: together.append(len(group)) or tables(one, group)
+    )
+
+    def recorded(name: str, *, grouped: bool) -> dict[str, Any]:
+        model = CornerNet().eval()
+        made = recorder(tmp_path / name, model, additional_label_fields=[{"name": "depth", "type": "str"}])
+        made.begin_pass("val", 0, mode="eval")
+        for index, batch in enumerate(batches):
+            made.begin_batch(batch)
+            made.record(batch, model(batch[0]), batch_idx=index, global_step=10 + index)
+            if not grouped or index == 0:
+                assert made.session.flush(60)
+        made.end_pass()
+        made.finish()
+        families = ("samples", "detections", "truths", "vectors")
+        return {family: run(tmp_path / name).table(family) for family in families}
+
+    monkeypatch.setattr(intake, "GROUP_SECONDS", 30.0)
+    alone = recorded("alone", grouped=False)
+    assert together == [1] * 4
+    together.clear()
+    joined = recorded("joined", grouped=True)
+    assert together == [1, 1, 2], "the first was flushed, the second has no vectors"
+    assert alone["samples"]["global_step"].to_pylist() == [10, 10, 11, 12, 12, 13]
+    for family, table in alone.items():
+        assert joined[family].to_pylist() == table.to_pylist(), family
 
 
 def test_users_limits_filter_and_are_stored(tmp_path: Path) -> None:
