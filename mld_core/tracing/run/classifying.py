@@ -365,7 +365,7 @@ class ClassificationSession(Session):
                 tensors.append(fixed)
             else:
                 on_host[name] = fixed
-        held, on_device = self._hashing(batch, n)
+        held, on_device = self._hashing(batch, n, context.mode)
         if on_device is not None:
             names.append("input_hash")
             tensors.append(on_device)

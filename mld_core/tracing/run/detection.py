@@ -137,14 +137,14 @@ class DetectionSession(Session):
         n = frames_in(inputs) if self.task == "detection3d" else None
         return count_frames(batch, labels, inputs) if n is None else n
 
-    def _hashing(self, batch: Batch, n: int | None) -> tuple[Fingerprint | None, Any]:
+    def _hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Any]:
         """Frames of 3D lie in lists or in one tensor with their numbers: divided where they may be read."""
         if self.task != "detection3d":
-            return super()._hashing(batch, n)
+            return super()._hashing(batch, n, mode)
         if batch.inputs is None or not (self.options.input_hash or batch.id_source == CONTENT_HASH):
             return None, None
         fingerprint = Fingerprint(batch.inputs, n, by_frame)
-        return self._beside(fingerprint, batch.id_source) if fingerprint.on_host else fingerprint, None
+        return self._beside(fingerprint, batch.id_source, mode) if fingerprint.on_host else fingerprint, None
 
     def commit(self, open_pass: OpenPass, batch: Batch) -> DetectorCapture | None:
         """Hands the call of one batch to the writer thread; returns what was captured, if anything."""
@@ -213,7 +213,7 @@ class DetectionSession(Session):
         seen, kept = self._early
         same = seen is not None and batch.labels is seen
         truth, ids = kept if same else holder.keep(batch.labels, own=True), own_copy(batch.ids)
-        held, on_device = self._hashing(batch, n)
+        held, on_device = self._hashing(batch, n, context.mode)
         if held is not None and held.held_bytes:
             holder.count(tensors_in(batch.inputs))
         device = next((d for d in holder.devices if d.type == "cuda"), None)

@@ -178,28 +178,32 @@ class Session(RunWriter, ABC):
     def commit(self, open_pass: OpenPass, batch: Batch) -> Any:
         """Stages one batch and hands it to the writer; returns what was captured, if anything."""
 
-    def _hashing(self, batch: Batch, n: int | None) -> tuple[Fingerprint | None, Tensor | None]:
+    def _hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Tensor | None]:
         """The hash of the inputs, made by whoever has the time, or queued on their device."""
         wanted = self.options.input_hash or batch.id_source == CONTENT_HASH
         if not wanted or batch.inputs is None:
             return None, None
         fingerprint = Fingerprint(batch.inputs, n)
         if fingerprint.on_host:
-            return self._beside(fingerprint, batch.id_source), None
+            return self._beside(fingerprint, batch.id_source, mode), None
         if n is None:
             return None, None
         with torch.no_grad():
             return None, input_hash_of(batch.inputs, n)
 
-    def _beside(self, fingerprint: Fingerprint, id_source: str) -> Fingerprint:
-        """Has the hash made: here where it is quick and ids may need it, else on the thread for that."""
+    def _beside(self, fingerprint: Fingerprint, id_source: str, mode: str) -> Fingerprint:
+        """Has the hash made: here where it is quick and ids may need it, else on the thread for that.
+
+        Where that is late there is none, unless rows would have no ids, or an evaluation could count rows
+        twice (users' ids that ranks share are told apart by it).
+        """
         if fingerprint.n is None:
             return fingerprint
         if fingerprint.nbytes <= INLINE_BYTES and id_source not in INDEX_SOURCES:
             fingerprint.make()
         elif not self._hasher.take(fingerprint):
-            if id_source == CONTENT_HASH:
-                fingerprint.make()  # without it the rows would have no ids
+            if id_source == CONTENT_HASH or (mode != "train" and id_source not in INDEX_SOURCES):
+                fingerprint.make()
             else:
                 fingerprint.skip(LATE)
         return fingerprint

@@ -119,22 +119,23 @@ def test_a_closed_thread_starts_anew(thread):
     assert one.read(4) is not None
 
 
-@pytest.mark.parametrize(("source", "large", "late", "missing", "on_thread"), [
-    ("input_id", False, False, "", False),
-    ("content_hash", False, False, "", False),
-    ("loader_index", False, False, "", True),
-    ("loader_index", False, True, LATE, False),
-    ("input_id", True, False, "", True),
-    ("input_id", True, True, LATE, False),
-    ("content_hash", True, False, "", True),
-    ("content_hash", True, True, "", False),
+@pytest.mark.parametrize(("source", "mode", "large", "late", "missing", "on_thread"), [
+    ("input_id", "train", False, False, "", False),
+    ("content_hash", "train", False, False, "", False),
+    ("loader_index", "train", False, False, "", True),
+    ("loader_index", "eval", False, True, LATE, False),
+    ("input_id", "train", True, False, "", True),
+    ("input_id", "train", True, True, LATE, False),
+    ("input_id", "eval", True, True, "", False),
+    ("content_hash", "train", True, False, "", True),
+    ("content_hash", "train", True, True, "", False),
 ])  # fmt: skip
-def test_who_makes_it(source, large, late, missing, on_thread):
+def test_who_makes_it(source, mode, large, late, missing, on_thread):
     inputs = torch.zeros(2, INLINE_BYTES // 8 + 1) if large else torch.zeros(2, 5)
     taken = []
     hasher = SimpleNamespace(take=lambda one: False if late else taken.append(one) or True)
     fingerprint = Fingerprint(inputs, 2)
-    Session._beside(SimpleNamespace(_hasher=hasher), fingerprint, source)
+    Session._beside(SimpleNamespace(_hasher=hasher), fingerprint, source, mode)
     assert bool(taken) is on_thread
     assert fingerprint.missing == missing
     if not on_thread:

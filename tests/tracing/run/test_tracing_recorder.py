@@ -5,12 +5,15 @@ import pickle
 import weakref
 
 import numpy as np
+import pytest
 import torch
 from recorder_parts import K, data, net, rows, run_of, started, walk
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.vectors import to_numpy
+from mld_core.records.write.writer import Writer
 from mld_core.tracing.batch.hashing import input_hash_of, to_hex
 from mld_core.tracing.run.recorder import Recorder
 
@@ -91,6 +94,27 @@ def test_small_inputs_are_hashed_at_the_event_and_not_held(tmp_path):
     assert found.hash_kind == "xxh3-128"
     assert found.table("samples")["input_hash"].to_pylist() == to_hex(input_hash_of(x, 10))
     assert Store(tmp_path).run_info(run_of(recorder))["hash_kind"] == "xxh3-128"
+
+
+@pytest.mark.parametrize("ids", [None, list("abcdefghij")])
+def test_inputs_that_are_hashed_take_no_room_in_the_queue(tmp_path, monkeypatch, ids):
+    """Or a fast loop without gradients waits for the writer most of its time."""
+    taken = []
+    put = Writer.put
+    monkeypatch.setattr(
+        Writer, "put", lambda *args, **given: taken.append(given["nbytes"]) or put(*args, **given)
+    )
+    model = nn.Sequential(nn.AvgPool1d(10_000), nn.Flatten(), nn.Linear(6, K)).eval()
+    x, y = torch.randn(10, 6, 10_000), torch.arange(10) % K  # 2.4 MB
+    recorder = started(tmp_path, model, id_fn=None if ids is None else lambda batch: ids)
+    loader = DataLoader(TensorDataset(x, y), batch_size=10)
+    with torch.no_grad():
+        walk(recorder, model, loader, loader=loader if ids is None else None)
+    recorder.finish()
+    assert len(taken) == 1
+    assert taken[0] < 20_000
+    (one,) = rows(tmp_path, recorder)
+    assert one.table("samples")["input_hash"].null_count == 0
 
 
 def test_soft_labels_missing_labels_and_empty_batches(tmp_path):
