@@ -24,7 +24,7 @@ export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo app test test-all environments quick check lint types pytest dist bench clean
+.PHONY: help demo app test test-all environments quick check lint types pytest dist bench bench-steps clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -107,6 +107,10 @@ dist: $(VENV)/.test-ready  ## wheel and source distribution in dist/, the same b
 
 bench: .venv-bench/.ready  ## the tracer's benchmark, into docs/performance.md (the other benchmarks: tests/benchmarks/)
 	.venv-bench/bin/python tests/benchmarks/bench_tracer.py $(ARGS)
+
+bench-steps: $(VENV)/.test-ready  ## what recording adds to training steps and to the trainers', into docs/performance.md
+	$(PY) tests/benchmarks/bench_steps.py --write
+	$(PY) tests/benchmarks/bench_wrappers.py
 
 clean:  ## remove all that make has made
 	rm -rf mld_core/app/static mld_core/app/web/node_modules $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
