@@ -6,7 +6,6 @@ it before. Large batches, and those whose ids do not need the hash, go to `HashT
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from mld_core.tracing.batch.hashing_host import INLINE_BYTES
 from mld_core.tracing.batch.hashing_numpy import KIND
 
 CHANGED: Final = "inputs changed in place before they were hashed"
+UNREADABLE: Final = "inputs that could not be read for their hash"
 LATE: Final = "inputs not hashed: the thread that hashes was late"
 _HELD: Final = 2  # batches
 _PATIENCE_S: Final = 60.0
@@ -75,6 +75,8 @@ class Fingerprint:
                     self._hashes = input_hash_of(inputs, n, aside=aside)
             if self._changed():
                 self.missing, self._hashes = CHANGED, None
+        except Exception:  # noqa: BLE001 - inputs of the user's that can not be read cost their hash, not their rows
+            self.missing = UNREADABLE
         finally:
             self._inputs, self._versions, self._divided = None, [], None
 
@@ -162,8 +164,7 @@ class HashThread:
 
 def _work(waiting: queue.SimpleQueue[Fingerprint | None], busy: list[Fingerprint]) -> None:
     while (fingerprint := waiting.get()) is not None:
-        with contextlib.suppress(Exception):  # inputs of the user's that can not be read have no hash
-            fingerprint.make(aside=True)
+        fingerprint.make(aside=True)
         busy.remove(fingerprint)
         fingerprint.made()
         del fingerprint

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xxhash
 
-from mld_core.tracing.batch.fingerprint import CHANGED, LATE, Fingerprint, HashThread
+from mld_core.tracing.batch.fingerprint import CHANGED, LATE, UNREADABLE, Fingerprint, HashThread
 from mld_core.tracing.batch.hashing import hash_kind, input_hash_of, to_hex
 from mld_core.tracing.batch.hashing_host import INLINE_BYTES, content_hashes
 from mld_core.tracing.batch.hashing_numpy import describe, tag
@@ -107,6 +107,7 @@ def test_inputs_that_raise_cost_their_hash_only(thread):
     assert thread.take(bad := Fingerprint(X, 4, fails))
     assert thread.take(good := Fingerprint(X, 4))
     assert bad.read(4) is None
+    assert bad.missing == UNREADABLE
     assert good.read(4) is not None
 
 
