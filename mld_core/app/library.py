@@ -91,7 +91,9 @@ class Library:
             NotFoundError: There is none.
         """
         if model is not None and version is not None:
-            return find_run(self.store, model, version)
+            run = RunKey(model, version)
+            # A store of thousands of runs is not listed for each question of a page.
+            return run if self._there(run) else find_run(self.store, model, version)
         runs = [run for run in self.store.runs() if model in {None, run.model_name}]
         if not runs:
             return find_run(self.store, model or "", version or "")  # says what is there
@@ -174,6 +176,12 @@ class Library:
         return {
             subject: row for row, subject in zip(rows.tolist(), subjects_of(place.units, rows), strict=True)
         }
+
+    def _there(self, run: RunKey) -> bool:
+        try:
+            return self.store.run_dir(run).is_dir()
+        except OSError:  # a name longer than any folder's
+            return False
 
     def result(self, run: RunKey, name: str | None) -> Result:
         """A result of a run; without a name the newest.

@@ -207,6 +207,7 @@ def test_every_split_and_epoch_is_there(ann):
     ("query", "said"),
     [
         ({"model": "nothing", "version": "v1"}, "no model 'nothing'"),
+        ({"model": "n" * 900, "version": "../.."}, "no model 'nnn"),
         ({"result": "nothing"}, "no result 'nothing'"),
         ({"split": "nothing"}, "no split 'nothing'"),
         ({"epoch": "77"}, "no epoch '77'"),
