@@ -1,0 +1,374 @@
+"""The pages in a browser, on results of all three tasks, as `mld ui` serves them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import pytest
+from app_building import need_pages
+from browser_parts import settled
+from folders import ROOT
+
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.store.verdicts import Verdict, Verdicts
+
+pytestmark = pytest.mark.processes
+
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+AXE = ROOT / "mld_core" / "app" / "web" / "node_modules" / "axe-core" / "axe.min.js"
+CARD = "[role=option]"
+RUNS = {"classes": ("net <i>", "v/1"), "boxes": ("boxes", "v1"), "roads": ("lidar", "v1")}
+PAGES = ("evaluation", "samples", "review")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; what needs it is skipped where it is missing."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright (extra dev) drives the browser"
+    )
+    path = next((path for path in BROWSERS if Path(path).exists()), None)
+    if path is None:
+        pytest.skip("no browser here: apt-get install -y --no-install-recommends chromium")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield started
+        started.close()
+
+
+class Served:
+    """A running `mld ui` and the session that its address opened."""
+
+    def __init__(self, browser, store, log):
+        self.store, self.browser = store, browser
+        command = [sys.executable, "-m", "mld_core.cli.main", "ui", "--no-browser", "--port", "0"]
+        environment = {**os.environ, "MLD_HOME": str(store.root), "MLD_AUTHOR": "ann"}
+        self.log = log.open("w")
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        address = re.search(r"http://\S+", self.process.stdout.readline())
+        assert address, log.read_text()
+        self.base = address[0].split("?")[0]
+        context = browser.new_context()
+        context.new_page().goto(address[0])
+        self.session = context.storage_state()
+        context.close()
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(30)
+        self.process.stdout.close()
+        self.log.close()
+
+
+def until(page, expression, value=True):
+    """Ask until it is so. The page's policy forbids `eval`, which playwright's own wait needs."""
+    deadline = time.monotonic() + 60
+    while (found := page.evaluate(expression)) != value:
+        assert time.monotonic() < deadline, f"{expression}: {found!r}, not {value!r}"
+        page.wait_for_timeout(50)
+
+
+class Opened:
+    """A page with all that went wrong on it."""
+
+    def __init__(self, served, query, **options):
+        self.served = served
+        options = {"viewport": {"width": 1280, "height": 900}, "storage_state": served.session, **options}
+        self.context = served.browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.problems, self.requests = [], []
+        self.page.on("console", lambda said: self.problems.append(f"{said.type}: {said.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda asked: self.requests.append(asked.url))
+        self.go(query)
+
+    def go(self, query):
+        self.page.goto(f"{self.served.base}?{urlencode(query)}" if query else self.served.base)
+        self.drawn()
+
+    def drawn(self):
+        """Wait until nothing is being read any more."""
+        until(self.page, "!!document.querySelector('h1, h2') && !document.querySelector('.wait, .stale')")
+        settled(self.page)
+
+    def outside(self):
+        own = ("data:", "blob:", self.served.base)
+        return [url for url in self.requests if not url.startswith(own)]
+
+    def serious(self):
+        """What axe finds serious or worse, as texts."""
+        if not AXE.exists():
+            return []
+        self.page.evaluate(AXE.read_text("utf-8") + "; undefined")
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        return [
+            f"{one['id']}: {node['html'][:160]}"
+            for one in found["violations"]
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"][:3]
+        ]
+
+
+@pytest.fixture(scope="module")
+def served(browser, shown_store, tmp_path_factory):
+    need_pages()
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(shown_store.root, folder / "store")
+    running = Served(browser, Store(folder / "store"), folder / "ui.log")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def opened(served):
+    pages = []
+
+    def start(query=None, **options):
+        pages.append(Opened(served, query or {}, **options))
+        return pages[-1]
+
+    yield start
+    for one in pages:
+        one.context.close()
+
+
+def of(task, page="evaluation", **more):
+    model, version = RUNS[task]
+    return {"page": page, "model": model, "version": version, **more}
+
+
+def selected(page):
+    return page.locator("ul[aria-label=Selected] .chip").all_inner_texts()
+
+
+def current(page):
+    """The name of the card at the cursor."""
+    return page.locator(f"{CARD}.here .unseen").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "width", "scheme"),
+    [
+        ("classes", 1280, "light"),
+        ("classes", 400, "dark"),
+        ("boxes", 400, "light"),
+        ("roads", 1280, "dark"),
+        *(
+            pytest.param(task, width, scheme, marks=pytest.mark.heavy)
+            for task, width, scheme in [
+                *(("classes", 1280, "dark"), ("classes", 400, "light"), ("boxes", 1280, "light")),
+                *(("boxes", 1280, "dark"), ("boxes", 400, "dark"), ("roads", 1280, "light")),
+                *(("roads", 400, "light"), ("roads", 400, "dark"), ("classes", 2560, "light")),
+            ]
+        ),
+    ],
+)
+def test_every_page_is_whole_and_asks_nobody_else(opened, task, width, scheme):
+    one = opened(of(task), viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = one.page
+    for query in [*(of(task, name) for name in PAGES), of(task, "samples", sel=3), {"page": "home"}]:
+        one.go(query)
+        assert page.locator("h1").first.inner_text() != ""
+        assert page.locator("[role=alert]").all_inner_texts() == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, query
+        assert one.serious() == [], query
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(value) for value in re.findall(r"\d+", background)[:3]) / 3
+    assert (brightness > 200) == (scheme == "light")
+    assert one.problems == []
+    assert one.outside() == []
+
+
+def test_the_first_minute(opened):
+    """The sentence, twelve pictures, the worst at the cursor, a verdict with one key and the way back."""
+    one = opened(of("classes"))
+    page = one.page
+    assert "wrong" in page.locator("h1").inner_text()
+    page.wait_for_selector(f"{CARD} img")
+    boxes = [card.bounding_box() for card in page.locator(CARD).all()]
+    bottom = page.get_by_role("group", name="Verdict").bounding_box()["y"]
+    shown = [box for box in boxes if box["y"] + 0.6 * box["height"] < bottom]
+    assert len(shown) >= 12
+    worst = current(page)
+    page.keyboard.press("1")
+    page.wait_for_selector(".told .button")
+    assert page.locator(".mark.relabel").count() == 1
+    assert current(page) != worst
+    assert page.get_by_role("link", name="Export").is_visible()
+    page.keyboard.press("z")
+    page.wait_for_selector(".mark", state="detached")
+    assert one.problems == []
+
+
+def test_everything_goes_by_keyboard(opened):
+    one = opened(of("classes", "samples"))
+    page = one.page
+    first = current(page)
+    page.keyboard.press("j")
+    second = current(page)
+    assert second != first
+    page.keyboard.press("k")
+    assert current(page) == first
+    page.keyboard.press("Enter")
+    page.get_by_role("complementary", name="Sample").wait_for()
+    page.keyboard.press("j")
+    until(page, "document.querySelector('.here .unseen').innerText", second)
+    page.keyboard.press("Escape")
+    page.get_by_role("complementary", name="Sample").wait_for(state="detached")
+    page.keyboard.press("x")
+    assert "1 sample selected" in page.locator(".dock footer").inner_text()
+    page.keyboard.press("x")
+    page.keyboard.press("?")
+    assert page.get_by_role("complementary", name="Keys and words").is_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("error_proba > 0.5")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".chip")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".chip", state="detached")
+    nameless = page.eval_on_selector_all(
+        "button, select, input, summary, a[href]",
+        """all => all.filter(one => !(one.textContent.trim() || one.labels?.length
+             || one.getAttribute('aria-label'))).map(one => one.outerHTML.slice(0, 120))""",
+    )
+    assert nameless == []
+    assert one.problems == []
+
+
+def test_one_selection_filters_every_panel_and_survives_a_reload(opened):
+    one = opened(of("classes"))
+    page = one.page
+    cell = page.locator("[aria-label='Confusion matrix'] button.wrong").first
+    told = cell.get_attribute("title")
+    count = int(re.search(r": ([\d,]+)", told)[1].replace(",", ""))
+    cell.click()
+    page.wait_for_selector(".chip")
+    one.drawn()
+    assert len(selected(page)) == 2
+    assert page.get_by_text(f"Selected: {count} of").is_visible()
+    assert page.locator(CARD).first.get_attribute("aria-setsize") == str(count)
+    page.locator(CARD).last.click()
+    page.wait_for_url(re.compile("sel="))
+    one.drawn()
+    chips, here, address = selected(page), current(page), page.url
+    page.reload()
+    one.drawn()
+    until(page, "document.querySelector('.here .unseen')?.innerText", here)
+    assert selected(page) == chips
+    assert page.url == address
+    assert page.get_by_role("complementary", name="Sample").is_visible()
+    page.locator(".chip button").first.click()
+    until(page, "document.querySelectorAll('.chip').length", 1)
+    page.go_back()
+    until(page, "document.querySelectorAll('.chip').length", 2)
+    assert one.problems == []
+
+
+def test_a_million_rows_are_a_scroll_away_and_little_memory(opened):
+    """What the page does with a million rows; the server's own pages of a million have a benchmark."""
+    million = 1_000_000
+    one = opened(of("classes", "samples"))
+    page = one.page
+
+    def stretched(route):
+        """The true answer's first rows, as if there were a million of them."""
+        query = dict(parse_qsl(urlsplit(route.request.url).query))
+        offset, limit = int(query["offset"]), int(query["limit"])
+        answer = route.fetch(url=route.request.url.replace(f"offset={offset}", "offset=0"))
+        body = answer.json()
+        rows = [
+            {**body["rows"][k], "row": offset + k, "id": f"row {offset + k}"}
+            for k in range(min(limit, million - offset))
+        ]
+        route.fulfill(json={**body, "total": million, "of": million, "offset": offset, "rows": rows})
+
+    page.route("**/api/samples?*", stretched)
+    page.route("**/api/picture?*", lambda route: route.abort())
+    one.go(of("classes", "samples"))
+    page.get_by_role("listbox").focus()
+    page.keyboard.press("End")
+    page.wait_for_selector(f"{CARD}.here .unseen:has-text('row 999999:')")
+    page.keyboard.press("Home")
+    page.wait_for_selector(f"{CARD}.here .unseen:has-text('row 0:')")
+    for step in range(1, 40):
+        page.get_by_role("listbox").evaluate("(box, at) => box.scrollTop = at * box.scrollHeight / 40", step)
+        settled(page)
+    page.wait_for_selector(f"{CARD} .card")
+    assert page.locator(CARD).count() < 200
+    session = one.context.new_cdp_session(page)
+    session.send("HeapProfiler.collectGarbage")
+    heap = session.send("Runtime.getHeapUsage")["usedSize"]
+    print(f"heap at a million rows: {heap / 1e6:.1f} MB")
+    assert heap < 60_000_000
+
+
+def test_a_review_becomes_a_file_of_corrected_labels(opened, served):
+    """From a verdict to relabel.json; two people who differ are shown, and settled by one more word."""
+    one = opened(of("classes", filter="diagnosis has 'C01'", sort="label_quality"))
+    page = one.page
+    page.keyboard.press("1")
+    page.wait_for_selector(".mark.relabel")
+    page.keyboard.press("2")
+    page.wait_for_selector(".mark.ok")
+    written = Verdicts(served.store, RunKey(*RUNS["classes"]))
+    wrong = next(one for one in written.read()[0] if one.kind == "relabel")
+    page.get_by_role("link", name="Export").click()
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="relabel.json").click()
+    exported = json.loads(Path(waiting.value.path()).read_text("utf-8"))
+    assert [(row["input_id"], row["label"]) for row in exported["labels"]] == [(wrong.input_id, wrong.label)]
+    assert exported["labels"][0]["authors"] == ["ann"]
+    page.get_by_role("button", name="Conflicts").click()
+    page.get_by_text("None of these.").wait_for()
+    disagree(written, wrong)
+    page.reload()
+    page.get_by_role("button", name=re.compile("^Agree with bob")).click()
+    page.get_by_text("None of these.").wait_for()
+    assert one.problems == []
+
+
+def disagree(written, wrong):
+    """Another person says that the label is right."""
+    written.append([Verdict("ok", wrong.dataset_type, wrong.input_id, given=wrong.given, author="bob")])
+
+
+def test_hostile_names_are_only_text(opened):
+    for task in RUNS:
+        one = opened(of(task))
+        for name in PAGES:
+            one.go(of(task, name, sel=1))
+            assert "broken" not in one.page.title()
+            assert (
+                one.page.locator("main i:text-is('walker'), main b:text-is('cat'), main script").count() == 0
+            )
+        assert one.problems == []
+
+
+def test_what_is_not_there_says_what_to_do(opened, served):
+    one = opened({"page": "evaluation", "model": "fresh", "version": "v1"})
+    page = one.page
+    assert "mld evaluate fresh v1" in page.locator("main pre").inner_text()
+    one.go(of("classes", "samples", filter="gt = 1 and gt = 2"))
+    page.get_by_text("No sample matches").wait_for()
+    one.problems.clear()
+    page.goto(f"{served.base}?{urlencode(of('classes', filter='confidnce > 0.5'))}")
+    page.locator("[role=alert]", has_text="confidnce").first.wait_for()
+    page.goto(f"{served.base}?{urlencode({'page': 'evaluation', 'model': 'nobody', 'version': 'v1'})}")
+    page.locator("[role=alert]").first.wait_for()
+    one.context.clear_cookies()
+    page.goto(f"{served.base}?page=home")
+    page.get_by_text("This session has ended").or_(page.get_by_text("mld ui")).first.wait_for()
