@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_service.py [--quick] [--write]
 
-Upload: one file at a time through the client to a server in a process of its own, beside copying the same file to the
+Upload, each while no check of a file before is under way: one file at a time through the client to a server in a process of its own, beside copying the same file to the
 same disk and making it durable (an upload is durable when it is answered), and beside hashing it and copying it, which
 any content-addressed store has to do. In turn, medians of the rounds. The server's check of the content is off the
 path (it runs after the answer), so the files are random bytes.
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -68,12 +69,20 @@ def hashed_copy(source: Path, target: Path) -> None:
 
 
 def one_round(client: Client, file: LocalFile, folder: Path) -> dict[str, float]:
-    """Seconds of the three ways with one file."""
+    """Seconds of the three ways with one file, while no file is checked."""
+    while "mld_checks_waiting 0.0" not in client_text(client):
+        time.sleep(0.1)
     return {
         "copy": seconds(lambda: durable_copy(file.path, folder / "copy")),
         "hashed": seconds(lambda: hashed_copy(file.path, folder / "hashed")),
         "upload": seconds(lambda: client.upload(file.path, file.sha256, file.bytes)),
     }
+
+
+def client_text(client: Client) -> str:
+    """The server's metrics."""
+    with client.send("GET", "/metrics") as response:
+        return response.text
 
 
 def uploads(server: ServerProcess, folder: Path, megabytes: int, rounds: int) -> list[list[str]]:
@@ -212,6 +221,46 @@ def reads(server: ServerProcess, folder: Path, duration: float) -> list[list[str
     return rows
 
 
+def told_nothing(arguments: list[str], environment: dict[str, str]) -> None:
+    """Run an `mld` command; what it prints goes nowhere."""
+    command = [sys.executable, "-m", "mld_core.cli.main", *arguments]
+    subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, check=False
+    )
+
+
+def many_runs(server: ServerProcess, number: int) -> list[list[str]]:
+    """Rows of the table: milliseconds of a page of very many runs, and of the commands that read one."""
+    api = server.api()
+    run_id = api.run("lists", "first", task="classification")
+    with sqlite3.connect(server.data / "mld.sqlite3", timeout=60) as database:
+        columns = [row[1] for row in database.execute("pragma table_info(runs)") if row[1] != "pk"]
+        (first,) = database.execute(f"select {','.join(columns)} from runs where id = ?", (run_id,))
+        template = dict(zip(columns, first, strict=True))
+        rows = (
+            template | {"id": f"run_{one:024x}", "model_name": f"lists{one % 50}", "version_name": f"v{one}"}
+            for one in range(number)
+        )
+        marks = ",".join(f":{name}" for name in columns)
+        database.executemany(f"insert into runs ({','.join(columns)}) values ({marks})", rows)
+    asked = {
+        "the newest 100": {"order": "newest"},
+        "of one model": {"order": "newest", "model_name": "lists7"},
+        "a part of a name": {"order": "newest", "name": "v4999"},
+        "a name nobody has": {"name": "nobody's"},
+    }
+    table = []
+    for name, params in asked.items():
+        taken = sorted(seconds(lambda params=params: api.get("/v1/runs", params=params)) for _ in range(100))
+        table.append([f"{name} of {number:,} runs", f"{taken[50] * 1000:.1f}", f"{taken[98] * 1000:.1f}"])
+    environment = {**os.environ, "MLD_API_ENDPOINT": server.url, "MLD_API_KEY": server.key}
+    for arguments in (["ls", "--remote"], ["show"]):
+        taken = sorted(seconds(lambda words=arguments: told_nothing(words, environment)) for _ in range(7))
+        name = f"`mld {' '.join(arguments)}`, the whole process"
+        table.append([name, f"{taken[3] * 1000:.0f}", f"{taken[-1] * 1000:.0f}"])
+    return table
+
+
 def main() -> None:
     """Measure and print, or write into docs/performance.md."""
     if sys.argv[1:2] == ["--reader"]:
@@ -220,14 +269,15 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=7, help="of which the medians are told")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mld-bench-") as name:
         folder = Path(name)
         server = ServerProcess(folder / "data", workers=0, log_level="warning", check_processes=1).start()
         try:
-            sizes = [16] if options.quick else [16, 64, 256]
-            rows = [row for size in sizes for row in uploads(server, folder, size, 3 if options.quick else 7)]
+            sizes = [16] if options.quick else [64, 256]
+            rows = [row for size in sizes for row in uploads(server, folder, size, options.rounds)]
             table = markdown(
                 [
                     "file",
@@ -242,10 +292,13 @@ def main() -> None:
             few = small_passes(server, folder, 20 if options.quick else 100, 1 if options.quick else 3)
             head = ["small passes", "written and fsynced, a second", "sent, a second", "sent / written"]
             table += "\n\n" + markdown(head, few)
+            head = ["lists", "p50 ms", "p99 ms (of commands: the slowest of 7)"]
+            pages = markdown(head, many_runs(server, 5000 if options.quick else 50_000))
             lines = reads(server, folder, 2 if options.quick else 10)
             table += "\n\n" + markdown(
                 ["reads, 200/s asked for", "answered/s", "p50 ms", "p99 ms", "slowest ms"], lines
             )
+            table += "\n\n" + pages
         finally:
             server.stop()
     load = os.getloadavg()[0]
