@@ -71,13 +71,9 @@ def project_units(
         around = look(points, codes, base, K_GRID[-1], pool)
         inputs = _inputs(work, fitted, around, points)
         proba = score_units(model, fitted.inputs, inputs, work.scores.msp)
-        density = _density(around, fitted, reference.used.pi)
-        wrong = fitted.inputs.errors[fitted.inputs.base_rows]
-        rows = np.arange(arrays.rows)
-        lows = halves.half_densities(around, wrong, fitted.kept, density, fitted.halves, rows)
-        steady = halves.steady_low(lows)
+        density, steady = _density(around, fitted, reference.used.pi)
         view, close = count_labels(around, fitted.labels, arrays.n_class, arrays.rows, pool)
-        frequent = rate_at_most(around, wrong, view.k)
+        frequent = rate_at_most(around, fitted.inputs.errors[fitted.inputs.base_rows], view.k)
     risk_low = reference.reference.risk.lower_bound(proba)
     baseline = model.baseline(work.scores.msp)
     used = reference.used
@@ -134,8 +130,12 @@ def _with_mean_epochs(
     return np.asarray(np.insert(fixed, [place] * EPOCH_COLUMNS, means, axis=1))
 
 
-def _density(around: Nearest, fitted: Fitted, pi: float) -> Density:
+def _density(around: Nearest, fitted: Fitted, pi: float) -> tuple[Density, NDArray[np.float64]]:
+    """Density of the new units, and the lower bound that three in four halves of the reference reach."""
     k, m = fitted.density.k, fitted.density.m
-    errors = fitted.inputs.errors[fitted.inputs.base_rows].astype(np.float32)
-    total, count = around.sums(errors, (k,))
-    return density_of(total[:, 0], count[:, 0], k, m, pi)
+    errors = fitted.inputs.errors[fitted.inputs.base_rows]
+    total, count = around.sums(errors.astype(np.float32), (k,))
+    density = density_of(total[:, 0], count[:, 0], k, m, pi)
+    rows = np.arange(len(around.index))
+    lows = halves.half_densities(around, errors, fitted.kept, density, fitted.halves, rows)
+    return density, halves.steady_low(lows)

@@ -193,8 +193,8 @@ def novel(name: str, seed: int) -> list[Row]:
 def memorised(name: str, seed: int) -> list[Row]:
     """Wrong labels of the train split that the network has fitted."""
     arrays, hit, margin = strangers.memorised(name, seed)
-    given = np.exp(np.minimum(margin, 0))
-    maps = {"AUM": -margin.mean(axis=0), "Data Maps": -given.mean(axis=0)}
+    given = arrays.epochs.mean_probability[np.arange(arrays.rows), arrays.labels]
+    maps = {"AUM": -margin.mean(axis=0), "Data Maps": -given}
     return labels_of(arrays, hit, maps)
 
 
