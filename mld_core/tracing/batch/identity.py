@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 ID_KEY = "input_id"
+SHARD_KEY = "__key__"
 _META_KEYS = ("token", "lidar_path", "sample_idx", "img_id", "img_path")
 _META_COLUMNS = (
     "data_samples",
@@ -97,7 +98,7 @@ def find_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> t
     """Find the sample ids in a batch, the best source first.
 
     The order: ``id_fn(batch)``; ``input_id`` in the batch; ``image_id`` in the batch or its targets;
-    ``token``, ``lidar_path``, ``sample_idx`` or ``img_id`` in the samples' metainfo. For host batches; on
+    ``__key__`` in the batch (WebDataset); ``token``, ``lidar_path``, ``sample_idx`` or ``img_id`` in the samples' metainfo. For host batches; on
     the training thread use `locate_ids`, which does not wait for ids that lie on a device.
 
     Args:
@@ -106,7 +107,7 @@ def find_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> t
         id_fn: the user's function of the batch.
 
     Returns:
-        (ids, source), source one of "id_fn", "input_id", "dataset_index", "image_id", "metainfo"; None
+        (ids, source), source one of "id_fn", "input_id", "dataset_index", "image_id", "__key__", "metainfo"; None
         without ids.
 
     Raises:
@@ -134,7 +135,7 @@ def locate_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) ->
         if _count(ids) != n:
             raise ValueError(f"id_fn gave {_count(ids)} ids for {n} samples: {_FIX}, one per sample")
         return _settle(ids), "id_fn"
-    for search in (_marked_ids, _named_ids, _image_ids, _meta_ids):
+    for search in (_marked_ids, _named_ids, _image_ids, _shard_keys, _meta_ids):
         found = search(batch)
         if found is not None and _count(found[0]) == n:
             try:
@@ -215,6 +216,15 @@ def _image_ids(batch: Any) -> tuple[Any, str] | None:
         column = _column(part, "image_id")
         if column is not None:
             return column, "image_id"
+    return None
+
+
+def _shard_keys(batch: Any) -> tuple[Any, str] | None:
+    """Find the keys of samples in WebDataset's shards; streams of Hugging Face's `datasets` have them, too."""
+    for part in _parts(batch):
+        column = _column(part, SHARD_KEY)
+        if column is not None:
+            return column, SHARD_KEY
     return None
 
 

@@ -119,6 +119,7 @@ class DataSample:
         ),
         ([DataSample(token="t"), DataSample(token="u")], ["t", "u"], "metainfo"),
         ({"img": X, "img_metas": [{"sample_idx": 1}, {"sample_idx": 2}]}, ["1", "2"], "metainfo"),
+        ({"image": X, "__key__": ["s/1", "s/2"], "__url__": ["a.tar", "a.tar"]}, ["s/1", "s/2"], "__key__"),
         ({"input_id": [0.5, 0.7], "image_id": ["p", "q"]}, ["p", "q"], "image_id"),
     ],
 )
