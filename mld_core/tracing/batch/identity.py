@@ -98,8 +98,9 @@ def find_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> t
     """Find the sample ids in a batch, the best source first.
 
     The order: ``id_fn(batch)``; ``input_id`` in the batch; ``image_id`` in the batch or its targets;
-    ``__key__`` in the batch (WebDataset); ``token``, ``lidar_path``, ``sample_idx`` or ``img_id`` in the samples' metainfo. For host batches; on
-    the training thread use `locate_ids`, which does not wait for ids that lie on a device.
+    ``__key__`` in the batch (WebDataset); ``token``, ``lidar_path``, ``sample_idx`` or ``img_id`` in the
+    samples' metainfo. For host batches; on the training thread use `locate_ids`, which does not wait for ids
+    that lie on a device.
 
     Args:
         batch: what the loader gave.
@@ -107,8 +108,8 @@ def find_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) -> t
         id_fn: the user's function of the batch.
 
     Returns:
-        (ids, source), source one of "id_fn", "input_id", "dataset_index", "image_id", "__key__", "metainfo"; None
-        without ids.
+        (ids, source), source one of "id_fn", "input_id", "dataset_index", "image_id", "__key__", "metainfo";
+        None without ids.
 
     Raises:
         ValueError: `id_fn` gave no list of `n` ids.
@@ -220,7 +221,7 @@ def _image_ids(batch: Any) -> tuple[Any, str] | None:
 
 
 def _shard_keys(batch: Any) -> tuple[Any, str] | None:
-    """Find the keys of samples in WebDataset's shards; streams of Hugging Face's `datasets` have them, too."""
+    """Find the keys of samples in WebDataset's shards; Hugging Face's streams of them have them, too."""
     for part in _parts(batch):
         column = _column(part, SHARD_KEY)
         if column is not None:
