@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = {"pandas", "sklearn", "scipy", "duckdb", "requests", "torchvision", "matplotlib"}
+HEAVY = {"pandas", "sklearn", "scipy", "duckdb", "requests", "torchvision", "matplotlib", "pyarrow"}
 MOST_OWN = 20
 """Modules of ours: a bound on what an import costs that does not depend on how busy the machine is."""
 

@@ -6,10 +6,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mld_core.records.format.schema import AdditionalField, parse_fields
 from mld_core.tracing.guard import ConfigurationProblem
+
+if TYPE_CHECKING:  # pyarrow is loaded by whoever makes a recorder
+    from mld_core.records.format.schema import AdditionalField
 
 _TASKS: Final = ("classification", "detection", "detection3d")
 _FUNCTIONS: Final = ("id_fn", "input_fn", "label_fn", "image_fn", "fields_fn")
@@ -178,11 +180,11 @@ class WrapperOptions:
 
     def sample_fields(self) -> tuple[AdditionalField, ...]:
         """The user's own columns per sample."""
-        return parse_fields(self.additional_fields, argument="additional_fields")
+        return _parsed(self.additional_fields, "additional_fields")
 
     def label_fields(self) -> tuple[AdditionalField, ...]:
         """The user's own columns per label."""
-        return parse_fields(self.additional_label_fields, argument="additional_label_fields")
+        return _parsed(self.additional_label_fields, "additional_label_fields")
 
     @property
     def known_n_class(self) -> int | None:
@@ -211,6 +213,12 @@ class RecorderOptions(WrapperOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._expect("max_store_gb", *_POSITIVE)
+
+
+def _parsed(fields: Sequence[Mapping[str, Any]] | None, argument: str) -> tuple[AdditionalField, ...]:
+    from mld_core.records.format.schema import parse_fields  # noqa: PLC0415 - see above
+
+    return parse_fields(fields, argument=argument)
 
 
 def _all_strings(value: Mapping[Any, Any]) -> bool:
