@@ -18,6 +18,7 @@ from mld_core.cli.common import (
     runs_of,
 )
 from mld_core.cli.output import emit, note
+from mld_core.cli.source import ServiceSource, the_service
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.records.format.layout import RunKey, Store
 
@@ -53,6 +54,9 @@ def rm(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this result. Repeat for several.", show_default=False),
     ] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="At the service (a key with scope admin).")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     store: StoreOption = None,
@@ -70,17 +74,18 @@ def rm(
       mld rm resnet18 v3 --epoch 0 --epoch 1   epochs of all splits
       mld rm resnet18 --input-id patient-17    a sample, in all versions
       mld rm resnet18 v3 --result first
+      mld rm resnet18 v3 --remote              at your team's service; not here
     """  # noqa: D301  click reads the mark
     epochs = [_epoch(text) for text in epoch or ()]
     wanted = Wanted(dataset, epochs, list(input_id or ()), list(result or ()))
     if sum(map(bool, (epochs, wanted.input_ids, wanted.results))) > 1 or (dataset and wanted.results):
         raise typer.BadParameter("give --epoch, --input-id or --result, one of them")
     with clear_errors():
-        opened = open_store(store)
-        runs = runs_of(opened, model, version)
-        rows = [row for run in runs for row in remove_here(opened, run, wanted, dry_run=True)]
-        if not dry_run and rows and _agreed(rows, yes=yes, as_json=as_json):
-            rows = [row for run in runs for row in remove_here(opened, run, wanted, dry_run=False)]
+        place: Here | There = There() if remote else Here(open_store(store))
+        runs = place.runs(model, version)
+        rows = [row for run in runs for row in place.remove(run, wanted, dry_run=True)]
+        if not dry_run and _agreed(rows, yes=yes, as_json=as_json):
+            rows = [row for run in runs for row in place.remove(run, wanted, dry_run=False)]
         emit(rows, COLUMNS, as_json=as_json)
         _sum(rows, dry_run=dry_run)
 
@@ -117,6 +122,50 @@ def _agreed(rows: list[dict[str, Any]], *, yes: bool, as_json: bool) -> bool:
     if typer.confirm("Remove this for good?", err=True):
         return True
     raise typer.Exit(FAILED)
+
+
+class Here:
+    """A store of this machine."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def runs(self, model: str, version: str | None) -> list[RunKey]:
+        """The runs that are meant."""
+        return runs_of(self._store, model, version)
+
+    def remove(self, run: RunKey, wanted: Wanted, *, dry_run: bool) -> list[dict[str, Any]]:
+        """See `remove_here`."""
+        return remove_here(self._store, run, wanted, dry_run=dry_run)
+
+
+class There:
+    """The service."""
+
+    def __init__(self) -> None:
+        self._source = ServiceSource(the_service())
+        self._ids: dict[RunKey, str] = {}
+
+    def runs(self, model: str, version: str | None) -> list[RunKey]:
+        """The runs that are meant."""
+        found = self._source.runs(model, version)
+        self._ids = {RunKey(one["model_name"], one["version_name"]): str(one["run_id"]) for one in found}
+        return list(self._ids)
+
+    def remove(self, run: RunKey, wanted: Wanted, *, dry_run: bool) -> list[dict[str, Any]]:
+        """Remove there, or say what would go; the bytes go within seconds."""
+        body = {
+            "dataset_type": wanted.dataset_type,
+            "epochs": wanted.epochs,
+            "input_ids": wanted.input_ids,
+            "results": wanted.results,
+            "dry_run": dry_run,
+        }
+        found = self._source.client.json("POST", f"/v1/runs/{self._ids[run]}/removals", body=body)
+        what = " ".join(["samples"] * bool(wanted.input_ids) + [f"result {one}" for one in found["results"]])
+        whole = "run" if wanted == Wanted() else "passes"
+        values = (run.model_name, run.version_name, what or whole, *(found[name] for name in COLUMNS[3:]))
+        return [dict(zip(COLUMNS, values, strict=True))]
 
 
 def remove_here(store: Store, run: RunKey, wanted: Wanted, *, dry_run: bool) -> list[dict[str, Any]]:

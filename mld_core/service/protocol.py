@@ -136,6 +136,7 @@ PROBLEMS: dict[str, int] = {
     "conflict": 409,
     "too-large": 413,
     "unsupported-media-type": 415,
+    "removed": 410,
     "range-not-satisfiable": 416,
     "wrong-host": 421,
     "invalid": 422,
@@ -322,6 +323,32 @@ class ResultFile(TypedDict):
     bytes: int
 
 
+class Removed(TypedDict):
+    """What was removed, or with `dry_run` would be: sample rows, files, their bytes, names of results.
+
+    Samples are counted in a dry run only: without it, the answer does not wait for that.
+    """
+
+    rows: int
+    files: int
+    bytes: int
+    results: list[str]
+    dry_run: bool
+
+
+class Removal(TypedDict):
+    """A removal that stands: of a sample, whose id has this SHA-256, or of passes, or of a run."""
+
+    removal_id: str
+    model_name: str
+    version_name: str
+    dataset_type: str | None
+    n_epoch: int | str | None
+    """"all": of all epochs."""
+    input_digest: str | None
+    created_at: str
+
+
 class Key(TypedDict):
     """A key without its secret."""
 
@@ -403,6 +430,8 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/v1/results/{result_id}/files", "read", "The files of a result, to be downloaded as blobs."
     ),
+    Route("POST", "/v1/runs/{run_id}/removals", "admin", "Remove a run, passes, results or samples."),
+    Route("GET", "/v1/removals", "admin", "List what was removed."),
     Route("POST", "/v1/keys", "admin", "Create a key; it is shown this once."),
     Route("GET", "/v1/keys", "admin", "List keys."),
     Route("DELETE", "/v1/keys/{key_id}", "admin", "Revoke a key."),

@@ -1,11 +1,12 @@
 """The service under faults: many clients upload while everything around them is killed; then every row is counted.
 
-    python tests/benchmarks/service_faults.py [--clients 32] [--megabytes 2048] [--write]
+    python tests/benchmarks/service_faults.py [--on files|s3] [--clients 32] [--megabytes 2048] [--write]
 
-Real processes throughout: a server on PostgreSQL, a worker, the clients (each has a store of its own and does what
-`mld sync` does, again and again until all is there). While they upload, the server is SIGKILLed and started again three
-times, its worker is SIGKILLed, PostgreSQL is restarted, and the disk is filled up once. At the end every file of every
-sealed rank is downloaded, its SHA-256 compared with the client's disk, and its rows counted by their keys.
+Real processes throughout: a server (on SQLite and a folder, or on PostgreSQL and an S3 server), a worker, the clients
+(each has a store of its own and does what `mld sync` does, again and again until all is there). While they upload, the
+server is SIGKILLed and started again three times, its worker is SIGKILLed, PostgreSQL is restarted, the S3 server is
+SIGKILLed and started again, and the disk is filled up once. At the end every file of every sealed rank is downloaded,
+its SHA-256 compared with the client's disk, and its rows counted by their keys.
 The disk that is filled is a tmpfs, so that filling it harms nobody: this needs root; without, that fault is left out.
 """
 
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "parts"), str(ROOT / "tests" / "parts" / "data")]
 
 import store_factory  # noqa: E402
-from server_parts import Api, Postgres, ServerProcess, rank_folders, wait_for  # noqa: E402
+from server_parts import Api, Postgres, S3Server, ServerProcess, rank_folders, wait_for  # noqa: E402
 
 from mld_core.evaluation.errors import AuthenticationError  # noqa: E402
 from mld_core.records.format.layout import RunKey, Store  # noqa: E402
@@ -86,24 +88,47 @@ def client(root: str, url: str) -> None:
     print(json.dumps({"sent": sent, "goes": goes, "unreachable": unreachable, "seconds": took}))
 
 
+@dataclass
+class Behind:
+    """What a server stands on besides its own folder: nothing, or PostgreSQL and an S3 server."""
+
+    postgres: Postgres | None = None
+    s3: S3Server | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The server's."""
+        if self.postgres is None or self.s3 is None:
+            return {}
+        place = {"storage": f"s3://{self.s3.bucket}/faults", "s3_endpoint": self.s3.url}
+        return {"database": self.postgres.url, **place}
+
+    def stop(self) -> None:
+        """End both."""
+        if self.postgres is not None and (self.postgres.folder / "data" / "postmaster.pid").exists():
+            self.postgres.down("immediate")
+        if self.s3 is not None and hasattr(self.s3, "process"):
+            self.s3.stop()
+
+
 class Faults:
     """What goes wrong, one thing after another, at shares of the bytes that have arrived."""
 
-    def __init__(
-        self, server: ServerProcess, postgres: Postgres | None, disk: Path | None, total: int
-    ) -> None:
-        self.server, self.postgres, self.disk, self.total = server, postgres, disk, total
+    def __init__(self, server: ServerProcess, behind: Behind, disk: Path | None, total: int) -> None:
+        self.server, self.disk, self.total = server, disk, total
+        self.postgres, self.s3 = behind.postgres, behind.s3
         self.told: list[str] = []
         self.job = ""
         self._begun = time.monotonic()
 
     def _arrived(self) -> float:
-        folder = self.server.data / "blobs"
+        folder = self.s3.folder / "objects" if self.s3 is not None else self.server.data / "blobs"
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / self.total
 
     def run(self) -> None:
         """All of them."""
-        plan = [(0.1, self.kill_server), (0.25, self.restart_postgres), (0.4, self.kill_server)]
+        plan = [(0.1, self.kill_server), (0.25, self.restart_postgres), (0.33, self.kill_s3)]
+        plan += [(0.4, self.kill_server)]
         plan += [(0.5, self.fill_disk), (0.65, self.kill_worker), (0.8, self.kill_server)]
         for share, fault in plan:
             while self._share() < share:
@@ -134,6 +159,14 @@ class Faults:
             time.sleep(1)
             self.postgres.up()
             self._tell("PostgreSQL restarted")
+
+    def kill_s3(self) -> None:
+        """SIGKILL, two seconds of nothing, a new one on the same port."""
+        if self.s3 is not None:
+            self.s3.kill()
+            time.sleep(2)
+            self.s3.start()
+            self._tell(f"S3 server SIGKILLed and started again, {self._share():.0%} had arrived")
 
     def kill_worker(self) -> None:
         """SIGKILL to the worker while it runs an evaluation (which ends with it)."""
@@ -262,6 +295,7 @@ def main() -> None:
         client(*sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--on", choices=("files", "s3"), default="files", help="SQLite and files, or the two")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--megabytes", type=int, default=2048)
     parser.add_argument("--write", action="store_true", help="write the figures into docs/reliability.md")
@@ -276,31 +310,37 @@ def main() -> None:
         ).returncode
         == 0
     )
-    postgres = Postgres(folder / "pg")
+    behind = Behind()
+    if options.on == "s3":
+        behind = Behind(Postgres(folder / "pg"), S3Server(folder / "s3"))
+        missing = behind.postgres.missing or behind.s3.missing
+        if missing:
+            parser.error(missing)
     try:
-        run(options, folder, disk if mounted else None, None if postgres.missing else postgres)
+        run(options, folder, disk if mounted else None, behind)
     finally:
-        if not postgres.missing and (folder / "pg" / "data" / "postmaster.pid").exists():
-            postgres.down("immediate")
+        behind.stop()
         if mounted:
             subprocess.run(["umount", "-l", disk], check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(options: argparse.Namespace, folder: Path, disk: Path | None, postgres: Postgres | None) -> None:
+def run(options: argparse.Namespace, folder: Path, disk: Path | None, behind: Behind) -> None:
     """One whole fault run."""
-    if postgres is not None:
+    if behind.postgres is not None and behind.s3 is not None:
         folder.chmod(0o755)
-        postgres.start()
+        behind.postgres.start()
+        behind.s3.start()
     roots = prepare(folder, options.clients, options.megabytes)
     total = sum(path.stat().st_size for root in roots for path in root.rglob("*.parquet"))
     print(f"{total / MIB:.0f} MiB in {options.clients} stores", flush=True)
-    more = {"database": postgres.url} if postgres is not None else {}
-    server = ServerProcess((disk or folder / "disk") / "data", min_free_mb=32, log_level="warning", **more)
+    place = (disk or folder / "disk") / "data"
+    server = ServerProcess(place, min_free_mb=32, log_level="warning", **behind.settings)
+    server.env |= behind.s3.env if behind.s3 is not None else {}
     server.log = folder / "server.log"
     server.start()
     begun = time.monotonic()
-    faults = Faults(server, postgres, disk, total)
+    faults = Faults(server, behind, disk, total)
     took = upload(server, roots, faults)
     seconds = time.monotonic() - begun
     done = server.api().finished(faults.job, 300)
@@ -327,19 +367,22 @@ def run(options: argparse.Namespace, folder: Path, disk: Path | None, postgres: 
         ["time", f"{seconds:.0f} s"],
     ]
     text = markdown(["what", "figure"], rows) + "\n\n" + "\n".join(f"* {line}" for line in faults.told)
-    text += f"\n\nCommand: `python tests/benchmarks/service_faults.py --clients {options.clients} --megabytes {options.megabytes} --write`"
+    asked = f"--on {options.on} --clients {options.clients} --megabytes {options.megabytes} --write"
+    text += f"\n\nCommand: `python tests/benchmarks/service_faults.py {asked}`"
     if disk is None:
         text += " (without root: the disk was not filled)"
     print(text)
     if options.write:
-        write_section("reliability.md", "service-faults", "## The service under faults\n\n" + text)
+        on = "SQLite and files" if options.on == "files" else "PostgreSQL and an S3 server"
+        heading = f"## The service under faults: {on}\n\n"
+        write_section("reliability.md", f"service-faults-{options.on}", heading + text)
 
 
 def _job(server: ServerProcess, folder: Path) -> str:
     """Ask for an evaluation that takes a while."""
     factory = store_factory.StoreFactory(folder)
     run_key = factory.run("evaluated", "v1")
-    factory.add_pass(run_key, "val"().make_data(1000))
+    factory.add_pass(run_key, "val", store_factory.make_data(1000))
     run_id = server.api().sync(factory.store, run_key)
     return str(
         server.api()("POST", f"/v1/runs/{run_id}/evaluations", json={"options": {"repeats": 5}}).json()[

@@ -297,7 +297,7 @@ class S3Server:
         return {"AWS_ACCESS_KEY_ID": self.key, "AWS_SECRET_ACCESS_KEY": self.secret}
 
     def start(self) -> S3Server:
-        (self.folder / "objects" / self.bucket).mkdir(parents=True)
+        (self.folder / "objects" / self.bucket).mkdir(parents=True, exist_ok=True)
         command = [
             self.binary,
             "serve",
@@ -318,6 +318,11 @@ class S3Server:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
             return True
         return False
+
+    def kill(self) -> None:
+        """SIGKILL; what it had taken is there when it starts again."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         self.process.terminate()

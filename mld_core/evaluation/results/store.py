@@ -165,10 +165,11 @@ class ResultStore:
 
 def mentions(folder: Path, digests: frozenset[str]) -> bool:
     """Whether a table of a result holds the id of one of these samples, in any of its columns of texts."""
-    return bool(digests) and any(_holds(path, digests) for path in sorted(folder.glob("*.parquet")))
+    return bool(digests) and any(table_holds(path, digests) for path in sorted(folder.glob("*.parquet")))
 
 
-def _holds(path: Path, digests: frozenset[str]) -> bool:
+def table_holds(path: Path, digests: frozenset[str]) -> bool:
+    """The same of one of its tables."""
     with pq.ParquetFile(path) as file:
         texts = [item.name for item in file.schema_arrow if _is_text(item.type)]
         if not texts:

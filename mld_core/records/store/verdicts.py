@@ -182,9 +182,13 @@ class Verdicts:
             OSError: The disk refuses.
         """
         known = {one.verdict_id for one in self.read()[0]}
-        new = [one for one in verdicts if one.verdict_id not in known]
+        new = [one for one in verdicts if one.verdict_id not in known and not self._is_removed(one)]
         self._put(new)
         return new
+
+    def _is_removed(self, one: Verdict) -> bool:
+        gone = Removals(self.store, self.run).of_split(one.dataset_type)
+        return bool(gone) and id_digest(one.input_id) in gone
 
     def _put(self, verdicts: Iterable[Verdict]) -> None:
         lines = "".join(json.dumps(as_members(one), ensure_ascii=False) + "\n" for one in verdicts)

@@ -8,23 +8,33 @@ Readers leave those rows out, and the next removal or `mld gc` takes them out on
 """
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mld_core.records.format.attempts import RankFolder, list_attempts, list_passes
 from mld_core.records.format.layout import PassKey, RunKey, Store, subfolders
-from mld_core.records.format.manifest import TMP_PREFIX, PartInfo, SealManifest, fsync_dir, tmp_name
+from mld_core.records.format.manifest import (
+    TMP_PREFIX,
+    FileInfo,
+    PartInfo,
+    SealManifest,
+    fsync_dir,
+    tmp_name,
+)
 from mld_core.records.format.options import WriterOptions
-from mld_core.records.format.parts import read_family, write_part
+from mld_core.records.format.parts import file_digest, read_family, write_options, write_part
 from mld_core.records.format.removals import REMOVED, Removals, id_digest, marks, pending
 from mld_core.records.write.gc import folder_bytes, is_running, remove
 from mld_core.records.write.reseal import locked, reseal
 
 _STEM = "removed"
+_PIECE_ROWS, _PIECE_BYTES = 1024, 32 << 20
 
 
 @dataclass
@@ -229,6 +239,39 @@ def _without(
     tables = {family: rows_without(read_family(folder / part.name, family), digests) for family in part.files}
     raw_bytes = part.raw_bytes * tables["samples"].num_rows // max(1, part.rows_of("samples"))
     return write_part(folder, name, tables, options, raw_bytes)
+
+
+def rows_of(path: Path, digests: frozenset[str]) -> int:
+    """How many rows of a `samples` file are of these samples; read a piece at a time."""
+    with pq.ParquetFile(str(path)) as file:
+        pieces = file.iter_batches(columns=["input_id"], use_threads=False)
+        return sum(int(marks(batch.column(0), digests).sum()) for batch in pieces)
+
+
+def written_without(source: Path, target: Path, family: str, digests: frozenset[str]) -> FileInfo:
+    """Write a file of any family anew without the rows of some samples, a piece at a time; durable on return.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    rows = 0
+    with pq.ParquetFile(str(source)) as file:
+        options = write_options(family, file.schema_arrow, WriterOptions().codec)
+        group = options.pop("row_group_size")
+        with pq.ParquetWriter(str(target), file.schema_arrow, **options) as out:
+            held: list[pa.RecordBatch] = []
+            for batch in file.iter_batches(_PIECE_ROWS, use_threads=False):
+                kept = batch.filter(pa.array(~marks(batch.column("input_id"), digests)))
+                held.append(kept)
+                rows += kept.num_rows
+                full = sum(one.num_rows for one in held) >= group
+                if full or sum(one.nbytes for one in held) > _PIECE_BYTES:
+                    out.write_table(pa.Table.from_batches(held, file.schema_arrow), row_group_size=group)
+                    held = []
+            out.write_table(pa.Table.from_batches(held, file.schema_arrow), row_group_size=group)
+    with target.open("rb") as done:
+        os.fsync(done.fileno())
+    return FileInfo(bytes=target.stat().st_size, rows=rows, sha256=file_digest(target))
 
 
 def rows_without(table: pa.Table, digests: frozenset[str]) -> pa.Table:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import FORMAT, utc_now, write_json
+from mld_core.records.format.removals import REMOVED
 from mld_core.service.client.api import Client
 from mld_core.service.client.errors import DamagedFileError, ServiceError, ServiceUnreachableError
 from mld_core.service.client.sealed import (
@@ -283,9 +284,10 @@ class Uploader:
         return status == 201, set()
 
     def _raise_but_conflict(self, rank: SealedRank, error: ServiceError) -> None:
-        """Raise an error, but for that of a rank with the same rows, whose features were dropped here."""
+        """Raise an error, but for that of a rank of which less is here: features or samples were dropped."""
         meta = rank.manifest.get("meta") or {}
-        if error.name != "seal-conflict" or not (meta.get("features_dropped") or meta.get("cut")):
+        fewer = meta.get("features_dropped") or meta.get("cut") or meta.get(REMOVED)
+        if error.name != "seal-conflict" or not fewer:
             raise error
         self._on_problem(f"{rank.label}: the service holds a fuller copy, which stays")
 

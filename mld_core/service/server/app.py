@@ -15,7 +15,7 @@ from mld_core import __version__
 from mld_core.service.protocol import PROBLEM_JSON, PROTOCOL, ROUTES, Problem
 from mld_core.service.server import problems
 from mld_core.service.server.gate import Gate
-from mld_core.service.server.routes import admin, blobs, jobs, runs, system, verdicts
+from mld_core.service.server.routes import admin, blobs, jobs, removals, runs, system, verdicts
 from mld_core.service.server.routes.forms import SealForm
 from mld_core.service.server.service import Service
 
@@ -49,7 +49,7 @@ def create_app(service: Service | None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (system, runs, verdicts, blobs, jobs, admin):
+    for module in (system, runs, verdicts, blobs, jobs, admin, removals):
         app.include_router(module.router)
     problems.install(app)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]

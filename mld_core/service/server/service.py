@@ -31,7 +31,9 @@ from mld_core.service.server.storage.keys import Authenticator
 from mld_core.service.server.storage.models import Audit
 from mld_core.service.server.storage.people import Sight
 from mld_core.service.server.storage.ranks import Ranks
+from mld_core.service.server.storage.removals import Remover
 from mld_core.service.server.storage.seals import Sealer
+from mld_core.service.server.storage.sweeps import Sweeper
 from mld_core.service.server.storage.uploads import Uploads
 
 log = logging.getLogger("mld.server")
@@ -43,6 +45,7 @@ _AUDIT_SECONDS = 0.5
 _SWEEP_SECONDS = 3600.0
 _SETTLE_SECONDS = 1.0
 _REAP_SECONDS = 2.0
+_REMOVE_SECONDS = 1.0
 
 
 class Service:
@@ -56,6 +59,8 @@ class Service:
         self.checks = Checks(settings, self.database, self.storage)
         self.sealer = Sealer(self.database, self.storage, self.checks)
         self.ranks = Ranks(settings, self.database, self.storage, self.uploads, self.checks, self.sealer)
+        self.remover = Remover(self.database, self.storage)
+        self.sweeper = Sweeper(self.database, self.storage, settings.folder("removing"))
         self.jobs = Jobs(self.database, settings.lease_seconds, settings.jobs_at_once)
         self.keys = Authenticator(self.database)
         self.sight = Sight(self.database)
@@ -75,7 +80,7 @@ class Service:
         """Begin the background work."""
         self.ranks.recover()
         self.checks.start()
-        background = (self._write_audit, self._settle, self._look_after_jobs, self._sweep)
+        background = (self._write_audit, self._settle, self._look_after_jobs, self._sweep, self._remove)
         for work in (*background, *self._worker_keepers()):
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
@@ -153,6 +158,11 @@ class Service:
                     if blobs:
                         log.info("removed %d files (%d bytes) that nobody sealed", blobs, size)
             self._stop.wait(_SWEEP_SECONDS)
+
+    def _remove(self) -> None:
+        while not self._stop.wait(_REMOVE_SECONDS):
+            with self._told("what was removed is not yet out of the files"):
+                self.sweeper.sweep()
 
     def _worker_keepers(self) -> list[Any]:
         return [self._keep_worker] * self.settings.workers

@@ -53,6 +53,8 @@ RULES = {
     ("GET", "/v1/results"): LISTED,
     ("GET", "/v1/results/{result_id}"): GONE,
     ("GET", "/v1/results/{result_id}/files"): GONE,
+    ("POST", "/v1/runs/{run_id}/removals"): ADMINS,
+    ("GET", "/v1/removals"): ADMINS,
     ("POST", "/v1/keys"): ADMINS,
     ("GET", "/v1/keys"): ADMINS,
     ("DELETE", "/v1/keys/{key_id}"): ADMINS,
@@ -83,6 +85,7 @@ BODIES = {
             }
         ]
     },
+    "/v1/runs/{run_id}/removals": {"dry_run": True},
 }
 
 

@@ -26,6 +26,7 @@ BODIES = {
     "/v1/keys": {"name": "x", "scopes": ["read"]},
     "/v1/organizations": {"name": "another"},
     "/v1/people": {"name": "somebody", "role": "viewer"},
+    "/v1/runs/{run_id}/removals": {"dry_run": True},
 }
 
 

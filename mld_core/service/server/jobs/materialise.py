@@ -19,10 +19,12 @@ from sqlalchemy.orm import aliased, undefer
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import ATTEMPT_FILE, SEAL_FILE, make_dirs, write_json
 from mld_core.records.format.parts import file_name
+from mld_core.records.format.removals import Removals
 from mld_core.records.store.verdicts import Verdict, Verdicts, of_members
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.models import Blob, Pass, Run, SaidVerdict, Seal, SealFile
+from mld_core.service.server.storage.removals import samples_of
 
 
 def parse_epoch(text: str) -> int | None:
@@ -66,6 +68,7 @@ def lay_out(
     """
     store = Store(root)
     with database.read() as session:
+        removed = samples_of(session, session.get_one(Run, run_pk))
         found = session.execute(
             select(Pass, Seal, Blob.sha256)
             .join(Seal, Seal.pass_pk == Pass.pk)
@@ -80,6 +83,8 @@ def lay_out(
         (store.run_dir(run) / f".generation-{generation}").mkdir()
     names = {"model_name": run.model_name, "version_name": run.version_name}
     store.ensure_run(run, {**info, **names})
+    for split in {split for _, split, _ in removed}:
+        Removals(store, run).append((digest for digest, own, _ in removed if own == split), split)
     for owner, seal, blob in found:
         manifest = cast("str | None", blob)
         key = PassKey(owner.dataset_type, parse_epoch(owner.epoch), owner.pass_no)

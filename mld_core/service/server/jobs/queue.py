@@ -19,7 +19,8 @@ from mld_core import __version__
 from mld_core.records.format.manifest import utc_now
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.models import Job, Organization, Pass, Result, Run, Seal, new_id
+from mld_core.service.server.storage.models import Job, Organization, Pass, Removal, Result, Run, Seal, new_id
+from mld_core.service.server.storage.removals import of_run
 
 MAX_ATTEMPTS = 2
 _ACTIVE = ("queued", "running")
@@ -99,9 +100,10 @@ class Jobs:
         """A job that asks for this very thing, if nothing was sealed since it was queued."""
         sealed = select(func.max(Seal.created_at)).join(Pass, Pass.pk == Seal.pass_pk)
         newest = session.scalar(sealed.where(Pass.run_pk == run.pk)) or ""
-        of_run = (Job.run_pk == run.pk, Job.created_at > newest, Job.cancel.is_(False))
+        newest = max(newest, session.scalar(select(func.max(Removal.created_at)).where(*of_run(run))) or "")
+        since = (Job.run_pk == run.pk, Job.created_at > newest, Job.cancel.is_(False))
         ready = Job.state.in_(_ACTIVE) | (Job.state == "done") & Job.result_pk.is_not(None)
-        found = session.scalars(select(Job).where(*of_run, ready).order_by(Job.pk.desc()).limit(_LOOK_BACK))
+        found = session.scalars(select(Job).where(*since, ready).order_by(Job.pk.desc()).limit(_LOOK_BACK))
         return next((job for job in found if job.request == request), None)
 
     def _check_count(self, session: Session, organization_pk: int) -> None:

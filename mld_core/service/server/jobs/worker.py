@@ -31,6 +31,7 @@ from mld_core.service.server.settings import Settings, load_settings
 from mld_core.service.server.storage.backends import FULL, Storage, open_storage
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.models import Blob, Organization, Result, ResultFile, new_id
+from mld_core.service.server.storage.removals import removed_since, wanted_again
 
 log = logging.getLogger("mld.worker")
 
@@ -42,6 +43,10 @@ _FULL_SECONDS = 5.0
 
 class Lost(Exception):  # noqa: N818 - an event, not a fault of ours
     """The job was cancelled, or is no longer this worker's."""
+
+
+class RemovedMeanwhile(Exception):  # noqa: N818 - an event, not a fault of ours
+    """Samples were removed while they were evaluated."""
 
 
 class Worker:
@@ -96,6 +101,8 @@ class Worker:
                 self._jobs.give_back(claim, self._name)
             else:
                 self._jobs.cancelled(claim, self._name)
+        except RemovedMeanwhile:
+            self._jobs.give_back(claim, self._name, "queued again: samples were removed meanwhile")
         except OSError as error:
             if error.errno in FULL:
                 # No fault of the job's: it waits until there is room, however often that takes.
@@ -214,6 +221,8 @@ class Worker:
             files = [self._stored(claim, path) for path in sorted(folder.iterdir()) if path.is_file()]
             try:
                 with self._database.write() as session:
+                    if removed_since(session, claim.job_pk):
+                        raise RemovedMeanwhile
                     result = Result(
                         id=new_id("result"),
                         run_pk=claim.run_pk,
@@ -257,6 +266,7 @@ class Worker:
     def _stored(self, claim: Claim, path: Path) -> tuple[str, str, int]:
         sha256 = file_digest(path)
         if not self._storage.exists(claim.organization_id, sha256):
+            wanted_again(self._database, claim.organization_pk, [sha256])
             copy = path.parent.parent / f"copy-{sha256}"
             shutil.copyfile(path, copy)
             with copy.open("rb") as file:

@@ -207,6 +207,15 @@ def get_blob(
         raise not_found("blob", sha256)
     if size >= LATER_BYTES:
         _wait_for_check(service, principal, sha256)
+    if service.remover.held_back(principal.organization_pk, sha256):
+        raise ProblemError(
+            "unavailable",
+            "samples are being removed from this file",
+            value=sha256,
+            expectation="a file of the pass as it is now",
+            fix="ask for the pass again in a few seconds",
+            retry_after=2,
+        )
     start, end = _range(request.headers.get("range"), size)
     try:
         pieces: Any = service.storage.read(principal.organization_id, sha256, start, end)

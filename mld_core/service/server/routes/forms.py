@@ -31,6 +31,7 @@ def storable(text: str) -> str:
 Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME), AfterValidator(storable)]
 ResultName = Annotated[str, Field(min_length=1, max_length=_MAX_RESULT_NAME), AfterValidator(storable)]
 Tag = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s,]+$"), AfterValidator(storable)]
+InputId = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(storable)]
 Epoch = Annotated[int, Field(ge=-_INT, lt=_INT)]
 
 RunId = Annotated[str, Path(pattern=r"^run_[0-9a-f]{24}$")]
@@ -101,6 +102,16 @@ class EvaluationForm(Form):
     n_epoch: Epoch | Literal["latest"] | None = "latest"
     method_name: Annotated[str, Field(max_length=100), AfterValidator(storable)] = "default"
     options: dict[str, Any] | None = None
+
+
+class RemovalForm(Form):
+    """What to remove of a run: epochs, samples or results; nothing named = all of it, or all of a split."""
+
+    dataset_type: Name | None = None
+    epochs: Annotated[list[Epoch | None], Field(max_length=1000)] = []
+    input_ids: Annotated[list[InputId], Field(max_length=1000)] = []
+    results: Annotated[list[ResultName], Field(max_length=1000)] = []
+    dry_run: bool = False
 
 
 class KeyForm(Form):

@@ -272,7 +272,7 @@ def _sealed(service: Service, principal: Principal, run_id: str, path: Path, siz
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
         seal = service.sealer.known(run, manifest)
-        if seal is not None:
+        if seal is not None and seal.first_manifest != manifest:
             return seal, False
         hide(service, principal, {manifest})
         request = service.sealer.read(principal, run, manifest)

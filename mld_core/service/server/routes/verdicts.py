@@ -24,6 +24,7 @@ from mld_core.service.server.routes.deps import (
 from mld_core.service.server.service import Service
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import SaidVerdict, new_id
+from mld_core.service.server.storage.removals import is_about, samples_of
 
 MOST_OF_A_RUN = 1_000_000
 _INT = 1 << 31
@@ -88,7 +89,8 @@ def _add(
             SaidVerdict.run_pk == run.pk, SaidVerdict.verdict_id.in_(ids)
         )
         there = set(session.scalars(query))
-        new = [one for name, one in ids.items() if name not in there]
+        gone = samples_of(session, run)
+        new = [one for name, one in ids.items() if name not in there and not is_about(one, gone)]
         count = select(func.count()).select_from(SaidVerdict).where(SaidVerdict.run_pk == run.pk)
         if new and int(session.scalar(count) or 0) + len(new) > MOST_OF_A_RUN:
             raise ProblemError("too-large", f"a run holds at most {MOST_OF_A_RUN:,} verdicts")

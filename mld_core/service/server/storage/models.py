@@ -176,7 +176,11 @@ class Pass(_Named, Base):
 
 
 class Seal(_Named, Base):
-    """One rank of one attempt at a pass: there at once with all its files, or not at all."""
+    """One rank of one attempt at a pass: there at once with all its files, or not at all.
+
+    Where samples were removed from it, `first_digest` and `first_manifest` are those it was sealed with;
+    `swept_at` is the newest removal it was looked through for.
+    """
 
     __tablename__ = "seals"
     __table_args__ = (UniqueConstraint("pass_pk", "attempt", "rank_no"),)
@@ -191,6 +195,9 @@ class Seal(_Named, Base):
     rows: Mapped[dict[str, Any]] = mapped_column(Json)
     bytes: Mapped[int] = mapped_column(_Big)
     digest: Mapped[str] = mapped_column(String(64))
+    first_digest: Mapped[str | None] = mapped_column(String(64))
+    first_manifest: Mapped[str | None] = mapped_column(String(64), index=True)
+    swept_at: Mapped[str | None] = mapped_column(String(40))
 
 
 class SealFile(Base):
@@ -246,6 +253,35 @@ class ResultFile(Base):
     result_pk: Mapped[int] = mapped_column(ForeignKey("results.pk"), index=True)
     blob_pk: Mapped[int] = mapped_column(ForeignKey("blobs.pk"), index=True)
     name: Mapped[str] = mapped_column(String(200))
+
+
+class Removal(_Named, Base):
+    """What was removed of a run: a sample (`input`), else passes or all. Null split, epoch: all of them.
+
+    What was recorded earlier than `before` is not taken again.
+    """
+
+    __tablename__ = "removals"
+    __table_args__ = (Index("removals_of_run", "organization_pk", "model_name", "version_name"),)
+
+    organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
+    model_name: Mapped[str] = mapped_column(String(300))
+    version_name: Mapped[str] = mapped_column(String(300))
+    dataset_type: Mapped[str | None] = mapped_column(String(300))
+    epoch: Mapped[str | None] = mapped_column(String(24))
+    input: Mapped[str | None] = mapped_column(String(64))
+    before: Mapped[str] = mapped_column(String(40))
+
+
+class Garbage(Base):
+    """A file that nobody names any more: it is to be deleted."""
+
+    __tablename__ = "garbage"
+    __table_args__ = (Index("garbage_by_name", "organization_pk", "sha256"),)
+
+    organization_pk: Mapped[int] = mapped_column(ForeignKey("organizations.pk"))
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[str] = mapped_column(String(40))
 
 
 class Audit(Base):

@@ -34,6 +34,7 @@ from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Organization, Run, Seal
+from mld_core.service.server.storage.removals import wanted_again
 from mld_core.service.server.storage.seals import (
     Sealer,
     SealRequest,
@@ -175,6 +176,9 @@ class Ranks:
             contents = unpacked(body, files)
             found = self._checks.rank(body, [(one.sha256, one.start, one.bytes) for one in files])
             request = request_of(run, manifest, found["manifest"])
+            stored = self._sealer.sealed_before(run, request)
+            if stored is not None:
+                return stored, False
             missing = {one.sha256 for one in request.files} - contents.keys()
             if missing:
                 raise _no_rank(f"the manifest names {len(missing)} files that are not in it")
@@ -183,6 +187,7 @@ class Ranks:
             pack = self._kept(principal, body)
             paths: list[Path | None] = []
             try:
+                wanted_again(self._database, principal.organization_pk, contents)
                 old = self._keep_old(principal, set(contents))
                 place = principal.organization_id
                 paths.extend(self._storage.lay(place, *named) for named in contents.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import insert, select
+from sqlalchemy import insert, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,8 @@ from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.manifests import NamedFile
-from mld_core.service.server.storage.models import Blob, Pass, Run, Seal, SealFile, new_id
+from mld_core.service.server.storage.models import Blob, Pass, Removal, Run, Seal, SealFile, new_id
+from mld_core.service.server.storage.removals import check_removed, of_run, release
 
 _CHUNK = 500
 _CHECK_SECONDS = 45.0
@@ -56,8 +57,13 @@ class SealRequest:
     @property
     def digest(self) -> str:
         """What makes two seals of a rank the same: the files that count."""
-        names = sorted((one.part, one.family, one.sha256, one.rows) for one in self.files)
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return digest_of(self.files)
+
+
+def digest_of(files: Iterable[Any]) -> str:
+    """What makes two seals of a rank the same."""
+    names = sorted((one.part, one.family, one.sha256, one.rows) for one in files)
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def invalid(where: str, value: Any, expectation: str) -> ProblemError:
@@ -122,10 +128,31 @@ class Sealer:
         self._checks = checks
 
     def known(self, run: Run, manifest: str) -> Seal | None:
-        """The seal of a run that was made of this very manifest."""
+        """The seal of a run that was made of this very manifest, also where samples were removed since."""
         query = select(Seal).join(Pass, Pass.pk == Seal.pass_pk).join(Blob, Blob.pk == Seal.manifest_blob_pk)
+        this = or_(Blob.sha256 == manifest, Seal.first_manifest == manifest)
         with self._database.read() as session:
-            return session.scalar(query.where(Pass.run_pk == run.pk, Blob.sha256 == manifest))
+            return session.scalar(query.where(Pass.run_pk == run.pk, this))
+
+    def sealed_before(self, run: Run, request: SealRequest) -> Seal | None:
+        """The seal of a rank from which samples may have been removed since: nothing is stored anew.
+
+        Raises:
+            ProblemError: its run or pass was removed, or it is sealed with other files.
+        """
+        with self._database.read() as session:
+            if session.scalar(select(Removal.pk).where(*of_run(run)).limit(1)) is None:
+                return None
+            opened = request.opened
+            check_removed(session, run, opened.dataset_type, request.epoch, opened.started_at)
+        return self.existing(run, request)
+
+    def _let_go(self, principal: Principal, request: SealRequest) -> None:
+        """Files that were sent again, of a rank from which samples were removed since, are nobody's."""
+        digests = {request.manifest, *(one.sha256 for one in request.files)}
+        with self._database.write() as session:
+            found = blobs_of(session, principal.organization_pk, digests)
+            release(session, principal.organization_pk, [blob.pk for blob in found.values()])
 
     def read(self, principal: Principal, run: Run, manifest: str) -> SealRequest:
         """Read a manifest, in a process that it can not harm.
@@ -150,8 +177,10 @@ class Sealer:
         Raises:
             ProblemError: files are missing, unchecked or refused, or the rank is sealed with other files.
         """
-        stored = self.existing(run, request)
+        stored = self.sealed_before(run, request) or self.existing(run, request)
         if stored is not None:
+            if stored.first_digest is not None:
+                self._let_go(principal, request)
             return stored, False
         raise_refused(request, self._checked(principal, request), run)
 
@@ -183,7 +212,7 @@ class Sealer:
         )
         with self._database.read() as session:
             found = session.scalar(query)
-        if found is not None and found.digest != request.digest:
+        if found is not None and request.digest not in {found.digest, found.first_digest}:
             raise ProblemError(
                 "seal-conflict",
                 f"rank {request.opened.rank} of attempt {request.opened.attempt} is sealed with other files",
@@ -226,6 +255,8 @@ class Sealer:
         left = sum(blob.state == "stored" for blob in blobs.values())
         if left:
             raise check_pending(left, len(digests))
+        opened = request.opened
+        check_removed(session, run, opened.dataset_type, request.epoch, opened.started_at)
         owner = session.scalar(select(Pass).where(*_place(run, request)))
         if owner is None:
             names = {

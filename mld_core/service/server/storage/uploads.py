@@ -32,6 +32,7 @@ from mld_core.service.server.storage.backends import FULL, Storage
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.models import Blob, Organization
+from mld_core.service.server.storage.removals import wanted_again
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -332,6 +333,7 @@ class Uploads:
             if upload.hash is not None:
                 _compare(upload, upload.hash, sha256)
             upload.sync()
+            wanted_again(self._database, principal.organization_pk, [sha256])
             # The row first, where the digest is checked later: what is noted is not replaced unchecked.
             if upload.hash is None and not self._note(principal, sha256, upload.length):
                 _compare(upload, _hash_of(upload.path, upload.length), sha256)
@@ -397,6 +399,7 @@ class Uploads:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            wanted_again(self._database, principal.organization_pk, [sha256])
             self._storage.take(principal.organization_id, sha256, path)
             self._note(principal, sha256, len(content), facts={"ok": True, "manifest": True})
 
