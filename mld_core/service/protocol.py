@@ -323,32 +323,6 @@ class ResultFile(TypedDict):
     bytes: int
 
 
-class Removed(TypedDict):
-    """What was removed, or with `dry_run` would be: sample rows, files, their bytes, names of results.
-
-    Samples are counted in a dry run only: without it, the answer does not wait for that.
-    """
-
-    rows: int
-    files: int
-    bytes: int
-    results: list[str]
-    dry_run: bool
-
-
-class Removal(TypedDict):
-    """A removal that stands: of a sample, whose id has this SHA-256, or of passes, or of a run."""
-
-    removal_id: str
-    model_name: str
-    version_name: str
-    dataset_type: str | None
-    n_epoch: int | str | None
-    """"all": of all epochs."""
-    input_digest: str | None
-    created_at: str
-
-
 class Key(TypedDict):
     """A key without its secret."""
 

@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter
 from sqlalchemy import select
 
-from mld_core.service import protocol
 from mld_core.service.server.jobs.materialise import parse_epoch
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.routes import forms
@@ -21,8 +20,12 @@ router = APIRouter(prefix="/v1", tags=["removals"], route_class=BoundedRoute)
 @router.post("/runs/{run_id}/removals")
 def remove(
     run_id: forms.RunId, form: forms.RemovalForm, service: ServiceDep, principal: PrincipalDep
-) -> protocol.Removed:
-    """Remove a run, or what of it is named; nobody sees it any more, and its bytes go within seconds."""
+) -> dict[str, Any]:
+    """Remove a run, or what of it is named; nobody sees it any more, and its bytes go within seconds.
+
+    The answer: sample rows, files, their bytes, names of results. Rows of samples are counted in a dry run
+    only: without it, the answer does not wait for that.
+    """
     named = sum(map(bool, (form.epochs, form.input_ids, form.results)))
     if named > 1 or (form.results and form.dataset_type is not None):
         raise ProblemError(
@@ -61,7 +64,7 @@ def list_removals(
     return {"items": items, "next": after, "pending": service.sweeper.pending(principal.organization_pk)}
 
 
-def _shown(row: Removal) -> protocol.Removal:
+def _shown(row: Removal) -> dict[str, Any]:
     return {
         "removal_id": row.id,
         "model_name": row.model_name,
