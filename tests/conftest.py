@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import optional
@@ -49,6 +50,28 @@ def timm():
     """The package, which imports torchvision."""
     optional.torchvision()
     return pytest.importorskip("timm")
+
+
+CHROMIUM_ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, one for all tests of a process: playwright starts once. Skipped where it is missing."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright (extra dev) drives the browser"
+    )
+    path = next((path for path in BROWSERS if Path(path).exists()), None)
+    if path is None:
+        pytest.skip(f"no browser at {', '.join(BROWSERS)}: install the package chromium")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=path, args=list(CHROMIUM_ARGUMENTS))
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,11 +6,6 @@ from ml_debugger.evaluator import Evaluator
 from mld_core.records.format.schema import media_schema
 from mld_core.records.store.png import encode_png
 
-CHROMIUM_ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-)
-BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 HOSTILE = (
     "plain",
     "<script>document.title='broken'</script>",
@@ -63,21 +56,6 @@ def results(records, planted, tmp_path_factory):
         made[version] = evaluator.request_evaluation(f"all-{version}", None, options=options)
     made["latest"] = evaluator.request_evaluation("latest-v2", options=options)
     return made
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium; what needs it is skipped where it is missing."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright (extra dev) drives the browser"
-    )
-    path = next((path for path in BROWSERS if Path(path).exists()), None)
-    if path is None:
-        pytest.skip(f"no browser at {', '.join(BROWSERS)}: install the package chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=list(CHROMIUM_ARGUMENTS))
-        yield started
-        started.close()
 
 
 class Opened:

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,26 +15,13 @@ from ml_debugger.review import apply
 from mld_core.records.store.png import encode_png
 
 pytestmark = pytest.mark.processes
-BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 KEYS = {"relabel": "1", "ok": "2", "ambiguous": "3"}
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; what needs it is skipped where it is missing."""
+@pytest.fixture(autouse=True)
+def _pages():
     need_pages()
     pytest.importorskip("fastapi", reason='the pages need FastAPI: pip install "ml-debugger[ui]"')
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright (extra dev) drives the browser"
-    )
-    path = next((path for path in BROWSERS if Path(path).exists()), None)
-    if path is None:
-        pytest.skip(f"no browser at {', '.join(BROWSERS)}: install the package chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture
