@@ -19,7 +19,7 @@ from mld_core.evaluation.errors import NotFoundError
 from mld_core.exchange.coco_patch import write_patch
 from mld_core.exchange.relabel import write_relabel
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import KINDS, Subject, Verdict
+from mld_core.records.store.verdicts import KINDS, UNSEEN, Subject, Verdict
 from mld_core.views import reviewing
 from mld_core.views.cards import Told, cards, named_class
 
@@ -288,7 +288,7 @@ def _acceptable(place: Place, heard: Told, said: Accepted) -> list[Item]:
             break
         known = unit["suggested_label"] is not None and unit["suggested_label"] != unit["gt"]
         if known and subject not in heard.standing:
-            items.append(Item(row=row, kind="relabel", label=unit["suggested_label"]))
+            items.append(Item(row=row, kind="relabel", label=unit["suggested_label"], note=UNSEEN))
     return items
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mld_core.evaluation.results.result import Result
-from mld_core.records.store.verdicts import Verdict
+from mld_core.records.store.verdicts import UNSEEN, Verdict
 
 SUSPECTED = "C01"
 
@@ -34,6 +34,7 @@ def suggest(result: Result, dataset_type: str, limit: int, *, author: str = "") 
             label=int(row["suggested_label"]),
             given=int(row["gt"]),
             input_hash=row["input_hash"],
+            note=UNSEEN,
             result_name=result.result_name,
             author=author,
         )

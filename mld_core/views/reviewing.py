@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.classification import jeffreys_interval
-from mld_core.records.store.verdicts import KINDS, Subject
+from mld_core.records.store.verdicts import KINDS, UNSEEN, Subject
 from mld_core.views.cards import Told, named_class, spoken
 from mld_core.views.evaluation import finding_filter, finding_sort
 from mld_core.views.selection import HeldUnits
@@ -59,11 +59,11 @@ def progress(units: HeldUnits, told: Told, code: str = "C01", condition: str = "
     """How right the suspicion of a diagnosis was so far, and whether the rest may be accepted at once.
 
     The share of "relabel" among the suspects that were looked at, with its 95 % Jeffreys interval;
-    "ambiguous" counts against it.
+    "ambiguous" counts against it. What was accepted with others was not looked at: it is reviewed only.
     """
     rows = suspects(units, code, condition)
     reviewed = [found for one in subjects_of(units, rows) if (found := told.standing.get(one)) is not None]
-    settled = [one.verdict for one in reviewed if one.verdict is not None]
+    settled = [one.verdict for one in reviewed if one.verdict is not None and one.verdict.note != UNSEEN]
     agreed = sum(one.kind == "relabel" for one in settled)
     low, high = jeffreys_interval(agreed, len(settled)) if settled else (None, None)
     enough = len(settled) >= ENOUGH

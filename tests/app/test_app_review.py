@@ -92,6 +92,9 @@ def test_the_rest_is_accepted_at_once_after_twenty(store):
         assert done["accepted"] == len(done["ids"]) == 5
         assert not set(done["rows"]) & set(rows)
         assert ann.get("verdicts", **NET)["total"] == 25
+        # Accepted without a look: they say nothing of how right the suspicion is.
+        assert (done["progress"]["reviewed"], done["progress"]["agreed"]) == (25, 17)
+        assert done["progress"]["precision"] == 0.85
         assert ann.post("verdicts/undo", {**NET, "ids": done["ids"]}).json()["undone"] == 5
 
 

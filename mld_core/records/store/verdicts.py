@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import fsync_dir, make_dirs, tmp_name, utc_now
@@ -36,6 +36,10 @@ class Subject:
     dataset_type: str
     input_id: str
     truth: int | None = None
+
+
+UNSEEN: Final = "accepted with others, not looked at"
+"""The note of a verdict that a person gave to a list as a whole: it says nothing of how right the list is."""
 
 
 @dataclass(frozen=True)
