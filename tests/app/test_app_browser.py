@@ -20,30 +20,10 @@ from mld_core.records.store.verdicts import Verdict, Verdicts
 
 pytestmark = pytest.mark.processes
 
-BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-)
 AXE = ROOT / "mld_core" / "app" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 CARD = "[role=option]"
 RUNS = {"classes": ("net <i>", "v/1"), "boxes": ("boxes", "v1"), "roads": ("lidar", "v1")}
 PAGES = ("evaluation", "samples", "review")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium; what needs it is skipped where it is missing."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright (extra dev) drives the browser"
-    )
-    path = next((path for path in BROWSERS if Path(path).exists()), None)
-    if path is None:
-        pytest.skip("no browser here: apt-get install -y --no-install-recommends chromium")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
-        yield started
-        started.close()
 
 
 class Served:
