@@ -47,9 +47,11 @@ def main(command: Sequence[str]) -> int:
     words = list(command)
     if words[0].endswith(".py"):
         words.insert(0, sys.executable)
-    if shutil.which(words[0]) is None:
+    # Beside the Python of this command: that of an environment which is not activated.
+    found = shutil.which(words[0]) or shutil.which(words[0], path=str(Path(sys.executable).parent))
+    if found is None:
         there = " It is a file that can not be executed." if Path(words[0]).exists() else ""
         sys.stderr.write(f"mld run: {words[0]!r} is no command that is found here.{there}\n")
         return 126 if there else 127
     sys.stdout.flush()
-    return os.execvpe(words[0], words, environment(os.environ))  # noqa: S606 - no shell is meant
+    return os.execve(found, words, environment(os.environ))  # noqa: S606 - no shell is meant

@@ -68,7 +68,7 @@ SLOW = {"repeats": 20, "null_run": True}
 BEFORE_WORK = {"", "starting", "queued again", "fetching records"}
 
 
-def halted_at_work(place, process, job, parts):
+def halted_at_work(place, process, job, parts, attempt=1):
     """Stop a worker's evaluation in the middle, so that it can not end before it is killed; its process.
 
     A job whose result is written may be done at any moment, however it is stopped.
@@ -79,7 +79,9 @@ def halted_at_work(place, process, job, parts):
             os.kill(child, signal.SIGSTOP)
             now = job()
             assert now["state"] in {"queued", "running"}, now
-            if now["state"] == "running" and now["stage"] not in BEFORE_WORK:
+            # Until the worker has taken the job, it still says what it said of the try before.
+            begun = now["attempts"] == attempt and now["stage"] not in BEFORE_WORK
+            if now["state"] == "running" and begun:
                 assert not list((place.data / "work").rglob("result.json"))
                 assert 0 <= now["progress"] < 1
                 return child
@@ -89,8 +91,8 @@ def halted_at_work(place, process, job, parts):
     return parts.wait_for(halted, 120)
 
 
-def kill_at_work(place, process, job, parts):
-    own = halted_at_work(place, process, job, parts)
+def kill_at_work(place, process, job, parts, attempt):
+    own = halted_at_work(place, process, job, parts, attempt)
     process.kill()
     process.wait()
     os.kill(own, signal.SIGCONT)
@@ -104,7 +106,7 @@ def test_a_job_survives_one_killed_worker_but_not_two(place, worker, recorded, p
     queued = state(api, job_id)
     assert (queued["state"], queued["attempts"]) == ("queued", 0)
     for attempt in (1, 2):
-        kill_at_work(place, worker(), lambda: state(api, job_id), parts)
+        kill_at_work(place, worker(), lambda: state(api, job_id), parts, attempt)
         assert state(api, job_id)["attempts"] == attempt
     job = api.finished(job_id)
     assert (job["state"], job["error"], job["attempts"]) == ("failed", "WorkerDied", 2)

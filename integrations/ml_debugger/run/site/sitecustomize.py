@@ -7,6 +7,7 @@ the path it would find alone, and a `sitecustomize` of the machine's own is load
 """
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -22,12 +23,17 @@ def _arm() -> None:
         sys.stderr.write(f"mld run: this Python records nothing ({sys.executable}): {error}\n")
 
 
-_arm()
-sys.path[:] = [entry for entry in sys.path if entry != _HERE]
-own = sys.modules.pop("sitecustomize", None)
-try:
-    importlib.import_module("sitecustomize")
-except ImportError as error:
-    if error.name != "sitecustomize":
-        raise
-    sys.modules["sitecustomize"] = own or sys.modules[__name__]
+def _make_way() -> None:
+    sys.path[:] = [entry for entry in sys.path if entry != _HERE]
+    ours = sys.modules.pop("sitecustomize", None)
+    try:
+        importlib.import_module("sitecustomize")
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+        sys.modules["sitecustomize"] = ours or sys.modules[__name__]
+
+
+if os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] == _HERE:  # not where a tool imports every file
+    _arm()
+    _make_way()

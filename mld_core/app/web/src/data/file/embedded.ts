@@ -134,19 +134,27 @@ export class EmbeddedSource implements Source {
     const sample = pass.sample(row);
     const known = pass.detail(row);
     const codes = (pass.column("diagnosis")?.at(row) ?? []) as string[];
+    // Of the first code the unit has its own severity and advice: it may be one to look at only.
+    const first = pass.column("primary_code")?.at(row);
+    const own = {
+      action: textOf(pass.column("recommended_action")?.at(row)),
+      severity: (pass.column("severity")?.at(row) ?? null) as number | null,
+    };
     const missing =
       "This file holds probabilities, neighbours and history of the worst samples; `mld ui` has all.";
     return {
       sample,
       why: sample.why,
-      action: textOf(pass.column("recommended_action")?.at(row)) || null,
+      action: own.action || null,
       text: [],
       probabilities: [],
       probabilities_missing: known === null ? missing : null,
       neighbours: [],
       history: [],
       findings: codes.flatMap((code) =>
-        this.data.answers.vocabulary.findings.filter((one) => one.code === code),
+        this.data.answers.vocabulary.findings
+          .filter((one) => one.code === code)
+          .map((one) => (code === first ? { ...one, ...own } : one)),
       ),
       fields: [],
       verdicts: [],
