@@ -308,7 +308,7 @@ def category_filter(name: str, units: PassUnits) -> str:
 def _calibrated(chosen: PassUnits) -> dict[str, Any]:
     found = charts.calibration(chosen)
     meanings = {
-        "confidence": "stated by the softmax, and how often the model was right",
+        "confidence": "stated by the model, and how often the model was right",
         "error_proba": "the estimated error probability, and how often the model was wrong",
     }
     for name, one in found.items():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.diagnoses import BY_CODE
+from mld_core.evaluation.metrics.classification import log_probabilities
 from mld_core.records.format.layout import RunKey
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection, select
@@ -146,7 +147,7 @@ def neighbour_labels(units: PassUnits, ids: set[str]) -> dict[str, int]:
 
 
 def top_classes(records: PassSelection | None, rows: Iterable[int]) -> dict[int, list[tuple[int, float]]]:
-    """The `TOP_CLASSES` largest softmax probabilities of some rows, from the stored logits."""
+    """The `TOP_CLASSES` largest probabilities of some rows, from the stored logits."""
     wanted = np.unique(np.fromiter(rows, np.int64))
     if records is None or not records.has("vectors"):
         return {}
@@ -161,24 +162,22 @@ def top_classes(records: PassSelection | None, rows: Iterable[int]) -> dict[int,
             logits = np.asarray(to_numpy(part.column(0), batch.schema.field(0)), np.float64)
             for row, values in zip(inside.tolist(), logits, strict=True):
                 if np.isfinite(values).all():
-                    made[row] = _softmax_top(values)
+                    made[row] = _top(stated(values, sigmoid=records.sigmoid))
         start += batch.num_rows
     return made
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(K,) probabilities of (K,) finite logits.
+def stated(logits: NDArray[np.float64], *, sigmoid: bool) -> NDArray[np.float64]:
+    """(K,) probabilities of (K,) finite logits: softmax, or each class's own sigmoid.
 
     Example:
-        >>> softmax(np.array([1.0, 1.0])).tolist()
+        >>> stated(np.array([1.0, 1.0]), sigmoid=False).round(3).tolist()
         [0.5, 0.5]
     """
-    p = np.exp(logits - logits.max())
-    return np.asarray(p / p.sum())
+    return np.asarray(np.exp(log_probabilities(logits[None], sigmoid=sigmoid))[0])
 
 
-def _softmax_top(logits: NDArray[np.float64]) -> list[tuple[int, float]]:
-    p = softmax(logits)
+def _top(p: NDArray[np.float64]) -> list[tuple[int, float]]:
     best = np.argsort(-p, kind="stable")[:TOP_CLASSES]
     return [(int(one), value or 0.0) for one, value in zip(best, rounded(p[best]), strict=True)]
 

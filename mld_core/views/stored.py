@@ -16,7 +16,7 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.removals import Removals, marks
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection, select
-from mld_core.views.samples import softmax
+from mld_core.views.samples import stated
 from mld_core.views.selection import HeldUnits, Recent
 
 GROUPS_KEPT = 16
@@ -139,10 +139,10 @@ def _streamed(records: PassSelection, row: int) -> NDArray[np.float64] | None:
 
 
 def probabilities(units: HeldUnits, row: int) -> list[tuple[int, float]]:
-    """The most likely classes of a sample and their softmax probabilities; empty where logits are gone."""
+    """The most likely classes of a sample and their probabilities; empty where logits are gone."""
     values = logits_of(units.records, row)
-    if values is None or not np.isfinite(values).all():
+    if values is None or units.records is None or not np.isfinite(values).all():
         return []
-    p = softmax(values)
+    p = stated(values, sigmoid=units.records.sigmoid)
     best = np.argsort(-p, kind="stable")[:MOST_CLASSES]
     return [(int(one), float(f"{p[one]:.4g}")) for one in best]

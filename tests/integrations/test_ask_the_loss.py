@@ -14,8 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ml_debugger import records
+from ml_debugger.evaluator import Evaluator
 from ml_debugger.lightning import MLDebuggerCallback
 from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 from mld_core.tracing.guard import forget_told
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -47,6 +49,8 @@ class Module(pl.LightningModule):
     def forward(self, x):
         features = self.body(x).relu()
         logits = self.head(features)
+        if self.kind == "one-hot bce of sigmoids":
+            return logits.sigmoid()
         return (features, logits) if self.kind == "pair" else logits
 
     def loss(self, batch):
@@ -60,6 +64,12 @@ class Module(pl.LightningModule):
             return F.mse_loss(z, x if self.kind == "autoencoder" else y.float()[:, None])
         if self.kind == "multi-label":
             return F.binary_cross_entropy_with_logits(z, F.one_hot(y, K).float() + F.one_hot((y + 1) % K, K))
+        if self.kind == "one-hot bce":
+            self.seen.append(z.detach().clone())
+            return F.binary_cross_entropy_with_logits(z, F.one_hot(y, K).float())
+        if self.kind == "one-hot bce of sigmoids":
+            self.seen.append(z.logit().detach().clone())
+            return F.binary_cross_entropy(z, F.one_hot(y, K).float())
         z = z[1] if self.kind == "pair" else z
         self.seen.append(z.detach().clone())
         if self.kind == "a later branch":  # another module of another width runs last
@@ -125,6 +135,35 @@ def test_what_is_recorded_is_what_the_loss_saw(kind: str) -> None:
             torch.tensor(seen[:N, 1]), labels.float(), reduction="none"
         )
         np.testing.assert_allclose(np.array(recorded("train")[0]["loss"]), expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["one-hot bce", "one-hot bce of sigmoids"])
+def test_classes_that_are_trained_one_by_one_are_scored_by_their_sigmoids(kind: str) -> None:
+    module = fit(kind, MLDebuggerCallback())
+    z = torch.cat(module.seen)[N:]
+    (val,) = select(Store(), RunKey("Module", "v1"), dataset_type="val")
+    assert (val.meta["kind"], val.sigmoid) == ("sigmoid", True)
+    rows, logits = recorded("val")
+    np.testing.assert_allclose(logits, z.numpy(), atol=1e-5)
+    p = z.double().sigmoid()
+    loss = F.binary_cross_entropy(p, F.one_hot(Y, K).double(), reduction="none").sum(1)
+    np.testing.assert_allclose(np.array(rows["confidence"]), p.amax(1), rtol=1e-5)
+    np.testing.assert_allclose(np.array(rows["loss"]), loss, rtol=1e-5)
+    result = Evaluator("Module", "v1").request_evaluation(options={"dataset_types": ["val"], "threads": 1})
+    units = result.get_issues("val", min_severity=0).set_index("input_id").loc[[str(i) for i in range(N)]]
+    np.testing.assert_allclose(units["confidence"], p.amax(1), rtol=1e-5)
+    np.testing.assert_allclose(units["loss"], loss, rtol=1e-5)
+    row = result.metrics_summary(full=True).iloc[0]
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log()).sum(1)
+    assert row["net_entropy_mean"] == pytest.approx(entropy.mean().item(), rel=1e-5)
+    assert row["auroc"] == pytest.approx(roc_auc(p, Y), rel=1e-6)
+    assert row["auroc_lo"] <= row["auroc"] <= row["auroc_hi"]
+
+
+def roc_auc(p: torch.Tensor, y: torch.Tensor) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(np.mean([roc_auc_score(y == k, p[:, k]) for k in range(K)]))
 
 
 @pytest.mark.parametrize("kind", ["mse", "autoencoder", "multi-label"])

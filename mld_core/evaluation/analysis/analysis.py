@@ -92,7 +92,7 @@ def analyse(
 
 def prepare(arrays: SplitArrays, options: AnalysisOptions, workers: Workers) -> Work:
     """Figures of the logits, errors, groups and folds of a split."""
-    scores = score_logits(arrays.logits, workers)
+    scores = score_logits(arrays.logits, workers, sigmoid=arrays.sigmoid)
     if arrays.prediction is not None:
         scores = replace(scores, prediction=arrays.prediction)
     errors = unit_errors(arrays, scores.prediction)

@@ -82,7 +82,7 @@ class LabelPosterior:
 
 
 def log_softmax_member(logits: NDArray[Any]) -> Member:
-    """The network's own softmax."""
+    """The network's own softmax; also what sigmoids say where exactly one class is right."""
 
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
         z = np.asarray(logits[rows], dtype=np.float64)

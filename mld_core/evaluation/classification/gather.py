@@ -89,6 +89,7 @@ def gather(split: Split, group: SplitGroup, *, layers: Sequence[str] | None = No
         metadata=_metadata(split),
         is_train=is_train,
         name=split.dataset,
+        sigmoid=split.selection.sigmoid,
     )
     return Gathered(arrays, (*notes, *epoch_notes))
 

@@ -64,6 +64,7 @@ def _evaluate_pass(
         n_class,
         source.user_fields(),
         has_logits=source.logits_width is not None,
+        sigmoid=selection.sigmoid,
     )
     rows = int(selection.n_rows)
     with pq.ParquetWriter(split.units, context.schema, compression="zstd") as writer:
@@ -79,7 +80,7 @@ def _evaluate_pass(
         state.errors,
         state.labeled,
     )
-    metrics = metric_row(state, ranking, n_class) | read_facts(selection)
+    metrics = metric_row(state, ranking, n_class, sigmoid=context.sigmoid) | read_facts(selection)
     metrics |= {"count_label_out_of_range": state.out_of_range, "count_overflow": overflow}
     metrics["count_distinct_input"] = _distinct_inputs(results, split.units)
     classes = [

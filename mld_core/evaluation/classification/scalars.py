@@ -35,6 +35,8 @@ class ClassificationSplit:
         n_class: Number of classes.
         user_fields: The user's own columns and their Arrow types.
         has_logits: Whether the batches carry `logits`; without them only what the samples hold is known.
+        sigmoid: Whether each class was trained by itself: probabilities are sigmoids, losses and entropies
+            sums over the classes.
     """
 
     dataset: str
@@ -42,6 +44,7 @@ class ClassificationSplit:
     n_class: int
     user_fields: Mapping[str, pa.DataType]
     has_logits: bool = True
+    sigmoid: bool = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -88,8 +91,8 @@ class ClassificationState:
         out_of_range: Units whose label is at or above the number of classes; they count as unlabelled.
         scored: Units with finite logits, the ones `entropy_sum` is over.
         scored_labeled: Labelled units with finite logits, the ones `loss_sum` is over.
-        entropy_sum: Sum of softmax entropies, nats.
-        loss_sum: Sum of cross-entropies, nats.
+        entropy_sum: Sum of the units' entropies, nats.
+        loss_sum: Sum of their cross-entropies, nats.
         pairs: Confusion counts of the labelled units.
     """
 
@@ -126,7 +129,7 @@ def scalars_kernel(
 ) -> tuple[pa.RecordBatch, ClassificationState]:
     """First round: a batch of samples (and logits) to rows of the unit table and their counts."""
     truth, soft, out_of_range = read_labels(batch, split.n_class)
-    scores = _from_logits(batch, truth, soft) if split.has_logits else _from_samples(batch)
+    scores = _from_logits(batch, truth, soft, split) if split.has_logits else _from_samples(batch)
     labeled = truth >= 0
     wrong = labeled & (scores.prediction != truth)
     loss_known = labeled & ~np.isnan(scores.loss)
@@ -180,7 +183,10 @@ def read_logits(batch: pa.RecordBatch) -> NDArray[np.floating]:
 
 
 def _from_logits(
-    batch: pa.RecordBatch, truth: NDArray[np.int64], soft: NDArray[np.float64] | None
+    batch: pa.RecordBatch,
+    truth: NDArray[np.int64],
+    soft: NDArray[np.float64] | None,
+    split: ClassificationSplit,
 ) -> _Scores:
     logits = read_logits(batch)
     finite = metrics.finite_rows(logits)
@@ -191,17 +197,34 @@ def _from_logits(
     if len(good) == 0:
         return scores
     kept = logits[good]
-    log_p = metrics.log_softmax(kept)
+    log_p = metrics.log_probabilities(kept, sigmoid=split.sigmoid)
     scores.prediction[good] = kept.argmax(axis=1)
     scores.confidence[good] = np.exp(log_p.max(axis=1))
-    scores.entropy[good] = metrics.entropy(log_p)
-    loss = -log_p[np.arange(len(good)), np.maximum(truth[good], 0)]
-    if soft is not None:
-        with_soft = ~np.isnan(soft[good]).any(axis=1)
-        mass = soft[good][with_soft]
-        loss[with_soft] = -np.where(mass > 0, mass * log_p[with_soft], 0.0).sum(axis=1)
+    scores.entropy[good] = metrics.sigmoid_entropy(kept) if split.sigmoid else metrics.entropy(log_p)
+    loss = _loss(kept, log_p, np.maximum(truth[good], 0), None if soft is None else soft[good], split)
     scores.loss[good] = np.where(truth[good] >= 0, loss, np.nan)
     return scores
+
+
+def _loss(
+    logits: NDArray[np.floating],
+    log_p: NDArray[np.float64],
+    truth: NDArray[np.int64],
+    soft: NDArray[np.float64] | None,
+    split: ClassificationSplit,
+) -> NDArray[np.float64]:
+    """(n,) cross-entropies against the soft labels, else the hard ones."""
+    with_soft = np.zeros(len(truth), np.bool_) if soft is None else ~np.isnan(soft).any(axis=1)
+    if split.sigmoid:
+        target = np.eye(split.n_class)[truth]
+        if soft is not None:
+            target[with_soft] = soft[with_soft]
+        return metrics.sigmoid_loss(logits, target)
+    loss = -log_p[np.arange(len(truth)), truth]
+    if soft is not None:
+        mass = soft[with_soft]
+        loss[with_soft] = -np.where(mass > 0, mass * log_p[with_soft], 0.0).sum(axis=1)
+    return np.asarray(loss)
 
 
 def _from_samples(batch: pa.RecordBatch) -> _Scores:
@@ -281,9 +304,9 @@ def histogram_kernel(batch: pa.RecordBatch, block: _Block) -> tuple[None, RankHi
     truth, _, _ = read_labels(batch, block.split.n_class)
     logits = read_logits(batch)
     use = metrics.finite_rows(logits) & (truth >= 0)
-    log_p = metrics.log_softmax(logits[use])[:, block.first : block.last] if use.any() else np.empty((0, 0))
     if not use.any():
         return None, RankHistograms.empty(block.last - block.first)
+    log_p = metrics.log_probabilities(logits[use], sigmoid=block.split.sigmoid)[:, block.first : block.last]
     return None, RankHistograms.of(log_p, truth[use], block.first)
 
 
@@ -337,7 +360,8 @@ def _rank_exactly(engine: Workers, split: ClassificationSplit, batches: Batches,
     logits, truth, norm = logits[:used], truth[:used], norm[:used]
 
     def one(index: int) -> tuple[float | None, float | None]:
-        score = np.exp(logits[:, index].astype(np.float64) - norm)
+        score = logits[:, index].astype(np.float64)
+        score = score if split.sigmoid else np.exp(score - norm)
         counts = metrics.counts_by_score(score, truth == index)
         return metrics.auroc_of_counts(*counts), metrics.average_precision_of_counts(*counts)
 
@@ -359,7 +383,7 @@ def scalars(
 
 
 def metric_row(
-    state: ClassificationState, ranking: Ranking | None, n_class: int
+    state: ClassificationState, ranking: Ranking | None, n_class: int, *, sigmoid: bool = False
 ) -> dict[str, float | int | str | None]:
     """The metrics of one pass under the names of the public tables; None where a metric has no value.
 
@@ -367,7 +391,8 @@ def metric_row(
     """
     entropy_known, loss_known = state.scored > 0, state.scored_labeled > 0
     mean_entropy = metrics.ratio(state.entropy_sum, state.scored)
-    norm = None if mean_entropy is None or n_class < 2 else mean_entropy / float(np.log(n_class))
+    largest = n_class * float(np.log(2)) if sigmoid else float(np.log(max(n_class, 1)))
+    norm = None if mean_entropy is None or n_class < 2 else mean_entropy / largest
     return {
         "counts": state.counts,
         "accuracy": metrics.ratio(state.labeled - state.errors, state.labeled),

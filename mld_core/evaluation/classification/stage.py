@@ -120,7 +120,7 @@ def _intervals(
     keys = arrays.group_keys
     return {
         **mean_intervals(values, keys, workers),
-        **ranking_intervals(arrays.logits, arrays.labels, keys, workers),
+        **ranking_intervals(arrays.logits, arrays.labels, keys, workers, sigmoid=arrays.sigmoid),
     }
 
 

@@ -30,6 +30,38 @@ def log_softmax(logits: NDArray[np.floating]) -> Floats:
     return np.asarray(wide - logsumexp(wide)[:, None], dtype=np.float64)
 
 
+def log_sigmoid(logits: NDArray[np.floating]) -> Floats:
+    """Return the (N, K) float64 natural logarithms of each class's own probability, 1 / (1 + exp(-z))."""
+    return np.asarray(-np.logaddexp(0.0, -logits.astype(np.float64, copy=False)), dtype=np.float64)
+
+
+def log_probabilities(logits: NDArray[np.floating], *, sigmoid: bool) -> Floats:
+    """Return the (N, K) float64 logarithms of what a model states of each class of its logits.
+
+    Args:
+        logits: (N, K), finite.
+        sigmoid: each class was trained by itself (binary cross-entropy); else they share 1 (softmax).
+    """
+    return log_sigmoid(logits) if sigmoid else log_softmax(logits)
+
+
+def sigmoid_entropy(logits: NDArray[np.floating]) -> Floats:
+    """Return the (N,) entropies in nats of K independent yes-or-no answers, summed over the classes."""
+    yes, no = log_sigmoid(logits), log_sigmoid(-logits)
+    return np.asarray(-(np.exp(yes) * yes + np.exp(no) * no).sum(axis=1), dtype=np.float64)
+
+
+def sigmoid_loss(logits: NDArray[np.floating], target: NDArray[np.floating]) -> Floats:
+    """Return the (N,) binary cross-entropies in nats against (N, K) targets, summed over the classes.
+
+    Example:
+        >>> sigmoid_loss(np.array([[0.0, 0.0]]), np.array([[1.0, 0.0]])).round(4).tolist()
+        [1.3863]
+    """
+    terms = target * log_sigmoid(logits) + (1 - target) * log_sigmoid(-logits)
+    return np.asarray(-terms.sum(axis=1), dtype=np.float64)
+
+
 def entropy(log_probabilities: Floats) -> Floats:
     """Return the (N,) Shannon entropies in nats of (N, K) log-probabilities; 0 ln 0 counts as 0."""
     p = np.exp(log_probabilities)

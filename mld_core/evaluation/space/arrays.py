@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.metrics.classification import log_sigmoid, sigmoid_entropy
 from mld_core.evaluation.statistics.blocks import Vectors, spans
 
 BLOCK = 16_384
@@ -45,7 +46,7 @@ class EpochArrays:
 
     Attributes:
         predictions: (T, N) predicted classes, -1 where unknown.
-        msp: (T, N) largest softmax probability.
+        msp: (T, N) largest probability stated.
         mean_probability: (N, K) softmax averaged over the epochs, or None.
     """
 
@@ -74,6 +75,7 @@ class SplitArrays:
         metadata: The user's columns, one row per unit, or None.
         is_train: Whether this is the train split itself.
         name: The split's name.
+        sigmoid: Whether each class was trained by itself: what the model states is its sigmoid.
     """
 
     logits: NDArray[Any]
@@ -90,6 +92,7 @@ class SplitArrays:
     metadata: pd.DataFrame | None = None
     is_train: bool = False
     name: str = "test"
+    sigmoid: bool = False
 
     def __post_init__(self) -> None:
         rows = len(self.labels)
@@ -135,9 +138,10 @@ class LogitScores:
     Attributes:
         prediction: (N,) int64 largest logit, smallest class on a tie, -1 where the logits are not finite.
         runner_up: (N,) int64 second class; equals the prediction where K = 1.
-        msp: (N,) float64 largest softmax probability (1 / K where not finite).
-        columns: (N, 7 or 9) float32: msp, probability margin, logit margin, entropy, log-sum-exp,
-            largest logit, sum p^2, and for K > 2 MaxLogit-pNorm with p = 2 and 4 (Cattelan and Silva, 2024).
+        msp: (N,) float64 largest probability, softmax or sigmoid (as of equal logits where not finite).
+        columns: (N, 7 or 9) float32: msp, probability margin, logit margin, entropy (of sigmoids summed
+            over classes), log-sum-exp, largest logit, sum p^2, and for K > 2 MaxLogit-pNorm with p = 2 and 4
+            (Cattelan and Silva, 2024).
     """
 
     prediction: NDArray[np.int64]
@@ -146,8 +150,8 @@ class LogitScores:
     columns: NDArray[np.float32]
 
 
-def score_logits(logits: NDArray[Any], workers: Workers) -> LogitScores:
-    """Figures of (N, K) logits, softmax and log-sum-exp in float64.
+def score_logits(logits: NDArray[Any], workers: Workers, *, sigmoid: bool = False) -> LogitScores:
+    """Figures of (N, K) logits, softmax (or sigmoids) and log-sum-exp in float64.
 
     Example:
         >>> with Workers(1) as workers:
@@ -164,13 +168,13 @@ def score_logits(logits: NDArray[Any], workers: Workers) -> LogitScores:
     )
 
     def one(span: slice) -> None:
-        _score_block(np.asarray(logits[span], dtype=np.float64), span, made)
+        _score_block(np.asarray(logits[span], dtype=np.float64), span, made, sigmoid=sigmoid)
 
     workers.each(one, spans(rows, BLOCK))
     return made
 
 
-def _score_block(z: NDArray[np.float64], span: slice, made: LogitScores) -> None:
+def _score_block(z: NDArray[np.float64], span: slice, made: LogitScores, *, sigmoid: bool) -> None:
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(z).all(axis=1))
     if not finite.all():
         z = np.where(finite[:, None], z, 0.0)
@@ -185,11 +189,14 @@ def _score_block(z: NDArray[np.float64], span: slice, made: LogitScores) -> None
     total = p.sum(axis=1)
     p /= total[:, None]
     log_total = np.log(total)
+    entropy = log_total - (p * shifted).sum(axis=1)
+    if sigmoid:
+        p, entropy = np.exp(log_sigmoid(z)), sigmoid_entropy(z)
     columns = [
         p[here, first],
         p[here, first] - p[here, second],
         top - z[here, second],
-        log_total - (p * shifted).sum(axis=1),
+        entropy,
         top + log_total,
         top,
         (p * p).sum(axis=1),

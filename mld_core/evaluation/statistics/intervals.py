@@ -10,7 +10,7 @@ from mld_core.evaluation.metrics.classification import (
     auroc_of_counts,
     average_precision_of_counts,
     finite_rows,
-    log_softmax,
+    log_probabilities,
     macro,
     macro_auroc,
 )
@@ -58,6 +58,7 @@ def ranking_intervals(
     workers: Workers,
     *,
     replicates: int = REPLICATES,
+    sigmoid: bool = False,
 ) -> dict[str, float | None]:
     """`auroc_lo`, `auroc_hi`, `auprc_lo`, `auprc_hi` of the macro one-vs-rest metrics.
 
@@ -67,13 +68,14 @@ def ranking_intervals(
         keys: (N,) group keys.
         workers: Open pool.
         replicates: How many.
+        sigmoid: Whether each class was trained by itself.
     """
     use = np.flatnonzero((labels >= 0) & finite_rows(np.asarray(logits)))
     n_class = logits.shape[1]
     if len(use) == 0 or len(use) * n_class > RANKED_CELLS:
         return {}
     distinct, groups = group_codes(keys[use])
-    scores = log_softmax(np.asarray(logits[use], np.float64))
+    scores = log_probabilities(np.asarray(logits[use], np.float64), sigmoid=sigmoid)
     truth = labels[use]
     places = [np.unique(scores[:, k], return_inverse=True)[1].reshape(-1) for k in range(n_class)]
 

@@ -71,6 +71,14 @@ class PassSelection:
         return str(self.meta.get("task") or self.store.run_info(self.run).get("task") or "classification")
 
     @property
+    def sigmoid(self) -> bool:
+        """Whether each class of the logits was trained by itself, by binary cross-entropy.
+
+        The two classes made of one logit are not: their softmax is its sigmoid.
+        """
+        return self.meta.get("kind") == "sigmoid" and not str(self.meta.get("activation")).startswith("one ")
+
+    @property
     def hash_kind(self) -> str | None:
         """How `input_hash` was made; None where that differs from rank to rank."""
         kinds = {rank.hash_kind for attempt, _ in self._attempts for rank in attempt.ranks}

@@ -149,6 +149,17 @@ def probabilities_to_logits(p: Array) -> Array:
     return np.log(np.clip(np.asarray(p, dtype=np.float32), np.float32(tiny), np.float32(1.0)))
 
 
+def sigmoid_to_logits(p: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Logits whose sigmoid is `p`, (n, K) float32; finite also for 0 and 1, NaN stays NaN.
+
+    >>> sigmoid_to_logits(np.array([[0.5, 1.0]])).round().tolist()
+    [[0.0, 17.0]]
+    """
+    least, most = np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg
+    wide = np.clip(np.asarray(p, np.float64), least, most)
+    return np.asarray(np.log(wide) - np.log1p(-wide), np.float32)
+
+
 def as_rows(tensor: Tensor) -> Tensor | None:
     """Return (n, K) of a tensor that can be logits, else None."""
     if not tensor.is_floating_point() or tensor.layout != torch.strided:

@@ -32,7 +32,8 @@ class LogitsSource:
     Attributes:
         name: a module's name ("" is the model), or `OUTPUTS`.
         is_head: of a layer of known width; a map is averaged over space.
-        activation: "logits", "probabilities", "one logit" or "one probability" (two classes, of the second).
+        activation: "logits", "probabilities" (of the kind), "one logit" or "one probability" (two classes,
+            of the second).
         path: where in what the module gave; None: found by its shape.
         call: which call of the module in the step.
         picked: (axis, index) selections on the way to the loss.
@@ -144,7 +145,7 @@ def _read_as(origin: Origin, n_rows: int | None) -> tuple[LogitsSource, Origin] 
     assert tensor is not None
     rows = as_rows(tensor)
     one_each = tensor.ndim == 1 or tensor.numel() == tensor.shape[0]
-    activation = "logits"
+    activation = "probabilities" if origin.kind == "sigmoid" and not origin.of_logits else "logits"
     if origin.kind == "sigmoid" and one_each:
         activation = "one logit" if origin.of_logits else "one probability"
     elif rows is None or (tensor.ndim == 2 and origin.entered and origin.entered[-1] != tensor.shape[1]):

@@ -285,6 +285,7 @@ class ClassificationSession(Session):
                 "classification", captured.n_class, {r.alias: (r.width, dtype) for r in rules}
             ),
             rules=rules,
+            sigmoid=captured.source.kind == "sigmoid" and not captured.source.is_binary,
             vector_dtype=dtype,
             store_hash=self.options.input_hash,
             fields=self._user_fields,

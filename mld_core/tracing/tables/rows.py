@@ -23,7 +23,7 @@ from mld_core.tracing.batch.hashing_numpy import KIND
 from mld_core.tracing.batch.identity import as_id_list
 from mld_core.tracing.batch.labels import Labels, normalise_labels
 from mld_core.tracing.capture.features import project
-from mld_core.tracing.capture.outputs import probabilities_to_logits
+from mld_core.tracing.capture.outputs import probabilities_to_logits, sigmoid_to_logits
 from mld_core.tracing.capture.rules import FeatureRule
 from mld_core.tracing.capture.staging import Staged, to_float32
 from mld_core.tracing.tables.columns import (
@@ -53,6 +53,15 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return x
 
 
+def log_sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The logarithm of each class's own probability, of finite logits (N, K), in float64.
+
+    >>> np.exp(log_sigmoid(np.array([[0.0, 0.0]], np.float32))).tolist()
+    [[0.5, 0.5]]
+    """
+    return np.asarray(-np.logaddexp(0.0, -logits.astype(np.float64)), np.float64)
+
+
 def half(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Round float32 to float16; PyTorch does it five times faster than numpy, to the same bits.
 
@@ -68,22 +77,29 @@ class Scores:
     Attributes:
         finite: (N,) bool, all K logits are finite; where not, prediction, confidence and loss do not count.
         prediction: (N,) int64, the first largest logit.
-        confidence: (N,) float32, the largest softmax value.
-        loss: (N,) float32, cross-entropy in nats of the stored logits (soft labels q: -sum q log p).
+        confidence: (N,) float32, the largest softmax value; where each class was trained by itself, the
+            largest sigmoid.
+        loss: (N,) float32, cross-entropy in nats of the stored logits (soft labels q: -sum q log p); of
+            classes trained by themselves their binary cross-entropies, summed.
         has_loss: (N,) bool, finite and labelled.
     """
 
-    def __init__(self, logits: npt.NDArray[np.float32], labels: Labels) -> None:
+    def __init__(self, logits: npt.NDArray[np.float32], labels: Labels, *, sigmoid: bool = False) -> None:
         n = len(logits)
         self.finite = ~nonfinite_rows(logits)
-        log_p = log_softmax(np.where(self.finite[:, None], logits, np.float32(0)))
-        self.prediction = log_p.argmax(axis=1)
+        z = np.where(self.finite[:, None], logits, np.float32(0))
+        log_p = log_sigmoid(z) if sigmoid else log_softmax(z)
+        self.prediction = z.argmax(axis=1)
         self.confidence = np.exp(log_p.max(axis=1)).astype(np.float32)
         self.has_loss = self.finite & labels.valid
+        truth = np.where(labels.valid, labels.hard, 0)
         if labels.soft is not None:
             loss = -np.where(labels.soft > 0, labels.soft * log_p, 0.0).sum(axis=1)
         else:
-            loss = -log_p[np.arange(n), np.where(labels.valid, labels.hard, 0)]
+            loss = -log_p[np.arange(n), truth]
+        if sigmoid:
+            rest = np.eye(z.shape[1])[truth] if labels.soft is None else labels.soft
+            loss = loss - ((1 - rest) * log_sigmoid(-z)).sum(axis=1)
         self.loss = loss.astype(np.float32)
 
 
@@ -95,6 +111,7 @@ class PassContext(PassState):
     samples: pa.Schema
     vectors: pa.Schema
     rules: tuple[FeatureRule, ...]
+    sigmoid: bool = False  # each class was trained by itself
 
 
 @dataclass(kw_only=True)
@@ -188,7 +205,9 @@ class BatchJob(Job):
         context, n = self.context, self.n
         arrays = dict(zip(self.names, self.staged.arrays(), strict=True))
         logits = to_float32(arrays["logits"])
-        if self.activation in {"probabilities", "one probability"}:
+        if self.activation == "probabilities" and context.sigmoid:
+            logits = sigmoid_to_logits(logits)
+        elif self.activation in {"probabilities", "one probability"}:
             logits = probabilities_to_logits(
                 logits if logits.shape[1] > 1 else np.hstack([1 - logits, logits])
             )
@@ -267,7 +286,7 @@ def _answers(context: PassContext, logits: npt.NDArray[np.float32], given: Seque
         np.concatenate([labels.valid for labels in given]),
         np.concatenate(soft) if soft else None,
     )
-    scores = Scores(logits, labels)
+    scores = Scores(logits, labels, sigmoid=context.sigmoid)
     context.count("logits not finite", int((~scores.finite).sum()))
     columns = {
         "label": pa.array(labels.hard, mask=~labels.valid),

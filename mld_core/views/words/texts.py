@@ -89,7 +89,7 @@ METRIC_TEXTS: tuple[MetricText, ...] = (
         "Entropy per sample",
         "nats",
         "",
-        "How undecided the softmax is, mean over samples.",
+        "How undecided the model is, mean over samples.",
     ),
     MetricText(
         "error_proba_auroc",

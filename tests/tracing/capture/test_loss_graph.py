@@ -111,6 +111,20 @@ CASES = {
         "sigmoid",
         "logits",
     ),
+    "one-hot with BCE, sigmoids inside": (
+        lambda: nn.Sequential(net(), nn.Sigmoid()),
+        lambda m: F.binary_cross_entropy(m(X), F.one_hot(Y, K).float()),
+        (),
+        "sigmoid",
+        "probabilities",
+    ),
+    "one-hot with BCE, softmax outside": (
+        net,
+        lambda m: F.binary_cross_entropy(m(X).softmax(1), F.one_hot(Y, K).float()),
+        (),
+        "softmax",
+        "logits",
+    ),
     "the sum of two losses": (
         Pair,
         and_a_penalty,
