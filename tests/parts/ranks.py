@@ -18,12 +18,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def forked(world: int, output: Path | None = None) -> list[int] | None:
-    """None in each of `world` ranks, which end as any script does; in the caller their exit codes (-9: SIGKILL).
-
-    With `output`, rank n writes what it prints to the file n in this folder.
-    """
-    torchrun = {
+def environments(world: int) -> list[dict[str, str]]:
+    """What torchrun says to each of so many ranks; nothing where there is but one."""
+    if world == 1:
+        return [{}]
+    all_ranks = {
         "WORLD_SIZE": world,
         "LOCAL_WORLD_SIZE": world,
         "GROUP_RANK": 0,
@@ -31,15 +30,22 @@ def forked(world: int, output: Path | None = None) -> list[int] | None:
         "MASTER_PORT": free_port(),
         "TORCHELASTIC_RUN_ID": "none",
     }
+    told = [{**all_ranks, "RANK": rank, "LOCAL_RANK": rank} for rank in range(world)]
+    return [{name: str(value) for name, value in one.items()} for one in told]
+
+
+def forked(world: int, output: Path | None = None) -> list[int] | None:
+    """None in each of `world` ranks, which end as any script does; in the caller their exit codes (-9: SIGKILL).
+
+    With `output`, rank n writes what it prints to the file n in this folder.
+    """
     children = []
-    for rank in range(world):
+    for rank, names in enumerate(environments(world)):
         child = os.fork()
         if child:
             children.append(child)
             continue
-        if world > 1:
-            names = {**torchrun, "RANK": rank, "LOCAL_RANK": rank}
-            os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ.update(names)
         if output:
             file = os.open(output / str(rank), os.O_WRONLY | os.O_CREAT, 0o644)
             os.dup2(file, 1)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +25,7 @@ from detector_parts import (
 )
 from folders import TRAININGS
 from lightning_parts import HuggingFaceModule, TorchvisionModule, passes, quiet_trainer
+from zygote import started
 
 from ml_debugger.records import load
 from mld_core.records.format.layout import RunKey, Store
@@ -242,20 +240,9 @@ _Nothing = _nothing
 
 
 def launch(framework: str, root: Path) -> None:
-    """Starts the script; Lightning makes its second rank itself, torchrun makes both for the others."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable]
-    if framework != "lightning":
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), framework, str(root)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Two ranks, as torchrun makes them."""
+    both = started(2, SCRIPT, framework, root)
+    assert [rank.wait() for rank in both] == [0, 0], [rank.stdout + rank.stderr for rank in both]
 
 
 @pytest.mark.processes

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,19 +14,10 @@ from folders import TRAININGS
 pytest.importorskip("transformers")
 
 from hf_parts import rows, sealed
+from zygote import Process
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SCRIPT = TRAININGS / "hf_script.py"
-
-
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), *more],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def whole(path: Path) -> bool:
@@ -43,27 +31,26 @@ def whole(path: Path) -> bool:
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_10_a_killed_training_is_readable_and_goes_on(store: Path, tmp_path: Path, kill: int) -> None:
-    process = start(tmp_path / "out", "--slow", "0.4")
+    process = Process(SCRIPT, tmp_path / "out", "--slow", "0.4")
     try:
         # The checkpoint of step 6 is behind, epoch 1 (steps 4-7) is under way.
         deadline = time.monotonic() + 90
         while not list(store.glob("Net/v1/train/epoch-1/*/*/*/part-*")) or not whole(
             tmp_path / "out" / "checkpoint-6" / "trainer_state.json"
         ):
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, process.stdout + process.stderr
             assert time.monotonic() < deadline, "no part of epoch 1 was written"
             time.sleep(0.02)
     finally:
         process.send_signal(kill)
-        process.communicate(timeout=30)
+        process.wait(30)
     assert process.returncode == -kill
     assert sealed()["train", 0, 0], "what was sealed before stays"
     assert not sealed().get(("train", 1, 0), False)
     assert len(rows(dataset_type="val", n_epoch=0)) == 5
 
-    resumed = start(tmp_path / "out", "--resume")
-    output, _ = resumed.communicate(timeout=240)
-    assert resumed.returncode == 0, output
+    resumed = Process(SCRIPT, tmp_path / "out", "--resume")
+    assert resumed.wait() == 0, resumed.stdout + resumed.stderr
     assert sealed() == {(split, epoch, 0): True for split in ("train", "val") for epoch in range(3)}
     table = rows()
     steps = Counter(table[table.dataset_type == "train"].global_step)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from folders import TRAININGS
@@ -17,33 +13,28 @@ from folders import TRAININGS
 pytest.importorskip("mmengine")
 
 from mmengine_parts import VAL_OFFSET, assert_ids_are_content, ids_of, passes, summary
+from zygote import Process, started
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 SCRIPT = TRAININGS / "mmengine_script.py"
 ENV = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def command(work_dir: Path, *more: str, ranks: int = 1) -> list[str]:
-    torchrun = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    )
-    return [sys.executable, *torchrun, str(SCRIPT), str(work_dir), *more]
+def start(work_dir: Path, *more: str) -> Process:
+    return Process(SCRIPT, work_dir, *more, env=ENV)
 
 
-def run(work_dir: Path, *more: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(work_dir, *more, ranks=ranks),
-        env={**os.environ, **ENV},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+def run_ranks(work_dir: Path, *more: str) -> list[Process]:
+    """Two ranks, at their end."""
+    both = started(2, SCRIPT, work_dir, *more, env=ENV)
+    for rank in both:
+        rank.wait()
+    return both
 
 
 def test_11_two_ranks_lose_nothing_and_repeat_nothing(store: Path, tmp_path: Path) -> None:
-    done = run(tmp_path / "work", "--trace", ranks=2)
-    assert done.returncode == 0, done.stderr
+    both = run_ranks(tmp_path / "work", "--trace")
+    assert [rank.returncode for rank in both] == [0, 0], [rank.stderr for rank in both]
     found = {(p.key.dataset_type, p.key.n_epoch): p for p in passes(store)}
     assert sorted(found) == [("train", 0), ("train", 1), ("val", 0), ("val", 1)]
     for (split, _), selection in found.items():
@@ -56,18 +47,9 @@ def test_11_two_ranks_lose_nothing_and_repeat_nothing(store: Path, tmp_path: Pat
         # The sampler rounds up to an even number: train keeps what was drawn, validation counts once.
         assert selection.n_rows == (22 if split == "train" else 9)
         assert selection.report.duplicates_dropped == (0 if split == "train" else 1)
-    collectives = [line for line in done.stdout.splitlines() if line.startswith("COLLECTIVE")]
-    assert collectives == ["COLLECTIVE broadcast_object_list"] * 2, "one at set-up on each rank, none later"
-
-
-def start(work_dir: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(work_dir, *more),
-        env={**os.environ, **ENV},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    for rank in both:
+        collectives = [line for line in rank.stdout.splitlines() if line.startswith("COLLECTIVE")]
+        assert collectives == ["COLLECTIVE broadcast_object_list"], "one at set-up on each rank, none later"
 
 
 def wait_for_rows(store: Path, split: str, n_epoch: int, rows: int) -> None:
@@ -86,15 +68,15 @@ def test_10_a_killed_training_is_readable_and_goes_on(store: Path, tmp_path: Pat
     try:
         wait_for_rows(store, "train", 1, 4)
     finally:
-        os.kill(process.pid, kill)
+        process.send_signal(kill)
         process.wait(30)
     before = summary(store)
     assert before[0] == ("train", 0, 0, 21)
     assert [p.sealed for p in passes(store)] == [True, False, True]
     assert_ids_are_content(passes(store, split="train")[1])
 
-    resumed = run(tmp_path / "work", "--resume", "--epochs", "3")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = start(tmp_path / "work", "--resume", "--epochs", "3")
+    assert resumed.wait() == 0, resumed.stderr
     assert summary(store) == [(s, e, 0, n) for s, n in (("train", 21), ("val", 9)) for e in range(3)]
     for selection in passes(store):
         assert selection.sealed
@@ -103,9 +85,9 @@ def test_10_a_killed_training_is_readable_and_goes_on(store: Path, tmp_path: Pat
 
 def test_a_rank_that_raises_fails_as_without_us(store: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
-    done: Any = run(tmp_path / "work", "--raise-at", "2", ranks=2)
-    assert done.returncode != 0
-    assert "planted in the user's step" in done.stderr
+    both = run_ranks(tmp_path / "work", "--raise-at", "2")
+    assert all(rank.returncode != 0 for rank in both)
+    assert "planted in the user's step" in both[1].stderr
     assert time.monotonic() - begun < 120, "nobody waits for a collective of ours"
     (selection,) = passes(store)
     assert not selection.sealed

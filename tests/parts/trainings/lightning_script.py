@@ -1,16 +1,12 @@
 """A training in a process of its own, for the tests that kill, fork and launch ranks.
 
 usage: lightning_script.py ROOT EPOCHS [--store S] [--devices N] [--strategy S] [--size N] [--slow SECONDS] [--resume] [--raise-at STEP]
-       lightning_script.py --serve
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -71,29 +67,5 @@ def newest_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: path.stat().st_mtime_ns)) if whole else None
 
 
-def serve() -> None:
-    """One training for each line of stdin, {"argv": [...], "kill_after": seconds or null}; prints its exit code.
-
-    Everything is imported once, then forked: a training starts at once, and dies for real.
-    """
-    for line in sys.stdin:
-        order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
-            code = 1
-            try:
-                main(order["argv"])
-                code = 0
-            finally:
-                os._exit(code)
-        if order["kill_after"] is not None:
-            time.sleep(order["kill_after"])
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
 if __name__ == "__main__":
-    serve() if sys.argv[1:] == ["--serve"] else main()
+    main()

@@ -1,0 +1,182 @@
+"""A process that imported the frameworks once, and forks itself for each script that a test starts.
+
+Real processes: each has an environment, a folder and streams of its own, and ends as any script does, or is killed;
+only the seconds are saved that each would spend on importing. One zygote serves all workers of a test run. Tests that
+are about a start (a launcher, what is imported and when) start an interpreter.
+
+usage: zygote.py SOCKET PID    until the process PID is gone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import ranks
+
+IMPORTED = ("lightning_script", "hf_script", "mmengine_script", "detector_parts", "ml_debugger.training")
+"""What the scripts import; where a framework is missing, nobody asks for its script."""
+
+
+class Process:
+    """A script in a fork of the zygote, used as `subprocess.Popen` is; what it prints is in two files."""
+
+    def __init__(self, script: Path | str, *arguments: object, env: dict[str, str] | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="mld-forked-")
+        self._files = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        with socket.socket(socket.AF_UNIX) as plug:
+            plug.connect(_address())
+            self._connection = Connection(plug.detach())
+        order = {
+            "argv": [str(script), *map(str, arguments)],
+            "env": {**os.environ, **(env or {})},
+            "cwd": os.getcwd(),
+            "files": [str(path) for path in self._files],
+        }
+        self._connection.send(order)
+        self.pid: int = self._connection.recv()
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = 240) -> int:
+        """The exit code, -n after signal n.
+
+        Raises:
+            TimeoutExpired: It still runs.
+        """
+        if self.returncode is None:
+            if not self._connection.poll(timeout):
+                raise subprocess.TimeoutExpired("a script of the zygote", timeout or 0.0)
+            self.returncode = self._connection.recv()
+            self._connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    @property
+    def stdout(self) -> str:
+        """What it printed until now."""
+        return self._files[0].read_text("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """What it wrote to its error stream until now."""
+        return self._files[1].read_text("utf-8", "replace")
+
+
+def started(
+    world: int, script: Path | str, *arguments: object, env: dict[str, str] | None = None
+) -> list[Process]:
+    """So many ranks with torchrun's environment."""
+    given = ranks.environments(world)
+    return [Process(script, *arguments, env={**(env or {}), **own}) for own in given]
+
+
+@functools.cache
+def _address() -> str:
+    """Where the zygote of this test run listens; the first who asks starts it."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    place = Path(tempfile.gettempdir(), f"mld-zygote-{run[:12]}")
+    log = Path(f"{place}.log")
+    with Path(f"{place}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            with log.open("w") as said:
+                one = subprocess.Popen(
+                    [sys.executable, __file__, place, str(owner)],
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                )
+            while not place.exists():
+                assert one.poll() is None, log.read_text()
+                time.sleep(0.05)
+    return str(place)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _orders(place: Path, owner: int) -> dict[str, Any] | None:
+    """Serve until the owner is gone (None); in each fork, what it has to run."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{place}.new")
+        listener.listen()
+        Path(f"{place}.new").rename(place)
+        listener.settimeout(1)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+        while _runs(owner):
+            with contextlib.suppress(TimeoutError):
+                plug, _ = listener.accept()
+                plug.setblocking(True)
+                with Connection(plug.detach()) as asked:
+                    if os.fork() == 0:
+                        return _kept(asked)
+    for left in (place, Path(f"{place}.lock"), Path(f"{place}.log")):
+        left.unlink(missing_ok=True)
+    return None
+
+
+def _kept(asked: Connection) -> dict[str, Any]:
+    """The order, in the process that is to follow it; its keeper tells its exit code and never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        order: dict[str, Any] = asked.recv()
+        pid = os.fork()
+        if pid == 0:
+            return order
+        asked.send(pid)
+        asked.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    except (OSError, EOFError):
+        os._exit(1)  # who asked is gone
+    os._exit(0)
+
+
+def _follow(order: dict[str, Any]) -> None:
+    for number, path in enumerate(order["files"], 1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    sys.argv = order["argv"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    if found := _orders(Path(sys.argv[1]), int(sys.argv[2])):
+        _follow(found)
