@@ -24,9 +24,8 @@ import pyarrow as pa
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.run.arguments import arguments_of
-from mld_core.tracing.run.naming import unwrap
+from mld_core.tracing.run.naming import unwrap_to_trace
 from mld_core.tracing.run.recorder import Recorder
 
 try:
@@ -85,9 +84,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
     accelerator, model = given.accelerator, given.model
     recorder = Recorder(**given.less("accelerator", "model", "train", "val", "test"))
-    inner = unwrap(model)
-    if hasattr(model, "_orig_mod"):
-        say_compiled(inner)
+    inner = unwrap_to_trace(model)
     names = recorder.resolve_names(inner) if accelerator.is_main_process else {}
     if accelerator.num_processes > 1:
         names = broadcast_object_list([names])[0]  # our only collective; every rank is here

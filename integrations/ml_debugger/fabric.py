@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
 from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.run.naming import unwrap_to_trace
 from mld_core.tracing.run.recorder import Recorder
 
 try:
@@ -60,6 +61,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     fabric, model = given.fabric, given.model
     recorder = Recorder(**given.less("fabric", "model", "train", "val", "test"))
     inner = model.module if is_wrapped(model) else model
+    inner = unwrap_to_trace(inner, getattr(model, "_forward_module", model))
     names = recorder.resolve_names(inner) if fabric.is_global_zero else {}
     names = fabric.broadcast(names)  # our only collective; every rank is here
     loop = LoopRecorder(

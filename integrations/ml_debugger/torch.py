@@ -17,9 +17,8 @@ except ImportError as error:
     raise ImportError("ml_debugger.torch needs PyTorch: pip install 'ml-debugger[torch]'") from error
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
-from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.run.arguments import arguments_of
-from mld_core.tracing.run.naming import unwrap
+from mld_core.tracing.run.naming import unwrap_to_trace
 from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["trace"]
@@ -65,9 +64,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     recorder = Recorder(**given.less("model", "criterion", "train", "val", "test"))
     if given.criterion is not None and not recorder.disabled:
         recorder.watch_criterion(given.criterion)
-    inner = unwrap(given.model)
-    if hasattr(given.model, "_orig_mod"):
-        say_compiled(inner)
+    inner = unwrap_to_trace(given.model)
     grouped = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     told = [recorder.resolve_names(inner) if rank == 0 else {}]

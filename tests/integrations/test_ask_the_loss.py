@@ -326,22 +326,30 @@ def test_a_discriminator_is_no_classifier(caplog) -> None:
     assert records.load("Module", "v1").num_rows == 0
 
 
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_a_compiled_model_is_compiled_as_often_as_without(fullgraph: bool) -> None:
+@pytest.mark.parametrize(
+    ("framework", "fullgraph"), [("accelerate", True), ("accelerate", False), ("fabric", True)]
+)
+def test_a_compiled_model_is_compiled_as_often_as_without(framework: str, fullgraph: bool) -> None:
     from torch._dynamo import config, utils
 
-    accelerate = pytest.importorskip("accelerate")
-    from ml_debugger.accelerate import trace
+    trace = pytest.importorskip(f"ml_debugger.{framework}").trace
 
     def run(ours: bool):
         torch._dynamo.reset()
         utils.counters.clear()
         torch.manual_seed(0)
-        owner = accelerate.Accelerator(cpu=True)
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, K))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         model = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
-        model, optimizer, train = owner.prepare(model, optimizer, DataLoader(TensorDataset(X, Y), 8))
+        train = DataLoader(TensorDataset(X, Y), 8)
+        if framework == "accelerate":
+            owner = pytest.importorskip("accelerate").Accelerator(cpu=True)
+            model, optimizer, train = owner.prepare(model, optimizer, train)
+        else:
+            owner = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu")
+            owner.launch()
+            model, optimizer = owner.setup(model, optimizer)
+            train = owner.setup_dataloaders(train)
         if ours:
             model, train = trace(owner, model, train=train, model_name="Module")
         with config.patch(error_on_recompile=True):

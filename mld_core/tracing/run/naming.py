@@ -6,7 +6,8 @@ import datetime as dt
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -14,7 +15,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parameter import is_lazy
 
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.tracing.capture.capture import canonical
+from mld_core.tracing.capture.capture import canonical, say_compiled
 from mld_core.tracing.run.sealing import new_launch_id
 
 _READY_TIMEOUT = dt.timedelta(seconds=60)
@@ -48,15 +49,31 @@ def class_name(model: nn.Module) -> str:
     return type(unwrap(model)).__name__
 
 
+def _wrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """A model, then what is inside torch.compile, DataParallel and DistributedDataParallel."""
+    inner: Any = model
+    while isinstance(inner, nn.Module):
+        yield inner
+        parallel = isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inner = getattr(inner, "_orig_mod", inner.module if parallel else None)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The module behind torch.compile, DataParallel and DistributedDataParallel."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    return list(_wrapped(model))[-1]
+
+
+def unwrap_to_trace(model: nn.Module, called: nn.Module | None = None) -> nn.Module:
+    """As `unwrap`; where torch.compile is one of the wrappers, hooks are set as inside a compiled region.
+
+    Args:
+        model: what is traced.
+        called: what the training calls, where that is another wrapper around it.
+    """
+    inner = unwrap(model)
+    if any(hasattr(part, "_orig_mod") for part in _wrapped(model if called is None else called)):
+        say_compiled(inner)
+    return inner
 
 
 def architecture_hash(model: nn.Module) -> str:

@@ -21,12 +21,24 @@ def test_no_collective_of_ours_after_the_set_up() -> None:
     frameworks = (*installed(), "uneven")
     root = loops(2)
     for rank in (0, 1):
-        found = collectives(root, rank)
+        found = [c for c in collectives(root, rank) if c["framework"] != "unchanged"]
         ours = Counter((c["framework"], c["call"]) for c in found if c["ours"])
         assert ours == {(name, "broadcast_object_list"): 1 for name in frameworks if name != "plain"}
         functions = {c["ours"] for c in found if c["ours"]}
         assert functions <= {"_start", "trace"}, functions
         assert any(c["ours"] is None for c in found), "the frameworks' own were seen, so ours would be"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_training_is_the_same_with_us_and_without(rank: int) -> None:
+    """Weights, gradients, generators, losses, runs of the model and compilations, to the bit."""
+    root = loops(2)
+    ways = json.loads((root / f"unchanged-{rank}.json").read_text())
+    assert {"plain", "checkpointed", "compiled", "an exception in a step", "accumulating"} <= set(ways)
+    for way, left in ways.items():
+        assert left["ours"] == left["bare"], way
+        rows = [one.table("samples").num_rows for one in passes(root, f"un {way}")]
+        assert sum(rows) > 0, f"{way}: nothing was recorded, so the comparison shows nothing"
 
 
 def test_ranks_with_different_numbers_of_batches_and_one_that_leaves_its_loop() -> None:

@@ -45,7 +45,7 @@ def _root() -> Path:
                     TRAININGS / "loops_script.py",
                     root,
                     f"1:{names}",
-                    f"2:{names},uneven",
+                    f"2:{names},uneven,unchanged",
                     f"4:{names}",
                 ],
                 env={

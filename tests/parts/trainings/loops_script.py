@@ -246,6 +246,13 @@ def run_plain(root: Path) -> None:
         tracer.wait_for_save(epoch)
 
 
+def run_unchanged(root: Path) -> None:
+    """Trainings with us and without."""
+    import unchanged
+
+    unchanged.run(root)
+
+
 IMPORTED = {
     "lightning": ("lightning.pytorch", "ml_debugger.lightning"),
     "huggingface": ("hf_parts",),
