@@ -67,7 +67,7 @@ test-all: test environments  ## make test with what is heavy by nature, and the 
 
 environments:  ## MMDetection3D, Keras, the lowest versions: environments of their own and the tests that need them
 	.ci/mmdet3d-env
-	.venv-mmdet3d/bin/python -m pytest -q tests/mmdet3d
+	.venv-mmdet3d/bin/python -m pytest -q tests/mmdet3d tests/evaluation/detection/test_eval_detection_codes.py
 	.ci/keras-env
 	.venv-keras/bin/python -m pytest -q tests/keras integrations/ml_debugger/keras.py
 	.ci/lowest-env

@@ -111,6 +111,21 @@ class FrameGeometry:
 
 
 @dataclass(frozen=True)
+class FramePlace:
+    """3D: where the frame of the boxes lies, as far as the framework's batch or data set says it.
+
+    Attributes:
+        ego_pose: (16,) row by row, the transform to the global frame, to be applied after `lidar2ego` where
+            `calibration` has it; None: not known.
+        calibration: plain lists by name: `lidar2ego`, `lidar2cam` (4x4), `cam2img` (3x3 to 4x4),
+            `image_size` (height, width); with several cameras `cameras`, a list of such dicts by camera.
+    """
+
+    ego_pose: tuple[float, ...] | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class OwnFinals:
     """Final detections that the framework's own post-processing made of a call, where a wrapper sees them.
 
@@ -144,6 +159,7 @@ class ModelCall:
             predictions, the true boxes are as the training pipeline gives them.
         final: what the framework itself made of the output, None: not known.
         truth: targets that came beside the call, as the batch has them; None: there were none.
+        dataset: the loader's data set, which may say of a frame what its batch does not; None: not known.
     """
 
     args: tuple[Any, ...]
@@ -155,6 +171,7 @@ class ModelCall:
     replayed: bool = False
     final: OwnFinals | None = None
     truth: Any = None
+    dataset: Any = None
 
 
 @dataclass
@@ -172,6 +189,7 @@ class Parsed:
         thresholds: the limits these detections went through.
         quality: per frame (N,) a factor beside the class score (objectness, centerness, IoU), or None.
         geometry: per image, or None (3D).
+        places: 3D: per frame, None where nothing is known of it; None: of none.
         facts: of the run, that its calls showed; they go to run.json.
         notes: what the user is to be told of that, once.
     """
@@ -183,6 +201,7 @@ class Parsed:
     thresholds: Thresholds
     quality: list[Array] | None = None
     geometry: list[FrameGeometry] | None = None
+    places: list[FramePlace | None] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

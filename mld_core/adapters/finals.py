@@ -33,6 +33,7 @@ class Finals:
         quality: (N,) objectness or centerness as a probability, or None.
         source: (N,) int64 anchor, proposal or query; -1: not found.
         velocities: (N, 2) in 3D, or None.
+        attributes: (N,) numbers in 3D, or None.
         cut: whether a limit on the number of detections dropped some.
     """
 
@@ -44,6 +45,7 @@ class Finals:
     quality: Tensor | None = None
     source: Tensor | None = None
     velocities: Tensor | None = None
+    attributes: Tensor | None = None
     cut: bool = False
 
     def pick(self, index: Tensor | slice) -> Finals:
@@ -96,7 +98,7 @@ def parsed(
     every: dict[str, Any] = {
         n: [getattr(frame, n) for frame in frames] for n in ("boxes", "scores", "labels")
     }
-    every.update({name: column(name) for name in ("logits", "features", "velocities")})
+    every.update({name: column(name) for name in ("logits", "features", "velocities", "attributes")})
     return Parsed(
         output=kind(**every, source_index=column("source")),
         activation=activation,

@@ -32,6 +32,7 @@ class _FrameLists:
     features: Sequence[Any] | None = None
     velocities: Sequence[Any] | None = None
     source_index: Sequence[Any] | None = None
+    attributes: Sequence[Any] | None = None
 
     box_width: ClassVar[int] = 4
 
@@ -47,6 +48,8 @@ class _FrameLists:
         self.velocities = self._optional("velocities", self.velocities, frames, 2)
         if self.source_index is not None:
             self.source_index = self._list("source_index", self.source_index, frames, None, integers=True)
+        if self.attributes is not None:
+            self.attributes = self._list("attributes", self.attributes, frames, None, integers=True)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -100,6 +103,7 @@ class DetectionOutput(_FrameLists):
         features: (N, D) or None.
         velocities: None in 2D.
         source_index: (N,) index of the query or anchor a box came from, or None.
+        attributes: None in 2D.
 
     Raises:
         ValueError: a shape does not fit; the message holds the expected and the actual one.
@@ -126,6 +130,7 @@ class Detection3DOutput(_FrameLists):
         features: (N, D) or None.
         velocities: (N, 2) metres per second, or None.
         source_index: (N,) index of the query or anchor a box came from, or None.
+        attributes: (N,) number of the predicted attribute (moving, parked, ...), -1: none; or None.
 
     Raises:
         ValueError: a shape does not fit; the message holds the expected and the actual one.

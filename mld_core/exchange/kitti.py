@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mld_core.evaluation.metrics.kitti import image_boxes, projection
 from mld_core.exchange.frames import Boxes, Floats, Frame, calibration, flags, write_json
 
 AHEAD = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
@@ -45,10 +46,7 @@ def _cameras(row: dict[str, Any]) -> tuple[Floats, Floats]:
     known = calibration(row)
     to_camera = np.array(known.get("lidar2cam", AHEAD), np.float64).reshape(4, 4)
     given = np.array(known.get("cam2img", KITTI_P2), np.float64)
-    project = np.zeros((3, 4))
-    matrix = given.reshape(3, -1) if given.size in {9, 12} else given.reshape(4, 4)[:3]
-    project[:, : matrix.shape[1]] = matrix
-    return to_camera, project
+    return to_camera, projection(given.reshape(3, -1) if given.size in {9, 12} else given.reshape(4, 4))
 
 
 def _kitti_lines(
@@ -73,26 +71,6 @@ def _kitti_lines(
         first = f"{name.replace(' ', '_')} {-1 if score else cut or 0:g} {-1 if score else int(hidden or 0)}"
         lines.append(f"{first} {' '.join(f'{value:.6f}' for value in numbers)}\n")
     return lines
-
-
-def image_boxes(box: Floats, to_camera: Floats, project: Floats) -> Floats:
-    """(N, 4) xyxy image boxes around the corners of 3D boxes that lie before the camera; else zeros."""
-    along = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * 0.5
-    aside = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * 0.5
-    up = np.array([-1, -1, -1, -1, 1, 1, 1, 1]) * 0.5
-    cos, sin = np.cos(box[:, 6:7]), np.sin(box[:, 6:7])
-    ahead, left = along * box[:, 4:5], aside * box[:, 3:4]
-    x, y = box[:, 0:1] + ahead * cos - left * sin, box[:, 1:2] + ahead * sin + left * cos
-    points = np.stack([x, y, box[:, 2:3] + up * box[:, 5:6]], axis=-1)
-    seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
-    before = np.asarray(seen[..., 2] > 0.1)
-    flat = seen @ project[:, :3].T + project[:, 3]
-    depth = np.where(before, flat[..., 2], 1.0)
-    pixel = flat[..., :2] / depth[..., None]
-    low = np.where(before[..., None], pixel, np.inf).min(axis=1)
-    high = np.where(before[..., None], pixel, -np.inf).max(axis=1)
-    made = np.concatenate([low, high], axis=1)
-    return np.asarray(np.where(before.any(axis=1, keepdims=True), made, 0.0))
 
 
 def _wrapped(angle: Floats) -> Floats:

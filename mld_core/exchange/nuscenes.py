@@ -16,6 +16,13 @@ NUSCENES_CLASSES = (
     *("car", "truck", "bus", "trailer", "construction_vehicle"),
     *("pedestrian", "motorcycle", "bicycle", "traffic_cone", "barrier"),
 )
+NUSCENES_ATTRIBUTES = (
+    *("cycle.with_rider", "cycle.without_rider"),
+    *("pedestrian.moving", "pedestrian.standing", "pedestrian.sitting_lying_down"),
+    *("vehicle.moving", "vehicle.parked", "vehicle.stopped"),
+)
+"""By the numbers that MMDetection3D gives them."""
+
 MOST_NUSCENES = 500
 """Boxes of a sample beyond which nuScenes refuses a submission; the best-scored are kept."""
 
@@ -61,6 +68,7 @@ def _nuscenes_boxes(
     half = np.arctan2(heading[:, 1], heading[:, 0]) / 2
     flat = np.concatenate([boxes.velocity, np.zeros((len(box), 1))], axis=1) @ pose[:3, :3].T
     points = boxes.columns.get("n_points", [None] * len(box))
+    kinds = boxes.columns.get("attribute", [None] * len(box))
     ignore = flags(boxes, "ignore")
     rows = np.argsort(-boxes.score, kind="stable")[:MOST_NUSCENES] if score else np.arange(len(box))
     made = []
@@ -74,7 +82,7 @@ def _nuscenes_boxes(
             "rotation": [float(np.cos(half[k])), 0.0, 0.0, float(np.sin(half[k]))],
             "velocity": flat[k, :2].tolist(),
             "detection_name": known[boxes.label[k]],
-            "attribute_name": "",
+            "attribute_name": _attribute(kinds[k]),
         }
         if score:
             one["detection_score"] = float(boxes.score[k])
@@ -82,3 +90,9 @@ def _nuscenes_boxes(
             one["num_pts"] = int(points[k])
         made.append(one)
     return made
+
+
+def _attribute(kind: Any) -> str:
+    """A name, none for what is no number of nuScenes' (a user's own column may have that name)."""
+    known = isinstance(kind, int) and 0 <= kind < len(NUSCENES_ATTRIBUTES)
+    return NUSCENES_ATTRIBUTES[kind] if known else ""

@@ -387,7 +387,8 @@ def test_what_mmdet3ds_data_sets_say_of_true_boxes_is_read() -> None:
         "difficulty": np.array([2, -1]),
         "occluded": np.array([1, 3]),
         "truncated": np.array([0.25, 0.0]),
-        "attr_labels": np.zeros(7),  # of another length: not of these boxes
+        "depths": np.zeros(7),
+        "attr_labels": np.array([6, 8]),  # 8: none
     }
     model = mm.FakeNewDetector(mm.FakeCenterHead())
     sample = SimpleNamespace(eval_ann_info=info, metainfo={"lidar_path": "a.bin"})
@@ -397,6 +398,7 @@ def test_what_mmdet3ds_data_sets_say_of_true_boxes_is_read() -> None:
         "difficulty": [2, -1],
         "occlusion": [1, 3],
         "truncation": [0.25, 0.0],
+        "attribute": [6, -1],
     }
 
 

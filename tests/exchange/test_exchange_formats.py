@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
+from mld_core.evaluation.metrics.kitti import image_boxes
 from mld_core.exchange.export import export_boxes
-from mld_core.exchange.kitti import image_boxes
 from mld_core.geometry.conventions import to_standard
 from mld_core.records.format.layout import RunKey, Store
 

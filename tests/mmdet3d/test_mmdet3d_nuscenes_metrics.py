@@ -31,7 +31,15 @@ TP_NAMES = dict(zip(ERRORS, ("trans_err", "scale_err", "orient_err", "vel_err"),
 CONFIG = config_factory("detection_cvpr_2019")
 
 
-def as_devkit(frame, label, box, velocity, frames, score=None, n_points=None) -> EvalBoxes:
+ATTRIBUTES = (
+    *("cycle.with_rider", "cycle.without_rider"),
+    *("pedestrian.moving", "pedestrian.standing", "pedestrian.sitting_lying_down"),
+    *("vehicle.moving", "vehicle.parked", "vehicle.stopped"),
+    "",
+)
+
+
+def as_devkit(frame, label, box, velocity, frames, score=None, n_points=None, attribute=None) -> EvalBoxes:
     """The devkit's boxes, filtered by range and points as `filter_eval_boxes` does."""
     made = EvalBoxes()
     for number in range(frames):
@@ -50,17 +58,20 @@ def as_devkit(frame, label, box, velocity, frames, score=None, n_points=None) ->
             ego_translation=(x, y, z),
             detection_name=name,
             detection_score=-1.0 if score is None else float(score[row]),
+            attribute_name="" if attribute is None else ATTRIBUTES[attribute[row]],
         )
         if one.ego_dist < CONFIG.class_range[name]:
             made.add_boxes(str(frame[row]), [one])
     return made
 
 
-def devkit(data, frames):
+def devkit(data, frames, said=None, true_said=None):
     """The devkit's own `DetectionEval.evaluate`, step by step (its class needs the whole database)."""
     p, t = data.predictions, data.truths
-    found = as_devkit(p.frame, p.label, p.box, data.velocities, frames, score=p.score)
-    true = as_devkit(t.frame, t.label, t.box, data.true_velocities, frames, n_points=data.n_points)
+    found = as_devkit(p.frame, p.label, p.box, data.velocities, frames, score=p.score, attribute=said)
+    true = as_devkit(
+        t.frame, t.label, t.box, data.true_velocities, frames, n_points=data.n_points, attribute=true_said
+    )
     metrics, curves = DetectionMetrics(CONFIG), {}
     for name in NUSCENES:
         for most in CONFIG.dist_ths:
@@ -140,3 +151,27 @@ def test_equal_to_the_devkit(setting) -> None:
     assert mine.nds * 9 / 10 == pytest.approx(theirs.nd_score, abs=1e-6), (
         "the devkit counts no attribute as 0"
     )
+
+
+@pytest.mark.parametrize("absent", [(), (2, 6)])
+def test_with_attributes_nds_is_the_devkits(absent) -> None:
+    frames, rng = 30, np.random.default_rng(7)
+    data = make_frames(frames, seed=7, absent=absent)
+    true_said = rng.integers(-1, 8, len(data.truths))
+    said = rng.choice(8, len(data.predictions))
+    # Half of what stands in a frame has the attribute of a truth there.
+    first = np.searchsorted(data.truths.frame, data.predictions.frame)
+    near = (first < len(true_said)) & (rng.random(len(said)) < 0.5)
+    said[near] = np.maximum(true_said[first[near]], 0)
+    theirs, _ = devkit(data, frames, said, true_said)
+    profile = NuscenesProfile.of(NUSCENES)
+    p, t = data.predictions, data.truths
+    state = match_nuscenes(
+        p, t, profile, velocities=data.velocities, true_velocities=data.true_velocities,
+        n_points=data.n_points, attributes=said, true_attributes=true_said,
+    )  # fmt: skip
+    mine = nuscenes_metrics(state, profile)
+    assert mine.mean_error("aae") == pytest.approx(theirs.tp_errors["attr_err"], abs=1e-6)
+    assert 0.3 < mine.mean_error("aae") < 1
+    assert mine.summary()["maae"] == mine.mean_error("aae")
+    assert mine.nds == pytest.approx(theirs.nd_score, abs=1e-6)

@@ -12,6 +12,7 @@ from mld_core.adapters.base import Adapter, Call, ModelCall, Parsed, Thresholds,
 from mld_core.adapters.detection3d.frames import NativeFrame, final
 from mld_core.adapters.detection3d.heads.base import NOTHING
 from mld_core.adapters.detection3d.layouts import Range
+from mld_core.adapters.detection3d.places import places_of
 from mld_core.adapters.detection3d.probe import (
     BEVFORMER,
     BEVFUSION,
@@ -129,7 +130,7 @@ class Detector3D(Adapter):
         frames = layout.frames(call.output)
         if frames is None:
             return Call((), {}, None)
-        return Call((), {"truth": layout.truth_in(call)}, frames)
+        return Call((), {"truth": layout.truth_in(call), "metas": layout.metas(call)}, frames)
 
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """Final detections; None where the call returned losses."""
@@ -149,7 +150,9 @@ class Detector3D(Adapter):
         known = head is not None and bool(found) and all(one.logits is not None for one in found)
         activation, background = head.activation() if head is not None and known else ("none", None)
         passed = asked.and_of(stated) if self.uses_nms else asked.and_of(stated).without_iou()
-        return parsed(found, activation, background, passed, kind=Detection3DOutput)
+        made = parsed(found, activation, background, passed, kind=Detection3DOutput)
+        made.places = places_of(call, len(found))
+        return made
 
     def truths(self, call: ModelCall, truth: Any) -> Sequence[Truth | None] | None:
         """True boxes in the framework's own forms; the public form is read by the tracer."""

@@ -29,12 +29,14 @@ class NativeFrame:
         scores: (N,).
         labels: (N,) from 0.
         convention: key of `mld_core.geometry.conventions.CONVENTIONS`.
+        attributes: (N,) numbers of predicted attributes, or None.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     convention: str
+    attributes: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.boxes = _columns(self.boxes.detach())
@@ -146,4 +148,6 @@ def final(
     found = Finals(
         boxes, frame.scores.float().cpu(), frame.labels.cpu(), velocities=velocities, cut=hit, **known
     )
+    if frame.attributes is not None:
+        found.attributes = frame.attributes.reshape(-1).long().cpu()
     return limited(found, limits if stated.iou is not None else limits.without_iou(), stated, nms_bev)

@@ -69,6 +69,10 @@ class Layout(ABC):
         del call
         return None
 
+    def metas(self, call: Call) -> Any:
+        """What a call holds of each frame beside its data: a mapping each, None where there is none."""
+        del call
+
     def class_names(self) -> list[str] | None:
         """Names in label order as the framework keeps them beside the head, None if it does not."""
         return None
@@ -138,6 +142,9 @@ def truth_of(boxes: Any, labels: Any, convention: str, input_id: str | None = No
 
 
 _FACTS: Final = {"difficulty": "difficulty", "occluded": "occlusion", "truncated": "truncation"}
+N_ATTRIBUTES: Final = 8
+"""Of nuScenes; MMDetection3D numbers "none" behind them."""
+
 _POINTS: Final = ("num_lidar_pts", "num_radar_pts")  # the devkit of nuScenes counts both
 
 
@@ -146,6 +153,9 @@ def facts_of(info: Mapping[str, Any], n: int) -> dict[str, Any]:
     known = {key: as_array(info[key]) for key in (*_FACTS, *_POINTS) if info.get(key) is not None}
     known = {key: values for key, values in known.items() if values.shape == (n,)}
     found = {ours: known[key] for key, ours in _FACTS.items() if key in known}
+    attributes = None if info.get("attr_labels") is None else as_array(info["attr_labels"])
+    if attributes is not None and attributes.shape == (n,):
+        found["attribute"] = np.where(attributes < N_ATTRIBUTES, attributes, -1)
     counts = [known[key] for key in _POINTS if key in known]
     return {**found, "n_points": sum(counts)} if counts else found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -88,7 +88,8 @@ class Mmdet3d(Layout):
             if boxes is None:
                 return None
             scores, labels = read(instances, "scores_3d"), read(instances, "labels_3d")
-            found.append(NativeFrame(tensor(boxes), scores, labels, box_convention(boxes)))
+            attributes = read(instances, "attr_labels")
+            found.append(NativeFrame(tensor(boxes), scores, labels, box_convention(boxes), attributes))
         return found
 
     def truths(self, truth: Any) -> list[Truth | None] | None:
@@ -109,6 +110,11 @@ class Mmdet3d(Layout):
                 continue
             frames.append(truth_of(boxes, labels, box_convention(boxes), _id_of(meta), **facts))
         return frames
+
+    def metas(self, call: Call) -> Any:
+        """`metainfo` of the data samples that came out."""
+        samples = call.output if isinstance(call.output, (list, tuple)) else ()
+        return [read(sample, "metainfo") for sample in samples]
 
     def class_names(self) -> list[str] | None:
         """`dataset_meta`, which only inferencers set."""
@@ -198,9 +204,35 @@ class _BoxDicts(Layout):
         found = {name: call.kwargs[name] for name in names if call.kwargs.get(name) is not None}
         return found if "gt_bboxes_3d" in found else None
 
+    def metas(self, call: Call) -> Any:
+        """The `img_metas` (MIT: `metas`), and of MIT's batch the matrices beside them."""
+        metas = _frames_in(call.kwargs.get(self.meta_name))
+        return (
+            None
+            if metas is None
+            else [
+                {**meta, **_matrices(call.kwargs, index)} if isinstance(meta, Mapping) else None
+                for index, meta in enumerate(metas)
+            ]
+        )
+
     def class_names(self) -> list[str] | None:
         """`CLASSES` of the model."""
         return names_of(self.model)
+
+
+_BESIDE: Final = {"lidar2ego": "lidar2ego", "ego2global": "ego2global", "lidar2camera": "lidar2cam",
+                  "camera_intrinsics": "cam2img"}  # fmt: skip
+
+
+def _matrices(batch: Mapping[str, Any], frame: int) -> dict[str, Any]:
+    """A frame's rows of the tensors (B, ...) that MIT's batch holds."""
+    given = {ours: unpacked(batch.get(name)) for name, ours in _BESIDE.items()}
+    return {
+        ours: value[frame]
+        for ours, value in given.items()
+        if isinstance(value, Tensor) and value.ndim >= 3 and frame < len(value)
+    }
 
 
 def _frames_in(value: Any) -> list[Any] | None:

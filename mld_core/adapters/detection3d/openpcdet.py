@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +73,22 @@ class OpenPcdet(Layout):
         batch = call.args[0] if call.args else call.kwargs.get("batch_dict")
         return truth_part(batch, "gt_boxes")
 
+    def metas(self, call: Call) -> Any:
+        """KITTI's `calib` objects and `image_shape` of the batch, as matrices under MMDetection3D's names."""
+        batch = call.args[0] if call.args else call.kwargs.get("batch_dict")
+        calibs = batch.get("calib") if isinstance(batch, Mapping) else None
+        if calibs is None or batch is None:
+            return None
+        sizes = batch.get("image_shape")
+        return [
+            {
+                **_calibration(one),
+                "image_size": None if sizes is None else sizes[index],
+                **_moves(batch, index),
+            }
+            for index, one in enumerate(calibs)
+        ]
+
     def class_names(self) -> list[str] | None:
         """`model.class_names`."""
         names = read(self.model, "class_names")
@@ -89,6 +106,24 @@ class OpenPcdet(Layout):
         ]
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         return (on_device(dataset.collate_batch(items), device),), {}
+
+
+def _calibration(calib: Any) -> dict[str, Any]:
+    """LiDAR to rectified camera (4, 4) and the projection (3, 4) of a KITTI calibration."""
+    turn, to_camera, project = read(calib, "R0"), read(calib, "V2C"), read(calib, "P2")
+    if turn is None or to_camera is None or project is None:
+        return {}
+    lidar2cam = np.eye(4)
+    lidar2cam[:3] = as_array(turn).reshape(3, 3) @ as_array(to_camera).reshape(3, 4)
+    return {"lidar2cam": lidar2cam, "cam2img": as_array(project)}
+
+
+def _moves(batch: Mapping[str, Any], frame: int) -> dict[str, Any]:
+    """What augmentation did to a frame's points, under MMDetection3D's names."""
+    flips = [batch[name][frame] for name in ("flip_x", "flip_y") if batch.get(name) is not None]
+    turned = batch["noise_rot"][frame] if batch.get("noise_rot") is not None else 0.0
+    scale = None if batch.get("noise_scale") is None else batch["noise_scale"][frame]
+    return {"pcd_horizontal_flip": any(map(bool, flips)) or bool(turned), "pcd_scale_factor": scale}
 
 
 _STAYS = ("frame_id", "metadata", "calib", "image_paths", "ori_shape", "img_process_infos")

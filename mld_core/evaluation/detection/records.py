@@ -7,7 +7,7 @@ the samples that count: what de-duplication leaves out takes its boxes with it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.statistics.blocks import Vectors
-from mld_core.records.format.schema import AREA, base_schema
+from mld_core.records.format.schema import AREA, ATTRIBUTE, base_schema
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection
 
@@ -53,10 +53,13 @@ class BoxRecords:
         background: Column of the stored logits that means background, or None.
         velocity: (N, 2) m/s or None.
         truth_velocity: (G, 2) m/s or None.
+        attribute: (N,) number of the predicted attribute, -1: none; or None.
+        truth_attribute: (G,) likewise.
         center: (N, 2) centres; 2D as shares of the image's width and height where its size is known.
         truth_center: (G, 2) likewise.
         border: (G,) truths that touch the border of their image.
         outside: (G,) share of the truth that lies outside the image, 0 where its size is not known.
+        calibration: (F,) texts of the 3D frames' calibration, None where there is none.
     """
 
     selection: PassSelection
@@ -73,11 +76,14 @@ class BoxRecords:
     background: int | None
     velocity: NDArray[np.float32] | None = None
     truth_velocity: NDArray[np.float32] | None = None
+    attribute: Ints | None = None
+    truth_attribute: Ints | None = None
     notes: tuple[str, ...] = ()
     center: Floats = field(default_factory=lambda: np.empty((0, 2)))
     truth_center: Floats = field(default_factory=lambda: np.empty((0, 2)))
     border: Bools = field(default_factory=lambda: np.empty(0, np.bool_))
     outside: Floats = field(default_factory=lambda: np.empty(0))
+    calibration: Sequence[str | None] = ()
 
     @property
     def task(self) -> str:
@@ -112,8 +118,8 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     canvas = _Canvas.of(selection, frames)
     labelled = _flags(frames, "labelled", default=True)
     columns = ["unit", "rank_", "det_idx", "label", "score", "box"]
-    has_velocity = "velocity" in selection.schema("detections").names
-    detections = selection.table("detections", [*columns, *(["velocity"] if has_velocity else [])])
+    more = [name for name in ("velocity", ATTRIBUTE) if name in selection.schema("detections").names]
+    detections = selection.table("detections", [*columns, *more])
     predictions, det_rows = _predictions(detections, frames, _width(selection))
     truths = selection.table("truths")
     true, gt_rows = _truths(truths, frames, labelled, _width(selection))
@@ -122,7 +128,7 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     predictions = replace(predictions, box=canvas.original(predictions))
     true = replace(true, box=canvas.original(true))
     stored = set(base_schema("truths", selection.task).names) - {*KNOWN, AREA}
-    more = [name for name in truths.column_names if name not in stored]
+    own = [name for name in truths.column_names if name not in stored]
     activation, background = _head(selection, info)
     n_class = _count_classes(selection, info, predictions, true, background)
     given = list(info.get("class_names") or ())
@@ -134,17 +140,20 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
         _ints(detections, "det_idx")[det_rows],
         true,
         _ints(truths, "gt_idx")[gt_rows],
-        truths.select(more).take(pa.array(gt_rows)),
+        truths.select(own).take(pa.array(gt_rows)),
         n_class,
         tuple(str(given[k]) if k < len(given) else f"class_{k}" for k in range(n_class)),
         activation,
         background,
-        _list_column(detections, "velocity", 2, det_rows) if has_velocity else None,
+        _list_column(detections, "velocity", 2, det_rows) if "velocity" in more else None,
         _list_column(truths, "velocity", 2, gt_rows) if "velocity" in truths.column_names else None,
+        _attributes(detections, det_rows),
+        _attributes(truths, gt_rows),
         center=center,
         truth_center=truth_center,
         border=border,
         outside=outside,
+        calibration=frames["calibration"].to_pylist() if "calibration" in frames.column_names else (),
     )
 
 
@@ -193,6 +202,12 @@ def _list_column(table: pa.Table, name: str, width: int, rows: Ints) -> NDArray[
     there = np.asarray(column.is_valid())
     made[there] = np.asarray(column.drop_null().flatten(), np.float32).reshape(-1, width)
     return made[rows]
+
+
+def _attributes(table: pa.Table, rows: Ints) -> Ints | None:
+    """(len(rows),) attributes by number; a user's own column of that name need not hold numbers."""
+    there = ATTRIBUTE in table.column_names and pa.types.is_integer(table.schema.field(ATTRIBUTE).type)
+    return _ints(table, ATTRIBUTE)[rows] if there else None
 
 
 def _predictions(table: pa.Table, frames: pa.Table, width: int) -> tuple[Predictions, Ints]:

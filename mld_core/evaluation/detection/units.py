@@ -75,13 +75,14 @@ class BoxColumns:
 
     Attributes:
         names: Columns of a box; those of its truth are called `gt_<name>`.
-        place: (U, W) boxes and (U,) their areas or volumes -> columns that say what is known of the place.
+        place: Records, (U,) frames, (U, W) boxes and (U,) their areas or volumes -> columns that say what is
+            known of the place.
         fields: Their schema, and that of further columns of the analysis.
         near_is_iou: Whether the closeness of two boxes is their IoU.
     """
 
     names: tuple[str, ...]
-    place: Callable[[NDArray[np.floating], Floats], dict[str, pa.Array]]
+    place: Callable[[BoxRecords, Ints, NDArray[np.floating], Floats], dict[str, pa.Array]]
     fields: tuple[pa.Field, ...]
     near_is_iou: bool
 
@@ -118,7 +119,7 @@ def size_buckets(area: Floats) -> pa.Array:
 
 
 IMAGE_COLUMNS = BoxColumns(
-    ("x1", "y1", "x2", "y2"), lambda _, area: {"size_bucket": size_buckets(area)}, (), near_is_iou=True
+    ("x1", "y1", "x2", "y2"), lambda *of: {"size_bucket": size_buckets(of[3])}, (), near_is_iou=True
 )
 
 
@@ -260,7 +261,8 @@ def _boxes(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str, 
         name: pa.array(np.asarray(values, np.float32), pa.float32(), from_pandas=True)
         for name, values in columns.items()
     }
-    return made | ours.place(own, area)
+    frame = np.append(predictions.frame[units.kept], truths.frame[units.missed])
+    return made | ours.place(records, frame, own, area)
 
 
 def corners(box: NDArray[np.floating]) -> Floats:

@@ -20,7 +20,8 @@ from mld_core.evaluation.detection3d.bins import points_names, range_bin, range_
 from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, RoadDiagnoses, diagnose_roads
 from mld_core.evaluation.detection3d.evidence import RoadEvidence
 from mld_core.evaluation.detection3d.geometry import RoadBoxes
-from mld_core.evaluation.metrics.boxes import Bools, Floats
+from mld_core.evaluation.detection3d.places import ego_places, image_boxes_of
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
 from mld_core.evaluation.metrics.kitti import KittiFrames, kitti_metrics
 from mld_core.evaluation.metrics.nuscenes import (
     ERRORS,
@@ -51,6 +52,7 @@ def nuscenes_figures(records: BoxRecords) -> NuscenesMetrics | None:
     """NuScenes' metrics of a pass; None without frames."""
     profile = NuscenesProfile.of(records.class_names)
     points, said, true = points_in(records), records.velocity, records.truth_velocity
+    kinds, true_kinds = records.attribute, records.truth_attribute
     states = [
         match_nuscenes(
             step.predictions,
@@ -59,6 +61,10 @@ def nuscenes_figures(records: BoxRecords) -> NuscenesMetrics | None:
             velocities=None if said is None else said[step.rows],
             true_velocities=None if true is None else true[step.span],
             n_points=None if points is None else points[step.span],
+            attributes=None if kinds is None else kinds[step.rows],
+            true_attributes=None if true_kinds is None else true_kinds[step.span],
+            places=ego_places(records, step.predictions.frame, step.predictions.box),
+            true_places=ego_places(records, step.truths.frame, step.truths.box),
         )
         for step in walk(records)
     ]
@@ -169,7 +175,9 @@ def road_columns(records: BoxRecords, units: BoxUnits) -> dict[str, pa.Array]:
 def kitti_figures(records: BoxRecords) -> dict[str, float | None]:
     """KITTI's AP40 of the pass where the truths' difficulty is recorded, else nothing.
 
-    Image boxes are not recorded: there is no image metric, and no prediction is ignored for its height.
+    Image boxes are not recorded: there is no image metric. Where every judged frame has its calibration,
+    predictions are projected as KITTI's tools do: what lies outside the image is left out, what is too low
+    in it is ignored.
     """
     if "difficulty" not in records.truth_columns.column_names:
         return {}
@@ -177,22 +185,32 @@ def kitti_figures(records: BoxRecords) -> dict[str, float | None]:
     if level.null_count == len(level):
         return {}
     judged = np.flatnonzero(records.labelled[records.predictions.frame])
+    predictions = records.predictions.take(judged)
+    image, inside = image_boxes_of(records, predictions)
     frames = KittiFrames(
-        records.predictions.take(judged),
+        predictions.take(inside),
         records.truths,
         level.fill_null(-1).to_numpy().astype(np.int64),
         records.class_names,
+        None if image is None else image[inside],
     )
     found = kitti_metrics(frames).summary()
     return {name: value for name, value in found.items() if "image" not in name}
 
 
-def place_columns(box: NDArray[np.floating], _volume: Floats) -> dict[str, pa.Array]:
-    """Range in metres, azimuth in radians and the bin of the range of (U, 7) boxes."""
-    distance = np.hypot(box[:, 0], box[:, 1])
+def place_columns(
+    records: BoxRecords, frame: Ints, box: NDArray[np.floating], _volume: Floats
+) -> dict[str, pa.Array]:
+    """Range in metres, azimuth in radians and the bin of the range of (U, 7) boxes, from the ego vehicle.
+
+    From the frame's origin where nothing says how it stands to the vehicle.
+    """
+    known = ego_places(records, frame, box)
+    place = box[:, :2].astype(np.float64) if known is None else known
+    distance = np.hypot(place[:, 0], place[:, 1])
     return {
         "range": _float32(distance),
-        "azimuth": _float32(np.arctan2(box[:, 1], box[:, 0])),
+        "azimuth": _float32(np.arctan2(place[:, 1], place[:, 0])),
         "range_bin": pa.array(range_names(range_bin(distance)).tolist(), pa.string()),
     }
 

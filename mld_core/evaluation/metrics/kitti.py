@@ -138,6 +138,34 @@ def difficulties(
     return made
 
 
+def projection(matrix: NDArray[np.floating]) -> Floats:
+    """(3, 4) camera to image, of a matrix (3, 3), (3, 4) or (4, 4)."""
+    project = np.zeros((3, 4))
+    given = matrix[:3]
+    project[:, : given.shape[1]] = given
+    return project
+
+
+def image_boxes(box: Floats, to_camera: Floats, project: Floats) -> Floats:
+    """(N, 4) xyxy image boxes around the corners of 3D boxes that lie before the camera; else zeros."""
+    along = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * 0.5
+    aside = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * 0.5
+    up = np.array([-1, -1, -1, -1, 1, 1, 1, 1]) * 0.5
+    cos, sin = np.cos(box[:, 6:7]), np.sin(box[:, 6:7])
+    ahead, left = along * box[:, 4:5], aside * box[:, 3:4]
+    x, y = box[:, 0:1] + ahead * cos - left * sin, box[:, 1:2] + ahead * sin + left * cos
+    points = np.stack([x, y, box[:, 2:3] + up * box[:, 5:6]], axis=-1)
+    seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
+    before = np.asarray(seen[..., 2] > 0.1)
+    flat = seen @ project[:, :3].T + project[:, 3]
+    depth = np.where(before, flat[..., 2], 1.0)
+    pixel = flat[..., :2] / depth[..., None]
+    low = np.where(before[..., None], pixel, np.inf).min(axis=1)
+    high = np.where(before[..., None], pixel, -np.inf).max(axis=1)
+    made = np.concatenate([low, high], axis=1)
+    return np.asarray(np.where(before.any(axis=1, keepdims=True), made, 0.0))
+
+
 def kitti_metrics(frames: KittiFrames) -> KittiMetrics:
     """Average precision of every class, metric and difficulty.
 

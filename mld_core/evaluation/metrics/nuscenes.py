@@ -3,8 +3,8 @@
 Formulas: Caesar et al., "nuScenes: A multimodal dataset for autonomous driving" (2020), and nuscenes-devkit
 `eval/detection/algo.py` with `detection_cvpr_2019.json`. Per class and frame, predictions by falling score
 take the nearest free truth closer than 0.5, 1, 2 or 4 m in the ground plane; all four are decided at once, as
-the bits of one integer for each prediction. **Attributes are not recorded**: there is no AAE, and NDS is
-(5 mAP + the sum of 1 - min(1, error) over the errors there are) / (5 + their number).
+the bits of one integer for each prediction. NDS is (5 mAP + the sum of 1 - min(1, error) over the errors
+there are) / (5 + their number): the official one where attributes are known (AAE), else without them.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ AP_WEIGHT = 5.0
 POINTS = 101
 ERRORS = ("ate", "ase", "aoe", "ave")
 """Translation (m), scale (1 - aligned IoU), orientation (radians), velocity (m/s)."""
+
+ATTRIBUTE = "aae"
+"""The fifth error, where attributes are known: 1 where the predicted one is another than the true one."""
+
+_ALL_ERRORS = (*ERRORS, ATTRIBUTE)
 
 CLASS_RANGES = {
     **dict.fromkeys(("car", "truck", "bus", "trailer", "construction_vehicle"), 50.0),
@@ -102,10 +107,11 @@ class NuscenesProfile:
         """Number of classes."""
         return len(self.class_range)
 
-    def inside(self, box: NDArray[np.floating], label: Ints) -> Bools:
-        """(N,) boxes of a known class within its range."""
+    def inside(self, box: NDArray[np.floating], label: Ints, place: Floats | None = None) -> Bools:
+        """(N,) boxes of a known class within its range, of the origin or from `place` (N, 2), metres."""
         known = (label >= 0) & (label < self.n_class)
-        near = np.hypot(box[:, 0].astype(np.float64), box[:, 1].astype(np.float64))
+        where = box[:, :2].astype(np.float64) if place is None else place
+        near = np.hypot(where[:, 0], where[:, 1])
         return np.asarray(known & (near < self.class_range[np.where(known, label, 0)]))
 
 
@@ -118,9 +124,11 @@ class NuscenesState(FrameState):
         score: (N,) its score.
         right: (N,) bit t: it found a truth closer than `DISTANCES[t]`.
         ignored: (N,) likewise: it found only an ignored truth.
-        error: (M, 4) `ERRORS` of the predictions that are right at 2 m, in order; NaN where unknown.
+        error: (M, 5) `ERRORS` and that of the attribute of the predictions that are right at 2 m, in order;
+            NaN where unknown.
         truths: (K,) truths that must be found.
         velocities: whether velocities were given.
+        attributes: whether attributes were given.
     """
 
     label: NDArray[np.int32]
@@ -130,6 +138,7 @@ class NuscenesState(FrameState):
     error: Floats
     truths: Ints
     velocities: bool
+    attributes: bool = False
 
 
 def match_nuscenes(
@@ -140,6 +149,10 @@ def match_nuscenes(
     velocities: NDArray[np.floating] | None = None,
     true_velocities: NDArray[np.floating] | None = None,
     n_points: NDArray[np.integer] | None = None,
+    attributes: NDArray[np.integer] | None = None,
+    true_attributes: NDArray[np.integer] | None = None,
+    places: Floats | None = None,
+    true_places: Floats | None = None,
 ) -> NuscenesState:
     """Match the predictions of some frames.
 
@@ -151,9 +164,14 @@ def match_nuscenes(
         velocities: (N, 2) predicted, m/s; NaN unknown.
         true_velocities: (G, 2) true, m/s.
         n_points: (G,) sensor points in each truth; truths with 0 are left out, as nuScenes does; -1 unknown.
+        attributes: (N,) predicted, by number; -1: none.
+        true_attributes: (G,) true; -1: none.
+        places: (N, 2) centres from the ego vehicle, metres, for the limits of range; None: the origin is it.
+        true_places: (G, 2) likewise.
     """
-    kept = np.flatnonzero(profile.inside(predictions.box, predictions.label) & ~np.isnan(predictions.score))
-    wanted = profile.inside(truths.box, truths.label)
+    near = profile.inside(predictions.box, predictions.label, places)
+    kept = np.flatnonzero(near & ~np.isnan(predictions.score))
+    wanted = profile.inside(truths.box, truths.label, true_places)
     if n_points is not None:
         wanted &= n_points != 0
     there = np.flatnonzero(wanted)
@@ -168,9 +186,21 @@ def match_nuscenes(
         velocities[kept][hits] if velocities is not None else None,
         true_velocities[there][at_two[hits]] if true_velocities is not None else None,
     )
+    named = attributes is not None and true_attributes is not None
+    other = np.full((len(hits), 1), np.nan)
+    if attributes is not None and true_attributes is not None:
+        asked = true_attributes[there][at_two[hits]]
+        other[:, 0] = np.where(asked >= 0, attributes[kept][hits] != asked, np.nan)
     counted = np.bincount(true.label[true.counts], minlength=profile.n_class)
     return NuscenesState(
-        found.label.astype(np.int32), found.score, right, ignored, error, counted.astype(np.int64), known
+        found.label.astype(np.int32),
+        found.score,
+        right,
+        ignored,
+        np.concatenate([error, other], axis=1),
+        counted.astype(np.int64),
+        known,
+        named,
     )
 
 
@@ -260,13 +290,14 @@ class NuscenesMetrics:
 
     Attributes:
         ap: (4, K) average precision by distance and class.
-        error: (4, K) `ERRORS` by class, NaN where the class has none.
+        error: (5, K) `ERRORS` and that of the attribute by class, NaN where the class has none.
         precision: (4, K, 101) precision by distance and class at recalls 0 to 1.
         confidence: (K, 101) score at which each recall is reached at 2 m, 0 where it is not.
-        curve: (4, K, 101) `ERRORS` by class at the same recalls, NaN where the recall is not reached.
+        curve: (5, K, 101) the errors by class at the same recalls, NaN where the recall is not reached.
         truths: (K,) truths.
         profile: what differs between classes.
         velocities: whether AVE is known.
+        attributes: whether AAE is.
     """
 
     ap: Floats
@@ -277,6 +308,7 @@ class NuscenesMetrics:
     truths: Ints
     profile: NuscenesProfile
     velocities: bool
+    attributes: bool = False
 
     @property
     def recall(self) -> Floats:
@@ -289,15 +321,15 @@ class NuscenesMetrics:
         return self._mean(self.ap.mean(axis=0), 0.0)
 
     def mean_error(self, name: str) -> float | None:
-        """Mean of one of `ERRORS` over the classes that have it; None where it is not known."""
-        if name == "ave" and not self.velocities:
+        """Mean of one of `ERRORS`, or `ATTRIBUTE`, over the classes that have it; None where not known."""
+        if (name == "ave" and not self.velocities) or (name == ATTRIBUTE and not self.attributes):
             return None
-        return self._mean(self.error[ERRORS.index(name)], 1.0, self._has(name))
+        return self._mean(self.error[_ALL_ERRORS.index(name)], 1.0, self._has(name))
 
     @property
     def nds(self) -> float | None:
-        """NDS without attributes: (5 mAP + sum of 1 - min(1, error)) / (5 + number of errors)."""
-        means = [self.mean_error(name) for name in ERRORS]
+        """(5 mAP + sum of 1 - min(1, error)) / (5 + number of errors); nuScenes' own with all five."""
+        means = [self.mean_error(name) for name in _ALL_ERRORS]
         known = [1 - min(1.0, value) for value in means if value is not None]
         mean_ap = self.mean_ap
         if mean_ap is None:
@@ -312,7 +344,7 @@ class NuscenesMetrics:
         at = {
             f"map_d{most:g}".replace(".", ""): self._mean(self.ap[t], 0.0) for t, most in enumerate(DISTANCES)
         }
-        means = {f"m{name}": self.mean_error(name) for name in ERRORS}
+        means = {f"m{name}": self.mean_error(name) for name in _ALL_ERRORS}
         return {"map": self.mean_ap, "nds": self.nds, **means, **at}
 
     def of_class(self, number: int) -> dict[str, float | None]:
@@ -325,7 +357,8 @@ class NuscenesMetrics:
 
     def _has(self, name: str) -> Bools | None:
         """(K,) classes that have an error at all, None for all of them."""
-        return {"aoe": self.profile.oriented, "ave": self.profile.moves}.get(name)
+        moves = self.profile.moves
+        return {"aoe": self.profile.oriented, "ave": moves, ATTRIBUTE: moves}.get(name)
 
     def _mean(self, values: Floats, absent: float, has: Bools | None = None) -> float | None:
         there = self.truths > 0
@@ -346,10 +379,10 @@ def nuscenes_metrics(state: NuscenesState, profile: NuscenesProfile) -> Nuscenes
     """Average precision, true-positive errors and their curves from the matches."""
     n_class = profile.n_class
     ap = np.full((len(DISTANCES), n_class), np.nan)
-    error = np.full((len(ERRORS), n_class), np.nan)
+    error = np.full((len(_ALL_ERRORS), n_class), np.nan)
     precision = np.full((len(DISTANCES), n_class, POINTS), np.nan)
     confidence = np.full((n_class, POINTS), np.nan)
-    curve = np.full((len(ERRORS), n_class, POINTS), np.nan)
+    curve = np.full((len(_ALL_ERRORS), n_class, POINTS), np.nan)
     place = np.cumsum(state.right >> np.uint8(_TP) & np.uint8(1)) - 1
     by_score = np.lexsort((-np.arange(len(state.label)), -state.score, state.label))
     edges = np.searchsorted(state.label[by_score], np.arange(n_class + 1))
@@ -362,12 +395,16 @@ def nuscenes_metrics(state: NuscenesState, profile: NuscenesProfile) -> Nuscenes
                 confidence[c] = reached
                 hits = kept[(state.right[kept] >> np.uint8(t) & np.uint8(1)).astype(np.bool_)]
                 values = state.error[place[hits]]
-                if not state.velocities or not profile.moves[c]:
-                    values = np.delete(values, 3, axis=1)
-                _error_curves(curve[:, c], error[:, c], values, state.score[hits].astype(np.float64), reached)
+                own = [0, 1, 2]
+                own += [3] if state.velocities and profile.moves[c] else []
+                own += [4] if state.attributes and profile.moves[c] else []
+                scores = state.score[hits].astype(np.float64)
+                curve[own, c], error[own, c] = _error_curves(values[:, own], scores, reached)
         if not profile.oriented[c]:
             error[2, c] = curve[2, c] = np.nan
-    return NuscenesMetrics(ap, error, precision, confidence, curve, state.truths, profile, state.velocities)
+    return NuscenesMetrics(
+        ap, error, precision, confidence, curve, state.truths, profile, state.velocities, state.attributes
+    )
 
 
 def _precision(state: NuscenesState, rows: Ints, t: int, truths: int) -> tuple[Ints, Floats, Floats]:
@@ -389,19 +426,22 @@ def _average_precision(precision: Floats) -> float:
     return float(beyond.mean() / (1 - MIN_PRECISION))
 
 
-def _error_curves(curve: Floats, error: Floats, values: Floats, scores: Floats, reached: Floats) -> None:
-    """Fill (4, 101) curves and (4,) errors: the running mean by falling score, read at the recall points."""
+def _error_curves(values: Floats, scores: Floats, reached: Floats) -> tuple[Floats, Floats]:
+    """(E, 101) curves and (E,) errors: the running mean by falling score, read at the recall points."""
+    count = values.shape[1]
+    curve, error = np.full((count, POINTS), np.nan), np.ones(count)
+    if len(values) == 0:
+        return curve, error
     first = round(100 * MIN_RECALL) + 1
     last = int(np.flatnonzero(reached)[-1]) if reached.any() else 0
-    for k in range(values.shape[1]):
-        if len(values) == 0:
-            error[k] = 1.0
-            continue
+    for k in range(count):
         known = ~np.isnan(values[:, k])
-        count = np.cumsum(known)
-        running = np.divide(np.nancumsum(values[:, k]), count, out=np.zeros(len(values)), where=count > 0)
+        so_far = np.cumsum(known)
+        running = np.divide(np.nancumsum(values[:, k]), so_far, out=np.zeros(len(values)), where=so_far > 0)
         if not known.any():
             running = np.ones(len(values))
         read = np.interp(reached[::-1], scores[::-1], running[::-1])[::-1]
         curve[k, : last + 1] = read[: last + 1]
-        error[k] = float(read[first : last + 1].mean()) if last >= first else 1.0
+        if last >= first:
+            error[k] = float(read[first : last + 1].mean())
+    return curve, error

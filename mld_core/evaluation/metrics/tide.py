@@ -2,7 +2,8 @@
 
 Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" (2020), with the rules of the
 authors' `tidecv` 1.0.1: an unmatched prediction is the first of Loc, Cls, Dupe, Bkg that holds, else Both; a
-truth that nothing finds and that no Cls or Loc error could be mended to is Miss.
+truth that nothing finds and that no Cls or Loc error could be mended to is Miss. An ignored prediction (one
+in a crowd) counts nowhere, but mended it could be right.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class TideErrors:
         value: (N,) closeness to the closest truth of the same class, 0 without.
         mended: (N,) a Cls or Loc error that would be right if it were mended: the best claim on a free truth.
         miss: (G,) truths nothing finds and no mending reaches.
+        mends: (N,) the type that mending goes by: `type`, of ignored ones what they would be.
+        aim: (N,) the truth that is found once mended; -1 elsewhere.
     """
 
     type: NDArray[np.int8]
@@ -50,6 +53,8 @@ class TideErrors:
     value: Floats
     mended: Bools
     miss: Bools
+    mends: NDArray[np.int8]
+    aim: Ints
 
 
 def classify(
@@ -74,18 +79,20 @@ def classify(
     _, used_value = best_pairs(pairs, real & same & used, rows)
     top = np.maximum(own_value, other_value)
     near = (own >= 0) & (own_value >= background) & (own_value <= event)
-    rules = [matched.ignored, matched.truth >= 0, near, other_value >= event, used_value >= event]
-    kind = np.select([*rules, top <= background], [IGNORED, RIGHT, LOC, CLS, DUPE, BKG], default=BOTH).astype(
-        np.int8
-    )
-    truth = np.select([kind == RIGHT, kind == LOC, kind == CLS], [matched.truth, own, other], default=-1)
-    claim = np.flatnonzero(((kind == LOC) | (kind == CLS)) & (np.append(matched.prediction, 0)[truth] < 0))
+    found = (matched.truth >= 0) & ~matched.ignored
+    rules = [found, near, other_value >= event, used_value >= event, top <= background]
+    mends = np.select(rules, [RIGHT, LOC, CLS, DUPE, BKG], default=BOTH).astype(np.int8)
+    kind = np.where(matched.ignored, np.int8(IGNORED), mends)
+    aim = np.select([mends == RIGHT, mends == LOC, mends == CLS], [matched.truth, own, other], default=-1)
+    claim = np.flatnonzero(((mends == LOC) | (mends == CLS)) & (np.append(matched.prediction, 0)[aim] < 0))
     mended = np.zeros(rows, np.bool_)
-    order = claim[np.lexsort((claim, -predictions.score[claim].astype(np.float64), truth[claim]))]
-    mended[order[ordinal(truth[order]) == 0]] = True
+    order = claim[np.lexsort((claim, -predictions.score[claim].astype(np.float64), aim[claim]))]
+    mended[order[ordinal(aim[order]) == 0]] = True
     reachable = np.zeros(len(truths), np.bool_)
-    reachable[truth[claim]] = True
-    return TideErrors(kind, truth, own_value, mended, truths.counts & (matched.prediction < 0) & ~reachable)
+    reachable[aim[claim]] = True
+    miss = truths.counts & (matched.prediction < 0) & ~reachable
+    truth = np.where(kind == IGNORED, -1, aim)
+    return TideErrors(kind, truth, own_value, mended, miss, mends, aim)
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,10 @@ class TideState(FrameState):
     """What the costs are computed from; states of further frames are appended with `merge`.
 
     Attributes:
-        label: (N,) class of each prediction that counts.
+        label: (N,) class of each prediction that counts, or would once mended.
         score: (N,) its score.
-        type: (N,) its error.
+        type: (N,) its error; IGNORED where it counts once mended only.
+        mends: (N,) the type that mending goes by.
         mended_label: (N,) class it would be right with once mended, -1 where mending removes it.
         truths: (K,) truths by class.
         missed: (K,) of them missed.
@@ -106,6 +114,7 @@ class TideState(FrameState):
     label: NDArray[np.int32]
     score: NDArray[np.floating]
     type: NDArray[np.int8]
+    mends: NDArray[np.int8]
     mended_label: NDArray[np.int32]
     truths: Ints
     missed: Ints
@@ -113,12 +122,13 @@ class TideState(FrameState):
     @classmethod
     def of(cls, errors: TideErrors, predictions: Predictions, truths: Truths, n_class: int) -> TideState:
         """The state of some frames."""
-        kept = np.flatnonzero(errors.type != IGNORED)
-        label = np.append(truths.label, -1)[errors.truth]
+        kept = np.flatnonzero((errors.type != IGNORED) | errors.mended)
+        label = np.append(truths.label, -1)[errors.aim]
         return cls(
             predictions.label[kept].astype(np.int32),
             predictions.score[kept],
             errors.type[kept],
+            errors.mends[kept],
             np.where(errors.mended, label, -1)[kept].astype(np.int32),
             np.bincount(truths.label[truths.counts], minlength=n_class),
             np.bincount(truths.label[errors.miss], minlength=n_class),
@@ -152,11 +162,11 @@ def tide_costs(state: TideState) -> dict[str, float | None]:
 def _mend(state: TideState, kind: int) -> TideState:
     """One type of error mended; of equal scores, as in `tidecv`, what was an error goes first."""
     first = np.argsort(state.type == RIGHT, kind="stable")
-    rows = {name: getattr(state, name)[first] for name in ("label", "score", "type", "mended_label")}
+    rows = {name: getattr(state, name)[first] for name in ("label", "score", "type", "mends", "mended_label")}
     state = replace(state, **rows)
     if kind > BKG:
         return replace(state, truths=state.truths - state.missed)
-    mine = state.type == kind
+    mine = state.mends == kind
     right = mine & (state.mended_label >= 0)
     keep = ~mine | right
     return replace(
@@ -164,16 +174,19 @@ def _mend(state: TideState, kind: int) -> TideState:
         label=np.where(right, state.mended_label, state.label)[keep],
         score=state.score[keep],
         type=np.where(right, np.int8(RIGHT), state.type)[keep],
+        mends=state.mends[keep],
         mended_label=state.mended_label[keep],
     )
 
 
 def _mean_ap(state: TideState) -> float | None:
     """Mean AP over the classes that have a prediction or a truth."""
-    there = (np.bincount(state.label, minlength=len(state.truths)) > 0) | (state.truths > 0)
+    counts = state.type != IGNORED
+    label = state.label[counts]
+    there = (np.bincount(label, minlength=len(state.truths)) > 0) | (state.truths > 0)
     if not there.any():
         return None
-    ap = average_precisions(state.label, state.score, state.type == RIGHT, state.truths)
+    ap = average_precisions(label, state.score[counts], state.type[counts] == RIGHT, state.truths)
     return float(ap[there].mean())
 
 

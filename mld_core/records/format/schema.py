@@ -272,6 +272,9 @@ def detections_schema(task: str) -> pa.Schema:
 AREA: Final = "area"  # of truths in 2D: what the data set says, in pixels of the original image; a user's too
 
 
+ATTRIBUTE: Final = "attribute"  # of 3D boxes, a number: in detections and truths where there are any
+
+
 def truths_schema(task: str, additional_label_fields: Sequence[AdditionalField] = ()) -> pa.Schema:
     """The schema of `truths`: one row per true box, with the user's additional label fields."""
     box, moving = _box_fields(task)

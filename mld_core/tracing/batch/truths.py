@@ -151,6 +151,8 @@ def _plain_truth(frame: Mapping[str, Any], suffix: str, width: int) -> Truth:
             f"(N, {width}) and (N,)"
         )
     columns = {ours: as_array(frame[key]) for key, ours in _COLUMNS.items() if frame.get(key) is not None}
+    if width == 7 and frame.get("attributes") is not None:
+        columns["attribute"] = as_array(frame["attributes"])
     return Truth(
         boxes.astype(np.float32),
         labels.astype(np.int64),

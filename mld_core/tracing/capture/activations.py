@@ -75,6 +75,6 @@ def ready(output: DetectionOutput | Detection3DOutput, limits: Thresholds, n_cla
     def picked(values: Any) -> Any:
         return None if values is None else [v[k] for v, k in zip(values, keep, strict=True)]
 
-    names = ("boxes", "scores", "labels", "logits", "features", "velocities", "source_index")
+    names = ("boxes", "scores", "labels", "logits", "features", "velocities", "source_index", "attributes")
     final = type(output)(**{name: picked(getattr(output, name)) for name in names})
     return Parsed(final, activation, background, cap_hit, limits)

@@ -153,6 +153,7 @@ class DetectionSession(Session):
         source = self._source(self.capture, batch)
         if source is None:
             return None
+        source.dataset = open_pass.dataset
         if not self._stored_info and not self._describe(self.capture.adapter):
             return self.capture
         context = open_pass.context

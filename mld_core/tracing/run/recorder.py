@@ -90,7 +90,7 @@ class Recorder(RunLife):
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")
                 self.session.open_resumed(open_pass)
-            open_pass.size = _size(loader)
+            open_pass.size, open_pass.dataset = _data_set(loader)
             if loader is not None:
                 with self.guard.catch("tapping the loader", lost="sample ids fall back to the content hash"):
                     open_pass.tap = install_tap(loader)
@@ -290,7 +290,7 @@ class Recorder(RunLife):
             walk = plan(self.session, loader, float(self.options.replay_train), self._world)
             self.begin_pass("train", n_epoch, mode="eval")
             open_pass = self._stack[-1]
-            open_pass.tap = walk.order()
+            open_pass.tap, open_pass.dataset = walk.order(), walk.loader.dataset
             if not open_pass.muted:
                 with walk.untouched(), context():
                     for index, batch in enumerate(walk.batches()):
@@ -383,9 +383,11 @@ class _Criterion:
         return _Criterion, (None, None)
 
 
-def _size(loader: Any) -> int | None:
-    """Samples of a loader's data set, where it tells."""
+def _data_set(loader: Any) -> tuple[int | None, Any]:
+    """Samples of a loader's data set, where it tells, and the data set."""
+    found = None
     try:
-        return len(loader.dataset)
+        found = loader.dataset
+        return len(found), found
     except Exception:  # noqa: BLE001 - a loader of the user's; the number is only told
-        return None
+        return None, found

@@ -38,7 +38,7 @@ def attempt_name(launch_id: str, restart: int | str) -> str:
 class OpenPass:
     """A pass that has begun. `muted`: its events are followed, nothing is recorded.
 
-    `size`: samples of its data set, where the loader tells.
+    `dataset`: the loader's, and `size`, its samples, where the loader tells.
     """
 
     key: PassKey
@@ -55,6 +55,7 @@ class OpenPass:
     units: int = 0
     batches: int = 0
     size: int | None = None
+    dataset: Any = None
 
 
 class RunWriter:

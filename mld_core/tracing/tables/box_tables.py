@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mld_core.adapters.base import Parsed, Truth
+from mld_core.adapters.base import FramePlace, Parsed, Truth
 from mld_core.adapters.outputs import as_array
 from mld_core.records.format.schema import (
+    ATTRIBUTE,
     AdditionalField,
     additional_column,
     detections_schema,
@@ -41,6 +43,7 @@ _TRUTH_TYPES: Final = {
     "truncation": pa.float32(),
     "n_points": pa.int32(),
     "area": pa.float32(),
+    ATTRIBUTE: pa.int32(),
 }
 Vectors = Mapping[str, npt.NDArray[np.float32]]
 
@@ -147,7 +150,15 @@ class Frames:
     def key(self) -> Hashable:
         """Batches of a pass that have the same columns and limits go into one table."""
         parsed, output = self.parsed, self.parsed.output
-        given = (parsed.quality, parsed.geometry, output.velocities, output.source_index, self.media)
+        given = (
+            parsed.quality,
+            parsed.geometry,
+            parsed.places,
+            output.velocities,
+            output.source_index,
+            output.attributes,
+            self.media,
+        )
         known = [t.truth for t in self.truths if t is not None]
         moving = not known or all(truth.velocities is not None for truth in known)
         columns = (tuple(self.vectors), moving, tuple(value is None for value in given))
@@ -205,6 +216,7 @@ class Frames:
             "image_height": pa.array([size[0] for size in self.sizes], pa.int32()),
             "image_width": pa.array([size[1] for size in self.sizes], pa.int32()),
             "affine": pa.array([None if a is None else list(a) for a in affine], pa.list_(pa.float64())),
+            **_places(parsed.places),
         }
 
     def _detections(self, own: Columns, total: int) -> pa.Table:
@@ -220,6 +232,8 @@ class Frames:
             columns["quality"] = pa.array(joined(self.parsed.quality, (0,)).astype(np.float32))
         if output.source_index is not None:
             columns["source_index"] = pa.array(joined(output.source_index, (0,)).astype(np.int64))
+        if output.attributes is not None:
+            columns[ATTRIBUTE] = pa.array(joined(output.attributes, (0,)).astype(np.int32))
         if output.velocities is not None:
             columns["velocity"] = _fixed_lists(joined(output.velocities, (0, 2)))
         return _box_table(columns, detections_schema(self.context.task), total)
@@ -253,6 +267,15 @@ class Frames:
         return _box_table(columns, truths_schema(self.context.task, self.context.label_fields), total)
 
 
+def _places(places: Sequence[FramePlace | None] | None) -> Columns:
+    """Pose and calibration of 3D frames."""
+    if places is None:
+        return {}
+    poses = [None if one is None or one.ego_pose is None else list(one.ego_pose) for one in places]
+    said = [None if one is None or not one.calibration else json.dumps(one.calibration) for one in places]
+    return {"ego_pose": pa.array(poses, pa.list_(pa.float64())), "calibration": pa.array(said, pa.string())}
+
+
 def _cap_hit(parsed: Parsed) -> list[bool | None]:
     """One for each frame, None where a family does not tell."""
     known = len(parsed.cap_hit) == len(parsed.output)
@@ -264,7 +287,7 @@ def _together(group: Sequence[Frames]) -> Frames:
     """Neighbouring batches of one key as one."""
     first, parts = group[0], [frames.parsed for frames in group]
     output = copy.copy(first.parsed.output)
-    for name in ("boxes", "scores", "labels", "velocities", "source_index"):
+    for name in ("boxes", "scores", "labels", "velocities", "source_index", "attributes"):
         if getattr(output, name) is not None:
             setattr(output, name, [one for part in parts for one in getattr(part.output, name)])
     cap_hit: Any = [hit for part in parts for hit in _cap_hit(part)]
@@ -274,6 +297,7 @@ def _together(group: Sequence[Frames]) -> Frames:
         cap_hit=cap_hit,
         quality=_in_a_row([part.quality for part in parts]),
         geometry=_in_a_row([part.geometry for part in parts]),
+        places=_in_a_row([part.places for part in parts]),
     )
     media = [frames.media for frames in group if frames.media is not None]
     return replace(
@@ -346,7 +370,12 @@ def _fixed_lists(values: npt.NDArray[Any]) -> pa.Array:
 
 
 def _box_table(columns: Columns, schema: pa.Schema, n: int) -> pa.Table:
-    """As `table_of`. Without velocities there is no such column: pyarrow < 26 cannot read null lists back."""
+    """As `table_of`. Without velocities there is no such column: pyarrow < 26 cannot read null lists back.
+
+    Attributes of 3D boxes are a column where there are any, unless a user's own field has that name.
+    """
+    if ATTRIBUTE in columns and ATTRIBUTE not in schema.names:
+        schema = schema.append(pa.field(ATTRIBUTE, pa.int32()))
     if "velocity" not in columns and "velocity" in schema.names:
         schema = schema.remove(schema.get_field_index("velocity"))
     return table_of(columns, schema, n)

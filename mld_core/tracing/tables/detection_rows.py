@@ -79,6 +79,7 @@ class Source:
         limits: what the user asked for over what the model stated at the event.
         layers: alias of `target_layers` -> output of that layer.
         holder: watches the tensors of all that.
+        dataset: the loader's, None where it is not known.
         event: on CUDA, recorded when the call was taken; the stream to wait for it on.
     """
 
@@ -88,6 +89,7 @@ class Source:
     limits: Thresholds
     layers: Mapping[str, Any]
     holder: Holder
+    dataset: Any = None
     event: Any = None
     stream: Any = None
 
@@ -113,7 +115,7 @@ class Source:
             return self.parsed
         assert self.adapter is not None
         assert self.call is not None
-        call = replace(self.call, truth=truth)
+        call = replace(self.call, truth=truth, dataset=self.dataset)
         parsed = None if self.holder.changed() else self.adapter.parse(call, self.limits)
         if self.holder.changed():
             raise ValueError("what the detector returned was changed in place before it was read")

@@ -182,3 +182,23 @@ def absorbed(data, d, frame, least):
         if wide > 0 and high > 0 and wide * high / area > least:
             return True
     return False
+
+
+def camera_iou(boxes, others, criterion=-1, device_id=0):
+    """What `rotate_iou_gpu_eval` computes: [x, z, length, width, ry], clockwise; criterion 2 is the shared area."""
+
+    from shapely.affinity import rotate, translate
+    from shapely.geometry import box as rectangle
+
+    def shape(row):
+        flat = rectangle(-row[2] / 2, -row[3] / 2, row[2] / 2, row[3] / 2)
+        return translate(rotate(flat, -row[4], (0, 0), use_radians=True), row[0], row[1])
+
+    left, right = [shape(row) for row in boxes], [shape(row) for row in others]
+    made = np.zeros((len(left), len(right)))
+    for i, a in enumerate(left):
+        for j, b in enumerate(right):
+            if np.hypot(boxes[i, 0] - others[j, 0], boxes[i, 1] - others[j, 1]) < 12:
+                shared = a.intersection(b).area
+                made[i, j] = shared if criterion == 2 else shared / (a.area + b.area - shared)
+    return made

@@ -1,0 +1,118 @@
+"""Where the frame of 3D boxes lies: pose and calibration, from the batch or the data set's infos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from mld_core.adapters.base import FramePlace, ModelCall
+from mld_core.adapters.outputs import as_array
+from mld_core.adapters.settings import read
+
+_NAMES: Final = ("ego2global", "lidar2ego", "lidar2cam", "cam2img")
+_PATHS: Final = ("lidar_path", "img_path", "token")
+_IDENTITY: Final[dict[str, Any]] = {"pcd_rotation": np.eye(3), "pcd_trans": 0.0, "pcd_scale_factor": 1.0}
+
+
+def places_of(call: ModelCall, n: int) -> list[FramePlace | None] | None:
+    """One entry for each of `n` frames; None where nothing is known of any.
+
+    What the batch does not say is looked up in the data set's infos (MMEngine's `get_data_info`), of the
+    frame that has the same path only.
+    """
+    metas = call.kwargs.get("metas")
+    if not isinstance(metas, list) or len(metas) != n:
+        return None
+    found = [place_of({**_info_of(call.dataset, meta), **_given(meta)}, meta) for meta in metas]
+    return found if any(one is not None for one in found) else None
+
+
+def place_of(known: Mapping[str, Any], meta: Any) -> FramePlace | None:
+    """Pose and calibration from matrices under MMDetection3D's names.
+
+    None where there are none, and where the points were turned, scaled or moved on their way: the boxes are
+    not in the sensor's frame then.
+
+    >>> place_of({"ego2global": np.eye(4), "lidar2ego": np.eye(4)}, {}).calibration["lidar2ego"][0]
+    [1.0, 0.0, 0.0, 0.0]
+    >>> place_of({"lidar2ego": np.eye(4)}, {"pcd_horizontal_flip": True}) is None
+    True
+    """
+    if not known or _moved(meta):
+        return None
+    matrices = {name: _numbers(known[name]) for name in _NAMES if known.get(name) is not None}
+    matrices = {name: value for name, value in matrices.items() if value is not None}
+    calibration: dict[str, Any] = {}
+    pose, to_ego = matrices.pop("ego2global", None), matrices.pop("lidar2ego", None)
+    if to_ego is not None and to_ego.shape == (4, 4):
+        calibration["lidar2ego"] = to_ego.tolist()
+    cameras = {name: value for name, value in matrices.items() if value.ndim in {2, 3}}
+    if all(value.ndim == 2 for value in cameras.values()):
+        calibration.update({name: value.tolist() for name, value in cameras.items()})
+    else:
+        count = min(len(value) for value in cameras.values() if value.ndim == 3)
+        calibration["cameras"] = [
+            {name: value[k].tolist() for name, value in cameras.items() if value.ndim == 3}
+            for k in range(count)
+        ]
+    size = None if known.get("image_size") is None else _numbers(known["image_size"])
+    if size is not None and size.size >= 2:
+        calibration["image_size"] = [int(one) for one in size.reshape(-1)[:2]]
+    posed = pose is not None and pose.shape == (4, 4) and "lidar2ego" in calibration
+    if not calibration:
+        return None
+    return FramePlace(tuple(pose.reshape(-1).tolist()) if posed and pose is not None else None, calibration)
+
+
+def _given(meta: Any) -> dict[str, Any]:
+    """The matrices in a frame's meta; of an image that was resized its intrinsics as they were."""
+    if not isinstance(meta, Mapping):
+        return {}
+    found = {name: meta[name] for name in (*_NAMES, "image_size") if meta.get(name) is not None}
+    if meta.get("ori_cam2img") is not None:
+        found["cam2img"] = meta["ori_cam2img"]
+    return found
+
+
+def _moved(meta: Any) -> bool:
+    if not isinstance(meta, Mapping):
+        return False
+    if meta.get("pcd_horizontal_flip") or meta.get("pcd_vertical_flip"):
+        return True
+    given = {name: meta[name] for name in _IDENTITY if meta.get(name) is not None}
+    return any(not np.allclose(as_array(value), _IDENTITY[name], atol=1e-6) for name, value in given.items())
+
+
+def _numbers(value: Any) -> Any:
+    """A finite float64 array, None of anything else."""
+    try:
+        found = np.asarray(as_array(value), np.float64)
+    except (TypeError, ValueError):
+        return None
+    return found if found.size and np.isfinite(found).all() else None
+
+
+def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
+    """What the infos of MMEngine's data sets hold of a frame, {} where they do not hold it."""
+    while read(dataset, "dataset") is not None:  # repeated, balanced
+        dataset = read(dataset, "dataset")
+    look_up = read(dataset, "get_data_info")
+    index = meta.get("sample_idx") if isinstance(meta, Mapping) else None
+    if not callable(look_up) or not isinstance(index, (int, np.integer)) or index < 0:
+        return {}
+    try:
+        info = look_up(int(index))
+    except Exception:  # noqa: BLE001 - a data set of the user's; what it does not tell is not known
+        return {}
+    names = [name for name in _PATHS if meta.get(name) is not None and info.get(name) is not None]
+    if not names or any(meta[name] != info[name] for name in names):
+        return {}
+    lidar, cameras = info.get("lidar_points") or {}, info.get("images") or {}
+    camera = cameras.get(read(dataset, "default_cam_key")) or {}
+    found = {"ego2global": info.get("ego2global"), "lidar2ego": lidar.get("lidar2ego")}
+    found |= {name: camera.get(name, info.get(name)) for name in ("lidar2cam", "cam2img")}
+    if camera.get("height") and camera.get("width"):
+        found["image_size"] = [camera["height"], camera["width"]]
+    return {name: value for name, value in found.items() if value is not None}

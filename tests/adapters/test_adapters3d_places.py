@@ -1,0 +1,88 @@
+"""Where 3D frames lie: pose and calibration from the batch, or from the data set's own infos."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import fake_mmdet3d as mm
+import fake_openpcdet as pcd
+import numpy as np
+import torch
+from fake_parts3d import FakeNewBoxes
+
+from mld_core.adapters.base import Call, ModelCall, Thresholds
+from mld_core.adapters.detection3d.places import place_of
+from mld_core.adapters.registry import find_adapter
+
+
+class _Infos:
+    """As MMEngine's data sets: what the batch does not hold of a frame."""
+
+    default_cam_key = "CAM2"
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        camera = {
+            "lidar2cam": np.eye(4).tolist(),
+            "cam2img": np.eye(4).tolist(),
+            "height": 370,
+            "width": 1224,
+        }
+        return {
+            "lidar_path": f"{index}.bin",
+            "ego2global": (2 * np.eye(4)).tolist(),
+            "lidar_points": {"lidar2ego": np.eye(4).tolist()},
+            "images": {"CAM2": camera},
+        }
+
+
+def _placed(meta: dict[str, Any], dataset: Any = None) -> Any:
+    """What is read of the place of one frame of MMDetection3D."""
+    row = torch.tensor([[10.0, 5, -1.5, 4.2, 1.7, 1.5, 0.3]])
+    instances = SimpleNamespace(
+        bboxes_3d=FakeNewBoxes(row),
+        scores_3d=torch.tensor([0.9]),
+        labels_3d=torch.tensor([1]),
+        attr_labels=torch.tensor([6]),
+    )
+    adapter = find_adapter(mm.FakeNewDetector(mm.FakeCenterHead()), "detection3d")
+    call = adapter.keep(None, Call((), {}, [SimpleNamespace(pred_instances_3d=instances, metainfo=meta)]))
+    parsed = adapter.parse(ModelCall(call.args, call.kwargs, call.output, dataset=dataset), Thresholds())
+    assert parsed.output.attributes[0].tolist() == [6]
+    return None if parsed.places is None else parsed.places[0]
+
+
+def test_pose_and_calibration_of_mmdet3ds_batch_are_read() -> None:
+    turn = np.eye(4)
+    turn[0, 3] = 1.5
+    found = _placed({"ego2global": 3 * np.eye(4), "lidar2ego": turn, "cam2img": np.eye(4)[:3]})
+    assert found.calibration["lidar2ego"] == turn.tolist()
+    assert found.calibration["cam2img"] == np.eye(4)[:3].tolist()
+    assert found.ego_pose == tuple((3 * np.eye(4)).ravel())
+    several = _placed({"lidar2cam": np.stack([np.eye(4)] * 6), "cam2img": np.stack([np.eye(4)] * 6)})
+    assert [sorted(one) for one in several.calibration["cameras"]] == [["cam2img", "lidar2cam"]] * 6
+    # Without the way to the vehicle its pose says nothing of the boxes.
+    assert _placed({"ego2global": np.eye(4)}) is None
+    assert _placed({"lidar2ego": turn, "pcd_horizontal_flip": True}) is None
+    assert _placed({"lidar2ego": turn, "pcd_scale_factor": 1.05}) is None
+
+
+def test_what_the_batch_lacks_is_asked_of_the_data_set() -> None:
+    found = _placed({"lidar_path": "3.bin", "sample_idx": 3}, SimpleNamespace(dataset=_Infos()))
+    assert found.ego_pose == tuple((2 * np.eye(4)).ravel())
+    assert found.calibration["image_size"] == [370, 1224]
+    assert sorted(found.calibration) == ["cam2img", "image_size", "lidar2cam", "lidar2ego"]
+    assert _placed({"lidar_path": "other.bin", "sample_idx": 3}, _Infos()) is None, "another frame's"
+
+
+def test_openpcdets_calibration_is_read() -> None:
+    matrix = np.arange(12.0).reshape(3, 4)
+    calib = SimpleNamespace(R0=2 * np.eye(3), V2C=matrix, P2=matrix + 1)
+    batch = {"calib": [calib], "image_shape": np.array([[370, 1224]])}
+    layout = find_adapter(pcd.FakeTemplate(pcd.FakeAnchorHead()), "detection3d").identity.layout
+    found = place_of((meta := layout.metas(Call((batch,), {}, None))[0]), meta)
+    assert np.array(found.calibration["lidar2cam"])[:3].tolist() == (2 * matrix).tolist()
+    assert found.calibration["cam2img"] == (matrix + 1).tolist()
+    assert found.calibration["image_size"] == [370, 1224]
+    (meta,) = layout.metas(Call(({**batch, "flip_x": torch.tensor([True])},), {}, None))
+    assert place_of(meta, meta) is None
