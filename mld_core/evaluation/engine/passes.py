@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mld_core.records.format.schema import LEFT_OUT
 from mld_core.records.read.reader import PassSelection
 
 CELLS = 2**23
@@ -133,6 +134,12 @@ def record_problems(selection: PassSelection) -> list[dict[str, Any]]:
     if lost:
         reasons = ", ".join(f"{name} {count}" for name, count in sorted(selection.losses.items()))
         found.append(problem("rows_lost", f"{lost} rows were lost while recording ({reasons})", selection))
+    left = int((selection.meta.get("counts") or {}).get(LEFT_OUT, 0))
+    if left:
+        text = (
+            f"at least {left} training rows were left out while recording, to spare the training: one rank's"
+        )
+        found.append(problem("thinned", text, selection, severity="note"))
     report = selection.report
     if report.non_unique_ids:
         found.append(

@@ -18,6 +18,8 @@ TASKS = ("classification", "detection", "detection3d")
 KEY_FIELDS = (pa.field("unit", pa.int64(), nullable=False), pa.field("rank_", pa.int32(), nullable=False))
 LOCATION_COLUMNS = ("dataset_type", "n_epoch", "pass_no")
 INDEX_SOURCES = ("dataset_index", "loader_index")
+LEFT_OUT = "rows left out to spare the training"
+"""Among the counts of a pass's meta: training rows that were not recorded, as that took too much time."""
 HASH_KIND = "hash_kind"
 """In run.json and the meta of a pass: how `input_hash` was made. Hashes compare within one kind only."""
 FIRST_HASH_KIND = "multilinear"

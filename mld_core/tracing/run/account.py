@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import socket
 from typing import Any
 
+from mld_core.records.format.attempts import list_attempts, list_passes
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.options import Account
 from mld_core.records.format.schema import HASH_KIND
@@ -52,6 +55,22 @@ def tell_start(guard: Guard, run: RunKey, store: Store, options: RecorderOptions
         guard.tell_once("endpoint", uploads)
 
 
+def tell_apart(guard: Guard, run: RunKey, store: Store, options: RecorderOptions) -> None:
+    """Says once on each node that its disk is not rank 0's, which wrote run.json before it told the names."""
+    if options.credentials()[0] or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    if "architecture_hash" in store.run_info(run):
+        return
+    guard.tell_once(
+        "apart",
+        f"{store.root} on {socket.gethostname()} is not the folder that rank 0 records to: the nodes share "
+        "no disk, so no pass is sealed there by all its ranks, and an evaluation sees the rows of one node "
+        "only. Let MLD_HOME (or store=) name a folder that all nodes share, or give an api_endpoint, to "
+        "which every node uploads; or join the stores afterwards: mld merge STORE_OF_NODE_0 STORE_OF_NODE_1 "
+        "--into ALL.",
+    )
+
+
 def keep_store_small(session: RunWriter) -> None:
     """Applies `max_store_gb` at the end of a run; each warning is told before anything goes."""
     limit = session.options.max_store_gb
@@ -64,13 +83,43 @@ def keep_store_small(session: RunWriter) -> None:
         )
 
 
-def account_text(session: RunWriter, account: Account, share: tuple[float, float] | None) -> str:
+def _of_all_ranks(session: RunWriter) -> tuple[int, int, str]:
+    """Rows and lost rows of the other ranks, as far as their seals are on this disk, and who counts."""
+    if session.world_size == 1:
+        return 0, 0, ""
+    rows, lost = 0, 0
+    sealed = dict.fromkeys(range(session.world_size), 0)
+    for key in list_passes(session.store, session.run):
+        for attempt in list_attempts(session.store, session.run, key):
+            for rank in attempt.ranks if attempt.name == session.attempt else ():
+                if rank.sealed is None:
+                    continue
+                sealed[rank.rank] = sealed.get(rank.rank, 0) + 1
+                if rank.rank != session.rank:
+                    rows += rank.sealed.rows.get("samples", 0)
+                    lost += sum(rank.sealed.losses.values())
+    seen = [rank for rank, passes in sealed.items() if passes or rank == session.rank]
+    if len(seen) == 1:
+        return (
+            0,
+            0,
+            f" by this rank ({session.rank} of {session.world_size}; no other has sealed a pass here)",
+        )
+    if len(seen) == session.world_size and min(sealed.values()) == sealed[session.rank]:
+        return rows, lost, f" by {session.world_size} ranks"
+    return rows, lost, f" by {len(seen)} of {session.world_size} ranks, as far as they have sealed,"
+
+
+def account_text(
+    session: RunWriter, account: Account, share: tuple[float, float] | None, left_out: int = 0
+) -> str:
     """Rows, losses, share of wall time and where, and the one command that evaluates.
 
     Args:
         session: the closed session.
         account: the writer's account.
         share: seconds spent in the training thread, seconds of wall time since the start, where measured.
+        left_out: rows of this rank that were not recorded because recording took too much of the training.
     """
     if session.unsupported:
         return f"Nothing was recorded: {session.unsupported} is not supported."
@@ -78,8 +127,11 @@ def account_text(session: RunWriter, account: Account, share: tuple[float, float
     command = ["mld", "evaluate", run.model_name, run.version_name]
     if store.root != Store().root:
         command += ["--store", str(store.root)]
-    lost = account.rows_lost + guard.rows_lost
-    lines = [f"{account.rows_written} rows recorded to {store.run_dir(run)}, {lost} lost."]
+    rows, lost, by = 0, 0, ""
+    with guard.catch("reading what the other ranks sealed", lost="nothing; this rank's rows are counted"):
+        rows, lost, by = _of_all_ranks(session)
+    rows, lost = rows + account.rows_written, lost + account.rows_lost + guard.rows_lost
+    lines = [f"{rows} rows recorded{by} to {store.run_dir(run)}, {lost} lost."]
     if share is not None:
         spent, wall = share
         lines.append(
@@ -87,6 +139,8 @@ def account_text(session: RunWriter, account: Account, share: tuple[float, float
             f"({100.0 * spent / max(wall, 1e-9):.2f} %), {account.blocked_seconds:.2f} s of it waiting for "
             "the disk."
         )
+    if left_out:
+        lines.append(f"{left_out} training rows were left out to spare the training (MLD_THIN=0 forbids it).")
     if session.unlabelled:
         lines.append(f"{session.unlabelled} rows have no label: nothing about them can be evaluated.")
     if session.spills:
@@ -96,6 +150,6 @@ def account_text(session: RunWriter, account: Account, share: tuple[float, float
         lines.append(f"Problems: {guard.summary()}{'; ' + reasons if reasons else ''}.")
     if session.uploads is not None:
         lines.append(session.uploads.summary())
-    if account.rows_written:
+    if rows:
         lines.append("Evaluate with: " + shlex.join(command))
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.write.writer import Account
 from mld_core.tracing.capture.detectors import find_detector
 from mld_core.tracing.guard import ConfigurationProblem, Guard, disabled
-from mld_core.tracing.run.account import account_text, describe_run, keep_store_small, tell_start
+from mld_core.tracing.run.account import account_text, describe_run, keep_store_small, tell_apart, tell_start
 from mld_core.tracing.run.classifying import ClassificationSession
 from mld_core.tracing.run.detection import DetectionSession
 from mld_core.tracing.run.naming import (
@@ -32,6 +32,7 @@ from mld_core.tracing.run.naming import (
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import OpenPass, attempt_name, new_launch_id
 from mld_core.tracing.run.session import Session
+from mld_core.tracing.run.thinning import Thinning
 
 _WAIT_S: Final = 300.0
 _CHECKPOINT_WAIT_S: Final = 30.0
@@ -56,6 +57,7 @@ class RunLife:
         self._framework = ""
         self._started = 0.0
         self._spent = 0.0
+        self.thinning = Thinning()
         self.disabled = disabled()
         self.failed_to_start = self.disabled
         self.kind: type[Session] | None = None  # None: by task and model
@@ -114,10 +116,9 @@ class RunLife:
         def first() -> None:
             if options.force_table_recreate:
                 store.recreate(run)
+            describe_run(store, run, architecture_hash(model), options, self.guard)
 
         launch_id = shared_launch_id(f"{run.model_name}/{run.version_name}/{store.root}", first)
-        if rank == 0:
-            describe_run(store, run, architecture_hash(model), options, self.guard)
         names = names_of(run, store, launch_id)
         self.start(model, names, rank=rank, world_size=world_size, framework="", capture=capture)
 
@@ -178,6 +179,8 @@ class RunLife:
             self._started, self._spent = time.perf_counter(), 0.0
             if rank == 0:
                 tell_start(self.guard, run, store, self.options)
+            else:
+                tell_apart(self.guard, run, store, self.options)
         if capture is not None and (self.kind is not None or capture.model is model):
             self.session.adopt(capture)
         else:
@@ -268,7 +271,9 @@ class RunLife:
             if self._world[0] == 0:
                 keep_store_small(session)
                 share = (self._spent, time.perf_counter() - self._started)
-                self.guard.tell_once(f"account:{self._started}", account_text(session, account, share))
+                self.guard.tell_once(
+                    f"account:{self._started}", account_text(session, account, share, self.thinning.rows)
+                )
         return account
 
     def renew(self, *, same_run: bool) -> dict[str, str]:

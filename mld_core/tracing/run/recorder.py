@@ -208,12 +208,17 @@ class Recorder(RunLife):
         begun = time.perf_counter()
         open_pass = self._stack[-1]
         with self.guard.catch("recording a batch", lost="the rows of that batch") as caught:
-            if not open_pass.muted:
+            if self.thinning.leaves_out(open_pass):
+                self.thinning.leave_out(self.session, open_pass, batch)
+            elif not open_pass.muted:
                 self.session.commit(open_pass, self._read(batch, outputs, open_pass, batch_idx, global_step))
         if caught.failed:
             self._count_lost(batch)
         self.session.disarm()
         self._spent += time.perf_counter() - begun
+        more = self.thinning.note(open_pass, self._spent)
+        if more:
+            self.guard.tell_once("thinned", more)
 
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand is about to be sent backward: its graph names the logits."""

@@ -86,7 +86,7 @@ class RunWriter:
         self.store = store
         self.run = run
         self.attempt = attempt
-        self.rank = rank
+        self.rank, self.world_size = rank, world_size
         self.unsupported = ""
         self.tickets: dict[int | None, list[Future[Any]]] = {}
         place: dict[str, Any] = {"attempt": attempt, "rank": rank, "world_size": world_size}

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.vectors import to_numpy
+from mld_core.records.store.merge import merge
 from mld_core.tracing.run.recorder import Recorder
 
 # -- the training is untouched -------------------------------------------------------------------------------
@@ -166,6 +167,69 @@ def test_the_end_names_the_account_and_the_command(tmp_path, caplog):
     caplog.clear()
     other.finish()
     assert "mld evaluate" not in caplog.text
+
+
+def two_ranks(stores, model, batches, world_size=2):
+    """Two ranks of a launch, recorded one after the other, each to its own store; rank 0 ends last."""
+    zero = Recorder(store=str(stores[0]), model_name="net", version_name="a")
+    names = zero.resolve_names(model)
+    zero.start(model, names, rank=0, world_size=world_size, framework="")
+    one = Recorder(store=str(stores[1]), model_name="net", version_name="a")
+    one.start(model, {**names, "store": str(stores[1])}, rank=1, world_size=world_size, framework="")
+    walk(one, model, batches[1])
+    walk(zero, model, batches[0])
+    return zero, one
+
+
+def test_the_account_sums_the_ranks_it_sees_on_disk(tmp_path, caplog):
+    model = net()
+    x, y = data()
+    zero, one = two_ranks([tmp_path] * 2, model, [[(x[:6], y[:6])], [(x[6:], y[6:])]])
+    one.finish()
+    assert "rows recorded" not in caplog.text
+    zero.finish()
+    assert "10 rows recorded by 2 ranks to" in caplog.text
+
+
+def test_the_account_says_how_many_ranks_it_sees(tmp_path, caplog):
+    model = net()
+    x, y = data()
+    zero, one = two_ranks([tmp_path] * 2, model, [[(x[:6], y[:6])], [(x[6:], y[6:])]], world_size=3)
+    one.finish()
+    zero.finish()
+    assert "10 rows recorded by 2 of 3 ranks, as far as they have sealed, to" in caplog.text
+
+
+def test_nodes_that_share_no_disk_are_told_the_fix_and_joined_by_merge(tmp_path, caplog):
+    model = net()
+    x, y = data()
+    stores = [tmp_path / "node0", tmp_path / "node1"]
+    zero, one = two_ranks(stores, model, [[(x[:6], y[:6])], [(x[6:], y[6:])]])
+    for recorder in (one, zero):
+        recorder.finish()
+    told = [r.message for r in caplog.records if "the nodes share no disk" in r.message]
+    assert len(told) == 1
+    assert all(fix in told[0] for fix in ("MLD_HOME", "api_endpoint", "mld merge"))
+    assert "6 rows recorded by this rank (0 of 2; no other has sealed a pass here)" in caplog.text
+    [alone] = rows(stores[0], zero)
+    assert alone.missing_ranks == [1]
+    merge(stores, tmp_path / "all")
+    [both] = rows(tmp_path / "all", zero)
+    assert both.sealed
+    assert both.n_rows == 10
+
+
+@pytest.mark.parametrize("where", ["the same folder", "an endpoint", "another rank of the node"])
+def test_nothing_is_said_of_nodes(where, tmp_path, caplog, monkeypatch):
+    model = net()
+    if where == "an endpoint":
+        monkeypatch.setenv("MLD_API_ENDPOINT", "http://127.0.0.1:9")
+    if where == "another rank of the node":
+        monkeypatch.setenv("LOCAL_RANK", "1")
+    stores = [tmp_path / "a", tmp_path / ("a" if where == "the same folder" else "b")]
+    for recorder in two_ranks(stores, model, [[], []]):
+        recorder.finish()
+    assert "share no disk" not in caplog.text
 
 
 def test_events_before_start_and_after_finish_do_nothing(tmp_path):
