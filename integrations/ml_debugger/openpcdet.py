@@ -98,7 +98,8 @@ class Recording:
         self._mode, self._count = mode, 0
         if mode == "train":
             self.epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        self._recorder.begin_pass("train" if mode == "train" else "val", self.epoch, mode=mode)
+        split, source = "train" if mode == "train" else "val", self._loaders[mode]
+        self._recorder.begin_pass(split, self.epoch, mode=mode, source=source)
 
     def _close(self) -> None:
         self._replay_due |= self._mode == "train"

@@ -192,12 +192,12 @@ class _Callbacks:
             self._open.pop()
             self._recorder.abort_pass("the epoch began anew")
         self._recorder.attach(unwrap(trainer.model))
-        self._begin("train", trainer.epoch, "train")
+        self._begin("train", trainer.epoch, "train", getattr(trainer, "train_loader", None))
 
-    def _begin(self, split: str, n_epoch: int | None, mode: str) -> None:
+    def _begin(self, split: str, n_epoch: int | None, mode: str, loader: Any = None) -> None:
         self._open.append(split)
         self._batch = 0
-        self._recorder.begin_pass(split, n_epoch, mode=mode)
+        self._recorder.begin_pass(split, n_epoch, mode=mode, source=loader)
 
     def on_train_batch_start(self, trainer: Any) -> None:
         """The average of the weights counts the optimizer's steps."""
@@ -266,14 +266,15 @@ class _Callbacks:
             with self._recorder.guard.catch("beginning a val pass", lost="the records of that pass"):
                 average = getattr(getattr(trainer, "ema", None), "ema", None)
                 self._recorder.attach(unwrap(trainer.model) if average is None else average)
-                self._begin("val", trainer.epoch, "eval")
+                self._begin("val", trainer.epoch, "eval", validator.dataloader)
                 self._watch(validator)
 
     def _begin_alone(self, validator: Any, model: Any) -> None:
         with self._recorder.guard.catch("beginning a pass", lost="the records of that pass"):
             self._end_prediction()
             self._start(network_of(model))
-            self._begin(str(getattr(validator.args, "split", None) or "val"), None, "eval")
+            split = str(getattr(validator.args, "split", None) or "val")
+            self._begin(split, None, "eval", validator.dataloader)
             self._watch(validator)
 
     def _watch(self, validator: Any) -> None:

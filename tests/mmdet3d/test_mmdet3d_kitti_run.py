@@ -122,6 +122,8 @@ def test_a_kitti_run_has_its_facts_and_kittis_own_ap40(
     theirs = runner.val()
 
     samples = load("VoxelNet", "v1", "samples", "val").to_pylist()
+    assert [row["input_id"] for row in samples] == [f"points/{index:06d}.bin" for index in range(FRAMES)]
+    assert samples[3]["media_path"] == str(tmp_path / "data" / "points" / "000003.bin")
     known = json.loads(samples[0]["calibration"])
     np.testing.assert_allclose(known["cam2img"], P2, atol=1e-6)
     assert known["image_size"] == list(SIZE)

@@ -23,6 +23,7 @@ from mld_core.records.format.schema import HASH_KIND, media_schema
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, own_copy, tensors_in
 from mld_core.tracing.batch.fingerprint import Fingerprint
 from mld_core.tracing.batch.modalities import by_frame, frames_in, modalities
+from mld_core.tracing.batch.roots import data_root
 from mld_core.tracing.batch.truths import count_frames, find_images, find_truth
 from mld_core.tracing.capture.activations import ready
 from mld_core.tracing.capture.detectors import DetectorCapture, find_detector, point_range
@@ -272,6 +273,8 @@ class DetectionSession(Session):
         if self.task == "detection3d":
             context.probe = ConventionProbe(self.options.class_names or self.info.get("class_names"))
             context.ground = self._ground()
+        with self.guard.catch("finding the data set's folder", lost="ids stay paths of this machine"):
+            context.root = data_root(open_pass.dataset)
         if open_pass.handle is None:
             self.open(open_pass, meta)
         open_pass.context = context

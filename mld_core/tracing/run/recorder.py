@@ -57,6 +57,7 @@ class Recorder(RunLife):
         continues: str | None = None,
         max_ahead: int | None = None,
         provisional: bool = False,
+        source: Any = None,
     ) -> None:
         """A walk over a split begins, possibly inside another one.
 
@@ -69,6 +70,8 @@ class Recorder(RunLife):
             continues: the attempt this one continues; default: the one of the restored state.
             max_ahead: batches the framework may fetch beyond the one in hand, where that number varies.
             provisional: the split is a guess; `end_pass` will tell.
+            source: the loader where its order is not followed, as batches name their samples: its data set
+                only is looked at.
         """
         if self.session is None:
             return
@@ -90,7 +93,7 @@ class Recorder(RunLife):
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")
                 self.session.open_resumed(open_pass)
-            open_pass.size, open_pass.dataset = _data_set(loader)
+            open_pass.size, open_pass.dataset = _data_set(loader if source is None else source)
             if loader is not None:
                 with self.guard.catch("tapping the loader", lost="sample ids fall back to the content hash"):
                     open_pass.tap = install_tap(loader)

@@ -132,6 +132,7 @@ class Frames:
         vectors: alias -> one row per detection; `widths`: alias -> width, of those the pass stores.
         label_values: values of the user's columns of `truths` by name, one per true box.
         media: the frames' pictures, as their table.
+        paths: where each frame lies on this machine, None where its id says it or nothing does.
     """
 
     context: BoxPass
@@ -145,6 +146,7 @@ class Frames:
     widths: Mapping[str, int]
     label_values: Mapping[str, list[Any] | None] = field(default_factory=dict)
     media: pa.Table | None = None
+    paths: Sequence[str | None] | None = None
 
     @property
     def key(self) -> Hashable:
@@ -158,6 +160,7 @@ class Frames:
             output.source_index,
             output.attributes,
             self.media,
+            self.paths,
         )
         known = [t.truth for t in self.truths if t is not None]
         moving = not known or all(truth.velocities is not None for truth in known)
@@ -217,6 +220,7 @@ class Frames:
             "image_width": pa.array([size[1] for size in self.sizes], pa.int32()),
             "affine": pa.array([None if a is None else list(a) for a in affine], pa.list_(pa.float64())),
             **_places(parsed.places),
+            **({} if self.paths is None else {"media_path": pa.array(self.paths, pa.string())}),
         }
 
     def _detections(self, own: Columns, total: int) -> pa.Table:
@@ -312,6 +316,7 @@ def _together(group: Sequence[Frames]) -> Frames:
         widths=next((frames.widths for frames in group if frames.widths), first.widths),
         label_values={name: _values(group, name) for name in first.label_values},
         media=pa.concat_tables(media) if media else None,
+        paths=None if first.paths is None else [one for frames in group for one in frames.paths or ()],
     )
 
 

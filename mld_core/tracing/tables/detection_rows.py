@@ -15,6 +15,7 @@ import torch
 from mld_core.adapters.base import Adapter, ModelCall, Parsed, Thresholds
 from mld_core.adapters.outputs import as_array
 from mld_core.tracing.batch.batches import CONTENT_HASH
+from mld_core.tracing.batch.roots import portable
 from mld_core.tracing.batch.truths import read_truths
 from mld_core.tracing.capture.features import project
 from mld_core.tracing.capture.holding import Holder
@@ -55,6 +56,7 @@ class DetectionContext(BoxPass):
         silent: the model made no detections in this pass so far (a training that gives losses only).
         settled: told what the first detections showed: run-wide facts.
         provider: asked for the truth of frames that came without any: (ids) -> truth.
+        root: the folder of the data set: ids that are paths in it are stored relative to it; None: unknown.
         ground: 3D: what the model's bird's-eye maps show, None where it is not known.
         probe: judges 3D boxes, None in 2D.
     """
@@ -66,6 +68,7 @@ class DetectionContext(BoxPass):
     provider: Callable[[list[str]], Any] | None = None
     probe: ConventionProbe | None = None
     ground: Ground | None = None
+    root: str | None = None
 
 
 @dataclass
@@ -164,12 +167,14 @@ class DetectionJob(Job):
                 self.images = as_array(self.images)
         self._judge(parsed, truths)
         counts = [0 if t is None else len(t.ignore) for t in truths]
+        names, paths = self._portable(self._truth_ids(ids, truths, n))
         frames = Frames(
             context=context,
             units=np.arange(context.units, context.units + n),
             parsed=parsed,
             truths=truths,
-            ids=self._truth_ids(ids, truths, n),
+            ids=names,
+            paths=paths,
             origins=[self._origin(context, n, hashes)],
             sizes=[self._size(parsed, i) or (None, None) for i in range(n)],
             vectors=self._vectors(parsed, layers),
@@ -193,6 +198,11 @@ class DetectionJob(Job):
                 self.id_source = "image_id"
                 return [str(name) for name in own]
         return self._known(ids)
+
+    def _portable(self, ids: list[str]) -> tuple[list[str], list[str | None] | None]:
+        """The framework's paths as they are on every machine, and beside them those of this one."""
+        theirs = self.id_source in {"metainfo", "image_id"}
+        return portable(ids, self.context.root) if theirs else (ids, None)
 
     def _truths(self, parsed: Parsed, ids: list[str] | None, n: int) -> list[Checked | None]:
         """The checked truths; frames whose truth can not be read count as unlabelled."""
