@@ -42,6 +42,7 @@ from mld_core.service.protocol import (
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
 SLOW_READ_SECONDS = 90.0  # a seal may wait 45 s for the check of its files; a large file for its fsync
+_LONG = 1 << 20
 _LONGEST_PAUSE = 30.0
 _LONGEST_RETRY_AFTER = 300.0
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -194,6 +195,8 @@ class Transport:
     ) -> Iterator[requests.Response]:
         """Send one request, once; the answer is good (below 300) and not read yet.
 
+        What is short is read to its end afterwards, wanted or not: only then the connection takes the next.
+
         Raises:
             ServiceUnreachableError: no answer, or one that says to come back later.
             NoServiceError: the answer is none of a service we know.
@@ -217,6 +220,8 @@ class Transport:
         try:
             self._judge(method, response)
             yield response
+            if _is_short(response):
+                response.raw.drain_conn()
         except requests.RequestException as error:  # the connection broke while the body was read
             raise self._unreachable(error) from error
         finally:
@@ -363,6 +368,11 @@ class Transport:
             if not following or following == cursor:
                 return
             cursor = str(following)
+
+
+def _is_short(response: requests.Response) -> bool:
+    length = response.headers.get("Content-Length", "")
+    return response.request.method == "HEAD" or (length.isdigit() and int(length) < _LONG)
 
 
 def _text(response: requests.Response) -> bytes:

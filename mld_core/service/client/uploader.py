@@ -295,7 +295,8 @@ class Uploader:
         facts = {"endpoint": self._client.url, "run_id": run_id, "bytes": rank.bytes}
         note = {"format": FORMAT, "uploaded_at": utc_now(), **facts}
         try:
-            write_json(note_path(rank.folder, self.service), note)
+            # Not synced: a note that is lost costs a question.
+            write_json(note_path(rank.folder, self.service), note, fsync=False)
         except OSError as error:  # a store that is read-only, or pruned meanwhile
             self._on_problem(
                 f"{rank.label} is uploaded, but that could not be noted ({error.strerror or error}); the "

@@ -18,7 +18,12 @@ from mld_core.service.client.sealed import read_sealed, sealed_folders
 from mld_core.service.client.transport import Patience
 from mld_core.service.client.uploader import Uploader
 from mld_core.service.protocol import MAX_RANK_BYTES, MAX_RANK_HEAD, problem_name
+from mld_core.service.server.routes.forms import RunForm
+from mld_core.service.server.routes.runs import _find_or_create
+from mld_core.service.server.service import Service
+from mld_core.service.server.settings import Settings
 from mld_core.service.server.storage.database import Database
+from mld_core.service.server.storage.keys import bootstrap
 
 pytestmark = pytest.mark.processes
 
@@ -107,6 +112,46 @@ def test_of_a_rank_that_is_refused_nothing_is_kept(owner):
         assert api("HEAD", f"/v1/blobs/{digest(content)}").status_code == 404
     assert api.get(f"/v1/runs/{run_id}/passes")["items"] == []
     assert sent(api, run_id, packed(first, *rest)).status_code == 201
+
+
+def test_ranks_share_their_connections(server, records, tmp_path, caplog):
+    store, run = many_passes(records, tmp_path / "store")
+    job = Uploader(store, Client(server.url, server.new_key("read", "write", organization="connections")))
+    ranks = job.plan([run])
+    with caplog.at_level("DEBUG", logger="urllib3.connectionpool"):
+        assert {one.state for one in job.send_all(ranks)} == {"uploaded"}
+    opened = [one for one in caplog.messages if one.startswith(("Starting new", "Resetting dropped"))]
+    assert 0 < len(opened) <= 4 < len(ranks)
+
+
+def test_what_a_rank_asks_of_the_database_does_not_grow(tmp_path, records):
+    """Statements of one more small rank: an upload of many is mostly these."""
+    server = Settings(data=tmp_path / "data")
+    service = Service(server)
+    service.database.migrate()
+    principal = service.keys.ask("Bearer " + bootstrap(service.database))
+    factory = records.StoreFactory(tmp_path / "store")
+    run = factory.run("many")
+    for epoch in range(3):
+        factory.add_pass(run, "val", records.make_data(40, seed=epoch), n_epoch=epoch)
+    form = RunForm(model_name=run.model_name, version_name=run.version_name)
+    owner, _ = _find_or_create(service, principal, form)
+    service.checks.start()
+    try:
+        asked = []
+        event.listen(service.database.engine, "before_cursor_execute", lambda *what: asked.append(what[2]))
+        counts = []
+        for folder in sealed_folders(factory.store, run):
+            asked.clear()
+            with service.uploads.scratch(principal) as body:
+                body.write_bytes(packed(*contents_of(read_sealed(folder))))
+                assert service.ranks.add(principal, owner.id, body)[1]
+            counts.append((len([one for one in asked if one.startswith("BEGIN")]), len(asked)))
+        transactions, statements = counts[-1]
+        assert transactions <= 3, asked
+        assert statements <= 14, asked
+    finally:
+        service.stop()
 
 
 def test_other_files_of_a_sealed_rank_are_a_conflict_and_the_first_stand(owner):

@@ -217,7 +217,7 @@ async def create_seal(
     response.status_code = 201 if made else 200
     if made:
         service.metrics.seals.inc()
-    return await run_in_threadpool(_seal_out, service, seal)
+    return seal
 
 
 @router.post(
@@ -240,17 +240,10 @@ async def create_rank(
         size = await _spooled(request, path)
         service.metrics.received.inc(size)
         async with service.ranks.turn(principal):
-            seal, made = await run_in_threadpool(_ranked, service, principal, run_id, path)
+            seal, made = await run_in_threadpool(service.ranks.add, principal, run_id, path)
     if made:
         service.metrics.seals.inc()
     return answer(seal, 201 if made else 200)
-
-
-def _ranked(service: Service, principal: Principal, run_id: str, path: Path) -> tuple[protocol.Seal, bool]:
-    with service.database.read() as session:
-        run = own_run(session, principal, run_id)
-    seal, made = service.ranks.add(principal, run, path)
-    return _seal_out(service, seal), made
 
 
 async def _spooled(request: Request, path: Path) -> int:
@@ -262,7 +255,9 @@ async def _spooled(request: Request, path: Path) -> int:
         return file.tell()
 
 
-def _sealed(service: Service, principal: Principal, run_id: str, path: Path, size: int) -> tuple[Seal, bool]:
+def _sealed(
+    service: Service, principal: Principal, run_id: str, path: Path, size: int
+) -> tuple[protocol.Seal, bool]:
     with service.database.read() as session:
         run = own_run(session, principal, run_id)
     body = bounded_json(path.read_bytes()) if size <= _SMALL else None
@@ -273,7 +268,7 @@ def _sealed(service: Service, principal: Principal, run_id: str, path: Path, siz
             raise RequestValidationError(error.errors()) from None
         seal = service.sealer.known(run, manifest)
         if seal is not None and seal.first_manifest != manifest:
-            return seal, False
+            return service.sealer.told(seal), False
         hide(service, principal, {manifest})
         request = service.sealer.read(principal, run, manifest)
         hide(service, principal, {one.sha256 for one in request.files})
@@ -285,21 +280,6 @@ def _sealed(service: Service, principal: Principal, run_id: str, path: Path, siz
     hide(service, principal, {one.sha256 for one in asked.files})
     service.uploads.keep(principal, manifest, text)
     return service.sealer.seal(principal, run, asked)
-
-
-def _seal_out(service: Service, seal: Seal) -> protocol.Seal:
-    with service.database.read() as session:
-        pass_id = session.scalars(select(Pass.id).where(Pass.pk == seal.pass_pk)).one()
-        ranks = session.scalars(
-            select(Seal.rank_no).where(Seal.pass_pk == seal.pass_pk, Seal.attempt == seal.attempt)
-        ).all()
-    return {
-        "seal_id": seal.id,
-        "pass_id": pass_id,
-        "sealed_ranks": sorted(ranks),
-        "world_size": seal.world_size,
-        "complete": set(range(seal.world_size)) <= set(ranks),
-    }
 
 
 def pass_out(run_id: str, owner: Pass, seals: list[Any]) -> protocol.Pass:

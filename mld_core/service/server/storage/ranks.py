@@ -20,26 +20,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from mld_core.records.format.manifest import TMP_PREFIX, fsync_dir, tmp_name, utc_now
+from mld_core.service import protocol
 from mld_core.service.protocol import MAX_RANK_HEAD, SHA256
 from mld_core.service.server.json_text import loads
-from mld_core.service.server.problems import ProblemError
+from mld_core.service.server.problems import ProblemError, not_found
 from mld_core.service.server.settings import Settings
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Principal
-from mld_core.service.server.storage.models import Blob, Organization, Run, Seal
+from mld_core.service.server.storage.models import Blob, Organization
+from mld_core.service.server.storage.people import sees
 from mld_core.service.server.storage.removals import wanted_again
+from mld_core.service.server.storage.rows import KnownRun, NewBlob, known_run, note_blobs, traces_of
 from mld_core.service.server.storage.seals import (
     Sealer,
     SealRequest,
     blobs_of,
     check_pending,
+    insert_seal,
     raise_refused,
     request_of,
 )
@@ -160,25 +163,27 @@ class Ranks:
         """What to hold while a rank is worked on: one organization's slow ones hold up no other's."""
         return self._turns.setdefault(principal.organization_pk, asyncio.Semaphore(_AT_ONCE))
 
-    def add(self, principal: Principal, run: Run, body: Path) -> tuple[Seal, bool]:
-        """Seal the rank a body holds; (its row, whether it is new). The body is moved away where it is.
+    def add(self, principal: Principal, run_id: str, body: Path) -> tuple[protocol.Seal, bool]:
+        """Seal the rank a body holds; (what is answered, whether it is new). The body is moved away.
 
         Raises:
-            ProblemError: as `Sealer.seal`, or the body is no rank, or a file is not what its name says.
+            ProblemError: as `Sealer.seal`, or there is no such run, the body is no rank, or a file is not
+                what its name says.
         """
-        files = read_head(body)
+        run, files = self._asked(principal, run_id, body)
         manifest = files[-1].sha256
-        seal = self._sealer.known(run, manifest)
-        if seal is not None:
-            return seal, False
+        if run.sealed or run.removed:
+            seal = self._sealer.known(run, manifest)
+            if seal is not None:
+                return self._sealer.told(seal), False
         self._uploads.check_room(principal, manifest, sum(one.bytes for one in files), 0)
         with full_disk_told():
             contents = unpacked(body, files)
             found = self._checks.rank(body, [(one.sha256, one.start, one.bytes) for one in files])
             request = request_of(run, manifest, found["manifest"])
-            stored = self._sealer.sealed_before(run, request)
-            if stored is not None:
-                return stored, False
+            seal = self._sealer.sealed_before(run, request) if run.removed else None
+            if seal is not None:
+                return self._sealer.told(seal), False
             missing = {one.sha256 for one in request.files} - contents.keys()
             if missing:
                 raise _no_rank(f"the manifest names {len(missing)} files that are not in it")
@@ -187,11 +192,10 @@ class Ranks:
             pack = self._kept(principal, body)
             paths: list[Path | None] = []
             try:
-                wanted_again(self._database, principal.organization_pk, contents)
                 old = self._keep_old(principal, set(contents))
                 place = principal.organization_id
                 paths.extend(self._storage.lay(place, *named) for named in contents.items())
-                sealed = self._committed(principal, run, request, blobs)
+                sealed = self._committed(run, request, blobs)
                 # Bytes that came before under the same name, and were wrong, may have gone just now.
                 gone = [name for name in old if not self._storage.exists(place, name)]
                 paths.extend(self._storage.lay(place, name, contents[name]) for name in gone)
@@ -199,6 +203,21 @@ class Ranks:
             finally:
                 with self._lock:
                     self._unsettled.append((pack, [path for path in paths if path is not None]))
+
+    def _asked(self, principal: Principal, run_id: str, body: Path) -> tuple[KnownRun, list[PackedFile]]:
+        """The run, which the principal must see, and the files of a body."""
+        try:
+            files, wrong = read_head(body), None
+        except ProblemError as error:
+            files, wrong = [], error
+        with self._database.read() as session:
+            manifest = files[-1].sha256 if files else ""
+            run = known_run(session, principal.organization_pk, run_id, manifest)
+        if run is None or not sees(principal.models, run.model_name):
+            raise not_found("run", run_id)
+        if wrong is not None:
+            raise wrong
+        return run, files
 
     def _kept(self, principal: Principal, body: Path) -> Path:
         """Make a body durable, as a pack."""
@@ -213,25 +232,26 @@ class Ranks:
 
     def _keep_old(self, principal: Principal, digests: set[str]) -> list[str]:
         """The files that were there before: perhaps about to be removed as nobody's, they are needed now."""
-        mine = (Blob.organization_pk == principal.organization_pk, Blob.sha256.in_(digests))
         with self._database.read() as session:
-            old = list(session.scalars(select(Blob.sha256).where(*mine)))
+            old, garbage = traces_of(session, principal.organization_pk, digests)
+        if garbage:
+            wanted_again(self._database, principal.organization_pk, garbage)
         if old:
+            mine = (Blob.organization_pk == principal.organization_pk, Blob.sha256.in_(digests))
             with self._database.write() as session:
                 session.execute(update(Blob).where(*mine).values(created_at=utc_now()))
         return old
 
     def _committed(
-        self, principal: Principal, run: Run, request: SealRequest, blobs: Mapping[str, Blob]
-    ) -> tuple[Seal, bool]:
-        def work(session: Session) -> Seal:
-            return self._sealer.insert(session, run, request, _noted(session, principal, blobs))
+        self, run: KnownRun, request: SealRequest, blobs: Mapping[str, NewBlob]
+    ) -> tuple[protocol.Seal, bool]:
+        def work(session: Session) -> protocol.Seal:
+            noted = note_blobs(session, run.organization_pk, blobs)
+            if noted is None:  # other bytes under one of the names, which are about to be discarded
+                raise check_pending(1, len(blobs))
+            return insert_seal(session, run, request, noted)
 
-        try:
-            return self._database.together(work), True
-        except IntegrityError:  # somebody sealed it, or noted one of its files, a moment ago
-            stored = self._sealer.existing(run, request)
-            return (stored, False) if stored is not None else (self._database.together(work), True)
+        return self._sealer.committed(run, request, work)
 
     # -- durable, a moment later ---------------------------------------------------------------------------
 
@@ -278,34 +298,6 @@ def _made_durable(paths: list[Path]) -> None:
         fsync_dir(folder)
 
 
-def _blob(principal: Principal, file: PackedFile, verdict: dict[str, Any]) -> Blob:
-    return Blob(
-        organization_pk=principal.organization_pk,
-        sha256=file.sha256,
-        size=file.bytes,
-        state="checked" if verdict["ok"] else "refused",
-        facts=verdict,
-        created_at=utc_now(),
-    )
-
-
-def _noted(session: Session, principal: Principal, blobs: Mapping[str, Blob]) -> dict[str, Blob]:
-    """The rows of files: made where there was none, with the verdict where they were not checked."""
-    there = blobs_of(session, principal.organization_pk, blobs)
-    for sha256, old in there.items():
-        if old.size != blobs[sha256].size:  # other bytes under this name, which are about to be discarded
-            raise check_pending(1, len(blobs))
-        if old.state == "stored":
-            old.state, old.facts = blobs[sha256].state, blobs[sha256].facts
-    made = [_row(blob) for sha256, blob in blobs.items() if sha256 not in there]
-    if made:
-        there |= {blob.sha256: blob for blob in session.scalars(insert(Blob).returning(Blob), made)}
-        grown = Organization.blob_bytes + sum(row["size"] for row in made)
-        mine = Organization.pk == principal.organization_pk
-        session.execute(update(Organization).where(mine).values(blob_bytes=grown))
-    return there
-
-
-def _row(blob: Blob) -> dict[str, Any]:
-    names = ("organization_pk", "sha256", "size", "state", "facts", "created_at")
-    return {name: getattr(blob, name) for name in names}
+def _blob(principal: Principal, file: PackedFile, verdict: dict[str, Any]) -> NewBlob:
+    state = "checked" if verdict["ok"] else "refused"
+    return NewBlob(principal.organization_pk, file.sha256, file.bytes, state, verdict, utc_now())

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from mld_core.evaluation.results.store import table_holds
@@ -40,6 +40,7 @@ from mld_core.service.server.storage.models import (
     SealFile,
     new_id,
 )
+from mld_core.service.server.storage.rows import RunLike
 
 _CHUNK = 500
 
@@ -71,7 +72,7 @@ class Found:
     results: tuple[str, ...] = ()
 
 
-def of_run(run: Run) -> tuple[ColumnElement[bool], ...]:
+def of_run(run: RunLike) -> tuple[ColumnElement[bool], ...]:
     """What is true of the removals of a run."""
     names = (Removal.model_name == run.model_name, Removal.version_name == run.version_name)
     return (Removal.organization_pk == run.organization_pk, *names)
@@ -103,17 +104,22 @@ def unswept() -> ColumnElement[bool]:
     return exists().where(*concerns)
 
 
-def check_removed(session: Session, run: Run, dataset_type: str, epoch: str, started_at: str) -> None:
+_GONE = select(Removal.created_at).where(
+    Removal.organization_pk == bindparam("organization_pk"),
+    Removal.model_name == bindparam("model_name"),
+    Removal.version_name == bindparam("version_name"),
+    Removal.input.is_(None),
+    or_(Removal.dataset_type.is_(None), Removal.dataset_type == bindparam("dataset_type")),
+    or_(Removal.epoch.is_(None), Removal.epoch == bindparam("epoch")),
+    Removal.before > bindparam("started_at"),
+)
+
+
+def check_removed(session: Session, run: RunLike, dataset_type: str, epoch: str, started_at: str) -> None:
     """Raise ProblemError where a rank was recorded before its run or pass was removed."""
-    gone = session.scalar(
-        select(Removal.created_at).where(
-            *of_run(run),
-            Removal.input.is_(None),
-            or_(Removal.dataset_type.is_(None), Removal.dataset_type == dataset_type),
-            or_(Removal.epoch.is_(None), Removal.epoch == epoch),
-            Removal.before > started_at,
-        )
-    )
+    names = {"model_name": run.model_name, "version_name": run.version_name}
+    place = {"organization_pk": run.organization_pk, **names, "dataset_type": dataset_type, "epoch": epoch}
+    gone = session.scalar(_GONE, {**place, "started_at": started_at})
     if gone is not None:
         raise ProblemError(
             "removed",

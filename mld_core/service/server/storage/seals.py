@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import insert, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mld_core.records.format.manifest import AttemptManifest, attempt_from_json, utc_now
+from mld_core.records.format.manifest import AttemptManifest, attempt_from_json
 from mld_core.records.format.schema import FAMILIES, TASKS, base_schema
+from mld_core.service import protocol
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.checks import Checks
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.keys import Principal
 from mld_core.service.server.storage.manifests import NamedFile
-from mld_core.service.server.storage.models import Blob, Pass, Removal, Run, Seal, SealFile, new_id
+from mld_core.service.server.storage.models import Blob, Pass, Removal, Run, Seal, new_id
 from mld_core.service.server.storage.removals import check_removed, of_run, release
+from mld_core.service.server.storage.rows import (
+    BlobLike,
+    RunLike,
+    StoredBlob,
+    note_pass,
+    note_seal,
+    sealed_ranks,
+    stored_blobs,
+)
 
 _CHUNK = 500
 _CHECK_SECONDS = 45.0
@@ -77,7 +88,7 @@ def invalid(where: str, value: Any, expectation: str) -> ProblemError:
     )
 
 
-def request_of(run: Run, manifest: str, found: Mapping[str, Any]) -> SealRequest:
+def request_of(run: RunLike, manifest: str, found: Mapping[str, Any]) -> SealRequest:
     """A seal from what a check process found in its manifest.
 
     Raises:
@@ -109,7 +120,7 @@ def blobs_of(session: Session, organization_pk: int, digests: Iterable[str]) -> 
     return found
 
 
-def _place(run: Run, request: SealRequest) -> tuple[Any, ...]:
+def _place(run: RunLike, request: SealRequest) -> tuple[Any, ...]:
     """What is true of the pass a seal belongs to."""
     where = (
         Pass.run_pk == run.pk,
@@ -127,14 +138,14 @@ class Sealer:
         self._storage = storage
         self._checks = checks
 
-    def known(self, run: Run, manifest: str) -> Seal | None:
+    def known(self, run: RunLike, manifest: str) -> Seal | None:
         """The seal of a run that was made of this very manifest, also where samples were removed since."""
         query = select(Seal).join(Pass, Pass.pk == Seal.pass_pk).join(Blob, Blob.pk == Seal.manifest_blob_pk)
         this = or_(Blob.sha256 == manifest, Seal.first_manifest == manifest)
         with self._database.read() as session:
             return session.scalar(query.where(Pass.run_pk == run.pk, this))
 
-    def sealed_before(self, run: Run, request: SealRequest) -> Seal | None:
+    def sealed_before(self, run: RunLike, request: SealRequest) -> Seal | None:
         """The seal of a rank from which samples may have been removed since: nothing is stored anew.
 
         Raises:
@@ -171,8 +182,8 @@ class Sealer:
             raise missing_blobs({manifest}, 1)
         return request_of(run, manifest, found)
 
-    def seal(self, principal: Principal, run: Run, request: SealRequest) -> tuple[Seal, bool]:
-        """Commit a seal; (its row, whether it is new).
+    def seal(self, principal: Principal, run: RunLike, request: SealRequest) -> tuple[protocol.Seal, bool]:
+        """Commit a seal; (what is answered, whether it is new).
 
         Raises:
             ProblemError: files are missing, unchecked or refused, or the rank is sealed with other files.
@@ -181,21 +192,35 @@ class Sealer:
         if stored is not None:
             if stored.first_digest is not None:
                 self._let_go(principal, request)
-            return stored, False
+            return self.told(stored), False
         raise_refused(request, self._checked(principal, request), run)
 
-        def work(session: Session) -> Seal:
+        def work(session: Session) -> protocol.Seal:
             # Once more: what nobody needed may have been removed since it was looked at.
             digests = {request.manifest, *(one.sha256 for one in request.files)}
-            return self.insert(session, run, request, blobs_of(session, principal.organization_pk, digests))
+            return insert_seal(
+                session, run, request, stored_blobs(session, principal.organization_pk, digests)
+            )
 
+        return self.committed(run, request, work)
+
+    def committed(
+        self, run: RunLike, request: SealRequest, work: Callable[[Session], protocol.Seal]
+    ) -> tuple[protocol.Seal, bool]:
+        """Do the work that inserts a seal, once more where somebody was faster; as `seal`."""
         try:
             return self._database.together(work), True
-        except IntegrityError:  # somebody sealed it, made the pass, or removed a file, a moment ago
+        except IntegrityError:  # somebody sealed it, made the pass, or noted or removed a file, a moment ago
             stored = self.existing(run, request)
-            return (stored, False) if stored is not None else (self._database.together(work), True)
+            return (self.told(stored), False) if stored is not None else (self._database.together(work), True)
 
-    def existing(self, run: Run, request: SealRequest) -> Seal | None:
+    def told(self, seal: Seal) -> protocol.Seal:
+        """What is answered of a seal that is there."""
+        with self._database.read() as session:
+            pass_id = session.scalars(select(Pass.id).where(Pass.pk == seal.pass_pk)).one()
+            return _answer(session, seal.id, seal.pass_pk, pass_id, seal.attempt, seal.world_size)
+
+    def existing(self, run: RunLike, request: SealRequest) -> Seal | None:
         """The seal of this rank that is there.
 
         Raises:
@@ -242,54 +267,61 @@ class Sealer:
             raise check_pending(len(left), len(digests))
         return blobs
 
-    @staticmethod
-    def insert(session: Session, run: Run, request: SealRequest, blobs: Mapping[str, Blob]) -> Seal:
-        """Add a seal with all its files, in the transaction of a session.
 
-        Raises:
-            ProblemError: files are missing or unchecked. IntegrityError: it was sealed a moment ago.
-        """
-        digests = {request.manifest, *(one.sha256 for one in request.files)}
-        if digests - set(blobs):
-            raise missing_blobs(digests - set(blobs), len(digests))
-        left = sum(blob.state == "stored" for blob in blobs.values())
-        if left:
-            raise check_pending(left, len(digests))
-        opened = request.opened
-        check_removed(session, run, opened.dataset_type, request.epoch, opened.started_at)
-        owner = session.scalar(select(Pass).where(*_place(run, request)))
-        if owner is None:
-            names = {
-                "dataset_type": request.opened.dataset_type,
-                "epoch": request.epoch,
-                "pass_no": request.opened.pass_no,
-            }
-            owner = Pass(id=new_id("pass"), run_pk=run.pk, **names, created_at=utc_now())
-            session.add(owner)
-            session.flush()
-        seal = Seal(
-            id=new_id("seal"),
-            pass_pk=owner.pk,
-            attempt=request.opened.attempt,
-            rank_no=request.opened.rank,
-            world_size=request.opened.world_size,
-            manifest={},
-            manifest_blob_pk=blobs[request.manifest].pk,
-            opening=request.opening,
-            rows=request.rows,
-            bytes=sum(one.bytes for one in request.files),
-            digest=request.digest,
-            created_at=utc_now(),
-        )
-        session.add(seal)
-        session.flush()
-        rows = [
-            {"blob_pk": blobs[one.sha256].pk, "part": one.part, "family": one.family, "rows": one.rows}
-            for one in request.files
-        ]
-        if rows:
-            session.execute(insert(SealFile).values(seal_pk=seal.pk), rows)
-        return seal
+def insert_seal(
+    session: Session, run: RunLike, request: SealRequest, blobs: Mapping[str, StoredBlob]
+) -> protocol.Seal:
+    """Add a seal with all its files, in the transaction of a session.
+
+    Raises:
+        ProblemError: files are missing or unchecked. IntegrityError: it was sealed a moment ago.
+    """
+    digests = {request.manifest, *(one.sha256 for one in request.files)}
+    if digests - set(blobs):
+        raise missing_blobs(digests - set(blobs), len(digests))
+    left = sum(blob.state == "stored" for blob in blobs.values())
+    if left:
+        raise check_pending(left, len(digests))
+    opened = request.opened
+    check_removed(session, run, opened.dataset_type, request.epoch, opened.started_at)
+    pass_pk, pass_id = note_pass(
+        session,
+        run_pk=run.pk,
+        dataset_type=opened.dataset_type,
+        epoch=request.epoch,
+        pass_no=opened.pass_no,
+    )
+    seal = {
+        "id": new_id("seal"),
+        "pass_pk": pass_pk,
+        "attempt": opened.attempt,
+        "rank_no": opened.rank,
+        "world_size": opened.world_size,
+        "manifest_blob_pk": blobs[request.manifest].pk,
+        "opening": request.opening,
+        "rows": request.rows,
+        "bytes": sum(one.bytes for one in request.files),
+        "digest": request.digest,
+    }
+    files = (
+        {"blob_pk": blobs[one.sha256].pk, "part": one.part, "family": one.family, "rows": one.rows}
+        for one in request.files
+    )
+    note_seal(session, seal, files)
+    return _answer(session, str(seal["id"]), pass_pk, pass_id, opened.attempt, opened.world_size)
+
+
+def _answer(
+    session: Session, seal_id: str, pass_pk: int, pass_id: str, attempt: str, world_size: int
+) -> protocol.Seal:
+    ranks = sealed_ranks(session, pass_pk, attempt)
+    return {
+        "seal_id": seal_id,
+        "pass_id": pass_id,
+        "sealed_ranks": ranks,
+        "world_size": world_size,
+        "complete": set(range(world_size)) <= set(ranks),
+    }
 
 
 def missing_blobs(digests: set[str], total: int) -> ProblemError:
@@ -317,9 +349,9 @@ def check_pending(count: int, total: int) -> ProblemError:
     )
 
 
-def raise_refused(request: SealRequest, blobs: Mapping[str, Blob], run: Run) -> None:
+def raise_refused(request: SealRequest, blobs: Mapping[str, BlobLike], run: RunLike) -> None:
     """Raise ProblemError where files are not what their manifest says, or not what we accept."""
-    refused = _compare(request, blobs, str(run.info.get("task") or "classification"))
+    refused = _compare(request, blobs, run.task or "classification")
     if refused:
         raise ProblemError(
             "refused-part",
@@ -331,12 +363,10 @@ def raise_refused(request: SealRequest, blobs: Mapping[str, Blob], run: Run) -> 
         )
 
 
-def _compare(request: SealRequest, blobs: Mapping[str, Blob], task: str) -> list[dict[str, str]]:
+def _compare(request: SealRequest, blobs: Mapping[str, BlobLike], task: str) -> list[dict[str, str]]:
     """The files that are not what the manifest says, or not Parquet we accept."""
     refused = []
-    schemas = {
-        family: base_schema(family, task if task in TASKS else "classification") for family in FAMILIES
-    }
+    schemas = _schemas(task if task in TASKS else "classification")
     for one in request.files:
         blob = blobs[one.sha256]
         reason = _reason(one, blob, schemas[one.family])
@@ -345,7 +375,12 @@ def _compare(request: SealRequest, blobs: Mapping[str, Blob], task: str) -> list
     return refused
 
 
-def _reason(one: NamedFile, blob: Blob, schema: pa.Schema) -> str:
+@cache
+def _schemas(task: str) -> dict[str, pa.Schema]:
+    return {family: base_schema(family, task) for family in FAMILIES}
+
+
+def _reason(one: NamedFile, blob: BlobLike, schema: pa.Schema) -> str:
     facts = blob.facts or {}
     if facts.get("manifest"):
         return "it is a manifest"
