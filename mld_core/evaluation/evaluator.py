@@ -11,9 +11,6 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from mld_core import __version__
-from mld_core.evaluation.classification.method import METHOD, evaluate_classification
-from mld_core.evaluation.detection.method import METHOD_2D, evaluate_boxes
-from mld_core.evaluation.detection3d.profile import METHOD_3D, ROADS
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.engine.executor import Reporter, Workers
 from mld_core.evaluation.errors import NotFoundError, known, near
@@ -22,12 +19,11 @@ from mld_core.evaluation.results.store import FORMAT, ResultStore, find_run, utc
 from mld_core.records.format.layout import Store
 from mld_core.records.read.reader import PassSelection, select
 
-_EVALUATE: Mapping[str, Callable[..., dict[str, Any]]] = {
-    METHOD: evaluate_classification,
-    METHOD_2D: evaluate_boxes,
-    METHOD_3D: partial(evaluate_boxes, profile=ROADS),
+METHODS: Mapping[str, str] = {
+    "classification": "classification_v1",
+    "detection": "od_v1",
+    "detection3d": "od3d_v1",
 }
-METHODS: Mapping[str, str] = {"classification": METHOD, "detection": METHOD_2D, "detection3d": METHOD_3D}
 """Task of a run and the method that `method_name="default"` stands for."""
 
 STAGES = 16
@@ -162,7 +158,7 @@ class Evaluator:
         told = self._reporter or partial(Reporter, enabled=chosen.get("progress"))
         with results.writing() as folder, told(STAGES * len(selections)) as reporter:
             engine = Workers(chosen.get("threads"), reporter)
-            found = _EVALUATE[method](results, selections, folder, engine, options=chosen)
+            found = _function_of(method)(results, selections, folder, engine, options=chosen)
             info = {
                 "format": FORMAT,
                 "result_name": wanted,
@@ -260,6 +256,18 @@ class Evaluator:
                     f"no split {name!r}{near(name, splits)} among the records (splits: {known(splits)})"
                 )
         return [one for one in found if one.key.dataset_type in dataset_types]
+
+
+def _function_of(method: str) -> Callable[..., dict[str, Any]]:
+    """What evaluates; loaded here, since to read a result needs none of it."""
+    if method == METHODS["classification"]:
+        from mld_core.evaluation.classification.method import evaluate_classification
+
+        return evaluate_classification
+    from mld_core.evaluation.detection.method import evaluate_boxes
+    from mld_core.evaluation.detection3d.profile import ROADS
+
+    return evaluate_boxes if method == METHODS["detection"] else partial(evaluate_boxes, profile=ROADS)
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:

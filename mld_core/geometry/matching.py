@@ -16,7 +16,6 @@ from typing import Any, Generic
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from mld_core.geometry.iou import box_ioa, box_iou
 from mld_core.geometry.kernels.arrays import A, is_tensor
@@ -167,6 +166,8 @@ def coco_overlaps(detections: A, truths: A, crowd: A | None = None) -> A:
 
 def _assign(fit: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows and columns of the best matching over finite entries: most pairs first, then the largest sum."""
+    from scipy.optimize import linear_sum_assignment
+
     allowed = fit > -np.inf
     if not allowed.any():
         return np.empty(0, np.int64), np.empty(0, np.int64)

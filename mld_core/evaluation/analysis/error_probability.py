@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from mld_core.evaluation.analysis.stack_features import (
     ENCODING_WEIGHT,
@@ -296,6 +295,8 @@ def capped(
 def _fit_pair(
     columns: NDArray[np.float32], errors: NDArray[np.int8], weight: NDArray[np.float64], workers: Workers
 ) -> tuple[Any, Logistic]:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     trees = HistGradientBoostingClassifier(
         max_iter=120,
         learning_rate=0.06,

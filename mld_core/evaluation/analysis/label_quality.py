@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import logit, ndtr
-from sklearn.linear_model import LogisticRegression
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
@@ -123,6 +121,8 @@ def probe_member(
     points: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int8], n_class: int
 ) -> Member:
     """A logistic probe on the first 32 PCA coordinates, cross-fitted over the folds, 20,000 units a fit."""
+    from sklearn.linear_model import LogisticRegression
+
     x = points[:, :32]
     spread = x.std(axis=0)
     x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -193,6 +193,8 @@ def fit_pool(
         own: Which members are of the split itself: they weigh at most a tenth of the others together.
         noise: Whether labels may be wrong at all.
     """
+    from scipy.optimize import minimize
+
     here, stacked = np.arange(len(labels)), np.stack(members)
     bound, n_class = np.array(own), stacked.shape[2]
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis.evidence import Evidence
-from mld_core.evaluation.analysis.stack_features import prediction_flips
 from mld_core.evaluation.codes.categories import CRITICAL
 from mld_core.evaluation.codes.diagnosis import Diagnosis, Mask, diagnosis
 from mld_core.evaluation.statistics.folds import group_codes
@@ -18,6 +16,9 @@ from mld_core.evaluation.statistics.significance import (
     two_proportions_upper,
     two_sided_z,
 )
+
+if TYPE_CHECKING:
+    from mld_core.evaluation.analysis.evidence import Evidence
 
 
 def conflicting_duplicates(hashes: NDArray[Any], labels: NDArray[np.int64]) -> Mask:
@@ -298,6 +299,8 @@ def never_learned(e: Evidence) -> Mask:
 @diagnosis("C42", "Unstable", 1, "Average the weights (EMA), lower the learning rate.", "many_epochs")
 def unstable(e: Evidence) -> Mask:
     """Wrong, and its prediction flips more often than the split's median."""
+    from mld_core.evaluation.analysis.stack_features import prediction_flips
+
     assert e.epochs is not None
     flips = prediction_flips(e.epochs)
     return np.asarray((flips > np.median(flips)) & e.wrong)

@@ -31,8 +31,6 @@ from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.tables import CONFUSION_SCHEMA, read_facts
 from mld_core.records.read.reader import PassSelection
 
-METHOD = "classification_v1"
-
 
 def evaluate_classification(
     results: ResultStore,

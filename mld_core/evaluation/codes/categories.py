@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 CATEGORIES = (
     "stable_coverage",
@@ -108,6 +107,8 @@ def thresholds(
         >>> round(made.t2, 3), made.t1
         (0.333, 0.0)
     """
+    from scipy.special import betaincinv
+
     if risk_tolerance is not None and not 0 < risk_tolerance < 1:
         raise ValueError(f"risk_tolerance={risk_tolerance}: expected a probability strictly between 0 and 1")
     wrong = errors == 1

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis, diagnose, diagnosis
-from mld_core.evaluation.detection.evidence import BoxEvidence
-from mld_core.evaluation.detection.misses import crowded
-from mld_core.evaluation.detection.units import box_size
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, by_class
+
+if TYPE_CHECKING:
+    from mld_core.evaluation.detection.evidence import BoxEvidence
 
 ROBUST_Z = 3.0
 MAD_TO_SIGMA = 1.4826
@@ -135,6 +136,8 @@ def missed_by_threshold(e: BoxEvidence) -> Bools:
 @diagnosis("D08", "Missed in a crowd", 3, "Soft non-maximum suppression, crowded data.")
 def missed_in_a_crowd(e: BoxEvidence) -> Bools:
     """D06 or D07, and two or more other truths overlap it at 0.3."""
+    from mld_core.evaluation.detection.misses import crowded
+
     dense = crowded(e.records.truths)[e.units.missed] >= 2
     return e.missed((e.alone | e.below) & dense)
 
@@ -142,6 +145,8 @@ def missed_in_a_crowd(e: BoxEvidence) -> Bools:
 @diagnosis("D09", "Small or cut off", 2, "Higher resolution, tiling.")
 def small_or_cut_off(e: BoxEvidence) -> Bools:
     """Not found, and smaller than 9 in 10 of its class or touching the image's border."""
+    from mld_core.evaluation.detection.units import box_size
+
     missed, truths = e.units.missed, e.records.truths
     area = box_size(truths.box)[0]
     counted = np.where(truths.counts, area, np.nan)

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from mld_core.evaluation.analysis.error_probability import CSE, MINIMUM, ErrorProbability
 from mld_core.evaluation.analysis.stack_features import StackInputs, fold_columns
@@ -91,6 +89,8 @@ def class_probabilities(
         return made
 
     def one(fold: int) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
         test = np.flatnonzero(folds == fold)
         train = known[folds[known] != fold]
         keep = hash_uniform(train.astype(np.uint64), 501 + fold) < TRAIN_CAP / max(len(train), 1)
@@ -126,6 +126,8 @@ def _tempered(p: Floats, target: Ints, folds: NDArray[np.int8]) -> Floats:
 
 
 def _best_power(z: Floats, target: Ints) -> float:
+    from scipy.optimize import minimize_scalar
+
     here = np.arange(len(target))
 
     def loss(power: float) -> float:

@@ -38,8 +38,6 @@ from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.tables import read_facts
 from mld_core.records.read.reader import PassSelection
 
-METHOD_2D = "od_v1"
-
 
 @dataclass(frozen=True)
 class _Read:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
 
 from mld_core.evaluation.analysis.answers import Reference, SplitAnalysis
 from mld_core.evaluation.analysis.error_probability import ErrorProbability
@@ -333,6 +332,8 @@ def frame_error_proba(
     records: BoxRecords, units: BoxUnits, proba: Floats, keys: NDArray[np.generic]
 ) -> Floats:
     """(F,) probability that a frame holds an error: isotonic of 1 - prod(1 - proba), cross-fitted."""
+    from sklearn.isotonic import IsotonicRegression
+
     count = records.frames.num_rows
     frame = records.predictions.frame[units.kept]
     fine = np.bincount(frame, weights=np.log1p(-np.clip(proba, 0, 1 - 1e-9)), minlength=count)

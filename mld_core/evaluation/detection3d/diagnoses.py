@@ -7,12 +7,15 @@ T12, which concern the sensor, are in `diagnoses_sensor`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mld_core.evaluation.codes.diagnosis import Diagnosis, diagnose, diagnosis
-from mld_core.evaluation.detection3d.evidence import RoadEvidence, robust_bound
 from mld_core.evaluation.metrics.boxes import Bools, Floats
+
+if TYPE_CHECKING:
+    from mld_core.evaluation.detection3d.evidence import RoadEvidence
 
 FEW_POINTS = 5
 
@@ -90,6 +93,8 @@ def size_error(r: RoadEvidence) -> Bools:
 @diagnosis("T05", "Yaw error", 2, "Orientation loss.")
 def yaw_error(r: RoadEvidence) -> Bools:
     """Turned by more than the class's robust bound, less than a quarter turn."""
+    from mld_core.evaluation.detection3d.evidence import robust_bound
+
     small = r.turned < np.pi / 2
     return r.of_pairs(small & (r.turned > robust_bound(np.where(small, r.turned, np.nan), r.pairs.label)))
 
@@ -103,6 +108,8 @@ def yaw_flip(r: RoadEvidence) -> Bools:
 @diagnosis("T07", "Velocity error", 2, "More sweeps; check the synchronisation.", "velocity")
 def velocity_error(r: RoadEvidence) -> Bools:
     """The velocity is off by more than the class's robust bound."""
+    from mld_core.evaluation.detection3d.evidence import robust_bound
+
     error = np.where(r.profile.moves[r.pairs.label], r.pairs.errors[:, 3], np.nan)
     return r.of_pairs(error > robust_bound(error, r.pairs.label))
 

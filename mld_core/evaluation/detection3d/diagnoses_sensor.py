@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from scipy.special import expit, logit, ndtr, ndtri
-from sklearn.linear_model import LogisticRegression
 
 from mld_core.evaluation.detection3d.bins import SECTORS, polar, range_bin
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
@@ -194,6 +192,8 @@ def _silence(truths: Truths, silent: Bools, n_points: NDArray[np.integer] | None
 
     From range, size, class, points, and the silence of its sector in the frames around.
     """
+    from sklearn.linear_model import LogisticRegression
+
     rate = (silent.sum() + 0.5) / (truths.counts.sum() + 1.0)
     made = np.full(len(truths), rate)
     known = np.flatnonzero(truths.counts)
@@ -246,6 +246,8 @@ def _fewer(cell: Ints, seen: Floats, recorded: Predictions, frames: int) -> Floa
         recorded: every recorded prediction.
         frames: number of frames.
     """
+    from scipy.optimize import nnls
+
     shape = (frames, STEPS)
     there = _step(polar(recorded.box)[1]) if len(recorded) else np.empty(0, np.int64)
     found = np.bincount(recorded.frame * STEPS + there, minlength=frames * STEPS).reshape(shape)

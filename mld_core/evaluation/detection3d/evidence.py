@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingRegressor
 
 from mld_core.evaluation.detection3d.bins import polar
 from mld_core.evaluation.detection3d.diagnoses_sensor import (
@@ -333,6 +332,8 @@ def expected_offsets(e: RoadEvidence) -> Floats:
     Cross-fitted boosted trees over range, azimuth, class, size, score and points of the truth, on the log of
     the distance; the class median with fewer than 50 pairs.
     """
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
     pairs = e.pairs
     target = np.log(np.maximum(pairs.flat, 0.01))
     if len(target) < LEAST_PAIRS:

@@ -33,7 +33,6 @@ from mld_core.evaluation.metrics.nuscenes import (
     tp_errors,
 )
 
-METHOD_3D = "od3d_v1"
 REPLACED = ("D20",)
 """Codes of boxes in general that a 3D code takes the place of."""
 

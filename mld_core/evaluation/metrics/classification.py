@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 Floats = NDArray[np.float64]
 
@@ -181,6 +180,8 @@ def jeffreys_interval(errors: int, count: int, *, level: float = 0.95) -> tuple[
         >>> round(low, 3), round(high, 3)
         (0.021, 0.284)
     """
+    from scipy.special import betaincinv
+
     if count == 0:
         return None, None
     tail = (1 - level) / 2

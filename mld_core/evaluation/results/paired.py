@@ -13,7 +13,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.special import betainc
 
 from mld_core.evaluation.codes.categories import CATEGORIES, Flags, categorise
 from mld_core.evaluation.engine.executor import Workers
@@ -143,6 +142,8 @@ def mcnemar_exact(fixed: int, regressed: int) -> float | None:
         >>> mcnemar_exact(1, 9)
         0.021484375
     """
+    from scipy.special import betainc
+
     low, total = min(fixed, regressed), fixed + regressed
     if total == 0:
         return None

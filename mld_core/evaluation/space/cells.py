@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv
 
 from mld_core.evaluation.space.neighbourhood import K_GRID, Neighbourhood
 from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
@@ -79,6 +78,8 @@ def beta_quantile(a: NDArray[np.floating], b: NDArray[np.floating], q: float = A
         >>> beta_quantile(np.array([1.0]), np.array([1.0])).round(6).tolist()
         [0.05]
     """
+    from scipy.special import betaincinv
+
     pairs, where = np.unique(np.stack([a, b], axis=1).astype(np.float64), axis=0, return_inverse=True)
     return np.asarray(betaincinv(pairs[:, 0], pairs[:, 1], q)[where.reshape(-1)], dtype=np.float64)
 
@@ -180,6 +181,8 @@ def ambiguity_of(counted: LabelCounts, sizes: NDArray[Any], rows: NDArray[np.int
         >>> made.tie.tolist(), made.first.tolist()
         ([True, False, True], [0, 0, 0])
     """
+    from scipy.special import betainc
+
     counts = counted(AMBIGUITY_KS[-1], rows)
     k = _own_k(counts, sizes)
     for fewer in AMBIGUITY_KS[:-1]:

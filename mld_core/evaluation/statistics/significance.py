@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincc, ndtr
 
 LEVEL = 0.05
 
@@ -36,6 +35,8 @@ def binomial_upper(hits: NDArray[Any], count: NDArray[Any], p: NDArray[Any] | fl
         >>> binomial_upper(np.array([3.0]), np.array([3.0]), 0.5).tolist()
         [0.125]
     """
+    from scipy.special import betainc
+
     return np.asarray(np.where(hits > 0, betainc(np.maximum(hits, 1e-12), count - hits + 1, p), 1.0))
 
 
@@ -46,6 +47,8 @@ def binomial_lower(hits: NDArray[Any], count: NDArray[Any], p: NDArray[Any] | fl
         >>> binomial_lower(np.array([0.0]), np.array([3.0]), 0.5).tolist()
         [0.125]
     """
+    from scipy.special import betaincc
+
     return np.asarray(np.where(hits < count, betaincc(hits + 1, np.maximum(count - hits, 1e-12), p), 1.0))
 
 
@@ -56,6 +59,8 @@ def two_proportions_upper(
     other_count: NDArray[Any],
 ) -> NDArray[np.float64]:
     """One-sided p-value that hits / count is above the other proportion: pooled z, 1 if a side is empty."""
+    from scipy.special import ndtr
+
     n, m = np.maximum(count, 1), np.maximum(other_count, 1)
     pooled = (hits + other_hits) / (n + m)
     spread = np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
@@ -65,5 +70,7 @@ def two_proportions_upper(
 
 def two_sided_z(difference: NDArray[Any], spread: NDArray[Any]) -> NDArray[np.float64]:
     """Two-sided p-value of a difference of known spread; 1 where the spread is 0."""
+    from scipy.special import ndtr
+
     z = np.abs(difference) / np.where(spread > 0, spread, 1)
     return np.asarray(np.where(spread > 0, 2 * ndtr(-z), 1.0))
