@@ -9,8 +9,7 @@ it in full):
   (evaluation);
   any other forward is claimed by no event and recorded by nobody;
 * an evaluation has no beginning: its first forward is one. Its split is known when it ends, from the
-  prefix of the
-  metrics (`on_evaluate`) or from `on_predict`;
+  prefix of the metrics (`on_evaluate`) or from `on_predict`;
 * `on_epoch_end` comes before the epoch's evaluation, and `state.epoch` is a fraction: epochs are counted
   here;
 * after an out-of-memory error under `auto_find_batch_size`, `on_train_begin` fires again;
@@ -36,6 +35,7 @@ from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
 from mld_core.tracing.run.arguments import arguments_of
+from mld_core.tracing.run.leaving import Leaving
 from mld_core.tracing.run.options import WrapperOptions
 from mld_core.tracing.run.recorder import Recorder
 from mld_core.tracing.run.replay import moved
@@ -65,6 +65,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     @arguments_of(WrapperOptions)
     def __init__(self, options: WrapperOptions) -> None:
         self._recorder = Recorder(**vars(options))
+        self._leaving = Leaving(self._recorder.left)
         self._names: dict[str, str] = {}
         self._forward = LatestForward(self._forward_begins)
         self._trainer: weakref.ref[Any] | None = None
@@ -152,6 +153,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
                 if state.global_step > 0:
                     self._recorder.restore(_state_at(self._saved, state.global_step))
             self._training, self._in_step = True, False
+            if not self._recorder.disabled:
+                self._leaving.begin(Trainer)
             self._epoch = int(state.epoch or 0) - 1
             self._attach(args, model)
             self._start(model, state.global_step)
@@ -229,6 +232,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Wait for this rank's durability, then the account. What follows has the best model, if loaded."""
         self._drop_evaluation()
+        self._leaving.end()
         self._training = False
         if args.load_best_model_at_end and state.best_model_checkpoint:
             best = str(state.best_model_checkpoint).rsplit("-", 1)[-1]

@@ -276,6 +276,25 @@ class RunLife:
                 )
         return account
 
+    def left(self) -> None:
+        """The training was left in the middle and the process lives on: what is there is made durable.
+
+        On any thread; the recorder stays as it is for a training that may follow.
+        """
+        session = self.session
+        if session is None:
+            return
+        with self.guard.catch("making the records durable", lost="nothing yet"):
+            session.flush(_CHECKPOINT_WAIT_S)
+            if self._world[0] == 0:
+                share = (self._spent, time.perf_counter() - self._started)
+                so_far = account_text(session, session.account(), share, self.thinning.rows)
+                self.guard.tell_once(
+                    f"left:{self._started}",
+                    "The training was left before its end (Ctrl-C or an error). Finished passes are sealed; "
+                    f"the one under way is kept as it is, marked as partial. {so_far}",
+                )
+
     def renew(self, *, same_run: bool) -> dict[str, str]:
         """The training begins anew in this process: passes are counted from the start, in a new attempt.
 
