@@ -62,6 +62,9 @@ class Detector3D(Adapter):
         if found is None and names:
             found = len(names)
         if found is None:
+            heads = (read(module, "num_classes") for module in self.identity.layout.heads())
+            found = next((count for count in heads if isinstance(count, int)), None)
+        if found is None:
             stated = read(self.model, "num_class", "num_classes")
             found = int(stated) if isinstance(stated, int) else None
         if found is None:

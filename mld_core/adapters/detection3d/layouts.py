@@ -120,6 +120,36 @@ def box_convention(boxes: Any) -> str:
     return "mmdet3d>=1.0" if hasattr(boxes, "YAW_AXIS") else "mmdet3d<1.0"
 
 
+_LIDAR: Final = 0  # `Box3DMode.LIDAR`
+_AHEAD: Final = ((0.0, 0.0, 1.0), (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0))  # camera to LiDAR axes
+
+
+def lidar_rows(boxes: Any, meta: Any) -> tuple[Tensor, str]:
+    """Rows of an MMDetection3D box object in the LiDAR frame, and their convention.
+
+    Camera boxes (FCOS3D, PGD, SMOKE) are brought there by the sample's own `lidar2cam`, where it has one;
+    those without, and the boxes of depth sensors (VoteNet), into a LiDAR's axes (x ahead, y left, z up) at
+    the sensor's place. The conversion of centres, sizes and yaw is the framework's; it leaves
+    velocities alone.
+
+    Raises:
+        ValueError: boxes of another frame without a conversion.
+    """
+    kind, convert = type(boxes).__name__, getattr(boxes, "convert_to", None)
+    camera = "Camera" in kind
+    if not (camera or "Depth" in kind) or not callable(convert):
+        return tensor(boxes), box_convention(boxes)
+    given = as_array(read(meta, "lidar2cam")) if camera and read(meta, "lidar2cam") is not None else None
+    matrix = None if given is None or given.shape != (4, 4) else np.linalg.inv(given.astype(np.float64))
+    made = convert(_LIDAR, matrix)
+    rows, was = tensor(made), tensor(boxes)
+    if camera and rows.shape[1] == 9:
+        turn = rows.new_tensor(_AHEAD if matrix is None else matrix[:3, :3])
+        flat = torch.stack([was[:, 7], torch.zeros_like(was[:, 7]), was[:, 8]], 1)  # right and ahead
+        rows = torch.cat([rows[:, :7], (flat @ turn.T)[:, :2]], 1)
+    return rows, box_convention(made)
+
+
 def tensor(value: Any) -> Tensor:
     """A tensor of a box object, an array, a list or a tensor."""
     value = getattr(value, "tensor", value)

@@ -16,6 +16,7 @@ from mld_core.adapters.detection3d.layouts import (
     Layout,
     box_convention,
     facts_of,
+    lidar_rows,
     names_of,
     tensor,
     truth_of,
@@ -42,6 +43,11 @@ _RANGES = (
 
 def _base(model: Any) -> bool:
     return any(name == "Base3DDetector" for _, name in type_names(model))
+
+
+def _monocular(model: Any) -> bool:
+    """FCOS3D, PGD, SMOKE, MonoFlex: mmdet's base, boxes in the camera's frame."""
+    return any(name == "SingleStageMono3DDetector" for _, name in type_names(model))
 
 
 def _three_dimensional(model: Any) -> bool:
@@ -71,7 +77,7 @@ class Mmdet3d(Layout):
     def fits(model: Any) -> bool:
         """A data preprocessor, and predict, loss and _forward."""
         new = has(model, "data_preprocessor", "predict", "loss", "_forward")
-        return new and (_base(model) or _three_dimensional(model))
+        return new and (_base(model) or _monocular(model) or _three_dimensional(model))
 
     def roi_head(self) -> Any:
         """Not read: second stages of MMDetection3D are none of the known families."""
@@ -89,7 +95,8 @@ class Mmdet3d(Layout):
                 return None
             scores, labels = read(instances, "scores_3d"), read(instances, "labels_3d")
             attributes = read(instances, "attr_labels")
-            found.append(NativeFrame(tensor(boxes), scores, labels, box_convention(boxes), attributes))
+            rows, convention = lidar_rows(boxes, read(sample, "metainfo"))
+            found.append(NativeFrame(rows, scores, labels, convention, attributes))
         return found
 
     def truths(self, truth: Any) -> list[Truth | None] | None:
@@ -108,7 +115,7 @@ class Mmdet3d(Layout):
             else:
                 frames.append(None)
                 continue
-            frames.append(truth_of(boxes, labels, box_convention(boxes), _id_of(meta), **facts))
+            frames.append(truth_of(*_in_order(boxes, labels, meta), _id_of(meta), **facts))
         return frames
 
     def metas(self, call: Call) -> Any:
@@ -152,6 +159,11 @@ class Mmdet3d(Layout):
             inputs["img"] = list(batch["img"])
         data = self.model.data_preprocessor({"inputs": inputs, "data_samples": samples}, False)
         return (), {**data, "mode": "predict"}
+
+
+def _in_order(boxes: Any, labels: Any, meta: Any) -> tuple[Tensor, Any, str]:
+    rows, convention = lidar_rows(boxes, meta)
+    return rows, labels, convention
 
 
 def _id_of(meta: Any) -> str | None:
