@@ -92,6 +92,7 @@ class _Catch:
         self.failed = False
 
     def __enter__(self) -> "_Catch":
+        self.failed = False
         return self
 
     def __exit__(
@@ -161,7 +162,8 @@ class Guard:
             rows: rows lost when it fails.
 
         Returns:
-            A context manager; its ``failed`` says afterwards whether something was swallowed.
+            A context manager, for one block after the other; its ``failed`` says afterwards whether something
+            was swallowed.
         """
         return _Catch(self, what, lost, rows)
 

@@ -42,7 +42,7 @@ def at(value: Any, path: Path) -> Any:
     """
     try:
         for key in path:
-            indexed = isinstance(value, (Mapping, list, tuple))
+            indexed = isinstance(value, (dict, list, tuple, Mapping))
             value = value[key] if indexed else getattr(value, key, None)
     except (LookupError, TypeError):
         return None

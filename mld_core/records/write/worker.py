@@ -164,6 +164,7 @@ class Worker:
         taken, self._taken = self._taken, []
         groups: dict[int, list[Taken]] = {}
         for batch in taken:
+            time.sleep(0)  # lets go of the interpreter's lock: the training thread may be waiting for it
             batch.made = self._made(batch)
             if batch.made is None:
                 continue

@@ -22,6 +22,8 @@ class Batch:
         n: its units, None where neither labels nor inputs tell.
         whole: the batch itself, as the loader gave it.
         answer: `outputs` is what the model returned, not what a step made of it.
+        id_column: (ids as they stand in the batch, their source), where there are some.
+        searched: whether ids were looked for.
     """
 
     inputs: Any = None
@@ -36,6 +38,8 @@ class Batch:
     n: int | None = None
     whole: Any = None
     answer: bool = False
+    id_column: tuple[Any, str] | None = None
+    searched: bool = False
 
 
 def class_count(model: nn.Module) -> int | None:
@@ -84,7 +88,8 @@ def own_copy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, (list, tuple)):
-        if value and all(isinstance(v, Tensor) and v.shape == value[0].shape for v in value):
+        first = value[0] if value else None
+        if isinstance(first, Tensor) and all(isinstance(v, Tensor) and v.shape == first.shape for v in value):
             return torch.stack([v.detach() for v in value])
         return list(value)
     return value

@@ -1,11 +1,13 @@
 """The content's hash of one batch, and who makes it: the training thread, a thread of its own, the writer's.
 
 What is small is hashed where it stands: no reference to the user's batch is kept, so that nobody can write to
-it before. Large batches, and those whose ids do not need the hash, go to `HashThread`, which holds two.
+it before. Large batches, and those whose ids do not need the hash, go to `HashThread`, which holds two and
+hashes while the step after them runs backward: hashing keeps the interpreter's lock, which nobody needs then.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -39,35 +41,49 @@ class Fingerprint:
         on_host: no tensor of the inputs lies on a device.
         kind: how it is made; hashes compare within one kind.
         missing: why there is none, as it is counted; "" while there may be one.
+        aside: another thread is to make it, before the writer's reads it.
     """
 
     def __init__(self, inputs: Any, n: int | None, divided: Callable[[Any, int], Any] | None = None) -> None:
-        tensors = tensors_in(inputs)
+        if type(inputs) is torch.Tensor:
+            tensors, self.nbytes = [inputs], inputs.nbytes
+        else:
+            tensors, self.nbytes = tensors_in(inputs), weight(inputs)
         self.n = n
-        self.on_host = all(t.device.type == "cpu" for t in tensors)
+        self.on_host = True
+        # torch has no public name for the in-place counter, and inference tensors have none
+        self._versions: list[tuple[torch.Tensor, int]] = []
+        for tensor in tensors:
+            self.on_host = self.on_host and tensor.is_cpu
+            if not tensor.is_inference():
+                self._versions.append((tensor, tensor._version))  # noqa: SLF001
         self.kind = hashing_host.KIND if self.on_host else KIND
         self.missing = ""
-        self.nbytes = weight(inputs)
+        self.aside = False
         self._inputs = inputs
-        # torch has no public name for the in-place counter, and inference tensors have none
-        self._versions = [(t, t._version) for t in tensors if not t.is_inference()]  # noqa: SLF001
         self._divided = divided
         self._hashes: Any = None
-        self._being_made: Any = None
+        self._made = False
+        self._making = threading.Lock()
 
     @property
     def held_bytes(self) -> int:
         """Bytes kept alive for nobody but the writer thread, which is to make the hash."""
-        return 0 if self._inputs is None or self._being_made is not None else self.nbytes
+        return 0 if self._inputs is None or self.aside else self.nbytes
 
     def make(self, n: int | None = None, *, aside: bool = False) -> None:
-        """Makes the hash and lets go of the inputs.
+        """Makes the hash, unless another thread did, and lets go of the inputs.
 
         Args:
             n: units, where they were not known.
             aside: on a thread of its own, which lets others run.
         """
-        n = self.n if n is None else n
+        with self._making:
+            self._make(self.n if n is None else n, aside=aside)
+
+    def _make(self, n: int | None, *, aside: bool = False) -> None:
+        if self._made:
+            return
         try:
             if n is not None and not self._changed():
                 inputs = self._inputs if self._divided is None else self._divided(self._inputs, n)
@@ -78,23 +94,18 @@ class Fingerprint:
         except Exception:  # noqa: BLE001 - inputs of the user's that can not be read cost their hash, not their rows
             self.missing = UNREADABLE
         finally:
-            self._inputs, self._versions, self._divided = None, [], None
+            self._let_go()
 
     def _changed(self) -> bool:
         return any(tensor._version != version for tensor, version in self._versions)  # noqa: SLF001
 
+    def _let_go(self) -> None:
+        self._inputs, self._versions, self._divided, self._made = None, [], None, True
+
     def skip(self, why: str) -> None:
         """There will be none; the inputs are let go of."""
         self.missing = why
-        self._inputs, self._versions, self._divided = None, [], None
-
-    def to_be_made(self) -> None:
-        """Another thread will make it: `read` waits for that."""
-        self._being_made = threading.Event()
-
-    def made(self) -> None:
-        """What `to_be_made` announced is done."""
-        self._being_made.set()
+        self._let_go()
 
     def read(self, n: int) -> Any | None:
         """The hash (n, 2), None where there is none. Writer thread only.
@@ -102,12 +113,13 @@ class Fingerprint:
         Args:
             n: units of the batch.
         """
-        if self._being_made is not None:
-            if not self._being_made.wait(_PATIENCE_S):
-                self.missing = LATE
-                return None
-        elif self._inputs is not None:
-            self.make(n)
+        if not self._making.acquire(timeout=_PATIENCE_S):
+            self.missing = LATE
+            return None
+        try:
+            self._make(n)
+        finally:
+            self._making.release()
         return self._hashes if self._hashes is not None and len(self._hashes) == n else None
 
 
@@ -133,38 +145,47 @@ def weight(inputs: Any) -> int:
 class HashThread:
     """Hashes batches beside the training; started with the first one, anew after a fork.
 
-    It holds two batches at most: who brings a third is told that it is late.
+    It holds two batches at most: who brings a third is told that it is late. One that was taken waits for
+    `go`, the next `take` or the writer thread, which makes it itself.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Fingerprint | None] = queue.SimpleQueue()
-        self._busy: list[Fingerprint] = []
-        self._thread: threading.Thread | None = None
+        self._held: list[Fingerprint] = []
+        self._next: Fingerprint | None = None
+        self._pid = 0
 
     def take(self, fingerprint: Fingerprint) -> bool:
         """Has the hash made soon; False: it is late, nothing was taken. Training thread only."""
-        if self._thread is None or not self._thread.is_alive():
-            self._queue, self._busy = queue.SimpleQueue(), []
-            self._thread = threading.Thread(
-                target=_work, args=(self._queue, self._busy), name="mld-hash", daemon=True
-            )
-            self._thread.start()
-        if len(self._busy) >= _HELD:
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._queue, self._held, self._next = queue.SimpleQueue(), [], None
+            threading.Thread(
+                target=_work, args=(self._queue, self._held), name="mld-hash", daemon=True
+            ).start()
+        self.go()
+        if len(self._held) >= _HELD:
             return False
-        fingerprint.to_be_made()
-        self._busy.append(fingerprint)
-        self._queue.put(fingerprint)
+        fingerprint.aside = True
+        self._held.append(fingerprint)
+        self._next = fingerprint
         return True
+
+    def go(self) -> None:
+        """Now is a good time: the training thread is about to leave the interpreter."""
+        if self._next is not None:
+            self._queue.put(self._next)
+            self._next = None
 
     def close(self) -> None:
         """Ends the thread once it has made what it took."""
+        self.go()
         self._queue.put(None)
-        self._thread = None
+        self._pid = 0
 
 
-def _work(waiting: queue.SimpleQueue[Fingerprint | None], busy: list[Fingerprint]) -> None:
+def _work(waiting: queue.SimpleQueue[Fingerprint | None], held: list[Fingerprint]) -> None:
     while (fingerprint := waiting.get()) is not None:
         fingerprint.make(aside=True)
-        busy.remove(fingerprint)
-        fingerprint.made()
+        held.remove(fingerprint)
         del fingerprint

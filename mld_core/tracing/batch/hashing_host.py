@@ -21,13 +21,13 @@ KIND: Final = "xxh3-128"
 """Stored with a pass; it changes when the same input gets another hash: hashes compare within one kind."""
 INLINE_BYTES: Final = 4 << 20
 """Of a batch that the training thread hashes itself: 0.2 ms."""
-_BREATH: Final = 1 << 18  # bytes; xxhash keeps the interpreter's lock
+_BREATH: Final = 1 << 20  # bytes; xxhash keeps the interpreter's lock
 
 
 def hash_rows(raw: npt.NDArray[np.uint8], text: str, *, aside: bool = False) -> npt.NDArray[np.int64]:
     """The (n, 2) hash of rows of bytes (n, W), C-contiguous, that are described by `text`.
 
-    `aside`: on a thread of its own; it lets others run every 256 KiB.
+    `aside`: on a thread of its own; it lets others run every MiB.
     """
     n, width = raw.shape
     return hash_slices(

@@ -5,6 +5,7 @@ turns what was found into text; where ids are tensors on a device that copies th
 writer thread. `find_ids` is both in one, for host batches.
 """
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 ID_KEY = "input_id"
+LOADER_INDEX = "loader_index"
 SHARD_KEY = "__key__"
 _META_KEYS = ("token", "lidar_path", "sample_idx", "img_id", "img_path")
 _META_COLUMNS = (
@@ -136,14 +138,29 @@ def locate_ids(batch: Any, n: int, id_fn: Callable[[Any], Any] | None = None) ->
         if _count(ids) != n:
             raise ValueError(f"id_fn gave {_count(ids)} ids for {n} samples: {_FIX}, one per sample")
         return _settle(ids), "id_fn"
+    found = find_id_column(batch, n)
+    return None if found is None else (_settle(found[0]), found[1])
+
+
+def find_id_column(batch: Any, n: int) -> tuple[Any, str] | None:
+    """Find the sample ids that stand in a batch, as they are; arguments and order as in `find_ids`."""
     for search in (_marked_ids, _named_ids, _image_ids, _shard_keys, _meta_ids):
         found = search(batch)
         if found is not None and _count(found[0]) == n:
-            try:
-                return _settle(found[0]), found[1]
-            except ValueError:
-                continue  # not ids after all; the next source may have some
+            with contextlib.suppress(ValueError):  # not ids after all; the next source may have some
+                _settle(found[0])
+                return found
     return None
+
+
+def settled_ids(column: Any, n: int) -> Any | None:
+    """What is kept of a column of ids until they are written as text; None where they are not `n` ids."""
+    if _count(column) != n:
+        return None
+    try:
+        return _settle(column)
+    except ValueError:
+        return None
 
 
 def _settle(ids: Any) -> Any:
@@ -317,14 +334,16 @@ def base_ids(dataset: Any, indices: Sequence[Any]) -> list[str]:
 
 
 def _are_places(indices: Sequence[Any]) -> bool:
-    return all(type(index) is int and index >= 0 for index in indices)
+    return set(map(type, indices)) == {int} and min(indices) >= 0
 
 
 def _leads_on(dataset: Any) -> bool:
     """Whether `_inner_place` may find a data set in this one."""
     kind = type(dataset)
-    return isinstance(dataset, (WithInputId, Subset)) or any(
-        hasattr(kind, name) for name in ("mld_inner", "_get_ori_dataset_idx")
+    return (
+        isinstance(dataset, (WithInputId, Subset))
+        or hasattr(kind, "mld_inner")
+        or hasattr(kind, "_get_ori_dataset_idx")
     )
 
 

@@ -23,7 +23,7 @@ import difflib
 import inspect
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -126,6 +126,7 @@ class Probe:
         self.later: list[tuple[Any, Any]] = []
         self.check_version = check_version
         self.version: int | None = None
+        self.then: Callable[[], None] | None = None
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook; traced by dynamo, hence nothing but attributes."""
@@ -144,6 +145,8 @@ class Probe:
         self.switch.saw_call()
         if self.check_version:
             self.version = _version(output)
+        if self.then is not None:
+            self.then()
 
     def calls(self) -> list[tuple[Any, Any]]:
         """Every call of the step, in order."""
@@ -170,6 +173,7 @@ class Probe:
             "later": [],
             "version": None,
             "check_version": False,
+            "then": None,
         }
 
 
@@ -387,6 +391,14 @@ class Capture:
             if probe.call is not None and not graph.knows(name):
                 graph.saw(name, probe.call[1])
         return graph.origins(loss)
+
+    def then(self, name: str, act: Callable[[], None]) -> None:
+        """Has something done in each step when the module `name`, or else the last hooked one, has run."""
+        for probe in self.probes.values():
+            probe.then = None
+        last = self.probes.get(name) or next(reversed(self.probes.values()), None)
+        if last is not None:
+            last.then = act
 
     def leaf_calls(self) -> list[LeafCall]:
         """Executed leaf layers, in order: those watched, then those probed inside compiled regions."""

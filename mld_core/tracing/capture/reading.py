@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -48,7 +49,7 @@ class LogitsSource:
     picked: tuple[tuple[int, int], ...] = ()
     kind: str = ""
 
-    @property
+    @cached_property
     def is_binary(self) -> bool:
         """Whether one number per sample stands for two classes."""
         return self.activation.startswith("one ")
@@ -57,7 +58,7 @@ class LogitsSource:
         """The tensor (B, K) in what the module gave, (B, 1) of one logit; None where it does not fit."""
         if self.path is None:
             return find_logits(value, n_rows, n_class)
-        tensor = _selected(at(value, self.path), self.picked)
+        tensor = _selected(at(value, self.path) if self.path else value, self.picked)
         if tensor is None or (n_rows is not None and tensor.shape[:1] != (n_rows,)):
             return None
         if self.is_binary:

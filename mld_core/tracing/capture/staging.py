@@ -59,8 +59,12 @@ class CpuStaged:
 
 def stage_cpu(tensors: Sequence[Tensor]) -> CpuStaged:
     """Clones `tensors`: a slice lets go of its storage, an inference tensor becomes a plain one."""
-    clones = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
-    return CpuStaged(clones, sum(t.numel() * t.element_size() for t in clones))
+    clones, nbytes = [], 0
+    for tensor in tensors:
+        clone = tensor.detach().clone(memory_format=torch.contiguous_format)
+        clones.append(clone)
+        nbytes += clone.nbytes
+    return CpuStaged(clones, nbytes)
 
 
 @dataclass
@@ -107,6 +111,11 @@ class Stager:
         Raises:
             ValueError: a distributed tensor of which this rank holds no whole rows.
         """
+        for tensor in tensors:
+            if type(tensor) is not Tensor or not tensor.is_cpu:
+                break
+        else:
+            return stage_cpu(tensors)
         tensors = [local_part(t) for t in tensors]
         devices = {t.device for t in tensors}
         if all(d.type == "cpu" for d in devices):

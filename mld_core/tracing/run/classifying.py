@@ -14,12 +14,15 @@ from mld_core.tracing.batch.plan import LabelPlan
 from mld_core.tracing.capture.capture import Capture
 from mld_core.tracing.capture.heads import MOST_MISSES, Captured, HeadChooser
 from mld_core.tracing.capture.outputs import find_main_tensor
-from mld_core.tracing.capture.reading import Known
+from mld_core.tracing.capture.reading import Known, LogitsSource
+from mld_core.tracing.capture.staging import Staged
 from mld_core.tracing.run.receipt import place_told, receipt
 from mld_core.tracing.run.sealing import OpenPass
 from mld_core.tracing.run.session import Session
+from mld_core.tracing.run.settled import settle
 from mld_core.tracing.tables.rows import UNLABELLED, BatchJob, PassContext
 
+_SETTLES_BY: Final = 8  # batches of a pass, after which none is asked how the next could be read
 _UNLABELLED: Final = ("predict", "deploy")  # splits that have no labels by nature
 
 
@@ -134,13 +137,30 @@ class ClassificationSession(Session):
             context = self._begin_rows(open_pass, batch, captured)
         if not open_pass.batches:
             self._say_receipt(open_pass, batch, captured)
-        job = self._job(open_pass, context, batch, captured, n)
-        held = 0 if job.hash_from is None else job.hash_from.held_bytes
-        nbytes = job.staged.nbytes + held + 128 * n
-        if not self.put(open_pass, job, rows=n, nbytes=nbytes, hurry=job.hurry):
-            job.staged.discard()
-        open_pass.units += n
+        self.hand_over(open_pass, self._job(open_pass, context, batch, captured, n))
+        if open_pass.settled is None and open_pass.batches < _SETTLES_BY:
+            open_pass.settled = settle(self, open_pass, batch, captured)
         return captured
+
+    def hand_over(self, open_pass: OpenPass, job: BatchJob) -> None:
+        """Gives a batch to the writer."""
+        held = 0 if job.hash_from is None else job.hash_from.held_bytes
+        nbytes = job.staged.nbytes + held + 128 * job.n
+        if not self.put(open_pass, job, rows=job.n, nbytes=nbytes, hurry=job.hurry):
+            job.staged.discard()
+        open_pass.units += job.n
+
+    def reads_as(self, source: LogitsSource) -> bool:
+        """Whether logits of the model's mode are still read from there."""
+        return (
+            self.chooser is not None
+            and self.chooser.sources.get(self._training) is source
+            and not self.unsupported
+        )
+
+    def stage(self, tensors: Sequence[Tensor]) -> Staged:
+        """Starts the copy of a batch's tensors to the host."""
+        return self._stager.stage(tensors, () if self.capture is None else self.capture.switch.streams)
 
     def _take(self, batch: Batch, n: int | None) -> Captured | None:
         assert self.chooser is not None
@@ -149,7 +169,7 @@ class ClassificationSession(Session):
             return None
         self.chooser.outputs_answer = batch.answer
         choosing = self.chooser.needs_watch(training=self._training)
-        known = Known()
+        known = None
         if choosing:
             largest, binary = label_range(batch.labels)
             self._smallest = max(self._smallest, largest + 1)
@@ -179,6 +199,7 @@ class ClassificationSession(Session):
             return True
         batch.labels = self.labels.settle(batch.whole, batch.labels, target)
         self.chooser.reads_target = self.labels.of_loss
+        self.reading.forget()
         if (
             self.labels.of_loss
             and captured.source.is_binary
@@ -304,6 +325,8 @@ class ClassificationSession(Session):
         context.meta.update(meta, counts=context.counts)
         if open_pass.handle is None:
             self.open(open_pass, dict(meta))
+        if self.capture is not None:
+            self.capture.then(captured.source.name, self._hasher.go)
         open_pass.context = context
         self._contexts.append(context)
         self._store_info(context)
@@ -366,16 +389,16 @@ class ClassificationSession(Session):
                 tensors.append(fixed)
             else:
                 on_host[name] = fixed
-        held, on_device = self._hashing(batch, n, context.mode)
+        held, on_device = self.hashing(batch, n, context.mode)
         if on_device is not None:
             names.append("input_hash")
             tensors.append(on_device)
-        self._tell_id_source(batch.id_source)
+        self.tell_id_source(batch.id_source)
         return BatchJob(
             context=context,
             unit0=open_pass.units,
             n=n,
-            staged=self._stager.stage(tensors, () if self.capture is None else self.capture.switch.streams),
+            staged=self.stage(tensors),
             names=names,
             labels=on_host.get("labels"),
             ids=on_host.get("ids"),

@@ -138,10 +138,10 @@ class DetectionSession(Session):
         n = frames_in(inputs) if self.task == "detection3d" else None
         return count_frames(batch, labels, inputs) if n is None else n
 
-    def _hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Any]:
+    def hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Any]:
         """Frames of 3D lie in lists or in one tensor with their numbers: divided where they may be read."""
         if self.task != "detection3d":
-            return super()._hashing(batch, n, mode)
+            return super().hashing(batch, n, mode)
         if batch.inputs is None or not (self.options.input_hash or batch.id_source == CONTENT_HASH):
             return None, None
         fingerprint = Fingerprint(batch.inputs, n, by_frame)
@@ -215,13 +215,13 @@ class DetectionSession(Session):
         seen, kept = self._early
         same = seen is not None and batch.labels is seen
         truth, ids = kept if same else holder.keep(batch.labels, own=True), own_copy(batch.ids)
-        held, on_device = self._hashing(batch, n, context.mode)
+        held, on_device = self.hashing(batch, n, context.mode)
         if held is not None and held.held_bytes:
             holder.count(tensors_in(batch.inputs))
         device = next((d for d in holder.devices if d.type == "cuda"), None)
         if device is not None:
             self._mark(source, device)
-        self._tell_id_source(batch.id_source)
+        self.tell_id_source(batch.id_source)
         return DetectionJob(
             context=context,
             source=source,

@@ -47,6 +47,9 @@ class RunLife:
         self.options = RecorderOptions(**options)
         # A scope of its own: a second run in one process (a notebook) is told its messages anew.
         self.guard = Guard(scope=uuid.uuid4().hex)
+        # Made once: they are entered for every batch.
+        self._arming = self.guard.catch("arming the hooks", lost="the records of that batch")
+        self._recording = self.guard.catch("recording a batch", lost="the rows of that batch")
         self.session: Session | None = None
         self._names: dict[str, str] = {}
         self._restored: dict[str, str] = {}

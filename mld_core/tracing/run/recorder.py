@@ -11,22 +11,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from mld_core.records.format.layout import PassKey
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, row_count
-from mld_core.tracing.batch.identity import locate_ids
+from mld_core.tracing.batch.identity import LOADER_INDEX, locate_ids, settled_ids
 from mld_core.tracing.batch.labels import find_labels
 from mld_core.tracing.batch.taps import install_tap, sequential_order
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.lifecycle import RunLife
 from mld_core.tracing.run.replay import plan
 from mld_core.tracing.run.sealing import OpenPass
-
-LOADER_INDEX: Final = "loader_index"
 
 
 class Recorder(RunLife):
@@ -189,7 +187,7 @@ class Recorder(RunLife):
         if self.session is None or not self._stack or self._stack[-1].muted:
             return
         begun = time.perf_counter()
-        with self.guard.catch("arming the hooks", lost="the records of that batch"):
+        with self._arming:
             self.session.arm()
             if batch is not None:
                 self.session.preview(batch)
@@ -210,10 +208,13 @@ class Recorder(RunLife):
             return
         begun = time.perf_counter()
         open_pass = self._stack[-1]
-        with self.guard.catch("recording a batch", lost="the rows of that batch") as caught:
+        with self._recording as caught:
+            settled = open_pass.settled
             if self.thinning.leaves_out(open_pass):
                 self.thinning.leave_out(self.session, open_pass, batch)
-            elif not open_pass.muted:
+            elif open_pass.muted or (settled is not None and settled.record(batch, batch_idx, global_step)):
+                pass
+            else:
                 self.session.commit(open_pass, self._read(batch, outputs, open_pass, batch_idx, global_step))
         if caught.failed:
             self._count_lost(batch)
@@ -348,28 +349,40 @@ class Recorder(RunLife):
         """Inputs, labels, ids and fields of a framework's batch; the user's functions come first."""
         assert self.session is not None
         found = self.session.read(batch)
-        found.ids, found.id_source = self.identify(batch, found.n, open_pass)
+        found.ids, found.id_source = self.identify(found, open_pass)
         if self.options.fields_fn is not None:
             found.fields = self.options.fields_fn(batch)
         found.images = self.session.pictures.of(batch, open_pass.key)
         found.outputs, found.batch_idx, found.global_step = outputs, batch_idx, global_step
         return found
 
-    def identify(self, batch: Any, n: int | None, open_pass: OpenPass) -> tuple[Any, str]:
+    def identify(self, batch: Batch, open_pass: OpenPass) -> tuple[Any, str]:
         """The batch's ids and their source, best source first; the content hash is the last resort."""
+        n = batch.n
         drawn = (
             None if open_pass.tap is None else open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
         )
         if n is None:
             return None, CONTENT_HASH
-        found = None
-        with self.guard.catch("reading the sample ids", lost="nothing; the next source of ids is used"):
-            found = locate_ids(batch, n, self.options.id_fn)
-        if found is None and self.options.id_fn is not None:
-            found = locate_ids(batch, n)
-        if found is not None:
-            return found
+        if batch.id_column is not None or not batch.searched or self.options.id_fn is not None:
+            found = self._ids_in(batch, n)
+            if found is not None:
+                return found
         return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)
+
+    def _ids_in(self, batch: Batch, n: int) -> tuple[Any, str] | None:
+        """The ids that the user's function or the batch itself brings."""
+        what, lost = "reading the sample ids", "nothing; the next source of ids is used"
+        if self.options.id_fn is not None:
+            with self.guard.catch(what, lost=lost):
+                return locate_ids(batch.whole, n, self.options.id_fn)
+        if batch.id_column is not None:
+            ids = settled_ids(batch.id_column[0], n)
+            if ids is not None:
+                return ids, batch.id_column[1]
+        with self.guard.catch(what, lost=lost):
+            return locate_ids(batch.whole, n)
+        return None
 
 
 class _Criterion:

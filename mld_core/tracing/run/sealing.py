@@ -38,7 +38,8 @@ def attempt_name(launch_id: str, restart: int | str) -> str:
 class OpenPass:
     """A pass that has begun. `muted`: its events are followed, nothing is recorded.
 
-    `dataset`: the loader's, and `size`, its samples, where the loader tells.
+    `dataset`: the loader's, and `size`, its samples, where the loader tells. `settled`: how its batches are
+    read, once known.
     """
 
     key: PassKey
@@ -52,6 +53,7 @@ class OpenPass:
     final_key: PassKey | None = None
     handle: int | None = None
     context: PassState | None = None
+    settled: Any = None
     units: int = 0
     batches: int = 0
     size: int | None = None

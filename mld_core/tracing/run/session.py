@@ -6,6 +6,7 @@ references are staged, the rest is left to a job on the writer thread.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,7 +20,9 @@ from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, count_rows
 from mld_core.tracing.batch.fingerprint import LATE, Fingerprint, HashThread
 from mld_core.tracing.batch.hashing import hash_kind, input_hash_of
 from mld_core.tracing.batch.hashing_host import INLINE_BYTES
+from mld_core.tracing.batch.identity import find_id_column
 from mld_core.tracing.batch.labels import find_inputs, find_labels
+from mld_core.tracing.batch.places import BatchPlan
 from mld_core.tracing.capture.staging import Stager
 from mld_core.tracing.run.sealing import OpenPass, RunWriter
 from mld_core.tracing.tables.media import Pictures
@@ -47,6 +50,7 @@ class Session(RunWriter, ABC):
         self.id_hint = ""
         self._stored_info: dict[str, Any] = {}
         self._stager = Stager()
+        self.reading = BatchPlan(self._search)
         self._hasher = HashThread()
         self.pictures = Pictures(self.options.image_fn, self.guard)
 
@@ -153,8 +157,22 @@ class Session(RunWriter, ABC):
 
     def read(self, batch: Any) -> Batch:
         """What stands in a framework's batch, as it is; the one way in."""
-        labels, inputs = self.labels_of(batch), self.inputs_of(batch)
-        return Batch(inputs, labels, n=self.count(batch, labels, inputs), whole=batch)
+        if self.options.label_fn is not None or self.options.input_fn is not None:
+            labels, inputs = self.labels_of(batch), self.inputs_of(batch)
+            return Batch(inputs, labels, n=self.count(batch, labels, inputs), whole=batch)
+        found = self.reading.read(batch)
+        if found.n is None:
+            found.n = self.count(batch, found.labels, found.inputs)
+        return found
+
+    def _search(self, batch: Any) -> Batch:
+        """Looks for everything that may stand in a batch."""
+        labels, inputs = self._find_labels(batch), self._find_inputs(batch)
+        found = Batch(inputs, labels, n=self.count(batch, labels, inputs), whole=batch)
+        if found.n is not None:
+            with contextlib.suppress(Exception):  # of the user's batch: looked for again, and told
+                found.id_column, found.searched = find_id_column(batch, found.n), True
+        return found
 
     def labels_of(self, batch: Any) -> Any:
         """The labels in a framework's batch; the user's function comes first."""
@@ -178,7 +196,7 @@ class Session(RunWriter, ABC):
     def commit(self, open_pass: OpenPass, batch: Batch) -> Any:
         """Stages one batch and hands it to the writer; returns what was captured, if anything."""
 
-    def _hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Tensor | None]:
+    def hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Tensor | None]:
         """The hash of the inputs, made by whoever has the time, or queued on their device."""
         wanted = self.options.input_hash or batch.id_source == CONTENT_HASH
         if not wanted or batch.inputs is None:
@@ -212,7 +230,8 @@ class Session(RunWriter, ABC):
         """How the inputs of a pass are hashed, by its first batch."""
         return {HASH_KIND: hash_kind(batch.inputs)} if self.options.input_hash else {}
 
-    def _tell_id_source(self, source: str) -> None:
+    def tell_id_source(self, source: str) -> None:
+        """Says once where ids come from."""
         if source == self.id_source:
             return
         self.id_source = source

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mld_core.records.format.schema import AdditionalField, additional_column
 from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
+from mld_core.tracing.batch.hashing_numpy import hex_digits
 from mld_core.tracing.guard import Guard
 
 Columns = dict[str, pa.Array]
@@ -57,7 +58,7 @@ class Origin:
     Attributes:
         n: rows.
         id_source, batch_idx, global_step: as in `samples`.
-        hashes: the content's hash of each row; None where there is none.
+        hashes: the content's hash of each row, as text or as (n, 2) int64; None where there is none.
         user: the user's own columns by name, see `user_columns`.
     """
 
@@ -65,7 +66,7 @@ class Origin:
     id_source: str
     batch_idx: int
     global_step: int | None
-    hashes: list[str] | None
+    hashes: list[str] | npt.NDArray[np.int64] | None
     user: Columns
 
 
@@ -95,13 +96,33 @@ def sample_columns(context: PassState, own: Columns, batches: Sequence[Origin]) 
         steps = np.repeat([batch.global_step or 0 for batch in batches], counts)
         columns["global_step"] = pa.array(steps.astype(np.int64), mask=unknown if unknown.any() else None)
     if context.store_hash and any(batch.hashes is not None for batch in batches):
-        hashes: list[str | None] = []
-        for batch in batches:
-            hashes += batch.hashes or [None] * batch.n
-        columns["input_hash"] = pa.array(hashes, pa.string())
+        columns["input_hash"] = _hash_column(batches)
     for spec in context.fields:
         columns[spec.name] = pa.concat_arrays([batch.user[spec.name] for batch in batches])
     return columns
+
+
+def _hash_column(batches: Sequence[Origin]) -> pa.Array:
+    """The hashes as text, 32 hexadecimal digits; null where there is none."""
+    digests = [batch.hashes for batch in batches if isinstance(batch.hashes, np.ndarray)]
+    if len(digests) == len(batches):
+        return hex_column(np.concatenate(digests))
+    texts: list[str | None] = []
+    for batch in batches:
+        own = batch.hashes
+        texts += hex_digits(own) if isinstance(own, np.ndarray) else own or [None] * batch.n
+    return pa.array(texts, pa.string())
+
+
+def hex_column(hashes: npt.NDArray[np.int64]) -> pa.Array:
+    """(n, 2) hashes as text, without a Python object for each.
+
+    >>> hex_column(np.array([[1, -1]])).to_pylist()
+    ['0000000000000001ffffffffffffffff']
+    """
+    text = hashes.astype(">i8").tobytes().hex().encode()
+    offsets = np.arange(0, 32 * len(hashes) + 1, 32, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(hashes), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def vector_columns(

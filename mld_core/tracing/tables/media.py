@@ -69,10 +69,11 @@ class Pictures:
 
     def of(self, batch: Any, key: PassKey) -> Any:
         """The shrunk images of a batch, ours to keep; None where the pass stores none."""
+        if self.image_fn is None:
+            return None
         taken = self._taken.get(key, 0)
         if not self.wanted(key) or (self.most is not None and taken >= self.most):
             return None
-        assert self.image_fn is not None
         with self.guard.catch("reading the images (image_fn)", lost="the thumbnails of that batch"):
             images = shrink(self.image_fn(batch), self.long_side)
             self._taken[key] = taken + len(images)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from mld_core.tracing.tables.columns import (
 )
 from mld_core.tracing.tables.media import media_table
 
+Hashes: TypeAlias = list[str] | npt.NDArray[np.int64] | None
 UNLABELLED: Final = "rows without a label"
 
 
@@ -136,24 +137,29 @@ class Job:
         return held is not None and held.held_bytes > 0 and self.id_source == CONTENT_HASH
 
     def _hashes(self, context: PassState, n: int, on_device: Any) -> list[str] | None:
-        """The content's hash of each unit, None where there is none."""
+        """The content's hash of each unit as text, None where there is none."""
+        digests = self._digests(context, n, on_device)
+        return None if digests is None else to_hex(digests)
+
+    def _digests(self, context: PassState, n: int, on_device: Any) -> npt.NDArray[np.int64] | None:
+        """The content's hash of each unit (n, 2), None where there is none."""
         fingerprint, self.hash_from = self.hash_from, None
         self.kind = KIND if fingerprint is None else fingerprint.kind
         if fingerprint is None:
-            return None if on_device is None or len(on_device) != n else to_hex(on_device)
+            return None if on_device is None or len(on_device) != n else np.asarray(on_device)
         hashes = fingerprint.read(n)
         if fingerprint.missing:
             context.count(fingerprint.missing, n)
-        return None if hashes is None else to_hex(hashes)
+        return None if hashes is None else np.asarray(hashes)
 
-    def _of_a_kind(self, context: PassState, hashes: list[str] | None, n: int) -> list[str] | None:
+    def _of_a_kind(self, context: PassState, hashes: Hashes, n: int) -> Hashes:
         """What is stored: hashes of the pass's kind, which compare with one another."""
         if hashes is None or self.kind == context.hash_kind or not context.store_hash:
             return hashes
         context.count("inputs hashed in another way than the pass's first", n)
         return None
 
-    def _origin(self, context: PassState, n: int, hashes: list[str] | None) -> Origin:
+    def _origin(self, context: PassState, n: int, hashes: Hashes) -> Origin:
         """Where the rows came from, for their table."""
         return Origin(
             n=n,
@@ -197,95 +203,132 @@ class BatchJob(Job):
         return super().hurry or self.staged.scarce
 
     def __call__(self) -> ClassifiedRows:
-        """Brings what the batch holds into arrays.
+        """Reads what the batch holds; what it means is found out with the batches beside it.
 
         Raises:
             ValueError: the batch can not be recorded; the writer counts its rows as lost with this reason.
         """
         context, n = self.context, self.n
         arrays = dict(zip(self.names, self.staged.arrays(), strict=True))
-        logits = to_float32(arrays["logits"])
-        if self.activation == "probabilities" and context.sigmoid:
-            logits = sigmoid_to_logits(logits)
-        elif self.activation in {"probabilities", "one probability"}:
-            logits = probabilities_to_logits(
-                logits if logits.shape[1] > 1 else np.hstack([1 - logits, logits])
-            )
-        elif self.activation == "one logit":
-            logits = np.hstack([np.zeros_like(logits), logits])
-        hashes = self._hashes(context, n, arrays.get("input_hash"))
-        from_content = self.id_source == CONTENT_HASH
-        ids = self._known(hashes) if from_content else self._given_ids(arrays.get("ids", self.ids), n)
-        labels = normalise_labels(arrays.get("labels", self.labels), n, context.n_class)
-        origin = self._origin(context, n, hashes)
-        if labels.problem:
-            context.guard.tell_once("labels", f"Recorded without labels: {labels.problem}.")
-        context.count("labels out of range", labels.out_of_range)
-        context.count(UNLABELLED, int((~labels.valid).sum()))
-        images, self.images = arrays.get("images", self.images), None
-        vectors = {"logits": logits, **self._features(arrays)}
-        return ClassifiedRows(context, self.unit0, ids, origin, vectors, labels, images)
-
-    def _features(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
-        """The features of the pass that this batch has."""
-        found = {}
-        for rule in self.context.rules:
-            raw = arrays.get("feature:" + rule.alias)
-            if raw is None:
-                self.context.count(f"feature {rule.alias} missing", self.n)
-            else:
-                found[rule.alias] = project(to_float32(raw))
-        return found
+        digests = self._digests(context, n, arrays.pop("input_hash", None))
+        given = arrays.pop("ids", self.ids)
+        if self.id_source == CONTENT_HASH:
+            ids = self._known(None if digests is None else to_hex(digests))
+        else:
+            ids = self._given_ids(given, n)
+        images, self.images = arrays.pop("images", self.images), None
+        arrays.setdefault("labels", self.labels)
+        origin = self._origin(context, n, digests)
+        return ClassifiedRows(context, self.unit0, ids, origin, arrays, self.activation, images)
 
 
 @dataclass
 class ClassifiedRows:
-    """The rows of one batch as arrays; on the writer thread they become tables with those beside them."""
+    """The rows of one batch; on the writer thread they become tables with those beside them.
+
+    `arrays` by the names of the job; "labels" as the batch has them where they are no tensor.
+    """
 
     context: PassContext
     unit0: int
     ids: list[str]
     origin: Origin
-    vectors: dict[str, npt.NDArray[np.float32]]
-    labels: Labels
+    arrays: dict[str, Any]
+    activation: str
     images: Any
 
     @property
     def key(self) -> Hashable:
-        """Batches of a pass with the same features, and soft labels or none, go into one table."""
-        return id(self.context), tuple(self.vectors), self.labels.soft is None
+        """Batches of a pass that hold arrays of the same types and widths go into one table."""
+        looks = tuple(
+            (name, value.dtype.str, value.shape[1:]) if isinstance(value, np.ndarray) else (name, type(value))
+            for name, value in self.arrays.items()
+        )
+        return id(self.context), self.activation, looks
 
     def tables(self, group: Sequence[ClassifiedRows]) -> dict[str, pa.Table]:
-        """`samples` and `vectors` of neighbouring batches, and `media` where the pass stores images."""
+        """`samples` and `vectors` of neighbouring batches, and `media` where the pass stores images.
+
+        Raises:
+            ValueError: one of several batches has labels of another kind; alone each tells what it has.
+        """
         context = self.context
+        before = dict(context.counts)
+        try:
+            return self._tables(group)
+        except Exception:
+            # The batches are counted one by one then.
+            context.counts.clear()
+            context.counts.update(before)
+            raise
+
+    def _tables(self, group: Sequence[ClassifiedRows]) -> dict[str, pa.Table]:
+        context, n = self.context, sum(rows.origin.n for rows in group)
+        arrays = {name: _joined([rows.arrays[name] for rows in group]) for name in self.arrays}
+        labels = normalise_labels(arrays.pop("labels"), n, context.n_class)
+        if labels.problem and len(group) > 1:
+            raise ValueError(labels.problem)
+        if labels.problem:
+            context.guard.tell_once("labels", f"Recorded without labels: {labels.problem}.")
+        context.count("labels out of range", labels.out_of_range)
+        context.count(UNLABELLED, int((~labels.valid).sum()))
+        logits = class_logits(arrays["logits"], self.activation, sigmoid=context.sigmoid)
         units = np.concatenate([np.arange(rows.unit0, rows.unit0 + rows.origin.n) for rows in group])
         own = own_columns(units, context.rank, [one for rows in group for one in rows.ids])
-        joined = {name: np.concatenate([rows.vectors[name] for rows in group]) for name in self.vectors}
-        vectors, overflow = vector_columns(context, joined, len(units), half)
+        values = {"logits": logits, **self._features(arrays, n)}
+        vectors, overflow = vector_columns(context, values, n, half)
         samples = sample_columns(context, own, [rows.origin for rows in group])
-        samples |= _answers(context, joined["logits"], [rows.labels for rows in group])
+        samples |= _answers(context, logits, labels, [rows.origin.n for rows in group])
         samples["overflow"] = pa.array(overflow)
         made = {
-            "samples": table_of(samples, context.samples, len(units)),
-            "vectors": table_of({**own, **vectors}, context.vectors, len(units)),
+            "samples": table_of(samples, context.samples, n),
+            "vectors": table_of({**own, **vectors}, context.vectors, n),
         }
         if context.media is not None:
             made["media"] = pa.concat_tables([rows._media() for rows in group])  # noqa: SLF001 - its own kind
         return made
+
+    def _features(self, arrays: Mapping[str, npt.NDArray[Any]], n: int) -> dict[str, npt.NDArray[np.float32]]:
+        """The features of the pass that these batches have."""
+        found = {}
+        for rule in self.context.rules:
+            raw = arrays.get("feature:" + rule.alias)
+            if raw is None:
+                self.context.count(f"feature {rule.alias} missing", n)
+            else:
+                found[rule.alias] = project(to_float32(raw))
+        return found
 
     def _media(self) -> pa.Table:
         own = own_columns(np.arange(self.unit0, self.unit0 + self.origin.n), self.context.rank, self.ids)
         return media_table(own, self.images, self.context)
 
 
-def _answers(context: PassContext, logits: npt.NDArray[np.float32], given: Sequence[Labels]) -> Columns:
-    """Label, prediction, confidence and loss of each row."""
-    soft = [labels.soft for labels in given if labels.soft is not None]
-    labels = Labels(
-        np.concatenate([labels.hard for labels in given]),
-        np.concatenate([labels.valid for labels in given]),
-        np.concatenate(soft) if soft else None,
-    )
+def _joined(values: Sequence[Any]) -> Any:
+    """The values of neighbouring batches, which are of one kind."""
+    if len(values) == 1 or values[0] is None:
+        return values[0]
+    if isinstance(values[0], np.ndarray):
+        return np.concatenate(values)
+    if isinstance(values[0], (list, tuple)):
+        return [one for value in values for one in value]
+    raise ValueError(f"labels of type {type(values[0]).__name__} are read batch by batch")
+
+
+def class_logits(raw: npt.NDArray[Any], activation: str, *, sigmoid: bool = False) -> npt.NDArray[np.float32]:
+    """The logits (N, K) of what a model gave, by its `LogitsSource.activation`; `sigmoid`: class by class."""
+    logits = to_float32(raw)
+    if sigmoid and activation == "probabilities":
+        return sigmoid_to_logits(logits)
+    if activation in {"probabilities", "one probability"}:
+        return probabilities_to_logits(logits if logits.shape[1] > 1 else np.hstack([1 - logits, logits]))
+    return np.hstack([np.zeros_like(logits), logits]) if activation == "one logit" else logits
+
+
+def _answers(
+    context: PassContext, logits: npt.NDArray[np.float32], labels: Labels, counts: Sequence[int]
+) -> Columns:
+    """Label, prediction, confidence and loss of each row, of batches of so many rows."""
     scores = Scores(logits, labels, sigmoid=context.sigmoid)
     context.count("logits not finite", int((~scores.finite).sum()))
     columns = {
@@ -296,6 +339,10 @@ def _answers(context: PassContext, logits: npt.NDArray[np.float32], given: Seque
         "nonfinite": pa.array(~scores.finite),
     }
     if labels.soft is not None:
-        rows = [row if ok else None for row, ok in zip(labels.soft, labels.valid, strict=True)]
+        # A batch of one-hot rows alone has plain labels, whatever stands beside it.
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        mixed = labels.valid & (labels.soft != np.round(labels.soft)).any(axis=1)
+        kept = labels.valid & np.repeat(np.logical_or.reduceat(mixed, starts), counts)
+        rows = [row if ok else None for row, ok in zip(labels.soft, kept, strict=True)]
         columns["soft_label"] = pa.array(rows, pa.list_(pa.float32()))
     return columns
