@@ -394,11 +394,9 @@ class Capture:
 
     def then(self, name: str, act: Callable[[], None]) -> None:
         """Has something done in each step when the module `name`, or else the last hooked one, has run."""
+        last = name if name in self.probes else next(reversed(self.probes), None)
         for probe in self.probes.values():
-            probe.then = None
-        last = self.probes.get(name) or next(reversed(self.probes.values()), None)
-        if last is not None:
-            last.then = act
+            probe.then = act if probe.name == last else None
 
     def leaf_calls(self) -> list[LeafCall]:
         """Executed leaf layers, in order: those watched, then those probed inside compiled regions."""
