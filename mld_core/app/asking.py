@@ -20,14 +20,30 @@ from mld_core.views.runs import evaluate_command
 MOST_FILTER = 8_000
 
 
-def _library(request: Request) -> Library:
-    found: Library = request.app.state.library
+@dataclass(frozen=True)
+class Shown:
+    """What one reader is shown.
+
+    Attributes:
+        library: The runs they may see.
+        pictures: Where pictures lie that were not recorded.
+    """
+
+    library: Library
+    pictures: Pictures
+
+
+def _shown(request: Request) -> Shown:
+    found: Shown = request.app.state.shown(request.state.who)
     return found
+
+
+def _library(request: Request) -> Library:
+    return _shown(request).library
 
 
 def _pictures(request: Request) -> Pictures:
-    found: Pictures = request.app.state.pictures
-    return found
+    return _shown(request).pictures
 
 
 Lib = Annotated[Library, Depends(_library)]
@@ -71,7 +87,7 @@ def place_of(library: Library, names: Asked) -> Place:
 
 def author(request: Request) -> str:
     """Who is asking."""
-    return str(request.state.author)
+    return str(request.state.who.author)
 
 
 def told(library: Library, run: RunKey, request: Request) -> Told:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mld_core.app.shelf import Book, Shelf, has_result
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import NotFoundError, known
 from mld_core.evaluation.results.result import Result
-from mld_core.evaluation.results.store import ResultStore, find_run
+from mld_core.evaluation.results.store import ResultStore, no_such_run
 from mld_core.records.format.attempts import list_passes
-from mld_core.records.format.layout import RUN_FILE, RunKey, Store, subfolders
+from mld_core.records.format.layout import RUN_FILE, RunKey, subfolders
 from mld_core.records.read.reader import select
-from mld_core.records.store.verdicts import Standing, Subject, Verdict, Verdicts
+from mld_core.records.store.verdicts import Standing, Subject, Verdict, standing
 from mld_core.views.reviewing import subjects_of
-from mld_core.views.runs import newest_run, run_row
+from mld_core.views.runs import run_row
 from mld_core.views.selection import HeldUnits, Recent, held
 from mld_core.views.units import passes_of
 
@@ -67,22 +68,30 @@ class Place:
         }
 
 
+@dataclass
+class Held:
+    """What is kept in memory, by the folders it was read from; one for all readers of a server."""
+
+    results: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
+    passes: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
+    told: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
+    rows: dict[Path, tuple[Any, float, dict[str, Any]]] = field(default_factory=dict)
+    said: dict[tuple[Path, str], list[str]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Library:
-    """The results of one store.
+    """The results of the runs that one reader may see.
 
     Args:
-        store: The store.
+        shelf: The runs.
+        kept: What other readers of this server have in memory.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._results = Recent(MOST_PASSES)
-        self._passes = Recent(MOST_PASSES)
-        self._lock = threading.Lock()
-        self._rows: dict[RunKey, tuple[Any, float, dict[str, Any]]] = {}
-        self._said: dict[tuple[RunKey, str], list[str]] = {}
-        self._books: dict[RunKey, Verdicts] = {}
-        self._told = Recent(MOST_PASSES)
+    def __init__(self, shelf: Shelf, kept: Held | None = None) -> None:
+        self.shelf = shelf
+        self.store = shelf.store
+        self.held = kept or Held()
 
     def run(self, model: str | None, version: str | None) -> RunKey:
         """The run of these names; without a version the model's newest, without names the newest of all.
@@ -90,23 +99,19 @@ class Library:
         Raises:
             NotFoundError: There is none.
         """
-        if model is not None and version is not None:
-            run = RunKey(model, version)
-            # A store of thousands of runs is not listed for each question of a page.
-            return run if self._there(run) else find_run(self.store, model, version)
-        runs = [run for run in self.store.runs() if model in {None, run.model_name}]
-        if not runs:
-            return find_run(self.store, model or "", version or "")  # says what is there
-        return newest_run(self.store, runs)
+        found: RunKey | None = RunKey(model or "", version or "")
+        if model is None or version is None:
+            found = self.shelf.newest(model, evaluated=False)
+        if found is None or not self.shelf.fetch(found):
+            wanted = RunKey(model or "", version or "")
+            raise no_such_run(self.shelf.runs(), self.shelf.where, wanted)
+        return found
 
     def shown_run(self, model: str | None, version: str | None) -> RunKey:
         """As `run`; where no version is named, the newest of those that are evaluated, if any is."""
-        if version is None:
-            runs = [
-                run for run in self.store.runs() if model in {None, run.model_name} and self.evaluated(run)
-            ]
-            if runs:
-                return newest_run(self.store, runs)
+        found = self.shelf.newest(model, evaluated=True) if version is None else None
+        if found is not None and self.shelf.fetch(found):
+            return found
         return self.run(model, version)
 
     def evaluated_lately(self, run: RunKey) -> bool:
@@ -120,22 +125,18 @@ class Library:
 
     def evaluated(self, run: RunKey) -> bool:
         """Whether a run has a result."""
-        root = self.store.results_dir(run)
-        return any(not path.name.startswith(".") for path in root.iterdir()) if root.is_dir() else False
-
-    def newest_first(self, runs: Sequence[RunKey]) -> list[RunKey]:
-        """Runs by when they were made."""
-        return sorted(runs, key=lambda run: str(self.store.run_info(run).get("created_at", "")), reverse=True)
+        return has_result(self.store, run)
 
     def row(self, run: RunKey) -> dict[str, Any]:
         """A run as the first page lists it; made anew when something of it changed."""
+        self.shelf.fetch(run, whole=False)
         folder = self.store.run_dir(run)
         watched = (folder, folder / RUN_FILE, self.store.results_dir(run), *subfolders(folder))
         stamp = tuple(_stamp(one) for one in watched)
-        found = self._rows.get(run)
+        found = self.held.rows.get(folder)
         if found is None or found[0] != stamp or self._old(found):
             found = (stamp, time.monotonic(), run_row(self.store, run))
-            self._rows[run] = found
+            self.held.rows[folder] = found
         return dict(found[2])
 
     @staticmethod
@@ -145,13 +146,13 @@ class Library:
 
     def class_names(self, run: RunKey) -> list[str] | None:
         """Names of the classes of a run."""
-        names = self.store.run_info(run).get("class_names")
+        names = self.shelf.info(run).get("class_names")
         return [str(name) for name in names] if names else None
 
     def n_class(self, run: RunKey) -> int:
         """How many classes a run has, as far as it is known."""
         names = self.class_names(run)
-        known_ = self.store.run_info(run).get("n_class") or (len(names) if names else 0)
+        known_ = self.shelf.info(run).get("n_class") or (len(names) if names else 0)
         if not known_ and self.evaluated(run):
             known_ = max((int(one["n_class"]) for one in self.result(run, None).info["passes"]), default=0)
         return int(known_)
@@ -177,12 +178,6 @@ class Library:
             subject: row for row, subject in zip(rows.tolist(), subjects_of(place.units, rows), strict=True)
         }
 
-    def _there(self, run: RunKey) -> bool:
-        try:
-            return self.store.run_dir(run).is_dir()
-        except OSError:  # a name longer than any folder's
-            return False
-
     def result(self, run: RunKey, name: str | None) -> Result:
         """A result of a run; without a name the newest.
 
@@ -196,8 +191,8 @@ class Library:
                 raise NotFoundError(f"{run.model_name} {run.version_name} is not evaluated yet")
             name = str(made[-1]["result_name"])
         stamp = results.folder(name) / "result.json"
-        key = (run, name, _stamp(stamp))
-        found: Result = self._results.get_or(key, lambda: Result(results, name, diagnoses=BY_CODE))
+        key = (stamp, _stamp(stamp))
+        found: Result = self.held.results.get_or(key, lambda: Result(results, name, diagnoses=BY_CODE))
         return found
 
     def place(
@@ -228,50 +223,48 @@ class Library:
                 raise NotFoundError(f"no epoch {epoch!r} of {name!r} in this result (epochs: {there})")
             chosen = wanted[-1]
         key = (found.folder, chosen.index, _stamp(chosen.path))
-        units: HeldUnits = self._passes.get_or(key, lambda: held(chosen))
+        units: HeldUnits = self.held.passes.get_or(key, lambda: held(chosen))
         self._let_go(key)
         return Place(run, found, units)
 
     def _let_go(self, used: Any) -> None:
         """Forget the passes asked for least recently while too much is held."""
-        with self._lock:
-            total = sum(one.nbytes for one in list(self._passes.values()))
-            for key in [one for one in list(self._passes) if one != used]:
+        with self.held.lock:
+            total = sum(one.nbytes for one in list(self.held.passes.values()))
+            for key in [one for one in list(self.held.passes) if one != used]:
                 if total <= MOST_BYTES:
                     break
-                gone = self._passes.pop(key, None)
+                gone = self.held.passes.pop(key, None)
                 total -= gone.nbytes if gone is not None else 0
 
-    def verdicts(self, run: RunKey) -> Verdicts:
-        """The verdicts of a run; one writer for all of this server."""
-        with self._lock:
-            return self._books.setdefault(run, Verdicts(self.store, run))
+    def verdicts(self, run: RunKey) -> Book:
+        """The verdicts of a run."""
+        return self.shelf.book(run)
 
     def say(self, run: RunKey, verdicts: Sequence[Verdict], author: str) -> list[Verdict]:
         """Write verdicts down; they are what `last_said` names until the next."""
         book = self.verdicts(run)
-        with self._lock:
+        with self.held.lock:
             written = book.append(verdicts)
-            self._said[(run, author)] = [one.verdict_id for one in written]
+            self.held.said[(self.store.run_dir(run), author)] = [one.verdict_id for one in written]
         return written
 
     def last_said(self, run: RunKey, author: str) -> list[str]:
         """Ids of what an author said in the last request."""
-        return list(self._said.get((run, author), []))
+        return list(self.held.said.get((self.store.run_dir(run), author), []))
 
     def take_back(self, run: RunKey, verdicts: Sequence[Verdict], author: str) -> None:
         """Take verdicts back, by lines of their own."""
         book = self.verdicts(run)
-        with self._lock:
+        with self.held.lock:
             book.undo(verdicts, author=author)
-            self._said.pop((run, author), None)
+            self.held.said.pop((self.store.run_dir(run), author), None)
 
     def standing(self, run: RunKey) -> dict[Subject, Standing]:
-        """What stands of every subject of a run; read anew when a file grew."""
+        """What stands of every subject of a run; read anew when something was said."""
         book = self.verdicts(run)
-        files = sorted(book.folder.glob("*.jsonl")) if book.folder.is_dir() else []
-        stamp = tuple((path.name, path.stat().st_size) for path in files)
-        found: dict[Subject, Standing] = self._told.get_or((run, stamp), book.standing)
+        key = (self.store.run_dir(run), book.stamp())
+        found: dict[Subject, Standing] = self.held.told.get_or(key, lambda: standing(book.read()[0]))
         return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
-from mld_core.app.pages import BASE, make_app
+from mld_core.app.pages import BASE, local_app
 from mld_core.app.pictures import Pictures
 from mld_core.app.session import LocalSignIn
 from mld_core.records.format.layout import Store
@@ -63,7 +63,7 @@ def serve(store: Store, options: Options, say: Callable[[str], None]) -> None:
         pictures.set(options.images)
     listening = listen(options.port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}{BASE}/?token={sign_in.token}"
-    app = make_app(store, sign_in, pictures=pictures, hosts=options.hosts, frames=options.frames)
+    app = local_app(store, sign_in, pictures=pictures, hosts=options.hosts, frames=options.frames)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

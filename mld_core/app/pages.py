@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from mld_core.app import problems, read_routes, review_routes, run_routes, static_files
+from mld_core.app.asking import Shown
 from mld_core.app.library import Library
 from mld_core.app.pictures import Pictures
 from mld_core.app.session import Gate, SignIn
+from mld_core.app.shelf import LocalShelf, Who
 from mld_core.records.format.layout import Store
 
 BASE = "/ui"
 
 
 def make_app(
+    shown: Callable[[Who], Shown],
+    sign_in: SignIn,
+    *,
+    hosts: Collection[str] | None = None,
+    frames: Sequence[str] = (),
+    local: bool = False,
+) -> ASGIApp:
+    """The pages.
+
+    Args:
+        shown: What who asks is shown.
+        sign_in: Who is asking.
+        hosts: Names by which the server may be asked, beside those of this machine; None = who stands in
+            front of it has looked.
+        frames: Origins that may show the pages in a frame.
+        local: The reader owns the machine: places of it may be shown.
+    """
+    app = FastAPI(title="ml_debugger", docs_url=None, redoc_url=None, openapi_url=f"{BASE}/api/openapi.json")
+    problems.install(app)
+    app.state.shown, app.state.local, app.state.leaves = shown, local, sign_in.public
+    for one in (run_routes, read_routes, review_routes):
+        app.include_router(one.routes, prefix=f"{BASE}/api")
+    static_files.mount(app, BASE)
+    return Gate(app, sign_in, hosts, frames, BASE)
+
+
+def local_app(
     store: Store,
     sign_in: SignIn,
     *,
     pictures: Pictures | None = None,
     hosts: Sequence[str] = (),
     frames: Sequence[str] = (),
-    local: bool = True,
 ) -> ASGIApp:
-    """The pages over a store.
+    """The pages over a store of this machine.
 
     Args:
         store: What is shown.
@@ -33,13 +61,6 @@ def make_app(
         pictures: Where pictures lie that were not recorded.
         hosts: Names by which the server may be asked, beside those of this machine.
         frames: Origins that may show the pages in a frame.
-        local: The reader owns the machine: places of it may be shown.
     """
-    app = FastAPI(title="ml_debugger", docs_url=None, redoc_url=None, openapi_url=f"{BASE}/api/openapi.json")
-    problems.install(app)
-    app.state.library, app.state.local = Library(store), local
-    app.state.pictures = pictures or Pictures(store, allowed=local)
-    for one in (run_routes, read_routes, review_routes):
-        app.include_router(one.routes, prefix=f"{BASE}/api")
-    static_files.mount(app, BASE)
-    return Gate(app, sign_in, hosts, frames, BASE)
+    all_of_it = Shown(Library(LocalShelf(store)), pictures or Pictures(store))
+    return make_app(lambda _: all_of_it, sign_in, hosts=hosts, frames=frames, local=True)

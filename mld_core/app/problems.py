@@ -25,6 +25,7 @@ TITLES = {
     409: "conflict",
     413: "too large",
     415: "unsupported media type",
+    429: "too many requests",
     500: "failed",
     503: "unreadable",
 }
@@ -46,8 +47,10 @@ class ProblemError(HTTPException):
         self.command = command
 
 
-def problem(status: int, detail: str, *, fix: str = "", command: str | None = None) -> Response:
-    """The answer."""
+def problem(
+    status: int, detail: str, *, fix: str = "", command: str | None = None, sign_in: bool = False
+) -> Response:
+    """The answer; `sign_in`: the page asks for a key."""
     title = TITLES.get(status, "failed")
     body: dict[str, Any] = {
         "type": f"about:blank#{title.replace(' ', '-')}",
@@ -56,6 +59,7 @@ def problem(status: int, detail: str, *, fix: str = "", command: str | None = No
         "detail": detail,
         "fix": fix,
         "command": command,
+        **({"sign_in": True} if sign_in else {}),
     }
     text = json.dumps(body).encode("utf-8")  # lone surrogates of a hostile name are escaped
     return Response(text, status, media_type="application/problem+json")

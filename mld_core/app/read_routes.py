@@ -53,7 +53,7 @@ def read_evaluation(
     heard = told(library, place.run, request)
     body = evaluation(place.units, condition, heard)
     shown(pictures, place, body["first"]["rows"])
-    own = (library.store.run_info(place.run).get("evaluations") or {}).get(place.result.result_name) or {}
+    own = (library.shelf.info(place.run).get("evaluations") or {}).get(place.result.result_name) or {}
     verdicts = {**summary(heard, place.units.dataset), "changed": changed(place)}
     return answer(
         {
@@ -71,9 +71,9 @@ def note(library: Lib, said: EvaluationNote) -> Response:
     """Keep a note on an evaluation, and whether its review is done."""
     run = library.run(said.model, said.version)
     library.result(run, said.result)
-    held = dict(library.store.run_info(run).get("evaluations") or {})
+    held = dict(library.shelf.info(run).get("evaluations") or {})
     held[said.result] = {"note": said.note, "review_state": said.review_state}
-    library.store.update_run_info(run, evaluations=held)
+    library.shelf.update(run, evaluations=held)
     return answer(held[said.result])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
@@ -24,6 +24,7 @@ from mld_core.views.tables import class_label
 from mld_core.views.words.texts import CATEGORY_TEXTS
 from mld_core.views.words.texts_detection import EVENTS
 
+MOST_RUNS = 500
 LATELY = 1
 """Runs up to which the page opens with the evaluation of the newest."""
 
@@ -46,6 +47,22 @@ class Note(BaseModel):
     note: str = Field(max_length=10_000)
 
 
+class RunNames(BaseModel):
+    """A run."""
+
+    model: str
+    version: str
+
+
+class Bulk(BaseModel):
+    """What is done to several runs at once."""
+
+    runs: list[RunNames] = Field(min_length=1, max_length=MOST_RUNS)
+    do: Literal["tag", "untag", "archive", "restore", "remove"]
+    tag: str = Field(default="", max_length=100)
+    dry_run: bool = False
+
+
 class Images(BaseModel):
     """Where pictures lie."""
 
@@ -61,15 +78,17 @@ routes = APIRouter()
 @routes.get("/session")
 def session(library: Lib, pictures: Pics, request: Request) -> Response:
     """Who asks, and what the page opens with."""
-    runs = library.store.runs()
+    runs = library.shelf.runs()
     newest = library.shown_run(None, None) if runs else None
     opens: dict[str, Any] = {"page": "home"}
     if newest is not None and (len(runs) <= LATELY or library.evaluated_lately(newest)):
         opens = {"page": "evaluation", "model": newest.model_name, "version": newest.version_name}
     return answer(
         {
-            "csrf": request.state.csrf,
+            "csrf": request.state.who.csrf,
             "author": author(request),
+            "may": sorted(request.state.who.may),
+            "leaves": request.app.state.leaves,
             "local": request.app.state.local,
             "store": str(library.store.root) if request.app.state.local else None,
             "version": __version__,
@@ -89,20 +108,53 @@ def runs(
     tag: Name = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
     offset: Annotated[int, Query(ge=0)] = 0,
+    *,
+    archived: bool = False,
 ) -> Response:
-    """The runs of the store."""
-    every = library.store.runs()
+    """The runs of the store: those that are not put away, or those that are."""
+    shelf = library.shelf
+    every = shelf.runs(archived=archived)
     plainly = not search.strip() and not tag and sort in {"", "-created_at"}
     if plainly:  # rows are made of those that are shown alone
-        order = library.newest_first(every)
-        rows = [library.row(run) for run in order[offset : offset + limit]]
-        total = len(order)
+        rows = [library.row(run) for run in every[offset : offset + limit]]
+        total = len(every)
     else:
         found = find_runs([library.row(run) for run in every], search, sort)
         found = [row for row in found if not tag or tag in row["tags"]]
         rows, total = found[offset : offset + limit], len(found)
     body = {"total": total, "of": len(every), "offset": offset, "search_help": SEARCH_HELP, "runs": rows}
-    return answer(body)
+    return answer({**body, "archived": len(shelf.runs(archived=not archived)), "away": archived})
+
+
+@routes.post("/runs/bulk")
+def bulk(library: Lib, request: Request, said: Bulk) -> Response:
+    """Do something to several runs; deleting them is done once somebody has seen what goes.
+
+    The answer has a row for each run: what goes, or went, and why not where it did not.
+    """
+    if said.do == "remove" and "delete" not in request.state.who.may:
+        raise ProblemError(403, "You may not delete runs.", fix="Ask an admin.")
+    if said.do in {"tag", "untag"} and not said.tag.strip():
+        raise ProblemError(400, "which tag?")
+    found = [library.run(one.model, one.version) for one in said.runs]  # all are there, or nothing is done
+    rows = [_done(library, run, said) for run in dict.fromkeys(found)]
+    return answer({"rows": rows, "failed": sum(one["error"] is not None for one in rows)})
+
+
+def _done(library: Library, run: RunKey, said: Bulk) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": run.model_name, "version": run.version_name, "error": None, "gone": None}
+    shelf = library.shelf
+    try:
+        if said.do == "remove":
+            row["gone"] = vars(shelf.remove(run, dry_run=said.dry_run))
+        elif said.do in {"archive", "restore"}:
+            shelf.update(run, archived=said.do == "archive")
+        else:
+            there = [str(one) for one in shelf.info(run).get("tags") or [] if one != said.tag.strip()]
+            shelf.update(run, tags=there + [said.tag.strip()] * (said.do == "tag"))
+    except (OSError, ValueError, ProblemError) as error:
+        row["error"] = str(getattr(error, "detail", error))
+    return row
 
 
 @routes.post("/runs/tags")
@@ -110,7 +162,7 @@ def tags(library: Lib, said: Tags) -> Response:
     """Set the tags of a run."""
     run = library.run(said.model, said.version)
     wanted = list(dict.fromkeys(one.strip() for one in said.tags if one.strip()))
-    library.store.update_run_info(run, tags=wanted)
+    library.shelf.update(run, tags=wanted)
     return answer({"tags": wanted})
 
 
@@ -118,7 +170,7 @@ def tags(library: Lib, said: Tags) -> Response:
 def note(library: Lib, said: Note) -> Response:
     """Set the note on a run."""
     run = library.run(said.model, said.version)
-    library.store.update_run_info(run, note=said.note)
+    library.shelf.update(run, note=said.note)
     return answer({"note": said.note})
 
 

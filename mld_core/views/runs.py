@@ -90,6 +90,7 @@ def run_row(store: Store, run: RunKey) -> dict[str, Any]:
         "results": [str(one["result_name"]) for one in made],
         "tags": [str(one) for one in info.get("tags") or []],
         "note": str(info.get("note") or ""),
+        "archived": bool(info.get("archived")),
     }
     training = bool(keys) and _training(store, run, keys)
     state = "training" if training else "evaluated" if made else "recorded"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from app_parts import opened
 
-from mld_core.app.pictures import FromDataset, Template, source_of
+from mld_core.app.pictures import FromDataset, Pictures, Template, source_of
 from mld_core.records.store.png import encode_png
 
 NET = {"model": "net <i>", "version": "v/1"}
@@ -99,7 +99,6 @@ def test_pictures_are_set_in_the_page_and_remembered(shown_store, folder, tmp_pa
 
 
 def test_a_server_of_a_team_shows_none_of_its_disk(shown_store, folder):
-    with opened(shown_store, local=False) as client:
-        assert client.session["store"] is None
+    with opened(shown_store, pictures=Pictures(shown_store, allowed=False)) as client:
         assert client.post("pictures", {"images": f"{folder}/val/{{input_id}}.png"}).status_code == 403
         assert not client.get("pictures", **NET)["allowed"]

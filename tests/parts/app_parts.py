@@ -9,7 +9,7 @@ import requests
 import uvicorn
 
 from mld_core.app.local import config_of, listen
-from mld_core.app.pages import make_app
+from mld_core.app.pages import local_app
 from mld_core.app.session import LocalSignIn
 
 OPTIONS = {"progress": False, "threads": 2, "repeats": 1}
@@ -53,7 +53,7 @@ def serving(store, author="ann", **options):
     """A server on a port of its own, and its address with the token."""
     sign_in = LocalSignIn(author)
     listening = listen(0)
-    app = make_app(store, sign_in, **options)
+    app = local_app(store, sign_in, **options)
     server = uvicorn.Server(config_of(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

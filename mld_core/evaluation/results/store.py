@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -201,23 +201,33 @@ def find_run(store: Store, model_name: str, version_name: str) -> RunKey:
         NotFoundError: The store, the model or the version is not there; the message lists what is.
     """
     runs = store.runs()
+    run = RunKey(model_name, version_name)
+    if run not in runs:
+        raise no_such_run(runs, str(store.root), run)
+    return run
+
+
+def no_such_run(runs: Sequence[RunKey], where: str, run: RunKey) -> NotFoundError:
+    """The refusal that lists what is there.
+
+    Args:
+        runs: All that whoever asks may see.
+        where: What their store is called.
+        run: What is not among them.
+    """
     if not runs:
-        raise NotFoundError(
-            f"the store {store.root} holds no runs: trace a run first, or point MLD_HOME to where the "
-            "records are"
+        return NotFoundError(
+            f"the store {where} holds no runs: trace a run first, or point MLD_HOME to where the records are"
         )
-    models = list(dict.fromkeys(run.model_name for run in runs))
-    if model_name not in models:
-        raise NotFoundError(
-            f"no model {model_name!r}{near(model_name, models)} in {store.root} (models: {known(models)})"
-        )
-    versions = [run.version_name for run in runs if run.model_name == model_name]
-    if version_name not in versions:
-        raise NotFoundError(
-            f"model {model_name!r} has no version {version_name!r}{near(version_name, versions)} "
-            f"(versions: {known(versions)})"
-        )
-    return RunKey(model_name, version_name)
+    models = list(dict.fromkeys(one.model_name for one in runs))
+    if run.model_name not in models:
+        near_by = near(run.model_name, models)
+        return NotFoundError(f"no model {run.model_name!r}{near_by} in {where} (models: {known(models)})")
+    versions = [one.version_name for one in runs if one.model_name == run.model_name]
+    return NotFoundError(
+        f"model {run.model_name!r} has no version {run.version_name!r}{near(run.version_name, versions)} "
+        f"(versions: {known(versions)})"
+    )
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -134,6 +134,23 @@ def default_author() -> str:
         return "unknown"
 
 
+def signed(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Verdicts with their author, the time and an id each, to be kept."""
+    now = utc_now()
+    return [
+        replace(one, author=one.author or default_author(), at=now, verdict_id=secrets.token_hex(8))
+        for one in verdicts
+    ]
+
+
+def undoing(verdicts: Iterable[Verdict], author: str = "") -> list[Verdict]:
+    """What takes verdicts back."""
+    return [
+        Verdict(UNDO, one.dataset_type, one.input_id, one.truth, author=author, undoes=one.verdict_id)
+        for one in verdicts
+    ]
+
+
 class Verdicts:
     """The verdicts of one run.
 
@@ -168,13 +185,14 @@ class Verdicts:
         Raises:
             OSError: The disk refuses.
         """
-        now = utc_now()
-        made = [
-            replace(one, author=one.author or default_author(), at=now, verdict_id=secrets.token_hex(8))
-            for one in verdicts
-        ]
+        made = signed(verdicts)
         self._put(made)
         return made
+
+    def stamp(self) -> tuple[tuple[str, int], ...]:
+        """Names and sizes of the files: differs whenever `read` may say something else."""
+        files = sorted(self.folder.glob("*.jsonl")) if self.folder.is_dir() else []
+        return tuple((path.name, path.stat().st_size) for path in files)
 
     def take_in(self, verdicts: Iterable[Verdict]) -> list[Verdict]:
         """Write verdicts down as they are: those of others, from elsewhere, that are not here yet.
@@ -201,10 +219,7 @@ class Verdicts:
 
     def undo(self, verdicts: Iterable[Verdict], *, author: str = "") -> list[Verdict]:
         """Take verdicts back, by lines of their own."""
-        return self.append(
-            Verdict(UNDO, one.dataset_type, one.input_id, one.truth, author=author, undoes=one.verdict_id)
-            for one in verdicts
-        )
+        return self.append(undoing(verdicts, author))
 
     def _write(self, data: bytes) -> None:
         if self._mine is None:

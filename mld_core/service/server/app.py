@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mld_core import __version__
 from mld_core.service.protocol import PROBLEM_JSON, PROTOCOL, ROUTES, Problem
@@ -54,8 +57,35 @@ def create_app(service: Service | None) -> FastAPI:
     problems.install(app)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     if service is not None:
-        app.add_middleware(Gate, service=service)
+        app.add_middleware(Gate, service=service, pages=_Pages(service))
     return app
+
+
+class _Pages:
+    """The pages; what they need is imported when the first of them is asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._made: ASGIApp | None = None
+        self._lock = threading.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection event."""
+        if self._made is None:
+            await run_in_threadpool(self._make)
+        assert self._made is not None
+        await self._made(scope, receive, send)
+
+    def _make(self) -> None:
+        from mld_core.app.pages import make_app  # noqa: PLC0415  brings DuckDB with it
+        from mld_core.service.server.pages.desk import Desk  # noqa: PLC0415
+        from mld_core.service.server.pages.sign_in import TeamSignIn  # noqa: PLC0415
+
+        with self._lock:
+            if self._made is None:
+                desk = Desk(self._service)
+                self._service.tidied.append(desk.tidy)
+                self._made = make_app(desk.shown, TeamSignIn(self._service), hosts=None)
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from mld_core.service.server.storage.models import new_id
 
 log = logging.getLogger("mld.request")
 
+PAGES = "/ui"
 _SEAL = "/v1/runs/{run_id}/seals"
 _BLOB = "/v1/blobs/{sha256}"
 _LIMITS = {_SEAL: MAX_SEAL_BYTES, "/v1/runs/{run_id}/ranks": MAX_RANK_BYTES + MAX_RANK_HEAD}
@@ -87,13 +88,14 @@ class Request:
         self.remote = proxies.client(self.peer, self.headers.get(FORWARDED, ""))
         self.person = proxies.person(self.peer, self.headers)
         self.principal: Principal | None = None
+        self.is_page = self.path == PAGES or self.path.startswith(f"{PAGES}/")
         self.begun = time.monotonic()
         self.status = 0
 
     @property
     def name(self) -> str:
         """The route for logs and metrics: never a path a client made up."""
-        return self.route.path if self.route is not None else "unknown"
+        return PAGES if self.is_page else self.route.path if self.route is not None else "unknown"
 
 
 def _headers(scope: Scope, user_header: str) -> dict[str, str]:
@@ -110,10 +112,17 @@ def _headers(scope: Scope, user_header: str) -> dict[str, str]:
 
 
 class Gate:
-    """ASGI middleware; the outermost."""
+    """ASGI middleware; the outermost.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    Args:
+        app: the application.
+        service: whose settings, keys and metrics count.
+        pages: what answers below `/ui`; it has a gate of its own, for sessions.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, pages: ASGIApp | None = None) -> None:
         self._app = app
+        self._pages = pages
         self._service = service
         self._big: dict[int, asyncio.Semaphore] = {}
 
@@ -140,6 +149,11 @@ class Gate:
 
     async def _run(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         limited = self._limited(request, receive)
+        if request.is_page and self._pages is not None:
+            scope.update({"mld.person": request.person, "mld.remote": request.remote})
+            await self._pages(scope, limited, send)
+            request.principal = scope["state"].get("principal")
+            return
         if request.route is None or request.route.path != _SEAL:
             await self._app(scope, limited, send)
             return
@@ -161,6 +175,8 @@ class Gate:
 
     async def _admit(self, request: Request) -> None:
         self._check_host(request.headers.get("host", ""))
+        if request.is_page and self._pages is not None:
+            return
         self._check_protocol(request.headers.get(HEADER_PROTOCOL.lower()))
         route = request.route
         if route is not None and route.scope is None:

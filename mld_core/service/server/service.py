@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import IO, Any
@@ -46,6 +47,7 @@ _SWEEP_SECONDS = 3600.0
 _SETTLE_SECONDS = 1.0
 _REAP_SECONDS = 2.0
 _REMOVE_SECONDS = 1.0
+_TIDY_SECONDS = 60.0
 
 
 class Service:
@@ -68,6 +70,8 @@ class Service:
         self.metrics = Metrics()
         self.requests = Buckets(settings.requests_per_second, settings.requests_per_second * 2)
         self.wrong_keys = Buckets(settings.wrong_keys_per_second, _WRONG_KEYS_BURST)
+        self.tidied: list[Callable[[], None]] = []
+        """Called after what was removed went out of the files, and now and then."""
         self._audit: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._looking = threading.Lock()
         self._looked_at = float("-inf")
@@ -78,6 +82,7 @@ class Service:
 
     def start(self) -> None:
         """Begin the background work."""
+        shutil.rmtree(self.settings.folder("pages"), ignore_errors=True)  # of a server that was killed
         self.ranks.recover()
         self.checks.start()
         background = (self._write_audit, self._settle, self._look_after_jobs, self._sweep, self._remove)
@@ -160,9 +165,13 @@ class Service:
             self._stop.wait(_SWEEP_SECONDS)
 
     def _remove(self) -> None:
+        tidied = time.monotonic()
         while not self._stop.wait(_REMOVE_SECONDS):
             with self._told("what was removed is not yet out of the files"):
-                self.sweeper.sweep()
+                if self.sweeper.sweep() or time.monotonic() - tidied > _TIDY_SECONDS:
+                    tidied = time.monotonic()
+                    for tidy in self.tidied:
+                        tidy()
 
     def _worker_keepers(self) -> list[Any]:
         return [self._keep_worker] * self.settings.workers

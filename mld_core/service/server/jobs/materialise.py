@@ -89,14 +89,39 @@ def lay_out(
         manifest = cast("str | None", blob)
         key = PassKey(owner.dataset_type, parse_epoch(owner.epoch), owner.pass_no)
         folder = store.rank_dir(run, key, seal.attempt, seal.rank_no)
-        make_dirs(folder, fsync=False)
-        _files(database, storage, folder, seal.pk, organization_id)
-        write_json(folder / ATTEMPT_FILE, seal.opening, fsync=False)
-        if manifest is None:  # sealed through protocol 1.0, at a server of that time
-            write_json(folder / SEAL_FILE, seal.manifest, fsync=False)
-        else:
-            _link(storage.local(organization_id, manifest), folder / SEAL_FILE)
+        lay_seal(database, storage, folder, organization_id=organization_id, seal=seal, manifest=manifest)
     return store
+
+
+def lay_seal(
+    database: Database,
+    storage: Storage,
+    folder: Path,
+    *,
+    organization_id: str,
+    seal: Seal,
+    manifest: str | None,
+) -> None:
+    """Write the folder of one sealed rank.
+
+    Args:
+        database: where the seals are.
+        storage: where the blobs are.
+        folder: the rank's folder.
+        organization_id: whose it is.
+        seal: the seal.
+        manifest: digest of its seal.json; None where the row holds it.
+
+    Raises:
+        FileNotFoundError: a sealed blob is not in the storage.
+    """
+    make_dirs(folder, fsync=False)
+    _files(database, storage, folder, seal.pk, organization_id)
+    write_json(folder / ATTEMPT_FILE, seal.opening, fsync=False)
+    if manifest is None:  # sealed through protocol 1.0, at a server of that time
+        write_json(folder / SEAL_FILE, seal.manifest, fsync=False)
+    else:
+        link(storage.local(organization_id, manifest), folder / SEAL_FILE)
 
 
 def _lay_verdicts(database: Database, store: Store, *, run_pk: int, run: RunKey) -> None:
@@ -128,10 +153,11 @@ def _files(database: Database, storage: Storage, folder: Path, seal_pk: int, org
     for part, family, sha256 in rows:
         target = folder / part / file_name(family)
         target.parent.mkdir(exist_ok=True)
-        _link(storage.local(organization_id, sha256), target)
+        link(storage.local(organization_id, sha256), target)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where that is not possible."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links

@@ -65,7 +65,17 @@ def add_verdicts(
     run_id: forms.RunId, form: VerdictsForm, service: ServiceDep, principal: PrincipalDep
 ) -> protocol.VerdictsKept:
     """Add what people said of a run's samples; what is there stays, under its `verdict_id`."""
-    said = [_checked(one) for one in form.verdicts]
+    return keep_verdicts(service, principal, run_id, [_checked(one) for one in form.verdicts])
+
+
+def keep_verdicts(
+    service: Service, principal: Principal, run_id: str, said: list[dict[str, Any]]
+) -> protocol.VerdictsKept:
+    """Add verdicts, as `as_members` gives them.
+
+    Raises:
+        ProblemError: no such run to be seen, or too many verdicts.
+    """
     try:
         return _add(service, principal, run_id, said)
     except IntegrityError:  # somebody added the same a moment ago

@@ -142,19 +142,32 @@ def authenticate(database: Database, header: str | None) -> Principal | None:
     match = _match(header)
     if match is None:
         return None
-    now = utc_now()
+    found = _row(database, f"key_{match[1]}")
+    right = hmac.compare_digest(found[0].secret_hash if found else _NOBODY, hash_secret(match[2]))
+    return _active(database, found) if right else None
+
+
+def active(database: Database, key_id: str) -> Principal | None:
+    """Whose key that is, for who showed it before; None if it is revoked or expired by now."""
+    return _active(database, _row(database, key_id))
+
+
+def _row(database: Database, key_id: str) -> tuple[ApiKey, Organization, Person | None] | None:
     query = (
         select(ApiKey, Organization, Person)
         .join(Organization, Organization.pk == ApiKey.organization_pk)
         .outerjoin(Person, Person.pk == ApiKey.person_pk)
-        .where(ApiKey.id == f"key_{match[1]}")
+        .where(ApiKey.id == key_id)
     )
     with database.read() as session:
         found = session.execute(query).one_or_none()
-    expected = found[0].secret_hash if found is not None else _NOBODY
-    right = hmac.compare_digest(expected, hash_secret(match[2]))
-    if found is None or not right:
+    return None if found is None else (found[0], found[1], found[2])
+
+
+def _active(database: Database, found: tuple[ApiKey, Organization, Person | None] | None) -> Principal | None:
+    if found is None:
         return None
+    now = utc_now()
     key, organization, person = found
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
         return None
@@ -230,6 +243,10 @@ class Authenticator:
                 known.clear()
             known[_header_hash(header)] = (until, principal)
         return principal
+
+    def by_id(self, key_id: str) -> Principal | None:
+        """The principal of a key that was shown before, as the database knows it now."""
+        return active(self._database, key_id)
 
     def person(self, name: str) -> Principal | None:
         """The person a trusted proxy signed in, as the database knows them now."""

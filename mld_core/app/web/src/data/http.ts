@@ -5,25 +5,28 @@ const text = (value: unknown): string | null => (typeof value === "string" && va
 
 const problemOf = async (answer: Response): Promise<Problem> => {
   const body: Record<string, unknown> = await answer.json().catch(() => ({}));
-  if (answer.status === 401)
-    return new Problem(
-      401,
-      "This session has ended",
-      "Take the address that `mld ui` printed, or start it again.",
-      null,
-      "mld ui",
-    );
+  const local = answer.status === 401 && body.sign_in !== true;
+  if (local) body.title = "This session has ended";
   return new Problem(
     answer.status,
     text(body.title) ?? answer.statusText,
     text(body.detail) ?? "",
     text(body.fix),
-    text(body.command),
+    local ? "mld ui" : text(body.command),
+    body.sign_in === true,
   );
 };
 
+/** Trades a key for a session, at a team's server. */
+export async function signIn(key: string): Promise<void> {
+  const headers = { "Content-Type": "application/json" };
+  const answer = await fetch("session", { method: "POST", headers, body: JSON.stringify({ key }) });
+  if (!answer.ok) throw await problemOf(answer);
+}
+
 export class HttpSource implements Source {
-  readonly writes = true;
+  writes = true;
+  deletes = true;
   #csrf = "";
 
   async #ask(route: string, init: RequestInit): Promise<Response> {
@@ -42,7 +45,12 @@ export class HttpSource implements Source {
     const asked = queryOf(query);
     const answer = await this.#ask(asked ? `${route}?${asked}` : route, { signal: signal ?? null });
     const body = (await answer.json()) as Reads[R];
-    if (route === "session") this.#csrf = (body as Reads["session"]).csrf;
+    if (route === "session") {
+      const { csrf, may } = body as Reads["session"];
+      this.#csrf = csrf;
+      this.writes = may.includes("write");
+      this.deletes = may.includes("delete");
+    }
     return body;
   }
 
@@ -50,6 +58,11 @@ export class HttpSource implements Source {
     const headers = { "Content-Type": "application/json", "X-MLD-CSRF": this.#csrf };
     const answer = await this.#ask(route, { method: "POST", headers, body: JSON.stringify(body) });
     return (await answer.json()) as Writes[R];
+  }
+
+  async leave(): Promise<void> {
+    await fetch("session", { method: "DELETE", headers: { "X-MLD-CSRF": this.#csrf } });
+    location.reload();
   }
 
   picture(query: Query & { id: string; size: "thumb" | "full" }): string {

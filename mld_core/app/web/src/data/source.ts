@@ -26,6 +26,7 @@ export interface Reads {
 export interface Writes {
   "runs/tags": { tags: string[] };
   "runs/note": { note: string };
+  "runs/bulk": t.Bulk;
   "evaluation/note": { note: string; review_state: "open" | "done" };
   verdicts: t.Given;
   "verdicts/undo": { undone: number; progress: t.Progress | null };
@@ -38,8 +39,12 @@ export type Query = Record<string, string | number | null | undefined>;
 export interface Source {
   /** Whether verdicts, notes and pictures can be written: a file on disk cannot. */
   readonly writes: boolean;
+  /** Whether runs can be deleted. */
+  readonly deletes: boolean;
   get<R extends keyof Reads>(route: R, query?: Query, signal?: AbortSignal): Promise<Reads[R]>;
   post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]>;
+  /** Ends the session, where a key opened it. */
+  leave(): Promise<void>;
   /** The address of a sample's picture, for `img` and SVG `image`. */
   picture(query: Query & { id: string; size: "thumb" | "full" }): string;
   /** The address of an export to download; null where there is none. */
@@ -54,6 +59,8 @@ export class Problem extends Error {
     readonly detail: string,
     readonly fix: string | null = null,
     readonly command: string | null = null,
+    /** Whether a key is asked for. */
+    readonly signIn = false,
   ) {
     super(detail || title);
     this.name = "Problem";

@@ -17,6 +17,10 @@ export interface Named {
 export interface Session {
   csrf: string;
   author: string;
+  /** What the reader may do beside looking. */
+  may: ("write" | "delete")[];
+  /** Whether a key opened the session, so that it can be left. */
+  leaves: boolean;
   local: boolean;
   store: string | null;
   version: string;
@@ -62,8 +66,19 @@ export interface Run {
   result: string | null;
   tags: string[];
   note: string;
+  archived: boolean;
   command: string | null;
   headline: string | null;
+}
+export interface Gone {
+  rows: number;
+  files: number;
+  bytes: number;
+  results: number;
+}
+export interface Bulk {
+  rows: { model: string; version: string; error: string | null; gone: Gone | null }[];
+  failed: number;
 }
 export interface Runs {
   total: number;
@@ -71,6 +86,9 @@ export interface Runs {
   offset: number;
   search_help: string;
   runs: Run[];
+  /** How many are on the other side: put away, or, of those, not. */
+  archived: number;
+  away: boolean;
 }
 export interface Message {
   severity: string;

@@ -20,6 +20,7 @@ class App {
       this.words = words;
       if (!url.get("page")) url.set({ ...url.params, ...session.open }, "replace");
       this.session = session;
+      this.problem = undefined;
     } catch (error) {
       this.problem = asProblem(error);
     }

@@ -44,3 +44,11 @@ export function when(iso: string | null | undefined): string {
 /** `1 sample`, `2 samples`. */
 export const many = (n: number, one: string, more = `${one}s`): string =>
   `${count(n)} ${n === 1 ? one : more}`;
+
+/** `1.2 MB`. */
+export const bytes = (n: number): string =>
+  n < 1e6
+    ? `${(n / 1e3).toFixed(n < 1e4 ? 1 : 0)} kB`
+    : n < 1e9
+      ? `${(n / 1e6).toFixed(1)} MB`
+      : `${(n / 1e9).toFixed(1)} GB`;

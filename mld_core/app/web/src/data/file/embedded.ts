@@ -21,6 +21,7 @@ const textOf = (value: unknown): string => (value === null || value === undefine
 
 export class EmbeddedSource implements Source {
   readonly writes = false;
+  readonly deletes = false;
   readonly #passes: Pass[];
 
   /** `text` gives the content of the file's element with an id. */
@@ -236,6 +237,10 @@ export class EmbeddedSource implements Source {
 
   post<R extends keyof Writes>(): Promise<Writes[R]> {
     return Promise.reject(new Problem(405, "A file is read only", ELSEWHERE, null, "mld ui"));
+  }
+
+  leave(): Promise<void> {
+    return Promise.resolve();
   }
 
   picture(query: Query & { id: string }): string {

@@ -1,0 +1,235 @@
+"""The pages at the team's server: a key opens a session, and shows what its holder may see, and no more."""
+
+import pytest
+import requests
+from server_parts import wait_for
+
+from mld_core.records.format.layout import RunKey
+
+pytestmark = pytest.mark.processes
+
+SHOWN, HIDDEN, FOREIGN = RunKey("open-net", "v1"), RunKey("hidden-net", "v1"), RunKey("foreign-net", "v1")
+OPTIONS = {"options": {"repeats": 1}}
+
+
+class Reader:
+    """A person with a key at the pages."""
+
+    def __init__(self, server, key):
+        self.base, self.http = server.url, requests.Session()
+        self.http.trust_env = False
+        self.signed = self.http.post(f"{self.base}/ui/session", json={"key": key}, timeout=60)
+        answer = self.ask("session")
+        self.session = answer.json()
+        self.head = {"x-mld-csrf": self.session.get("csrf", "")}
+
+    def ask(self, path, **query):
+        return self.http.get(f"{self.base}/ui/api/{path}", params=query, timeout=120)
+
+    def get(self, path, run=None, **query):
+        names = {"model": run.model_name, "version": run.version_name} if run else {}
+        answer = self.ask(path, **names, **query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def post(self, path, body, run=None):
+        names = {"model": run.model_name, "version": run.version_name} if run else {}
+        return self.http.post(
+            f"{self.base}/ui/api/{path}", json={**names, **body}, headers=self.head, timeout=60
+        )
+
+
+@pytest.fixture(scope="module")
+def team(server, records, planted, tmp_path_factory):
+    """Two organizations; the first has a run that is evaluated, one that is not, and people of every role."""
+    factory = records.StoreFactory(tmp_path_factory.mktemp("pages") / "store")
+    for number, run in enumerate((SHOWN, HIDDEN, FOREIGN)):
+        factory.run(run.model_name, run.version_name, n_class=6)
+        for split, seed in (("train", 1), ("val", 2)):
+            data = planted(records, 300, seed=seed + number, noise=0.08).data
+            factory.add_pass(run, split, data, n_epoch=0, batch=150)
+    keys = {"admin": server.new_key("read", "write", "admin", organization="pages", name="root")}
+    keys["other"] = server.new_key("read", "write", "admin", organization="elsewhere", name="root")
+    admin = server.api(keys["admin"])
+    for name, role, models in (
+        ("vera", "viewer", ["open*"]),
+        ("will", "writer", ["*"]),
+        ("uma", "writer", ["*"]),
+    ):
+        made = admin("POST", "/v1/people", json={"name": name, "role": role, "models": models})
+        assert made.status_code == 201, made.text
+        key = admin("POST", "/v1/keys", json={"name": name, "person_id": made.json()["person_id"]})
+        keys[name] = key.json()["key"]
+    ids = {run: admin.sync(factory.store, run) for run in (SHOWN, HIDDEN)}
+    ids[FOREIGN] = server.api(keys["other"]).sync(factory.store, FOREIGN)
+    job = admin("POST", f"/v1/runs/{ids[SHOWN]}/evaluations", json=OPTIONS).json()
+    assert admin.finished(job["job_id"])["state"] == "done"
+    return keys, ids
+
+
+@pytest.fixture(scope="module")
+def vera(server, team):
+    return Reader(server, team[0]["vera"])
+
+
+@pytest.fixture(scope="module")
+def will(server, team):
+    return Reader(server, team[0]["will"])
+
+
+def test_a_stranger_sees_the_page_and_nothing_of_its_data(server):
+    page = requests.get(f"{server.url}/ui/", timeout=60)
+    assert page.status_code == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["x-frame-options"] == "DENY"
+    for path in ("session", "runs", "run", "samples", "picture", "vocabulary", "nothing"):
+        answer = requests.get(f"{server.url}/ui/api/{path}", timeout=60)
+        assert answer.status_code == 401, path
+        assert answer.json()["sign_in"] is True
+    head = {"authorization": f"Bearer {server.key}"}
+    assert requests.get(f"{server.url}/ui/api/runs", headers=head, timeout=60).status_code == 401
+
+
+def test_a_key_is_traded_for_a_cookie_out_of_reach_of_scripts_and_of_other_sites(server, team):
+    address = f"{server.url}/ui/session"
+    made = requests.post(address, json={"key": team[0]["vera"]}, timeout=60)
+    assert made.status_code == 204
+    cookie = made.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert team[0]["vera"] not in made.headers["set-cookie"]
+    assert (
+        requests.post(address, json={"key": "mldbg_" + "0" * 24 + "_" + "0" * 64}, timeout=60).status_code
+        == 401
+    )
+    assert requests.post(address, data={"key": team[0]["vera"]}, timeout=60).status_code == 415
+    assert requests.post(address, json={"key": "x" * 5000}, timeout=60).status_code == 413
+    assert requests.post(address, json=["key"], timeout=60).status_code == 400
+    only_sends = server.new_key("write", organization="pages", name="job")
+    assert requests.post(address, json={"key": only_sends}, timeout=60).status_code == 403
+
+
+def test_a_viewer_looks_at_the_runs_of_their_patterns(vera):
+    assert vera.session["may"] == []
+    assert vera.session["local"] is False
+    assert vera.session["store"] is None
+    runs = vera.get("runs")["runs"]
+    assert [(one["model"], one["state"]) for one in runs] == [(SHOWN.model_name, "evaluated")]
+    assert runs[0]["metric"]["last"] is not None
+    assert vera.get("evaluation", SHOWN)["place"]["split"] == "val"
+    page = vera.get("samples", SHOWN, limit=5)
+    assert page["total"] == 300
+    row = page["rows"][0]["row"]
+    assert vera.get("sample", SHOWN, row=row)["probabilities"]
+    assert vera.get("verdicts", SHOWN)["total"] == 0
+
+
+@pytest.mark.parametrize("run", [HIDDEN, FOREIGN, RunKey("no-net", "v1")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "run",
+        "evaluation",
+        "samples",
+        "sample",
+        "facets",
+        "confusion",
+        "columns",
+        "verdicts",
+        "suspects",
+        "export",
+    ],
+)
+def test_what_is_not_to_be_seen_is_not_there(vera, path, run):
+    answer = vera.ask(path, model=run.model_name, version=run.version_name, row=0, id="1")
+    assert answer.status_code == 404
+    told = answer.text.replace(run.model_name, "")  # what was asked may be repeated
+    assert not any(one.model_name in told for one in (HIDDEN, FOREIGN))
+
+
+def test_a_viewer_changes_nothing(vera):
+    row = vera.get("samples", SHOWN)["rows"][0]["row"]
+    bodies = {
+        "verdicts": {"items": [{"row": row, "kind": "ok"}]},
+        "runs/tags": {"tags": ["x"]},
+        "runs/note": {"note": "x"},
+        "pictures": {"images": "/etc/{input_id}"},
+    }
+    for path, body in bodies.items():
+        answer = vera.post(path, body, SHOWN)
+        assert answer.status_code == 403, path
+        assert "look" in answer.json()["detail"]
+
+
+def test_a_writer_reviews_under_their_name_and_the_team_sees_it(server, team, will, vera):
+    row = will.get("samples", SHOWN)["rows"][0]
+    body = {"items": [{"row": row["row"], "kind": "hard"}]}
+    given = will.post("verdicts", body, SHOWN)
+    assert given.status_code == 200, given.text
+    assert given.json()["verdicts"][0]["author"] == "will"
+    heard = vera.get("verdicts", SHOWN)["rows"][0]["heard"][0]
+    assert (heard["author"], heard["kind"], heard["mine"]) == ("will", "hard", False)
+    said = server.api(team[0]["admin"]).get(f"/v1/runs/{team[1][SHOWN]}/verdicts")["items"]
+    assert said[-1]["input_id"] == row["id"]
+    uma = Reader(server, team[0]["uma"])
+    ids = [given.json()["verdicts"][0]["id"]]
+    assert uma.post("verdicts/undo", {"ids": ids}, SHOWN).status_code == 409  # another's word
+    assert will.post("verdicts/undo", {"ids": ids}, SHOWN).json()["undone"] == 1
+    assert vera.get("verdicts", SHOWN)["total"] == 0
+
+
+def test_tags_and_notes_are_the_teams(server, team, will, vera):
+    assert will.post("runs/tags", {"tags": ["night"]}, SHOWN).status_code == 200
+    assert will.post("runs/note", {"note": "look again"}, SHOWN).status_code == 200
+    row = vera.get("runs", search="tag = 'night'")["runs"][0]
+    assert (row["tags"], row["note"]) == (["night"], "look again")
+    run = server.api(team[0]["admin"]).get(f"/v1/runs/{team[1][SHOWN]}")
+    assert (run["tags"], run["note"]) == (["night"], "look again")
+    assert will.post("runs/tags", {"tags": ["two words"]}, SHOWN).status_code == 400
+
+
+def test_a_write_needs_the_header_of_its_session(will):
+    for head in ({}, {"x-mld-csrf": "guess"}):
+        answer = will.http.post(f"{will.base}/ui/api/runs/note", json={}, headers=head, timeout=60)
+        assert answer.status_code == 403
+
+
+def test_a_session_ends_with_its_key_and_when_it_is_left(server, team):
+    admin = server.api(team[0]["admin"])
+    key = admin("POST", "/v1/keys", json={"name": "brief", "scopes": ["read"]}).json()
+    reader = Reader(server, key["key"])
+    assert reader.ask("runs").status_code == 200
+    admin("DELETE", f"/v1/keys/{key['key_id']}")
+    assert reader.ask("runs").status_code == 401
+    leaving = Reader(server, team[0]["will"])
+    kept = dict(leaving.http.cookies)
+    assert leaving.http.delete(f"{server.url}/ui/session", timeout=60).status_code == 403
+    gone = leaving.http.delete(f"{server.url}/ui/session", headers=leaving.head, timeout=60)
+    assert gone.status_code == 204
+    assert requests.get(f"{server.url}/ui/api/runs", cookies=kept, timeout=60).status_code == 401
+
+
+def test_what_is_removed_is_gone_from_the_pages_at_once(server, records, planted, team, tmp_path):
+    """A sample first, then the run; nothing of its bytes stays in the pages' folder."""
+    keys, _ = team
+    admin, reader = server.api(keys["admin"]), Reader(server, keys["admin"])
+    factory = records.StoreFactory(tmp_path / "store")
+    run = factory.run("brief-net", "v1", n_class=6)
+    for split in ("train", "val"):
+        factory.add_pass(run, split, planted(records, 120, seed=9).data, n_epoch=0)
+    run_id = admin.sync(factory.store, run)
+    job = admin("POST", f"/v1/runs/{run_id}/evaluations", json=OPTIONS).json()
+    assert admin.finished(job["job_id"])["state"] == "done"
+    rows = reader.get("samples", run)["rows"]
+    assert rows
+    folder = server.data / "pages"
+    assert list(folder.rglob("brief-net"))
+    body = {"input_ids": [rows[0]["id"]]}
+    assert admin("POST", f"/v1/runs/{run_id}/removals", json=body).status_code in {200, 201}
+    assert (
+        reader.ask("samples", model="brief-net", version="v1").status_code == 404
+    )  # its result went with it
+    assert admin("POST", f"/v1/runs/{run_id}/removals", json={}).status_code in {200, 201}
+    assert reader.ask("run", model="brief-net", version="v1").status_code == 404
+    assert all(one["model"] != "brief-net" for one in reader.get("runs")["runs"])
+    wait_for(lambda: not list(folder.rglob("brief-net/*")), 90)
