@@ -104,6 +104,8 @@ def served(browser, shown_store, tmp_path_factory):
     need_pages()
     folder = tmp_path_factory.mktemp("served")
     shutil.copytree(shown_store.root, folder / "store")
+    for spare in ("spare1", "spare2"):  # a folder that was copied goes by what it is called now
+        shutil.copytree(folder / "store" / "fresh" / "v1", folder / "store" / "fresh" / spare)
     running = Served(browser, Store(folder / "store"), folder / "ui.log")
     yield running
     running.stop()
@@ -330,6 +332,41 @@ def test_a_review_becomes_a_file_of_corrected_labels(opened, served):
 def disagree(written, wrong):
     """Another person says that the label is right."""
     written.append([Verdict("ok", wrong.dataset_type, wrong.input_id, given=wrong.given, author="bob")])
+
+
+def test_several_runs_are_tagged_put_away_and_deleted(opened, served):
+    """What goes is named before it goes; what is not chosen stays."""
+    one = opened({"page": "home"})
+    page = one.page
+    there = len(served.store.runs())
+    choice = page.get_by_label(re.compile("Choose fresh spare"))
+    for box in choice.all():
+        box.check()
+    bar = page.get_by_label("Chosen runs")
+    assert "2 runs chosen" in bar.inner_text()
+    bar.get_by_label("Tag").fill("old")
+    bar.get_by_role("button", name="Tag", exact=True).click()
+    page.locator(".tag", has_text="old").nth(1).wait_for()
+    bar.get_by_role("button", name="Put away").click()
+    choice.first.wait_for(state="detached")
+    page.get_by_role("button", name="2 put away").click()
+    one.drawn()
+    for box in choice.all():
+        box.check()
+    bar.get_by_role("button", name="Delete").click()
+    asked = page.get_by_role("alertdialog")
+    said = asked.inner_text()
+    assert "fresh spare1" in said
+    assert "fresh spare2" in said
+    assert "100 rows" in said
+    assert len(served.store.runs()) == there
+    asked.get_by_role("button", name="Keep them").click()
+    asked.wait_for(state="detached")
+    bar.get_by_role("button", name="Delete").click()
+    asked.get_by_role("button", name="Delete these 2 runs").click()
+    page.get_by_text("Nothing is put away").wait_for()
+    assert len(served.store.runs()) == there - 2
+    assert one.problems == []
 
 
 def test_hostile_names_are_only_text(opened):

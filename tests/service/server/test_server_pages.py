@@ -2,6 +2,7 @@
 
 import pytest
 import requests
+from app_building import need_pages
 from server_parts import wait_for
 
 from mld_core.records.format.layout import RunKey
@@ -207,6 +208,45 @@ def test_a_session_ends_with_its_key_and_when_it_is_left(server, team):
     gone = leaving.http.delete(f"{server.url}/ui/session", headers=leaving.head, timeout=60)
     assert gone.status_code == 204
     assert requests.get(f"{server.url}/ui/api/runs", cookies=kept, timeout=60).status_code == 401
+
+
+def test_only_an_admin_deletes(server, team, will):
+    body = {"runs": [{"model": HIDDEN.model_name, "version": HIDDEN.version_name}], "do": "remove"}
+    assert will.post("runs/bulk", {**body, "dry_run": True}).status_code == 403
+    admin = Reader(server, team[0]["admin"])
+    gone = admin.post("runs/bulk", {**body, "dry_run": True}).json()["rows"][0]["gone"]
+    assert gone["rows"] == 600
+    assert admin.get("run", HIDDEN)["run"]["state"] == "recorded"
+    assert admin.post("runs/bulk", {**body, "do": "archive"}).json()["failed"] == 0
+    assert [one["model"] for one in admin.get("runs", archived=True)["runs"]] == [HIDDEN.model_name]
+    assert admin.post("runs/bulk", {**body, "do": "restore"}).json()["failed"] == 0
+
+
+def test_a_person_signs_in_looks_and_signs_out_in_a_browser(browser, server, team):
+    need_pages()
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    problems, asked = [], []
+    page.on("console", lambda said: problems.append(f"{said.type}: {said.text}"))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server.url}/ui/")
+    page.get_by_label("Key").fill("mldbg_" + "0" * 24 + "_" + "0" * 64)
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("wrong, expired or revoked").wait_for()
+    page.get_by_label("Key").fill(team[0]["vera"])
+    page.keyboard.press("Enter")
+    page.locator("h1", has_text="wrong").wait_for()  # the only run they see opens at once
+    page.get_by_role("option").first.wait_for()
+    assert page.get_by_role("group", name="Verdict").count() == 0  # a viewer gives none
+    assert page.evaluate("document.cookie") == ""
+    page.keyboard.press("?")
+    page.get_by_text("Signed in as vera").wait_for()
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Key").wait_for()
+    # Chromium notes every answer of 401 itself.
+    assert [one for one in problems if "401" not in one] == []
+    assert all(url.startswith((server.url, "data:", "blob:")) for url in asked)
+    context.close()
 
 
 def test_what_is_removed_is_gone_from_the_pages_at_once(server, records, planted, team, tmp_path):
