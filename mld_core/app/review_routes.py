@@ -19,11 +19,12 @@ from mld_core.evaluation.errors import NotFoundError
 from mld_core.exchange.coco_patch import write_patch
 from mld_core.exchange.relabel import write_relabel
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import KINDS, UNSEEN, Subject, Verdict
+from mld_core.records.store.verdicts import BOX_KINDS, KINDS, UNSEEN, Subject, Verdict
 from mld_core.views import reviewing
-from mld_core.views.cards import Told, cards, named_class
+from mld_core.views.cards import Told, cards, named_class, subject_columns, subject_of
 
 MOST_ITEMS = 1_000
+BOX_SAID = (*BOX_KINDS, "ambiguous")
 FIRST = 20
 
 
@@ -197,6 +198,7 @@ def formats(library: Lib, request: Request, names: Named) -> Response:
     found = reviewing.counts(told(library, run, request))
     task = library.row(run)["task"]
     boxes = task == "detection"
+    labels = "annotations.json -o corrected.json" if boxes else "train.csv -o corrected.csv"
     return answer(
         {
             "formats": [
@@ -209,10 +211,12 @@ def formats(library: Lib, request: Request, names: Named) -> Response:
                     "why": None if boxes else "COCO holds boxes; this is a " + task + ".",
                 },
             ],
-            "labels": found["relabel"],
+            "labels": found["relabel"] + found["missing"] + found["nothing"],
             "conflicts": found["conflicts"],
-            "commands": [f"mld review apply train.csv -o corrected.csv {run_options(run)}"],
-            "python": "from ml_debugger.review import apply\n\nfixed = apply("
+            "commands": [f"mld review apply {labels} {run_options(run)}"],
+            "python": None
+            if task != "classification"
+            else "from ml_debugger.review import apply\n\nfixed = apply("
             f"dataset, {run.model_name!r}, {run.version_name!r}, {names.split or 'train'!r})",
         }
     )
@@ -243,38 +247,49 @@ def export(library: Lib, request: Request, names: Named, format: str = "relabel"
 
 def _verdicts(place: Place, items: Sequence[Item], who: str) -> list[Verdict]:
     """The words of a request as verdicts; everything is checked before anything is written."""
-    boxes = place.result.task != "classification"
-    read = ["input_id", "input_hash", "gt", "suggested_label"] + (["gt_idx"] if boxes else [])
+    read = ["input_hash", "gt", "prediction", "suggested_label", *subject_columns(place.units)]
     over = [one.row for one in items if one.row >= place.units.rows]
     if over:
         raise NotFoundError(f"row {over[0]}: the pass has {place.units.rows:,} units")
     n_class = int(place.result.info["passes"][place.units.index]["n_class"])
     made = []
     for item, unit in zip(items, place.units.take([one.row for one in items], read), strict=True):
-        if item.kind not in KINDS:
-            raise ProblemError(400, f"verdict {item.kind!r}: expected one of {', '.join(KINDS)}")
-        if boxes and unit["gt_idx"] is None:
-            raise ProblemError(400, "no true box stands here: a verdict is about a label")
-        label = item.label
-        if item.kind == "relabel" and label is None:
-            label = unit["suggested_label"]
-        if item.kind == "relabel" and (label is None or label == unit["gt"] or not 0 <= label < n_class):
-            raise ProblemError(400, f"which class is right for {unit['input_id']}? no other is suggested")
+        subject = subject_of(place.units, unit)
+        label = _label(item, unit, n_class, said_of=BOX_SAID if subject.box is not None else KINDS)
         made.append(
             Verdict(
                 item.kind,
                 place.units.dataset,
-                str(unit["input_id"]),
-                unit.get("gt_idx"),
-                label=label if item.kind == "relabel" else None,
-                given=unit["gt"],
+                subject.input_id,
+                subject.truth,
+                label=label,
+                given=unit["gt"] if subject.box is None else None,
                 input_hash=unit["input_hash"],
                 note=item.note,
                 result_name=place.result.result_name,
                 author=who,
+                box=subject.box,
             )
         )
     return made
+
+
+def _label(item: Item, unit: dict[str, Any], n_class: int, said_of: Sequence[str]) -> int | None:
+    """The class that goes with a word: the one that was given, else what the evaluation suggests or predicts.
+
+    Raises:
+        ProblemError: That word says nothing of such a unit, or no class is known.
+    """
+    if item.kind not in said_of:
+        about = "" if said_of is KINDS else " of a box where no true one stands"
+        raise ProblemError(400, f"verdict {item.kind!r}{about}: expected one of {', '.join(said_of)}")
+    if item.kind not in {"relabel", "missing"}:
+        return None
+    known = unit["suggested_label"] if item.kind == "relabel" else unit["prediction"]
+    label: int | None = known if item.label is None else item.label
+    if label is None or not 0 <= label < n_class or (item.kind == "relabel" and label == unit["gt"]):
+        raise ProblemError(400, f"which class is right for {unit['input_id']}? no other is suggested")
+    return label
 
 
 def _acceptable(place: Place, heard: Told, said: Accepted) -> list[Item]:
@@ -305,7 +320,10 @@ def _with_rows(library: Library, names: Asked, page: list[dict[str, Any]]) -> No
         except NotFoundError:
             continue
         own = [one for one in page if one["split"] == split]
-        wanted = [Subject(split, one["id"], one["truth"]) for one in own]
+        wanted = [
+            Subject(split, one["id"], one["truth"], None if one["box"] is None else tuple(one["box"]))
+            for one in own
+        ]
         found = library.rows_of(place, wanted)
         for one, subject in zip(own, wanted, strict=True):
             one["row"] = found.get(subject)

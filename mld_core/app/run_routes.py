@@ -211,8 +211,8 @@ def vocabulary() -> Response:
                 for one in BY_CODE.values()
             ],
             "verdicts": [
-                {"kind": kind, "title": title, "means": means, "key": str(key)}
-                for key, (kind, (title, means)) in enumerate(VERDICTS.items(), 1)
+                {"kind": kind, "key": key, "about": about, "title": title, "means": means}
+                for kind, key, about, title, means in VERDICTS
             ],
             "events": EVENTS,
         }

@@ -186,9 +186,14 @@ def export(
 
 @review.command("apply")
 def apply(
-    labels: Annotated[Path, typer.Argument(help="A CSV of ids and class numbers.", show_default=False)],
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            help="A CSV of ids and class numbers, or COCO annotations (.json).", show_default=False
+        ),
+    ],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The corrected CSV.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The corrected file.")],
     id_column: Annotated[str, typer.Option(help="Column of the ids.")] = "input_id",
     label_column: Annotated[str, typer.Option(help="Column of the class numbers.")] = "label",
     model: Annotated[
@@ -205,10 +210,14 @@ def apply(
     \b
     Example:
       mld review apply train.csv -o train-corrected.csv --id-column file
+      mld review apply instances_val.json -o corrected.json --split val
     """  # noqa: D301  click reads the mark
     with clear_errors():
         opened = open_store(store)
         run = choose_run(opened, model, version)
+        if labels.suffix.lower() == ".json":
+            _apply_coco(labels, output, opened, run, split)
+            return
         rows = relabelled(Verdicts(opened, run).standing(split).values())
         if not rows:
             raise NotFoundError(f"no label of {split!r} stands as corrected in {_title(run)}")
@@ -218,6 +227,19 @@ def apply(
         note(f"{changed} labels changed, {len(skipped)} not")
         for one in skipped:
             note(f"mld: {one}")
+
+
+def _apply_coco(labels: Path, output: Path, store: Store, run: RunKey, split: str) -> None:
+    """Lay what was said of boxes over COCO annotations."""
+    from mld_core.exchange.coco_patch import correct_coco
+
+    found = Verdicts(store, run).standing(split).values()
+    names = store.run_info(run).get("class_names")
+    changed, added, skipped = correct_coco(labels, output, found, names)
+    typer.echo(str(output))
+    note(f"{changed} categories changed, {added} boxes added, {len(skipped)} not")
+    for one in skipped:
+        note(f"mld: {one}")
 
 
 def _seen(store: Store, run: RunKey, split: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 `relabel.json` is an object: `format` (1), `model_name`, `version_name`, `class_names` (or null), `labels`: a
 list of objects with `dataset_type`, `input_id`, `truth` (number of the true box, or null), `given`, `label`,
-`authors`, `at`, `note`. CSV has the same members as columns.
+`authors`, `at`, `note`. CSV has the same members as columns. `boxes` of relabel.json lists what was said of
+predicted boxes where no true one stands: `kind` ("missing": an object of class `label`; "nothing"), `box` as
+it was recorded, and the other members.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import Standing
+from mld_core.records.store.verdicts import BOX_KINDS, Standing
 
 FORMAT = 1
 COLUMNS = ("dataset_type", "input_id", "truth", "given", "label", "authors", "at", "note")
@@ -39,11 +41,31 @@ def relabelled(found: Iterable[Standing]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["dataset_type"], row["input_id"], row["truth"] or 0))
 
 
+def spoken_boxes(found: Iterable[Standing]) -> list[dict[str, Any]]:
+    """What stands of predicted boxes without a truth, by split, id and box."""
+    rows = [
+        {
+            "kind": one.verdict.kind,
+            "dataset_type": one.subject.dataset_type,
+            "input_id": one.subject.input_id,
+            "box": list(one.subject.box),
+            "label": one.verdict.label,
+            "authors": [heard.author for heard in one.heard if heard.says == one.verdict.says],
+            "at": one.verdict.at,
+            "note": one.verdict.note,
+        }
+        for one in found
+        if one.subject.box is not None and one.verdict is not None and one.verdict.kind in BOX_KINDS
+    ]
+    return sorted(rows, key=lambda row: (row["dataset_type"], row["input_id"], row["box"]))
+
+
 def write_relabel(
     path: Path, run: RunKey, found: Iterable[Standing], class_names: Sequence[str] | None = None
 ) -> int:
-    """Write `relabel.json`, or CSV where the path ends in `.csv`; returns the number of labels."""
-    rows = relabelled(found)
+    """Write `relabel.json`, or CSV (labels alone) where the path ends in `.csv`; the number of labels."""
+    found = list(found)
+    rows, boxes = relabelled(found), spoken_boxes(found)
     if path.suffix.lower() == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS)
@@ -56,6 +78,7 @@ def write_relabel(
         "version_name": run.version_name,
         "class_names": None if class_names is None else list(class_names),
         "labels": rows,
+        **({"boxes": boxes} if boxes else {}),
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(rows)

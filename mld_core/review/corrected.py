@@ -136,12 +136,13 @@ def apply(
             f"no verdicts for {model_name!r} {version_name!r} {dataset_type!r} in {opened.root}: review "
             "samples first (`mld review add`), or name the split that was reviewed (dataset_type=...)"
         )
-    settled = [one.verdict for one in found.values() if one.verdict is not None and one.subject.truth is None]
+    of_boxes = {subject for subject in found if subject.truth is not None or subject.box is not None}
+    settled = [one.verdict for name, one in found.items() if one.verdict and name not in of_boxes]
     skipped = [_in_conflict(one) for one in found.values() if one.conflict]
     skipped += [
-        f"{subject.input_id}: a verdict on true box {subject.truth}; only labels of samples are applied"
-        for subject in found
-        if subject.truth is not None
+        f"{_name(subject)}: a verdict on a box; only labels of samples are applied here (COCO annotations: "
+        "mld review apply)"
+        for subject in sorted(of_boxes, key=_name)
     ]
     corrected = Corrected(dataset, settled, id_of=id_of, label_key=label_key, skipped=skipped)
     if check:
@@ -180,7 +181,8 @@ def _in_conflict(one: Standing) -> str:
 
 
 def _name(subject: Subject) -> str:
-    return subject.input_id if subject.truth is None else f"{subject.input_id}#{subject.truth}"
+    where = subject.truth if subject.box is None else list(subject.box)
+    return subject.input_id if where is None else f"{subject.input_id}#{where}"
 
 
 def _index_id(dataset: Any, index: int) -> str:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.records.store.verdicts import Standing, Subject, Verdict
+from mld_core.records.store.verdicts import Standing, Subject, Verdict, place
 from mld_core.views.detection_tables import code_words
 from mld_core.views.pictures import Canvas, canvases
 from mld_core.views.selection import HeldUnits
@@ -98,12 +98,28 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def subject_of(units: HeldUnits, unit: Mapping[str, Any]) -> Subject:
+    """What a verdict on a unit is about, of a mapping with `input_id`; of boxes `gt_idx` and the box, too."""
+    sample, truth = str(unit["input_id"]), unit.get("gt_idx")
+    boxes = BOX.get(units.result.task, ())
+    if truth is not None or not boxes:
+        return Subject(units.dataset, sample, truth)
+    corners = _corners([unit[name] for name in boxes])
+    return Subject(units.dataset, sample, None, None if corners is None else place(corners))
+
+
+def subject_columns(units: HeldUnits) -> list[str]:
+    """The columns that `subject_of` reads."""
+    boxes = BOX.get(units.result.task, ())
+    return ["input_id", *(["gt_idx", *boxes] if boxes else [])]
+
+
 def _card(row: int, unit: Mapping[str, Any], units: HeldUnits, told: Told) -> dict[str, Any]:
     names = units.result.class_names
     codes = list(dict.fromkeys([*filter(None, [unit["primary_code"]]), *(unit["diagnosis"] or [])]))
     known = next((BY_CODE[code] for code in codes if code in BY_CODE), None)
     suggested = unit["suggested_label"] if unit["suggested_label"] != unit["gt"] else None
-    subject = Subject(units.dataset, str(unit["input_id"]), unit.get("gt_idx"))
+    subject = subject_of(units, unit)
     return {
         "row": row,
         "id": str(unit["input_id"]),
@@ -167,8 +183,7 @@ def _box(unit: Mapping[str, Any], boxes: Sequence[str], names: Sequence[str] | N
         "miss_proba": plain(unit["miss_proba"]),
         "box": _corners([unit[name] for name in boxes]),
         "truth_box": _corners([unit[f"gt_{name}"] for name in boxes]),
-        "reviewable": there,
-        "reviewable_why": None if there else "No true box stands here: a verdict is about a label.",
+        "asks": "label" if there else "object",
     }
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.classification import jeffreys_interval
-from mld_core.records.store.verdicts import KINDS, UNSEEN, Subject
-from mld_core.views.cards import Told, named_class, spoken
+from mld_core.records.store.verdicts import BOX_KINDS, KINDS, UNSEEN, Subject
+from mld_core.views.cards import Told, named_class, spoken, subject_columns, subject_of
 from mld_core.views.evaluation import finding_filter, finding_sort
 from mld_core.views.selection import HeldUnits
 from mld_core.views.tables import plain
@@ -21,7 +20,7 @@ ENOUGH = 20
 
 def counts(told: Told, dataset: str | None = None) -> dict[str, int]:
     """How many subjects stand as each kind, and how many in conflict."""
-    made = dict.fromkeys(KINDS, 0) | {"conflicts": 0}
+    made = dict.fromkeys((*KINDS, *BOX_KINDS), 0) | {"conflicts": 0}
     for one in told.standing.values():
         if dataset in {None, one.subject.dataset_type}:
             made["conflicts" if one.verdict is None else one.verdict.kind] += 1
@@ -35,6 +34,7 @@ def summary(told: Told, dataset: str) -> dict[str, Any]:
     if not reviewed:
         return {"reviewed": 0, **found, "sentence": "Nothing of this split is reviewed yet."}
     kinds = {"relabel": "wrong labels", "ok": "right", "ambiguous": "ambiguous", "hard": "hard"}
+    kinds |= {"missing": "missing labels", "nothing": "boxes without an object"}
     parts = [f"{found[kind]} {text}" for kind, text in kinds.items() if found[kind]]
     if found["conflicts"]:
         parts.append(f"{found['conflicts']} in conflict")
@@ -51,8 +51,7 @@ def suspects(units: HeldUnits, code: str, condition: str = "") -> NDArray[np.int
 
 def subjects_of(units: HeldUnits, rows: NDArray[np.int32]) -> list[Subject]:
     """What verdicts on these units are about."""
-    read = ["input_id"] + (["gt_idx"] if "gt_idx" in units.names else [])
-    return [Subject(units.dataset, str(one["input_id"]), one.get("gt_idx")) for one in units.take(rows, read)]
+    return [subject_of(units, one) for one in units.take(rows, subject_columns(units))]
 
 
 def progress(units: HeldUnits, told: Told, code: str = "C01", condition: str = "") -> dict[str, Any]:
@@ -118,6 +117,7 @@ def verdict_rows(told: Told, names: list[str] | None, show: str, dataset: str | 
             "split": one.subject.dataset_type,
             "id": one.subject.input_id,
             "truth": one.subject.truth,
+            "box": None if one.subject.box is None else list(one.subject.box),
             "stands": "conflict" if one.verdict is None else one.verdict.kind,
             "label": None if one.verdict is None else named_class(one.verdict.label, names),
             "given": named_class(one.heard[-1].given, names),
@@ -127,9 +127,12 @@ def verdict_rows(told: Told, names: list[str] | None, show: str, dataset: str | 
     ]
 
 
-VERDICTS: Mapping[str, tuple[str, str]] = {
-    "relabel": ("Label wrong", "The label is wrong; another class is right."),
-    "ok": ("Label right", "The label is right, whatever the model says."),
-    "ambiguous": ("Ambiguous", "Two people would not agree."),
-    "hard": ("Hard", "Right, and hard to see."),
-}
+VERDICTS: tuple[tuple[str, str, tuple[str, ...], str, str], ...] = (
+    ("relabel", "1", ("label",), "Label wrong", "The label is wrong; another class is right."),
+    ("ok", "2", ("label",), "Label right", "The label is right, whatever the model says."),
+    ("ambiguous", "3", ("label", "object"), "Ambiguous", "Two people would not agree."),
+    ("hard", "4", ("label",), "Hard", "Right, and hard to see."),
+    ("missing", "1", ("object",), "Label missing", "An object stands in the box, and has no label."),
+    ("nothing", "2", ("object",), "No object", "Nothing stands in the box."),
+)
+"""Kind, key, what it is about (a label, or a predicted box without a true one), title, meaning."""

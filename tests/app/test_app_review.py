@@ -2,14 +2,18 @@
 
 import csv
 import io
+import json
 import shutil
 
 import numpy as np
 import pytest
 from app_parts import OPTIONS, opened
 from store_factory import StoreFactory
+from typer.testing import CliRunner
 
 from ml_debugger.evaluator import Evaluator
+from mld_core.cli.main import app
+from mld_core.exchange.export import export_boxes
 from mld_core.exchange.relabel import read_relabel
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import Subject, Verdict, Verdicts
@@ -141,8 +145,8 @@ def test_a_true_box_is_relabelled_and_exported_as_a_coco_patch(store):
     boxes = {"model": "boxes", "version": "v1"}
     with opened(store) as ann:
         rows = ann.get("samples", **boxes, filter="is_error = true", limit=200)["rows"]
-        one = next(row for row in rows if row["reviewable"])
-        none = next(row for row in rows if not row["reviewable"])
+        one = next(row for row in rows if row["asks"] == "label")
+        none = next(row for row in rows if row["asks"] == "object")
         refused = ann.post("verdicts", {**boxes, "items": [{"row": none["row"], "kind": "ok"}]})
         assert refused.status_code == 400
         label = (one["truth"]["class"] + 1) % 6
@@ -181,3 +185,57 @@ def test_the_next_evaluation_says_what_became_of_the_reviewed(tmp_path, records,
     with opened(factory.store) as ann:
         page = ann.get("evaluation", model="net", version="v2")
         assert page["verdicts"]["changed"]["sentence"] == told["sentence"]
+
+
+def test_a_box_without_a_truth_is_an_object_without_a_label_or_nothing(store, tmp_path):
+    """Said, shown, in conflict, taken back, exported, and laid over the annotations that the training had."""
+    boxes = {"model": "boxes", "version": "v1"}
+    with opened(store) as ann:
+        rows = ann.get("samples", **boxes, filter="gt_idx is null", sort="-confidence")["rows"]
+        assert {one["asks"] for one in rows} == {"object"}
+        first, second = rows[:2]
+
+        def say(who, row, kind, **more):
+            return who.post("verdicts", {**boxes, "items": [{"row": row["row"], "kind": kind, **more}]})
+
+        for kind in ("relabel", "ok", "hard"):
+            refused = say(ann, first, kind)
+            assert refused.status_code == 400
+            assert "missing, nothing, ambiguous" in refused.json()["detail"]
+        labelled = ann.get("samples", **boxes, filter="gt_idx is not null")["rows"][0]
+        assert say(ann, labelled, "missing").status_code == 400
+        given = say(ann, first, "missing").json()["verdicts"][0]
+        assert given["label"] == first["said"]
+        assert say(ann, first, "missing", label=99).status_code == 400
+        assert say(ann, second, "nothing").status_code == 200
+        kept = Verdicts(store, RunKey("boxes", "v1")).standing("val")
+        where = {one.box: one for one in kept}
+        assert tuple(first["box"]) in where
+        shown = ann.get("sample", **boxes, row=first["row"])["sample"]["verdict"]
+        assert (shown["kind"], shown["mine"]) == ("missing", True)
+        listed = {one["stands"]: one for one in ann.get("verdicts", **boxes)["rows"]}
+        assert listed["missing"]["row"] == first["row"]
+        assert listed["nothing"]["box"] == second["box"]
+        with opened(store, author="bob") as bob:
+            assert say(bob, first, "nothing").status_code == 200
+            assert bob.get("verdicts", **boxes, show="conflicts")["total"] == 1
+            assert bob.post("verdicts/undo", {**boxes, "last": True}).json()["undone"] == 1
+        exported = ann.ask("export", **boxes, format="relabel").json()["boxes"]
+        assert [(one["kind"], one["box"]) for one in exported] != []
+        patch = ann.ask("export", **boxes, format="coco").json()["missing"]
+        x1, y1, x2, y2 = first["box"]
+        assert patch[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=2e-3)
+        (folder,) = export_boxes(store, RunKey("boxes", "v1"), "coco", tmp_path / "out")
+        source, target = folder / "annotations.json", tmp_path / "corrected.json"
+        command = ["review", "apply", str(source), "-o", str(target), "--split", "val"]
+        done = CliRunner().invoke(
+            app, [*command, "--model", "boxes", "--version", "v1", "--store", str(store.root)]
+        )
+        assert done.exit_code == 0, done.output
+        assert "1 boxes added" in done.output
+        before, after = (json.loads(path.read_text())["annotations"] for path in (source, target))
+        assert after[: len(before)] == before
+        (added,) = after[len(before) :]
+        assert added["bbox"] == patch[0]["bbox"]
+        assert added["category_id"] == first["said"]["class"] + 1
+        assert added["id"] not in {one["id"] for one in before}

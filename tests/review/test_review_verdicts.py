@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from ml_debugger.review import apply
 from mld_core.cli.main import app
+from mld_core.exchange.coco_patch import correct_coco
 from mld_core.exchange.relabel import read_relabel
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import FOLDER, Subject, Verdict, Verdicts
@@ -162,7 +163,7 @@ def test_what_does_not_fit_is_left_and_said(store):
     assert "0: the reviewer saw label 1, the data set has 0" in said
     assert "99: no sample of 'train' has this id" in said
     assert "1: in conflict (ann: relabel 2, bob: ok)" in said
-    assert "3: a verdict on true box 0" in said
+    assert "3#0: a verdict on a box" in said
 
 
 @pytest.mark.parametrize(
@@ -264,3 +265,60 @@ def test_the_command_refuses_what_is_not_there(standard_store):
     )
     assert done.exit_code == 3
     assert "no sample nobody in 'val'" in done.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("missing", {"box": (0, 0, 1, 1)}),  # of which class?
+        ("missing", {"label": 1}),  # where?
+        ("nothing", {"box": (0, 0, 1, 1), "label": 1}),
+        ("nothing", {}),
+        ("ok", {"box": (0, 0, 1, 1)}),
+        ("relabel", {"box": (0, 0, 1, 1), "label": 1}),
+        ("ambiguous", {"box": (0, 0, 1, 1), "truth": 3}),
+    ],
+)
+def test_what_can_not_be_said_of_a_box_is_refused(kind, more):
+    with pytest.raises(ValueError, match=kind):
+        Verdict(kind, "val", "1", **more)
+
+
+def test_annotations_are_corrected_where_the_reviewer_saw_what_they_hold(store, tmp_path):
+    """Categories by name, images by id or file name; what does not fit is said and left."""
+    source, target = tmp_path / "in.json", tmp_path / "out.json"
+    document = {
+        "images": [{"id": 7, "file_name": "a/one.jpg"}, {"id": 8, "file_name": "b/two.jpg"}],
+        "categories": [{"id": 20, "name": "b"}, {"id": 10, "name": "a"}, {"id": 30, "name": "c"}],
+        "annotations": [
+            {"id": 3, "image_id": 7, "category_id": 10, "bbox": [0, 0, 4, 4]},
+            {"id": 9, "image_id": 7, "category_id": 20, "bbox": [1, 1, 4, 4]},
+        ],
+    }
+    source.write_text(json.dumps(document))
+    said = [
+        Verdict("relabel", "train", "one.jpg", 0, label=2, given=0, author="ann"),
+        Verdict("relabel", "train", "7", 1, label=2, given=0, author="ann"),  # the file has b there
+        Verdict("relabel", "train", "two", 0, label=2, given=0, author="ann"),  # no such box
+        Verdict("missing", "train", "two", label=1, box=(1, 2, 4, 8), author="ann"),
+        Verdict("nothing", "train", "two", box=(5, 5, 6, 6), author="ann"),
+        Verdict("missing", "train", "three", label=1, box=(1, 2, 4, 8), author="ann"),
+    ]
+    Verdicts(store, RUN).append(said)
+    found = Verdicts(store, RUN).standing("train").values()
+    changed, added, skipped = correct_coco(source, target, found, ["a", "b", "c"])
+    assert (changed, added, len(skipped)) == (1, 1, 3)
+    made = json.loads(target.read_text())
+    assert [one["category_id"] for one in made["annotations"]] == [30, 20, 20]
+    assert made["annotations"][2] | {"segmentation": []} == {
+        "id": 10,
+        "image_id": 8,
+        "category_id": 20,
+        "bbox": [1, 2, 3, 6],
+        "area": 18,
+        "iscrowd": 0,
+        "segmentation": [],
+    }
+    assert json.loads(source.read_text()) == document
+    with pytest.raises(ValueError, match="no category 'd'"):
+        correct_coco(source, target, found, ["a", "b", "d"])

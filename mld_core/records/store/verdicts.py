@@ -26,16 +26,20 @@ from mld_core.records.write.reseal import locked
 
 FOLDER = ".verdicts"
 KINDS = ("relabel", "ok", "ambiguous", "hard")
+BOX_KINDS = ("missing", "nothing")
+"""What is said of a predicted box where no true box stands, beside "ambiguous"."""
+
 UNDO = "undo"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a verdict is about: a sample, or the true box number `truth` of it."""
+    """What a verdict is about: a sample, its true box number `truth`, or a predicted box without one."""
 
     dataset_type: str
     input_id: str
     truth: int | None = None
+    box: tuple[float, ...] | None = None
 
 
 UNSEEN: Final = "accepted with others, not looked at"
@@ -47,12 +51,15 @@ class Verdict:
     """One person's word on one sample or one true box.
 
     Attributes:
-        kind: "relabel" (the label is wrong, `label` is right), "ok", "ambiguous", "hard", or "undo" (of the
-            verdict `undoes`).
+        kind: "relabel" (the label is wrong, `label` is right), "ok", "ambiguous", "hard"; of a predicted box
+            without a truth "missing" (an object of class `label` stands there, its label is missing),
+            "nothing" (no object) or "ambiguous"; or "undo" (of the verdict `undoes`).
         dataset_type: The split.
         input_id: The sample.
         truth: Number of the true box in it, None for the sample.
-        label: The class that is right, for "relabel".
+        box: The predicted box, None for a sample or a true box: (4,) x1, y1, x2, y2 in 2D, (7,) center, size,
+            yaw in 3D, as recorded, to three decimals (`place`).
+        label: The class that is right, for "relabel" and "missing".
         given: The class that the person saw as the label; what is applied later is held against it.
         input_hash: Content that the person saw, where it was recorded.
         note: Free text.
@@ -76,14 +83,29 @@ class Verdict:
     at: str = ""
     verdict_id: str = ""
     undoes: str | None = None
+    box: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in {*KINDS, UNDO}:
-            raise ValueError(f"verdict {self.kind!r}: expected one of {', '.join(KINDS)}")
-        if (self.kind == "relabel") != (self.label is not None):
+        if self.kind not in {*KINDS, *BOX_KINDS, UNDO}:
+            raise ValueError(
+                f"verdict {self.kind!r}: expected one of {', '.join(KINDS)}; of a box without a truth "
+                f"{', '.join(BOX_KINDS)}"
+            )
+        if self.box is not None:
+            object.__setattr__(self, "box", tuple(float(value) for value in self.box))
+        self._fits()
+
+    def _fits(self) -> None:
+        if (self.kind in {"relabel", "missing"}) != (self.label is not None):
             raise ValueError(
                 f"verdict {self.kind!r} of {self.input_id!r} with label={self.label!r}: a label goes with "
-                "'relabel', and with nothing else"
+                "'relabel' and 'missing', and with nothing else"
+            )
+        spoken = {*BOX_KINDS, "ambiguous", UNDO} if self.box is not None else {*KINDS, UNDO}
+        if self.kind not in spoken or (self.box is not None and self.truth is not None):
+            raise ValueError(
+                f"verdict {self.kind!r} of {self.input_id!r} with truth={self.truth!r}, box={self.box!r}: "
+                f"of a predicted box without a truth {', '.join(BOX_KINDS)} or ambiguous can be said"
             )
         if self.label is not None and self.label < 0:
             raise ValueError(
@@ -95,7 +117,7 @@ class Verdict:
     @property
     def subject(self) -> Subject:
         """What it is about."""
-        return Subject(self.dataset_type, self.input_id, self.truth)
+        return Subject(self.dataset_type, self.input_id, self.truth, self.box)
 
     @property
     def says(self) -> tuple[str, int | None]:
@@ -146,9 +168,26 @@ def signed(verdicts: Iterable[Verdict]) -> list[Verdict]:
 def undoing(verdicts: Iterable[Verdict], author: str = "") -> list[Verdict]:
     """What takes verdicts back."""
     return [
-        Verdict(UNDO, one.dataset_type, one.input_id, one.truth, author=author, undoes=one.verdict_id)
+        Verdict(
+            UNDO,
+            one.dataset_type,
+            one.input_id,
+            one.truth,
+            author=author,
+            undoes=one.verdict_id,
+            box=one.box,
+        )
         for one in verdicts
     ]
+
+
+def place(box: Iterable[float]) -> tuple[float, ...]:
+    """A box as verdicts name it: what two people mean who saw the same.
+
+    >>> place([10.00004, 2, 3.5, 4])
+    (10.0, 2.0, 3.5, 4.0)
+    """
+    return tuple(round(float(value), 3) for value in box)
 
 
 class Verdicts:

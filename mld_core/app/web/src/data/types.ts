@@ -240,7 +240,7 @@ export interface Evaluation {
   note: string;
   review_state: "open" | "done";
 }
-export type VerdictKind = "relabel" | "ok" | "ambiguous" | "hard";
+export type VerdictKind = "relabel" | "ok" | "ambiguous" | "hard" | "missing" | "nothing";
 export interface Verdict {
   kind: VerdictKind;
   label: Named | null;
@@ -278,8 +278,8 @@ export interface Sample {
   box?: number[] | null;
   truth_box?: number[] | null;
   size?: [number, number] | null;
-  reviewable?: boolean;
-  reviewable_why?: string | null;
+  /** What a verdict is about: its label, or whether an object stands in a predicted box without a true one. */
+  asks?: "label" | "object";
 }
 export interface Samples {
   place: Place;
@@ -421,6 +421,7 @@ export interface VerdictRow {
   split: string;
   id: string;
   truth: number | null;
+  box: number[] | null;
   row: number | null;
   stands: VerdictKind | "conflict";
   label: Named | null;
@@ -459,11 +460,17 @@ export interface ExportFormats {
   labels: number;
   conflicts: number;
   commands: string[];
-  python: string;
+  python: string | null;
 }
 export interface Vocabulary {
   categories: { name: string; title: string; means: string; do: string }[];
   findings: { code: string; title: string; severity: number | null; why: string; action: string }[];
-  verdicts: { kind: VerdictKind; title: string; key: string; means?: string }[];
+  verdicts: {
+    kind: VerdictKind;
+    title: string;
+    key: string;
+    about: ("label" | "object")[];
+    means?: string;
+  }[];
   events: Record<string, string>;
 }

@@ -1,7 +1,7 @@
 /** What every page needs: the session, the words, the run in sight. */
 import { source } from "../data";
 import type { Problem } from "../data/source";
-import type { Category, Place, RunPage, Session, Vocabulary } from "../data/types";
+import type { Category, Place, RunPage, Sample, Session, Vocabulary } from "../data/types";
 import { asProblem } from "./loaded.svelte";
 import { url } from "./url.svelte";
 
@@ -57,6 +57,11 @@ class App {
 
   category(name: string | null): Pick<Category, "title" | "means" | "do"> | undefined {
     return this.words?.categories.find((one) => one.name === name);
+  }
+
+  /** What can be said of a sample. */
+  verdicts(sample: Sample | undefined): Vocabulary["verdicts"] {
+    return this.words?.verdicts.filter((one) => one.about.includes(sample?.asks ?? "label")) ?? [];
   }
 
   setTheme(theme: string): void {

@@ -31,11 +31,10 @@ class Review {
 
   /** Gives one verdict on some samples. Returns whether it stands. */
   async give(place: Place, samples: Sample[], kind: VerdictKind, label?: number): Promise<boolean> {
-    const barred = samples.find((one) => one.reviewable === false);
-    if (barred) return this.#refuse(barred.reviewable_why ?? "There is no label here to judge.");
     const items = [];
     for (const sample of samples) {
-      const right = kind === "relabel" ? (label ?? rightLabel(sample)) : null;
+      const right =
+        kind === "relabel" ? (label ?? rightLabel(sample)) : kind === "missing" ? (label ?? null) : null;
       if (kind === "relabel" && right === null) {
         this.asking = sample.row;
         return this.#refuse("Which label is right? Choose it beside the picture.");
