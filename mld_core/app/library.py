@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mld_core.app.kept_rows import KeptRows
 from mld_core.app.shelf import Book, Shelf, has_result
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import NotFoundError, known
@@ -34,9 +34,6 @@ MOST_BYTES = 1_500_000_000
 MOST_PASSES = 24
 JUST_SECONDS = 900.0
 """A run evaluated within them is what somebody wants to see first."""
-
-ROW_SECONDS = 2.0
-"""So long a run's line stands although it is being trained."""
 
 SPLITS = ("val", "test")
 
@@ -75,7 +72,7 @@ class Held:
     results: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
     passes: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
     told: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
-    rows: dict[Path, tuple[Any, float, dict[str, Any]]] = field(default_factory=dict)
+    rows: KeptRows = field(default_factory=KeptRows)
     said: dict[tuple[Path, str], list[str]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -104,7 +101,8 @@ class Library:
             found = self.shelf.newest(model, evaluated=False)
         if found is None or not self.shelf.fetch(found):
             wanted = RunKey(model or "", version or "")
-            raise no_such_run(self.shelf.runs(), self.shelf.where, wanted)
+            shown, away = self.shelf.listed()
+            raise no_such_run([*shown, *away], self.shelf.where, wanted)
         return found
 
     def shown_run(self, model: str | None, version: str | None) -> RunKey:
@@ -132,17 +130,18 @@ class Library:
         self.shelf.fetch(run, whole=False)
         folder = self.store.run_dir(run)
         watched = (folder, folder / RUN_FILE, self.store.results_dir(run), *subfolders(folder))
-        stamp = tuple(_stamp(one) for one in watched)
-        found = self.held.rows.get(folder)
-        if found is None or found[0] != stamp or self._old(found):
-            found = (stamp, time.monotonic(), run_row(self.store, run))
-            self.held.rows[folder] = found
-        return dict(found[2])
+        stamp = [list(_stamp(one)) for one in watched]
+        row = self.held.rows.find(folder, stamp)
+        if row is None:
+            row = run_row(self.store, run)
+            self.held.rows.keep(folder, stamp, row)
+        return row
 
-    @staticmethod
-    def _old(found: tuple[Any, float, dict[str, Any]]) -> bool:
-        """Whether a run's line is of a training and was made a while ago."""
-        return found[2]["state"] == "training" and time.monotonic() - found[1] > ROW_SECONDS
+    def rows(self, runs: Sequence[RunKey]) -> list[dict[str, Any]]:
+        """Runs as the first page lists them."""
+        made = [self.row(run) for run in runs]
+        self.held.rows.write()
+        return made
 
     def class_names(self, run: RunKey) -> list[str] | None:
         """Names of the classes of a run."""

@@ -9,7 +9,8 @@ from starlette.types import ASGIApp
 
 from mld_core.app import problems, read_routes, review_routes, run_routes, static_files
 from mld_core.app.asking import Shown
-from mld_core.app.library import Library
+from mld_core.app.kept_rows import KeptRows
+from mld_core.app.library import Held, Library
 from mld_core.app.pictures import Pictures
 from mld_core.app.session import Gate, SignIn
 from mld_core.app.shelf import LocalShelf, Who
@@ -62,5 +63,7 @@ def local_app(
         hosts: Names by which the server may be asked, beside those of this machine.
         frames: Origins that may show the pages in a frame.
     """
-    all_of_it = Shown(Library(LocalShelf(store)), pictures or Pictures(store))
+    all_of_it = Shown(
+        Library(LocalShelf(store), Held(rows=KeptRows(store.root))), pictures or Pictures(store)
+    )
     return make_app(lambda _: all_of_it, sign_in, hosts=hosts, frames=frames, local=True)

@@ -78,7 +78,7 @@ routes = APIRouter()
 @routes.get("/session")
 def session(library: Lib, pictures: Pics, request: Request) -> Response:
     """Who asks, and what the page opens with."""
-    runs = library.shelf.runs()
+    runs = library.shelf.listed()[0]
     newest = library.shown_run(None, None) if runs else None
     opens: dict[str, Any] = {"page": "home"}
     if newest is not None and (len(runs) <= LATELY or library.evaluated_lately(newest)):
@@ -112,18 +112,18 @@ def runs(
     archived: bool = False,
 ) -> Response:
     """The runs of the store: those that are not put away, or those that are."""
-    shelf = library.shelf
-    every = shelf.runs(archived=archived)
+    shown, away = library.shelf.listed()
+    every, others = (away, shown) if archived else (shown, away)
     plainly = not search.strip() and not tag and sort in {"", "-created_at"}
     if plainly:  # rows are made of those that are shown alone
-        rows = [library.row(run) for run in every[offset : offset + limit]]
+        rows = library.rows(every[offset : offset + limit])
         total = len(every)
     else:
-        found = find_runs([library.row(run) for run in every], search, sort)
+        found = find_runs(library.rows(every), search, sort)
         found = [row for row in found if not tag or tag in row["tags"]]
         rows, total = found[offset : offset + limit], len(found)
     body = {"total": total, "of": len(every), "offset": offset, "search_help": SEARCH_HELP, "runs": rows}
-    return answer({**body, "archived": len(shelf.runs(archived=not archived)), "away": archived})
+    return answer({**body, "archived": len(others), "away": archived})
 
 
 @routes.post("/runs/bulk")

@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.records.format.layout import RUN_FILE, RunKey, Store
+from mld_core.records.format.layout import RUN_FILE, RunKey, Store, run_of, subfolders
 from mld_core.records.store.verdicts import Verdict, Verdicts
 from mld_core.records.write.removal import finish_removed, remove_passes
-from mld_core.views.runs import newest_run
+from mld_core.views.runs import RUNS_ASKED, newest_run
 
 
 class Book(Protocol):
@@ -60,8 +61,8 @@ class Shelf(Protocol):
     store: Store
     where: str
 
-    def runs(self, *, archived: bool | None = None) -> list[RunKey]:
-        """Those made last first: all, or those that are put away, or those that are not."""
+    def listed(self) -> tuple[list[RunKey], list[RunKey]]:
+        """The runs, and those that were put away; those made last first."""
         ...
 
     def newest(self, model: str | None, *, evaluated: bool) -> RunKey | None:
@@ -98,6 +99,13 @@ class Shelf(Protocol):
         ...
 
 
+class _Brief(NamedTuple):
+    stamp: tuple[int, int]
+    run: RunKey | None
+    at: str
+    away: bool
+
+
 class LocalShelf:
     """The store of this machine: all of it is to be seen, and lies where it is read.
 
@@ -109,34 +117,36 @@ class LocalShelf:
         self.store = store
         self.where = str(store.root)
         self._books: dict[RunKey, Verdicts] = {}
-        self._briefs: dict[RunKey, tuple[Any, tuple[str, bool]]] = {}
+        self._briefs: dict[Path, _Brief] = {}
         self._lock = threading.Lock()
 
-    def runs(self, *, archived: bool | None = None) -> list[RunKey]:
+    def listed(self) -> tuple[list[RunKey], list[RunKey]]:
         """See `Shelf`."""
-        made: dict[RunKey, str] = {}
-        for run in self.store.runs():
-            at, away = self._brief(run)
-            if archived in {None, away}:
-                made[run] = at
-        return sorted(made, key=lambda run: made[run], reverse=True)
+        found = [
+            self._brief(model, one) for model in subfolders(self.store.root) for one in subfolders(model)
+        ]
+        there = sorted((one for one in found if one.run is not None), key=lambda one: one.at, reverse=True)
+        shown = [one.run for one in there if one.run is not None and not one.away]
+        return shown, [one.run for one in there if one.run is not None and one.away]
 
-    def _brief(self, run: RunKey) -> tuple[str, bool]:
-        """When a run was made and whether it is put away; read anew when its folder or run.json changed."""
-        folder = self.store.run_dir(run)
-        stamp = tuple(_modified(one) for one in (folder, folder / RUN_FILE))
-        found = self._briefs.get(run)
-        if found is None or found[0] != stamp:
-            info = self.store.run_info(run)
-            found = (stamp, (str(info.get("created_at", "")), bool(info.get("archived"))))
-            self._briefs[run] = found
-        return found[1]
+    def _brief(self, model: Path, folder: Path) -> _Brief:
+        """What the list needs of a run; read anew when its folder or its run.json changed."""
+        stamp = (_modified(folder), _modified(folder / RUN_FILE))
+        found = self._briefs.get(folder)
+        if found is None or found.stamp != stamp:
+            run = run_of(model, folder)
+            info = {} if run is None else self.store.run_info(run)
+            found = _Brief(stamp, run, str(info.get("created_at", "")), bool(info.get("archived")))
+            self._briefs[folder] = found
+        return found
 
     def newest(self, model: str | None, *, evaluated: bool) -> RunKey | None:
         """See `Shelf`."""
-        runs = [run for run in self.store.runs() if model in {None, run.model_name}]
+        shown, away = self.listed()
+        found = (run for run in [*shown, *away] if model in {None, run.model_name})
         if evaluated:
-            runs = [run for run in runs if has_result(self.store, run)]
+            found = (run for run in found if has_result(self.store, run))
+        runs = list(islice(found, RUNS_ASKED))  # those made last: of thousands not all are looked through
         return newest_run(self.store, runs) if runs else None
 
     def fetch(self, run: RunKey, *, whole: bool = True) -> bool:  # noqa: ARG002  all of it is here

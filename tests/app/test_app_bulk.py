@@ -1,7 +1,12 @@
 """Home: several runs at once are tagged, put away, and deleted once it was said what goes."""
 
+import json
+
 import pytest
 from app_parts import opened
+
+from mld_core.app import kept_rows, library
+from mld_core.records.format.layout import RunKey
 
 
 @pytest.fixture
@@ -13,6 +18,26 @@ def place(records, planted, tmp_path):
         )
     with opened(factory.store) as client:
         yield factory.store, client
+
+
+def test_the_lines_of_runs_are_kept_and_count_while_nothing_changed(place, monkeypatch):
+    """From one server to the next; a changed run is read anew, and a file that is none is no reason to fail."""
+    store, client = place
+    monkeypatch.setattr(kept_rows, "MANY", 1)
+    before = client.get("runs", sort="model")["runs"]
+    kept = store.root / kept_rows.FILE
+    assert len(json.loads(kept.read_text())["rows"]) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "run_row", lambda *_: pytest.fail("read anew"))
+        with opened(store) as again:
+            assert again.get("runs", sort="model")["runs"] == before
+    store.update_run_info(RunKey("net", "v2"), note="changed elsewhere")
+    with opened(store) as again:
+        notes = {one["version"]: one["note"] for one in again.get("runs")["runs"]}
+        assert notes == {"v1": "", "v2": "changed elsewhere", "v3": ""}
+    kept.write_text('{"version": 3, "rows": [')
+    with opened(store) as again:
+        assert len(again.get("runs")["runs"]) == 3
 
 
 def named(*versions):

@@ -122,7 +122,7 @@ class Store:
     def runs(self) -> list[RunKey]:
         """All runs in the store, sorted by folder name. Folders that are not ours are passed over."""
         folders = ((model, version) for model in subfolders(self.root) for version in subfolders(model))
-        return [key for model, version in folders if (key := _run_of(model, version)) is not None]
+        return [key for model, version in folders if (key := run_of(model, version)) is not None]
 
     def claim_version(self, model_name: str) -> str:
         """Take the next free `v<k>` of a model by creating its folder exclusively; safe among processes."""
@@ -218,8 +218,8 @@ def _claimed(folder: Path) -> bool:
     return True
 
 
-def _run_of(model: Path, version: Path) -> RunKey | None:
-    """The names of a run folder, or None if the folder is not a run."""
+def run_of(model: Path, version: Path) -> RunKey | None:
+    """The names of a run's folder, `root/model/version`, or None if the folder is not a run."""
     data = read_json(version / RUN_FILE)
     stored = (data or {}).get("model_name"), (data or {}).get("version_name")
     if isinstance(stored[0], str) and isinstance(stored[1], str):

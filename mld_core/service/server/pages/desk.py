@@ -219,14 +219,13 @@ class TeamShelf:
         self._principal = principal
         self.store = desk.store(principal.organization_id)
 
-    def runs(self, *, archived: bool | None = None) -> list[RunKey]:
+    def listed(self) -> tuple[list[RunKey], list[RunKey]]:
         """See `Shelf`."""
-        query = select(Run.model_name, Run.version_name).order_by(Run.pk.desc())
-        if archived is not None:
-            query = query.where(Run.archived.is_(archived))
+        query = select(Run.model_name, Run.version_name, Run.archived).order_by(Run.pk.desc())
         with self._service.database.read() as session:
             found = session.execute(query.where(seen_runs(session, self._principal))).all()
-        return [RunKey(model, version) for model, version in found]
+        shown = [RunKey(model, version) for model, version, away in found if not away]
+        return shown, [RunKey(model, version) for model, version, away in found if away]
 
     def newest(self, model: str | None, *, evaluated: bool) -> RunKey | None:
         """See `Shelf`."""
