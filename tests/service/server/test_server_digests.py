@@ -13,7 +13,7 @@ from mld_core.service.client.api import Client
 from mld_core.service.client.errors import DamagedFileError
 from mld_core.service.client.uploader import Uploader
 from mld_core.service.protocol import HEADER_PROTOCOL, PROTOCOL, problem_name
-from mld_core.service.server.storage.uploads import LATER_BYTES
+from mld_core.service.server.storage.uploads import LATER_BYTES, Upload
 
 pytestmark = pytest.mark.processes
 
@@ -121,3 +121,16 @@ def test_the_client_names_the_file_that_is_damaged(server, records, tmp_path, mo
     with pytest.raises(DamagedFileError, match=file.path.name):
         job.upload(rank.folder)
     assert sent.count(file.path) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system can not be asked to write early")
+def test_a_large_file_is_handed_to_the_disk_while_it_comes(tmp_path, monkeypatch):
+    handed = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, count, what: handed.append((start, count)))
+    piece = os.urandom(1 << 20)
+    upload = Upload(tmp_path / "blob", 20 << 20, 0, None)
+    for _ in range(20):
+        upload.write([piece])
+    upload.close()
+    assert handed == [(0, 8 << 20), (8 << 20, 8 << 20)]
+    assert (tmp_path / "blob").read_bytes() == piece * 20

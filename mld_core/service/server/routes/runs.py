@@ -44,6 +44,7 @@ from mld_core.service.server.storage.uploads import full_disk_told
 _MAX_INFO = 16 << 10
 _MAX_NAMES = 256 << 10
 _SMALL = 256 << 10
+_PIECE = 256 << 10
 _NO_KEY = 1 << 62
 _MANIFESTS = 1 << 20
 """Bytes of manifests in one answer; the others are named by their digests, and are blobs."""
@@ -212,8 +213,8 @@ async def create_seal(
     that reads manifests.
     """
     with service.uploads.scratch(principal) as path:
-        size = await _spooled(request, path)
-        seal, made = await run_in_threadpool(_sealed, service, principal, run_id, path, size)
+        rest = await _spooled(request, path)
+        seal, made = await run_in_threadpool(_sealed, service, principal, run_id, path, rest)
     response.status_code = 201 if made else 200
     if made:
         service.metrics.seals.inc()
@@ -237,27 +238,43 @@ async def create_rank(
 ) -> Response:
     """Take all files of a small rank in one body, and seal it: whole, or nothing of it."""
     with service.uploads.scratch(principal) as path:
-        size = await _spooled(request, path)
-        service.metrics.received.inc(size)
+        rest = await _spooled(request, path)
         async with service.ranks.turn(principal):
-            seal, made = await run_in_threadpool(service.ranks.add, principal, run_id, path)
+            seal, made = await run_in_threadpool(_ranked, service, principal, run_id, path, rest)
     if made:
         service.metrics.seals.inc()
     return answer(seal, 201 if made else 200)
 
 
-async def _spooled(request: Request, path: Path) -> int:
-    """Write a body to a file; its size."""
-    with path.open("wb", buffering=0) as file:
-        async for piece in request.stream():
-            with full_disk_told():
-                await run_in_threadpool(file.write, piece)
+def _ranked(
+    service: Service, principal: Principal, run_id: str, path: Path, rest: bytearray
+) -> tuple[protocol.Seal, bool]:
+    service.metrics.received.inc(_append(path, rest))
+    return service.ranks.add(principal, run_id, path)
+
+
+async def _spooled(request: Request, path: Path) -> bytearray:
+    """Write a body to a file, but for its end, which whoever reads the file appends first."""
+    rest = bytearray()
+    async for piece in request.stream():
+        rest += piece
+        if len(rest) >= _PIECE:
+            await run_in_threadpool(_append, path, rest)
+            rest = bytearray()
+    return rest
+
+
+def _append(path: Path, piece: bytearray) -> int:
+    """Append to a file; its size then."""
+    with full_disk_told(), path.open("ab") as file:
+        file.write(piece)
         return file.tell()
 
 
 def _sealed(
-    service: Service, principal: Principal, run_id: str, path: Path, size: int
+    service: Service, principal: Principal, run_id: str, path: Path, rest: bytearray
 ) -> tuple[protocol.Seal, bool]:
+    size = _append(path, rest)
     with service.database.read() as session:
         run = own_run(session, principal, run_id)
     body = bounded_json(path.read_bytes()) if size <= _SMALL else None
