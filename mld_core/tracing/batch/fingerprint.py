@@ -26,6 +26,7 @@ CHANGED: Final = "inputs changed in place before they were hashed"
 UNREADABLE: Final = "inputs that could not be read for their hash"
 LATE: Final = "inputs not hashed: the thread that hashes was late"
 _HELD: Final = 2  # batches
+_GLANCE: Final = 61  # numbers of a batch: odd, so that they stand at other places in each row
 _PATIENCE_S: Final = 60.0
 
 
@@ -60,6 +61,8 @@ class Fingerprint:
         self.kind = hashing_host.KIND if self.on_host else KIND
         self.missing = ""
         self.aside = False
+        self._tensors = tensors
+        self._glance: list[Any] = []
         self._inputs = inputs
         self._divided = divided
         self._hashes: Any = None
@@ -96,11 +99,20 @@ class Fingerprint:
         finally:
             self._let_go()
 
+    def hand_over(self) -> None:
+        """Another thread will make it. A loader may write to its buffer without PyTorch: a glance is kept."""
+        self.aside = True
+        self._glance = [_glance(tensor) for tensor in self._tensors]
+
     def _changed(self) -> bool:
-        return any(tensor._version != version for tensor, version in self._versions)  # noqa: SLF001
+        if any(tensor._version != version for tensor, version in self._versions):  # noqa: SLF001
+            return True
+        seen = zip(self._tensors, self._glance, strict=False)
+        return any(not torch.equal(_glance(tensor), before) for tensor, before in seen)
 
     def _let_go(self) -> None:
         self._inputs, self._versions, self._divided, self._made = None, [], None, True
+        self._tensors, self._glance = [], []
 
     def skip(self, why: str) -> None:
         """There will be none; the inputs are let go of."""
@@ -121,6 +133,13 @@ class Fingerprint:
         finally:
             self._making.release()
         return self._hashes if self._hashes is not None and len(self._hashes) == n else None
+
+
+def _glance(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a few numbers spread over a tensor; another batch hardly has the same."""
+    with torch.no_grad():
+        flat = tensor.detach().view(-1) if tensor.is_contiguous() else tensor.detach()[:1].reshape(-1)
+        return flat[:: max(1, flat.numel() // _GLANCE)].clone()
 
 
 def weight(inputs: Any) -> int:
@@ -166,7 +185,7 @@ class HashThread:
         self.go()
         if len(self._held) >= _HELD:
             return False
-        fingerprint.aside = True
+        fingerprint.hand_over()
         self._held.append(fingerprint)
         self._next = fingerprint
         return True

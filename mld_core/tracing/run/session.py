@@ -19,7 +19,7 @@ from mld_core.records.write.writer import Account
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, count_rows
 from mld_core.tracing.batch.fingerprint import LATE, Fingerprint, HashThread
 from mld_core.tracing.batch.hashing import hash_kind, input_hash_of
-from mld_core.tracing.batch.hashing_host import INLINE_BYTES
+from mld_core.tracing.batch.hashing_host import INLINE_BYTES, QUICK_BYTES
 from mld_core.tracing.batch.identity import find_id_column
 from mld_core.tracing.batch.labels import find_inputs, find_labels
 from mld_core.tracing.batch.places import BatchPlan
@@ -217,7 +217,9 @@ class Session(RunWriter, ABC):
         """
         if fingerprint.n is None:
             return fingerprint
-        if fingerprint.nbytes <= INLINE_BYTES and id_source not in INDEX_SOURCES:
+        needed = id_source == CONTENT_HASH or mode != "train"
+        at_once = INLINE_BYTES if needed else QUICK_BYTES
+        if fingerprint.nbytes <= at_once and id_source not in INDEX_SOURCES:
             fingerprint.make()
         elif not self._hasher.take(fingerprint):
             if id_source == CONTENT_HASH or (mode != "train" and id_source not in INDEX_SOURCES):

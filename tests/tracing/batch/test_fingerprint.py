@@ -12,7 +12,7 @@ import xxhash
 
 from mld_core.tracing.batch.fingerprint import CHANGED, LATE, UNREADABLE, Fingerprint, HashThread
 from mld_core.tracing.batch.hashing import hash_kind, input_hash_of, to_hex
-from mld_core.tracing.batch.hashing_host import INLINE_BYTES, content_hashes
+from mld_core.tracing.batch.hashing_host import INLINE_BYTES, QUICK_BYTES, content_hashes
 from mld_core.tracing.batch.hashing_numpy import describe, tag
 from mld_core.tracing.run.session import Session
 from mld_core.tracing.tables.rows import Job
@@ -83,6 +83,17 @@ def test_what_was_written_to_has_none(thread, gate):
         assert one.missing == CHANGED
 
 
+def test_a_buffer_that_a_loader_wrote_to_without_pytorch_has_no_hash(thread):
+    inputs = torch.rand(4, 3, 16, 16)
+    assert thread.take(one := Fingerprint(inputs, 4))
+    inputs.numpy()[:] = np.random.default_rng(0).random(inputs.shape, np.float32)
+    assert one.read(4) is None
+    assert one.missing == CHANGED
+    assert thread.take(other := Fingerprint(inputs, 4))
+    thread.go()
+    assert other.read(4) is not None
+
+
 def test_the_thread_holds_two_batches_and_lets_go_of_them(thread, gate):
     inputs = [X.clone() for _ in range(3)]
     held = [weakref.ref(one) for one in inputs]
@@ -126,13 +137,16 @@ def test_a_closed_thread_starts_anew(thread):
     ("loader_index", "train", False, False, "", True),
     ("loader_index", "eval", False, True, LATE, False),
     ("input_id", "train", True, False, "", True),
+    ("input_id", "train", QUICK_BYTES, False, "", True),
+    ("input_id", "eval", QUICK_BYTES, False, "", False),
     ("input_id", "train", True, True, LATE, False),
     ("input_id", "eval", True, True, "", False),
     ("content_hash", "train", True, False, "", True),
     ("content_hash", "train", True, True, "", False),
 ])  # fmt: skip
 def test_who_makes_it(source, mode, large, late, missing, on_thread):
-    inputs = torch.zeros(2, INLINE_BYTES // 8 + 1) if large else torch.zeros(2, 5)
+    size = INLINE_BYTES if large is True else large
+    inputs = torch.zeros(2, size // 8 + 1) if large else torch.zeros(2, 5)
     taken = []
     hasher = SimpleNamespace(take=lambda one: False if late else taken.append(one) or True)
     fingerprint = Fingerprint(inputs, 2)
