@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Program:
         model: The name it is recorded under.
         splits: Recorded split -> (whether the spy saw it with gradients on, or None where no loss is computed in it).
         env: Further environment.
+        needs: Packages it imports that are not among ours.
         also: Splits in which the program runs a second model, whose rows the spy saw too (an average of weights).
     """
 
@@ -45,6 +47,7 @@ class Program:
     splits: dict[str, bool | None]
     env: dict[str, str] = field(default_factory=dict)
     also: frozenset[str] = frozenset()
+    needs: tuple[str, ...] = ()
 
 
 def folders(folder: Path) -> None:
@@ -90,9 +93,76 @@ def mnist_complete(folder: Path) -> None:
     mnist(folder, 60_000, 64)
 
 
+def six(folder: Path) -> None:
+    """As `folders`, with six classes: torchvision's program counts the best five."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(IMAGES):
+            place = folder / split / f"class{number % 6}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(place / f"{number:03d}.png")
+
+
+def _accuracy(folder: Path) -> None:
+    """The metric that programs load by its name, in the folder they run in: there is no network."""
+    place = folder.parent / "out" / "accuracy"
+    place.mkdir(parents=True)
+    (place / "accuracy.py").write_text(
+        "import datasets\nimport evaluate\n\n\n"
+        "class Accuracy(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        kind = datasets.Value('int32')\n"
+        "        features = datasets.Features({'predictions': kind, 'references': kind})\n"
+        "        return evaluate.MetricInfo('', '', features=features)\n\n"
+        "    def _compute(self, predictions, references):\n"
+        "        right = sum(p == r for p, r in zip(predictions, references))\n"
+        "        return {'accuracy': float(right) / len(references)}\n"
+    )
+
+
+def hf_images(folder: Path) -> None:
+    """Folders of images, a small ViT with its processor, and the metric."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folders(folder)
+    _accuracy(folder)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=32, patch_size=8, num_labels=3, **size)
+    ViTForImageClassification(config).save_pretrained(folder / "model")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "model")
+
+
+def hf_texts(folder: Path) -> None:
+    """Lines of JSON, a small BERT with its vocabulary, and the metric."""
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _accuracy(folder)
+    words = ["red", "green", "blue", "one", "two", "three", "four"]
+    rng = np.random.default_rng(0)
+    for split, count in (("train", IMAGES), ("val", IMAGES // 2)):
+        lines = [
+            {"sentence": f"{number} " + " ".join(rng.choice(words, rng.integers(2, 9))), "label": number % 3}
+            for number in range(count)
+        ]
+        (folder / f"{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *map(str, range(IMAGES))]
+    place = folder / "model"
+    place.mkdir()
+    (place / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(place / "vocab.txt")).save_pretrained(place)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(vocabulary), num_labels=3, **size)
+    BertForSequenceClassification(config).save_pretrained(place)
+
+
 EXAMPLES = "77f55b912142e11fcfdf5b530231fb9c52f181e8"
 ACCELERATE = "16cb6eb80dd9aa8b4df1a63ef57863e455d53b83"
 LIGHTNING = "7f0c3436cd3f6ad3753125672024fc415cbcb414"
+TRANSFORMERS = "746e0e9151c668ca6e19f9432b8b2a1e1c6cb4e8"  # a copy of huggingface/transformers' main
+VISION = "775dd2d8f8e1bdba6178be88092edd420c5caea2"
 TRACE = "from ml_debugger.torch import trace\n"
 
 PROGRAMS = (
@@ -282,5 +352,126 @@ PROGRAMS = (
         "ImageNetLightningModel",
         {"train": True, "val": False},
         {"MLD_AUTO": "1"},
+    ),
+    Program(
+        "hf-image-trainer",
+        "PerforatedAI/PerforatedAI-Transformers",
+        "examples/pytorch/image-classification/run_image_classification.py",
+        TRANSFORMERS,
+        "6f46c955fca1278b24943f72172666eb4b75ce6c",
+        (
+            (
+                "    # Initialize our trainer\n    trainer = Trainer(\n",
+                (
+                    "    from ml_debugger.huggingface import MLDebuggerCallback\n"
+                    "    trainer = Trainer(\n        callbacks=[MLDebuggerCallback()],\n"
+                ),
+            ),
+        ),
+        "--train_dir {data}/train --validation_dir {data}/val --model_name_or_path {data}/model --do_train --do_eval "
+        "--num_train_epochs 2 --per_device_train_batch_size 8 --output_dir {out}/run --remove_unused_columns False "
+        "--use_cpu --report_to none",
+        hf_images,
+        "ViTForImageClassification",
+        {"train": True, "val": False},
+        {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
+        needs=("transformers", "datasets", "evaluate"),
+    ),
+    Program(
+        "hf-image-no-trainer",
+        "PerforatedAI/PerforatedAI-Transformers",
+        "examples/pytorch/image-classification/run_image_classification_no_trainer.py",
+        TRANSFORMERS,
+        "9efb6c00fa1e5e26b42f9c5087e07a36d6198b2b",
+        (
+            ('default="cifar10"', "default=None"),  # no network
+            (
+                "    # Train!\n",
+                (
+                    "    from ml_debugger.accelerate import trace\n"
+                    "    model, train_dataloader, eval_dataloader = trace(\n"
+                    "        accelerator, model, train=train_dataloader, val=eval_dataloader)\n"
+                    "    # Train!\n"
+                ),
+            ),
+        ),
+        "--train_dir {data}/train --validation_dir {data}/val --model_name_or_path {data}/model --num_train_epochs 2 "
+        "--per_device_train_batch_size 8 --output_dir {out}/run",
+        hf_images,
+        "ViTForImageClassification",
+        {"train": True, "val": False},
+        {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
+        needs=("transformers", "datasets", "evaluate"),
+    ),
+    Program(
+        "hf-text-trainer",
+        "PerforatedAI/PerforatedAI-Transformers",
+        "examples/pytorch/text-classification/run_classification.py",
+        TRANSFORMERS,
+        "7f91cf360d4bd17c48564449b8028a914287daa9",
+        (
+            (
+                "    # Initialize our Trainer\n    trainer = Trainer(\n",
+                (
+                    "    from ml_debugger.huggingface import MLDebuggerCallback\n"
+                    "    trainer = Trainer(\n        callbacks=[MLDebuggerCallback()],\n"
+                ),
+            ),
+        ),
+        "--train_file {data}/train.json --validation_file {data}/val.json --model_name_or_path {data}/model --do_train "
+        "--do_eval --text_column_names sentence --metric_name accuracy --max_seq_length 16 --pad_to_max_length False "
+        "--num_train_epochs 2 --per_device_train_batch_size 8 --output_dir {out}/run --use_cpu --report_to none",
+        hf_texts,
+        "BertForSequenceClassification",
+        {"train": True, "val": False},
+        {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
+        needs=("transformers", "datasets", "evaluate"),
+    ),
+    Program(
+        "hf-text-no-trainer",
+        "PerforatedAI/PerforatedAI-Transformers",
+        "examples/pytorch/text-classification/run_glue_no_trainer.py",
+        TRANSFORMERS,
+        "514222f21de549ade97db67d86c7ff2e82793429",
+        (
+            (
+                "    # Train!\n",
+                (
+                    "    from ml_debugger.accelerate import trace\n"
+                    "    model, train_dataloader, eval_dataloader = trace(\n"
+                    "        accelerator, model, train=train_dataloader, val=eval_dataloader)\n"
+                    "    # Train!\n"
+                ),
+            ),
+        ),
+        "--train_file {data}/train.json --validation_file {data}/val.json --model_name_or_path {data}/model "
+        "--max_length 16 --num_train_epochs 2 --per_device_train_batch_size 8 --output_dir {out}/run",
+        hf_texts,
+        "BertForSequenceClassification",
+        {"train": True, "val": False},
+        {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
+        needs=("transformers", "datasets", "evaluate"),
+    ),
+    Program(
+        "torchvision-references",
+        "pytorch/vision",
+        "references/classification/train.py",
+        VISION,
+        "d52124fcf33111a7fc033d39c0bbf0b2541bfb39",
+        (
+            (
+                '    print("Start training")\n',
+                (
+                    "    from ml_debugger.torch import trace\n"
+                    "    model, data_loader, data_loader_test = trace(model, train=data_loader, val=data_loader_test)\n"
+                    '    print("Start training")\n'
+                ),
+            ),
+        ),
+        "--data-path {data} --model resnet18 --device cpu -b 8 -j 1 --epochs 2 --output-dir {out} "
+        "--label-smoothing 0.1 --val-resize-size 40 --val-crop-size 32 --train-crop-size 32",
+        six,
+        "ResNet",
+        {"train": True, "val": False},
     ),
 )

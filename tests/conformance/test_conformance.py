@@ -50,13 +50,17 @@ def _edited(program, source, data):
 
 
 def _run(program, tmp_path):
+    for package in program.needs:
+        pytest.importorskip(package)
     data, out, spied, home = (tmp_path / name for name in ("data", "out", "spied", "home"))
     for folder in (out, spied, home):
         folder.mkdir()
     program.data(data)
     script = tmp_path / Path(program.path).name
-    script.write_text(_edited(program, _source(program), data))
+    source = _source(program)
+    script.write_text(_edited(program, source, data))
     ours = [str(Path(__file__).with_name("spy")), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours.append(str(source.parent))  # the files beside it
     env = {
         **os.environ,
         **program.env,

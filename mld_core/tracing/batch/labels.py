@@ -23,6 +23,7 @@ INPUT_KEYS = (
 _NOT_CONTENT = frozenset({
     "input_id", "image_id", "image_ids", "id", "ids", "idx", "index", "indices", "sample_idx", "img_id",
     "img_path", "im_file", "path", "paths", "filename", "img_metas", "metainfo", "data_samples", "loss",
+    "source_info", "__key__", "__url__", "__index_level_0__",
 })  # fmt: skip
 _SUM_TOL = 1e-3
 
@@ -213,6 +214,8 @@ def find_labels(batch: Any, n: int | None = None) -> Any | None:
 
 def _names(batch: Any) -> dict[str, Any] | None:
     """Return the named parts of a batch, or None where it has none."""
+    if _is_one_pipeline(batch):
+        batch = batch[0]
     if isinstance(batch, Mapping):
         return {str(key): value for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -223,6 +226,16 @@ def _names(batch: Any) -> dict[str, Any] | None:
         return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     named = {key: getattr(batch, key, None) for key in (*INPUT_KEYS, *LABEL_KEYS)}
     return {key: value for key, value in named.items() if value is not None} or None
+
+
+def _is_one_pipeline(batch: Any) -> bool:
+    """Tell whether a list holds the columns of its one pipeline (DALI), and no sample: all are as long."""
+    if not isinstance(batch, list) or len(batch) != 1 or not isinstance(batch[0], Mapping):
+        return False
+    columns = list(batch[0].values())
+    if len(columns) < 2 or not all(isinstance(column, Tensor) and column.ndim for column in columns):
+        return False
+    return len({len(column) for column in columns}) == 1
 
 
 def _is_sample_list(batch: Any) -> bool:

@@ -20,6 +20,7 @@ from mld_core.records.format.layout import PassKey
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, row_count
 from mld_core.tracing.batch.identity import LOADER_INDEX, locate_ids, settled_ids
 from mld_core.tracing.batch.labels import find_labels
+from mld_core.tracing.batch.stream_keys import stream_keys
 from mld_core.tracing.batch.taps import install_tap, sequential_order
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.lifecycle import RunLife
@@ -368,7 +369,9 @@ class Recorder(RunLife):
             found = self._ids_in(batch, n)
             if found is not None:
                 return found
-        return (None, CONTENT_HASH) if drawn is None else (drawn, LOADER_INDEX)
+        if drawn is not None:
+            return drawn, LOADER_INDEX
+        return stream_keys(batch.whole, n) or (None, CONTENT_HASH)
 
     def _ids_in(self, batch: Batch, n: int) -> tuple[Any, str] | None:
         """The ids that the user's function or the batch itself brings."""

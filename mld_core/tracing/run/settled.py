@@ -15,6 +15,7 @@ from torch import Tensor
 from mld_core.tracing.batch.batches import Batch
 from mld_core.tracing.batch.identity import LOADER_INDEX, settled_ids
 from mld_core.tracing.batch.places import Places, look_of
+from mld_core.tracing.batch.stream_keys import stream_keys
 from mld_core.tracing.capture.capture import Probe
 from mld_core.tracing.capture.features import first_tensor, pool
 from mld_core.tracing.capture.heads import Captured
@@ -101,6 +102,8 @@ class Settled:
                 batch.ids, batch.id_source = ids, batch.id_column[1]
         if batch.ids is None and drawn is not None:
             batch.ids, batch.id_source = drawn, LOADER_INDEX
+        elif batch.ids is None and n is not None:
+            batch.ids, batch.id_source = stream_keys(batch.whole, n) or (None, batch.id_source)
         if batch.id_source != session.id_source:
             session.tell_id_source(batch.id_source)
 
