@@ -46,7 +46,7 @@ class Fingerprint:
     """
 
     def __init__(self, inputs: Any, n: int | None, divided: Callable[[Any, int], Any] | None = None) -> None:
-        if type(inputs) is torch.Tensor:
+        if type(inputs) is torch.Tensor and inputs.layout == torch.strided:
             tensors, self.nbytes = [inputs], inputs.nbytes
         else:
             tensors, self.nbytes = tensors_in(inputs), weight(inputs)
@@ -62,7 +62,7 @@ class Fingerprint:
         self.missing = ""
         self.aside = False
         self._tensors = tensors
-        self._glance: list[Any] = []
+        self._glance: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._inputs = inputs
         self._divided = divided
         self._hashes: Any = None
@@ -102,13 +102,13 @@ class Fingerprint:
     def hand_over(self) -> None:
         """Another thread will make it. A loader may write to its buffer without PyTorch: a glance is kept."""
         self.aside = True
-        self._glance = [_glance(tensor) for tensor in self._tensors]
+        plain = [tensor for tensor in self._tensors if tensor.layout == torch.strided]
+        self._glance = [(tensor, _glance(tensor)) for tensor in plain]
 
     def _changed(self) -> bool:
         if any(tensor._version != version for tensor, version in self._versions):  # noqa: SLF001
             return True
-        seen = zip(self._tensors, self._glance, strict=False)
-        return any(not torch.equal(_glance(tensor), before) for tensor, before in seen)
+        return any(not torch.equal(_glance(tensor), before) for tensor, before in self._glance)
 
     def _let_go(self) -> None:
         self._inputs, self._versions, self._divided, self._made = None, [], None, True
@@ -136,10 +136,10 @@ class Fingerprint:
 
 
 def _glance(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a few numbers spread over a tensor; another batch hardly has the same."""
+    """The bytes of a few numbers spread over a tensor; another batch hardly has the same."""
     with torch.no_grad():
         flat = tensor.detach().view(-1) if tensor.is_contiguous() else tensor.detach()[:1].reshape(-1)
-        return flat[:: max(1, flat.numel() // _GLANCE)].clone()
+        return flat[:: max(1, flat.numel() // _GLANCE)].clone().view(torch.uint8)
 
 
 def weight(inputs: Any) -> int:
@@ -148,7 +148,9 @@ def weight(inputs: Any) -> int:
     >>> weight({"pixels": torch.zeros(2, 3), "text": ["ab", "c"]})
     27
     """
-    if isinstance(inputs, (torch.Tensor, np.ndarray)):
+    if isinstance(inputs, torch.Tensor):
+        return inputs.numel() * inputs.element_size()  # of a sparse one, as if it were dense
+    if isinstance(inputs, np.ndarray):
         return int(inputs.nbytes)
     if isinstance(inputs, (str, bytes)):
         return len(inputs)

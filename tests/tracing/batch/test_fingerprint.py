@@ -94,6 +94,20 @@ def test_a_buffer_that_a_loader_wrote_to_without_pytorch_has_no_hash(thread):
     assert other.read(4) is not None
 
 
+@pytest.mark.parametrize("inputs", [
+    torch.full((4, 3), float("nan")),
+    torch.rand(4, 6, 6).transpose(1, 2),
+    torch.eye(4).to_sparse(),
+    torch.zeros(4, 0),
+    {"a": torch.zeros(4, dtype=torch.bool), "b": torch.zeros(4, dtype=torch.complex64)},
+], ids=["nan", "strided", "sparse", "empty", "kinds"])  # fmt: skip
+def test_inputs_that_nobody_wrote_to_are_not_taken_for_changed(thread, inputs):
+    one = Fingerprint(inputs, 4)
+    assert thread.take(one)
+    one.read(4)
+    assert one.missing in {"", UNREADABLE}
+
+
 def test_the_thread_holds_two_batches_and_lets_go_of_them(thread, gate):
     inputs = [X.clone() for _ in range(3)]
     held = [weakref.ref(one) for one in inputs]
