@@ -64,10 +64,12 @@ class Recording:
         self._replay_due = False
         self._busy = False
         self._finished = False
-        self._handles = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after, with_kwargs=True),
-        ]
+        self._handles = []
+        if not recorder.disabled:
+            self._handles = [
+                model.register_forward_pre_hook(self._before, with_kwargs=True),
+                model.register_forward_hook(self._after, with_kwargs=True),
+            ]
         atexit.register(_at_exit, weakref.ref(self))
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -91,8 +91,10 @@ def attach(given: AttachArguments) -> Any:
     Returns:
         `model`.
     """
+    recorder = Recorder(**given.less("model"))
     _make_way(given.model)
-    _add(given.model, _Callbacks(Recorder(**given.less("model"))))
+    if not recorder.disabled:
+        _add(given.model, _Callbacks(recorder))
     return given.model
 
 
@@ -102,7 +104,9 @@ def join(owner: Any) -> None:
     A model made inside a training (the check of mixed precision makes one) is a tool of the trainer's.
     """
     if not attached(owner) and not _in_training(owner):
-        _add(owner, _Callbacks(Recorder(task="detection"), joined=True))
+        recorder = Recorder(task="detection")
+        if not recorder.disabled:
+            _add(owner, _Callbacks(recorder, joined=True))
 
 
 def attached(model: Any) -> bool:

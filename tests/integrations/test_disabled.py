@@ -96,3 +96,82 @@ def test_a_hugging_face_trainer(tmp_path: Path) -> None:
     made.train()
     made.evaluate()
     assert "_prepare_inputs" not in vars(made)
+
+
+def test_a_prepared_loop_of_accelerate(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from ml_debugger.accelerate import trace as trace_prepared
+
+    owner = accelerate.Accelerator(cpu=True)
+    model, train = owner.prepare(nn.Linear(4, 3), DataLoader(TensorDataset(X, Y), 4))
+    model, train = trace_prepared(owner, model, train=train)
+    for x, y in train:
+        owner.backward(nn.functional.cross_entropy(model(x), y))
+    owner.save_state(str(tmp_path / "state"))
+    owner.load_state(str(tmp_path / "state"))
+    train.recording.finish()
+    assert not model._forward_hooks
+    assert "backward" not in vars(owner)
+
+
+def test_a_loop_of_fabric() -> None:
+    from lightning.fabric import Fabric
+
+    from ml_debugger.fabric import trace as trace_fabric
+
+    owner = Fabric(accelerator="cpu")
+    owner.launch()
+    inner = nn.Linear(4, 3)
+    model, train = owner.setup(inner), owner.setup_dataloaders(DataLoader(TensorDataset(X, Y), 4))
+    model, train = trace_fabric(owner, model, train=train)
+    for x, y in train:
+        owner.backward(nn.functional.cross_entropy(model(x), y))
+    train.recording.finish()
+    assert not inner._forward_hooks
+    assert "backward" not in vars(owner)
+
+
+def test_a_runner_of_mmengine(tmp_path: Path) -> None:
+    pytest.importorskip("mmengine")
+    from mmengine_parts import PlainModel, runner
+
+    from ml_debugger.mmengine import MLDebuggerHook
+
+    model = PlainModel()
+    runner(tmp_path / "work", MLDebuggerHook(), model=model).train()
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+def test_a_model_of_ultralytics(torchvision: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
+    ultralytics = pytest.importorskip("ultralytics")
+    from ml_debugger.ultralytics import attach, attached, join
+
+    model = ultralytics.YOLO("yolov8n.yaml")
+    assert attach(model, "net", "v") is model
+    join(model)
+    assert not attached(model)
+
+
+def test_loops_of_openpcdet() -> None:
+    from ml_debugger.openpcdet import attach
+
+    model = nn.Linear(4, 3)
+    recording = attach(model)
+    model(X)
+    recording.finish()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_a_tracer_of_frames_in_three_dimensions() -> None:
+    import fake_openpcdet as pcd
+    from fake_parts3d import clouds
+
+    from ml_debugger.training import ObjectDetection3DTracer
+
+    model = pcd.FakeTemplate(pcd.FakeCenterHead()).eval()
+    tracer = ObjectDetection3DTracer(model, "boxes", "v1")
+    tracer(pcd.batch_of(clouds(1)), None, ["a"], "val", 0)
+    tracer.wait_for_save(0)
+    assert all(not m._forward_hooks for m in model.modules())
