@@ -25,6 +25,7 @@ from mld_core.app.packing import Block
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.view import ALIASES
+from mld_core.records.store.verdicts import BOX_KINDS, KINDS
 from mld_core.views import detail, facets, matrices
 from mld_core.views.cards import cards, named_class
 from mld_core.views.evaluation import evaluation, splits
@@ -214,16 +215,18 @@ class OneFile:
             "state": "evaluated", "state_text": "evaluated", "samples": passes[-1].samples if passes else 0,
             "splits": result.datasets, "epochs": len({one.n_epoch for one in passes}), "metric": None,
             "spark": [], "categories": None, "action": None, "results": [result.result_name],
-            "result": result.result_name, "tags": [], "note": "", "command": None, "headline": None,
+            "result": result.result_name, "tags": [], "note": "", "archived": False, "command": None, "headline": None,
         }  # fmt: skip
         problems = [{"severity": one["severity"], "message": one["message"]} for one in result.problems]
         return {
             "session": {
                 "csrf": "", "author": "", "local": True, "store": None, "version": __version__,
                 "open": {"page": "evaluation", **where}, "pictures": pictures, "runs": 1,
-                "tasks": [result.task],
+                "may": [], "leaves": False,
             },
-            "runs": {"total": 1, "of": 1, "offset": 0, "search_help": "", "runs": [row]},
+            "runs": {
+                "total": 1, "of": 1, "offset": 0, "search_help": "", "runs": [row], "archived": 0, "away": False,
+            },
             "run": {
                 "run": row,
                 "results": [
@@ -247,7 +250,7 @@ class OneFile:
                 "events": {},
             },
             "verdicts": {
-                "total": 0, "counts": dict.fromkeys(("relabel", "ok", "ambiguous", "hard", "conflicts"), 0),
+                "total": 0, "counts": dict.fromkeys((*KINDS, *BOX_KINDS, "conflicts"), 0),
                 "rows": [], "problems": [], "authors": [],
             },
             "pictures": pictures,

@@ -143,7 +143,8 @@ def authenticate(database: Database, header: str | None) -> Principal | None:
     if match is None:
         return None
     found = _row(database, f"key_{match[1]}")
-    right = hmac.compare_digest(found[0].secret_hash if found else _NOBODY, hash_secret(match[2]))
+    expected = found[0].secret_hash if found is not None else _NOBODY
+    right = hmac.compare_digest(expected, hash_secret(match[2]))
     return _active(database, found) if right else None
 
 

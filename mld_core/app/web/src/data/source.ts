@@ -9,7 +9,7 @@ export interface Reads {
   evaluation: t.Evaluation;
   filter: t.FilterAnswer;
   samples: t.Samples;
-  position: { index: number | null };
+  position: { index: number | null; total?: number };
   sample: t.SamplePage;
   facets: t.Facets;
   "columns-info": t.ColumnsInfo;

@@ -24,10 +24,11 @@ export interface Session {
   local: boolean;
   store: string | null;
   version: string;
+  /** What to start with, where there is no run. */
+  command?: string | null;
   open: { page: string; model?: string; version?: string };
   pictures: Pictures;
   runs: number;
-  tasks: Task[];
 }
 export interface Pictures {
   set: string | null;
@@ -61,7 +62,16 @@ export interface Run {
   } | null;
   spark: (number | null)[];
   categories: Record<string, number> | null;
-  action: { text: string; finding: string; n: number; filter: string; split: string | null } | null;
+  action: {
+    text: string;
+    title?: string;
+    finding: string;
+    n: number;
+    filter: string;
+    split: string | null;
+  } | null;
+  /** What a search may name. */
+  values?: Record<string, number | null> | null;
   results: string[];
   result: string | null;
   tags: string[];
@@ -92,6 +102,9 @@ export interface Runs {
 }
 export interface Message {
   severity: string;
+  kind?: string;
+  dataset?: string | null;
+  n_epoch?: number | null;
   message: string;
 }
 export interface RunPage {
@@ -102,7 +115,7 @@ export interface RunPage {
     method: string | null;
     epochs: Record<string, (number | null)[]>;
   }[];
-  passes: { split: string; epoch: number | null; rows: number | null; sealed: boolean }[];
+  passes: { split: string; epoch: number | null; pass?: number; sealed: boolean }[];
   class_names: string[] | null;
   n_class?: number | null;
   command: string | null;
@@ -112,7 +125,7 @@ export interface Metric {
   name: string;
   title: string;
   unit: string;
-  better: "up" | "down" | null;
+  better: "up" | "down" | "" | null;
   means: string;
   value: number | null;
   lo: number | null;
@@ -146,6 +159,7 @@ export interface Code {
   code: string;
   truth: string | null;
   said: string | null;
+  event?: string;
   text: string;
   n: number;
   share: number | null;
@@ -183,6 +197,7 @@ export interface Rated {
 export interface Region extends Rated {
   region: number;
   label: string;
+  membership?: number | null;
   classes: string[];
   codes: string[];
   medoid: string | null;
@@ -204,8 +219,12 @@ export interface VerdictCounts {
   ok: number;
   ambiguous: number;
   hard: number;
+  missing: number;
+  nothing: number;
   conflicts: number;
-  since: string | null;
+  since?: string | null;
+  /** What became of the samples that were reviewed before this evaluation. */
+  changed?: { sentence: string; [count: string]: unknown } | null;
   sentence: string;
 }
 export interface Evaluation {
@@ -249,6 +268,7 @@ export interface Verdict {
   id: string;
   conflict: boolean;
   note: string;
+  at?: string;
 }
 export interface Sample {
   row: number;
@@ -274,6 +294,9 @@ export interface Sample {
   event_text?: string | null;
   iou?: number | null;
   truth_id?: string | null;
+  detail?: unknown;
+  suspicion?: number | null;
+  miss_proba?: number | null;
   gt_idx?: number | null;
   box?: number[] | null;
   truth_box?: number[] | null;
@@ -327,7 +350,7 @@ export interface SamplePage {
     loss: number | null;
   }[];
   findings: { code: string; title: string; why: string; action: string; severity: number | null }[];
-  fields: { name: string; value: unknown; filter: string | null }[];
+  fields: { name: string; title?: string; value: unknown; filter: string | null }[];
   verdicts: HeardVerdict[];
   conflict: boolean;
   frame: {
@@ -335,6 +358,8 @@ export interface SamplePage {
     units: Sample[];
     left_out: number;
     errors: number;
+    n_gt?: number;
+    n_pred?: number;
     n: number;
     size: [number, number] | null;
   } | null;
@@ -427,14 +452,14 @@ export interface VerdictRow {
   label: Named | null;
   given: Named | null;
   heard: HeardVerdict[];
-  picture: boolean;
 }
 export interface Verdicts {
   total: number;
-  counts: { relabel: number; ok: number; ambiguous: number; hard: number; conflicts: number };
+  counts: Record<VerdictKind | "conflicts", number>;
   rows: VerdictRow[];
   problems: string[];
   authors: string[];
+  class_names?: string[] | null;
 }
 export interface Progress {
   code: string;

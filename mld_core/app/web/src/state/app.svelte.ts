@@ -61,7 +61,8 @@ class App {
 
   /** What can be said of a sample. */
   verdicts(sample: Sample | undefined): Vocabulary["verdicts"] {
-    return this.words?.verdicts.filter((one) => one.about.includes(sample?.asks ?? "label")) ?? [];
+    const about = (this.words?.verdicts ?? []).filter((one) => one.about.includes(sample?.asks ?? "label"));
+    return about.sort((a, b) => a.key.localeCompare(b.key));
   }
 
   setTheme(theme: string): void {
