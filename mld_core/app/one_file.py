@@ -215,7 +215,8 @@ class OneFile:
             "state": "evaluated", "state_text": "evaluated", "samples": passes[-1].samples if passes else 0,
             "splits": result.datasets, "epochs": len({one.n_epoch for one in passes}), "metric": None,
             "spark": [], "categories": None, "action": None, "results": [result.result_name],
-            "result": result.result_name, "tags": [], "note": "", "archived": False, "command": None, "headline": None,
+            "result": result.result_name, "tags": [], "note": "", "archived": False,
+            "command": None, "headline": None,
         }  # fmt: skip
         problems = [{"severity": one["severity"], "message": one["message"]} for one in result.problems]
         return {
@@ -225,7 +226,8 @@ class OneFile:
                 "may": [], "leaves": False,
             },
             "runs": {
-                "total": 1, "of": 1, "offset": 0, "search_help": "", "runs": [row], "archived": 0, "away": False,
+                "total": 1, "of": 1, "offset": 0, "search_help": "", "runs": [row],
+                "archived": 0, "away": False,
             },
             "run": {
                 "run": row,
