@@ -130,7 +130,8 @@ class OwnFinals:
     """Final detections that the framework's own post-processing made of a call, where a wrapper sees them.
 
     Attributes:
-        rows: per image (N, 6 or more): xyxy, ..., score, class; of the framework's metric: one that a metric
+        rows: per image (N, 6 or more): xyxy, ..., score, class; 11 columns of rotated boxes, which stand in
+            front of the score; of the framework's metric: one that a metric
             may write to is copied.
         thresholds: the limits they went through.
         geometry: per image, of the pixels the boxes are in.
@@ -217,6 +218,7 @@ class Truth:
         velocities: (N, 2) m/s or None.
         columns: further columns of the truths table, (N,) each: ignore, crowd, difficulty, occlusion,
             truncation, n_points; in 2D area (of the segment, in pixels of the original image).
+        rotated: (N, 5) of rotated 2D boxes, as `DetectionOutput.rotated`; None where they are upright.
     """
 
     boxes: Array
@@ -224,6 +226,7 @@ class Truth:
     input_id: str | None = None
     velocities: Array | None = None
     columns: dict[str, Array] = field(default_factory=dict)
+    rotated: Array | None = None
 
 
 class Adapter(ABC):

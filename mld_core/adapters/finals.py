@@ -34,6 +34,7 @@ class Finals:
         source: (N,) int64 anchor, proposal or query; -1: not found.
         velocities: (N, 2) in 3D, or None.
         attributes: (N,) numbers in 3D, or None.
+        rotated: (N, 5) of rotated 2D boxes, or None.
         cut: whether a limit on the number of detections dropped some.
     """
 
@@ -46,6 +47,7 @@ class Finals:
     source: Tensor | None = None
     velocities: Tensor | None = None
     attributes: Tensor | None = None
+    rotated: Tensor | None = None
     cut: bool = False
 
     def pick(self, index: Tensor | slice) -> Finals:
@@ -98,7 +100,9 @@ def parsed(
     every: dict[str, Any] = {
         n: [getattr(frame, n) for frame in frames] for n in ("boxes", "scores", "labels")
     }
-    every.update({name: column(name) for name in ("logits", "features", "velocities", "attributes")})
+    every.update(
+        {name: column(name) for name in ("logits", "features", "velocities", "attributes", "rotated")}
+    )
     return Parsed(
         output=kind(**every, source_index=column("source")),
         activation=activation,

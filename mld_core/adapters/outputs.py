@@ -33,6 +33,7 @@ class _FrameLists:
     velocities: Sequence[Any] | None = None
     source_index: Sequence[Any] | None = None
     attributes: Sequence[Any] | None = None
+    rotated: Sequence[Any] | None = None
 
     box_width: ClassVar[int] = 4
 
@@ -50,6 +51,7 @@ class _FrameLists:
             self.source_index = self._list("source_index", self.source_index, frames, None, integers=True)
         if self.attributes is not None:
             self.attributes = self._list("attributes", self.attributes, frames, None, integers=True)
+        self.rotated = self._optional("rotated", self.rotated, frames, 5)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -104,6 +106,8 @@ class DetectionOutput(_FrameLists):
         velocities: None in 2D.
         source_index: (N,) index of the query or anchor a box came from, or None.
         attributes: None in 2D.
+        rotated: (N, 5) of rotated boxes cx, cy, w, h in pixels and the angle of w from x towards y, radians;
+            `boxes` are the upright ones around them. None where boxes are upright.
 
     Raises:
         ValueError: a shape does not fit; the message holds the expected and the actual one.
@@ -131,6 +135,7 @@ class Detection3DOutput(_FrameLists):
         velocities: (N, 2) metres per second, or None.
         source_index: (N,) index of the query or anchor a box came from, or None.
         attributes: (N,) number of the predicted attribute (moving, parked, ...), -1: none; or None.
+        rotated: None in 3D.
 
     Raises:
         ValueError: a shape does not fit; the message holds the expected and the actual one.

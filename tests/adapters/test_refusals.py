@@ -56,17 +56,9 @@ def grounding_dino() -> Any:
     return transformers.GroundingDinoForObjectDetection(config)
 
 
-def obb() -> Any:
-    os.environ["YOLO_OFFLINE"] = "True"
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(__file__).parents[2] / ".tmp" / "ultralytics"))
-    return pytest.importorskip("ultralytics", reason="a test dependency: see the Makefile").YOLO(
-        "yolov8n-obb.yaml"
-    )
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(owl, "words of a text"), (grounding_dino, "words of a text"), (obb, "rotated boxes")],
+    [(owl, "words of a text"), (grounding_dino, "words of a text")],
 )
 def test_the_reason_is_told(make: Any, reason: str) -> None:
     with pytest.raises(UnknownDetectorError, match=reason):

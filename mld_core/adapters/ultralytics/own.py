@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mld_core.adapters.base import FrameGeometry, OwnFinals, Thresholds
 from mld_core.adapters.settings import read
+from mld_core.adapters.ultralytics.rotated import rotated_rows
 from mld_core.adapters.ultralytics.truths import batch_geometry
 from mld_core.adapters.ultralytics.yolo import LIMITS, result_rows
 
@@ -19,7 +20,8 @@ def validated(args: Any, preds: Sequence[Any], batch: Mapping[str, Any]) -> OwnF
 
     Args:
         args: of the validator.
-        preds: per image a dict of "bboxes" (N, 4), "conf" (N,), "cls" (N,), or rows (N, 6) of older releases.
+        preds: per image a dict of "bboxes" (N, 4), rotated (N, 5), "conf" (N,), "cls" (N,), or rows (N, 6) of
+            older releases.
         batch: the library's.
 
     Raises:
@@ -53,4 +55,6 @@ def _rows(pred: Any) -> Tensor:
     if isinstance(pred, Tensor):
         return pred[:, :6].detach().clone()
     parts = [pred["bboxes"], pred["conf"][:, None], pred["cls"][:, None]]
+    if parts[0].shape[1] == 5:
+        return rotated_rows(parts[0].detach().clone(), torch.cat(parts[1:], 1).detach())
     return torch.cat([part.detach().to(parts[0].dtype) for part in parts], 1)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from mld_core.adapters.base import FrameGeometry, ModelCall, Truth
 from mld_core.adapters.finals import sizes_of, truths_of
 from mld_core.adapters.outputs import as_array
+from mld_core.adapters.ultralytics.rotated import around
 from mld_core.geometry.boxes import convert_boxes
 
 
@@ -17,8 +19,8 @@ def batch_truths(call: ModelCall, truth: Any) -> list[Truth] | None:
     """From the library's batch dict (given, or what the model was called with), or torchvision's layout.
 
     The batch holds all images' boxes in one table: `batch_idx` (n,), `cls` (n, 1) from 0, `bboxes` (n, 4)
-    centre and size in parts of `img`. In train `im_file` names the first of the images that were mixed, so
-    it is an id in validation only.
+    centre and size in parts of `img`, of rotated ones (n, 5) with the angle. In train `im_file` names the
+    first of the images that were mixed, so it is an id in validation only.
     """
     batch: Any = truth if truth is not None else call.args[0] if call.args else None
     if not _is_batch(batch):
@@ -29,12 +31,20 @@ def batch_truths(call: ModelCall, truth: Any) -> list[Truth] | None:
     files: Sequence[Any] = batch.get("im_file", ()) if "ratio_pad" in batch else ()
     images = as_array(batch["batch_idx"]).astype(np.int64).reshape(-1)
     labels = as_array(batch["cls"]).astype(np.int64).reshape(-1)
-    boxes = as_array(batch["bboxes"]).astype(np.float32).reshape(-1, 4)
+    boxes = as_array(batch["bboxes"]).astype(np.float32)
+    turned = boxes.ndim == 2 and boxes.shape[1] == 5
+    boxes = boxes if turned else boxes.reshape(-1, 4)
     out = []
     for i, size in enumerate(sizes):
         own = images == i
+        name = str(files[i]) if i < len(files) else None
+        if turned:
+            rows = torch.as_tensor(boxes[own])
+            rows[:, :4] *= rows.new_tensor([size.width, size.height, size.width, size.height])
+            out.append(Truth(around(rows).numpy(), labels[own], name, rotated=rows.numpy()))
+            continue
         pixels = convert_boxes(boxes[own], "cxcywhn", "xyxy", image_size=(size.height, size.width))
-        out.append(Truth(pixels, labels[own], str(files[i]) if i < len(files) else None))
+        out.append(Truth(pixels, labels[own], name))
     return out
 
 

@@ -1,6 +1,7 @@
 """Ultralytics' detectors (v5u, v8 to v12): the `YOLO` wrapper and the bare `DetectionModel`.
 
 Of models for segmentation and pose the boxes are read, as of any other; masks and keypoints are left out.
+Rotated boxes (OBB) are read where the library's own validator or predictor made them.
 
 A bare model returns every anchor: thresholds and non-maximum suppression are run here, as the library's
 predictor runs them (best class of each anchor, boxes of different classes moved apart). The wrapper returns
@@ -43,6 +44,7 @@ from mld_core.adapters.finals import sizes_of as image_sizes
 from mld_core.adapters.registry import register, type_names
 from mld_core.adapters.settings import read
 from mld_core.adapters.ultralytics.head import Raw, best_of, raw_output, suppressed
+from mld_core.adapters.ultralytics.rotated import ROTATED_ROW, rotated_rows
 from mld_core.adapters.ultralytics.truths import batch_geometry, batch_truths
 
 _PREDICT: Final = Thresholds(0.25, 0.7, 300)  # what the wrapper predicts with unless told otherwise
@@ -222,6 +224,7 @@ class UltralyticsBase(Adapter):
         for i, data in enumerate(final.rows):
             full = most is not None and len(data) >= most
             frame = Finals(data[:, :4], data[:, -2], data[:, -1].long(), cut=full)
+            frame.rotated = data[:, 4:9] if data.shape[1] == ROTATED_ROW else None
             if known:
                 self._looked_up(*seen[i], frame, final, final.geometry[i])
             frames.append(limited(frame, wanted, stated))
@@ -266,21 +269,17 @@ class YOLOAdapter(UltralyticsBase):
 
     @staticmethod
     def detect(model: Any) -> bool:
-        """By the names of base classes; of heads with masks or keypoints the boxes count, no rotated ones."""
-        return head_is(model, "Detect") and not head_is(model, "OBB")
-
-    @staticmethod
-    def refuses(model: Any) -> str | None:
-        """Rotated boxes."""
-        if not head_is(model, "OBB"):
-            return None
-        return (
-            "This Ultralytics model predicts rotated boxes, which have no place in records of 2D boxes yet: "
-            "nothing of it is recorded."
-        )
+        """By the names of base classes; of heads with masks or keypoints the boxes count."""
+        return head_is(model, "Detect")
 
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
-        """See `UltralyticsBase`; says what is left out."""
+        """See `UltralyticsBase`; says what is left out.
+
+        Rotated boxes are recorded as the library's validator and predictor have them; what a bare network
+        puts out is not suppressed here.
+        """
+        if head_is(self.model, "OBB") and call.final is None and result_rows(call.output) is None:
+            return None
         made = super().parse(call, limits)
         found = [part for name, part in _LEFT_OUT.items() if head_is(self.model, name)]
         if made is not None and found:
@@ -380,7 +379,12 @@ def result_rows(output: Any) -> list[ResultRows] | None:
         return None
     rows = []
     for result in output:
-        data = torch.zeros(0, 6) if result.boxes is None else torch.as_tensor(result.boxes.data).detach()
+        turned = getattr(result, "obb", None)
+        if turned is not None:
+            data = torch.as_tensor(turned.data).detach()
+            data = rotated_rows(data[:, :5], data[:, -2:])
+        else:
+            data = torch.zeros(0, 6) if result.boxes is None else torch.as_tensor(result.boxes.data).detach()
         height, width = result.orig_shape
         rows.append((data, (int(height), int(width))))
     return rows

@@ -94,9 +94,8 @@ def look_at_epochs(
     others.sort(key=lambda one: abs((one.key.n_epoch or 0) - here))
     info = selection.store.run_info(selection.run)
     own = records.predictions.take(kept)
-    as_truths = Truths(
-        own.frame, own.label, own.box, np.zeros(len(own), np.bool_), np.zeros(len(own), np.bool_)
-    )
+    none = np.zeros(len(own), np.bool_)
+    as_truths = Truths(own.frame, own.label, own.box, none, none, own.rotated)
     seen, said = [], []
     for one in others[:MOST_EPOCHS]:
         there = read_boxes(one, info)
@@ -122,4 +121,4 @@ def _in_frames_of(there: BoxRecords, records: BoxRecords) -> Predictions:
     order = np.argsort(frame, kind="stable")
     rows = order[np.searchsorted(frame[order], 0) :]
     moved = there.predictions.take(rows)
-    return Predictions(frame[rows], moved.label, moved.score, moved.box)
+    return Predictions(frame[rows], moved.label, moved.score, moved.box, moved.rotated)

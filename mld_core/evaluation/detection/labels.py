@@ -16,7 +16,7 @@ from mld_core.evaluation.metrics.boxes import (
     Truths,
     by_class,
     footprints,
-    overlapping,
+    image_pairs,
 )
 from mld_core.geometry.iou import bev_iou_aligned
 
@@ -79,7 +79,7 @@ def drawn_twice(truths: Truths) -> tuple[Floats, Bools]:
     """
     box, frame = truths.box, truths.frame
     pairs = (
-        overlapping(box, frame, box, frame, TWICE_IOU)
+        image_pairs(truths, frame, truths, frame, TWICE_IOU)
         if box.shape[1] == 4
         else footprints(box, frame, box, frame, bev_iou_aligned)[0]
     )

@@ -154,6 +154,7 @@ def _problems(records: BoxRecords, units: BoxUnits) -> list[dict[str, Any]]:
         count = records.frames.num_rows
         text = f"the truth of {unknown} of {count} frames is not known: metrics are over the others"
         found.append(problem("unlabelled", text, selection, severity="note"))
+    found += [problem("boxes", text, selection, severity="note") for text in records.notes]
     if not records.has_logits:
         text = "no logits are stored: the entropies and probabilities stand on the scores alone"
         found.append(problem("no_logits", text, selection))

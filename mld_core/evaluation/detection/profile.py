@@ -59,7 +59,13 @@ class Profile:
 
 
 def areas_of(records: BoxRecords) -> NDArray[np.float64] | None:
-    """(G,) areas of the truths as the data set has them, NaN unknown; None where none is recorded."""
+    """(G,) areas of the truths as the data set has them, NaN unknown; None where none is recorded.
+
+    Of rotated boxes their own.
+    """
+    rotated = records.truths.rotated
+    if rotated is not None:
+        return np.asarray(rotated[:, 2].astype(np.float64) * rotated[:, 3])
     if "area" not in records.truth_columns.column_names:
         return None
     column = records.truth_columns["area"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.statistics.blocks import Vectors
-from mld_core.records.format.schema import AREA, ATTRIBUTE, base_schema
+from mld_core.records.format.schema import AREA, ATTRIBUTE, ROTATED, ROTATED_TYPE, base_schema
 from mld_core.records.format.vectors import is_vector, to_numpy
 from mld_core.records.read.reader import PassSelection
 
@@ -28,6 +28,8 @@ IN_MEMORY = 2**28
 
 KNOWN = ("difficulty", "occlusion", "truncation", "n_points")
 """What the records may know of a truth beside its box."""
+
+_ONE_SIDE = "only predictions or only truths have rotated boxes: the upright boxes around them are matched"
 
 UNIT_BITS = 40
 DET_BITS = 32
@@ -118,16 +120,22 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     canvas = _Canvas.of(selection, frames)
     labelled = _flags(frames, "labelled", default=True)
     columns = ["unit", "rank_", "det_idx", "label", "score", "box"]
-    more = [name for name in ("velocity", ATTRIBUTE) if name in selection.schema("detections").names]
+    more = [name for name in ("velocity", ATTRIBUTE, ROTATED) if name in selection.schema("detections").names]
     detections = selection.table("detections", [*columns, *more])
     predictions, det_rows = _predictions(detections, frames, _width(selection))
     truths = selection.table("truths")
     true, gt_rows = _truths(truths, frames, labelled, _width(selection))
     center, truth_center = canvas.center(predictions), canvas.center(true)
     border, outside = canvas.border(true), canvas.outside(true)
+    turned = _rotated(detections, det_rows), _rotated(truths, gt_rows)
+    if turned[0] is not None and turned[1] is not None:
+        predictions = replace(predictions, rotated=canvas.turned(turned[0], predictions.frame))
+        true = replace(true, rotated=canvas.turned(turned[1], true.frame))
+    one_side = (turned[0] is None) != (turned[1] is None) and len(predictions) > 0 and len(true) > 0
     predictions = replace(predictions, box=canvas.original(predictions))
     true = replace(true, box=canvas.original(true))
-    stored = set(base_schema("truths", selection.task).names) - {*KNOWN, AREA}
+    stored = {*base_schema("truths", selection.task).names} - {*KNOWN, AREA}
+    stored |= {ROTATED} if true.rotated is not None else set()
     own = [name for name in truths.column_names if name not in stored]
     activation, background = _head(selection, info)
     n_class = _count_classes(selection, info, predictions, true, background)
@@ -149,6 +157,7 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
         _list_column(truths, "velocity", 2, gt_rows) if "velocity" in truths.column_names else None,
         _attributes(detections, det_rows),
         _attributes(truths, gt_rows),
+        notes=(_ONE_SIDE,) if one_side else (),
         center=center,
         truth_center=truth_center,
         border=border,
@@ -202,6 +211,14 @@ def _list_column(table: pa.Table, name: str, width: int, rows: Ints) -> NDArray[
     there = np.asarray(column.is_valid())
     made[there] = np.asarray(column.drop_null().flatten(), np.float32).reshape(-1, width)
     return made[rows]
+
+
+def _rotated(table: pa.Table, rows: Ints) -> NDArray[np.float32] | None:
+    """(len(rows), 5) rotated boxes; None where there are none, or not of every box."""
+    if ROTATED not in table.column_names or table.schema.field(ROTATED).type != ROTATED_TYPE:
+        return None
+    found = _list_column(table, ROTATED, 5, rows)
+    return found if np.isfinite(found).all() else None
 
 
 def _attributes(table: pa.Table, rows: Ints) -> Ints | None:
@@ -280,6 +297,16 @@ class _Canvas:
         within = (np.minimum(box[:, 2:], size) - np.maximum(box[:, :2], 0)).clip(0).prod(axis=1)
         area = np.maximum((box[:, 2:] - box[:, :2]).prod(axis=1), 1e-12)
         return np.where(np.isnan(within), 0.0, 1 - within / area)
+
+    def turned(self, rotated: NDArray[np.floating], frame: Ints) -> NDArray[np.float32]:
+        """Rotated boxes in pixels of the original image: the side w and the area as they are there."""
+        wide = rotated.astype(np.float64)
+        scale, shift = self.scale[frame], self.shift[frame]
+        along = np.stack([np.cos(wide[:, 4]), np.sin(wide[:, 4])], axis=1) * wide[:, 2:3] * scale
+        w = np.hypot(along[:, 0], along[:, 1])
+        h = wide[:, 2] * wide[:, 3] * np.abs(scale.prod(axis=1)) / np.maximum(w, 1e-12)
+        angle = np.arctan2(along[:, 1], along[:, 0])
+        return np.column_stack([wide[:, :2] * scale + shift, w, h, angle]).astype(np.float32)
 
     def original(self, boxes: Predictions | Truths) -> NDArray[np.floating]:
         """Boxes in pixels of the original image."""

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.geometry.iou import bev_iou_aligned
+
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -31,7 +33,8 @@ class Columns:
 
     def take(self, rows: NDArray[Any] | slice) -> Self:
         """Some rows, by number or by mask."""
-        return replace(self, **{name: column[rows] for name, column in vars(self).items()})
+        known = {name: column for name, column in vars(self).items() if column is not None}
+        return replace(self, **{name: column[rows] for name, column in known.items()})
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class Predictions(Columns):
         label: (N,) predicted classes.
         score: (N,) float32 or float64 confidences.
         box: (N, 4) xyxy pixels or (N, 7) cx, cy, cz, w, l, h, yaw.
+        rotated: (N, 5) of rotated 2D boxes cx, cy, w, h, angle, `box` being around them; None: upright ones.
     """
 
     frame: Ints
     label: Ints
     score: NDArray[np.floating]
     box: NDArray[np.floating]
+    rotated: NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Truths(Columns):
         box: (G, 4) or (G, 7).
         ignore: (G,) a prediction that finds it counts neither as right nor as wrong.
         crowd: (G,) ignored, and found by any number of predictions.
+        rotated: (G, 5) as of predictions.
     """
 
     frame: Ints
@@ -68,6 +74,7 @@ class Truths(Columns):
     box: NDArray[np.floating]
     ignore: Bools
     crowd: Bools
+    rotated: NDArray[np.floating] | None = None
 
     @property
     def counts(self) -> Bools:
@@ -212,6 +219,34 @@ def overlapping(
         array([0.3333])
     """
     return Pairs.of(overlap_blocks(left, left_group, right, right_group, least, crowd=crowd))
+
+
+def image_pairs(
+    left: Predictions | Truths, left_group: Ints, right: Predictions | Truths, right_group: Ints, least: float
+) -> Pairs:
+    """Pairs of boxes of one group with their IoU: of the rotated boxes where both sides have them.
+
+    Args:
+        left: Boxes.
+        left_group: (N,) their groups.
+        right: Boxes; a crowd's column is the share of the left box inside it, where boxes are upright.
+        right_group: (M,) their groups.
+        least: Smallest overlap that is kept.
+    """
+    a, b = left.rotated, right.rotated
+    if a is None or b is None:
+        crowd = right.crowd if isinstance(right, Truths) else None
+        return overlapping(left.box, left_group, right.box, right_group, least, crowd=crowd)
+    pairs = overlapping(left.box, left_group, right.box, right_group, 0.0)
+    value = measured(bev_iou_aligned, _footprint(a[pairs.left]), _footprint(b[pairs.right]))
+    return replace(pairs, value=value).take(value > max(least - 1e-12, 0.0))
+
+
+def _footprint(rotated: NDArray[np.floating]) -> Floats:
+    """Rotated boxes as those 3D boxes whose footprints they are: the length is what the angle is of."""
+    cx, cy, w, h, angle = rotated.astype(np.float64).T
+    zero, one = np.zeros_like(cx), np.ones_like(cx)
+    return np.stack([cx, cy, zero, h, w, one, angle], axis=1)
 
 
 def near_pairs(

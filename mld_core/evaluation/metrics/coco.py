@@ -21,8 +21,8 @@ from mld_core.evaluation.metrics.boxes import (
     Predictions,
     Truths,
     columns_of,
+    image_pairs,
     ordinal,
-    overlapping,
 )
 from mld_core.evaluation.metrics.matching import choose_counting, union_of_bits
 
@@ -140,7 +140,7 @@ def match_coco(
     valid = (truths.label >= 0) & (truths.label < n_class)
     truths, size = truths.take(valid), size[valid]
     wanted = truths.frame * n_class + truths.label
-    pairs = overlapping(found.box, group[order], truths.box, wanted, THRESHOLDS[0], crowd=truths.crowd)
+    pairs = image_pairs(found, group[order], truths, wanted, THRESHOLDS[0])
     out = np.stack([(size < low) | (size > high) for low, high in AREA_BOUNDS], axis=1)
     ignore = out | ~truths.counts[:, None]
     counted = np.zeros((n_class, _A), np.int64)

@@ -17,8 +17,8 @@ from mld_core.evaluation.metrics.boxes import (
     Predictions,
     Truths,
     columns_of,
+    image_pairs,
     ordinal,
-    overlapping,
 )
 
 Bits = NDArray[Any]
@@ -72,9 +72,7 @@ class ImageBoxes:
 
     def close(self, predictions: Predictions, truths: Truths) -> Pairs:
         """See `BoxGeometry.close`; a crowd's column is the share of the prediction inside it."""
-        return overlapping(
-            predictions.box, predictions.frame, truths.box, truths.frame, 0.0, crowd=truths.crowd
-        )
+        return image_pairs(predictions, predictions.frame, truths, truths.frame, 0.0)
 
     def quality(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Floats:  # noqa: ARG002
         """See `BoxGeometry.quality`."""
@@ -86,23 +84,31 @@ class ImageBoxes:
 
     def covered(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Floats:
         """See `BoxGeometry.covered`."""
-        own = columns_of(predictions.box)[4][pairs.left]
-        other = columns_of(truths.box)[4][pairs.right]
+        own, other = _area(predictions)[pairs.left], _area(truths)[pairs.right]
         shared = pairs.value * (own + other) / (1 + pairs.value)
         return np.asarray(shared / np.where(other > 0, other, 1.0))
 
     def together(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Bools:
-        """See `BoxGeometry.together`: IoU of the union of the predictions (at most 6) with the truth."""
+        """See `BoxGeometry.together`: IoU of the union of the predictions (at most 6) with the truth.
+
+        Of rotated boxes by the upright ones around them.
+        """
         return unions_reach(predictions.box, truths.box, pairs, self.event)
 
     def shared(self, predictions: Predictions, rows: Ints) -> Bools:
         """See `BoxGeometry.shared`."""
         some = predictions.take(rows)
-        pairs = overlapping(some.box, some.frame, predictions.box, predictions.frame, SHARED_IOU)
+        pairs = image_pairs(some, some.frame, predictions, predictions.frame, SHARED_IOU)
         other = rows[pairs.left] != pairs.right
         made = np.zeros(len(rows), np.bool_)
         made[pairs.left[other]] = True
         return made
+
+
+def _area(boxes: Predictions | Truths) -> Floats:
+    if boxes.rotated is not None:
+        return np.asarray(boxes.rotated[:, 2].astype(np.float64) * boxes.rotated[:, 3])
+    return columns_of(boxes.box)[4]
 
 
 MOST_PIECES = 6

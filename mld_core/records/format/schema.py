@@ -274,6 +274,10 @@ def detections_schema(task: str) -> pa.Schema:
 AREA: Final = "area"  # of truths in 2D: what the data set says, in pixels of the original image; a user's too
 
 
+ROTATED: Final = "rotated"
+"""Of rotated 2D boxes, in detections and truths: cx, cy, w, h in pixels, the angle of w from x towards y."""
+
+ROTATED_TYPE: Final = pa.list_(_FLOAT, 5)
 ATTRIBUTE: Final = "attribute"  # of 3D boxes, a number: in detections and truths where there are any
 
 

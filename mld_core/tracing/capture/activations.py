@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
@@ -75,6 +76,5 @@ def ready(output: DetectionOutput | Detection3DOutput, limits: Thresholds, n_cla
     def picked(values: Any) -> Any:
         return None if values is None else [v[k] for v, k in zip(values, keep, strict=True)]
 
-    names = ("boxes", "scores", "labels", "logits", "features", "velocities", "source_index", "attributes")
-    final = type(output)(**{name: picked(getattr(output, name)) for name in names})
+    final = type(output)(**{item.name: picked(getattr(output, item.name)) for item in fields(output)})
     return Parsed(final, activation, background, cap_hit, limits)

@@ -16,6 +16,8 @@ from mld_core.adapters.base import FramePlace, Parsed, Truth
 from mld_core.adapters.outputs import as_array
 from mld_core.records.format.schema import (
     ATTRIBUTE,
+    ROTATED,
+    ROTATED_TYPE,
     AdditionalField,
     additional_column,
     detections_schema,
@@ -159,12 +161,14 @@ class Frames:
             output.velocities,
             output.source_index,
             output.attributes,
+            output.rotated,
             self.media,
             self.paths,
         )
         known = [t.truth for t in self.truths if t is not None]
         moving = not known or all(truth.velocities is not None for truth in known)
-        columns = (tuple(self.vectors), moving, tuple(value is None for value in given))
+        turned = not known or all(truth.rotated is not None for truth in known)
+        columns = (tuple(self.vectors), moving, turned, tuple(value is None for value in given))
         return id(self.context), parsed.activation, parsed.thresholds, columns
 
     def tables(self, group: Sequence[Frames]) -> dict[str, pa.Table]:
@@ -238,6 +242,8 @@ class Frames:
             columns["source_index"] = pa.array(joined(output.source_index, (0,)).astype(np.int64))
         if output.attributes is not None:
             columns[ATTRIBUTE] = pa.array(joined(output.attributes, (0,)).astype(np.int32))
+        if output.rotated is not None:
+            columns[ROTATED] = _fixed_lists(joined(output.rotated, (0, 5)))
         if output.velocities is not None:
             columns["velocity"] = _fixed_lists(joined(output.velocities, (0, 2)))
         return _box_table(columns, detections_schema(self.context.task), total)
@@ -266,6 +272,9 @@ class Frames:
         velocities = [t.truth.velocities for t in found if t.truth.velocities is not None]
         if found and len(velocities) == len(found):
             columns["velocity"] = _fixed_lists(joined(velocities, (0, 2)))
+        rotated = [t.truth.rotated for t in found if t.truth.rotated is not None]
+        if found and len(rotated) == len(found):
+            columns[ROTATED] = _fixed_lists(joined(rotated, (0, 5)))
         for spec in self.context.label_fields:
             columns[spec.name] = additional_column(spec, self.label_values.get(spec.name), total)
         return _box_table(columns, truths_schema(self.context.task, self.context.label_fields), total)
@@ -291,7 +300,7 @@ def _together(group: Sequence[Frames]) -> Frames:
     """Neighbouring batches of one key as one."""
     first, parts = group[0], [frames.parsed for frames in group]
     output = copy.copy(first.parsed.output)
-    for name in ("boxes", "scores", "labels", "velocities", "source_index", "attributes"):
+    for name in ("boxes", "scores", "labels", "velocities", "source_index", "attributes", "rotated"):
         if getattr(output, name) is not None:
             setattr(output, name, [one for part in parts for one in getattr(part.output, name)])
     cap_hit: Any = [hit for part in parts for hit in _cap_hit(part)]
@@ -341,6 +350,8 @@ def as_arrays(truth: Truth) -> Truth:
     truth.boxes = as_array(truth.boxes).astype(np.float32)
     truth.labels = as_array(truth.labels).astype(np.int64)
     truth.columns = {name: as_array(value) for name, value in truth.columns.items()}
+    if truth.rotated is not None:
+        truth.rotated = as_array(truth.rotated).astype(np.float32)
     if truth.velocities is not None:
         truth.velocities = as_array(truth.velocities).astype(np.float32)
     return truth
@@ -377,10 +388,12 @@ def _fixed_lists(values: npt.NDArray[Any]) -> pa.Array:
 def _box_table(columns: Columns, schema: pa.Schema, n: int) -> pa.Table:
     """As `table_of`. Without velocities there is no such column: pyarrow < 26 cannot read null lists back.
 
-    Attributes of 3D boxes are a column where there are any, unless a user's own field has that name.
+    Attributes of 3D boxes and rotated boxes are columns where there are any, unless a user's own field has
+    that name.
     """
-    if ATTRIBUTE in columns and ATTRIBUTE not in schema.names:
-        schema = schema.append(pa.field(ATTRIBUTE, pa.int32()))
+    for name, kind in ((ATTRIBUTE, pa.int32()), (ROTATED, ROTATED_TYPE)):
+        if name in columns and name not in schema.names:
+            schema = schema.append(pa.field(name, kind))
     if "velocity" not in columns and "velocity" in schema.names:
         schema = schema.remove(schema.get_field_index("velocity"))
     return table_of(columns, schema, n)
