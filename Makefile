@@ -7,8 +7,8 @@ TORCH ?= torch==2.13.0
 TORCHVISION ?= 0.28.0
 ULTRALYTICS ?= ultralytics==8.4.190
 
-# Tests that start processes wait half of their time: twice as many workers as cores.
-CORES := $(shell $(PYTHON) -c "import os; print(min(8, 2 * len(os.sched_getaffinity(0))))" 2>/dev/null || echo 4)
+# Tests that start processes wait for them: half as many workers again as cores.
+CORES := $(shell $(PYTHON) -c "import os; print(min(8, (3 * len(os.sched_getaffinity(0)) + 1) // 2))" 2>/dev/null || echo 3)
 WORKERS ?= $(or $(MLD_TEST_WORKERS),$(CORES))
 MARKED ?= -m "not heavy"
 BASE ?= HEAD
@@ -89,7 +89,7 @@ types: $(VENV)/.test-ready
 
 pytest: $(VENV)/.test-ready
 	@mkdir -p .tmp
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal $(MARKED) --basetemp=.tmp/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(MARKED) --basetemp=.tmp/pytest $(ARGS)
 
 # The peers of the tracer benchmark pin what we leave open: an environment of their own.
 .venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt

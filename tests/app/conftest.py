@@ -1,5 +1,6 @@
 import box_store
 import numpy as np
+import once
 import pytest
 import road_store as roads
 import simulated_detector as simulation
@@ -14,6 +15,10 @@ from mld_core.records.format.layout import RunKey, Store
 def shown_store(records, planted, tmp_path_factory):
     """All three tasks, two epochs each, names and ids that hold HTML; and a run that is not evaluated."""
     root = tmp_path_factory.mktemp("app") / "store"
+    return Store(once.copied("app", lambda folder: _write(folder, records, planted), root))
+
+
+def _write(root, records, planted):
     factory = records.StoreFactory(root)
     run = factory.run("net <i>", "v/1", n_class=6, class_names=NAMES)
     patch = pytest.MonkeyPatch()
@@ -34,7 +39,6 @@ def shown_store(records, planted, tmp_path_factory):
     _roads(store)
     fresh = factory.run("fresh", "v1", n_class=6)
     factory.add_pass(fresh, "train", planted(records, 50, seed=5).data, n_epoch=0)
-    return store
 
 
 def _boxes(store):

@@ -39,7 +39,7 @@ pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=F
 """
 
 TRANSFORMERS = """
-import sys, torch
+import torch
 from transformers import Trainer, TrainingArguments
 
 class Net(torch.nn.Module):
@@ -51,16 +51,17 @@ class Net(torch.nn.Module):
         return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 data = [{"x": torch.randn(4), "labels": i % 3} for i in range(12)]
-callbacks = None
-if "own" in sys.argv:
-    from ml_debugger.huggingface import MLDebuggerCallback
-    callbacks = [MLDebuggerCallback(model_name="own")]
-trainer = Trainer(Net(), TrainingArguments("out", use_cpu=True, num_train_epochs=1, report_to=[], disable_tqdm=True,
-        save_strategy="no", per_device_train_batch_size=4), train_dataset=data, callbacks=callbacks)
-if "late" in sys.argv:
-    from ml_debugger.huggingface import MLDebuggerCallback
-    trainer.add_callback(MLDebuggerCallback(model_name="late"))
-trainer.train()
+
+def trainer(**more):
+    return Trainer(Net(), TrainingArguments("out", use_cpu=True, num_train_epochs=1, report_to=[], disable_tqdm=True,
+        save_strategy="no", per_device_train_batch_size=4), train_dataset=data, **more)
+
+trainer().train()
+from ml_debugger.huggingface import MLDebuggerCallback
+trainer(callbacks=[MLDebuggerCallback(model_name="own")]).train()
+late = trainer()
+late.add_callback(MLDebuggerCallback(model_name="late"))
+late.train()
 """
 
 MMENGINE = """
@@ -175,12 +176,9 @@ def test_lightning_on_two_ranks_of_a_launcher(store: Path, tmp_path: Path) -> No
 def test_transformers_and_a_callback_of_ones_own(store: Path, tmp_path: Path) -> None:
     if find_spec("transformers") is None:
         pytest.skip("needs transformers")
-    file = program(tmp_path, TRANSFORMERS)
-    done = run(file, folder=tmp_path)
+    done = run(program(tmp_path, TRANSFORMERS), folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert load("Net", "v1", dataset_type="train").num_rows == 12
-    assert run(file, "own", folder=tmp_path).returncode == 0
-    assert run(file, "late", folder=tmp_path).returncode == 0
     assert sorted((r.model_name, r.version_name) for r in Store(store).runs()) == [
         ("Net", "v1"),
         ("late", "v1"),
@@ -202,7 +200,8 @@ def test_mmengine(store: Path, tmp_path: Path) -> None:
 
 TRAINER = """
 import cloudpickle
-from ml_debugger.ultralytics import attached
+from ml_debugger.ultralytics import _ours, attach, attached
+from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 options = dict(model="yolov8n.yaml", data={data!r}, imgsz=64, batch=2, workers=0, plots=False, epochs=1,
@@ -213,6 +212,14 @@ rank = DetectionTrainer(overrides=options, _callbacks=travelled)
 ours = [c for c in rank.callbacks["teardown"] if type(getattr(c, "__self__", None)).__name__ == "_Callbacks"]
 print("ours", attached(first), len(ours))
 rank.train()
+
+model = YOLO("yolov8n.yaml")
+before = [callbacks.joined for callbacks in _ours(model)]
+attach(model, "own", "v")
+class BaseTrainer:
+    def check(self):
+        return YOLO("yolov8n.yaml")
+print("joined", before, [callbacks.joined for callbacks in _ours(model)], attached(BaseTrainer().check()))
 """
 
 
@@ -253,29 +260,13 @@ def test_the_yolo_command(store: Path, tmp_path: Path, yolo: Callable[..., str])
     assert validated(max(Store(store).runs(), key=lambda r: r.version_name)).n_epoch.isna().all()
 
 
-ATTACHES = """
-from ultralytics import YOLO
-from ml_debugger.ultralytics import _ours, attach, attached
-model = YOLO("yolov8n.yaml")
-print([callbacks.joined for callbacks in _ours(model)])
-attach(model, "own", "v")
-print([callbacks.joined for callbacks in _ours(model)])
-class BaseTrainer:
-    def check(self):
-        return YOLO("yolov8n.yaml")
-print(attached(BaseTrainer().check()))
-"""
-
-
-def test_ones_own_attach_and_the_tools_of_a_trainer(tmp_path: Path, yolo: Callable[..., str]) -> None:
-    printed = yolo(program(tmp_path, ATTACHES)).splitlines()
-    assert printed[-3:] == ["[True]", "[False]", "False"]
-
-
 @pytest.mark.slow
-def test_a_trainer_of_a_rank_is_recorded_once(store: Path, tmp_path: Path, yolo: Callable[..., str]) -> None:
+def test_a_trainer_of_a_rank_is_recorded_once_and_a_model_attached_by_hand_as_said(
+    store: Path, tmp_path: Path, yolo: Callable[..., str]
+) -> None:
     data = yolo_data(tmp_path / "data")
     printed = yolo(program(tmp_path, TRAINER.format(data=str(data), folder=str(tmp_path))))
     assert "ours True 1" in printed
+    assert "joined [True] [False] False" in printed
     (made,) = Store(store).runs()
     validated(made)

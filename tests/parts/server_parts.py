@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import requests
+import zygote
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import ATTEMPT_FILE, SEAL_FILE
 
-ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 
 
@@ -61,20 +61,10 @@ class ServerProcess:
             "OMP_NUM_THREADS": "1",
         }
         self.env |= {f"MLD_SERVER_{name.upper()}": str(value) for name, value in settings.items()}
-        self.process: subprocess.Popen[str] | None = None
+        self.process: zygote.Process | None = None
 
     def start(self) -> ServerProcess:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mld_core.service.server"],
-                env=self.env,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=ROOT,
-                start_new_session=True,
-            )
-        self.greeting = ""
+        self.process = zygote.Process("mld_core.service.server", env=self.env, errors=self.log, kind="server")
         wait_for(self._greeted, START_SECONDS)
         first = self.data / "first-key"
         found = re.search(r"mldbg_[0-9a-f]{24}_[0-9a-f]{64}", first.read_text()) if first.exists() else None
@@ -83,13 +73,15 @@ class ServerProcess:
         wait_for(self.healthy, START_SECONDS)
         return self
 
+    @property
+    def greeting(self) -> str:
+        """What it printed since it was started."""
+        return self.process.stdout if self.process is not None else ""
+
     def _greeted(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"the server ended: {self.log.read_text()[-3000:]}")
-        os.set_blocking(self.process.stdout.fileno(), False)
-        with contextlib.suppress(TypeError, BlockingIOError):
-            self.greeting += self.process.stdout.read() or ""
         return "server at" in self.greeting and (
             bool(self.key) or "MLD_API_KEY" in self.greeting or "\n" in self.greeting
         )
@@ -105,23 +97,22 @@ class ServerProcess:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-        self.process.stdout.close()
 
     def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        if self.process is not None:
-            self.process.stdout.close()
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def mld(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run an `mld` command with this server's settings."""
-        command = [sys.executable, "-m", "mld_core.cli.main", *arguments]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60, check=False)
+        done = zygote.Process("mld_core.cli.main", *arguments, env=self.env, kind="server")
+        code = done.wait(60)
+        return subprocess.CompletedProcess(arguments, code, done.stdout, done.stderr)
 
     def new_key(
         self, *scopes: str, organization: str = "", name: str = "test", days: float | None = None

@@ -1,10 +1,10 @@
 """A process that imported the frameworks once, and forks itself for each script that a test starts.
 
 Real processes: each has an environment, a folder and streams of its own, and ends as any script does, or is killed;
-only the seconds are saved that each would spend on importing. One zygote serves all workers of a test run. Tests that
-are about a start (a launcher, what is imported and when) start an interpreter.
+only the seconds are saved that each would spend on importing. One zygote of a kind serves all workers of a test run.
+Tests that are about a start (a launcher, what is imported and when) start an interpreter.
 
-usage: zygote.py SOCKET PID    until the process PID is gone
+usage: zygote.py KIND SOCKET PID    until the process PID is gone
 """
 
 from __future__ import annotations
@@ -28,22 +28,48 @@ from typing import Any
 
 import ranks
 
-IMPORTED = ("lightning_script", "hf_script", "mmengine_script", "detector_parts", "ml_debugger.training")
-"""What the scripts import; where a framework is missing, nobody asks for its script."""
+IMPORTED = {
+    "training": (
+        "lightning_script",
+        "hf_script",
+        "mmengine_script",
+        "detector_parts",
+        "ml_debugger.training",
+    ),
+    "server": ("mld_core.service.server.run", "mld_core.cli.serve"),
+}
+"""Kind -> what its scripts import; where a framework is missing, nobody asks for its script."""
 
 
 class Process:
-    """A script in a fork of the zygote, used as `subprocess.Popen` is; what it prints is in two files."""
+    """A script in a fork of the zygote, used as `subprocess.Popen` is; what it prints is in two files.
 
-    def __init__(self, script: Path | str, *arguments: object, env: dict[str, str] | None = None) -> None:
+    Args:
+        script: A file, or the name of a module.
+        arguments: After it.
+        env: The environment, this process' own if none is given.
+        errors: The file that its error stream is added to.
+        kind: The zygote that has imported what it needs.
+    """
+
+    def __init__(
+        self,
+        script: Path | str,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        errors: Path | None = None,
+        kind: str = "training",
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mld-forked-")
-        self._files = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        self._files = [Path(self._folder.name, "stdout"), errors or Path(self._folder.name, "stderr")]
+        for file in self._files:
+            file.touch()
         with socket.socket(socket.AF_UNIX) as plug:
-            plug.connect(_address())
+            plug.connect(_address(kind))
             self._connection = Connection(plug.detach())
         order = {
             "argv": [str(script), *map(str, arguments)],
-            "env": {**os.environ, **(env or {})},
+            "env": dict(os.environ if env is None else env),
             "cwd": os.getcwd(),
             "files": [str(path) for path in self._files],
         }
@@ -75,6 +101,14 @@ class Process:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
     @property
     def stdout(self) -> str:
         """What it printed until now."""
@@ -95,18 +129,18 @@ def started(
 
 
 @functools.cache
-def _address() -> str:
-    """Where the zygote of this test run listens; the first who asks starts it."""
+def _address(kind: str) -> str:
+    """Where the zygote of this kind and test run listens; the first who asks starts it."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
     owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    place = Path(tempfile.gettempdir(), f"mld-zygote-{run[:12]}")
+    place = Path(tempfile.gettempdir(), f"mld-{kind}-{run[:12]}")
     log = Path(f"{place}.log")
     with Path(f"{place}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.exists():
             with log.open("w") as said:
                 one = subprocess.Popen(
-                    [sys.executable, __file__, place, str(owner)],
+                    [sys.executable, __file__, kind, place, str(owner)],
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=said,
@@ -152,13 +186,19 @@ def _kept(asked: Connection) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         order: dict[str, Any] = asked.recv()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         pid = os.fork()
         if pid == 0:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             return order
         asked.send(pid)
-        asked.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            signal.sigtimedwait({signal.SIGCHLD}, 1)
+            if asked.poll():  # nobody says more: who asked is gone
+                os.kill(pid, signal.SIGKILL)
+        asked.send(os.waitstatus_to_exitcode(ended[1]))
     except (OSError, EOFError):
-        os._exit(1)  # who asked is gone
+        os._exit(1)
     os._exit(0)
 
 
@@ -167,16 +207,20 @@ def _follow(order: dict[str, Any]) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
+    os.setsid()
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     sys.argv = order["argv"]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    for name in IMPORTED:
+    for name in IMPORTED[sys.argv[1]]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    if found := _orders(Path(sys.argv[1]), int(sys.argv[2])):
+    if found := _orders(Path(sys.argv[2]), int(sys.argv[3])):
         _follow(found)

@@ -1,3 +1,4 @@
+import once
 import pytest
 from recorded_pictures import with_media
 
@@ -12,14 +13,11 @@ HOSTILE = (
 """What the ids of val begin with."""
 
 
-@pytest.fixture(scope="session")
-def results(records, planted, tmp_path_factory):
-    """Results of two versions of a model: names and ids that hold HTML, images, two epochs, faults, metadata."""
+def _write(root, records, planted):
+    """Two versions of a model, evaluated: names and ids that hold HTML, images, two epochs, faults, metadata."""
     patch = pytest.MonkeyPatch()
-    root = tmp_path_factory.mktemp("report") / "store"
     factory = records.StoreFactory(root)
     names = ["<b>cat</b>", "dog & co", "cow", "hen", "pig", "a class with a rather long name"]
-    made = {}
     for version, skill in (("v1", 0.7), ("v2", 1.0)):
         run = factory.run("net", version, n_class=6, class_names=names)
         for epoch in range(2):
@@ -35,9 +33,21 @@ def results(records, planted, tmp_path_factory):
             patch.undo()
         evaluator = Evaluator("net", version, store=root)
         options = {"progress": False, "threads": 2}
-        made[version] = evaluator.request_evaluation(f"all-{version}", None, options=options)
-    made["latest"] = evaluator.request_evaluation("latest-v2", options=options)
-    return made
+        evaluator.request_evaluation(f"all-{version}", None, options=options)
+    evaluator.request_evaluation("latest-v2", options=options)
+
+
+@pytest.fixture(scope="session")
+def results(records, planted, tmp_path_factory):
+    """Results of the two versions, and of the newest epoch of the second."""
+    root = tmp_path_factory.mktemp("report") / "store"
+    once.copied("report", lambda folder: _write(folder, records, planted), root)
+    first, second = (Evaluator("net", version, store=root) for version in ("v1", "v2"))
+    return {
+        "v1": first.get_result("all-v1"),
+        "v2": second.get_result("all-v2"),
+        "latest": second.get_result("latest-v2"),
+    }
 
 
 class Opened:

@@ -30,6 +30,7 @@ def _loaded(spec):
 strangers = _sibling("strangers")
 QUICK = strangers.QUICK
 SEEDS = [0, pytest.param(1, marks=pytest.mark.heavy)]  # `make test-all` draws the data once more
+HEAVY = pytest.mark.heavy  # the same line on one more set or kind of model
 SIZES = [(10, 60), (100, 50), (40, 10), (10, 5), (1, 5)]
 
 
@@ -122,7 +123,7 @@ def ranks(arrays, hit, made):
     return average_precision(-made.label_quality, hit), average_precision(-given, hit)
 
 
-@pytest.mark.parametrize("name", ["digits", "mixture"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("mixture", marks=HEAVY)])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("noise", ["class", "pair", "any"])
 def test_structured_noise_is_ranked_as_well_as_by_the_network_alone(name, seed, noise):
@@ -160,7 +161,7 @@ def test_noise_the_network_learned_is_ranked_by_its_epochs(seed):
     assert average_precision(-made.label_quality, hit) >= average_precision(-margin.mean(axis=0), hit) - 0.02
 
 
-@pytest.mark.parametrize("name", ["digits", "mixture"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("mixture", marks=HEAVY)])
 def test_near_copies_with_another_label_are_in_conflict(name):
     arrays, _ = strangers.recorded(name, 0, train=False)
     assert analyse(arrays, options=QUICK).diagnoses.counts["C03"] <= 0.002 * arrays.rows
@@ -180,8 +181,8 @@ def test_near_copies_with_another_label_are_in_conflict(name):
 # --- near-duplicates ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["digits", "mixture", "cancer"])
-@pytest.mark.parametrize("kind", ["mlp", "linear"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("mixture", marks=HEAVY), "cancer"])
+@pytest.mark.parametrize("kind", ["mlp", pytest.param("linear", marks=HEAVY)])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_near_copies_of_train_units_are_leakage(name, kind, seed):
     arrays, _ = strangers.recorded(name, seed, kind=kind)

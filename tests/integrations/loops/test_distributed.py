@@ -7,9 +7,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import once
 import pytest
 from folders import TRAININGS
-from loops_run import collectives, installed, loops, passes, table
+from loops_run import FRAMEWORKS, all_on_four, collectives, installed, loops, passes, table
 
 from ml_debugger.evaluator import Evaluator
 
@@ -53,9 +54,10 @@ def test_ranks_with_different_numbers_of_batches_and_one_that_leaves_its_loop() 
     assert cut.groupby("rank_").size().to_dict() == {0: 5, 1: 4}, "the batch in hand is counted"
 
 
-def test_four_ranks() -> None:
-    root = loops(4)
-    for framework in installed():
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.heavy)])
+def test_four_ranks(every: bool) -> None:
+    root = all_on_four() if every else loops(4)
+    for framework in installed() if every else FRAMEWORKS[:1]:
         for selection in passes(root, framework):
             assert selection.sealed
             assert not selection.missing_ranks
@@ -69,15 +71,17 @@ def test_four_ranks() -> None:
         assert set(table(root, framework).rank_) == {0, 1, 2, 3}
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks of which one ends early, in every way it may."""
-    root = tmp_path_factory.mktemp("ended")
+def _end_early(root: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     subprocess.run(
         [sys.executable, TRAININGS / "kill_script.py", root], env=environment, timeout=580, check=True
     )
-    return root
+
+
+@pytest.fixture(scope="module")
+def ended() -> Path:
+    """Two ranks of which one ends early, in every way it may."""
+    return once.made("ended", _end_early)
 
 
 @pytest.mark.parametrize("kind", ["alone", "raise", "ddp"])

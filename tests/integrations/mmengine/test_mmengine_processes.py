@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import Counter
@@ -21,12 +22,12 @@ ENV = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(work_dir: Path, *more: str) -> Process:
-    return Process(SCRIPT, work_dir, *more, env=ENV)
+    return Process(SCRIPT, work_dir, *more, env={**os.environ, **ENV})
 
 
 def run_ranks(work_dir: Path, *more: str) -> list[Process]:
     """Two ranks, at their end."""
-    both = started(2, SCRIPT, work_dir, *more, env=ENV)
+    both = started(2, SCRIPT, work_dir, *more, **ENV)
     for rank in both:
         rank.wait()
     return both

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 
+import once
 import pandas as pd
 from folders import TRAININGS
 
@@ -29,45 +26,33 @@ def installed() -> list[str]:
     return [name for name in FRAMEWORKS if importlib.util.find_spec(_PACKAGES.get(name, name))]
 
 
-@functools.cache
-def _root() -> Path:
-    """The folder of one run of all frameworks on 1, 2 and 4 ranks, for all workers of a test run."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
-    root = Path(tempfile.gettempdir(), f"mld-loops-{run}")
-    root.mkdir(exist_ok=True)
-    with Path(f"{root}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not any(root.iterdir()):
-            names = ",".join(installed())
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    TRAININGS / "loops_script.py",
-                    root,
-                    f"1:{names}",
-                    f"2:{names},uneven,unchanged",
-                    f"4:{names}",
-                ],
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    "ACCELERATE_USE_CPU": "true",
-                    "HF_HUB_OFFLINE": "1",
-                },
-                capture_output=True,
-                text=True,
-                timeout=580,
-                check=False,
-            )
-            (root / "said").write_text(done.stdout[-3000:] + done.stderr[-6000:])
-            (root / "code").write_text(str(done.returncode))
-    assert (root / "code").read_text() == "0", (root / "said").read_text()
-    return root
+def _run(root: Path, *runs: str) -> None:
+    """Run the script; it raises what the script said if it failed."""
+    done = subprocess.run(
+        [sys.executable, TRAININGS / "loops_script.py", root, *runs],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def _all(root: Path) -> None:
+    names = ",".join(installed())
+    _run(root, f"1:{names}", f"2:{names},uneven,unchanged", f"4:{FRAMEWORKS[0]}")
 
 
 def loops(world: int) -> Path:
-    """The folder of the run on so many ranks: `store` and `collectives-<rank>.json`."""
-    return _root() / str(world)
+    """The folder of the run on so many ranks, four of them in one framework: `store`, `collectives-<rank>.json`."""
+    return once.made("loops", _all) / str(world)
+
+
+def all_on_four() -> Path:
+    """The folder of the run of all frameworks on four ranks."""
+    names = ",".join(installed())
+    return once.made("loops-four", lambda root: _run(root, f"4:{names}")) / "4"
 
 
 def collectives(root: Path, rank: int) -> list[dict[str, Any]]:

@@ -262,14 +262,14 @@ def test_removing_goes_on_beside_uploads_and_loses_nothing_that_was_sealed(
     process, database, storage = place
     factory = records.StoreFactory(tmp_path / "store")
     run = factory.run("beside", "v1")
-    for epoch in range(12):
+    for epoch in range(5):
         factory.add_pass(run, "val", records.make_data(40, seed=epoch), n_epoch=epoch)
     done, removed = threading.Event(), []
 
     def remove():
         while not done.is_set():
             removed.append(collect(database, storage, 0.0)[0])
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     thread = threading.Thread(target=remove)
     thread.start()

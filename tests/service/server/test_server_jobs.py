@@ -4,11 +4,10 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import pytest
+import zygote
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
@@ -34,9 +33,9 @@ def worker(place):
     started = []
 
     def start():
-        command = [sys.executable, "-m", "mld_core.cli.main", "worker"]
-        with place.log.open("ab") as log:
-            started.append(subprocess.Popen(command, env=place.env, stderr=log))
+        started.append(
+            zygote.Process("mld_core.cli.main", "worker", env=place.env, errors=place.log, kind="server")
+        )
         return started[-1]
 
     yield start
