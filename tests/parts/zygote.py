@@ -168,8 +168,10 @@ def _orders(place: Path, owner: int) -> dict[str, Any] | None:
         listener.listen()
         Path(f"{place}.new").rename(place)
         listener.settimeout(1)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
         while _runs(owner):
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:  # keepers that are done
+                    pass
             with contextlib.suppress(TimeoutError):
                 plug, _ = listener.accept()
                 plug.setblocking(True)
@@ -183,7 +185,6 @@ def _orders(place: Path, owner: int) -> dict[str, Any] | None:
 
 def _kept(asked: Connection) -> dict[str, Any]:
     """The order, in the process that is to follow it; its keeper tells its exit code and never returns."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         order: dict[str, Any] = asked.recv()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
