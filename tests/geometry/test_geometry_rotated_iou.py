@@ -75,16 +75,16 @@ FAMILIES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def pairs(geo):
+@pytest.fixture(scope="module", params=[20_000, pytest.param(100_000, marks=pytest.mark.heavy)])
+def pairs(request, geo):
     rng = np.random.default_rng(5)
-    a, b = (geo.random_footprints(rng, 100_000, spread=2.5) for _ in range(2))
+    a, b = (geo.random_footprints(rng, request.param, spread=2.5) for _ in range(2))
     single = a.astype(np.float32), b.astype(np.float32)
     return {np.float64: (a, b, geo.iou(a, b)), np.float32: (*single, geo.iou(*single))}
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_100_000_random_pairs(run, pairs, dtype):
+def test_random_pairs(run, pairs, dtype):
     a, b, truth = pairs[dtype]
     found = run(iou.bev_iou_aligned, a, b)
     assert found.dtype == dtype

@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import tempfile
+import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -37,13 +38,18 @@ def made(name: str, make: Callable[[Path], object]) -> Path:
         make: Called in one worker with an empty folder.
     """
     folder = _root() / name
+    done, failed = Path(f"{folder}.done"), Path(f"{folder}.failed")
     with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not Path(f"{folder}.done").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if not done.exists() and not failed.exists():
             folder.mkdir()
-            make(folder)
-            Path(f"{folder}.done").touch()
+            try:
+                make(folder)
+            except Exception:
+                failed.write_text(traceback.format_exc())
+                raise
+            done.touch()
+    assert not failed.exists(), failed.read_text()
     return folder
 
 
