@@ -23,7 +23,7 @@ def lightning_callbacks() -> list[Any]:
     if os.environ.get("MLD_AUTO") != "1":
         return []
     try:
-        from ml_debugger.lightning import AutoMLDebuggerCallback  # noqa: PLC0415 - nothing before it is wanted
+        from ml_debugger.lightning import AutoMLDebuggerCallback  # nothing before it is wanted
 
         return [AutoMLDebuggerCallback()]
     except Exception:

@@ -13,14 +13,16 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from mld_core.tracing.run.options import RecorderOptions
-from mld_core.tracing.run.recorder import Recorder
+
+if TYPE_CHECKING:
+    from mld_core.tracing.run.recorder import Recorder
 
 _EXIT_S = 15.0
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mld_core.tracing.run.recorder import Recorder
+if TYPE_CHECKING:
+    from mld_core.tracing.run.recorder import Recorder
+
 
 __all__ = ["RUN_FILE", "read_run_file", "write_run_file"]
 

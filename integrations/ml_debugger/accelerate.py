@@ -17,16 +17,15 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.run.arguments import arguments_of
-from mld_core.tracing.run.naming import unwrap_to_trace
-from mld_core.tracing.run.recorder import Recorder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 try:
     from accelerate import tracking
@@ -81,6 +80,9 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         ConfigurationProblem: an option of the wrong type or range.
         TypeError: an unknown option.
     """
+    from mld_core.tracing.run.naming import unwrap_to_trace
+    from mld_core.tracing.run.recorder import Recorder
+
     global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
     accelerator, model = given.accelerator, given.model
     recorder = Recorder(**given.less("accelerator", "model", "train", "val", "test"))
@@ -202,6 +204,8 @@ def scalars(model_name: str, version_name: str, store: str | Path | None = None)
         One row per value: name str, value float64 (null where it is no number), step int64, n_epoch
         int64, time float64 (seconds since 1970, UTC).
     """
+    import pyarrow as pa
+
     path = Store(store).run_dir(RunKey(model_name, version_name)) / SCALARS_FILE
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     rows = [

@@ -12,8 +12,6 @@ from typing import Any
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
 from mld_core.tracing.run.arguments import arguments_of
-from mld_core.tracing.run.naming import unwrap_to_trace
-from mld_core.tracing.run.recorder import Recorder
 
 try:
     from lightning.fabric.wrappers import is_wrapped
@@ -58,6 +56,9 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         ConfigurationProblem: an option of the wrong type or range.
         TypeError: an unknown option.
     """
+    from mld_core.tracing.run.naming import unwrap_to_trace
+    from mld_core.tracing.run.recorder import Recorder
+
     fabric, model = given.fabric, given.model
     recorder = Recorder(**given.less("fabric", "model", "train", "val", "test"))
     inner = model.module if is_wrapped(model) else model

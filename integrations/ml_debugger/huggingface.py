@@ -37,8 +37,6 @@ from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owne
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.leaving import Leaving
 from mld_core.tracing.run.options import WrapperOptions
-from mld_core.tracing.run.recorder import Recorder
-from mld_core.tracing.run.replay import moved
 
 try:
     from accelerate.utils import broadcast_object_list
@@ -64,6 +62,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     @arguments_of(WrapperOptions)
     def __init__(self, options: WrapperOptions) -> None:
+        from mld_core.tracing.run.recorder import Recorder
+
         self._recorder = Recorder(**vars(options))
         self._leaving = Leaving(self._recorder.left)
         self._names: dict[str, str] = {}
@@ -215,6 +215,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _replay(self, loader: Any, model: Any) -> None:
         """With `replay_train`: the training data once more; its forwards are no evaluation."""
+        from mld_core.tracing.run.replay import moved
+
         if not isinstance(model, torch.nn.Module):
             return
         self._replaying = True

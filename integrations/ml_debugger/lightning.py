@@ -48,8 +48,8 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
     def __init__(self, options: WrapperOptions) -> None:
         super().__init__()
         # Loaded by whoever makes a callback: importing this file costs little beside Lightning.
-        from ml_debugger import _service  # noqa: F401, PLC0415 - wires the upload
-        from mld_core.tracing.run.recorder import Recorder  # noqa: PLC0415
+        from ml_debugger import _service  # noqa: F401 - wires the upload
+        from mld_core.tracing.run.recorder import Recorder
 
         self._recorder = Recorder(**vars(options))
         self._epoch: int | None = (

@@ -30,7 +30,6 @@ from mld_core.tracing.batch.taps import remove_tap
 from mld_core.tracing.capture.capture import is_compiled
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
-from mld_core.tracing.run.recorder import Recorder
 
 try:
     from mmengine.dist import broadcast_object_list
@@ -56,6 +55,8 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
 
     @arguments_of(WrapperOptions)
     def __init__(self, options: WrapperOptions) -> None:
+        from mld_core.tracing.run.recorder import Recorder
+
         self._recorder = Recorder(**vars(options))
         self._epoch: int | None = None  # the epoch trained last, by our own count
         self._started = False

@@ -18,8 +18,6 @@ except ImportError as error:
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
 from mld_core.tracing.run.arguments import arguments_of
-from mld_core.tracing.run.naming import unwrap_to_trace
-from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["trace"]
 
@@ -61,6 +59,9 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         ConfigurationProblem: an option of the wrong type or range.
         TypeError: an unknown option.
     """
+    from mld_core.tracing.run.naming import unwrap_to_trace
+    from mld_core.tracing.run.recorder import Recorder
+
     recorder = Recorder(**given.less("model", "criterion", "train", "val", "test"))
     if given.criterion is not None and not recorder.disabled:
         recorder.watch_criterion(given.criterion)

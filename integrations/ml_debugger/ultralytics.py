@@ -26,7 +26,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import nn
@@ -38,7 +38,9 @@ from mld_core.adapters.registry import unwrap
 from mld_core.adapters.ultralytics.own import predicted, validated
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
-from mld_core.tracing.run.recorder import Recorder
+
+if TYPE_CHECKING:
+    from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["attach", "attached"]
 
@@ -91,6 +93,8 @@ def attach(given: AttachArguments) -> Any:
     Returns:
         `model`.
     """
+    from mld_core.tracing.run.recorder import Recorder
+
     recorder = Recorder(**given.less("model"))
     _make_way(given.model)
     if not recorder.disabled:
@@ -103,6 +107,8 @@ def join(owner: Any) -> None:
 
     A model made inside a training (the check of mixed precision makes one) is a tool of the trainer's.
     """
+    from mld_core.tracing.run.recorder import Recorder
+
     if not attached(owner) and not _in_training(owner):
         recorder = Recorder(task="detection")
         if not recorder.disabled:

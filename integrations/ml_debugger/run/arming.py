@@ -101,7 +101,7 @@ def _safely(what: str, add: Callable[[], Any]) -> Any:
 def _transformers(module: ModuleType) -> None:
     def init(inner: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         def with_ours() -> inspect.BoundArguments:
-            from ml_debugger.huggingface import (  # noqa: PLC0415 - needs the Trainer
+            from ml_debugger.huggingface import (  # needs the Trainer
                 AutoMLDebuggerCallback,
                 MLDebuggerCallback,
             )
@@ -123,7 +123,7 @@ def _mmengine(module: ModuleType) -> None:
         inner(self, *args, **kwargs)
 
         def add() -> None:
-            from ml_debugger.mmengine import MLDebuggerHook  # noqa: PLC0415 - needs the Runner
+            from ml_debugger.mmengine import MLDebuggerHook  # needs the Runner
 
             if not any(isinstance(hook, MLDebuggerHook) for hook in self.hooks):
                 self.register_hook(MLDebuggerHook())
@@ -145,7 +145,7 @@ def _attached(inner: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     inner(self, *args, **kwargs)
 
     def add() -> None:
-        from ml_debugger.ultralytics import join  # noqa: PLC0415 - needs torch
+        from ml_debugger.ultralytics import join  # needs torch
 
         join(self)
 

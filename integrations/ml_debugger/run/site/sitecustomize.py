@@ -16,7 +16,7 @@ _HERE = str(Path(__file__).resolve().parent)
 
 def _arm() -> None:
     try:
-        from ml_debugger.run import arming  # noqa: PLC0415 - the environment may be one without ml_debugger
+        from ml_debugger.run import arming  # the environment may be one without ml_debugger
 
         arming.arm()
     except Exception as error:  # noqa: BLE001 - a program starts in any case
