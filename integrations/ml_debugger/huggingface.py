@@ -6,12 +6,10 @@ references and events decide what becomes of them. The order it relies on (tests
 it in full):
 
 * one forward, then `on_substep_end` or `on_pre_optimizer_step` (training) or `on_prediction_step`
-  (evaluation);
-  any other forward is claimed by no event and recorded by nobody;
+  (evaluation); any other forward is claimed by no event and recorded by nobody;
 * an evaluation has no beginning: its first forward is one. Its split is known when it ends, from the
   prefix of the metrics (`on_evaluate`) or from `on_predict`;
-* `on_epoch_end` comes before the epoch's evaluation, and `state.epoch` is a fraction: epochs are counted
-  here;
+* `on_epoch_end` comes before the epoch's evaluation; `state.epoch` is a fraction: epochs are counted here;
 * after an out-of-memory error under `auto_find_batch_size`, `on_train_begin` fires again;
 * the trainer itself is found on the stack of its events: its next `_prepare_inputs` shows the batch before
   `compute_loss` takes the labels out of it, `accelerator.backward` the loss of the first batches; each gets
