@@ -10,6 +10,7 @@ from pathlib import Path
 import once
 import pytest
 from folders import TRAININGS
+from loop_parts import Sentences, Tokens, padded
 from loops_run import FRAMEWORKS, all_on_four, collectives, installed, loops, passes, table
 
 from ml_debugger.evaluator import Evaluator
@@ -22,12 +23,26 @@ def test_no_collective_of_ours_after_the_set_up() -> None:
     frameworks = (*installed(), "uneven")
     root = loops(2)
     for rank in (0, 1):
-        found = [c for c in collectives(root, rank) if c["framework"] != "unchanged"]
+        found = [c for c in collectives(root, rank) if c["framework"] not in {"unchanged", "tokens"}]
         ours = Counter((c["framework"], c["call"]) for c in found if c["ours"])
         assert ours == {(name, "broadcast_object_list"): 1 for name in frameworks if name != "plain"}
         functions = {c["ours"] for c in found if c["ours"]}
         assert functions <= {"_start", "trace"}, functions
         assert any(c["ours"] is None for c in found), "the frameworks' own were seen, so ours would be"
+
+
+@pytest.mark.skipif("huggingface" not in installed(), reason="transformers is not installed")
+def test_sentences_padded_to_the_longest_of_a_batch_count_once() -> None:
+    """23 sentences on two ranks: the sampler fills up to 32, and a repeat has another padding."""
+    root = loops(2)
+    [val] = passes(root, "tokens")
+    samples = val.table("samples").to_pandas()
+    assert sorted(samples.input_id, key=int) == [str(i) for i in range(23)]
+    assert set(samples.id_source) == {"loader_index"}
+    assert val.report.duplicates_dropped > 0
+    whole = padded([Sentences(23)[i] for i in range(23)])
+    expected = Tokens()(**whole)["logits"].argmax(1).tolist()
+    assert samples.set_index("input_id").prediction.loc[[str(i) for i in range(23)]].tolist() == expected
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -36,3 +36,46 @@ class Net(nn.Module):
         logits = self.head(x)
         out = {"logits": logits}
         return out if labels is None else {"loss": F.cross_entropy(logits, labels), **out}
+
+
+class Sentences(torch.utils.data.Dataset):
+    """Sample i is 2 to 8 tokens that begin with its index."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens = [1 + index, *(40 + (index * k) % 9 for k in range(1 + index % 7))]
+        return {"input_ids": tokens, "labels": index % 3}
+
+
+def padded(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of sentences, as long as its longest one."""
+    longest = max(len(one["input_ids"]) for one in samples)
+    rows = [one["input_ids"] + [0] * (longest - len(one["input_ids"])) for one in samples]
+    ids = torch.tensor(rows)
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).long(),
+        "labels": torch.tensor([one["labels"] for one in samples]),
+    }
+
+
+class Tokens(nn.Module):
+    """The mean of the tokens that are no padding, and one Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.words, self.head = nn.Embedding(64, 4), nn.Linear(4, 3)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        mask = attention_mask[..., None].float()
+        logits = self.head((self.words(input_ids) * mask).sum(1) / mask.sum(1))
+        out = {"logits": logits}
+        return out if labels is None else {"loss": F.cross_entropy(logits, labels), **out}

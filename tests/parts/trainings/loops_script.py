@@ -246,6 +246,23 @@ def run_plain(root: Path) -> None:
         tracer.wait_for_save(epoch)
 
 
+def run_tokens(root: Path) -> None:
+    """An evaluation of sentences that are padded to the longest of their batch, and dealt out by Accelerate."""
+    from hf_parts import trainer
+    from loop_parts import Sentences, Tokens, padded
+
+    from ml_debugger.huggingface import MLDebuggerCallback
+
+    trainer(
+        root / "tokens",
+        MLDebuggerCallback(model_name="tokens"),
+        model=Tokens(),
+        val=Sentences(23),
+        data_collator=padded,
+        per_device_eval_batch_size=8,
+    ).evaluate()
+
+
 def run_unchanged(root: Path) -> None:
     """Trainings with us and without."""
     import unchanged
