@@ -3,6 +3,8 @@
     python tests/benchmarks/bench_app.py                  # prints the table
     python tests/benchmarks/bench_app.py --write          # into docs/performance.md
 
+    python tests/benchmarks/bench_app.py --runs 10000     # the list of so many runs instead
+
 A split with planted faults is evaluated, and its unit table repeated until it has `--rows` rows with ids of
 their own: what the server reads is a result like any other. Times are of the server's own work, asked over a
 loopback connection: the first answer of each kind after a start, then the median of further ones.
@@ -12,7 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from _table import write_section
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "integrations")]
@@ -34,10 +41,13 @@ from app_parts import opened  # noqa: E402
 from planted import planted  # noqa: E402
 
 from ml_debugger.evaluator import Evaluator  # noqa: E402
+from mld_core.records.format.layout import Store  # noqa: E402
 
 SEED_ROWS = 4_000
 REPEATS = 9
 WRONG = "is_error = true"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu"]
+"""Of Chromium, as in the tests: it runs as root in a container."""
 
 
 def make_store(folder: Path, rows: int) -> records.StoreFactory:
@@ -113,20 +123,109 @@ def measure(client, rows: int) -> list[tuple[str, float, float, int]]:
     return made
 
 
+def in_browser(store: Path) -> list[str]:
+    """From the command to the first paint, and the heap when the last rows were in sight, in Chromium."""
+    command = [sys.executable, "-m", "mld_core.cli.main", "ui", "--no-browser", "--port", "0"]
+    begun = time.perf_counter()
+    with subprocess.Popen(
+        command, env={**os.environ, "MLD_HOME": str(store)}, stdout=subprocess.PIPE, text=True
+    ) as server:
+        address = re.search(r"http://\S+", server.stdout.readline())[0]
+        ready = time.perf_counter() - begun
+        try:
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+                page = browser.new_page(viewport={"width": 1440, "height": 900})
+                page.goto(address)
+                page.wait_for_selector("[role=option]", timeout=120_000)
+                said = page.evaluate(
+                    "() => [performance.getEntriesByType('navigation')[0].responseStart,"
+                    " performance.getEntriesByName('first-contentful-paint')[0].startTime]"
+                )
+                page.goto(f"{address.partition('?')[0]}?page=samples")
+                page.get_by_role("listbox").focus()
+                for key in ("End", "Home", "End"):
+                    page.keyboard.press(key)
+                    page.wait_for_timeout(500)
+                session = page.context.new_cdp_session(page)
+                session.send("HeapProfiler.collectGarbage")
+                heap = session.send("Runtime.getHeapUsage")["usedSize"]
+                browser.close()
+        finally:
+            server.terminate()
+    paint = (said[1] - said[0]) / 1000
+    return [
+        f"`mld ui` is ready {ready:.2f} s after the command; first paint {paint:.2f} s after the server's answer;",
+        f"heap of the page at the last rows of Samples {heap / 1e6:.1f} MB.",
+    ]
+
+
+def many_runs(folder: Path, count: int) -> Path:
+    """A store of so many evaluated runs: one that is linked again and again under other names."""
+    factory = records.StoreFactory(folder)
+    run = factory.run("net", "v0", n_class=6)
+    for epoch in range(2):
+        factory.add_pass(run, "val", planted(records, 200, seed=2, noise=0.06).data, n_epoch=epoch)
+    Evaluator("net", "v0", store=folder).request_evaluation("all", None, options={"progress": False})
+    source = folder / "net" / "v0"
+    for number in range(1, count):
+        target = folder / f"net{number % 100}" / f"v{number}"
+        shutil.copytree(source, target, copy_function=os.link)
+        info = json.loads((target / "run.json").read_text())
+        info |= {"model_name": target.parent.name, "version_name": target.name}
+        (target / "run.json").unlink()
+        (target / "run.json").write_text(json.dumps(info))
+    return folder
+
+
+def home(store: Path, count: int) -> list[str]:
+    """Seconds of the list of runs: the first page, further ones, a search for the first time and again."""
+    questions = {
+        "the first page": {},
+        "another page": {"offset": count // 2},
+        "the first page again": {},
+        "a search by metric, the first ever": {"search": "accuracy > 0.5"},
+        "a search by metric": {"search": "accuracy > 0.6"},
+        "another order": {"sort": "-metric"},
+    }
+    lines = [f"| list of {count:,} runs | s |", "|---|---|"]
+    with opened(Store(store)) as client:
+        for name, query in questions.items():
+            begun = time.perf_counter()
+            client.get("runs", **query)
+            lines.append(f"| {name} | {time.perf_counter() - begun:.2f} |")
+    with opened(Store(store)) as client:
+        begun = time.perf_counter()
+        client.get("runs", search="accuracy > 0.6")
+        lines.append(
+            f"| a search by metric, after the server started again | {time.perf_counter() - begun:.2f} |"
+        )
+    return lines
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, help="measure the list of so many runs instead")
     parser.add_argument("--write", action="store_true", help="write the table to docs/performance.md")
     options = parser.parse_args()
+    if options.runs:
+        with tempfile.TemporaryDirectory() as folder:
+            text = "\n".join(home(many_runs(Path(folder) / "store", options.runs), options.runs)) + "\n"
+        print(text)
+        if options.write:
+            write_section("performance.md", "app-runs", text)
+        return
     with tempfile.TemporaryDirectory() as folder:
         factory = make_store(Path(folder) / "store", options.rows)
         before = psutil.Process().memory_info().rss
         with opened(factory.store) as client:
             found = measure(client, options.rows)
         held = (psutil.Process().memory_info().rss - before) / 1e6
+        seen = in_browser(factory.store.root)
     lines = ["| question | first, ms | further, ms | answer, kB |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {first:.0f} | {more:.0f} | {size / 1000:.0f} |" for name, first, more, size in found
@@ -135,7 +234,7 @@ def main() -> None:
         f"## The pages\n\n`python tests/benchmarks/bench_app.py`: a result of {options.rows:,} units, asked of "
         f'`mld ui` over a loopback connection. "First" holds what is made once (an order\'s '
         f"permutation, a filter's rows, the columns read); the server then held {held:.0f} MB more.\n\n"
-        + "\n".join(lines)
+        + "\n".join([*lines, "", *seen])
         + "\n"
     )
     print(text)
