@@ -238,7 +238,9 @@ def many_runs(server: ServerProcess, number: int) -> list[list[str]]:
         (first,) = database.execute(f"select {','.join(columns)} from runs where id = ?", (run_id,))
         template = dict(zip(columns, first, strict=True))
         rows = (
-            template | {"id": f"run_{one:024x}", "model_name": f"lists{one % 50}", "version_name": f"v{one}"}
+            template
+            | {"id": f"run_{one:024x}", "model_name": f"lists{one % 50}", "version_name": f"v{one}"}
+            | {"search": f"lists{one % 50}\nv{one}"}
             for one in range(number)
         )
         marks = ",".join(f":{name}" for name in columns)

@@ -31,6 +31,7 @@ def many(parts, tmp_path_factory):
                 "id": f"run_{secrets.token_hex(12)}",
                 "model_name": f"model{number % 50}",
                 "version_name": f"v{number}",
+                "search": f"model{number % 50}\nv{number}",
                 "created_at": f"2027-01-01T{number // 3600:02}:{number // 60 % 60:02}:{number % 60:02}.000000+00:00",
             }
             for number in range(RUNS)
@@ -63,6 +64,20 @@ def test_a_page_of_fifty_thousand_runs_is_quick_in_every_order(many):
     first = api.get("/v1/runs", params={"order": "newest", "limit": 3})
     following = api.get("/v1/runs", params={"order": "newest", "limit": 3, "cursor": first["next"]})
     assert names(following) == ["v49996", "v49995", "v49994"]
+
+
+def test_a_search_reads_one_index_whatever_the_letters(many):
+    key = many.new_key("read", "write", organization="letters")
+    api = many.api(key)
+    for version in ("Ölbild", "other"):
+        api.run("Ärger im Netz", version)
+    assert names(api.get("/v1/runs", params={"name": "ärger"})) == ["Ölbild", "other"]
+    assert names(api.get("/v1/runs", params={"name": "ÖLB"})) == ["Ölbild"]
+    assert names(api.get("/v1/runs", params={"name": "%"})) == []
+    with sqlite3.connect(many.data / "mld.sqlite3", timeout=60) as database:
+        query = "select * from runs where organization_pk = 1 and instr(search, 'v4999') > 0 order by pk desc limit 9"
+        plan = [row[3] for row in database.execute(f"explain query plan {query}")]
+    assert any("runs_by_search" in step for step in plan), plan
 
 
 def test_tags_a_note_and_the_archive(many, monkeypatch):

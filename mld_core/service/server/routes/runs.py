@@ -43,6 +43,7 @@ from mld_core.service.server.storage.uploads import full_disk_told
 
 _MAX_INFO = 16 << 10
 _MAX_NAMES = 256 << 10
+_MAX_SEARCH = 601
 _SMALL = 256 << 10
 _PIECE = 256 << 10
 _NO_KEY = 1 << 62
@@ -93,7 +94,8 @@ def _find_or_create(service: Service, principal: Principal, form: forms.RunForm)
         if run is None:
             place = {"id": new_id("run"), "organization_pk": principal.organization_pk, **names}
             owner = principal.person or principal.key_name
-            run = Run(**place, created_at=utc_now(), note="", archived=False, owner=owner)
+            search = f"{form.model_name}\n{form.version_name}".lower()[:_MAX_SEARCH]
+            run = Run(**place, created_at=utc_now(), note="", archived=False, owner=owner, search=search)
             _keep(run, info)
             session.add(run)
             return run, True
@@ -140,10 +142,7 @@ def list_runs(
         query = query.where(Run.version_name == version_name)
     if name is not None:
         place = func.instr if service.database.is_sqlite else func.strpos
-        query = query.where(
-            (place(func.lower(Run.model_name), name.lower()) > 0)
-            | (place(func.lower(Run.version_name), name.lower()) > 0)
-        )
+        query = query.where(place(Run.search, name.lower()) > 0)
     if tag is not None:
         query = query.where(Run.pk.in_(select(RunTag.run_pk).where(RunTag.tag == tag)))
     if owner is not None:

@@ -106,7 +106,7 @@ class Run(_Named, Base):
     __tablename__ = "runs"
     __table_args__ = (
         UniqueConstraint("organization_pk", "model_name", "version_name"),
-        Index("runs_in_order", "organization_pk", "pk", "model_name", "version_name"),
+        Index("runs_by_search", "organization_pk", "pk", "search"),
         Index("runs_by_time", "organization_pk", "created_at"),
     )
 
@@ -121,6 +121,8 @@ class Run(_Named, Base):
     archived: Mapped[bool] = mapped_column(default=False)
     owner: Mapped[str] = mapped_column(String(200), default="")
     """Name of the person who made it, or of the key; empty for runs of before."""
+    search: Mapped[str] = mapped_column(String(601), default="")
+    """Its two names in small letters, a line each: what a search looks through."""
 
     @property
     def whole_info(self) -> dict[str, Any]:
