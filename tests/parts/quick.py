@@ -19,7 +19,7 @@ from pathlib import Path
 import grimp
 from folders import ROOT
 
-SECONDS = 60.0
+SECONDS = 45.0
 """Of tests, per worker; what the tools and the start of pytest take comes on top."""
 
 UNKNOWN = 4.0
@@ -160,7 +160,7 @@ def main() -> int:
     ]
     failed = 0
     if names or doctests:
-        workers = ["-n", str(given.workers), "--dist", "worksteal", "--basetemp", ".tmp/pytest"]
+        workers = ["-n", str(given.workers), "--dist", "loadfile", "--basetemp", ".tmp/pytest"]
         command = [*python, "pytest", "-q", *workers, "-m", "not heavy", *names, *doctests]
         failed = subprocess.run(command, cwd=ROOT, check=False).returncode
     for tool, process in zip(tools, started, strict=True):
