@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_service.py [--quick] [--write]
 
-Upload, each while no check of a file before is under way: one file at a time through the client to a server in a process of its own, beside copying the same file to the
-same disk and making it durable (an upload is durable when it is answered), and beside hashing it and copying it, which
-any content-addressed store has to do. In turn, medians of the rounds. The server's check of the content is off the
+Upload, each while no check of a file before is under way: one file at a time through the client to a server in a
+process of its own, beside copying the same file to the same disk and making it durable (an upload is durable when it is
+answered), and beside hashing it and copying it, which any content-addressed store has to do. In turn, medians of the rounds. The server's check of the content is off the
 path (it runs after the answer), so the files are random bytes.
 Reads: an open loop at 200 requests a second from a process of its own, over runs and passes; the latency of each
 counts from when it was due.
@@ -31,6 +31,7 @@ from _table import markdown, write_section
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "parts"), str(ROOT / "tests" / "parts" / "data")]
 
+import psutil  # noqa: E402
 import requests  # noqa: E402
 import store_factory  # noqa: E402
 from server_parts import ServerProcess  # noqa: E402
@@ -117,13 +118,17 @@ def uploads(server: ServerProcess, folder: Path, megabytes: int, rounds: int) ->
 
 
 def small_passes(server: ServerProcess, folder: Path, passes: int, rounds: int) -> list[list[str]]:
-    """Rows of the table: passes a second through `mld sync`'s uploader, and of their files written and fsynced."""
+    """Rows of the table: passes a second through `mld sync`'s uploader, and of their files written and fsynced.
+
+    With the processor time a pass takes of the server and its check process: a busy machine changes it less.
+    """
     factory = store_factory.StoreFactory(folder / "small")
     run = factory.run("small")
     for epoch in range(passes):
         factory.add_pass(run, "val", store_factory.make_data(100, seed=epoch), n_epoch=epoch)
-    written, sent = [], []
+    written, sent, spent = [], [], []
     for number in range(rounds + 1):
+        before = processor_times(server)
         job = Uploader(
             factory.store, Client(server.url, server.new_key("read", "write", organization=f"{number}"))
         )
@@ -136,6 +141,7 @@ def small_passes(server: ServerProcess, folder: Path, passes: int, rounds: int) 
         if number:  # the first round warms up
             written.append(first)
             sent.append(second)
+            spent.append([after - was for was, after in zip(before, processor_times(server), strict=True)])
         shutil.rmtree(copies)
     ratios = [first / second for first, second in zip(written, sent, strict=True)]
     files, size = (
@@ -144,7 +150,15 @@ def small_passes(server: ServerProcess, folder: Path, passes: int, rounds: int) 
     )
     what = f"{passes} passes, {files} files, {size / 1e6:.1f} MB"
     speeds = [f"{passes / statistics.median(taken):.0f}" for taken in (written, sent)]
-    return [[what, *speeds, f"{statistics.median(ratios):.2f}"]]
+    costs = [f"{statistics.median(each) / passes * 1000:.1f}" for each in zip(*spent, strict=True)]
+    return [[what, *speeds, f"{statistics.median(ratios):.2f}", *costs]]
+
+
+def processor_times(server: ServerProcess) -> tuple[float, float]:
+    """Seconds of processor time the server's process and those it started have taken."""
+    one = psutil.Process(server.process.pid)
+    spent = [sum(process.cpu_times()[:2]) for process in (one, *one.children(recursive=True))]
+    return spent[0], sum(spent[1:])
 
 
 def written_files(ranks: list[SealedRank], target: Path) -> None:
@@ -293,6 +307,7 @@ def main() -> None:
             )
             few = small_passes(server, folder, 20 if options.quick else 100, 1 if options.quick else 3)
             head = ["small passes", "written and fsynced, a second", "sent, a second", "sent / written"]
+            head += ["server's CPU, ms a pass", "check's CPU, ms a pass"]
             table += "\n\n" + markdown(head, few)
             head = ["lists", "p50 ms", "p99 ms (of commands: the slowest of 7)"]
             pages = markdown(head, many_runs(server, 5000 if options.quick else 50_000))
