@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mld_core.records.format import names
@@ -9,6 +9,7 @@ from mld_core.records.format import names
 ANY_TEXT = st.text(alphabet=st.characters(), max_size=300)
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_every_name_becomes_one_safe_component_and_comes_back(name):
     folder = names.encode(name)
@@ -19,6 +20,7 @@ def test_every_name_becomes_one_safe_component_and_comes_back(name):
         assert names.decode(folder) == name
 
 
+@settings(deadline=None)
 @given(ANY_TEXT, ANY_TEXT)
 def test_different_names_never_share_a_folder(one, other):
     assert (names.encode(one) == names.encode(other)) == (one == other)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -12,6 +12,7 @@ from mld_core.records.format import schema, vectors
 FINITE16 = st.floats(-65504, 65504, width=16)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float16, st.tuples(st.integers(0, 20), st.integers(1, 9)), elements=FINITE16))
 def test_vectors_round_trip_without_a_copy(array):
     field = vectors.vector_field("f", array.shape[1], "float16", alias="layer4")
@@ -42,6 +43,7 @@ def test_null_vectors_are_nan_as_array_and_null_as_list():
     assert vectors.to_fixed_size_list(column.slice(1), field).to_pylist() == [None]
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.floats(width=32)))
 def test_overflow_and_nonfinite_are_seen_before_the_cast(array):
     cast, overflow = vectors.cast_vectors(array, "float16")

@@ -104,6 +104,7 @@ ROWS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_duplicates_agree_with_the_rule_spelled_out(rows):
     columns = list(zip(*rows, strict=True)) if rows else [[]] * 5
