@@ -89,7 +89,7 @@ class Upload:
                 rest = rest[done:]
         if self.offset - self._handed >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
             count = self.offset - self._handed
-            # Of pages that are not written yet, this begins the writing; it waits for nothing.
+            # Of pages that are not written yet, this begins the writing.
             os.posix_fadvise(self._file.fileno(), self._handed, count, os.POSIX_FADV_DONTNEED)
             self._handed = self.offset
 
