@@ -120,12 +120,11 @@ class Process:
         return self._files[1].read_text("utf-8", "replace")
 
 
-def started(
-    world: int, script: Path | str, *arguments: object, env: dict[str, str] | None = None
-) -> list[Process]:
-    """So many ranks with torchrun's environment."""
-    given = ranks.environments(world)
-    return [Process(script, *arguments, env={**(env or {}), **own}) for own in given]
+def started(world: int, script: Path | str, *arguments: object, **env: str) -> list[Process]:
+    """So many ranks with torchrun's environment, and these variables."""
+    return [
+        Process(script, *arguments, env={**os.environ, **env, **own}) for own in ranks.environments(world)
+    ]
 
 
 @functools.cache
