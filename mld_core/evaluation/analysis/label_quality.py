@@ -3,7 +3,8 @@
 The label posterior q is a log-opinion pool, q ~ prod_m p_m^w_m, of the network's softmax and the labels of
 the nearest train units. A given label is drawn from q, or is, with a probability of its own, any label at
 all: weights and that probability are fitted together, out of fold. What the model does not know makes q flat,
-not labels wrong; and whether any label is wrong is asked by the likelihood.
+not labels wrong; and whether any label is wrong is asked by the likelihood. Which labels get mistaken for
+which follows from both (`label_swaps`).
 
 Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
 logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network.
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, ndtr
 
+from mld_core.evaluation.analysis.label_swaps import fit_swaps, swapped_share
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
 from mld_core.evaluation.statistics.blocks import spans
@@ -50,11 +52,13 @@ class LabelPosterior:
     """The label posterior q of every unit.
 
     Attributes:
-        given: (N,) float32 q of the given label; NaN where unlabelled. The label-quality score.
+        given: (N,) float32 q of the given label against the others, those that are mistaken for it often
+            counting more; NaN where unlabelled. The label-quality score.
         best: (N,) int64 most plausible label, smallest on a tie.
         best_proba: (N,) float32 its q.
         weights: (5, members) the fitted weights, one row for each held-out fold.
-        wrong: (N,) float32 probability that the given label is no draw from q; 0 where nothing says so.
+        wrong: (N,) float32 probability that another label than the given one is right; 0 where nothing says
+            that labels are wrong.
         n_hat: Estimated number of wrong labels: the sum of `wrong` where q points elsewhere.
         gain: Log-likelihood that wrong labels explain; below `EVIDENCE` none are claimed.
     """
@@ -226,6 +230,57 @@ def fit_pool(
     return Pool(*unpacked(found.x), -float(found.fun))
 
 
+@dataclass(frozen=True)
+class PoolState:
+    """What is fitted on a sample of the labelled units, one of each for every held-out fold.
+
+    Attributes:
+        weights: (5, members).
+        noise: (5,) share of wrong labels.
+        swaps: 5 of (K, K) factors, see `fit_swaps`.
+        gain: Log-likelihood per unit that wrong labels explain.
+    """
+
+    weights: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    swaps: tuple[NDArray[np.float32], ...]
+    gain: float
+
+
+def fit_posterior(
+    values: Sequence[NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int8],
+    own: Sequence[bool],
+) -> PoolState:
+    """Fit the pool of each fold on the sampled units of the other folds.
+
+    Args:
+        values: (n, K) log-probabilities of each member on the sample.
+        labels: (n,) given labels.
+        folds: (n,) folds.
+        own: Which members are of the split itself.
+    """
+    n_class = values[0].shape[1]
+    fitted = [Pool(np.full(len(values), 1 / len(values)), 0.0, 0.0)] * FOLDS
+    swaps = [np.ones((n_class, n_class), np.float32)] * FOLDS
+    for fold in range(FOLDS):
+        train = folds != fold
+        if train.any():
+            some = [value[train] for value in values]
+            fitted[fold] = fit_pool(some, labels[train], own)
+            swaps[fold] = fit_swaps(pool(some, fitted[fold].weights), labels[train], fitted[fold].noise)
+    gain = 0.0
+    if len(labels):
+        gain = fit_pool(values, labels, own).value - fit_pool(values, labels, own, noise=False).value
+    return PoolState(
+        np.stack([one.weights for one in fitted]),
+        np.array([one.noise for one in fitted]),
+        tuple(swaps),
+        gain,
+    )
+
+
 def label_posterior(
     members: Sequence[Member],
     labels: NDArray[np.int64],
@@ -246,46 +301,50 @@ def label_posterior(
         workers: Open pool.
         own: Which members are of the split itself; None = none.
     """
-    bound = own or [False] * len(members)
     known = np.flatnonzero(labels >= 0)
     keep = hash_uniform(known.astype(np.uint64), 401) < FIT_UNITS / max(len(known), 1)
     sample = known[keep]
     values = [member(sample) for member in members]
-    none = Pool(np.full(len(members), 1 / len(members)), 0.0, 0.0)
-    fitted = [none] * FOLDS
-    for fold in range(FOLDS):
-        train = folds[sample] != fold
-        if train.any():
-            fitted[fold] = fit_pool([value[train] for value in values], labels[sample[train]], bound)
-    gain = 0.0
-    if len(sample):
-        with_noise, without = (
-            fit_pool(values, labels[sample], bound, noise=noise) for noise in (True, False)
-        )
-        gain = (with_noise.value - without.value) * len(known)
-    weights, noise = np.stack([one.weights for one in fitted]), np.array([one.noise for one in fitted])
-    given = np.full(len(labels), np.nan, np.float32)
+    state = fit_posterior(values, labels[sample], folds[sample], own or [False] * len(members))
+    gain = state.gain * len(known)
+    given, wrong = np.full(len(labels), np.nan, np.float32), np.zeros(len(labels), np.float32)
     best, best_proba = np.empty(len(labels), np.int64), np.empty(len(labels), np.float32)
-    wrong = np.zeros(len(labels), np.float32)
 
     def one(span: slice) -> None:
         rows = np.arange(span.start, span.stop)
         made = [member(rows) for member in members]
-        scaled = [value * weights[folds[rows], place][:, None] for place, value in enumerate(made)]
+        scaled = [value * state.weights[folds[rows], at][:, None] for at, value in enumerate(made)]
         q = pool(scaled, np.ones(len(scaled)))
         best[span] = q.argmax(axis=1)
         best_proba[span] = q.max(axis=1)
-        there = np.flatnonzero(labels[rows] >= 0)
-        mine = q[there, labels[rows[there]]]
-        given[rows[there]] = mine
-        stray = noise[folds[rows[there]]]
-        wrong[rows[there]] = stray / n_class / ((1 - stray) * mine + stray / n_class)
+        for fold in range(FOLDS):
+            some = np.flatnonzero((labels[rows] >= 0) & (folds[rows] == fold))
+            given[rows[some]], wrong[rows[some]] = judged_labels(
+                q[some], labels[rows[some]], state.noise[fold], state.swaps[fold]
+            )
 
     workers.each(one, spans(len(labels), max(64, _CELLS // max(n_class, 1))))
     if gain < EVIDENCE:
         wrong[:] = 0
     count = round(float(wrong[(labels >= 0) & (best != labels)].sum()))
-    return LabelPosterior(given, best, best_proba, weights, wrong, count, gain)
+    return LabelPosterior(given, best, best_proba, state.weights, wrong, count, gain)
+
+
+def judged_labels(
+    q: NDArray[np.float64], labels: NDArray[np.int64], noise: float, factors: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Label quality, and probability that the label is wrong, (n,) each.
+
+    Args:
+        q: (n, K) label posteriors.
+        labels: (n,) given labels.
+        noise: Probability that a label is any label at all.
+        factors: (K, K) of `fit_swaps`; in the quality the commonest swap counts as 1.
+    """
+    mine, stray = q[np.arange(len(q)), labels], noise / q.shape[1]
+    others = swapped_share(q, labels, factors)
+    quality = mine / np.maximum(mine + others / factors.max(), FLOOR)
+    return quality, stray * others / np.maximum(stray * others + (1 - noise + stray) * mine, FLOOR**2)
 
 
 def suspected_labels(

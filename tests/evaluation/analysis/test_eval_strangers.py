@@ -134,7 +134,9 @@ def test_structured_noise_is_ranked_as_well_as_by_the_network_alone(name, seed, 
     assert ours >= theirs - 0.02
     alone = analyse(replace(arrays, train=None), options=QUICK)
     assert ranks(arrays, hit, alone)[0] >= theirs - 0.04
-    if noise != "class":
+    if noise == "class" and seed == 0:
+        assert ours >= theirs + 0.05  # one pair of classes explains them all
+    if noise != "class" or seed == 0:
         flagged = made.diagnoses.masks["C01"]
         assert flagged[hit].mean() > 0.6
         assert hit[flagged].mean() > 0.75

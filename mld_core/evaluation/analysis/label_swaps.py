@@ -1,0 +1,92 @@
+"""Which classes' labels get mistaken for which: the transition matrix of wrong labels.
+
+Confident learning (Northcutt et al., 2021) counts labels against what the evidence points at. Here a pair of
+classes counts by how much more often it occurs than if any label were as likely: gamma-distributed factors,
+Poisson counts, the spread of the factors by maximum likelihood. Where the counts are no more spread than
+chance brings about, every factor is 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import gammaln
+
+MOST_CLASSES = 2_000
+"""Above so many classes (4 million pairs) every pair is taken to be as likely."""
+
+SPREAD = 1.3528
+"""Log-likelihood that unequal factors must gain: half the 5 % point of the mixture at a boundary."""
+
+_ROUNDS = 20
+_SETTLED = 1e-3
+_COUNTED = 1e-2
+_SHAPES = (-7.0, 7.0)
+
+
+def fit_swaps(q: NDArray[np.float64], labels: NDArray[np.int64], noise: float) -> NDArray[np.float32]:
+    """How often a true class is given a label, as a multiple of how often any label is given at random.
+
+    Args:
+        q: (n, K) label posteriors.
+        labels: (n,) given labels.
+        noise: Probability that a label is any label at all.
+
+    Returns:
+        (K, K) factors [given, true]; 1 on the diagonal.
+    """
+    n_class = q.shape[1]
+    factors = np.ones((n_class, n_class))
+    if n_class > MOST_CLASSES:
+        return factors.astype(np.float32)
+    stray = noise / n_class
+    expected = stray * q.sum(axis=0)
+    order = np.argsort(labels, kind="stable")
+    given, starts = np.unique(labels[order], return_index=True)
+    rows = np.split(order, starts[1:])
+    before = np.zeros((n_class, n_class))
+    for _ in range(_ROUNDS):
+        counts = np.zeros((n_class, n_class))
+        for label, mine in zip(given, rows, strict=True):
+            swapped = stray * q[mine] * factors[label]
+            swapped[:, label] = 0
+            kept = (1 - noise + stray) * q[mine, label]
+            counts[label] = (swapped / (swapped.sum(axis=1) + kept)[:, None]).sum(axis=0)
+        shape = _shape(counts, expected)
+        if not np.isfinite(shape) or np.abs(counts - before).max() < _SETTLED:
+            break
+        before = counts
+        factors = (shape + counts) / (shape + expected)
+        np.fill_diagonal(factors, 1)
+    return factors.astype(np.float32)
+
+
+def _shape(counts: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+    """Shape of the gamma distribution of the factors; infinite where equal factors explain the counts."""
+    some = counts[counts > _COUNTED]
+    by_true, others = counts.sum(axis=0), len(counts) - 1
+
+    def gain(log_shape: float) -> float:
+        shape = np.exp(log_shape)
+        apart = (gammaln(some + shape) - gammaln(shape)).sum()
+        spread = np.log(shape) - np.log(shape + expected)
+        joint = (others * (shape * spread + expected) - by_true * np.log(shape + expected)).sum()
+        return float(apart + joint)
+
+    found = minimize_scalar(lambda at: -gain(at), bounds=_SHAPES, method="bounded")
+    return float(np.exp(found.x)) if -found.fun > SPREAD else np.inf
+
+
+def swapped_share(
+    q: NDArray[np.float64], labels: NDArray[np.int64], factors: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """(n,) posterior of all other classes than the given one, each times how often such a swap occurs.
+
+    Example:
+        >>> factors = np.array([[1, 1, 4], [1, 1, 1], [1, 1, 1]], np.float32)
+        >>> swapped_share(np.array([[0.5, 0.3, 0.2]]), np.array([0]), factors).round(3).tolist()
+        [1.1]
+    """
+    own = q[np.arange(len(q)), labels]
+    return np.asarray((q * factors[labels]).sum(axis=1) - own, dtype=np.float64).clip(0)

@@ -1,0 +1,58 @@
+"""Which labels get mistaken for which."""
+
+import numpy as np
+import pytest
+
+from mld_core.evaluation.analysis.label_quality import judged_labels
+from mld_core.evaluation.analysis.label_swaps import fit_swaps, swapped_share
+
+N, K = 3_000, 6
+
+
+def evidence(seed, flip):
+    """Posteriors of a model that is not sure of itself, and labels after a flip."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(N, K)) * 1.5
+    truth = rng.integers(0, K, N)
+    logits[np.arange(N), truth] += 3
+    q = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    drawn = (q.cumsum(axis=1) > rng.random((N, 1))).argmax(axis=1)
+    return q, flip(drawn, rng)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_without_a_structure_all_swaps_are_as_frequent(seed, share):
+    def any_label(labels, rng):
+        return np.where(rng.random(N) < share, rng.integers(0, K, N), labels)
+
+    assert np.array_equal(fit_swaps(*evidence(seed, any_label), max(share, 1e-6)), np.ones((K, K)))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_swap_that_is_frequent_stands_out_and_takes_the_blame(seed):
+    def two_to_three(labels, rng):
+        return np.where((labels == 2) & (rng.random(N) < 0.3), 3, labels)
+
+    q, labels = evidence(seed, two_to_three)
+    factors = fit_swaps(q, labels, 0.05)
+    assert factors.argmax() == 3 * K + 2
+    assert np.array_equal(np.diag(factors), np.ones(K))
+    # Equal evidence against both labels: 3 may well have been a 2, 4 hardly a 1.
+    doubt = np.full((2, K), 0.01)
+    doubt[[0, 1], [2, 1]], doubt[[0, 1], [3, 4]] = 0.5, 0.46
+    quality, wrong = judged_labels(doubt, np.array([3, 4]), 0.05, factors)
+    assert quality[0] < quality[1]
+    assert wrong[0] > 2 * wrong[1]
+
+
+def test_equal_factors_leave_the_posterior_of_the_label():
+    q = np.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6]])
+    labels = np.array([1, 2])
+    assert swapped_share(q, labels, np.ones((3, 3), np.float32)) == pytest.approx([0.8, 0.4])
+    assert judged_labels(q, labels, 0.1, np.ones((3, 3), np.float32))[0] == pytest.approx([0.2, 0.6])
+
+
+def test_very_many_classes_are_not_paired():
+    q = np.full((2, 2_001), 1 / 2_001)
+    assert (fit_swaps(q, np.array([0, 1]), 0.1) == 1).all()
