@@ -1,6 +1,6 @@
 """The service's speed on loopback: uploads against a plain copy to the same disk, and metadata reads.
 
-    python tests/benchmarks/bench_service.py [--quick] [--write]
+    python tests/benchmarks/bench_service.py [--quick] [--write] [--only uploads|passes|reads|lists]
 
 Upload, each while no check of a file before is under way: one file at a time through the client to a server in a
 process of its own, beside copying the same file to the same disk and making it durable (an upload is durable when it is
@@ -286,43 +286,66 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--rounds", type=int, default=7, help="of which the medians are told")
+    parser.add_argument("--only", choices=PARTS, action="append", help="a part; each is short and a table")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mld-bench-") as name:
-        folder = Path(name)
-        server = ServerProcess(folder / "data", workers=0, log_level="warning", check_processes=1).start()
-        try:
-            sizes = [16] if options.quick else [64, 256]
-            rows = [row for size in sizes for row in uploads(server, folder, size, options.rounds)]
-            table = markdown(
-                [
-                    "file",
-                    "copy MB/s",
-                    "hash and copy MB/s",
-                    "upload MB/s",
-                    "upload / copy",
-                    "upload / hash and copy",
-                ],
-                rows,
-            )
-            few = small_passes(server, folder, 20 if options.quick else 100, 1 if options.quick else 3)
-            head = ["small passes", "written and fsynced, a second", "sent, a second", "sent / written"]
-            head += ["server's CPU, ms a pass", "check's CPU, ms a pass"]
-            table += "\n\n" + markdown(head, few)
-            head = ["lists", "p50 ms", "p99 ms (of commands: the slowest of 7)"]
-            pages = markdown(head, many_runs(server, 5000 if options.quick else 50_000))
-            lines = reads(server, folder, 2 if options.quick else 10)
-            table += "\n\n" + markdown(
-                ["reads, 200/s asked for", "answered/s", "p50 ms", "p99 ms", "slowest ms"], lines
-            )
-            table += "\n\n" + pages
-        finally:
-            server.stop()
-    load = os.getloadavg()[0]
-    table += f"\n\nLoad average at the end: {load:.1f}. Command: `python tests/benchmarks/bench_service.py --write`."
-    print(table)
-    if options.write:
-        write_section("performance.md", "service", "## Service\n\n" + table)
+    for name in options.only or PARTS:
+        load = os.getloadavg()[0]
+        with tempfile.TemporaryDirectory(prefix="mld-bench-") as folder:
+            server = ServerProcess(Path(folder) / "data", workers=0, log_level="warning", check_processes=1)
+            try:
+                head, rows = PARTS[name](server.start(), Path(folder), options)
+            finally:
+                server.stop()
+        table = markdown(head, rows)
+        table += f"\n\nLoad average before {load:.1f}, after {os.getloadavg()[0]:.1f}. "
+        table += f"Command: `python tests/benchmarks/bench_service.py --only {name} --rounds {options.rounds} --write`."
+        print(table, flush=True)
+        if options.write:
+            title = "## Service\n\n" if name == "uploads" else ""
+            write_section("performance.md", f"service-{name}", title + table)
+
+
+Table = tuple[list[str], list[list[str]]]
+"""The head of a table and its rows."""
+
+
+def uploads_part(server: ServerProcess, folder: Path, options: argparse.Namespace) -> Table:
+    """Large files."""
+    head = [
+        "file",
+        "copy MB/s",
+        "hash and copy MB/s",
+        "upload MB/s",
+        "upload / copy",
+        "upload / hash and copy",
+    ]
+    sizes = [16] if options.quick else [64, 256]
+    return head, [row for size in sizes for row in uploads(server, folder, size, options.rounds)]
+
+
+def passes_part(server: ServerProcess, folder: Path, options: argparse.Namespace) -> Table:
+    """Small passes."""
+    head = ["small passes", "written and fsynced, a second", "sent, a second", "sent / written"]
+    head += ["server's CPU, ms a pass", "check's CPU, ms a pass"]
+    return head, small_passes(
+        server, folder, 20 if options.quick else 100, 1 if options.quick else options.rounds
+    )
+
+
+def reads_part(server: ServerProcess, folder: Path, options: argparse.Namespace) -> Table:
+    """Metadata."""
+    head = [f"reads, {RATE}/s asked for", "answered/s", "p50 ms", "p99 ms", "slowest ms"]
+    return head, reads(server, folder, 2 if options.quick else 10)
+
+
+def lists_part(server: ServerProcess, folder: Path, options: argparse.Namespace) -> Table:
+    """Lists of very many runs."""
+    head = ["lists", "p50 ms", "p99 ms (of commands: the slowest of 7)"]
+    return head, many_runs(server, 5000 if options.quick else 50_000)
+
+
+PARTS = {"uploads": uploads_part, "passes": passes_part, "reads": reads_part, "lists": lists_part}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ uvicorn waits for ever for a head that is sent a byte at a time (slow loris), fo
 nobody reads any more, and for a client that does not read its answer; it keeps any number of header bytes,
 those after a chunked body too; and it answers 503 to all where there are too many connections, whoever opened
 them.
+
+The body of an upload is read past the parser, into blocks: uvicorn copies each piece of it three times, in
+pieces so small that waking up for each costs more than writing them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mld_core.service.server.proxies import FORWARDED, Proxies
@@ -19,6 +23,8 @@ from mld_core.service.server.settings import Settings
 
 MAX_HEAD_BYTES = 64 << 10
 _READ_AHEAD = 512 << 10
+_BLOCK = 1 << 20
+_HELD_SECONDS = 0.05
 
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_MANY = (
@@ -94,6 +100,61 @@ class Connections:
             del self._of[address]
 
 
+class Body(asyncio.BufferedProtocol):
+    """What a connection listens to while the rest of a large body comes.
+
+    A block is handed over when it is full; of a slow body, what is there after a moment.
+
+    Args:
+        connection: takes the blocks, and the connection back after the last.
+        left: bytes of the body that are still to come; not one more is read.
+    """
+
+    def __init__(self, connection: LimitedProtocol, left: int) -> None:
+        self._connection, self._left = connection, left
+        self._block, self._filled = bytearray(min(_BLOCK, left)), 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the name is asyncio's
+        """Where the next bytes go."""
+        return memoryview(self._block)[self._filled : self._filled + self._left]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Bytes came."""
+        self._filled += nbytes
+        self._left -= nbytes
+        if self._filled == len(self._block) or not self._left:
+            self._hand_over()
+        elif self._timer is None:
+            self._timer = self._connection.loop.call_later(_HELD_SECONDS, self._hand_over)
+        if not self._left:
+            self._connection.body_ended()
+
+    def _hand_over(self) -> None:
+        self._no_timer()
+        with memoryview(self._block) as block:
+            self._connection.on_body(bytes(block[: self._filled]))
+        self._filled = 0
+
+    def _no_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, and what was not handed over with it: the client goes on before that."""
+        self._no_timer()
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See `LimitedProtocol`."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `LimitedProtocol`."""
+        self._connection.resume_writing()
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. Subclass it to set the limits.
 
@@ -117,6 +178,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unseen = 0  # bytes since the parser last came to the end of a head or to a piece of a body
         self._in_head = True
         self._refusal = b""  # the answer to a head that is not taken
+        self._left = 0  # bytes of an upload's body that the parser has not seen
         self._known = self._proxied = False
         self._reader: asyncio.TimerHandle | None = None
 
@@ -201,6 +263,21 @@ class LimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._unseen > MAX_HEAD_BYTES:
             self._give_up(_TOO_LARGE)
+        elif self._left > _READ_AHEAD and not self.transport.is_closing():
+            self._listen(Body(self, self._left))
+
+    def _listen(self, who: asyncio.BaseProtocol) -> None:
+        self.transport.pause_reading()  # the way of reading is chosen where it begins
+        self.transport.set_protocol(who)
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
+
+    def body_ended(self) -> None:
+        """The last byte of a body is there that the parser has not seen: a new one takes the next request."""
+        self._left = 0
+        self.parser = httptools.HttpRequestParser(self)
+        self._listen(self)
+        self.on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """The parser stopped, by itself or because a callback below refused."""
@@ -238,6 +315,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refusal = _TOO_MANY
             raise ValueError("too many connections from one address")
         super().on_headers_complete()
+        if self.parser.get_method() == b"PUT" and not (self.pipeline or self.expect_100_continue):
+            self._left = self._length()
+
+    def _length(self) -> int:
+        """Bytes of the body, 0 where the head does not say."""
+        told = dict(self.headers)
+        plain = b"transfer-encoding" not in told and b"upgrade" not in told
+        return int(told.get(b"content-length", 0)) if plain else 0
 
     def _asker(self) -> str:
         """Whom the request came from, as the proxy says."""
@@ -248,6 +333,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of a body; more of it is read ahead than uvicorn does, which copies each piece twice."""
         self._unseen = 0
+        self._left -= min(len(body), self._left)
         if self.cycle.response_complete or self.parser.should_upgrade():
             super().on_body(body)
             return

@@ -1,11 +1,19 @@
-"""The digest of a large file is checked after its upload was answered: wrong bytes count for nothing."""
+"""Large files: read past the parser, their digest checked after the answer; wrong bytes count for nothing."""
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import socket
 import sqlite3
+import ssl
+import subprocess
+import threading
+import time
 
 import pytest
+import uvicorn
 
 from mld_core.service.client import api as client_api
 from mld_core.service.client import uploader
@@ -13,6 +21,8 @@ from mld_core.service.client.api import Client
 from mld_core.service.client.errors import DamagedFileError
 from mld_core.service.client.uploader import Uploader
 from mld_core.service.protocol import HEADER_PROTOCOL, PROTOCOL, problem_name
+from mld_core.service.server.connection import limited_protocol
+from mld_core.service.server.settings import load_settings
 from mld_core.service.server.storage.uploads import LATER_BYTES, Upload
 
 pytestmark = pytest.mark.processes
@@ -134,3 +144,140 @@ def test_a_large_file_is_handed_to_the_disk_while_it_comes(tmp_path, monkeypatch
     upload.close()
     assert handed == [(0, 8 << 20), (8 << 20, 8 << 20)]
     assert (tmp_path / "blob").read_bytes() == piece * 20
+
+
+# -- the body, past the parser -------------------------------------------------------------------------------
+
+
+async def told(scope, receive, send):
+    """An application that says what came, or refuses it unread; `seen` has the sizes of the pieces."""
+    state, seen, more = hashlib.sha256(), [], scope["path"] != "/refused"
+    while more:
+        message = await receive()
+        state.update(message.get("body", b""))
+        seen.append(len(message.get("body", b"")))
+        more = message.get("more_body", False)
+    text = json.dumps([scope["method"], sum(seen), state.hexdigest(), max(seen, default=0)]).encode()
+    head = {"type": "http.response.start", "status": 200}
+    await send({**head, "headers": [(b"content-length", str(len(text)).encode())]})
+    await send({"type": "http.response.body", "body": text})
+
+
+@contextlib.contextmanager
+def listening(folder, loop="auto", **options):
+    """A port where the application listens on a connection of the server's."""
+    settings = load_settings({"data": str(folder), "idle_timeout": 2}, {})
+    config = uvicorn.Config(
+        told,
+        http=limited_protocol(settings),
+        ws="none",
+        loop=loop,
+        lifespan="off",
+        log_config=None,
+        **options,
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def put_head(size, path="/", more=""):
+    return f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n{more}\r\n".encode()
+
+
+def answers(sock, count):
+    """The bodies of so many answers."""
+    with sock.makefile("rb") as file:
+        for _ in range(count):
+            size = 0
+            while (line := file.readline()) not in {b"\r\n", b""}:
+                if line.lower().startswith(b"content-length:"):
+                    size = int(line.split(b":")[1])
+            yield json.loads(file.read(size))
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Files of a certificate for this machine and of its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed, which makes a certificate")
+    folder = tmp_path_factory.mktemp("certificate")
+    names = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem"), "-subj", "/CN=localhost"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    subprocess.run(command, check=True, capture_output=True)
+    return {"ssl_certfile": str(folder / "cert.pem"), "ssl_keyfile": str(folder / "key.pem")}
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "tls"])
+def test_a_large_body_comes_whole_and_the_next_requests_after_it(tmp_path, request, loop, encrypted):
+    pytest.importorskip(loop)
+    options = request.getfixturevalue("certificate") if encrypted else {}
+    large, other = os.urandom((5 << 20) + 3), os.urandom((2 << 20) + 1)
+    small = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with listening(tmp_path, loop, **options) as port, contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+        if encrypted:
+            trusting = ssl.create_default_context(cafile=options["ssl_certfile"])
+            sock = stack.enter_context(trusting.wrap_socket(sock, server_hostname="localhost"))
+        # All in one go: the heads that follow are not taken for bytes of the body, nor the other way.
+        sent = [put_head(len(large)), large, small, put_head(len(other)), other, put_head(3), b"abc", small]
+        sender = threading.Thread(target=sock.sendall, args=(b"".join(sent),))
+        sender.start()
+        found = list(answers(sock, 5))
+        sender.join(20)
+    assert [one[:3] for one in found] == [
+        ["PUT", len(large), digest(large)],
+        ["GET", 0, digest(b"")],
+        ["PUT", len(other), digest(other)],
+        ["PUT", 3, digest(b"abc")],
+        ["GET", 0, digest(b"")],
+    ]
+    assert found[0][3] == 1 << 20  # blocks, however small the pieces that the socket had
+
+
+def test_a_large_body_that_is_refused_is_read_to_its_end_and_the_next_request_answered(tmp_path):
+    with listening(tmp_path) as port, socket.create_connection(("127.0.0.1", port), 20) as sock:
+        content = os.urandom(3 << 20)
+        sock.sendall(put_head(len(content), "/refused") + content + put_head(2) + b"ab")
+        assert [one[1] for one in answers(sock, 2)] == [0, 2]
+
+
+@pytest.mark.parametrize("head", ["Expect: 100-continue\r\n", "Transfer-Encoding: chunked\r\n"])
+def test_bodies_of_other_forms_come_as_before(tmp_path, head):
+    content = os.urandom(2 << 20)
+    with listening(tmp_path) as port, socket.create_connection(("127.0.0.1", port), 20) as sock:
+        if "chunked" in head:
+            asked = b"PUT / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            sock.sendall(asked + f"{len(content):x}\r\n".encode() + content + b"\r\n0\r\n\r\n")
+        else:
+            sock.sendall(put_head(len(content), more=head))
+            assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            sock.sendall(content)
+        assert next(answers(sock, 1))[1:3] == [len(content), digest(content)]
+
+
+def at(api, name):
+    """Bytes of an unfinished upload that are there."""
+    return int(api("HEAD", f"/v1/blobs/{name}").headers.get("Upload-Offset", 0))
+
+
+def test_what_came_of_a_slow_body_is_kept_while_the_rest_is_waited_for(parts, mine):
+    """No block waits for its end: a stalled or cut upload goes on where its last byte was."""
+    content = os.urandom(3 << 20)
+    there = (1 << 20) + 12_345
+    size, name = len(content), digest(content)
+    host, port = mine.url.removeprefix("http://").split(":")
+    more = f"Upload-Length: {size}\r\nAuthorization: {mine.session.headers['Authorization']}\r\n"
+    with socket.create_connection((host, int(port)), 20) as sock:
+        sock.sendall(put_head(size, f"/v1/blobs/{name}?offset=0", more) + content[:there])
+        parts.wait_for(lambda: at(mine, name) >= 1 << 20)
+        time.sleep(0.5)
+    parts.wait_for(lambda: at(mine, name) == there)
+    assert mine.put(content, offset=there).status_code == 201
