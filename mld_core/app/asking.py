@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
+from mld_core.app.jobs.protocol import Jobs
 from mld_core.app.library import Library, Place
 from mld_core.app.pictures import Pictures
 from mld_core.app.problems import ProblemError
@@ -27,10 +28,12 @@ class Shown:
     Attributes:
         library: The runs they may see.
         pictures: Where pictures lie that were not recorded.
+        jobs: Evaluations that they begin from a page.
     """
 
     library: Library
     pictures: Pictures
+    jobs: Jobs
 
 
 def _shown(request: Request) -> Shown:
@@ -46,8 +49,13 @@ def _pictures(request: Request) -> Pictures:
     return _shown(request).pictures
 
 
+def _jobs(request: Request) -> Jobs:
+    return _shown(request).jobs
+
+
 Lib = Annotated[Library, Depends(_library)]
 Pics = Annotated[Pictures, Depends(_pictures)]
+Evaluations = Annotated[Jobs, Depends(_jobs)]
 Name = Annotated[str | None, Query(max_length=1_000)]
 Filter = Annotated[str, Query(alias="filter", max_length=MOST_FILTER)]
 Sort = Annotated[str, Query(max_length=1_000)]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from mld_core.app import problems, read_routes, review_routes, run_routes, static_files
+from mld_core.app import job_routes, problems, read_routes, review_routes, run_routes, static_files
 from mld_core.app.asking import Shown
+from mld_core.app.jobs.local import LocalJobs
 from mld_core.app.kept_rows import KeptRows
 from mld_core.app.library import Held, Library
 from mld_core.app.pictures import Pictures
@@ -40,7 +41,7 @@ def make_app(
     app = FastAPI(title="ml_debugger", docs_url=None, redoc_url=None, openapi_url=f"{BASE}/api/openapi.json")
     problems.install(app)
     app.state.shown, app.state.local, app.state.leaves = shown, local, sign_in.public
-    for one in (run_routes, read_routes, review_routes):
+    for one in (run_routes, read_routes, review_routes, job_routes):
         app.include_router(one.routes, prefix=f"{BASE}/api")
     static_files.mount(app, BASE)
     return Gate(app, sign_in, hosts, frames, BASE)
@@ -63,7 +64,6 @@ def local_app(
         hosts: Names by which the server may be asked, beside those of this machine.
         frames: Origins that may show the pages in a frame.
     """
-    all_of_it = Shown(
-        Library(LocalShelf(store), Held(rows=KeptRows(store.root))), pictures or Pictures(store)
-    )
+    library = Library(LocalShelf(store), Held(rows=KeptRows(store.root)))
+    all_of_it = Shown(library, pictures or Pictures(store), LocalJobs(store))
     return make_app(lambda _: all_of_it, sign_in, hosts=hosts, frames=frames, local=True)

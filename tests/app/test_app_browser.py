@@ -369,6 +369,28 @@ def test_several_runs_are_tagged_put_away_and_deleted(opened, served):
     assert one.problems == []
 
 
+def test_a_run_is_evaluated_from_its_page(opened, served):
+    """Cancelled once, then done: the page becomes that of its result; the list of runs has the button, too."""
+    folder = served.store.root / "fresh" / "pressed"
+    shutil.copytree(served.store.root / "fresh" / "v1", folder)
+    one = opened({"page": "home", "search": "pressed"})
+    page = one.page
+    assert page.get_by_role("button", name="Evaluate", exact=True).count() == 1
+    one.go({"page": "evaluation", "model": "fresh", "version": "pressed"})
+    button = page.get_by_role("button", name="Evaluate", exact=True)
+    button.click()
+    page.get_by_role("progressbar", name="Evaluation of fresh pressed").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("cancelled", exact=True).wait_for()
+    button.click()
+    page.get_by_text(re.compile(r"· \d+ s")).wait_for()
+    page.get_by_role("button", name="Evaluate again").wait_for(timeout=120_000)
+    one.drawn()
+    assert "mld evaluate" not in page.locator("main").inner_text()
+    assert one.problems == []
+    shutil.rmtree(folder)
+
+
 def test_hostile_names_are_only_text(opened):
     for task in RUNS:
         one = opened(of(task))

@@ -23,6 +23,10 @@ def answers(client):
     """(route of `Reads` or `Writes`, an answer) of every route."""
     for route in ("session", "vocabulary", "runs"):
         yield f'Reads["{route}"]', client.get(route)
+    job = client.post("jobs", {"model": "fresh", "version": "v1"}).json()
+    yield 'Writes["jobs"]', job
+    yield 'Reads["jobs"]', client.get("jobs")
+    assert client.delete(f"jobs/{job['job_id']}").status_code == 200
     for place in PLACES.values():
         rows = client.get("samples", **place, limit=80)["rows"]
         shown = next(one for one in rows if one.get("asks") != "object")

@@ -47,6 +47,10 @@ class Client:
         head = {"x-mld-csrf": self.session["csrf"], **headers} if hasattr(self, "session") else headers
         return self.http.post(f"{self.base}/ui/api/{path}", json=body, headers=head, timeout=60)
 
+    def delete(self, path):
+        head = {"x-mld-csrf": self.session["csrf"], "content-type": "application/json"}
+        return self.http.delete(f"{self.base}/ui/api/{path}", headers=head, timeout=60)
+
 
 @contextmanager
 def serving(store, author="ann", **options):

@@ -158,6 +158,7 @@ def test_a_viewer_changes_nothing(vera):
         "runs/tags": {"tags": ["x"]},
         "runs/note": {"note": "x"},
         "pictures": {"images": "/etc/{input_id}"},
+        "jobs": {},
     }
     for path, body in bodies.items():
         answer = vera.post(path, body, SHOWN)
@@ -180,6 +181,76 @@ def test_a_writer_reviews_under_their_name_and_the_team_sees_it(server, team, wi
     assert uma.post("verdicts/undo", {"ids": ids}, SHOWN).status_code == 409  # another's word
     assert will.post("verdicts/undo", {"ids": ids}, SHOWN).json()["undone"] == 1
     assert vera.get("verdicts", SHOWN)["total"] == 0
+
+
+def test_a_writer_evaluates_from_the_page_in_the_teams_queue(server, team, vera):
+    writer = Reader(server, team[0]["uma"])
+    names = {"model": HIDDEN.model_name, "version": HIDDEN.version_name}
+    made = writer.post("jobs", names)
+    assert made.status_code == 200, made.text
+    job = made.json()
+    assert vera.ask(f"jobs/{job['job_id']}").status_code == 404  # nor are its runs hers to see
+    assert all(one["model"] == SHOWN.model_name for one in vera.get("jobs")["jobs"])
+    api = server.api(team[0]["uma"])
+    assert api.finished(job["job_id"])["state"] == "done"
+    done = writer.get(f"jobs/{job['job_id']}")
+    assert (done["state"], done["progress"], done["stage"]) == ("done", 1.0, "done")
+    assert done["seconds"] >= 0
+    assert writer.get("evaluation", HIDDEN)["place"]["result"] == done["result"]
+    # The same of the same records is this job; once something was said of a sample, it is another question.
+    assert writer.post("jobs", names).json()["job_id"] == job["job_id"]
+    row = writer.get("samples", HIDDEN)["rows"][0]["row"]
+    assert writer.post("verdicts", {"items": [{"row": row, "kind": "hard"}]}, HIDDEN).status_code == 200
+    again = writer.post("jobs", {**names, "like": done["result"]}).json()
+    assert again["job_id"] != job["job_id"]
+    assert [one["job_id"] for one in writer.get("jobs")["jobs"]][:2] == [again["job_id"], job["job_id"]]
+    ended = writer.http.delete(
+        f"{writer.base}/ui/api/jobs/{again['job_id']}",
+        headers={**writer.head, "content-type": "application/json"},
+        timeout=60,
+    )
+    assert ended.status_code == 200, ended.text
+    assert api.finished(again["job_id"])["state"] in {"cancelled", "done"}
+    admin = server.api(team[0]["admin"])
+    assert all(one["state"] == "done" for one in [admin.get(f"/v1/jobs/{job['job_id']}")])
+    admin("POST", f"/v1/runs/{team[1][HIDDEN]}/removals", json={"results": [done["result"]]})
+
+
+def test_the_pages_stand_on_postgresql_and_s3(parts, postgres, s3, records, planted, tmp_path):
+    """What needs the other database and the other storage, once: lists, results, evaluations, verdicts."""
+    at = ["-h", "127.0.0.1", "-p", str(postgres.port), "-U", "mld"]
+    parts.subprocess.run([postgres.tool("createdb"), *at, "pages"], check=True)
+    url = f"postgresql://mld@127.0.0.1:{postgres.port}/pages"
+    place = {"database": url, "storage": f"s3://{s3.bucket}/pages", "s3_endpoint": s3.url}
+    process = parts.ServerProcess(tmp_path / "data", workers=1, **place)
+    process.env |= s3.env
+    process.start()
+    try:
+        factory = records.StoreFactory(tmp_path / "store")
+        run = factory.run("far-net", "v1", n_class=6)
+        for split in ("train", "val"):
+            factory.add_pass(run, split, planted(records, 150, seed=4, noise=0.1).data, n_epoch=0)
+        process.api().sync(factory.store, run)
+        reader = Reader(process, process.key)
+        assert reader.get("runs", search="state = 'recorded'")["total"] == 1
+        job = reader.post("jobs", {"model": "far-net", "version": "v1"}).json()
+        done = process.api().finished(job["job_id"], 180)
+        assert (done["state"], done["reason"]) == ("done", None)
+        assert reader.get(f"jobs/{job['job_id']}")["result"] == reader.get("run", run)["run"]["result"]
+        assert reader.get("evaluation", run)["counts"]["units"] == 150
+        rows = reader.get("samples", run, sort="-confidence", limit=20)["rows"]
+        assert len(rows) == 20
+        assert reader.get("sample", run, row=rows[0]["row"])["probabilities"]
+        body = {"items": [{"row": rows[0]["row"], "kind": "hard"}]}
+        assert reader.post("verdicts", body, run).status_code == 200
+        assert reader.get("verdicts", run)["total"] == 1
+        assert reader.post("runs/tags", {"tags": ["far"]}, run).status_code == 200
+        assert reader.get("runs", search="tag = 'far'")["total"] == 1
+        gone = reader.post("runs/bulk", {"runs": [{"model": "far-net", "version": "v1"}], "do": "remove"})
+        assert gone.json()["failed"] == 0, gone.text
+        assert reader.get("runs")["total"] == 0
+    finally:
+        process.stop()
 
 
 def test_tags_and_notes_are_the_teams(server, team, will, vera):

@@ -19,7 +19,17 @@ from mld_core import __version__
 from mld_core.records.format.manifest import utc_now
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.storage.database import Database
-from mld_core.service.server.storage.models import Job, Organization, Pass, Removal, Result, Run, Seal, new_id
+from mld_core.service.server.storage.models import (
+    Job,
+    Organization,
+    Pass,
+    Removal,
+    Result,
+    Run,
+    SaidVerdict,
+    Seal,
+    new_id,
+)
 from mld_core.service.server.storage.removals import of_run
 
 MAX_ATTEMPTS = 2
@@ -97,10 +107,12 @@ class Jobs:
 
     @staticmethod
     def _same(session: Session, run: Run, request: Mapping[str, Any]) -> Job | None:
-        """A job that asks for this very thing, if nothing was sealed since it was queued."""
+        """A job that asks for this very thing, if nothing was sealed, removed or reviewed since."""
         sealed = select(func.max(Seal.created_at)).join(Pass, Pass.pk == Seal.pass_pk)
         newest = session.scalar(sealed.where(Pass.run_pk == run.pk)) or ""
         newest = max(newest, session.scalar(select(func.max(Removal.created_at)).where(*of_run(run))) or "")
+        said = select(func.max(SaidVerdict.created_at)).where(SaidVerdict.run_pk == run.pk)
+        newest = max(newest, session.scalar(said) or "")
         since = (Job.run_pk == run.pk, Job.created_at > newest, Job.cancel.is_(False))
         ready = Job.state.in_(_ACTIVE) | (Job.state == "done") & Job.result_pk.is_not(None)
         found = session.scalars(select(Job).where(*since, ready).order_by(Job.pk.desc()).limit(_LOOK_BACK))

@@ -30,6 +30,7 @@ from mld_core.records.format.removals import Removals
 from mld_core.records.store.verdicts import Verdict, as_members, of_members, signed, undoing
 from mld_core.service.server import problems
 from mld_core.service.server.jobs.materialise import generation_of, lay_seal, link, parse_epoch
+from mld_core.service.server.pages.team_jobs import TeamJobs
 from mld_core.service.server.routes.forms import RunPatchForm
 from mld_core.service.server.routes.runs import patch_run
 from mld_core.service.server.routes.verdicts import keep_verdicts
@@ -91,7 +92,8 @@ class Desk:
         store = self.store(principal.organization_id)
         with self._lock:
             pictures = self._pictures.setdefault(principal.organization_id, Pictures(store, allowed=False))
-        return Shown(Library(TeamShelf(self, principal), self._held), pictures)
+        library = Library(TeamShelf(self, principal), self._held)
+        return Shown(library, pictures, TeamJobs(self.service, principal))
 
     def store(self, organization_id: str) -> Store:
         """The folder of an organization."""

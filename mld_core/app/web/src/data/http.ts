@@ -1,5 +1,6 @@
 /** Data from the server that the page came from. */
 import { Problem, queryOf, type Query, type Reads, type Source, type Writes } from "./source";
+import type { Job } from "./types";
 
 const text = (value: unknown): string | null => (typeof value === "string" && value ? value : null);
 
@@ -54,10 +55,19 @@ export class HttpSource implements Source {
     return body;
   }
 
-  async post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]> {
+  #changes(method: "POST" | "DELETE", body: unknown): RequestInit {
     const headers = { "Content-Type": "application/json", "X-MLD-CSRF": this.#csrf };
-    const answer = await this.#ask(route, { method: "POST", headers, body: JSON.stringify(body) });
+    return { method, headers, body: JSON.stringify(body) };
+  }
+
+  async post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]> {
+    const answer = await this.#ask(route, this.#changes("POST", body));
     return (await answer.json()) as Writes[R];
+  }
+
+  async cancel(job: string): Promise<Job> {
+    const answer = await this.#ask(`jobs/${job}`, this.#changes("DELETE", {}));
+    return (await answer.json()) as Job;
   }
 
   async leave(): Promise<void> {

@@ -19,6 +19,7 @@ export interface Reads {
   suspects: t.Suspects;
   "export/formats": t.ExportFormats;
   pictures: t.Pictures;
+  jobs: { jobs: t.Job[] };
   vocabulary: t.Vocabulary;
 }
 
@@ -32,6 +33,7 @@ export interface Writes {
   "verdicts/undo": { undone: number; progress: t.Progress | null };
   "verdicts/accept": { accepted: number; rows: number[]; ids: string[] | null; progress: t.Progress };
   pictures: t.Pictures;
+  jobs: t.Job;
 }
 
 export type Query = Record<string, string | number | null | undefined>;
@@ -43,6 +45,8 @@ export interface Source {
   readonly deletes: boolean;
   get<R extends keyof Reads>(route: R, query?: Query, signal?: AbortSignal): Promise<Reads[R]>;
   post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]>;
+  /** Ends an evaluation. */
+  cancel(job: string): Promise<t.Job>;
   /** Ends the session, where a key opened it. */
   leave(): Promise<void>;
   /** The address of a sample's picture, for `img` and SVG `image`. */

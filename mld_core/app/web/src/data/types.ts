@@ -487,6 +487,19 @@ export interface ExportFormats {
   commands: string[];
   python: string | null;
 }
+/** An evaluation that was begun from a page. */
+export interface Job {
+  job_id: string;
+  model: string;
+  version: string;
+  state: "queued" | "running" | "done" | "failed" | "cancelled";
+  stage: string;
+  progress: number;
+  /** Since it began, to its end; null while it waits. */
+  seconds: number | null;
+  result: string | null;
+  reason: string | null;
+}
 export interface Vocabulary {
   categories: { name: string; title: string; means: string; do: string }[];
   findings: { code: string; title: string; severity: number | null; why: string; action: string }[];

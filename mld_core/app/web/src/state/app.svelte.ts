@@ -12,6 +12,8 @@ class App {
   /** The run in sight, as the shell has loaded it. */
   run = $state.raw<RunPage>();
   help = $state(false);
+  /** Counts what asks for the run in sight to be read again: it was evaluated. */
+  again = $state(0);
   theme = $state(remembered("theme", ""));
 
   async start(): Promise<void> {

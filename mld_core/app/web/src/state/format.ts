@@ -41,6 +41,12 @@ export function when(iso: string | null | undefined): string {
   return `${day} ${two(at.getHours())}:${two(at.getMinutes())}`;
 }
 
+/** `42 s`, `3 min 05 s`. */
+export const duration = (seconds: number): string => {
+  const whole = Math.floor(seconds);
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
+};
+
 /** `1 sample`, `2 samples`. */
 export const many = (n: number, one: string, more = `${one}s`): string =>
   `${count(n)} ${n === 1 ? one : more}`;

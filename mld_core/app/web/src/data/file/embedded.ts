@@ -1,6 +1,6 @@
 /** Data that the page brought along: a one-file report has no server. */
 import { parts } from "../../state/filter";
-import { Problem, type Query, type Reads, type Source, type Writes } from "../source";
+import { Problem, type Query, type Reads, type Source } from "../source";
 import type * as t from "../types";
 import { Pass, type FilePass } from "./pass";
 import * as recount from "./recount";
@@ -235,8 +235,12 @@ export class EmbeddedSource implements Source {
     };
   }
 
-  post<R extends keyof Writes>(): Promise<Writes[R]> {
+  post(): Promise<never> {
     return Promise.reject(new Problem(405, "A file is read only", ELSEWHERE, null, "mld ui"));
+  }
+
+  cancel(): Promise<t.Job> {
+    return this.post();
   }
 
   leave(): Promise<void> {

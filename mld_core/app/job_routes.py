@@ -1,0 +1,79 @@
+"""Routes of evaluations: begin one, see how far it is, end it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from mld_core.app.asking import Evaluations, Lib, answer
+from mld_core.app.jobs.protocol import Job, Wish
+from mld_core.app.problems import ProblemError
+
+
+class Start(BaseModel):
+    """An evaluation that a page wants.
+
+    Attributes:
+        model: Model.
+        version: Its version.
+        like: A result of the run: the same epochs, method and options are evaluated again.
+    """
+
+    model: str = Field(max_length=1_000)
+    version: str = Field(max_length=1_000)
+    like: str | None = Field(default=None, max_length=4_000)
+
+
+routes = APIRouter()
+
+
+@routes.get("/jobs")
+def listed(jobs: Evaluations) -> Response:
+    """The last evaluations, newest first."""
+    return answer({"jobs": [_said(one) for one in jobs.listed()]})
+
+
+@routes.post("/jobs")
+def start(library: Lib, jobs: Evaluations, said: Start) -> Response:
+    """Begin an evaluation, or wait for its turn."""
+    run = library.run(said.model, said.version)
+    wish = Wish(run)
+    if said.like:
+        made = library.result(run, said.like).info
+        wish = Wish(run, made.get("n_epoch"), str(made["method_name"]), dict(made.get("options") or {}))
+    return answer(_said(jobs.start(wish)))
+
+
+@routes.get("/jobs/{job_id}")
+def one(jobs: Evaluations, job_id: str) -> Response:
+    """How far an evaluation is."""
+    return _answer(jobs.find(job_id))
+
+
+@routes.delete("/jobs/{job_id}")
+def cancel(jobs: Evaluations, job_id: str) -> Response:
+    """End an evaluation; one that has ended stays as it is."""
+    return _answer(jobs.cancel(job_id))
+
+
+def _answer(job: Job | None) -> Response:
+    if job is None:
+        raise ProblemError(404, "There is no such evaluation.")
+    return answer(_said(job))
+
+
+def _said(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "model": job.run.model_name,
+        "version": job.run.version_name,
+        "state": job.state,
+        "stage": job.stage,
+        "progress": job.progress,
+        "seconds": None if job.seconds is None else round(job.seconds, 1),
+        "result": job.result,
+        "reason": job.reason,
+    }

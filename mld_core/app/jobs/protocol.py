@@ -1,0 +1,82 @@
+"""What the pages ask of evaluations, as a protocol: `mld ui` and `mld serve` each hand in their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from mld_core.records.format.layout import RunKey
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An evaluation that somebody wants; the arguments of `Evaluator.request_evaluation`.
+
+    Attributes:
+        run: Of which run.
+        n_epoch: "latest", an epoch, or None for all.
+        method_name: The method.
+        options: Its options.
+    """
+
+    run: RunKey
+    n_epoch: int | str | None = "latest"
+    method_name: str = "default"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def request(self) -> dict[str, Any]:
+        """As it is handed on, in builtin types."""
+        options = dict(self.options) or None
+        return {"n_epoch": self.n_epoch, "method_name": self.method_name, "options": options}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation on its way, or at its end.
+
+    Attributes:
+        job_id: Its id.
+        run: Of which run.
+        state: Where it stands.
+        stage: What is being done.
+        progress: How much of it is begun, from 0 to 1.
+        seconds: Since it began, to its end; None = it waits.
+        result: The result's name, once it is done.
+        reason: Why it failed, in words.
+    """
+
+    job_id: str
+    run: RunKey
+    state: JobState
+    stage: str = ""
+    progress: float = 0.0
+    seconds: float | None = None
+    result: str | None = None
+    reason: str | None = None
+
+
+class Jobs(Protocol):
+    """The evaluations that one reader may see; whether they may begin or end one, the session has said."""
+
+    def start(self, wish: Wish) -> Job:
+        """Begin an evaluation, or queue it; the same one on its way is answered with itself.
+
+        Raises:
+            ProblemError: The run is not there, or too many are on their way.
+        """
+        ...
+
+    def listed(self) -> list[Job]:
+        """The last of them, newest first."""
+        ...
+
+    def find(self, job_id: str) -> Job | None:
+        """One of them; None = there is none of that id."""
+        ...
+
+    def cancel(self, job_id: str) -> Job | None:
+        """End one that waits at once, one that runs soon; None = there is none of that id."""
+        ...
