@@ -71,7 +71,7 @@ class Evidence:
         cells: Cells of both splits.
         hashes: Input hashes, or None.
         train_hashes: (M,) the train split's, or None.
-        novelty: Conformal p-values, or None without a train split.
+        novel: Units unlike the train split, or None without one.
         near_train: Near-duplicates of train units, or None.
         copy_of: (N,) rows of units of another group that are nearly the same, -1 = none; None for cells.
         ordered: Units that stand near their neighbours in the order of the data; None for cells.
@@ -98,7 +98,7 @@ class Evidence:
     cells: CellEvidence
     hashes: NDArray[Any] | None = None
     train_hashes: NDArray[Any] | None = None
-    novelty: NDArray[np.floating] | None = None
+    novel: Mask | None = None
     near_train: Mask | None = None
     copy_of: NDArray[np.int64] | None = None
     ordered: Mask | None = None
@@ -125,7 +125,7 @@ class Evidence:
             "inputs": self.hashes is None and self.copy_of is None,
             "neighbours": self.ordered is None,
             "train_inputs": self.near_train is None and (self.hashes is None or self.train_hashes is None),
-            "train": self.novelty is None,
+            "train": self.novel is None,
             "train_errors": self.cells.train_errors is None,
             "epochs": epochs < 2,
             "many_epochs": epochs < 3,

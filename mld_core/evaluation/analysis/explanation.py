@@ -27,9 +27,11 @@ from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
 from mld_core.evaluation.space import order
 from mld_core.evaluation.space.mixture import failing_components, merged_regions
 from mld_core.evaluation.space.neighbourhood import Nearest
+from mld_core.evaluation.space.novelty import novel_units
 from mld_core.evaluation.space.regions import CellGrid, cut_cells, describe_regions, region_numbers
 from mld_core.evaluation.space.slices import find_slices, slices_of
 from mld_core.evaluation.statistics.blocks import spans
+from mld_core.evaluation.statistics.folds import group_codes
 from mld_core.evaluation.statistics.kmeans import assign
 
 SHOWN_NEIGHBOURS = 8
@@ -169,6 +171,16 @@ def _pairs(made: Estimated) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_]
     return np.where(copies, near[:, 0], -1), order.ordered_units(near, work.arrays.labels)
 
 
+def _novel(made: Estimated) -> NDArray[np.bool_] | None:
+    train, points = made.work.arrays.train, made.train_points
+    asked = any("train" in one.needs for one in made.work.options.diagnoses)
+    if train is None or points is None or not asked:
+        return None
+    keys = train.groups if train.groups is not None else train.hashes
+    groups = None if keys is None else group_codes(keys)[1]
+    return novel_units(made.points, points, groups, made.work.workers)
+
+
 def _evidence(made: Estimated, judged: Judged, posterior: LabelPosterior, cells: CellEvidence) -> Evidence:
     work, arrays = made.work, made.work.arrays
     train = None if arrays.is_train else made.train
@@ -191,7 +203,7 @@ def _evidence(made: Estimated, judged: Judged, posterior: LabelPosterior, cells:
         cells=cells,
         hashes=arrays.hashes,
         train_hashes=None if arrays.train is None else arrays.train.hashes,
-        novelty=None if train is None else train.novelty,
+        novel=None if train is None else _novel(made),
         near_train=None if train is None else train.near,
         copy_of=copy_of,
         ordered=ordered,

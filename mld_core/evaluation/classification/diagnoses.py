@@ -222,9 +222,9 @@ def under_confident_correct(e: Evidence) -> Mask:
 
 @diagnosis("C30", "Novel input", 3, "Acquire similar data; out-of-distribution gate.", "train", "other_split")
 def novel_input(e: Evidence) -> Mask:
-    """Farther from the train split than train units are from each other."""
-    assert e.novelty is not None
-    return benjamini_hochberg(e.novelty)
+    """Unlike the train split by distance or direction, more than train units are unlike each other."""
+    assert e.novel is not None
+    return e.novel
 
 
 @diagnosis("C31", "Under-represented", 3, "Rebalance, mine for similar data.", "train", "other_split")

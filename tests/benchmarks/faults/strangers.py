@@ -158,20 +158,8 @@ def datalab_order(arrays: SplitArrays) -> float:
 
 def novel(name: str, seed: int) -> list[Row]:
     """A tenth of the inputs with their columns permuted."""
-    x, other, y, truth = strangers.table(name, seed)
-    rng = np.random.default_rng(seed)
-    hit = rng.random(len(other)) < 0.1
-    other = other.copy()
-    other[hit] = np.stack([row[rng.permutation(len(row))] for row in other[hit]])
-    from sklearn.neural_network import MLPClassifier
-
-    model = MLPClassifier((48,), alpha=1e-3, max_iter=60, random_state=seed).fit(x, y)
-    one, two = strangers.hidden(model, x), strangers.hidden(model, other)
-    from mld_core.evaluation.space.arrays import TrainArrays
-
-    arrays = SplitArrays(
-        strangers.log_proba(model, other), truth, {"hidden": two}, train=TrainArrays({"hidden": one}, y)
-    )
+    arrays, hit = strangers.permuted(name, seed)
+    one, two = arrays.train.features["hidden"], arrays.features["hidden"]
     made = run(arrays)
     far = NearestNeighbors(n_neighbors=10).fit(one).kneighbors(two)[0].mean(axis=1)
     edge = np.quantile(NearestNeighbors(n_neighbors=11).fit(one).kneighbors(one)[0][:, 1:].mean(axis=1), 0.95)

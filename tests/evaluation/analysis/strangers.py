@@ -99,6 +99,18 @@ def recorded(
     return arrays, labels != truth
 
 
+def permuted(name: str, seed: int, share: float = 0.1) -> tuple[SplitArrays, np.ndarray]:
+    """A share of the inputs with their columns permuted, labels and all else as it was; arrays and who was hit."""
+    x, other, y, truth = table(name, seed)
+    rng = np.random.default_rng(seed)
+    hit = rng.random(len(other)) < share
+    other = other.copy()
+    other[hit] = np.stack([row[rng.permutation(len(row))] for row in other[hit]])
+    model = MLPClassifier((48,), alpha=1e-3, max_iter=60, random_state=seed).fit(x, y)
+    train = TrainArrays({"hidden": hidden(model, x)}, y)
+    return SplitArrays(log_proba(model, other), truth, {"hidden": hidden(model, other)}, train=train), hit
+
+
 def at_chance(arrays: SplitArrays, seed: int) -> SplitArrays:
     """The same units with a model that knows nothing: logits and features are noise."""
     rng = np.random.default_rng(seed)

@@ -198,3 +198,17 @@ def test_near_copies_of_train_units_are_leakage(name, kind, seed):
     found = analyse(replace(arrays, features={"hidden": own}), options=QUICK).diagnoses.masks["C04"]
     assert found[hit].mean() > 0.9
     assert found[~hit].mean() <= 0.005
+
+
+# --- novel inputs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", pytest.param("mixture", marks=HEAVY)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_permuted_inputs_are_novel_and_other_units_are_not(name, seed):
+    arrays, hit = strangers.permuted(name, seed)
+    found = analyse(arrays, options=QUICK).diagnoses.masks["C30"]
+    assert found[hit].mean() > {"digits": 0.6, "mixture": 0.15}[name]
+    assert hit[found].mean() > 0.5
+    healthy = analyse(strangers.recorded(name, seed)[0], options=QUICK)
+    assert healthy.diagnoses.counts["C30"] <= 0.02 * arrays.rows

@@ -159,7 +159,7 @@ def test_duplicates_and_leakage_by_hash():
         labels=np.array([0, 1, 2, 2, 3, -1, 0, 0]),
         hashes=np.array(list("aabbccde")),
         train_hashes=np.array(["d", "z"]),
-        novelty=np.full(8, 0.5),
+        novel=np.zeros(8, bool),
         cells=CellEvidence(np.zeros(8, np.int32), 1, np.zeros(4, np.int32)),
     )
     found = diagnose(e)
@@ -214,14 +214,12 @@ def test_systematic_confusion_needs_an_excess_over_the_margins():
 def test_novel_and_cells():
     n = 400
     cell = (np.arange(n) >= 300).astype(np.int32)
-    novelty = np.linspace(0.2, 1, n)
-    novelty[:5] = 1e-5
     errors = np.where(np.arange(n) % 2 == 0, cell, 0).astype(np.int8)
     plain = make_evidence(n)
     e = replace(
         plain,
         errors=errors,
-        novelty=novelty,
+        novel=np.arange(n) < 5,
         cells=CellEvidence(cell, 2, np.zeros(1_000, np.int32), np.zeros(1_000, np.int8)),
     )
     found = diagnose(e)
@@ -240,7 +238,7 @@ def test_generalisation_gap():
     e = replace(
         make_evidence(n),
         errors=errors,
-        novelty=np.full(n, 0.5),
+        novel=np.zeros(n, bool),
         cells=CellEvidence(cell, 2, train_cell, np.zeros(1_000, np.int8)),
     )
     assert rows_of(diagnose(e), "C33") == list(range(200, n))
