@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import weakref
 from typing import Any
 
@@ -24,16 +25,32 @@ from mld_core.tracing.run.options import WrapperOptions
 __all__ = ["MLDebuggerCallback"]
 
 
-def _callback_bases() -> tuple[type, ...]:
-    """`Callback` of each Lightning installed: trainers of both packages take ours, bare or in a list."""
-    packages = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
-    modules = [module for package, module in packages.items() if importlib.util.find_spec(package)]
-    if not modules:
-        raise ImportError("ml_debugger.lightning needs Lightning: pip install 'ml-debugger[lightning]'")
-    return tuple(importlib.import_module(name).Callback for name in modules)
+_MODULES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 
 
-class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
+def _loaded_bases() -> tuple[type, ...]:
+    """`Callback` of each Lightning that was imported so far."""
+    return tuple(sys.modules[name].Callback for name in _MODULES.values() if name in sys.modules)
+
+
+def _first_base() -> tuple[type, ...]:
+    """Where neither was imported yet: the one that is installed, `lightning` of the two."""
+    for package, module in _MODULES.items():
+        if importlib.util.find_spec(package):
+            return (importlib.import_module(module).Callback,)
+    raise ImportError("ml_debugger.lightning needs Lightning: pip install 'ml-debugger[lightning]'")
+
+
+def _late_bases() -> tuple[type, ...]:
+    """Of what was imported after this file. A trainer takes a bare callback if it is one of its own kind.
+
+    `lightning` installs `pytorch_lightning` beside it, and to import both costs a second more: so the base of
+    the other one joins when the program has imported it.
+    """
+    return tuple(base for base in _loaded_bases() if not issubclass(MLDebuggerCallback, base))
+
+
+class MLDebuggerCallback(*(_loaded_bases() or _first_base())):  # type: ignore[misc]
     """Records train, val, test and predict passes of a Lightning `Trainer`; no argument is required.
 
     The arguments are those of every wrapper (docs/usage.md). Errors of ours never reach the trainer.
@@ -46,6 +63,7 @@ class MLDebuggerCallback(*_callback_bases()):  # type: ignore[misc]
 
     @arguments_of(WrapperOptions)
     def __init__(self, options: WrapperOptions) -> None:
+        MLDebuggerCallback.__bases__ += _late_bases()
         super().__init__()
         # Loaded by whoever makes a callback: importing this file costs little beside Lightning.
         from ml_debugger import _service  # noqa: F401 - wires the upload

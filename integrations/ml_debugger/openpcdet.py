@@ -19,18 +19,19 @@ from __future__ import annotations
 import atexit
 import weakref
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from mld_core.adapters.detection3d.openpcdet import on_device
 from mld_core.adapters.registry import unwrap
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
-from mld_core.tracing.run.recorder import Recorder
+
+if TYPE_CHECKING:
+    from mld_core.tracing.run.recorder import Recorder
 
 __all__ = ["Recording", "attach"]
 
@@ -112,6 +113,8 @@ class Recording:
         """The training frames once more, with the weights that the epoch ended with."""
         if not self._replay_due:
             return
+        from mld_core.adapters.detection3d.openpcdet import on_device
+
         self._replay_due, self._busy = False, True
         try:
             device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
@@ -170,6 +173,9 @@ def attach(given: AttachArguments) -> Recording:
         The recording: `finish()` it at the end of the script. What is left to the interpreter's exit lacks
         the last epoch's training frames of `replay_train`.
     """
+    # Loaded by whoever attaches: importing this file costs little beside PyTorch.
+    from mld_core.tracing.run.recorder import Recorder
+
     recorder = Recorder(**given.less("model", "train_loader", "test_loader", "start_epoch"))
     inner = unwrap(given.model)
     grouped = dist.is_available() and dist.is_initialized()
