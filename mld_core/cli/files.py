@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ from mld_core.cli.common import (
 )
 from mld_core.cli.output import emit, emit_json, note
 from mld_core.evaluation.errors import NotFoundError
-from mld_core.records.format.layout import Store
+from mld_core.records.format.layout import RunKey, Store
 
 
 def export(
@@ -34,9 +34,11 @@ def export(
     ] = None,
     epoch: Annotated[str, typer.Option(help="latest, all, or the number of an epoch.")] = "all",
     form: Annotated[
-        Literal["zip", "coco", "kitti", "nuscenes"],
+        Literal["zip", "coco", "kitti", "nuscenes", "yolo", "label-studio", "cvat", "hf-dataset", "cleanlab"],
         typer.Option(
-            "--format", help="zip: everything. coco (2D), kitti, nuscenes (3D): detections and truths."
+            "--format",
+            help="zip: everything. Of samples: label-studio, cvat, hf-dataset, cleanlab. Of 2D boxes: coco, "
+            "yolo, label-studio, cvat. Of 3D boxes: kitti, nuscenes.",
         ),
     ] = "zip",
     class_names: Annotated[
@@ -48,23 +50,33 @@ def export(
 ) -> None:
     """Write the records of a run into one ZIP: features, logits and ground truth.
 
-    With --format the detections and truths of each pass go into a folder that the data set's own tools read.
+    With --format each pass goes into a folder that another tool reads; what the newest evaluation found of
+    samples goes with it, where the format takes it. `mld review import` brings labels back.
 
     \b
     Examples:
       mld export resnet18 v3                          into the current folder
       mld export resnet18 v3 -o out/ --epoch latest
       mld export centerpoint v1 --format nuscenes -o out/
+      mld export resnet18 v3 --format label-studio --epoch latest
     """  # noqa: D301  click reads the mark
     with clear_errors():
-        from mld_core.exchange.export import export_boxes
+        from mld_core.exchange.export import export_passes
         from mld_core.records.store.export import export_run
 
         opened = open_store(store)
         run = choose_run(opened, model, version)
         if form != "zip":
             given = class_names.split(",") if class_names else None
-            folders = export_boxes(opened, run, form, output, parse_epoch(epoch), class_names=given)
+            folders = export_passes(
+                opened,
+                run,
+                form,
+                output,
+                parse_epoch(epoch),
+                class_names=given,
+                findings=findings_of(opened, run),
+            )
             if as_json:
                 emit_json({"format": form, "paths": folders})
             else:
@@ -76,6 +88,29 @@ def export(
             emit_json({"path": path, "bytes": path.stat().st_size})
         else:
             typer.echo(str(path))
+
+
+def findings_of(store: Store, run: RunKey) -> dict[str, dict[str, dict[str, Any]]]:
+    """Split -> id -> what the newest result says of the samples it lists; empty where there is none."""
+    from mld_core.cli.source import StoreSource
+    from mld_core.exchange.samples import FINDINGS
+
+    try:
+        result = StoreSource(store).result(run)
+    except NotFoundError:
+        return {}
+    if result.task != "classification":
+        return {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    issues = result.get_issues()
+    columns = [name for name in FINDINGS if name in issues]
+    issues = issues.astype(object).where(issues.notna(), None)
+    for row in issues[["dataset", "input_id", *columns]].to_dict("records"):
+        one = {name: row[name] for name in columns if row[name] is not None}
+        if "diagnosis" in one:
+            one["diagnosis"] = [str(code) for code in one["diagnosis"]]
+        found.setdefault(str(row["dataset"]), {})[str(row["input_id"])] = one
+    return found
 
 
 def collect(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,8 @@ from mld_core.cli.common import (
 from mld_core.cli.output import emit, note
 from mld_core.cli.source import StoreSource
 from mld_core.evaluation.errors import NotFoundError
+from mld_core.exchange.cvat import read_cvat
+from mld_core.exchange.label_studio import read_label_studio
 from mld_core.exchange.relabel import correct_csv, relabelled, write_relabel
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import KINDS, Verdict, Verdicts
@@ -182,6 +186,62 @@ def export(
         count = write_relabel(output, run, Verdicts(opened, run).standing().values(), names)
         typer.echo(str(output))
         note(f"{count} corrected labels of {_title(run)}")
+
+
+@review.command("import")
+def take_in(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Label Studio's JSON export, or CVAT's annotations.xml (CVAT for images 1.1).",
+            show_default=False,
+        ),
+    ],
+    model: ModelArgument = None,
+    version: VersionArgument = None,
+    *,
+    index: Annotated[
+        Path | None,
+        typer.Option(help="Of CVAT: the index.json written by mld export.", show_default=False),
+    ] = None,
+    author: AuthorOption = "",
+    store: StoreOption = None,
+) -> None:
+    """Bring labels that people gave in Label Studio or CVAT back as verdicts.
+
+    For a project made by `mld export --format label-studio` (or cvat). What is here already is not doubled.
+
+    \b
+    Example:
+      mld review import project-1.json
+      mld review import annotations.xml --index out/val_epoch-1/index.json
+    """  # noqa: D301  click reads the mark
+    with clear_errors():
+        opened = open_store(store)
+        run = choose_run(opened, model, version)
+        book = Verdicts(opened, run)
+        given = _of_tool(file, index, opened.run_info(run).get("class_names") or (), author)
+        known = {_content(one) for one in book.read()[0]}
+        new = [one for one in given if _content(one) not in known]
+        book.append(new)
+        kinds = Counter(one.kind for one in new)
+        said = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+        note(f"verdicts on {_title(run)}: {said}; {len(given) - len(new)} were here already")
+
+
+def _of_tool(file: Path, index: Path | None, class_names: Sequence[str], author: str) -> list[Verdict]:
+    if file.suffix.lower() == ".xml":
+        index = index or file.with_name("index.json")
+        if not index.is_file():
+            raise FileNotFoundError(f"{index}: --index names the index.json that mld export wrote")
+        return list(read_cvat(file, index, author=author))
+    found = read_label_studio(file, class_names)
+    return [replace(one, author=author or one.author) for one in found]
+
+
+def _content(one: Verdict) -> tuple[Any, ...]:
+    """What a verdict from a file says: the same twice is not another person's word."""
+    return one.kind, one.dataset_type, one.input_id, one.truth, one.label, one.note
 
 
 @review.command("apply")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.exchange.frames import Floats, Frame, flags, write_json
+from mld_core.exchange.frames import Floats, Frame, flags, original_boxes, original_size, write_json
 
 
 def write_coco(frames: list[Frame], class_names: list[str], folder: Path) -> None:
@@ -23,10 +23,10 @@ def write_coco(frames: list[Frame], class_names: list[str], folder: Path) -> Non
         return {"image_id": number, "category_id": int(label) + 1, "bbox": _xywh(box)}
 
     for number, frame in enumerate(frames, start=1):
-        height, width = _original_size(frame.row)
+        height, width = original_size(frame.row)
         images.append({"id": number, "file_name": frame.row["input_id"], "height": height, "width": width})
         crowd, ignore = flags(frame.true, "crowd"), flags(frame.true, "ignore")
-        for k, box in enumerate(_original_boxes(frame.true.box, frame.row)):
+        for k, box in enumerate(original_boxes(frame.true.box, frame.row)):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -38,7 +38,7 @@ def write_coco(frames: list[Frame], class_names: list[str], folder: Path) -> Non
             )
         results += [
             {**place(number, frame.found.label[k], box), "score": float(frame.found.score[k])}
-            for k, box in enumerate(_original_boxes(frame.found.box, frame.row))
+            for k, box in enumerate(original_boxes(frame.found.box, frame.row))
         ]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
     whole = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
@@ -48,24 +48,3 @@ def write_coco(frames: list[Frame], class_names: list[str], folder: Path) -> Non
 
 def _xywh(box: Floats) -> list[float]:
     return [float(value) for value in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
-
-
-def _affine(row: dict[str, Any]) -> Floats:
-    given = row.get("affine")
-    return np.array(given or [1, 0, 0, 0, 1, 0], np.float64).reshape(2, 3)
-
-
-def _original_boxes(box: Floats, row: dict[str, Any]) -> Floats:
-    """Boxes in pixels of the original image: the upright box around the mapped corners."""
-    matrix = _affine(row)
-    corners = np.stack([box[:, [0, 1]], box[:, [2, 1]], box[:, [2, 3]], box[:, [0, 3]]], axis=1)
-    mapped = corners @ matrix[:, :2].T + matrix[:, 2]
-    return np.concatenate([mapped.min(axis=1), mapped.max(axis=1)], axis=1) if len(box) else box
-
-
-def _original_size(row: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the original image as far as the tensor covers it; 0 where unknown."""
-    if not row.get("image_height") or not row.get("image_width"):
-        return 0, 0
-    corner = _original_boxes(np.array([[0, 0, row["image_width"], row["image_height"]]], np.float64), row)[0]
-    return round(float(corner[3])), round(float(corner[2]))

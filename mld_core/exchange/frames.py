@@ -31,11 +31,15 @@ class Frame:
         row: its row of `samples`.
         found: its detections.
         true: its truths.
+        dataset_type: its split.
+        model: `<model>/<version>`.
     """
 
     row: dict[str, Any]
     found: Boxes
     true: Boxes
+    dataset_type: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ def frames_of(item: PassSelection) -> Iterator[Frame]:
     found = _by_unit(item.table("detections") if item.has("detections") else None, "det_idx", width)
     true = _by_unit(item.table("truths") if item.has("truths") else None, "gt_idx", width)
     nothing = _boxes([], width)
+    model = f"{item.run.model_name}/{item.run.version_name}"
     for row in samples:
         key = (row["rank_"], row["unit"])
-        yield Frame(row, found.get(key, nothing), true.get(key, nothing))
+        yield Frame(row, found.get(key, nothing), true.get(key, nothing), item.key.dataset_type, model)
 
 
 def _by_unit(table: pa.Table | None, order: str, width: int) -> dict[tuple[int, int], Boxes]:
@@ -92,6 +97,27 @@ def _boxes(rows: list[dict[str, Any]], width: int) -> Boxes:
 def flags(boxes: Boxes, name: str) -> list[bool]:
     """A yes-or-no column of the boxes, all False where it was not recorded."""
     return [bool(value) for value in boxes.columns.get(name, [False] * len(boxes.label))]
+
+
+def _affine(row: dict[str, Any]) -> Floats:
+    given = row.get("affine")
+    return np.array(given or [1, 0, 0, 0, 1, 0], np.float64).reshape(2, 3)
+
+
+def original_boxes(box: Floats, row: dict[str, Any]) -> Floats:
+    """Boxes in pixels of the original image: the upright box around the mapped corners."""
+    matrix = _affine(row)
+    corners = np.stack([box[:, [0, 1]], box[:, [2, 1]], box[:, [2, 3]], box[:, [0, 3]]], axis=1)
+    mapped = corners @ matrix[:, :2].T + matrix[:, 2]
+    return np.concatenate([mapped.min(axis=1), mapped.max(axis=1)], axis=1) if len(box) else box
+
+
+def original_size(row: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the original image as far as the tensor covers it; 0 where unknown."""
+    if not row.get("image_height") or not row.get("image_width"):
+        return 0, 0
+    corner = original_boxes(np.array([[0, 0, row["image_width"], row["image_height"]]], np.float64), row)[0]
+    return round(float(corner[3])), round(float(corner[2]))
 
 
 def calibration(row: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ml_debugger.evaluator import Evaluator
 from mld_core.cli.main import app
-from mld_core.exchange.export import export_boxes
+from mld_core.exchange.export import export_passes
 from mld_core.exchange.relabel import read_relabel
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import Subject, Verdict, Verdicts
@@ -225,7 +225,7 @@ def test_a_box_without_a_truth_is_an_object_without_a_label_or_nothing(store, tm
         patch = ann.ask("export", **boxes, format="coco").json()["missing"]
         x1, y1, x2, y2 = first["box"]
         assert patch[0]["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=2e-3)
-        (folder,) = export_boxes(store, RunKey("boxes", "v1"), "coco", tmp_path / "out")
+        (folder,) = export_passes(store, RunKey("boxes", "v1"), "coco", tmp_path / "out")
         source, target = folder / "annotations.json", tmp_path / "corrected.json"
         command = ["review", "apply", str(source), "-o", str(target), "--split", "val"]
         done = CliRunner().invoke(

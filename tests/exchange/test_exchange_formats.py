@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mld_core.cli.main import app
 from mld_core.evaluation.metrics.kitti import image_boxes
-from mld_core.exchange.export import export_boxes
+from mld_core.exchange.export import export_passes
 from mld_core.geometry.conventions import to_standard
 from mld_core.records.format.layout import RunKey, Store
 
@@ -49,7 +49,7 @@ def test_coco_is_read_back_by_pycocotools(tmp_path, capsys) -> None:
 
     store, frames = Store(tmp_path / "store"), flat_frames()
     write(store, RUN, "val", frames, "detection", class_names=["cat", "dog", "owl"])
-    (folder,) = export_boxes(store, RUN, "coco", tmp_path / "out")
+    (folder,) = export_passes(store, RUN, "coco", tmp_path / "out")
     truth = coco.COCO(str(folder / "annotations.json"))
     found = truth.loadRes(str(folder / "detections.json"))
     assert [one["name"] for one in truth.loadCats(truth.getCatIds())] == ["cat", "dog", "owl"]
@@ -124,7 +124,7 @@ def test_kitti_files_lead_back_to_the_boxes(tmp_path, calibrated) -> None:
     store = Store(tmp_path / "store")
     names = ["Car", "Pedestrian", "Cyclist"]
     write(store, RUN, "val", frames, "detection3d", class_names=names)
-    (folder,) = export_boxes(store, RUN, "kitti", tmp_path / "out")
+    (folder,) = export_passes(store, RUN, "kitti", tmp_path / "out")
     index = json.loads((folder / "index.json").read_text())
     assert index == {f"{k + 7:06d}": frame["input_id"] for k, frame in enumerate(frames)}
     for number, frame in zip(index, frames, strict=True):
@@ -168,7 +168,7 @@ def test_the_real_kitti_frame_comes_back(tmp_path) -> None:
     }
     store = Store(tmp_path / "store")
     write(store, RUN, "val", [frame], "detection3d", class_names=real["class_names"])
-    (folder,) = export_boxes(store, RUN, "kitti", tmp_path / "out")
+    (folder,) = export_passes(store, RUN, "kitti", tmp_path / "out")
     kinds, rows = read_kitti(folder / "label_2" / "000008.txt")
     assert kinds == [one["label"] for one in real["objects"]]
     for row, one in zip(rows, real["objects"], strict=True):
@@ -189,7 +189,7 @@ def test_nuscenes_form_and_frames(tmp_path) -> None:
     }
     store = Store(tmp_path / "store")
     write(store, RUN, "val", [frame], "detection3d", class_names=["Car"])
-    (folder,) = export_boxes(store, RUN, "nuscenes", tmp_path / "out")
+    (folder,) = export_passes(store, RUN, "nuscenes", tmp_path / "out")
     made = json.loads((folder / "results.json").read_text())
     (one,) = made["results"]["token"]
     assert made["meta"]["frame"] == "global"
@@ -211,10 +211,10 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch) -> None:
     }
     write(store, RUN, "val", [frame], "detection3d", class_names=["Car", "Cyclist"])
     with pytest.raises(ValueError, match=r"nuScenes has no class cyclist; give the names"):
-        export_boxes(store, RUN, "nuscenes", tmp_path / "out")
+        export_passes(store, RUN, "nuscenes", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir()), "nothing half written"
     with pytest.raises(ValueError, match="coco holds detection passes, recorded are detection3d"):
-        export_boxes(store, RUN, "coco", tmp_path / "out")
+        export_passes(store, RUN, "coco", tmp_path / "out")
     run = CliRunner().invoke(
         app,
         ["export", "detector", "v1", "--format", "nuscenes", "--class-names", "car,bicycle", "--store",

@@ -19,7 +19,7 @@ from nuscenes.eval.detection.algo import accumulate, calc_ap
 from nuscenes.eval.detection.data_classes import DetectionBox
 
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_nuscenes, nuscenes_metrics
-from mld_core.exchange.export import export_boxes
+from mld_core.exchange.export import export_passes
 from mld_core.records.format.layout import RunKey, Store
 
 FRAMES = DATA / "nuscenes"
@@ -47,7 +47,7 @@ def test_the_devkit_finds_the_same_ap_in_the_files(tmp_path) -> None:
         )
     store = Store(tmp_path / "store")
     write(store, RUN, "val", frames, "detection3d", class_names=list(NUSCENES))
-    (folder,) = export_boxes(store, RUN, "nuscenes", tmp_path / "out")
+    (folder,) = export_passes(store, RUN, "nuscenes", tmp_path / "out")
     found, meta = load_prediction(str(folder / "results.json"), 500, DetectionBox)
     true, _ = load_prediction(str(folder / "truths.json"), 500, DetectionBox)
     assert meta["use_lidar"]
@@ -82,7 +82,7 @@ def test_the_real_frame_lies_where_nuscenes_has_it(tmp_path) -> None:
     }
     store = Store(tmp_path / "store")
     write(store, RUN, "val", [frame], "detection3d", class_names=real["class_names"])
-    (folder,) = export_boxes(store, RUN, "nuscenes", tmp_path / "out")
+    (folder,) = export_passes(store, RUN, "nuscenes", tmp_path / "out")
     made, _ = load_prediction(str(folder / "truths.json"), 500, DetectionBox)
     to_global = np.array(real["ego2global"]) @ np.array(real["lidar2ego"])
     for one, given in zip(made[real["token"]], objects, strict=True):
