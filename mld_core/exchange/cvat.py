@@ -8,7 +8,7 @@ else by the id.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 from xml.etree.ElementTree import Element, SubElement
@@ -48,8 +48,8 @@ def write_boxes(frames: list[Frame], class_names: list[str], folder: Path) -> No
         for number, frame in enumerate(frames):
             height, width = original_size(frame.row)
             name = str(frame.row.get("media_path") or frame.row["input_id"])
-            size = {"width": str(width), "height": str(height)}
-            image = SubElement(root, "image", id=str(number), name=name, **size)
+            facts = {"id": str(number), "name": name, "width": str(width), "height": str(height)}
+            image = SubElement(root, "image", facts)
             true = file == "annotations.xml"
             _add_boxes(image, frame.true if true else frame.found, frame, class_names, true=true)
             labels = {str(k): label for k, label in enumerate(frame.true.label.tolist()) if label >= 0}
@@ -118,11 +118,10 @@ def _add_boxes(image: Element, boxes: Boxes, frame: Frame, names: Sequence[str],
     for k, corners in enumerate(original_boxes(boxes.box, frame.row).tolist()):
         if boxes.label[k] < 0:
             continue
-        places: Mapping[str, str] = {
-            name: f"{value:.2f}" for name, value in zip(("xtl", "ytl", "xbr", "ybr"), corners, strict=True)
-        }
+        rounded = (f"{value:.2f}" for value in corners)
+        places: dict[str, str] = dict(zip(("xtl", "ytl", "xbr", "ybr"), rounded, strict=True))
         facts = {"label": names[boxes.label[k]], "source": "manual" if true else "auto", "occluded": "0"}
-        box = SubElement(image, "box", **facts, **places, z_order="0")
+        box = SubElement(image, "box", {**facts, **places, "z_order": "0"})
         said = {"truth": str(k)} if true else {"score": f"{boxes.score[k]:.4f}"}
         for name, value in said.items():
             SubElement(box, "attribute", name=name).text = value

@@ -27,7 +27,7 @@ def write_choices(samples: Samples, class_names: list[str], folder: Path) -> Non
     tasks = []
     for k, name in enumerate(samples.input_id):
         given, said = int(samples.label[k]), int(samples.prediction[k])
-        data = {"image": samples.media[k], "input_id": name, "split": samples.dataset_type}
+        data: dict[str, Any] = {"image": samples.media[k], "input_id": name, "split": samples.dataset_type}
         data |= {"given": named(given, class_names), **samples.findings.get(name, {})}
         guesses = [(GIVEN, given, None), (samples.model, said, float(samples.probabilities[k].max()))]
         predictions = [

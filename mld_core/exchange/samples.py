@@ -75,4 +75,5 @@ def _probabilities(item: PassSelection) -> NDArray[np.float32]:
         if item.sigmoid:
             return (1 / (1 + np.exp(-logits))).astype(np.float32)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        found: NDArray[np.float32] = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        return found

@@ -34,9 +34,8 @@ def write_yolo(frames: list[Frame], class_names: list[str], folder: Path) -> Non
     write_json(folder / "index.json", index)
     # JSON strings are YAML strings, whatever is in a name.
     names = "".join(f"  {k}: {json.dumps(name)}\n" for k, name in enumerate(class_names))
-    (folder / "data.yaml").write_text(
-        f"path: .\ntrain: images\nval: images\nnames:\n{names}", encoding="utf-8"
-    )
+    places = "train: images\nval: images\n"  # beside this file, since no `path` is named
+    (folder / "data.yaml").write_text(f"{places}names:\n{names}", encoding="utf-8")
 
 
 def _stems(frames: list[Frame]) -> list[str]:
