@@ -15,6 +15,7 @@ from mld_core.evaluation.analysis.label_quality import (
     PROBE_CLASSES,
     LabelPosterior,
     Member,
+    judged_by,
     label_posterior,
     log_softmax_member,
     neighbour_member,
@@ -57,7 +58,9 @@ def pooled_labels(made: Estimated) -> LabelPosterior:
     """The label posterior of every unit."""
     work, arrays = made.work, made.work.arrays
     members, of_split = _label_members(made)
-    return label_posterior(members, arrays.labels, work.folds[0], arrays.n_class, work.workers, own=of_split)
+    labels, folds, n_class = arrays.labels, work.folds[0], arrays.n_class
+    pooled = label_posterior(members, labels, folds, n_class, work.workers, own=of_split)
+    return judged_by(members[1], pooled, labels, folds, n_class, work.workers) if arrays.is_train else pooled
 
 
 def facts(made: Estimated, judged: Judged, posterior: LabelPosterior, found: Diagnoses) -> dict[str, Any]:

@@ -7,13 +7,14 @@ not labels wrong; and whether any label is wrong is asked by the likelihood. Whi
 which follows from both (`label_swaps`).
 
 Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
-logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network.
+logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network. In the
+train split the network has learned each of them by heart: there the neighbours say how many are wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -328,6 +329,40 @@ def label_posterior(
         wrong[:] = 0
     count = round(float(wrong[(labels >= 0) & (best != labels)].sum()))
     return LabelPosterior(given, best, best_proba, state.weights, wrong, count, gain)
+
+
+def judged_by(
+    witness: Member,
+    pooled: LabelPosterior,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int8],
+    n_class: int,
+    workers: Workers,
+) -> LabelPosterior:
+    """The same posterior, with the number of wrong labels asked of one witness alone.
+
+    A network explains the labels it was trained on, wrong ones too, so that a pool it leads knows of none. A
+    witness that never saw a unit's own label says how many are wrong; which ones, the pool's order says: the
+    witness's probabilities are averaged along it, never rising with label quality.
+
+    Args:
+        witness: Does not know the unit's own label.
+        pooled: The posterior of all members.
+        labels: (N,) given labels, -1 where unlabelled.
+        folds: (N,) folds.
+        n_class: Number of classes.
+        workers: Open pool.
+    """
+    from scipy.optimize import isotonic_regression
+
+    alone = label_posterior([witness], labels, folds, n_class, workers)
+    wrong = np.zeros(len(labels), np.float32)
+    order = np.flatnonzero(labels >= 0)
+    order = order[np.argsort(pooled.given[order], kind="stable")]
+    if len(order) and alone.gain >= EVIDENCE:
+        wrong[order] = isotonic_regression(alone.wrong[order].astype(np.float64), increasing=False).x
+    count = round(float(wrong[(labels >= 0) & (pooled.best != labels)].sum()))
+    return replace(pooled, wrong=wrong, n_hat=count, gain=alone.gain)
 
 
 def judged_labels(

@@ -161,6 +161,11 @@ def test_noise_the_network_learned_is_ranked_by_its_epochs(seed):
     arrays, hit, margin = strangers.memorised("digits", seed)
     made = analyse(arrays, options=QUICK)
     assert average_precision(-made.label_quality, hit) >= average_precision(-margin.mean(axis=0), hit) - 0.02
+    flagged = made.diagnoses.masks["C01"]
+    assert flagged[hit].mean() > 0.6
+    assert hit[flagged].mean() > 0.85
+    clean, _, _ = strangers.memorised("digits", seed, share=0.0)
+    assert analyse(clean, options=QUICK).diagnoses.counts["C01"] <= 0.01 * clean.rows
 
 
 @pytest.mark.parametrize("name", ["digits", pytest.param("mixture", marks=HEAVY)])
