@@ -12,7 +12,6 @@ import typer
 from mld_core.cli.output import note
 from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError
 from mld_core.evaluation.results.store import find_run
-from mld_core.records.format.attempts import list_passes
 from mld_core.records.format.layout import RunKey, Store, subfolders
 
 OK, FAILED, USAGE, NOTHING = 0, 1, 2, 3
@@ -88,6 +87,7 @@ def choose_run(store: Store, model: str | None, version: str | None) -> RunKey:
     """
     if model is not None and version is not None:
         return find_run(store, model, version)
+    from mld_core.records.format.attempts import list_passes
 
     def newest(run: RunKey) -> tuple[str, str]:
         """The newest attempt's name begins with the time of the launch."""

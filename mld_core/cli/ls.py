@@ -10,7 +10,6 @@ from mld_core.cli.common import JsonOption, StoreOption, clear_errors, open_stor
 from mld_core.cli.output import emit, emit_frame
 from mld_core.cli.source import ServiceSource, Source, StoreSource, the_service
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.records.format.attempts import list_passes
 from mld_core.records.format.layout import RunKey, Store
 
 RUN_COLUMNS = ("model", "version", "task", "created_at", "datasets", "epochs", "results")
@@ -111,6 +110,8 @@ def _remote_pass(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(store: Store, run: RunKey) -> dict[str, Any]:
+    from mld_core.records.format.attempts import list_passes
+
     keys = list(list_passes(store, run))
     info = store.run_info(run)
     return {

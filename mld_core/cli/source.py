@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mld_core.evaluation.evaluator import Evaluator
     from mld_core.evaluation.results.result import Result
     from mld_core.service.client.api import Client
+    from mld_core.service.client.remote import RemoteEvaluator
 
 
 class Source(ABC):
@@ -32,6 +33,18 @@ class Source(ABC):
     @abstractmethod
     def evaluator(self, run: RunKey) -> Evaluator:
         """The evaluator of a run."""
+
+    @abstractmethod
+    def results(self, run: RunKey) -> list[str]:
+        """The names of a run's results, oldest first."""
+
+    @abstractmethod
+    def where(self, run: RunKey, name: str) -> tuple[ResultStore, str]:
+        """A result that lies here, or was brought here.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
 
     @abstractmethod
     def names(self) -> list[RunKey]:
@@ -54,12 +67,16 @@ class Source(ABC):
         Raises:
             NotFoundError: There is none yet, or none of that name.
         """
-        evaluator = self.evaluator(run)
-        names = [name] if name is not None else list(evaluator.list_results()["result_name"])
+        names = [name] if name is not None else self.results(run)
         if not names:
             asked = f"{run.model_name} {run.version_name}"
             raise NotFoundError(f"{asked} has no results{self.place} yet: run `mld evaluate {asked}`")
-        return evaluator.get_result(str(names[-1]))
+        found = self.where(run, names[-1])
+        # What reads a result, and not what makes one: that brings much more with it.
+        from mld_core.evaluation.diagnoses import BY_CODE
+        from mld_core.evaluation.results.result import Result
+
+        return Result(*found, diagnoses=BY_CODE)
 
     def _owned(self, text: str, owners: list[RunKey]) -> Result:
         """The result of that name of the one run that has it."""
@@ -95,6 +112,17 @@ class StoreSource(Source):
         from mld_core.evaluation.evaluator import Evaluator
 
         return Evaluator(run.model_name, run.version_name, store=self._store.root)
+
+    def results(self, run: RunKey) -> list[str]:
+        """See `Source`."""
+        return [str(info["result_name"]) for info in self._of(run).all()]
+
+    def where(self, run: RunKey, name: str) -> tuple[ResultStore, str]:
+        """See `Source`."""
+        return self._of(run), name
+
+    def _of(self, run: RunKey) -> ResultStore:
+        return ResultStore(self._store, find_run(self._store, run.model_name, run.version_name))
 
     def names(self) -> list[RunKey]:
         """See `Source`."""
@@ -176,10 +204,21 @@ class ServiceSource(Source):
     def evaluator(self, run: RunKey) -> Evaluator:
         """See `Source`."""
         from mld_core.evaluation.evaluator import Evaluator
+
+        return Evaluator(run.model_name, run.version_name, elsewhere=self._remote(run))
+
+    def _remote(self, run: RunKey) -> RemoteEvaluator:
         from mld_core.service.client.remote import RemoteEvaluator
 
-        remote = RemoteEvaluator(self._service, Store(), run)
-        return Evaluator(run.model_name, run.version_name, elsewhere=remote)
+        return RemoteEvaluator(self._service, Store(), run)
+
+    def results(self, run: RunKey) -> list[str]:
+        """See `Source`."""
+        return [str(info["result_name"]) for info in self._remote(run).infos()]
+
+    def where(self, run: RunKey, name: str) -> tuple[ResultStore, str]:
+        """See `Source`."""
+        return self._remote(run).get_result(name)
 
     def find(self, text: str, model: str | None = None) -> Result:
         """See `Source`; a run's name goes before a result's."""

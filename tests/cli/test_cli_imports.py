@@ -43,11 +43,12 @@ def test_help_and_ls_load_no_tables(evaluated):
 def test_show_loads_nothing_that_evaluates(evaluated):
     names = loaded("show", "--store", evaluated)
     assert "mld_core.evaluation.results.result" in names
+    assert "mld_core.evaluation.evaluator" not in names
     judge(names, ANALYSIS | SERVER | {"requests"}, READING)
 
 
 @pytest.mark.processes
-def test_ls_of_a_service_loads_no_tables():
+def test_what_asks_a_service_loads_no_tables():
     class Refuses(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(401)
@@ -61,6 +62,8 @@ def test_ls_of_a_service_loads_no_tables():
         threading.Thread(target=service.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{service.server_port}"
         names = loaded("ls", "--remote", MLD_API_ENDPOINT=address, MLD_API_KEY="mldbg_none")
+        shown = loaded("show", MLD_API_ENDPOINT=address, MLD_API_KEY="mldbg_none")
         service.shutdown()
-    assert "mld_core.service.client.api" in names
-    judge(names, ANALYSIS | SERVER | TABLES | {"pyarrow.dataset"}, LISTING)
+    for found in (names, shown):
+        assert "mld_core.service.client.api" in found
+        judge(found, ANALYSIS | SERVER | TABLES | {"pyarrow", "numpy", "rich"}, LISTING)

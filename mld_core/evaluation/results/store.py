@@ -16,16 +16,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from mld_core.evaluation.errors import NotFoundError, RecordsRemovedError, ResultExistsError, known, near
 from mld_core.records.format import names
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import fsync_dir, tmp_name
-from mld_core.records.format.removals import Removals, marks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RESULT_FILE = "result.json"
 FORMAT = 1
@@ -117,6 +116,8 @@ class ResultStore:
             ResultExistsError: The name is taken.
             RecordsRemovedError: It tells of samples that were removed while it was made.
         """
+        from mld_core.records.format.removals import Removals
+
         if mentions(folder, Removals(self.store, self.run).all()):
             raise RecordsRemovedError(
                 f"records of {self.run.model_name!r} {self.run.version_name!r} were removed while they were "
@@ -170,6 +171,10 @@ def mentions(folder: Path, digests: frozenset[str]) -> bool:
 
 def table_holds(path: Path, digests: frozenset[str]) -> bool:
     """The same of one of its tables."""
+    import pyarrow.parquet as pq  # here: who only asks which results there are does not wait for it
+
+    from mld_core.records.format.removals import marks
+
     with pq.ParquetFile(path) as file:
         texts = [item.name for item in file.schema_arrow if _is_text(item.type)]
         if not texts:
@@ -182,6 +187,8 @@ def table_holds(path: Path, digests: frozenset[str]) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
     if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
@@ -189,6 +196,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _flat(column: pa.Array) -> pa.Array:
     """The distinct texts of a column."""
+    import pyarrow as pa
+
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = column.flatten()
     return column.dictionary if pa.types.is_dictionary(column.type) else column.unique()

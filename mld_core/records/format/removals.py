@@ -6,26 +6,28 @@ out of the parts and notes in each rank's seal (`meta["removed"]`) what that was
 nothing needs to be looked at any more. Files only grow, and two people never write the same one.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-from mld_core.records.format.attempts import RankFolder
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import fsync_dir, make_dirs, utc_now
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from mld_core.records.format.attempts import RankFolder
 
 FOLDER = ".removed"
 REMOVED = "removed"
 """In the meta of a seal: digests of the ids whose rows are out of its parts."""
-
-Bools = npt.NDArray[np.bool_]
 
 
 def id_digest(input_id: str) -> str:
@@ -96,12 +98,15 @@ def pending(rank: RankFolder, digests: frozenset[str]) -> frozenset[str]:
     return digests - set(rank.sealed.meta.get(REMOVED) or ()) if rank.sealed is not None else digests
 
 
-def marks(ids: pa.ChunkedArray | pa.Array, digests: frozenset[str]) -> Bools:
+def marks(ids: pa.ChunkedArray | pa.Array, digests: frozenset[str]) -> npt.NDArray[np.bool_]:
     """Which of these ids are removed, bool (N,).
 
+    >>> import pyarrow as pa
     >>> marks(pa.array(["17", None, "4"]), frozenset({id_digest("4")})).tolist()
     [False, False, True]
     """
+    import numpy as np  # noqa: PLC0415 - whoever only names a sample does without
+
     if not digests:
         return np.zeros(len(ids), dtype=np.bool_)
     values = ids.to_pylist()

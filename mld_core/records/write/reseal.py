@@ -5,6 +5,8 @@ New parts are `slim-<seq>` folders, by the write protocol of mld_core.records.wr
 folder: two at once would each remove what the other lists.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import itertools
@@ -12,11 +14,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mld_core.records.format.attempts import RankFolder
 from mld_core.records.format.manifest import SEAL_FILE, PartInfo, SealManifest, fsync_dir, write_json
 from mld_core.records.format.options import WriterOptions
+
+if TYPE_CHECKING:
+    from mld_core.records.format.attempts import RankFolder
 
 Anew = Callable[[PartInfo, Iterator[str]], PartInfo | None]
 """A part and free names -> the part itself, one written under the next name, or None: no rows are left."""

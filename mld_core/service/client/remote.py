@@ -14,10 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any
 
 from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError, known, near
 from mld_core.evaluation.results.store import RESULT_FILE, ResultStore
@@ -29,6 +26,9 @@ from mld_core.service.client.errors import ServiceError
 from mld_core.service.client.sealed import service_id
 from mld_core.service.client.transport import INTERACTIVE, STEADY
 from mld_core.service.protocol import FINISHED_STATES, MAX_PAGE
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 CACHE_DIR = ".service"
 _SOURCE_FILE = ".source.json"
@@ -247,7 +247,10 @@ def _clear_errors() -> Iterator[None]:
 
 
 def _progress(shown: bool | None) -> Progress:
-    """A bar on stderr, where a person looks."""
+    """A bar on stderr, where a person looks; loaded where something is waited for."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     visible = console.is_terminal if shown is None else shown

@@ -163,7 +163,7 @@ def page(
     session: Session, query: Any, model: type[T], limit: int, cursor: str | None
 ) -> tuple[list[T], str | None]:
     """One page of rows in the order they were made, and the cursor of the next (None: this was the last)."""
-    query, limit = _after(session, query, model, cursor), limit + 1
+    query, limit = in_order(session, query, model, cursor), limit + 1
     rows: list[T] = list(session.scalars(query.limit(limit)))
     more = len(rows) == limit
     rows = rows[: limit - 1]
@@ -184,7 +184,7 @@ def page_answer(
     items: list[str] = []
     size, after = 0, None
     last: Any = None
-    ordered = _after(session, query, model, cursor, newest=newest).limit(limit + 1)
+    ordered = in_order(session, query, model, cursor, newest=newest).limit(limit + 1)
     found = session.scalars(ordered.execution_options(yield_per=_ROWS))
     for rows in found.partitions():
         for row, item in zip(rows, out(list(rows)), strict=True):
@@ -201,7 +201,10 @@ def page_answer(
     )
 
 
-def _after(session: Session, query: Any, model: type[T], cursor: str | None, *, newest: bool = False) -> Any:
+def in_order(
+    session: Session, query: Any, model: type[T], cursor: str | None, *, newest: bool = False
+) -> Any:
+    """A query of rows in the order they were made, or the other way round, from after a cursor on."""
     columns: Any = model
     if cursor is not None:
         pk = session.scalar(query.with_only_columns(columns.pk).where(columns.id == cursor))

@@ -27,6 +27,7 @@ from mld_core.service.server.routes.deps import (
     answer,
     bounded_json,
     hide,
+    in_order,
     may_see,
     own_pass,
     own_run,
@@ -135,7 +136,7 @@ def list_runs(
     cursor: forms.Cursor = None,
 ) -> Response:
     """The runs of the key's organization, in the order they were made or the other way round."""
-    query = select(Run).options(defer(Run.info), defer(Run.class_names))
+    query = select(Run.pk)
     if model_name is not None:
         query = query.where(Run.model_name == model_name)
     if version_name is not None:
@@ -162,8 +163,12 @@ def list_runs(
                 for run in runs
             ]
 
-        query = query.where(seen_runs(session, principal))
-        return page_answer(session, query, Run, limit, cursor, brief, newest=order == "newest")
+        # The keys first: those of a part of a name are found in an index alone, without the rows.
+        newest = order == "newest"
+        keys = in_order(session, query.where(seen_runs(session, principal)), Run, cursor, newest=newest)
+        rows = select(Run).where(Run.pk.in_(keys.limit(limit + 1)))
+        rows = rows.options(defer(Run.info), defer(Run.class_names))
+        return page_answer(session, rows, Run, limit, None, brief, newest=newest)
 
 
 @router.get("/runs/{run_id}", response_model=protocol.Run)
