@@ -111,7 +111,9 @@ def test_epochs(standard_store):
 
 
 def test_result_names_number_and_results_never_change(factory, records):
-    factory.standard()
+    run = factory.run()
+    for epoch in (0, 1):
+        factory.add_pass(run, "val", records.make_data(40), n_epoch=epoch)
     evaluator = Evaluator("net", "v1")
     first = evaluator.request_evaluation()
     second = evaluator.request_evaluation()

@@ -42,7 +42,7 @@ def kappa(a, b):
     return 1.0 if chance == 1 else ((a == b).mean() - chance) / (1 - chance)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.heavy)])
 def test_what_is_grave_on_the_whole_is_grave_on_half_of_it(seed):
     arrays, fooled = planted(seed)
     half, rows = half_of(arrays, seed)
@@ -70,7 +70,9 @@ def test_categories_agree_between_half_and_whole():
     assert np.mean(found) >= 0.8
 
 
-@pytest.mark.parametrize(("n_class", "per_class"), [(10, 60), (100, 50), (3, 200)])
+@pytest.mark.parametrize(
+    ("n_class", "per_class"), [(10, 60), pytest.param(100, 50, marks=pytest.mark.heavy), (3, 200)]
+)
 def test_a_model_that_is_99_percent_right_alarms_nobody(n_class, per_class):
     for seed in range(2):
         made = analyse(strangers.healthy(n_class, per_class, seed, wrong=0.01), options=strangers.QUICK)

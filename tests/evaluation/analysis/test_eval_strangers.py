@@ -125,7 +125,7 @@ def ranks(arrays, hit, made):
 
 @pytest.mark.parametrize("name", ["digits", pytest.param("mixture", marks=HEAVY)])
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("noise", ["class", "pair", "any"])
+@pytest.mark.parametrize("noise", ["class", pytest.param("pair", marks=HEAVY), "any"])
 def test_structured_noise_is_ranked_as_well_as_by_the_network_alone(name, seed, noise):
     flip = {"class": strangers.class_noise(2, 3, 0.4), "pair": strangers.pair_noise(0.2)}
     arrays, hit = strangers.recorded(name, seed, flip=flip.get(noise, strangers.any_noise(0.05)))
@@ -142,8 +142,8 @@ def test_structured_noise_is_ranked_as_well_as_by_the_network_alone(name, seed, 
         assert hit[flagged].mean() > 0.75
 
 
-@pytest.mark.parametrize("name", ["digits", "mixture", "cancer", "wine"])
-@pytest.mark.parametrize("kind", ["mlp", "linear"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("mixture", marks=HEAVY), "cancer", "wine"])
+@pytest.mark.parametrize("kind", ["mlp", pytest.param("linear", marks=HEAVY)])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_clean_labels_are_left_alone(name, kind, seed):
     arrays, _ = strangers.recorded(name, seed, kind=kind)

@@ -16,6 +16,7 @@ from mld_core.records.format.layout import RunKey, Store
 FAULTS = {"missing": 0.05, "shifted": 0.05, "swapped": 0.05, "spurious": 0.03, "duplicate": 0.03}
 FRAMES, SKILL = 250, 1.6
 OPTIONS = {"repeats": 1, "progress": False}
+EPOCHS = [pytest.param("one", marks=pytest.mark.heavy), "three"]
 
 
 def _evaluate(root, epochs, faults=FAULTS):
@@ -81,7 +82,7 @@ def _share(scene, units, fault, code):
     return _planted(scene, fault)[flagged].mean()
 
 
-@pytest.mark.parametrize("epochs", ["one", "three"])
+@pytest.mark.parametrize("epochs", EPOCHS)
 def test_shifted_boxes_rank_before_the_lowest_iou(epochs, request):
     scene, units, _, evidence = request.getfixturevalue(epochs)
     placed = units["tide_error"].isin(["loc", "right"]).to_numpy()
@@ -92,7 +93,7 @@ def test_shifted_boxes_rank_before_the_lowest_iou(epochs, request):
     assert _share(scene, units, "shifted", "D21") >= 0.8
 
 
-@pytest.mark.parametrize("epochs", ["one", "three"])
+@pytest.mark.parametrize("epochs", EPOCHS)
 def test_swapped_classes_stand_out_from_the_pairs_that_are_confused(epochs, request):
     scene, units, _, evidence = request.getfixturevalue(epochs)
     assert _ranked(scene, units, "swapped", evidence.wrong_class) > 0.7
@@ -107,13 +108,17 @@ def test_a_missed_truth_shows_the_class_its_boxes_say(three):
     assert (swapped["suggested_label"] != swapped["gt"]).all()
 
 
-def test_a_spurious_label_needs_more_than_one_epoch(one, three):
+def test_spurious_labels_are_what_three_epochs_flag(three):
     scene, units, result, _ = three
     assert _planted(scene, "spurious")[_rows(scene, units)[_flagged(units, "D23")]].mean() >= 0.8
+    assert "D23" not in result.info["facts"][0]["not_computable"]
+
+
+@pytest.mark.heavy
+def test_a_spurious_label_needs_more_than_one_epoch(one):
     _, single, alone, _ = one
     assert not _flagged(single, "D23").any()
     assert "fewer than three epochs" in alone.info["facts"][0]["not_computable"]["D23"]
-    assert "D23" not in result.info["facts"][0]["not_computable"]
 
 
 def test_labels_drawn_twice_are_found_without_the_detector(three):
