@@ -59,11 +59,16 @@ def overlap(a, b):
     return area, lost
 
 
+def judged(a, b):
+    """IoU of footprints by the oracle, for boxes with positive sizes; and how often shapely contradicted itself."""
+    area, lost = overlap(a, b)
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return area / (a[:, 2] * a[:, 3] + b[:, 2] * b[:, 3] - area), lost
+
+
 def iou(a, b):
     """IoU of footprints by the oracle, for boxes with positive sizes."""
-    area, _ = overlap(a, b)
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return area / (a[:, 2] * a[:, 3] + b[:, 2] * b[:, 3] - area)
+    return judged(a, b)[0]
 
 
 def random_footprints(rng, n, spread=4.0):
@@ -103,6 +108,7 @@ def geo():
     return SimpleNamespace(
         rectangles=rectangles,
         overlap=overlap,
+        judged=judged,
         iou=iou,
         random_footprints=random_footprints,
         random_boxes_3d=random_boxes_3d,

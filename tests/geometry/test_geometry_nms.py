@@ -1,5 +1,6 @@
 """NMS against a plain loop, torchvision, powerboxes and mmcv: exact greedy, ties, labels, thresholds."""
 
+import functools
 import tracemalloc
 
 import numpy as np
@@ -41,19 +42,33 @@ def flat_case(geo, kind, rng, n, objects):
 KINDS = ["boxes", "bev", "3d", "circle"]
 
 
+@pytest.fixture(scope="module")
+def plain_case(geo):
+    """A case and what the plain loop keeps of it, without labels and with: made once for all engines."""
+
+    @functools.cache
+    def made(kind, objects, count):
+        rng = np.random.default_rng(objects)
+        function, boxes, scores, matrix = flat_case(geo, kind, rng, count, objects)
+        limit = 0.7 if kind == "circle" else 0.45
+        limits = np.full(count, limit)
+        ways = [
+            (labels, plain_greedy(matrix, scores, labels, limits, near=kind == "circle"))
+            for labels in (None, rng.integers(0, 3, count))
+        ]
+        return function, boxes, scores, limit, ways
+
+    return made
+
+
 @pytest.mark.parametrize(
     ("objects", "count"), [(1, 150), (40, 1100), (1300, 1300)]
 )  # up to three blocks of rows
 @pytest.mark.parametrize("kind", KINDS)
-def test_is_the_plain_loop(run, geo, kind, objects, count):
-    rng = np.random.default_rng(objects)
-    function, boxes, scores, matrix = flat_case(geo, kind, rng, count, objects)
-    limit = 0.7 if kind == "circle" else 0.45
+def test_is_the_plain_loop(run, plain_case, kind, objects, count):
+    function, boxes, scores, limit, ways = plain_case(kind, objects, count)
     name = "distance_threshold" if kind == "circle" else "iou_threshold"
-    labels = rng.integers(0, 3, count)
-    limits = np.full(count, limit)
-    for given_labels in (None, labels):
-        expected = plain_greedy(matrix, scores, given_labels, limits, near=kind == "circle")
+    for given_labels, expected in ways:
         assert 1 < len(expected) < count
         assert np.array_equal(run(function, boxes, scores, given_labels, **{name: limit}), expected)
         for most in (0, len(expected) // 2, 5000):
