@@ -24,7 +24,7 @@ export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo app test test-all environments quick check lint types pytest dist bench bench-steps clean
+.PHONY: help demo app test test-all environments quick check lint types pytest dist docs bench bench-steps clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -105,6 +105,11 @@ dist: $(VENV)/.test-ready  ## wheel and source distribution in dist/, the same b
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(PY) -m build -q --outdir dist .
 	$(PY) -m twine check --strict dist/*
 
+docs: $(VENV)/.test-ready  ## the documentation as a site in .site/, pages of findings, commands and Python made of the code
+	@$(PY) -c "import mkdocstrings_handlers.python, material" 2>/dev/null || $(PY) -m pip install -q -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q --strict -f docs/site/mkdocs.yml
+	@echo "to read it with its search: $(PY) -m http.server -d .site"
+
 bench: .venv-bench/.ready  ## the tracer's benchmark, into docs/performance.md (the other benchmarks: tests/benchmarks/)
 	.venv-bench/bin/python tests/benchmarks/bench_tracer.py $(ARGS)
 
@@ -113,4 +118,4 @@ bench-steps: $(VENV)/.test-ready  ## what recording adds to training steps and t
 	$(PY) tests/benchmarks/bench_wrappers.py
 
 clean:  ## remove all that make has made
-	rm -rf mld_core/app/static mld_core/app/web/node_modules $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .site mld_core/app/static mld_core/app/web/node_modules $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

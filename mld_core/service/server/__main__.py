@@ -3,4 +3,5 @@
 from mld_core.service.server.run import serve
 from mld_core.service.server.settings import load_settings
 
-serve(load_settings())
+if __name__ == "__main__":
+    serve(load_settings())
