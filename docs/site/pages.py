@@ -19,6 +19,8 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
+from mld_core.cli.main import app
+
 ROOT = Path(__file__).resolve().parents[2]
 
 MODULES = (
@@ -31,8 +33,15 @@ MODULES = (
 TASKS = ("classification", "detection", "detection3d")
 SEVERITIES = {1: "information", 2: "worth a look", 3: "act when you can", 4: "act now", 5: "blocks a release"}
 
+HALVES = (
+    "Another draw of the same data may say otherwise, so it is asked again of halves of the split: the share "
+    "of halves that say the same stands beside it as `code_membership`, and below 0.9 no severity above 3 is "
+    "shown."
+)
+
 _LIST = re.compile(r"\s*([-*]|\d+\.)\s")
 _FENCE = re.compile(r"\s*```")
+_ELSEWHERE = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -75,9 +84,7 @@ def on_post_page(output: str, page: Page, **_: Any) -> str:
     Raises:
         PluginError: it would.
     """
-    strange = re.search(
-        r"<(?:script|img|iframe|source|link)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>", output
-    )
+    strange = _ELSEWHERE.search(output)
     if strange:
         raise PluginError(f"{page.file.src_uri} asks another origin: {strange[0]}")
     return output
@@ -91,11 +98,8 @@ def _at_home(text: str) -> str:
 
 
 def _api() -> str:
-    parts = [
-        "# Python",
-        "",
-        "The arguments that all wrappers share, and `ml_debugger.keras`, are in [Usage](usage.md).",
-    ]
+    shared = "The arguments that all wrappers share, and `ml_debugger.keras`, are in [Usage](usage.md)."
+    parts = ["# Python", "", shared]
     for name in MODULES:
         source = (ROOT / "integrations" / Path(*name.split("."))).with_suffix(".py")
         text = source if source.is_file() else source.with_suffix("") / "__init__.py"
@@ -122,8 +126,6 @@ def _origin(module: str, name: str) -> Iterator[str]:
 
 
 def _cli() -> str:
-    from mld_core.cli.main import app
-
     root = typer.main.get_command(app)
     parts = ["# Command line", "", "What `mld COMMAND --help` prints."]
     for name, command in _commands(root, "mld"):
@@ -166,26 +168,15 @@ def _findings() -> Iterator[tuple[str, str]]:
 
 
 def _finding(task: str, one: Any) -> str:
-    parts = [
-        f"# {one.code}: {one.title}",
-        "",
-        f"Of {task}. Severity {one.severity} of 5: {SEVERITIES[one.severity]}.",
-    ]
+    grave = f"Of {task}. Severity {one.severity} of 5: {SEVERITIES[one.severity]}."
+    parts = [f"# {one.code}: {one.title}", "", grave]
     parts += ["", "## When", "", f"{one.when[:1].upper()}{one.when[1:]}."]
     parts += ["", "## What to do", "", one.action]
     needs = ", ".join(f"`{name}`" for name in one.needs)
     if needs:
-        parts += [
-            "",
-            "## What must be recorded",
-            "",
-            f"{needs}; without it the summary says that it cannot tell.",
-        ]
+        without = "without it the summary says that it cannot tell."
+        parts += ["", "## What must be recorded", "", f"{needs}; {without}"]
     if one.varies:
-        parts += ["", "## How sure", ""]
-        parts += [
-            "Another draw of the same data may say otherwise, so it is asked again of halves of the split: the share of "
-            "halves that say the same stands beside it as `code_membership`, and below 0.9 no severity above 3 is shown."
-        ]
+        parts += ["", "## How sure", "", HALVES]
     parts += ["", "[How it is computed](../evaluation.md), [all findings](index.md)."]
     return "\n".join(parts) + "\n"
