@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mld_core.app.kept_rows import KeptRows
+from mld_core.app.kept_rows import Beside, KeptRows, stamp_of
 from mld_core.app.shelf import Book, Shelf, has_result
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import NotFoundError, known
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import ResultStore, no_such_run
 from mld_core.records.format.attempts import list_passes
-from mld_core.records.format.layout import RUN_FILE, RunKey, subfolders
+from mld_core.records.format.layout import RUN_FILE, RunKey, Store, subfolders
 from mld_core.records.read.reader import select
 from mld_core.records.store.verdicts import Standing, Subject, Verdict, standing
 from mld_core.views.reviewing import subjects_of
@@ -34,6 +35,10 @@ MOST_BYTES = 1_500_000_000
 MOST_PASSES = 24
 JUST_SECONDS = 900.0
 """A run evaluated within them is what somebody wants to see first."""
+
+FEW = 50
+WAIT_SECONDS = 5.0
+"""A search waits at most so long for few runs that are new, and not at all for many."""
 
 SPLITS = ("val", "test")
 
@@ -73,6 +78,7 @@ class Held:
     passes: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
     told: Recent = field(default_factory=lambda: Recent(MOST_PASSES))
     rows: KeptRows = field(default_factory=KeptRows)
+    beside: Beside = field(default_factory=Beside)
     said: dict[tuple[Path, str], list[str]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -130,18 +136,48 @@ class Library:
         self.shelf.fetch(run, whole=False)
         folder = self.store.run_dir(run)
         watched = (folder, folder / RUN_FILE, self.store.results_dir(run), *subfolders(folder))
-        stamp = [list(_stamp(one)) for one in watched]
-        row = self.held.rows.find(folder, stamp)
+        stamp = [list(stamp_of(one)) for one in watched]
+        row = self.held.rows.find(str(folder), stamp)
         if row is None:
             row = run_row(self.store, run)
-            self.held.rows.keep(folder, stamp, row)
+            self.held.rows.keep(str(folder), stamp, row)
         return row
 
     def rows(self, runs: Sequence[RunKey]) -> list[dict[str, Any]]:
         """Runs as the first page lists them."""
-        made = [self.row(run) for run in runs]
-        self.held.rows.write()
-        return made
+        with self.held.beside.resting():
+            return [self.row(run) for run in runs]
+
+    def read_beside(self, runs: Sequence[RunKey], *, first: bool = False) -> None:
+        """Have the lines of runs made, or looked at again, while requests are answered."""
+        wanted = {_folder_of(self.store, run): partial(self.row, run) for run in runs}
+        self.held.beside.ask(wanted, self.held.rows.write, first=first)
+
+    def known_rows(self, runs: Sequence[RunKey]) -> tuple[list[dict[str, Any]], int]:
+        """The lines that are known of some runs, and how many are still to be read.
+
+        A few runs that are new or changed are waited for; of those that were evaluated again the line may be
+        the former one for seconds.
+        """
+        rows, beside = self.held.rows, self.held.beside
+        with beside.resting():
+            folders = [_folder_of(self.store, run) for run in runs]
+            known_ = [rows.known(folder) for folder in folders]
+            unread = [place for place, row in enumerate(known_) if row is None]
+        self.read_beside([runs[place] for place in unread], first=True)
+        if unread:
+            seconds = WAIT_SECONDS if len(unread) <= FEW else 0.0
+            beside.wait({folders[place] for place in unread}, seconds)
+            for place in unread:
+                known_[place] = rows.known(folders[place])
+        self.read_beside(runs)
+        missing = [place for place in unread if known_[place] is None and not beside.failed(folders[place])]
+        return [row for row in known_ if row is not None], len(missing)
+
+    def update(self, run: RunKey, **members: Any) -> None:
+        """Set members of what is known of a run; its line says so at once."""
+        self.shelf.update(run, **members)
+        self.row(run)
 
     def class_names(self, run: RunKey) -> list[str] | None:
         """Names of the classes of a run."""
@@ -190,7 +226,7 @@ class Library:
                 raise NotFoundError(f"{run.model_name} {run.version_name} is not evaluated yet")
             name = str(made[-1]["result_name"])
         stamp = results.folder(name) / "result.json"
-        key = (stamp, _stamp(stamp))
+        key = (stamp, stamp_of(stamp))
         found: Result = self.held.results.get_or(key, lambda: Result(results, name, diagnoses=BY_CODE))
         return found
 
@@ -221,7 +257,7 @@ class Library:
                 there = known(_epoch_text(one.n_epoch) for one in own)
                 raise NotFoundError(f"no epoch {epoch!r} of {name!r} in this result (epochs: {there})")
             chosen = wanted[-1]
-        key = (found.folder, chosen.index, _stamp(chosen.path))
+        key = (found.folder, chosen.index, stamp_of(chosen.path))
         units: HeldUnits = self.held.passes.get_or(key, lambda: held(chosen))
         self._let_go(key)
         return Place(run, found, units)
@@ -274,13 +310,10 @@ def _first_split(datasets: list[str]) -> str:
     return datasets[0] if datasets else "val"
 
 
+@lru_cache(maxsize=65_536)
+def _folder_of(store: Store, run: RunKey) -> str:
+    return str(store.run_dir(run))
+
+
 def _epoch_text(epoch: int | None) -> str:
     return "none" if epoch is None else str(epoch)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return (0, 0)
-    return (stat.st_mtime_ns, stat.st_ino)

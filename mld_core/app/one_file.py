@@ -227,7 +227,7 @@ class OneFile:
             },
             "runs": {
                 "total": 1, "of": 1, "offset": 0, "search_help": "", "runs": [row],
-                "archived": 0, "away": False,
+                "unread": 0, "archived": 0, "away": False,
             },
             "run": {
                 "run": row,

@@ -64,6 +64,7 @@ def local_app(
         hosts: Names by which the server may be asked, beside those of this machine.
         frames: Origins that may show the pages in a frame.
     """
-    library = Library(LocalShelf(store), Held(rows=KeptRows(store.root)))
+    rows = KeptRows(store.root)
+    library = Library(LocalShelf(store, rows), Held(rows=rows))
     all_of_it = Shown(library, pictures or Pictures(store), LocalJobs(store))
     return make_app(lambda _: all_of_it, sign_in, hosts=hosts, frames=frames, local=True)

@@ -73,7 +73,7 @@ def note(library: Lib, said: EvaluationNote) -> Response:
     library.result(run, said.result)
     held = dict(library.shelf.info(run).get("evaluations") or {})
     held[said.result] = {"note": said.note, "review_state": said.review_state}
-    library.shelf.update(run, evaluations=held)
+    library.update(run, evaluations=held)
     return answer(held[said.result])
 
 

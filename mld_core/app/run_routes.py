@@ -103,6 +103,7 @@ def session(library: Lib, pictures: Pics, request: Request) -> Response:
 @routes.get("/runs")
 def runs(
     library: Lib,
+    request: Request,
     search: Annotated[str, Query(max_length=1_000)] = "",
     sort: Annotated[str, Query(max_length=200)] = "",
     tag: Name = None,
@@ -111,19 +112,25 @@ def runs(
     *,
     archived: bool = False,
 ) -> Response:
-    """The runs of the store: those that are not put away, or those that are."""
+    """The runs of the store: those that are not put away, or those that are.
+
+    A search finds among the runs whose lines are read; how many are not is said as `unread`.
+    """
     shown, away = library.shelf.listed()
     every, others = (away, shown) if archived else (shown, away)
     plainly = not search.strip() and not tag and sort in {"", "-created_at"}
     if plainly:  # rows are made of those that are shown alone
         rows = library.rows(every[offset : offset + limit])
-        total = len(every)
+        total, unread = len(every), 0
+        if request.app.state.local:  # a search may be next
+            library.read_beside(every)
     else:
-        found = find_runs(library.rows(every), search, sort)
-        found = [row for row in found if not tag or tag in row["tags"]]
+        lines, unread = library.known_rows(every)
+        with library.held.beside.resting():
+            found = [row for row in find_runs(lines, search, sort) if not tag or tag in row["tags"]]
         rows, total = found[offset : offset + limit], len(found)
     body = {"total": total, "of": len(every), "offset": offset, "search_help": SEARCH_HELP, "runs": rows}
-    return answer({**body, "archived": len(others), "away": archived})
+    return answer({**body, "unread": unread, "archived": len(others), "away": archived})
 
 
 @routes.post("/runs/bulk")
@@ -148,10 +155,10 @@ def _done(library: Library, run: RunKey, said: Bulk) -> dict[str, Any]:
         if said.do == "remove":
             row["gone"] = vars(shelf.remove(run, dry_run=said.dry_run))
         elif said.do in {"archive", "restore"}:
-            shelf.update(run, archived=said.do == "archive")
+            library.update(run, archived=said.do == "archive")
         else:
             there = [str(one) for one in shelf.info(run).get("tags") or [] if one != said.tag.strip()]
-            shelf.update(run, tags=there + [said.tag.strip()] * (said.do == "tag"))
+            library.update(run, tags=there + [said.tag.strip()] * (said.do == "tag"))
     except (OSError, ValueError, ProblemError) as error:
         row["error"] = str(getattr(error, "detail", error))
     return row
@@ -162,7 +169,7 @@ def tags(library: Lib, said: Tags) -> Response:
     """Set the tags of a run."""
     run = library.run(said.model, said.version)
     wanted = list(dict.fromkeys(one.strip() for one in said.tags if one.strip()))
-    library.shelf.update(run, tags=wanted)
+    library.update(run, tags=wanted)
     return answer({"tags": wanted})
 
 
@@ -170,7 +177,7 @@ def tags(library: Lib, said: Tags) -> Response:
 def note(library: Lib, said: Note) -> Response:
     """Set the note on a run."""
     run = library.run(said.model, said.version)
-    library.shelf.update(run, note=said.note)
+    library.update(run, note=said.note)
     return answer({"note": said.note})
 
 

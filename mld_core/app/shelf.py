@@ -6,6 +6,7 @@ its own `Shelf`, which brings a run's records and results into a folder before a
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mld_core.app.kept_rows import KeptRows, stamp_of
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.records.format.layout import RUN_FILE, RunKey, Store, run_of, subfolders
+from mld_core.records.format.layout import RUN_FILE, RunKey, Store, generation_in, named_run, subfolders
+from mld_core.records.format.manifest import read_json
 from mld_core.records.store.verdicts import Verdict, Verdicts
 from mld_core.records.write.removal import finish_removed, remove_passes
 from mld_core.views.runs import RUNS_ASKED, newest_run
@@ -111,32 +114,35 @@ class LocalShelf:
 
     Args:
         store: The store.
+        rows: Lines of its runs that are known.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, rows: KeptRows | None = None) -> None:
         self.store = store
         self.where = str(store.root)
+        self._rows = rows or KeptRows()
         self._books: dict[RunKey, Verdicts] = {}
-        self._briefs: dict[Path, _Brief] = {}
+        self._briefs: dict[str, _Brief] = {}
         self._lock = threading.Lock()
 
     def listed(self) -> tuple[list[RunKey], list[RunKey]]:
         """See `Shelf`."""
-        found = [
-            self._brief(model, one) for model in subfolders(self.store.root) for one in subfolders(model)
-        ]
+        found = [self._brief(one) for model in subfolders(self.store.root) for one in _folders_in(model)]
         there = sorted((one for one in found if one.run is not None), key=lambda one: one.at, reverse=True)
         shown = [one.run for one in there if one.run is not None and not one.away]
         return shown, [one.run for one in there if one.run is not None and one.away]
 
-    def _brief(self, model: Path, folder: Path) -> _Brief:
-        """What the list needs of a run; read anew when its folder or its run.json changed."""
-        stamp = (_modified(folder), _modified(folder / RUN_FILE))
+    def _brief(self, folder: str) -> _Brief:
+        """What the list needs of a run; read anew when its folder changed, as a new run.json changes it."""
+        stamp = stamp_of(folder)
         found = self._briefs.get(folder)
         if found is None or found.stamp != stamp:
-            run = run_of(model, folder)
-            info = {} if run is None else self.store.run_info(run)
-            found = _Brief(stamp, run, str(info.get("created_at", "")), bool(info.get("archived")))
+            row = self._rows.known(folder, stamp)
+            if row is not None:
+                run = RunKey(row["model"], row["version"])
+                found = _Brief(stamp, run, str(row["created_at"] or ""), row["archived"])
+            else:
+                found = _read(folder, stamp)
             self._briefs[folder] = found
         return found
 
@@ -179,11 +185,22 @@ class LocalShelf:
             return self._books.setdefault(run, Verdicts(self.store, run))
 
 
-def _modified(path: Path) -> int:
+def _read(folder: str, stamp: tuple[int, int]) -> _Brief:
+    path = Path(folder)
+    info = read_json(path / RUN_FILE)
+    run = named_run(path.parent, path, info)
+    if info is not None and info.get("generation", 0) != generation_in(folder):
+        info = None  # an older generation's
+    told = info or {}
+    return _Brief(stamp, run, str(told.get("created_at", "")), bool(told.get("archived")))
+
+
+def _folders_in(model: Path) -> list[str]:
     try:
-        return path.stat().st_mtime_ns
+        with os.scandir(model) as entries:
+            return sorted(one.path for one in entries if not one.name.startswith(".") and one.is_dir())
     except OSError:
-        return 0
+        return []
 
 
 def has_result(store: Store, run: RunKey) -> bool:

@@ -37,6 +37,12 @@ _MAIN = {
     "detection3d": (("nds", "NDS"), ("auprc", "mAP")),
 }
 _SEARCHED = ("accuracy", "auprc", "nds", "error_rate")
+_READ = [
+    *("dataset", "n_epoch", "counts", "count_labeled", "count_error", *_SEARCHED),
+    *(f"{name}_ratio" for name in CATEGORIES),
+]
+"""Columns of the tables of a result that a line needs."""
+
 _FIELDS = pa.schema(
     [
         *(
@@ -184,7 +190,10 @@ def _metrics(results: ResultStore, info: Mapping[str, Any]) -> list[dict[str, An
 def _rows(results: ResultStore, info: Mapping[str, Any], table: str) -> list[dict[str, Any]]:
     path = results.folder(str(info["result_name"])) / f"{table}.parquet"
     try:
-        found = pq.read_table(path).to_pylist()
+        with pq.ParquetFile(
+            path, memory_map=True
+        ) as file:  # one thread and few columns: it is read of thousands
+            found = file.read(_READ, use_threads=False).to_pylist()
     except (OSError, pa.ArrowInvalid):  # removed while it was read
         return []
     return [

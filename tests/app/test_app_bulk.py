@@ -1,6 +1,7 @@
 """Home: several runs at once are tagged, put away, and deleted once it was said what goes."""
 
 import json
+import threading
 
 import pytest
 from app_parts import opened
@@ -26,7 +27,8 @@ def test_the_lines_of_runs_are_kept_and_count_while_nothing_changed(place, monke
     monkeypatch.setattr(kept_rows, "MANY", 1)
     before = client.get("runs", sort="model")["runs"]
     kept = store.root / kept_rows.FILE
-    assert len(json.loads(kept.read_text())["rows"]) == 3
+    until(kept.is_file)
+    assert [len(json.loads(line)) for line in kept.read_text().splitlines()[1:]] == [3, 3, 3]
     with monkeypatch.context() as patch:
         patch.setattr(library, "run_row", lambda *_: pytest.fail("read anew"))
         with opened(store) as again:
@@ -38,6 +40,38 @@ def test_the_lines_of_runs_are_kept_and_count_while_nothing_changed(place, monke
     kept.write_text('{"version": 3, "rows": [')
     with opened(store) as again:
         assert len(again.get("runs")["runs"]) == 3
+
+
+def until(there, seconds=30):
+    """Lines are written down beside the requests."""
+    for _ in range(100 * seconds):
+        if there():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("not there in time")
+
+
+def test_a_search_does_not_wait_for_runs_that_are_read_beside_it(place, monkeypatch):
+    """It says how many it does not know yet; a run that cannot be read is left out of a search and told."""
+    store, _ = place
+    read, go = library.run_row, threading.Event()
+
+    def slow(store, run):
+        if run.version_name == "v2":
+            go.wait(30)
+        if run.version_name == "v3":
+            raise ValueError("a run that cannot be read")
+        return read(store, run)
+
+    monkeypatch.setattr(library, "run_row", slow)
+    monkeypatch.setattr(library, "WAIT_SECONDS", 0.01)
+    with opened(store) as client:
+        first = client.get("runs", search="net")
+        assert first["of"] == 3
+        assert first["unread"] >= 1
+        go.set()
+        until(lambda: client.get("runs", search="net")["unread"] == 0)
+        assert versions(client, search="net") == ["v1", "v2"]
 
 
 def named(*versions):

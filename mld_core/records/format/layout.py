@@ -188,12 +188,7 @@ class Store:
         Raises:
             OSError: the run's folder is there and can not be listed.
         """
-        try:
-            with os.scandir(self.run_dir(run)) as entries:
-                markers = [match for entry in entries if (match := _GENERATION.fullmatch(entry.name))]
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
-        return max((int(match[1]) for match in markers), default=0)
+        return generation_in(self.run_dir(run))
 
     def recreate(self, run: RunKey) -> int:
         """Start a new generation (`force_table_recreate`): earlier records of this run are unread at once.
@@ -209,6 +204,20 @@ class Store:
         return number
 
 
+def generation_in(folder: Path | str) -> int:
+    """The generation of the run in a folder.
+
+    Raises:
+        OSError: the folder is there and can not be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if entry.name.startswith(".generation-")]
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return max((int(match[1]) for name in found if (match := _GENERATION.fullmatch(name))), default=0)
+
+
 def _claimed(folder: Path) -> bool:
     """Make a folder; False if it was there, so exactly one of several processes gets it."""
     try:
@@ -220,7 +229,11 @@ def _claimed(folder: Path) -> bool:
 
 def run_of(model: Path, version: Path) -> RunKey | None:
     """The names of a run's folder, `root/model/version`, or None if the folder is not a run."""
-    data = read_json(version / RUN_FILE)
+    return named_run(model, version, read_json(version / RUN_FILE))
+
+
+def named_run(model: Path, version: Path, data: dict[str, Any] | None) -> RunKey | None:
+    """As `run_of`, where what its run.json holds was read already."""
     stored = (data or {}).get("model_name"), (data or {}).get("version_name")
     if isinstance(stored[0], str) and isinstance(stored[1], str):
         key = RunKey(stored[0], stored[1])

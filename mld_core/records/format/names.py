@@ -9,6 +9,7 @@ than 100 bytes are cut and given a hash; the original then stands in `run.json` 
 
 import hashlib
 import string
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 MAX_BYTES = 100
@@ -33,6 +34,11 @@ def encode(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"a name must be a str, got {name!r} ({type(name).__name__}); use str()")
+    return _encoded(name)
+
+
+@lru_cache(maxsize=65_536)
+def _encoded(name: str) -> str:
     raw = name.encode("utf-8", "surrogatepass")
     pieces = [chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in raw]
     encoded = "".join(pieces)

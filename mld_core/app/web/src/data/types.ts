@@ -96,6 +96,8 @@ export interface Runs {
   offset: number;
   search_help: string;
   runs: Run[];
+  /** Of how many a search does not know yet. */
+  unread: number;
   /** How many are on the other side: put away, or, of those, not. */
   archived: number;
   away: boolean;
