@@ -7,7 +7,15 @@ from collections.abc import Callable, Collection, Sequence
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from mld_core.app import job_routes, problems, read_routes, review_routes, run_routes, static_files
+from mld_core.app import (
+    compare_routes,
+    job_routes,
+    problems,
+    read_routes,
+    review_routes,
+    run_routes,
+    static_files,
+)
 from mld_core.app.asking import Shown
 from mld_core.app.jobs.local import LocalJobs
 from mld_core.app.kept_rows import KeptRows
@@ -41,7 +49,7 @@ def make_app(
     app = FastAPI(title="ml_debugger", docs_url=None, redoc_url=None, openapi_url=f"{BASE}/api/openapi.json")
     problems.install(app)
     app.state.shown, app.state.local, app.state.leaves = shown, local, sign_in.public
-    for one in (run_routes, read_routes, review_routes, job_routes):
+    for one in (run_routes, read_routes, compare_routes, review_routes, job_routes):
         app.include_router(one.routes, prefix=f"{BASE}/api")
     static_files.mount(app, BASE)
     return Gate(app, sign_in, hosts, frames, BASE)

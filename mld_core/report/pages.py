@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from mld_core import __version__
-from mld_core.app.one_file import embedded_json
+from mld_core.app.file.one_file import embedded_json
 from mld_core.report.comparison import comparison_content
 from mld_core.report.content import report_content
 

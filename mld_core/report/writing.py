@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mld_core.app.one_file import OneFile
+from mld_core.app.file.one_file import OneFile
 from mld_core.evaluation.results.result import Result
 from mld_core.views.samples import ImageFn
 

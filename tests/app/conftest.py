@@ -70,3 +70,13 @@ def ann(shown_store):
     """A person who reads; what is written is taken back or of no weight to the others."""
     with opened(shown_store) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def two_epochs(records, planted, tmp_path_factory):
+    """The same store, where each run has a result of its first epoch too, "first"."""
+    root = tmp_path_factory.mktemp("app") / "two"
+    store = Store(once.copied("app", lambda folder: _write(folder, records, planted), root))
+    for model, version in (("net <i>", "v/1"), ("boxes", "v1"), ("lidar", "v1")):
+        Evaluator(model, version, store=root).request_evaluation("first", 0, options=OPTIONS)
+    return store

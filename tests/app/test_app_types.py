@@ -43,6 +43,9 @@ def answers(client):
         yield 'Reads["position"]', client.get("position", **place, row=rows[0]["row"])
         for route in ("run", "columns-info", "suspects", "export/formats", "pictures"):
             yield f'Reads["{route}"]', client.get(route, **place)
+        itself = {**place, "a_model": place["model"], "a_version": place["version"]}
+        for route in ("compare", "compare/pairs"):
+            yield f'Reads["{route}"]', client.get(route, **itself)
         undone = client.post("verdicts/undo", {**place, "last": True})
         yield 'Writes["verdicts/undo"]', undone.json()
         looked = {"code": "C01", "limit": 3, "dry_run": True}

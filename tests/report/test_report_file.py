@@ -7,7 +7,7 @@ import re
 import pytest
 from app_building import need_pages
 
-from mld_core.app.one_file import NoPagesError, OneFile
+from mld_core.app.file.one_file import NoPagesError, OneFile
 from mld_core.report import write_report
 from mld_core.views import detail, facets, matrices
 from mld_core.views.cards import Told, cards

@@ -21,6 +21,8 @@ export interface Reads {
   pictures: t.Pictures;
   jobs: { jobs: t.Job[] };
   vocabulary: t.Vocabulary;
+  compare: t.Compared;
+  "compare/pairs": t.SamplePairs;
 }
 
 /** Routes that are written, and what each answers. */

@@ -514,3 +514,46 @@ export interface Vocabulary {
   }[];
   events: Record<string, string>;
 }
+/** A table of what moved: a change is good where it goes `better`, and in bold where chance does not explain it. */
+export interface ComparedTable {
+  id: string;
+  title: string;
+  note: string;
+  heads: { title: string; kind: "name" | "value" | "count" | "change" }[];
+  rows: {
+    name: string;
+    hint: string;
+    /** The class whose samples the row opens. */
+    truth: number | null;
+    unit: string;
+    better: "up" | "down" | "";
+    sure: boolean;
+    values: (number | null)[];
+  }[];
+}
+export interface Compared {
+  place: Place;
+  task: Task;
+  split: string;
+  splits: string[];
+  /** Before and after. */
+  sides: { model: string; version: string; result: string; epoch: number | null; completed_at: string }[];
+  counts: {
+    n_fixed: number;
+    n_regressed: number;
+    n_only_a: number;
+    n_only_b: number;
+    [name: string]: unknown;
+  };
+  p: number | null;
+  sentence: string;
+  tables: ComparedTable[];
+}
+export interface SamplePairs {
+  place: Place;
+  before: Place;
+  total: number;
+  offset: number;
+  limit: number;
+  rows: { a: Sample; b: Sample }[];
+}

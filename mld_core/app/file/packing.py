@@ -1,7 +1,7 @@
 """Columns as one compressed block of bytes, for a page that has no server to ask.
 
 Numbers stand as they are (null is NaN, the least int32, 255), texts and other values as numbers of a list of
-them. What reads it is `web/src/data/file/columns.ts`.
+them. What reads it is `../web/src/data/file/columns.ts`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mld_core import __version__
-from mld_core.app.packing import Block
+from mld_core.app.file.packing import Block
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.view import ALIASES
@@ -36,7 +36,7 @@ from mld_core.views.tables import plain
 from mld_core.views.units import PassUnits, passes_of
 from mld_core.views.words.texts import CATEGORY_TEXTS, PAIR_ACTION
 
-STATIC = Path(__file__).parent / "static" / "file"
+STATIC = Path(__file__).parents[1] / "static" / "file"
 MOST_ROWS = 200_000
 PICTURE_BYTES = 5_000_000
 DETAILED = 100
