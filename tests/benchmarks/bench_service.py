@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import resource
 import shutil
 import sqlite3
 import statistics
@@ -243,6 +244,12 @@ def told_nothing(arguments: list[str], environment: dict[str, str]) -> None:
     )
 
 
+def children_time() -> float:
+    """Seconds of processor time of the commands that ended: a busy machine changes them less."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
 def many_runs(server: ServerProcess, number: int) -> list[list[str]]:
     """Rows of the table: milliseconds of a page of very many runs, and of the commands that read one."""
     api = server.api()
@@ -270,9 +277,11 @@ def many_runs(server: ServerProcess, number: int) -> list[list[str]]:
         taken = sorted(seconds(lambda params=params: api.get("/v1/runs", params=params)) for _ in range(100))
         table.append([f"{name} of {number:,} runs", f"{taken[50] * 1000:.1f}", f"{taken[98] * 1000:.1f}"])
     environment = {**os.environ, "MLD_API_ENDPOINT": server.url, "MLD_API_KEY": server.key}
-    for arguments in (["ls", "--remote"], ["show"]):
+    for arguments in (["ls", "--remote"], ["show"]):  # the newest run has no result
+        before = children_time()
         taken = sorted(seconds(lambda words=arguments: told_nothing(words, environment)) for _ in range(7))
-        name = f"`mld {' '.join(arguments)}`, the whole process"
+        spent = (children_time() - before) / 7 * 1000
+        name = f"`mld {' '.join(arguments)}`, the whole process ({spent:.0f} ms of processor time)"
         table.append([name, f"{taken[3] * 1000:.0f}", f"{taken[-1] * 1000:.0f}"])
     return table
 
@@ -298,8 +307,11 @@ def main() -> None:
             finally:
                 server.stop()
         table = markdown(head, rows)
-        table += f"\n\nLoad average before {load:.1f}, after {os.getloadavg()[0]:.1f}. "
-        table += f"Command: `python tests/benchmarks/bench_service.py --only {name} --rounds {options.rounds} --write`."
+        table += (
+            f"\n\nLoad average before {load:.1f}, after {os.getloadavg()[0]:.1f}, niceness {os.nice(0)}. "
+        )
+        asked = f"--only {name} --rounds {options.rounds} --write"
+        table += f"Command: `python tests/benchmarks/bench_service.py {asked}`."
         print(table, flush=True)
         if options.write:
             title = "## Service\n\n" if name == "uploads" else ""
