@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -56,6 +58,10 @@ def ap(score, hit) -> float:
     return average_precision(np.asarray(score, float), hit) or 0.0
 
 
+def f1(flagged, hit) -> float:
+    return 2 * float((flagged & hit).sum()) / max(int(flagged.sum() + hit.sum()), 1)
+
+
 def errors_of(arrays: SplitArrays) -> list[Row]:
     """Error detection beside MSP, entropy and the Trust Score."""
     made = run(arrays)
@@ -88,6 +94,7 @@ def labels_of(arrays: SplitArrays, hit, more=None) -> list[Row]:
                 "find_label_issues": hit[issues].mean() if issues.any() else np.nan,
             },
         ),
+        ("F1 of what is flagged", {"ours": f1(flagged, hit), "find_label_issues": f1(issues, hit)}),
     ]
 
 
@@ -136,7 +143,7 @@ def order(name: str, seed: int) -> list[Row]:
         labels=arrays.labels[walked],
         features={"hidden": hidden[walked]},
     )
-    theirs = [datalab_order(one) for one in (inside, arrays)]
+    theirs = datalab_order(inside, arrays)
     ours = [float(run(one).diagnoses.masks["C05"].any()) for one in (inside, arrays)]
     return [
         ("order found", {"ours": ours[0], "Datalab non_iid": theirs[0]}),
@@ -144,16 +151,29 @@ def order(name: str, seed: int) -> list[Row]:
     ]
 
 
-def datalab_order(arrays: SplitArrays) -> float:
-    """Whether Datalab finds the data in order; NaN where its own dependency (datasets) is not installed."""
-    try:
-        from cleanlab import Datalab
+DATALAB = """
+import sys, numpy as np
+from cleanlab import Datalab
+given = np.load(sys.argv[1])
+for name in ("inside", "shuffled"):
+    lab = Datalab({"label": given[name + "_labels"]}, label_name="label", verbosity=0)
+    lab.find_issues(features=given[name], issue_types={"non_iid": {"seed": 0}})
+    print(int(lab.get_issues("non_iid")["is_non_iid_issue"].any()))
+"""
+"""In a process of its own: Datalab needs a package that has the name of the suite's own `datasets`."""
 
-        lab = Datalab({"label": arrays.labels}, label_name="label", verbosity=0)
-    except ImportError:
-        return float("nan")
-    lab.find_issues(features=arrays.features["hidden"], issue_types={"non_iid": {"seed": 0}})
-    return float(lab.get_issues("non_iid")["is_non_iid_issue"].any())
+
+def datalab_order(inside: SplitArrays, shuffled: SplitArrays) -> list[float]:
+    """Whether Datalab finds each in order; NaN where it or its own dependency (datasets) is not installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "arrays.npz"
+        both = {"inside": inside, "shuffled": shuffled}
+        features = {name: one.features["hidden"] for name, one in both.items()}
+        np.savez(file, **features, **{f"{name}_labels": one.labels for name, one in both.items()})
+        command = [sys.executable, "-c", DATALAB, str(file)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    said = done.stdout.split()[-2:]
+    return [float(word) for word in said] if done.returncode == 0 else [float("nan")] * 2
 
 
 def novel(name: str, seed: int) -> list[Row]:
