@@ -233,6 +233,6 @@ def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
         "errors": int((units.errors[rows] == 1).sum()),
         "n": len(rows),
         "n_gt": len(pc.unique(kinds[1].drop_null())),
-        "n_pred": int(pc.sum(pc.not_equal(kinds[0].cast(pa.string()), "gt")).as_py() or 0),
+        "n_pred": int(pc.sum(pc.equal(kinds[0].cast(pa.string()), "pred")).as_py() or 0),
         "size": found[0].get("size") if found else None,
     }

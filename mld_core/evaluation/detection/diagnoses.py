@@ -24,7 +24,7 @@ _EDGE = 1e-6
 
 @dataclass(frozen=True)
 class BoxDiagnoses:
-    """What applies to which unit; arrays are (N + M,): kept predictions, then missed truths.
+    """What applies to which unit; arrays are (U,): kept predictions, missed truths, weak boxes.
 
     Attributes:
         found: Masks, primary code and severity, as the classification's.
@@ -48,7 +48,9 @@ def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
     count, suspicion = len(e.units.kept), np.full(e.rows, np.nan)
     asked = [] if e.miss_proba is None else [e.spurious]
     if e.answers is not None:
-        asked += [e.missing_label, e.bad_box, e.wrong_class]
+        asked += [e.bad_box, e.wrong_class]
+    if e.unlabelled is not None:
+        asked.append(e.missing_label)
     for suspects in asked:
         there = ~np.isnan(suspects.score)
         suspicion[there] = suspects.score[there]
@@ -57,8 +59,9 @@ def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
     suggested = np.full(e.rows, -1, np.int64)
     if e.answers is not None:
         missed = e.units.missed
-        said = ~np.isnan(e.wrong_class.score[count:])
-        suggested[count:] = np.where(said, e.match.said.label[missed], -1)
+        rows = slice(count, count + len(missed))
+        said = ~np.isnan(e.wrong_class.score[rows])
+        suggested[rows] = np.where(said, e.match.said.label[missed], -1)
     return BoxDiagnoses(diagnose(DIAGNOSES, e), suspicion, suggested, _details(e))
 
 
@@ -155,9 +158,9 @@ def small_or_cut_off(e: BoxEvidence) -> Bools:
     return e.missed(small | e.records.border[missed])
 
 
-@diagnosis("D20", "Suspected missing label", 4, "Look, and add the box if it is one.", "answers")
+@diagnosis("D20", "Suspected missing label", 4, "Look, and add the box if it is one.", "objects")
 def suspected_missing_label(e: BoxEvidence) -> Bools:
-    """Background by the labels, yet of low estimated risk, among the N_hat least risky."""
+    """Far from every label, whatever its score, yet it looks like an object among all recorded boxes."""
     return e.missing_label.flagged
 
 
@@ -167,8 +170,8 @@ def suspected_missing_label(e: BoxEvidence) -> Bools:
     3,
     "Redraw the truth's box.",
     "answers",
-    when="the boxes of all epochs agree with each other and not with the truth (with fewer than three: "
-    "overlap below a half although the prediction looks well placed)",
+    when="overlap below a half although the prediction looks well placed, and the boxes of all epochs (where "
+    "three are recorded) agree with each other",
 )
 def suspected_bad_box_label(e: BoxEvidence) -> Bools:
     """Suspected bad box label."""

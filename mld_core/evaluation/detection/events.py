@@ -79,6 +79,7 @@ class PassMatch:
         ignored: (N,) counts neither as right nor as wrong, frames without known truth included.
         found: (G,) found within its class by a prediction of any score.
         near: (G,) closeness of the closest prediction of any class and score.
+        closest: (N,) closeness of the closest truth of any class.
         said: What the recorded boxes say about each truth.
         costs: TIDE costs.
     """
@@ -87,6 +88,7 @@ class PassMatch:
     ignored: Bools
     found: Bools
     near: Floats
+    closest: Floats
     said: Said
     costs: dict[str, float | None]
 
@@ -96,6 +98,7 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
     right = np.zeros(len(records.predictions), np.bool_)
     ignored = np.ones(len(records.predictions), np.bool_)
     found, near = np.zeros(len(records.truths), np.bool_), np.zeros(len(records.truths))
+    closest = np.zeros(len(records.predictions))
     tides: list[tide.TideState] = []
     said: list[Said] = []
     for step in walk(records):
@@ -105,11 +108,12 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
         ignored[step.rows] = matched.ignored
         found[step.span] = matched.prediction >= 0
         np.maximum.at(near[step.span], pairs.right, pairs.value)
+        np.maximum.at(closest, step.rows[pairs.left], pairs.value)
         said.append(said_about(step.predictions, step.truths, pairs, geometry))
         tides.append(_tide(step.predictions, step.truths, geometry, records.n_class))
     costs = tide.tide_costs(tide.TideState.merge(tides)) if tides else dict.fromkeys(("ap", *tide.TYPES))
     nothing = said_about(records.predictions.take(slice(0)), records.truths, NO_PAIRS, geometry)
-    return PassMatch(right, ignored, found, near, Said.merge(said or [nothing]), costs)
+    return PassMatch(right, ignored, found, near, closest, Said.merge(said or [nothing]), costs)
 
 
 def _tide(p: Predictions, t: Truths, geometry: BoxGeometry, n_class: int) -> tide.TideState:

@@ -18,6 +18,7 @@ from mld_core.evaluation.detection.analysis import BoxAnswers
 from mld_core.evaluation.detection.epochs import OtherEpochs, Said
 from mld_core.evaluation.detection.events import PassMatch
 from mld_core.evaluation.detection.labels import LabelFaults, label_faults
+from mld_core.evaluation.detection.objects import Unlabelled
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits
 from mld_core.evaluation.metrics import tide
@@ -27,8 +28,8 @@ from mld_core.evaluation.metrics.matching import ALIGNED_IOU, BACKGROUND_IOU, EV
 ROBUST_Z = 3.0
 MAD_TO_SIGMA = 1.4826
 AGREEING_EPOCHS = 2
-ALONE = 0.4
-"""Share of the threshold of risk up to which an error is unlikely where no other epoch is asked."""
+BELIEVED = 0.5
+"""Probability from which on a box without a truth is said to be an object."""
 
 FAINT = 0.01
 """Score of a class that no box says."""
@@ -65,6 +66,7 @@ class BoxEvidence:
         epochs: What other epochs say.
         t2: Threshold of risk of the kept predictions.
         miss_t2: Threshold of risk of the truths.
+        unlabelled: Which boxes without a truth look like objects; None where too few tell.
     """
 
     records: BoxRecords
@@ -75,10 +77,11 @@ class BoxEvidence:
     epochs: OtherEpochs
     t2: float
     miss_t2: float
+    unlabelled: Unlabelled | None = None
 
     @property
     def rows(self) -> int:
-        """N + M: kept predictions, then missed truths."""
+        """N + M + W: kept predictions, missed truths, weak boxes; (N + M,) below means all of these."""
         return self.units.rows
 
     @property
@@ -86,6 +89,9 @@ class BoxEvidence:
         """What is not there, and why a code that needs it cannot be computed."""
         absent = {
             "answers": "the error probability was not estimated" if self.answers is None else "",
+            "objects": "fewer than 30 recorded boxes stand on truths, or far from all"
+            if self.unlabelled is None
+            else "",
             "truths": "no truth counts" if self.miss_proba is None else "",
             "epochs": ""
             if self.epochs.count >= AGREEING_EPOCHS
@@ -99,7 +105,7 @@ class BoxEvidence:
 
     def missed(self, mask: Bools) -> Bools:
         """(N + M,) from a mask of the missed truths."""
-        return np.append(np.zeros(self.rows - len(mask), np.bool_), mask)
+        return np.insert(np.zeros(self.rows - len(mask), np.bool_), len(self.units.kept), mask)
 
     @cached_property
     def kind(self) -> NDArray[np.int8]:
@@ -148,13 +154,23 @@ class BoxEvidence:
         return made
 
     @cached_property
+    def missing_odds(self) -> Floats:
+        """(U,) odds that a box far from every truth is an object, NaN elsewhere; needs the objects."""
+        assert self.unlabelled is not None
+        there, row = _looked_at(self, self.unlabelled)
+        made = np.full(self.rows, np.nan)
+        made[there] = self.unlabelled.odds[row]
+        return made
+
+    @cached_property
     def missing_label(self) -> Suspects:
-        """D20; needs the answers, as the next two."""
-        return _missing(self, self.known)
+        """D20; needs the objects."""
+        assert self.unlabelled is not None
+        return _missing(self, self.unlabelled)
 
     @cached_property
     def bad_box(self) -> Suspects:
-        """D21."""
+        """D21; needs the answers, as the next."""
         flat = self.records.truths.box.shape[1] == 4
         return _misplaced(self, self.known) if flat else _far_off(self, self.known)
 
@@ -174,34 +190,27 @@ class BoxEvidence:
         return label_faults(self.records)
 
 
-def _missing(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
-    """Background by the labels although the internals say object, least risky first.
+def _missing(e: BoxEvidence, found: Unlabelled) -> Suspects:
+    """Background by the labels although the box looks like an object, whatever its score."""
+    there, row = _looked_at(e, found)
+    flagged = np.zeros(e.rows, np.bool_)
+    flagged[there] = found.belief[row] >= BELIEVED
+    # Only the order counts: odds of one and more would be certain.
+    return Suspects(e.missing_odds / (1 + e.missing_odds), flagged)
 
-    Two opinions, averaged as log-odds: the error probability and the posterior of background; and what the
-    other epochs say there. As many are expected to be objects as the belief in the unlikely errors among them
-    adds up to. An error is unlikely up to the threshold of risk where half of the other epochs have the box
-    too; a single epoch must be surer, as some clutter looks like an object to it.
-    """
-    asked = e.kind == tide.BKG
-    proba = np.clip(answers.analysis.error_proba, _EDGE, 1 - _EDGE)
-    background = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
-    votes, epochs = e.epochs.agree, e.epochs.count
-    told = np.log((votes + 1) / (epochs - votes + 1))
-    score = np.where(asked, expit((told - logit(proba) - logit(background)) / 2), np.nan)
-    several = epochs >= AGREEING_EPOCHS
-    likely = (proba <= e.t2) & (2 * votes >= epochs) if several else proba <= ALONE * e.t2
-    likely = np.asarray(asked & likely)
-    expected = float((1 - proba[likely]).sum())
-    flagged = _top(score, likely, round(expected) if several else _at_least(expected))
-    none = np.full(e.rows - len(score), np.nan)
-    return Suspects(np.append(score, none), e.predicted(flagged))
+
+def _looked_at(e: BoxEvidence, found: Unlabelled) -> tuple[Ints, Ints]:
+    """Units whose box was asked about, and its place among those."""
+    row = np.searchsorted(found.rows, e.units.prediction)
+    there = np.flatnonzero(np.append(found.rows, -2)[row] == e.units.prediction)
+    return there, row[there]
 
 
 def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     """The boxes of all epochs, whatever their score, agree with each other and not with the truth.
 
-    Of each epoch the closest box of the class counts, of these the median. With fewer epochs the box that is
-    judged by the truth must look well placed.
+    Of each epoch the closest box of the class counts, of these the median. The box that is judged by the
+    truth must look well placed.
     """
     truths = e.records.truths
     boxes = np.stack([one.box for one in (e.match.said, *e.epochs.said)])
@@ -218,11 +227,10 @@ def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     far = _robust_z(np.where(usual, overlap, np.nan), truths.label, usual) > ROBUST_Z
     score = np.where(usual, (1 - overlap) / (1 + spread), np.nan)
     row = e.judged_by(tide.LOC)
+    placed = e.units.padded(1 - answers.probabilities.det_error, 0.0)
+    flagged = far & (overlap < EVENT_IOU) & (placed[row] > 0.5)
     if e.epochs.count >= AGREEING_EPOCHS:
-        flagged = far & (overlap < EVENT_IOU) & (agreed >= ALIGNED_IOU) & (seen == len(boxes))
-    else:
-        placed = np.append(1 - answers.probabilities.det_error, np.zeros(len(e.units.missed)))
-        flagged = far & (overlap < EVENT_IOU) & (placed[row] > 0.5)
+        flagged &= (agreed >= ALIGNED_IOU) & (seen == len(boxes))
     return e.on_rows(row, score, np.asarray(flagged))
 
 
@@ -245,7 +253,7 @@ def _far_off(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     flagged = asked & (distance > ROBUST_Z) & (placed > 0.5)
     if e.epochs.count >= AGREEING_EPOCHS:
         flagged |= loc & (e.epochs.agree >= AGREEING_EPOCHS)
-    return Suspects(np.append(score, np.full(e.rows - len(score), np.nan)), e.predicted(flagged))
+    return Suspects(e.units.padded(score), e.predicted(flagged))
 
 
 def _not_found(e: BoxEvidence) -> Bools:
@@ -320,8 +328,10 @@ def _spurious(e: BoxEvidence) -> Suspects:
     score = (1 - proba) * (1 - support)
     told = e.epochs.count >= AGREEING_EPOCHS
     asked = np.asarray((proba <= e.miss_t2) & (support < BACKGROUND_IOU) & told)
-    flagged = _top(score, asked, round(float((1 - proba[asked]).sum())))
-    return Suspects(np.append(np.full(len(e.units.kept), np.nan), score), e.missed(flagged))
+    flagged = _top(score, asked, _at_least(float((1 - proba[asked]).sum())))
+    made = np.full(e.rows, np.nan)
+    made[len(e.units.kept) :][: len(missed)] = score
+    return Suspects(made, e.missed(flagged))
 
 
 def _top(score: Floats, asked: Bools, count: int) -> Bools:

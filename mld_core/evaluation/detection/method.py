@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.stages import Split, SplitGroup
-from mld_core.evaluation.detection.analysis import logit_figures
+from mld_core.evaluation.detection.analysis import frame_keys, logit_figures
+from mld_core.evaluation.detection.epochs import OtherEpochs, look_at_epochs
 from mld_core.evaluation.detection.events import (
     DEFAULT_THRESHOLD,
     PassMatch,
@@ -26,13 +27,14 @@ from mld_core.evaluation.detection.metrics import (
     class_rows,
     confusion_table,
 )
+from mld_core.evaluation.detection.objects import Unlabelled, candidates, look_for_objects
 from mld_core.evaluation.detection.profile import IMAGES, Profile
 from mld_core.evaluation.detection.records import BoxRecords, class_logits, read_boxes, vector_rows
 from mld_core.evaluation.detection.stage import BoxAnalysis, BoxPass
 from mld_core.evaluation.detection.units import BoxUnits, unit_table
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import problem, record_problems
-from mld_core.evaluation.metrics.boxes import Floats
+from mld_core.evaluation.metrics.boxes import Floats, Ints
 from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.tables import read_facts
@@ -79,7 +81,9 @@ def _evaluate_group(
             read[split.dataset] = _match(split, info, profile)
     limits = {name: _thresholds(read[group.reference(one.split).dataset]) for name, one in read.items()}
     # Every split needs its reference's counts of all predictions; only then are they those of the events.
-    return [_judge(read[split.dataset], limits[split.dataset], profile) for split in group.splits]
+    return [
+        _judge(read[split.dataset], limits[split.dataset], profile, group, engine) for split in group.splits
+    ]
 
 
 def _match(split: Split, info: dict[str, Any], profile: Profile) -> _Read:
@@ -102,7 +106,9 @@ def _thresholds(read: _Read) -> Floats:
     return best_thresholds(predictions.label, predictions.score, match.right, match.ignored, counts)
 
 
-def _judge(read: _Read, thresholds: Floats, profile: Profile) -> EvaluatedPass:
+def _judge(
+    read: _Read, thresholds: Floats, profile: Profile, group: SplitGroup, engine: Workers
+) -> EvaluatedPass:
     """Events at the thresholds, the unit table, and the metrics of a pass."""
     records, match, split = read.records, read.match, read.split
     predictions = records.predictions
@@ -114,7 +120,8 @@ def _judge(read: _Read, thresholds: Floats, profile: Profile) -> EvaluatedPass:
     events = events_of(records, kept, profile.geometry)
     judged = ~events.ignored & records.labelled[predictions.frame[kept]]
     missed = np.flatnonzero(records.truths.counts & ~events.met)
-    units = BoxUnits(kept, missed, judged, events)
+    epochs, unlabelled = _other_opinions(read, kept, thresholds, profile, group, engine)
+    units = BoxUnits(kept, missed, judged, events, _weak(unlabelled, kept))
     logits = class_logits(records, kept, vector_rows(records, kept), split.units.parent)
     label = np.where(events.said_of >= 0, events.said_of, records.n_class)
     # For the loss a box that found nothing is background, however close the next truth.
@@ -124,7 +131,7 @@ def _judge(read: _Read, thresholds: Floats, profile: Profile) -> EvaluatedPass:
     pq.write_table(table, split.units, compression="zstd", row_group_size=65_536)
     split.rows, split.errors = units.rows, int(units.wrong.sum())
     split.labeled = int(judged.sum())
-    split.scratch["boxes"] = BoxPass(records, units, match, thresholds, profile)
+    split.scratch["boxes"] = BoxPass(records, units, match, thresholds, profile, epochs, unlabelled)
     figures = profile.figures(records)
     metrics = box_metrics(records, units, match, of_logits) | read_facts(split.selection)
     if figures is not None:
@@ -138,6 +145,34 @@ def _judge(read: _Read, thresholds: Floats, profile: Profile) -> EvaluatedPass:
         confusion_table(records, units),
         record_problems(split.selection) + _problems(records, units),
     )
+
+
+def _other_opinions(
+    read: _Read, kept: Ints, thresholds: Floats, profile: Profile, group: SplitGroup, engine: Workers
+) -> tuple[OtherEpochs, Unlabelled | None]:
+    """What other epochs say, and which boxes without a truth look like objects."""
+    records, split = read.records, read.split
+    said = records.predictions
+    use = records.labelled[said.frame] & (said.label >= 0) & (said.label < records.n_class)
+    some = candidates(said, use, read.match.closest, kept, profile.geometry, weak=profile.weak)
+    asked = np.empty(0, np.int64) if some is None else some.rows
+    with engine.stage(f"other epochs ({split.dataset})"):
+        epochs = look_at_epochs(
+            records, kept, profile.geometry, thresholds, asked=asked, keep=profile.keep_epochs
+        )
+    if some is None:
+        return epochs, None
+    with engine.stage(f"unlabelled objects ({split.dataset})"), engine as workers:
+        keys = frame_keys(records, group.options.get("group_key"))
+        return epochs, look_for_objects(records, some, epochs.votes, keys, split.units.parent, workers)
+
+
+def _weak(found: Unlabelled | None, kept: Ints) -> Ints:
+    """Rows below the threshold among twice as many of the likeliest objects as are expected."""
+    if found is None:
+        return np.empty(0, np.int64)
+    first = np.argsort(-found.odds, kind="stable")[: 2 * found.expected]
+    return np.setdiff1d(found.rows[first], kept)
 
 
 USUAL_SCORE = 0.05

@@ -48,6 +48,7 @@ class Profile:
         figures: The metrics of a pass over every recorded prediction; None without frames.
         diagnose: Given the evidence and what applies to boxes of any kind, what applies to these.
         keep_epochs: Whether `diagnose` reads the boxes of other epochs.
+        weak: Whether boxes below the threshold that may be objects without a label are units too.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Profile:
     figures: Callable[[BoxRecords], Figures | None]
     diagnose: Callable[[BoxEvidence, BoxDiagnoses], Findings]
     keep_epochs: bool = False
+    weak: bool = False
 
 
 def areas_of(records: BoxRecords) -> NDArray[np.float64] | None:
@@ -96,4 +98,5 @@ IMAGES = Profile(
     IMAGE_COLUMNS,
     coco_figures,
     lambda _, found: Findings(found),
+    weak=True,
 )

@@ -28,11 +28,12 @@ from mld_core.evaluation.analysis.units import Column
 from mld_core.evaluation.detection.analysis import BoxAnswers, analyse_boxes, as_train, box_arrays, frame_keys
 from mld_core.evaluation.detection.codes import A
 from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, diagnose_boxes
-from mld_core.evaluation.detection.epochs import look_at_epochs
+from mld_core.evaluation.detection.epochs import OtherEpochs
 from mld_core.evaluation.detection.events import PassMatch
 from mld_core.evaluation.detection.evidence import BoxEvidence
 from mld_core.evaluation.detection.metrics import wrong_frames
 from mld_core.evaluation.detection.misses import estimate_misses
+from mld_core.evaluation.detection.objects import Unlabelled
 from mld_core.evaluation.detection.profile import Profile
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits, error_codes
@@ -59,6 +60,8 @@ class BoxPass:
     match: PassMatch
     thresholds: Floats
     profile: Profile
+    epochs: OtherEpochs
+    unlabelled: Unlabelled | None
 
 
 class BoxAnalysis:
@@ -83,6 +86,7 @@ class _Run:
         self.split, self.group, self.engine = split, group, engine
         self.records, self.units, self.match = made.records, made.units, made.match
         self.profile, self.thresholds = made.profile, made.thresholds
+        self.epochs, self.unlabelled = made.epochs, made.unlabelled
         self.keys = frame_keys(made.records, group.options.get("group_key"))
         self.options = analysis_options(group.options)
 
@@ -94,14 +98,7 @@ class _Run:
         with self.progress("missed truths"), self.engine as workers:
             salts = self.options.salts or SALTS
             misses = estimate_misses(self.records, ~self.units.events.found, self.keys, salts, workers)
-        with self.progress("other epochs"):
-            epochs = look_at_epochs(
-                self.records,
-                self.units.kept,
-                self.profile.geometry,
-                self.thresholds,
-                keep=self.profile.keep_epochs,
-            )
+        epochs = self.epochs
         evidence = BoxEvidence(
             self.records,
             self.units,
@@ -111,6 +108,7 @@ class _Run:
             epochs,
             NO_T2 if answers is None else answers.analysis.used.t2,
             self.miss_t2(),
+            self.unlabelled,
         )
         with self.progress("diagnoses"):
             more = self.profile.diagnose(evidence, diagnose_boxes(evidence))
@@ -190,8 +188,9 @@ class _Run:
             "detail": named(DETAILS, found.detail),
         }
         if misses is not None:
-            none = np.full(len(self.units.kept), np.nan)
-            made["miss_proba"] = np.append(none, misses.error_proba[self.units.missed])
+            miss_proba = np.append(misses.error_proba, np.nan)[self.units.truth]
+            miss_proba[: len(self.units.kept)] = np.nan
+            made["miss_proba"] = miss_proba
         if answers is not None:
             made |= self.analysis_columns(answers, found)
         return made
@@ -207,20 +206,17 @@ class _Run:
             "cls_error_proba": parts.cls_error,
             "code_certainty": parts.certainty,
         }
-        missed = len(self.units.missed)
-        return {name: _padded(column, missed) for name, column in made.items()} | {
+        others = self.units.rows - len(self.units.kept)
+        return {name: _padded(column, others) for name, column in made.items()} | {
             "suggested_label": pa.array(best, pa.int32(), mask=best < 0),
             "error_code": error_codes(self.records, self.units, parts.certainty < thresh),
             "frame_error_proba": self.frame_column(analysis),
         }
 
     def frame_column(self, analysis: SplitAnalysis) -> NDArray[np.float64]:
-        """(N + M,) probability that the unit's frame holds an error."""
-        frame = np.append(
-            self.records.predictions.frame[self.units.kept], self.records.truths.frame[self.units.missed]
-        )
+        """(U,) probability that the unit's frame holds an error."""
         self.frame_proba = frame_error_proba(self.records, self.units, analysis.error_proba, self.keys)
-        return self.frame_proba[frame]
+        return self.frame_proba[self.units.frame(self.records)]
 
     def frames(self, columns: Mapping[str, Column]) -> list[dict[str, Any]]:
         """One row for each frame: its boxes, errors and probabilities."""
@@ -258,7 +254,7 @@ class _Run:
         """The regions with the codes of the detection catalogue."""
         made = []
         for one in analysis.regions:
-            inside = np.append(analysis.region == one.region_id, np.zeros(len(self.units.missed), np.bool_))
+            inside = self.units.padded(analysis.region == one.region_id, fill=False)
             counts = {code: int((mask & inside).sum()) for code, mask in found.found.masks.items()}
             top = sorted((code for code in counts if counts[code]), key=lambda code: (-counts[code], code))
             classes = [number for number in one.top_classes if number < self.records.n_class]
@@ -320,12 +316,12 @@ def _named_background(label: str, background: int) -> str:
     return "->".join(sides) + at + where
 
 
-def _padded(column: Column, missed: int) -> Column:
-    """A column of the kept predictions with nothing for the missed truths."""
+def _padded(column: Column, others: int) -> Column:
+    """A column of the kept predictions with nothing for the other units."""
     if isinstance(column, np.ndarray):
-        return np.append(column.astype(np.float64), np.full(missed, np.nan))
+        return np.append(column.astype(np.float64), np.full(others, np.nan))
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return pa.chunked_array([*chunks, pa.nulls(missed, column.type)], column.type)
+    return pa.chunked_array([*chunks, pa.nulls(others, column.type)], column.type)
 
 
 def frame_error_proba(

@@ -1,9 +1,9 @@
-"""The unit table of a detection pass: one row for each kept prediction, then one for each missed truth."""
+"""The unit table of a detection pass: kept predictions, missed truths, weak boxes that may be objects."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,17 +51,38 @@ class BoxUnits:
         missed: (M,) rows of the truths no kept prediction found, of whatever class.
         judged: (N,) predictions that are right or wrong: not ignored, and their frame's truth is known.
         events: What the kept predictions were judged as.
+        weak: (W,) rows of predictions below the threshold that may be objects without a label.
     """
 
     kept: Ints
     missed: Ints
     judged: Bools
     events: BoxEvents
+    weak: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def rows(self) -> int:
         """Number of units."""
-        return len(self.kept) + len(self.missed)
+        return len(self.kept) + len(self.missed) + len(self.weak)
+
+    @property
+    def prediction(self) -> Ints:
+        """(U,) row of each unit's prediction, -1 for a missed truth."""
+        return np.concatenate([self.kept, np.full(len(self.missed), -1), self.weak])
+
+    @property
+    def truth(self) -> Ints:
+        """(U,) row of the truth each unit is judged by, -1 for none."""
+        return np.concatenate([self.events.truth, self.missed, np.full(len(self.weak), -1)])
+
+    def frame(self, records: BoxRecords) -> Ints:
+        """(U,) frame of each unit."""
+        said, true = records.predictions.frame, records.truths.frame
+        return np.concatenate([said[self.kept], true[self.missed], said[self.weak]])
+
+    def padded(self, kept: NDArray[Any], fill: Any = np.nan) -> NDArray[Any]:
+        """(U,) from a column of the kept predictions."""
+        return np.append(kept, np.full(self.rows - len(kept), fill))
 
     @property
     def wrong(self) -> Bools:
@@ -135,20 +156,18 @@ def unit_table(
         logits_figures: (N,) `loss` and `entropy` of the kept predictions, nats, NaN where unknown.
     """
     schema = ours.schema(records)
-    count, missed = len(units.kept), len(units.missed)
     columns = _identity(records, units) | _outcome(records, units, ours) | _boxes(records, units, ours)
     for name, values in logits_figures.items():
-        columns[name] = pa.array(np.append(values, np.full(missed, np.nan)), pa.float64(), from_pandas=True)
-    frame = np.append(records.predictions.frame[units.kept], records.truths.frame[units.missed])
+        columns[name] = pa.array(units.padded(values), pa.float64(), from_pandas=True)
+    frame = units.frame(records)
     for name, column in zip(*_named_columns(user_columns(records)), strict=True):
         columns[ours.own_name(name)] = column.take(pa.array(frame))
-    truth = np.append(units.events.truth, units.missed)
+    truth = units.truth
     place = pa.array(truth, pa.int64(), mask=truth < 0)
     for name, column in zip(*_named_columns(records.truth_columns), strict=True):
         columns.setdefault(ours.own_name(name), column.take(place))
-    rows = count + missed
     made = [
-        _cast(columns[item.name], item.type) if item.name in columns else pa.nulls(rows, item.type)
+        _cast(columns[item.name], item.type) if item.name in columns else pa.nulls(units.rows, item.type)
         for item in schema
     ]
     return pa.Table.from_arrays(made, schema=schema)
@@ -163,21 +182,22 @@ def _cast(column: Any, kind: pa.DataType) -> Any:
 
 
 def _identity(records: BoxRecords, units: BoxUnits) -> dict[str, Any]:
-    count, missed = len(units.kept), len(units.missed)
-    frame = pa.array(np.append(records.predictions.frame[units.kept], records.truths.frame[units.missed]))
+    rows = units.rows
+    frame = pa.array(units.frame(records))
     key = records.selection.key
+    kinds = (["pred"] * len(units.kept), ["gt"] * len(units.missed), ["weak"] * len(units.weak))
     columns: dict[str, Any] = {
-        "unit_id": unit_ids(0, count + missed),
-        "dataset": pa.repeat(pa.scalar(key.dataset_type, pa.string()), count + missed),
-        "n_epoch": pa.repeat(pa.scalar(key.n_epoch, pa.int32()), count + missed),
-        "unit_kind": pa.array(["pred"] * count + ["gt"] * missed, pa.string()),
-        "nonfinite": pa.repeat(pa.scalar(False), count + missed),
+        "unit_id": unit_ids(0, rows),
+        "dataset": pa.repeat(pa.scalar(key.dataset_type, pa.string()), rows),
+        "n_epoch": pa.repeat(pa.scalar(key.n_epoch, pa.int32()), rows),
+        "unit_kind": pa.array([name for kind in kinds for name in kind], pa.string()),
+        "nonfinite": pa.repeat(pa.scalar(False), rows),
     }
     for name in ("input_id", "input_hash", "id_source"):
         columns[name] = records.frames[name].cast(pa.string()).take(frame)
-    det = np.append(records.det_idx[units.kept], np.full(missed, -1))
+    det = np.append(records.det_idx, -1)[units.prediction]
     columns["det_idx"] = pa.array(det, pa.int32(), mask=det < 0)
-    truth = np.append(units.events.truth, units.missed)
+    truth = units.truth
     number = np.append(records.gt_idx, -1)[truth]
     columns["gt_idx"] = pa.array(number, pa.int32(), mask=truth < 0)
     columns["truth_id"] = _truth_ids(records, units)
@@ -198,7 +218,8 @@ def _truth_ids(records: BoxRecords, units: BoxUnits) -> pa.Array:
     A truth that only a prediction of another class found is that prediction's row.
     """
     events = units.events
-    truth = np.append(np.where(events.matched, events.truth, -1), units.missed)
+    truth = units.truth
+    truth[: len(units.kept)][~events.matched] = -1
     there = np.flatnonzero(truth >= 0)
     names = np.full(len(truth), None, dtype=object)
     names[there] = truth_names(records, truth[there])
@@ -206,17 +227,19 @@ def _truth_ids(records: BoxRecords, units: BoxUnits) -> pa.Array:
 
 
 def _outcome(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str, Any]:
-    events, missed = units.events, len(units.missed)
-    said = np.append(records.predictions.label[units.kept], np.full(missed, -1))
-    truth = np.append(np.where(units.judged, events.said_of, -1), records.truths.label[units.missed])
-    wrong = np.append(units.wrong, np.ones(missed, np.bool_))
-    known = np.append(units.judged, np.ones(missed, np.bool_))
-    score = np.append(records.predictions.score[units.kept], np.full(missed, np.nan))
-    iou = np.append(
-        events.quality, events.best[units.missed] if ours.near_is_iou else np.full(missed, np.nan)
-    )
-    codes = np.append(np.where(units.judged, events.code, -1), np.full(missed, len(CODES)))
-    kinds = np.append(np.where(units.judged, events.type, -1), np.full(missed, len(TIDE_NAMES) - 1))
+    events, missed, weak = units.events, len(units.missed), len(units.weak)
+    unknown = np.full(weak, -1)
+    said = np.append(records.predictions.label, -1)[units.prediction]
+    truth = np.where(units.judged, events.said_of, -1)
+    truth = np.concatenate([truth, records.truths.label[units.missed], unknown])
+    wrong, known = (np.append(part, np.ones(missed, np.bool_)) for part in (units.wrong, units.judged))
+    wrong, known = units.padded(wrong, fill=False), units.padded(known, fill=False)
+    score = np.append(records.predictions.score, np.nan)[units.prediction]
+    near = events.best[units.missed] if ours.near_is_iou else np.full(missed, np.nan)
+    iou = units.padded(np.append(events.quality, near))
+    codes, kinds = (np.where(units.judged, part, -1) for part in (events.code, events.type))
+    codes = np.concatenate([codes, np.full(missed, len(CODES)), unknown])
+    kinds = np.concatenate([kinds, np.full(missed, len(TIDE_NAMES) - 1), unknown])
     return {
         "gt": pa.array(truth, pa.int32(), mask=truth < 0),
         "prediction": pa.array(said, pa.int32(), mask=said < 0),
@@ -230,24 +253,22 @@ def _outcome(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str
 
 
 def error_codes(records: BoxRecords, units: BoxUnits, unsure: Bools) -> pa.Array:
-    """(N + M,) error codes, `*` where `unsure`."""
+    """(U,) error codes, `*` where `unsure`, a mask of the kept predictions; null for weak boxes."""
     labels = records.predictions.label[units.kept]
     made = box_codes(units.events.code, units.events.said_of, labels, unsure, units.judged)
-    return pa.concat_arrays(
-        [made.cast(pa.string()), pa.array([NO_PREDICTION] * len(units.missed), pa.string())]
-    )
+    lost = pa.array([NO_PREDICTION] * len(units.missed), pa.string())
+    return pa.concat_arrays([made.cast(pa.string()), lost, pa.nulls(len(units.weak), pa.string())])
 
 
 def _boxes(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str, Any]:
-    predictions, truths, events = records.predictions, records.truths, units.events
+    predictions, truths = records.predictions, records.truths
     width = predictions.box.shape[1]
-    none = np.full((len(units.missed), width), np.nan, np.float32)
-    said = np.concatenate([predictions.box[units.kept], none])
-    truth = np.append(events.truth, units.missed)
-    true = np.full((units.rows, width), np.nan, np.float32)
-    true[truth >= 0] = truths.box[truth[truth >= 0]]
-    center = np.concatenate([records.center[units.kept], records.truth_center[units.missed]])
-    own = np.concatenate([predictions.box[units.kept], truths.box[units.missed]])
+    none = np.full((1, width), np.nan, np.float32)
+    said = np.concatenate([predictions.box, none])[units.prediction]
+    true = np.concatenate([truths.box, none])[units.truth]
+    parts = (records.center[units.kept], records.truth_center[units.missed], records.center[units.weak])
+    center = np.concatenate(parts)
+    own = np.where((units.prediction >= 0)[:, None], said, true)
     area, aspect = box_size(own)
     columns: dict[str, Any] = {
         "area": area,
@@ -261,8 +282,7 @@ def _boxes(records: BoxRecords, units: BoxUnits, ours: BoxColumns) -> dict[str, 
         name: pa.array(np.asarray(values, np.float32), pa.float32(), from_pandas=True)
         for name, values in columns.items()
     }
-    frame = np.append(predictions.frame[units.kept], truths.frame[units.missed])
-    return made | ours.place(records, frame, own, area)
+    return made | ours.place(records, units.frame(records), own, area)
 
 
 def corners(box: NDArray[np.floating]) -> Floats:

@@ -144,7 +144,7 @@ def ghost(r: RoadEvidence) -> Bools:
 
 @diagnosis("T20", "Suspected missing 3D label", 4, "Add the box.", "answers")
 def suspected_missing_3d_label(r: RoadEvidence) -> Bools:
-    """False and overlapping no truth, yet its error probability is low and other epochs have it too."""
+    """Overlaps no truth, looks like an object, its error probability is low, and other epochs have it."""
     return r.of(r.unlabelled[1])
 
 

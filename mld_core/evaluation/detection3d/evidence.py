@@ -70,6 +70,8 @@ class RoadEvidence:
         error_proba: (N,) probability to be wrong, or None.
         likely: error probability up to which a box is believed (t2).
         epochs: predictions of other epochs under the same frame numbers.
+        objects: (N,) odds that a box far from every truth is an object, NaN elsewhere, or None.
+        believed: (N,) boxes far from every truth that are rather objects, or None.
     """
 
     predictions: Predictions
@@ -88,6 +90,8 @@ class RoadEvidence:
     error_proba: Floats | None = None
     likely: float = 0.5
     epochs: Sequence[Predictions] = ()
+    objects: Floats | None = None
+    believed: Bools | None = None
 
     @property
     def rows(self) -> int:
@@ -301,7 +305,10 @@ def overlapping_truth(e: RoadEvidence) -> Bools:
 
 
 def _unlabelled(e: RoadEvidence, error_proba: Floats) -> tuple[Floats, Bools]:
-    """A false prediction that overlaps no truth and looks like a right one, here and in other epochs."""
+    """A false prediction that overlaps no truth and looks like a right one, here and in other epochs.
+
+    Odds by its error probability and by all recorded boxes (`detection.objects`) are multiplied.
+    """
     rows = np.flatnonzero(e.alone)
     found = e.predictions.take(rows)
     said, box = found.score, found.box.astype(np.float64)
@@ -314,8 +321,12 @@ def _unlabelled(e: RoadEvidence, error_proba: Floats) -> tuple[Floats, Bools]:
     # Each vote counts as one of a coin tossed with a flat prior.
     odds = belief / (1 - belief) * (votes + 1) / (len(e.epochs) - votes + 1)
     suspicion, mask = np.full(len(e.predictions), np.nan), np.zeros(len(e.predictions), np.bool_)
+    if e.objects is not None:
+        odds *= np.nan_to_num(e.objects[rows], nan=1.0)
     suspicion[rows] = odds / (1 + odds)
     mask[rows] = (error_proba[rows] <= e.likely) & (votes * 2 >= len(e.epochs))
+    if e.believed is not None:
+        mask &= e.believed
     return suspicion, mask
 
 

@@ -91,6 +91,8 @@ def road_evidence(e: BoxEvidence) -> RoadEvidence:
         error_proba=None if e.answers is None else e.answers.analysis.error_proba,
         likely=e.t2,
         epochs=e.epochs.predictions,
+        objects=None if e.unlabelled is None else e.missing_odds[: len(kept)],
+        believed=None if e.unlabelled is None else e.missing_label.flagged[: len(kept)],
     )
 
 
@@ -99,13 +101,19 @@ def with_roads(e: BoxEvidence, found: BoxDiagnoses) -> tuple[BoxDiagnoses, RoadD
     road = diagnose_roads(road_evidence(e))
     count, missed = len(e.units.kept), e.units.missed
     masks: dict[str, Bools] = {code: mask for code, mask in found.found.masks.items() if code not in REPLACED}
-    masks |= {code: np.append(mask, road.truths[code][missed]) for code, mask in road.predictions.items()}
+    masks |= {
+        code: e.units.padded(np.append(mask, road.truths[code][missed]), fill=False)
+        for code, mask in road.predictions.items()
+    }
     if "T23" in masks:
         # A truth that was found has a unit too: that of the prediction.
         masks["T23"] = e.on_rows(e.row_of, np.zeros(len(e.row_of)), road.truths["T23"]).flagged
     reasons = {code: why for code, why in found.found.not_computable.items() if code not in REPLACED}
     reasons |= road.not_computable
     suspicion: Floats = found.suspicion.copy()
+    if e.unlabelled is not None:
+        # D20's own; T20 knows more.
+        suspicion[~np.isnan(e.missing_odds)] = np.nan
     for score in road.suspicion.values():
         suspicion[:count] = np.fmax(suspicion[:count], score)
     detail = found.detail.copy()
@@ -139,7 +147,7 @@ def road_columns(records: BoxRecords, units: BoxUnits) -> dict[str, pa.Array]:
     Speed and points are those of the truth the unit is about, the speed else the prediction's own.
     """
     count = len(units.kept)
-    truth = np.append(units.events.truth, units.missed)
+    truth = units.truth
     errors = np.full((units.rows, len(ERRORS)), np.nan)
     right = np.flatnonzero(units.judged & units.events.right & (units.events.truth >= 0))
     true = units.events.truth[right]

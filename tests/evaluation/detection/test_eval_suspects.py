@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 import simulated_detector as simulation
 
-from mld_core.evaluation.detection import stage
+from mld_core.evaluation.detection import objects, stage
 from mld_core.evaluation.detection.diagnoses import diagnose_boxes
 from mld_core.evaluation.detection.labels import drawn_twice, oddity
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.boxes import Truths, overlapping
+from mld_core.evaluation.statistics.folds import FOLDS
 from mld_core.records.format.layout import RunKey, Store
 
 FAULTS = {"missing": 0.05, "shifted": 0.05, "swapped": 0.05, "spurious": 0.03, "duplicate": 0.03}
@@ -193,3 +195,39 @@ def test_labels_outside_the_image_and_thin_ones_are_improbable(tmp_path):
     issues = result.get_issues(code="D25")
     frames = {f"img{frame:06d}" for frame in scene.truth_frame[:2]}
     assert set(issues["input_id"]) == frames
+
+
+def test_boxes_below_the_threshold_are_in_question_too(three):
+    scene, units, result, evidence = three
+    weak = units["unit_kind"] == "weak"
+    assert units.loc[weak, ["is_error", "gt", "category", "error_proba", "error_code"]].isna().all(axis=None)
+    assert result.metrics_summary(full=True)["n_pred"].iloc[0] == (units["unit_kind"] == "pred").sum()
+    first = np.searchsorted(scene.frame, units["input_id"].str[3:].astype(int))
+    rows = first + units["det_idx"].fillna(0).astype(int)
+    planted = np.isin(scene.object_of[rows], scene.removed)
+    flagged = _flagged(units, "D20")
+    assert evidence.units.rows == len(units)
+    assert units.loc[weak, "suspicion"].notna().all()
+    assert weak.sum() >= 10
+    assert planted[flagged].mean() >= 0.8
+    assert abs(evidence.unlabelled.expected - len(scene.removed)) < 0.25 * len(scene.removed)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+def test_the_share_of_objects_without_a_label_is_learnt_from_the_boxes_most_like_objects(tmp_path, missing):
+    rng = np.random.default_rng(5)
+    count = 600
+    real = rng.random(count) < 0.5
+    labelled = real & (rng.random(count) >= missing)
+    columns = np.where(real[:, None], 1.5, -1.5) + rng.normal(size=(count, 3))
+    everything = np.ones(count, np.bool_)
+    some = objects.Candidates(np.arange(count), labelled, everything, ~labelled, columns, int(labelled.sum()))
+    with Workers(1) as workers:
+        found = objects.believed(columns, some, rng.integers(0, FOLDS, count), workers)
+    believed = real[found.rows[found.belief >= 0.5]]
+    if missing:
+        assert abs(found.expected - (real & ~labelled).sum()) <= 12
+        assert len(believed) >= 10
+        assert believed.mean() >= 0.9
+    else:
+        assert len(believed) == 0

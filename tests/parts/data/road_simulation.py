@@ -15,8 +15,13 @@ import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from mld_core.evaluation.detection.analysis import box_columns
+from mld_core.evaluation.detection.epochs import in_order, vote_on
 from mld_core.evaluation.detection.events import best_thresholds
+from mld_core.evaluation.detection.evidence import BELIEVED
+from mld_core.evaluation.detection.objects import believed, candidates
 from mld_core.evaluation.detection3d.evidence import RoadEvidence
+from mld_core.evaluation.detection3d.geometry import RoadBoxes
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Predictions, Truths, near_pairs
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, match_by_distance
 from mld_core.evaluation.statistics.folds import assign_folds
@@ -284,6 +289,7 @@ def evidence(road: Road, *, epochs=True):
     silent[anything.left] = False
     missed = np.ones(len(truths), bool)
     missed[at_two[at_two >= 0]] = False
+    others = road.epochs[:-1] if epochs else ()
     return RoadEvidence(
         found,
         truths,
@@ -299,8 +305,26 @@ def evidence(road: Road, *, epochs=True):
         n_points=road.n_points,
         error_proba=_error_proba(found, at_two < 0),
         likely=min(0.5, float((at_two < 0).mean())),
-        epochs=road.epochs[:-1] if epochs else (),
+        epochs=others,
+        **_objects(every, truths, kept, others),
     )
+
+
+def _objects(every, truths, kept, epochs):
+    geometry = RoadBoxes()
+    pairs, closest = geometry.close(every, truths), np.zeros(len(every))
+    np.maximum.at(closest, pairs.left, pairs.value)
+    some = candidates(every, np.ones(len(every), bool), closest, kept, geometry, weak=False)
+    if some is None:
+        return {}
+    asked = every.take(some.rows)
+    votes = in_order([vote_on(asked, other, geometry) for other in epochs], len(asked))
+    columns = np.column_stack([some.columns, votes, asked.label[:, None] == np.arange(10)]).astype(float)
+    with Workers(1) as workers:
+        found = believed(columns, some, assign_folds(asked.frame // SCENE, "0"), workers)
+    odds, sure = np.full(len(every), np.nan), np.zeros(len(every), bool)
+    odds[found.rows], sure[found.rows] = found.odds, found.belief >= BELIEVED
+    return {"objects": odds[kept], "believed": sure[kept]}
 
 
 def _error_proba(found, wrong):
