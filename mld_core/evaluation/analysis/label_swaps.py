@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
 
 MOST_CLASSES = 2_000
@@ -64,6 +63,8 @@ def fit_swaps(q: NDArray[np.float64], labels: NDArray[np.int64], noise: float) -
 
 def _shape(counts: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
     """Shape of the gamma distribution of the factors; infinite where equal factors explain the counts."""
+    from scipy.optimize import minimize_scalar
+
     some = counts[counts > _COUNTED]
     by_true, others = counts.sum(axis=0), len(counts) - 1
 
