@@ -22,8 +22,6 @@ from mld_core.cli.common import (
 from mld_core.cli.output import emit, note
 from mld_core.cli.source import StoreSource
 from mld_core.evaluation.errors import NotFoundError
-from mld_core.exchange.cvat import read_cvat
-from mld_core.exchange.label_studio import read_label_studio
 from mld_core.exchange.relabel import correct_csv, relabelled, write_relabel
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import KINDS, Verdict, Verdicts
@@ -234,7 +232,11 @@ def _of_tool(file: Path, index: Path | None, class_names: Sequence[str], author:
         index = index or file.with_name("index.json")
         if not index.is_file():
             raise FileNotFoundError(f"{index}: --index names the index.json that mld export wrote")
+        from mld_core.exchange.cvat import read_cvat
+
         return list(read_cvat(file, index, author=author))
+    from mld_core.exchange.label_studio import read_label_studio
+
     found = read_label_studio(file, class_names)
     return [replace(one, author=author or one.author) for one in found]
 
