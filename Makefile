@@ -10,6 +10,8 @@ ULTRALYTICS ?= ultralytics==8.4.190
 # Tests that start processes wait for them: half as many workers again as cores.
 CORES := $(shell $(PYTHON) -c "import os; print(min(8, (3 * len(os.sched_getaffinity(0)) + 1) // 2))" 2>/dev/null || echo 3)
 WORKERS ?= $(or $(MLD_TEST_WORKERS),$(CORES))
+# SPREAD="-p forked --forks": workers that share what was imported (tests/parts/forked.py, Linux).
+SPREAD ?= --dist loadfile -n
 MARKED ?= -m "not heavy"
 BASE ?= HEAD
 export MARKED
@@ -89,7 +91,8 @@ types: $(VENV)/.test-ready
 
 pytest: $(VENV)/.test-ready
 	@mkdir -p .tmp
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(MARKED) --basetemp=.tmp/pytest $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/tests/parts$${PYTHONPATH:+:$$PYTHONPATH}" \
+	$(PY) -m pytest -q $(SPREAD) $(WORKERS) $(MARKED) --basetemp=.tmp/pytest $(ARGS)
 
 # The peers of the tracer benchmark pin what we leave open: an environment of their own.
 .venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt

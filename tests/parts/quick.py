@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ UNKNOWN = 4.0
 CHANGED, FAR = -1, 99
 """Distances: of a file of tests that is changed itself, and of one that nothing changed reaches."""
 
+PARTS = ROOT / "tests" / "parts"
 NOTES = ROOT / ".pytest_cache" / "v" / "mld" / "seconds"
 PRODUCT = {"mld_core": ROOT, "ml_debugger": ROOT / "integrations"}
 
@@ -89,7 +91,7 @@ class Near:
 def near_tests(changed: list[Path], seconds: dict[Path, float]) -> list[Near]:
     """Files of tests that something changed may break, nearest first."""
     tests = ROOT / "tests"
-    parts = {path.stem: path for path in (tests / "parts").rglob("*.py")}
+    parts = {path.stem: path for path in PARTS.rglob("*.py")}
     steps = distances(name for path in changed if (name := module_of(path)))
     rooms = {tests.joinpath(*name.split(".")[1:-1]) for path in changed if (name := module_of(path))} - {
         tests
@@ -134,6 +136,12 @@ def fitting(near: list[Near], budget: float) -> tuple[list[Near], list[Near]]:
     return run, left
 
 
+def environment() -> dict[str, str]:
+    """Ours, by which pytest finds the plugin that makes the workers before it has read the configuration."""
+    given = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in (str(PARTS), given) if one)}
+
+
 def main() -> int:
     """Run the tools and the tests; 0 if all is well."""
     options = argparse.ArgumentParser(description="lint, types and the tests nearest to what was changed")
@@ -160,9 +168,10 @@ def main() -> int:
     ]
     failed = 0
     if names or doctests:
-        workers = ["-n", str(given.workers), "--dist", "loadfile", "--basetemp", ".tmp/pytest"]
+        spread = ["-p", "forked", "--forks"] if sys.platform == "linux" else ["--dist", "loadfile", "-n"]
+        workers = [*spread, str(given.workers), "--basetemp", ".tmp/pytest"]
         command = [*python, "pytest", "-q", *workers, "-m", "not heavy", *names, *doctests]
-        failed = subprocess.run(command, cwd=ROOT, check=False).returncode
+        failed = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
     for tool, process in zip(tools, started, strict=True):
         said = process.communicate()[0].decode()
         if process.returncode:
