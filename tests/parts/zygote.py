@@ -35,6 +35,8 @@ IMPORTED = {
         "mmengine_script",
         "detector_parts",
         "ml_debugger.training",
+        "mld_core.tracing.run.recorder",
+        *("torch._dynamo", "pandas", "pyarrow.parquet"),  # which training and recording load when they begin
     ),
     "server": ("mld_core.service.server.run", "mld_core.cli.serve"),
 }

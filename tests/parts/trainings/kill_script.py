@@ -15,12 +15,16 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd  # noqa: F401 (with the next two: once, not in every rank)
+import pyarrow.parquet  # noqa: F401
 import torch
+import torch._dynamo
 from accelerate import Accelerator
 from loop_parts import Indexed, Net
 from ranks import forked
 from torch.utils.data import DataLoader
 
+import mld_core.tracing.run.recorder  # noqa: F401
 from ml_debugger.accelerate import trace
 
 KINDS = ("alone", "raise", "ddp")

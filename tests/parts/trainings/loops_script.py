@@ -277,8 +277,11 @@ IMPORTED = {
     "accelerate": ("accelerate", "ml_debugger.accelerate"),
     "fabric": ("lightning.fabric", "ml_debugger.fabric"),
     "plain": ("ml_debugger.training",),
+    "unchanged": ("torch._functorch.aot_autograd",),
 }
-"""Once, before there are ranks."""
+"""Once, before there are ranks: what a framework's training imports, and below, what every rank would."""
+
+OF_EVERY_RANK = ("torch._dynamo", "pandas", "pyarrow.parquet", "mld_core.tracing.run.recorder")
 
 
 def one_rank(root: Path, frameworks: list[str]) -> None:
@@ -296,7 +299,7 @@ def one_rank(root: Path, frameworks: list[str]) -> None:
 def main() -> None:
     runs = [(world, names.split(",")) for world, names in (run.split(":") for run in sys.argv[2:])]
     for framework in {name for _, names in runs for name in names}:
-        for module in IMPORTED.get(framework, ()):
+        for module in (*OF_EVERY_RANK, *IMPORTED.get(framework, ())):
             importlib.import_module(module)
     for world, frameworks in runs:
         root = Path(sys.argv[1], world)
