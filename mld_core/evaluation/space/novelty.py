@@ -86,7 +86,11 @@ def fit_novelty(
     )
     own = _all_views(state, points[np.sort(held)], workers)
     views = np.sort(own, axis=1)
-    return NoveltyState(state.mean, state.whitening, plain, white, views, np.sort(_joint(views, own)))
+    # A unit held back is there itself where it is ranked; another one comes to them.
+    joint = np.sort(
+        -sum(np.log(_above(ranked, one) / len(ranked)) for ranked, one in zip(views, own, strict=True))
+    )
+    return NoveltyState(state.mean, state.whitening, plain, white, views, joint)
 
 
 def score_novelty(state: NoveltyState, block: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -117,29 +121,36 @@ def rather_novel(p_values: NDArray[np.float64], calibrated: int) -> NDArray[np.b
     """(N,) units whose p-values are at least twice as frequent as those of known units.
 
     Known units have uniform p-values, so that half of such units at least are novel. The density is
-    Grenander's, falling; it is believed where so many units with such p-values are significantly (5 %) more
-    than of the units held back.
+    Grenander's, falling. It is believed where there are significantly (5 %) more small p-values than among
+    the units held back: where that is looked at, the data did not choose.
 
     Args:
         p_values: (N,) conformal p-values.
         calibrated: How many units they were ranked among.
     """
     from scipy.optimize import isotonic_regression
-    from scipy.stats import hypergeom
 
-    if len(p_values) == 0:
-        return np.zeros(0, np.bool_)
+    if len(p_values) == 0 or _chance(p_values, calibrated) >= LEVEL:
+        return np.zeros(len(p_values), np.bool_)
     places, where, count = np.unique(p_values, return_inverse=True, return_counts=True)
     width = np.diff(places, prepend=0.0)
     density = isotonic_regression(count / len(p_values) / width, weights=width, increasing=False).x
-    made = np.asarray(density[where] >= 2)
-    if made.any():
-        known = round(float(p_values[made].max()) * (calibrated + 1)) - 1
-        found = int(made.sum())
-        # Fisher's exact test: as many of the smallest, by chance.
-        chance = hypergeom.sf(found - 1, len(made) + calibrated, found + known, len(made))
-        made &= bool(chance < LEVEL)
-    return made
+    return np.asarray(density[where] >= 2)
+
+
+def _chance(p_values: NDArray[np.float64], calibrated: int) -> float:
+    """The probability of as many small p-values by chance.
+
+    Fisher's exact test at the cuts that leave 0, 1, 3, 7, ... of the units held back, up to half of them; the
+    smallest of its values, times their number (Bonferroni).
+    """
+    from scipy.stats import hypergeom
+
+    known = 2 ** np.arange(max(calibrated // 2 + 1, 1).bit_length()) - 1
+    cuts = (known + 1.5) / (calibrated + 1)  # between two values that a p-value can have
+    found = np.searchsorted(np.sort(p_values), cuts)
+    tails = hypergeom.sf(found - 1, len(p_values) + calibrated, found + known, len(p_values))
+    return float(tails.min() * len(known))
 
 
 def _directions(block: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -168,10 +179,14 @@ def _all_views(state: NoveltyState, points: NDArray[np.float32], workers: Worker
     return made
 
 
+def _above(ranked: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.int64]:
+    """How many of the units held back score at least as high."""
+    return np.asarray(len(ranked) - np.searchsorted(ranked, scores, side="left"), dtype=np.int64)
+
+
 def _ranks(ranked: NDArray[np.floating], scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Share of the units held back that score at least as high, themselves counted in."""
-    at_least = len(ranked) - np.searchsorted(ranked, scores, side="left")
-    return np.asarray((1 + at_least) / (1 + len(ranked)), dtype=np.float64)
+    """Share of the units that score at least as high, among those held back and the unit itself."""
+    return np.asarray((1 + _above(ranked, scores)) / (1 + len(ranked)), dtype=np.float64)
 
 
 def _joint(views: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -84,3 +84,14 @@ def test_what_is_twice_as_frequent_is_flagged_where_it_is_no_chance():
     assert not rather_novel(np.linspace(0.001, 1, 1_000), 1_000).any()
     assert not rather_novel(np.array([0.02, *np.linspace(0.05, 1, 19)]), 1_000).any()
     assert len(rather_novel(np.empty(0), 10)) == 0
+
+
+def test_splits_without_anything_novel_stay_calm():
+    """What is flagged and whether it is believed come from the same units: the test accounts for it."""
+    alarms = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        held, seen = np.sort(rng.normal(size=100)), rng.normal(size=200)
+        p_values = (1 + len(held) - np.searchsorted(held, seen)) / (1 + len(held))
+        alarms += bool(rather_novel(p_values, len(held)).any())
+    assert alarms <= 0.05 * 200
