@@ -84,7 +84,8 @@ class LocalJobs:
             return work.shown()
 
     def _forget(self) -> None:
-        for old in [one for one in self._works.values() if not one.active][: len(self._works) - MOST_KEPT]:
+        ended = [one for one in self._works.values() if not one.active]
+        for old in ended[: max(0, len(self._works) - MOST_KEPT)]:
             del self._works[old.job_id]
 
     def listed(self) -> list[Job]:
