@@ -186,11 +186,14 @@ def test_detections_are_the_processors_own(name: str, build: Any, watched: Any) 
     assert parsed.output.source_index is not None
     for i, frame in enumerate(own):
         order = frame["scores"].argsort(descending=True, stable=True)
-        np.testing.assert_array_equal(parsed.output.scores[i], frame["scores"][order].numpy())
+        # Two calls of a model, on threads: the last bit may differ.
+        np.testing.assert_allclose(parsed.output.scores[i], frame["scores"][order].numpy(), rtol=1e-6)
         np.testing.assert_array_equal(parsed.output.labels[i], frame["labels"][order].numpy())
-        np.testing.assert_array_equal(parsed.output.boxes[i], frame["boxes"][order].numpy())
+        np.testing.assert_allclose(
+            parsed.output.boxes[i], frame["boxes"][order].numpy(), rtol=1e-5, atol=1e-5
+        )
         rows = outputs.logits[i][parsed.output.source_index[i]]
-        np.testing.assert_array_equal(parsed.output.logits[i], rows.numpy())
+        np.testing.assert_allclose(parsed.output.logits[i], rows.numpy(), rtol=1e-5, atol=1e-5)
         assert parsed.output.features[i].shape == (len(order), 32)
         assert parsed.geometry is not None
         assert (parsed.geometry[i].height, parsed.geometry[i].width) == (

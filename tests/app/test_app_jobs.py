@@ -1,5 +1,6 @@
 """Evaluations begun from a page: by a process of their own, one at a time, cancelled, failed with a reason."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -52,8 +53,14 @@ def ended(client, job):
 
 
 def children():
-    me = psutil.Process()
-    return [one for one in me.children(recursive=True) if "mld_core.app.jobs.child" in one.cmdline()]
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(
+            psutil.NoSuchProcess
+        ):  # gone meanwhile, or a zombie that others have to reap
+            if "mld_core.app.jobs.child" in one.cmdline():
+                found.append(one)
+    return found
 
 
 def test_a_run_is_evaluated_from_its_page_and_again_as_it_was(ann, store):

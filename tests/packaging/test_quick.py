@@ -19,7 +19,10 @@ def test_modules_have_the_name_they_are_imported_by():
 def test_the_tests_of_the_room_come_first_and_strangers_not_at_all():
     near = near_tests([ROOT / "mld_core" / "evaluation" / "metrics" / "coco.py"], {})
     names = [one.path.name for one in near]
-    assert {"test_eval_detection_coco.py", "test_eval_detection_codes.py"} <= set(names[:6])
+    distance = {one.path.name: one.distance for one in near}
+    assert distance["test_eval_detection_coco.py"] == 0
+    assert distance["test_eval_detection_codes.py"] == 1
+    assert [one.distance for one in near] == sorted(one.distance for one in near)
     assert "test_geometry_nms.py" not in names
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from datasets import Images
 from numpy.typing import NDArray
+from pictures import Images
 from torch import nn
 
 

@@ -160,7 +160,7 @@ for name in ("inside", "shuffled"):
     lab.find_issues(features=given[name], issue_types={"non_iid": {"seed": 0}})
     print(int(lab.get_issues("non_iid")["is_non_iid_issue"].any()))
 """
-"""In a process of its own: Datalab needs a package that has the name of the suite's own `datasets`."""
+"""In a process of its own: what Datalab imports and sets up stays out of the suite's."""
 
 
 def datalab_order(inside: SplitArrays, shuffled: SplitArrays) -> list[float]:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import baselines
-import datasets
 import networks
 import numpy as np
-from datasets import Images
+import pictures
 from networks import Recorded
 from numpy.typing import NDArray
+from pictures import Images
 
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions, SplitAnalysis
@@ -42,7 +42,7 @@ class Bench:
 
     def __init__(self, name: str, seed: int, cache: Path) -> None:
         self.name, self.seed, self.cache = name, seed, cache
-        self.pair = datasets.DATASETS[name](seed)
+        self.pair = pictures.DATASETS[name](seed)
         self.n_class = self.pair.train.n_class
         self._models: dict[str, Planted] = {}
 
@@ -217,12 +217,12 @@ def confusion(place: int) -> Callable[[Bench], list[Row]]:
         of, to, right = PAIRS[bench.name][place]
         fault = f"class confusion {of}->{to}" if bench.name == "digits" else "class confusion"
         planted = bench.model(
-            f"confused{place}", datasets.confuse(bench.pair.train, of, to, bench.seed, right=right)
+            f"confused{place}", pictures.confuse(bench.pair.train, of, to, bench.seed, right=right)
         )
         test = bench.pair.test
         arrays, recorded = bench.test_arrays(planted, test)
         result = analyse(arrays, options=NULLS)
-        hit = datasets.tilted(test, of, right=right)
+        hit = pictures.tilted(test, of, right=right)
         rows = detection_rows(fault, result, recorded, planted)
         return rows + slice_rows(fault, result, recorded, planted, hit)
 
@@ -232,7 +232,7 @@ def confusion(place: int) -> Callable[[Bench], list[Row]]:
 def test_noise(share: float) -> Callable[[Bench], list[Row]]:
     def scenario(bench: Bench) -> list[Row]:
         planted = bench.clean()
-        test = datasets.flip_labels(bench.pair.test, share, bench.seed)
+        test = pictures.flip_labels(bench.pair.test, share, bench.seed)
         arrays, recorded = bench.test_arrays(planted, test)
         result = analyse(arrays, options=NULLS)
         fault, dose = "test-label noise", f"{share:.0%}"
@@ -254,7 +254,7 @@ def test_noise(share: float) -> Callable[[Bench], list[Row]]:
 
 def train_noise(share: float) -> Callable[[Bench], list[Row]]:
     def scenario(bench: Bench) -> list[Row]:
-        planted = bench.model(f"noise{share}", datasets.flip_labels(bench.pair.train, share, bench.seed))
+        planted = bench.model(f"noise{share}", pictures.flip_labels(bench.pair.train, share, bench.seed))
         arrays = bench.train_arrays(planted)
         result = analyse(arrays, options=NULLS)
         assert planted.recorded.epochs is not None
@@ -272,8 +272,8 @@ def train_noise(share: float) -> Callable[[Bench], list[Row]]:
 def everything(bench: Bench) -> list[Row]:
     """Corrupted subgroup, class confusion and 2 % flipped labels: MSP is then where the reference has it (.82)."""
     of, to, right = PAIRS[bench.name][0]
-    planted = bench.model("confused0", datasets.confuse(bench.pair.train, of, to, bench.seed, right=right))
-    test = datasets.flip_labels(datasets.faint_negative(bench.pair.test, bench.seed), 0.02, bench.seed)
+    planted = bench.model("confused0", pictures.confuse(bench.pair.train, of, to, bench.seed, right=right))
+    test = pictures.flip_labels(pictures.faint_negative(bench.pair.test, bench.seed), 0.02, bench.seed)
     arrays, recorded = bench.test_arrays(planted, test)
     return detection_rows("all faults", analyse(arrays, options=NULLS), recorded, planted)
 
@@ -281,9 +281,9 @@ def everything(bench: Bench) -> list[Row]:
 SCENARIOS: dict[str, Callable[[Bench], list[Row]]] = {
     "clean": clean,
     "permuted": permuted,
-    "faint": subgroup("faint negative 5%", datasets.faint_negative),
-    "fog": subgroup("fogged 5%", datasets.fog),
-    "blur": subgroup("blur and dim 5%", datasets.blur),
+    "faint": subgroup("faint negative 5%", pictures.faint_negative),
+    "fog": subgroup("fogged 5%", pictures.fog),
+    "blur": subgroup("blur and dim 5%", pictures.blur),
     "confusion0": confusion(0),
     "confusion1": confusion(1),
     "noise2": test_noise(0.02),

@@ -127,7 +127,7 @@ def test_an_evaluation_that_says_no_says_why(place, recorded):
 
 
 def test_runs_are_found_listed_page_by_page_and_patched(place):
-    api = place.api(place.new_key("read", "write", organization="pages"))
+    api = place.api(place.new_key("read", "write", organization="paged"))
     made = [api.run("paged", f"v{number}", task="classification") for number in range(5)]
     assert api.run("paged", "v3") == made[3]
     seen, cursor = [], None
