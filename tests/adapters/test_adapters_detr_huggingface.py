@@ -171,9 +171,12 @@ def _parse(call: ModelCall, model: Any, limits: Thresholds = ALL) -> Parsed:
 @pytest.mark.parametrize("name", BUILD)
 def test_detections_are_the_processors_own(name: str, build: Any, watched: Any) -> None:
     model = build(name)
+    said: list[Any] = []
+    handle = model.register_forward_hook(lambda _module, _args, output: said.append(output))
     with torch.no_grad():
-        outputs = model(pixel_values=_pixels())
         call = watched(model)(_pixels())
+    handle.remove()
+    (outputs,) = said  # of the same call: of another one, on threads, the last bit may differ
     processor = getattr(transformers, PROCESSOR.get(name, "DetrImageProcessor"))()
     threshold = float(outputs.logits.float().sigmoid().median()) if name not in SOFTMAX else 0.1
     own = processor.post_process_object_detection(outputs, threshold, [(HEIGHT, WIDTH)] * 2)
@@ -186,14 +189,13 @@ def test_detections_are_the_processors_own(name: str, build: Any, watched: Any) 
     assert parsed.output.source_index is not None
     for i, frame in enumerate(own):
         order = frame["scores"].argsort(descending=True, stable=True)
-        # Two calls of a model, on threads: the last bit may differ.
-        np.testing.assert_allclose(parsed.output.scores[i], frame["scores"][order].numpy(), rtol=1e-6)
+        # The processor takes the sigmoid of all logits, we of those that are kept: at the end of an array some
+        # processors (AVX-512) round the last bit another way.
+        np.testing.assert_array_max_ulp(parsed.output.scores[i], frame["scores"][order].numpy(), maxulp=1)
         np.testing.assert_array_equal(parsed.output.labels[i], frame["labels"][order].numpy())
-        np.testing.assert_allclose(
-            parsed.output.boxes[i], frame["boxes"][order].numpy(), rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_array_equal(parsed.output.boxes[i], frame["boxes"][order].numpy())
         rows = outputs.logits[i][parsed.output.source_index[i]]
-        np.testing.assert_allclose(parsed.output.logits[i], rows.numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(parsed.output.logits[i], rows.numpy())
         assert parsed.output.features[i].shape == (len(order), 32)
         assert parsed.geometry is not None
         assert (parsed.geometry[i].height, parsed.geometry[i].width) == (
