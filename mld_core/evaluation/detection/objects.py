@@ -22,6 +22,7 @@ from mld_core.evaluation.detection.records import BoxRecords, feature_vectors, r
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions
 from mld_core.evaluation.metrics.matching import BoxGeometry
+from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, folds_of, group_codes, hash_uniform, key_hashes
 from mld_core.evaluation.statistics.logistic import fit_logistic
 
@@ -33,6 +34,9 @@ LANDMARKS = 400
 
 DIMENSIONS = 32
 """Of the features that are read; longer vectors are projected on their principal axes."""
+
+BLOCK = 8_192
+"""Boxes that are compared with the landmarks, or projected, at once."""
 
 PENALTY = 10.0
 _EDGE = 1e-6
@@ -170,7 +174,10 @@ def _fitted(columns: Floats, train: Ints, test: Ints, target: Bools, workers: Wo
         workers=workers,
         standardise=False,
     )
-    return np.asarray(expit(model.logit(_likeness(points[test], marks) @ root)))
+    made = np.empty(len(test))
+    for span in spans(len(test), BLOCK):
+        made[span] = expit(model.logit(_likeness(points[test[span]], marks) @ root))
+    return made
 
 
 def _likeness(a: Floats, b: Floats) -> Floats:
@@ -193,10 +200,17 @@ def _columns(records: BoxRecords, some: Candidates, votes: Floats, folder: Path)
 
 
 def _projected(vectors: Any, known: Bools) -> Floats:
-    """(R, at most 32) vectors on their principal axes."""
-    wide = np.nan_to_num(np.asarray(vectors, np.float64), posinf=0.0, neginf=0.0)
-    if wide.shape[1] <= DIMENSIONS:
-        return wide
-    mean = wide[known].mean(axis=0)
-    _, axes = np.linalg.eigh(np.cov(wide[known] - mean, rowvar=False))
-    return np.asarray((wide - mean) @ axes[:, -DIMENSIONS:])
+    """(R, at most 32) vectors on their principal axes; as many as there are are never held in float64."""
+    if vectors.shape[1] <= DIMENSIONS:
+        return _finite(vectors)
+    fitted = _finite(vectors[np.flatnonzero(known)])
+    mean = fitted.mean(axis=0)
+    _, axes = np.linalg.eigh(np.cov(fitted - mean, rowvar=False))
+    made = np.empty((len(vectors), DIMENSIONS))
+    for span in spans(len(vectors), BLOCK):
+        made[span] = (_finite(vectors[span]) - mean) @ axes[:, -DIMENSIONS:]
+    return made
+
+
+def _finite(vectors: Any) -> Floats:
+    return np.asarray(np.nan_to_num(np.asarray(vectors, np.float64), posinf=0.0, neginf=0.0))
