@@ -15,8 +15,8 @@ PRECISE = 0.8
 FEW = 5
 """Flagged units of 400 frames up to which a code is next to silent."""
 
-MISSED = {("missing", 0)}
-"""What the docs say is missed: 0.69 of 0.70."""
+MISSED = {("missing", 0): 0.65}
+"""What the docs say is missed, 0.69 of 0.70, and what it may not fall below."""
 
 
 @pytest.mark.heavy
@@ -26,6 +26,6 @@ def test_planted_faults_rank_first_and_what_is_flagged_is_planted(place):
     found = suspects.figures(suspects.SKILLS[place], range(20, 30), epochs=3, frames=400)
     for fault, goals in suspects.GOALS.items():
         ours, rule, flagged = (np.mean(found[fault][name]) for name in ("ours", "rule", "flagged"))
-        assert ours >= goals[place] or (fault, place) in MISSED, fault
+        assert ours >= MISSED.get((fault, place), goals[place]), fault
         assert ours >= rule, fault
         assert flagged <= FEW or suspects.of_all(found[fault]) >= PRECISE, fault
