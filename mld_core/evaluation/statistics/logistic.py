@@ -108,5 +108,7 @@ class _Problem:
         loss = float((mass * (np.logaddexp(0, logit) - target * logit)).sum())
         p = expit(logit)
         slope = rows.T @ (mass * (p - target))
-        curve = (rows * (mass * p * (1 - p))[:, None]).T @ rows if curved else np.empty((0, 0))
-        return loss, slope, curve
+        if not curved:
+            return loss, slope, np.empty((0, 0))
+        rows *= np.sqrt(mass * p * (1 - p))[:, None]
+        return loss, slope, rows.T @ rows  # of an array with itself: half the arithmetic
