@@ -14,11 +14,11 @@ from mld_core.app.library import Place
 from mld_core.app.pictures import Pictures
 from mld_core.app.problems import ProblemError
 from mld_core.evaluation.errors import FilterError
+from mld_core.views import box_charts, matrices
 from mld_core.views import facets as facet_views
-from mld_core.views import matrices
 from mld_core.views.cards import MOST_AT_ONCE, cards
 from mld_core.views.detail import find_row, sample
-from mld_core.views.evaluation import evaluation
+from mld_core.views.evaluation import boxed, evaluation
 from mld_core.views.reviewing import summary
 from mld_core.views.units import passes_of
 from mld_core.views.words.sentences import chips, filter_sentence
@@ -195,6 +195,15 @@ def heatmap(
     place = place_of(library, names)
     key = ("heatmap", x, y, value, condition)
     return answer(place.units.memo.get_or(key, lambda: matrices.heatmap(place.units, x, y, value, condition)))
+
+
+@routes.get("/curves")
+def curves(library: Lib, names: Named) -> Response:
+    """Precision and box errors by recall; null where the records are gone."""
+    place = place_of(library, names)
+    if not boxed(place.result):
+        return answer(None)
+    return answer(place.units.memo.get_or("curves", lambda: box_charts.curves(place.units)))
 
 
 @routes.get("/columns")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from mld_core.app.file.points import ask_frames
 from mld_core.report import frames_3d, scenes_3d
 from mld_core.report.outline import Gathered
 from mld_core.report.paired_truths import Tables
-from mld_core.report.points_3d import ask_frames
 from mld_core.views.samples import ImageFn, stored_images, within_budget
 
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mld_core.app.file.points import ask_frames
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.report import frames_3d
 from mld_core.report.curves_3d import curves
 from mld_core.report.errors_3d import RoadUnits, error_bins, error_map, sensor_findings
 from mld_core.report.outline import Gathered
-from mld_core.report.points_3d import ask_frames
 from mld_core.views.samples import ImageFn, stored_images, within_budget
 from mld_core.views.units import PassUnits
 

@@ -11,7 +11,7 @@ from mld_core.app.file.one_file import OneFile
 from mld_core.evaluation.results.result import Result
 from mld_core.views.samples import ImageFn
 
-IN_THE_APP = frozenset({"classification"})
+IN_THE_APP = frozenset({"classification", "detection", "detection3d"})
 """Tasks of which the app's pages show all that the former page did, but for the map of the features."""
 
 

@@ -1,4 +1,4 @@
-"""The figures behind the charts of 2D boxes: precision and recall, sizes, kinds of error, confusion."""
+"""The figures behind the charts of boxes: precision and recall, box errors, kinds of error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.profile import coco_state
-from mld_core.evaluation.detection.records import read_boxes
+from mld_core.evaluation.detection.records import BoxRecords, read_boxes
+from mld_core.evaluation.detection3d.profile import nuscenes_figures
 from mld_core.evaluation.metrics.coco import (
     AREAS,
     RECALLS,
@@ -20,6 +21,7 @@ from mld_core.evaluation.metrics.coco import (
     coco_metrics,
     needed,
 )
+from mld_core.evaluation.metrics.nuscenes import DISTANCES, ERRORS, TP_DISTANCE
 from mld_core.records.format.layout import RunKey
 from mld_core.views.charts import MAX_CLASSES
 from mld_core.views.tables import class_label, plain
@@ -31,11 +33,91 @@ IOUS = {0: 0.5, 5: 0.75}
 """Places in the thresholds of COCO, and what they are."""
 
 _AREAS = 4
+_ERROR = {
+    "ate": ("Translation error", "m"),
+    "ase": ("Scale error", "1 - IoU"),
+    "aoe": ("Orientation error", "rad"),
+    "ave": ("Velocity error", "m/s"),
+}
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 # --- precision and recall -----------------------------------------------------------------------------------
+
+
+def curves(units: PassUnits) -> dict[str, Any] | None:
+    """Precision and, of 3D boxes, their errors by recall: matched anew from the records of the pass.
+
+    Returns:
+        `lines` (what each line is: an IoU or a distance), `errors` (name, title and unit of the known ones),
+        `recall` (101), `classes` (name, class, truths, `ap` and `precision` by line, `errors` by name; all
+        together first, then those with most truths) and how many classes are `left_out`. None where the
+        records are gone or hold no truth.
+    """
+    selection = units.records
+    if selection is None:
+        return None
+    run = RunKey(units.result.model_name, units.result.version_name)
+    records = read_boxes(selection, units.result.store.run_info(run))
+    if not records.truths.counts.any():
+        return None
+    solid = units.result.task == "detection3d"
+    found = _solid_figures(records) if solid else _flat_figures(records)
+    if found is None:
+        return None
+    lines, truths, ap, precision, errors = found
+    order = [int(one) for one in np.argsort(-truths, kind="stable") if truths[one] > 0]
+    names = units.result.class_names
+    return {
+        "lines": lines,
+        "errors": [{"name": name, "title": _ERROR[name][0], "unit": _ERROR[name][1]} for name in errors],
+        "at": f"within {TP_DISTANCE:g} m" if solid else "",
+        "recall": rounded(RECALLS, 3),
+        "classes": [
+            {
+                "name": "all classes" if len(one) > 1 else class_label(one[0], names),
+                "class": None if len(one) > 1 else one[0],
+                "truths": int(truths[one].sum()),
+                "ap": rounded(ap[:, one].mean(axis=1)),
+                "precision": [rounded(line, 3) for line in precision[:, one].mean(axis=1)],
+                "errors": {name: rounded(_mean(curve[one]), 3) for name, curve in errors.items()},
+            }
+            for one in [*([order] if len(order) > 1 else []), *([one] for one in order[:MAX_CURVES])]
+        ],
+        "left_out": max(0, len(order) - MAX_CURVES),
+    }
+
+
+_Figures = tuple[list[str], Ints, Floats, Floats, dict[str, Floats]]
+"""Lines, (K,) truths, (L, K) average precision, (L, K, 101) precision, (K, 101) errors by name."""
+
+
+def _flat_figures(records: BoxRecords) -> _Figures | None:
+    state = coco_state(records)
+    if state is None:
+        return None
+    found = coco_metrics(state)
+    precision = np.stack([precision_at_recalls(state, place) for place in IOUS])
+    lines = [f"IoU {iou:.2f}" for iou in IOUS.values()]
+    return lines, found.truths[:, 0], found.precision[list(IOUS), :, 0], precision, {}
+
+
+def _solid_figures(records: BoxRecords) -> _Figures | None:
+    found = nuscenes_figures(records) if len(records.predictions) else None
+    if found is None:
+        return None
+    known = [name for name in ERRORS if name != "ave" or found.velocities]
+    errors = {name: found.curve[ERRORS.index(name)] for name in known}
+    return [f"{one:g} m" for one in DISTANCES], found.truths, found.ap, found.precision, errors
+
+
+def _mean(curves: Floats) -> Floats:
+    """(101,) mean of the (K, 101) curves that reach a recall, NaN where none does."""
+    known = np.isfinite(curves)
+    n = known.sum(axis=0)
+    total = np.where(known, curves, 0.0).sum(axis=0)
+    return np.asarray(np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0))
 
 
 def box_curves(units: PassUnits, names: Sequence[str] | None) -> dict[str, Any] | None:

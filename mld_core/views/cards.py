@@ -21,6 +21,9 @@ from mld_core.views.tables import class_label, plain
 from mld_core.views.words.sentences import why_box, why_sample
 
 MOST_AT_ONCE = 500
+MOVING = 0.5
+"""Metres per second from which on an object moves."""
+
 _READ = (
     *("input_id", "input_hash", "gt", "prediction", "confidence", "is_error", "error_proba", "loss"),
     *("category", "projected_category", "error_code", "primary_code", "diagnosis", "severity"),
@@ -84,6 +87,8 @@ def cards(
             card |= _box(unit, boxes, units.result.class_names)
         if task == "detection":
             card |= _placed(card, canvas_of(units, card["id"]))
+        if task == "detection3d":
+            card["moves"] = motions(units).get((card["id"], unit["gt_idx"]))
         if badge:
             value = unit[badge]
             card["badge"] = {"column": badge, "value": plain(value)} if _is_number(value) else None
@@ -194,6 +199,29 @@ def canvas_of(units: HeldUnits, input_id: str) -> Canvas:
         return canvases(units, pc.unique(units.column("input_id")).to_pylist())
 
     found: Canvas = units.memo.get_or("canvases", read).get(input_id, Canvas())
+    return found
+
+
+def motions(units: HeldUnits) -> dict[tuple[str, int], list[float]]:
+    """Recorded velocities [vx, vy] in m/s of the truths that move, by input id and `gt_idx`.
+
+    Empty where the records are gone or hold none.
+    """
+
+    def read() -> dict[tuple[str, int], list[float]]:
+        records = units.records
+        if records is None or "velocity" not in records.schema("truths").names:
+            return {}
+        table = records.table("truths", ["input_id", "gt_idx", "velocity"])
+        table = table.filter(pc.is_valid(table["velocity"]))
+        flat = table["velocity"].combine_chunks().flatten().fill_null(np.nan)
+        velocity = np.asarray(flat.to_numpy(zero_copy_only=False), np.float64).reshape(-1, 2)
+        rows = np.flatnonzero(np.hypot(velocity[:, 0], velocity[:, 1]) >= MOVING)  # NaN is not
+        moving = table.select(["input_id", "gt_idx"]).take(rows).to_pydict()
+        keys = zip(moving["input_id"], moving["gt_idx"], strict=True)
+        return {(str(one), n): v for (one, n), v in zip(keys, velocity[rows].round(2).tolist(), strict=True)}
+
+    found: dict[tuple[str, int], list[float]] = units.memo.get_or("motions", read)
     return found
 
 

@@ -11,10 +11,10 @@ import road_store as roads
 from browser_parts import all_drawn, settled
 
 from ml_debugger.evaluator import Evaluator
+from mld_core.app.file.points import MAX_POINTS, cloud, is_points
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 from mld_core.report.frames_3d import FIELDS
-from mld_core.report.points_3d import MAX_POINTS, cloud, is_points
 from mld_core.views.units import passes_of
 
 pytestmark = pytest.mark.processes
@@ -51,7 +51,9 @@ def written(road, tmp_path_factory):
         assert dataset == "val"
         return frames[int(re.findall(r"\d+$", one)[0])].points
 
-    return write_report(result, tmp_path_factory.mktemp("page") / "roads.html", image_fn=points_of)
+    return write_report(
+        result, tmp_path_factory.mktemp("page") / "roads.html", image_fn=points_of, former=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +217,10 @@ def test_the_page_stays_small_and_says_what_is_missing(written, data):
 
 def test_without_points_or_with_pictures(road, tmp_path):
     result, _ = road
-    plain = write_report(result, tmp_path / "plain.html")
+    plain = write_report(result, tmp_path / "plain.html", former=True)
     assert b'"points":false' in plain.path.read_bytes()
     image = np.random.default_rng(0).integers(0, 255, (300, 400, 3)).astype(np.uint8)
-    pictures = write_report(result, tmp_path / "pictures.html", image_fn=lambda *_: image)
+    pictures = write_report(result, tmp_path / "pictures.html", image_fn=lambda *_: image, former=True)
     found = re.search(r'id="data">(.*?)</script>', pictures.path.read_text("utf-8"), re.DOTALL)
     made = json.loads(found[1])
     frames = made["details"][str(made["first"])]["scenes"]["frames"].values()

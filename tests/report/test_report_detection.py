@@ -271,7 +271,9 @@ def test_boxes_of_crowded_images_stay_within_the_budget(result, monkeypatch):
 
 @pytest.fixture(scope="module")
 def page_file(result, tmp_path_factory):
-    return write_report(result, tmp_path_factory.mktemp("page") / "boxes.html", image_fn=image_of)
+    return write_report(
+        result, tmp_path_factory.mktemp("page") / "boxes.html", image_fn=image_of, former=True
+    )
 
 
 @pytest.mark.processes

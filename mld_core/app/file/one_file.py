@@ -22,14 +22,15 @@ import pyarrow.compute as pc
 
 from mld_core import __version__
 from mld_core.app.file.packing import Block
+from mld_core.app.file.seen import MOST_ROWS, Seen, seen
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.view import ALIASES
 from mld_core.records.store.verdicts import BOX_KINDS, KINDS
-from mld_core.views import detail, facets, matrices
-from mld_core.views.cards import cards, named_class
-from mld_core.views.evaluation import evaluation, splits
-from mld_core.views.samples import ImageFn, asked_images, stored_images
+from mld_core.views import box_charts, detail, facets, matrices
+from mld_core.views.cards import BOX, canvas_of, cards, named_class
+from mld_core.views.evaluation import boxed, evaluation, splits
+from mld_core.views.samples import ImageFn
 from mld_core.views.selection import HeldUnits, held
 from mld_core.views.stored import probabilities
 from mld_core.views.tables import plain
@@ -37,8 +38,6 @@ from mld_core.views.units import PassUnits, passes_of
 from mld_core.views.words.texts import CATEGORY_TEXTS, PAIR_ACTION
 
 STATIC = Path(__file__).parents[1] / "static" / "file"
-MOST_ROWS = 200_000
-PICTURE_BYTES = 5_000_000
 DETAILED = 100
 OF_FINDING = 12
 COMMONEST = 20
@@ -46,6 +45,9 @@ SEARCHED = 20_000
 """So many of the worst are looked through for the first of each finding."""
 
 CHUNK = 20_000
+_BOXES = {"box": "", "truth_box": "gt_"}
+"""Parts of a sample that are boxes, and what the table's names of their columns begin with."""
+
 _SAME = {
     "id": "input_id", "wrong": "is_error", "confidence": "confidence", "error_proba": "error_proba",
     "loss": "loss", "code": "error_code", "severity": "severity",
@@ -69,14 +71,14 @@ class OneFile:
         image_fn: (dataset, input_id) -> image of a sample without a recorded thumbnail.
         left_out: Sentences on what is not in it.
         blocks: The compressed columns, by the id of their element.
-        pictures: Base64 PNGs, by split and input id.
+        seen: Pictures of samples and points of frames, by split.
     """
 
     result: Result
     image_fn: ImageFn | None = None
     left_out: list[str] = field(default_factory=list)
     blocks: dict[str, str] = field(default_factory=dict)
-    pictures: dict[str, dict[str, str]] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         """Say once what is missing."""
@@ -109,7 +111,8 @@ class OneFile:
             "aliases": dict(ALIASES),
             "answers": self._answers(passes),
             "passes": made,
-            "pictures": self.pictures,
+            "pictures": {split: one.pictures for split, one in self.seen.items()},
+            "points": {split: one.points for split, one in self.seen.items()},
             "left_out": self.left_out,
         }
 
@@ -123,20 +126,23 @@ class OneFile:
         made: dict[str, Any] = {
             "split": one.dataset, "epoch": one.n_epoch, "rows": one.rows, "block": None, "columns": [],
             "cards": {}, "pair_action": PAIR_ACTION, "evaluation": page, "confusion": None,
-            "heatmaps": [], "facets": None, "columns-info": None,
+            "heatmaps": [], "facets": None, "columns-info": None, "curves": None,
         }  # fmt: skip
         if not rows:
             return made
+        boxes = boxed(self.result)
+        made["curves"] = box_charts.curves(units) if boxes else None
         if one.rows > MOST_ROWS:
+            what = "boxes" if boxes else "samples"
             self.note(
-                f"{one.dataset}: {one.rows:,} samples are too many for a file (at most {MOST_ROWS:,}); the "
+                f"{one.dataset}: {one.rows:,} {what} are too many for a file (at most {MOST_ROWS:,}); the "
                 "page of the evaluation is about all of them, and `mld ui` shows each."
             )
             return made
         siblings = [other for other in passes if other.dataset != one.dataset]
         last = {other.dataset: other for other in siblings}
         wanted = _worst(units, page)
-        self.pictures[one.dataset] = self._pictures(units, wanted, PICTURE_BYTES // shared)
+        self._see(units, wanted, shared)
         block = Block()
         made["cards"] = self._columns(units, block, _details(units, wanted, list(last.values())))
         name = f"mld-pass-{one.index}"
@@ -151,13 +157,23 @@ class OneFile:
             "columns-info": {"columns": facets.columns_info(units)},
         }
 
-    def _columns(self, units: HeldUnits, block: Block, details: dict[int, dict[str, Any]]) -> dict[str, str]:
+    def _see(self, units: HeldUnits, wanted: Sequence[int], shared: int) -> None:
+        """Gather pictures and points of a split; boxes are then drawn in the frames of the pictures."""
+        found = seen(units, wanted, self.image_fn, shared)
+        for text in found.left_out:
+            self.note(text)
+        found.place(units)
+        self.seen[units.dataset] = found
+
+    def _columns(
+        self, units: HeldUnits, block: Block, details: dict[int, dict[str, Any]]
+    ) -> dict[str, str | list[str]]:
         """Put the table and the parts of every sample into the block; returns where each part stands."""
         for item in units.schema:
             if item.name not in _HIDDEN:
                 block.add(item.name, units.column(item.name))
         held_names = {one["name"] for one in block.columns}
-        pictures = self.pictures.get(units.dataset, {})
+        pictures = self.seen[units.dataset].pictures
         parts: dict[str, list[Any]] = {}
         for start in range(0, units.rows, CHUNK):
             for card in cards(units, np.arange(start, min(start + CHUNK, units.rows), dtype=np.int32)):
@@ -165,38 +181,15 @@ class OneFile:
                 for key, value in card.items():
                     if key not in {"row", "hash", "badge"} and _SAME.get(key) not in held_names:
                         parts.setdefault(key, []).append(value)
-        where = {key: name for key, name in _SAME.items() if name in held_names}
+        where: dict[str, str | list[str]] = {key: name for key, name in _SAME.items() if name in held_names}
         for key, values in parts.items():
-            where[key] = f"card.{key}"
-            block.add_values(where[key], values)
+            if key in _BOXES:
+                where[key] = _box_columns(block, key, values, units)
+            else:
+                where[key] = f"card.{key}"
+                block.add_values(f"card.{key}", values)
         block.add_json("card.details", [details])
         return where
-
-    def _pictures(self, units: HeldUnits, rows: Sequence[int], budget: int) -> dict[str, str]:
-        """Pictures of samples with details, of their neighbours, then of the worst, while they fit."""
-        near = [one for found in units.take(rows, ["neighbour_ids"]) for one in found["neighbour_ids"] or []]
-        ids = [str(one["input_id"]) for one in units.take([*rows, *units.order()[:MOST_ROWS]], ["input_id"])]
-        order = list(dict.fromkeys([*ids[: len(rows)], *near, *ids[len(rows) :]]))
-        found = stored_images(units, set(order))
-        if self.image_fn is not None:
-            found |= asked_images(
-                units, [one for one in order[: 4 * len(rows)] if one not in found], self.image_fn
-            )
-        made: dict[str, str] = {}
-        for one in order:
-            png = found.get(one)
-            if png is None:
-                continue
-            budget -= 4 * len(png) // 3
-            if budget < 0:
-                break
-            made[one] = base64.b64encode(png).decode()
-        if len(made) < len(found):
-            self.note(
-                f"{units.dataset}: pictures of {len(made):,} of {len(found):,} samples, the worst and their "
-                "neighbours first; the rest would make the file large."
-            )
-        return made
 
     # -- answers that are the same whatever is asked --------------------------------------------------------
 
@@ -206,7 +199,7 @@ class OneFile:
         pictures = {
             "set": None,
             "kind": None,
-            "recorded": any(self.pictures.values()),
+            "recorded": any(one.pictures for one in self.seen.values()),
             "allowed": False,
             "sentence": "Pictures are those that the file brought along.",
         }
@@ -317,6 +310,23 @@ def _finding(code: str) -> dict[str, Any]:
     return {"code": code, "title": one.title, "severity": one.severity, "why": one.when, "action": one.action}
 
 
+def _box_columns(
+    block: Block, key: str, values: Sequence[Sequence[float] | None], units: HeldUnits
+) -> list[str]:
+    """The columns that hold the boxes of all samples: those of the table, or as the pictures show them."""
+    names = BOX[units.result.task]
+    own = [f"{_BOXES[key]}{name}" for name in names]
+    ids = pc.unique(units.column("input_id")).to_pylist()
+    if len(names) > 4 or all(canvas_of(units, one).straight for one in ids):
+        return own
+    lacking = [float("nan")] * len(names)
+    table = np.array([lacking if one is None else one for one in values], np.float32)
+    own = [f"card.{key}.{place}" for place in range(len(names))]
+    for name, column in zip(own, table.T, strict=True):
+        block.add(name, pa.chunked_array([pa.array(column)]))
+    return own
+
+
 def _worst(units: HeldUnits, page: dict[str, Any]) -> list[int]:
     """Rows that get details: the first of each finding and of the commonest codes, and the worst of all."""
     rows = [*units.chosen(page["first"]["filter"], page["first"]["sort"])[:DETAILED]]
@@ -338,12 +348,14 @@ def _details(
 ) -> dict[int, dict[str, Any]]:
     """The evidence of some samples, by row."""
     told = units.take(rows, ["input_id", "neighbour_ids", "recommended_action"])
-    lines = _histories(units, rows, [str(one["input_id"]) for one in told])
+    boxes = boxed(units.result)
+    ids = [str(one["input_id"]) for one in told]
+    lines = {} if boxes else _histories(units, rows, ids)
     shown = cards(units, rows)
     names = units.result.class_names
     made = {}
     for row, raw, card in zip(rows, told, shown, strict=True):
-        likely = probabilities(units, row)
+        likely = [] if boxes else probabilities(units, row)
         near = detail.neighbours(units, raw["neighbour_ids"] or [], siblings)
         for one in near:
             one["picture"] = True
@@ -354,9 +366,9 @@ def _details(
                 {**(named_class(number, names) or {}), "p": p, "truth": number == truth}
                 for number, p in likely
             ],
-            "probabilities_missing": None if likely else detail.GONE,
+            "probabilities_missing": detail.OF_BOXES if boxes else None if likely else detail.GONE,
             "neighbours": near,
-            "history": lines[row],
+            "history": lines.get(row, []),
             "fields": detail.own_fields(units, row),
         }
     return made

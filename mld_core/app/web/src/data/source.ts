@@ -15,6 +15,7 @@ export interface Reads {
   "columns-info": t.ColumnsInfo;
   confusion: t.Confusion;
   heatmap: t.Heatmap;
+  curves: t.Curves | null;
   verdicts: t.Verdicts;
   suspects: t.Suspects;
   "export/formats": t.ExportFormats;

@@ -261,6 +261,22 @@ export interface Evaluation {
   note: string;
   review_state: "open" | "done";
 }
+export interface Curves {
+  /** What each line of precision is: an IoU or a distance. */
+  lines: string[];
+  errors: { name: string; title: string; unit: string }[];
+  at: string;
+  recall: (number | null)[];
+  classes: {
+    name: string;
+    class: number | null;
+    truths: number;
+    ap: (number | null)[];
+    precision: (number | null)[][];
+    errors: Record<string, (number | null)[]>;
+  }[];
+  left_out: number;
+}
 export type VerdictKind = "relabel" | "ok" | "ambiguous" | "hard" | "missing" | "nothing";
 export interface Verdict {
   kind: VerdictKind;
@@ -302,6 +318,8 @@ export interface Sample {
   gt_idx?: number | null;
   box?: number[] | null;
   truth_box?: number[] | null;
+  /** Velocity of a true 3D box that moves, metres a second. */
+  moves?: number[] | null;
   size?: [number, number] | null;
   /** What a verdict is about: its label, or whether an object stands in a predicted box without a true one. */
   asks?: "label" | "object";
@@ -364,6 +382,8 @@ export interface SamplePage {
     n_pred?: number;
     n: number;
     size: [number, number] | null;
+    /** In a file: sensor points, x, y, z as int16 centimetres in base64. */
+    points?: { n: number; of: number; xyz: string } | null;
   } | null;
   picture: { has: boolean } | null;
 }

@@ -11,12 +11,15 @@ export interface FileData {
   aliases: Record<string, string>;
   answers: Pick<Reads, "session" | "runs" | "run" | "vocabulary" | "verdicts" | "pictures">;
   passes: FilePass[];
-  /** PNGs as base64, by split and input id. */
+  /** PNGs and JPEGs as base64, by split and input id. */
   pictures: Record<string, Record<string, string>>;
+  points: Record<string, Record<string, { n: number; of: number; xyz: string }>>;
   left_out: string[];
 }
 
 const ELSEWHERE = "A file cannot be written to: open the run with `mld ui`.";
+/** Boxes of an image that are drawn. */
+const FRAME_UNITS = 300;
 const textOf = (value: unknown): string => (value === null || value === undefined ? "" : String(value));
 
 export class EmbeddedSource implements Source {
@@ -65,6 +68,7 @@ export class EmbeddedSource implements Source {
         place,
       };
     }
+    if (route === "curves") return pass.told.curves;
     await pass.ready();
     return { ...(this.#ofRows(route, pass, filter, query) as object), place };
   }
@@ -161,19 +165,23 @@ export class EmbeddedSource implements Source {
       verdicts: [],
       conflict: false,
       frame: this.data.place.unit === "box" ? this.#frame(pass, sample) : null,
-      picture: null,
+      picture: { has: sample.picture },
       ...known,
     };
   }
 
-  /** The boxes of the image that a box is of. */
+  /** The boxes of the image that a box is of, errors first. */
   #frame(pass: Pass, sample: t.Sample): t.SamplePage["frame"] {
-    const ids = pass.column("input_id");
-    const units: t.Sample[] = [];
-    for (let row = 0; row < pass.told.rows && units.length < 300; row += 1)
-      if (ids?.at(row) === sample.id) units.push(pass.sample(row));
-    const errors = units.filter((one) => one.wrong === true).length;
-    return { id: sample.id, units, left_out: 0, errors, n: units.length, size: sample.size ?? null };
+    const [ids, wrong] = [pass.column("input_id"), pass.column("is_error")];
+    const parts: [number[], number[]] = [[], []];
+    for (let row = 0; row < pass.told.rows; row += 1)
+      if (ids?.at(row) === sample.id) parts[wrong?.at(row) === true ? 0 : 1].push(row);
+    const rows = parts.flat();
+    const units = rows.slice(0, FRAME_UNITS).map((row) => pass.sample(row));
+    const points = this.data.points[pass.told.split]?.[sample.id] ?? null;
+    const left_out = rows.length - units.length;
+    const counts = { left_out, errors: parts[0].length, n: rows.length };
+    return { id: sample.id, units, ...counts, size: sample.size ?? null, points };
   }
 
   #filter(pass: Pass, filter: string): t.FilterAnswer {
@@ -250,7 +258,8 @@ export class EmbeddedSource implements Source {
   picture(query: Query & { id: string }): string {
     const split = textOf(query.split) || this.#first();
     const found = this.data.pictures[split]?.[query.id];
-    return found === undefined ? "data:," : `data:image/png;base64,${found}`;
+    if (found === undefined) return "data:,";
+    return `data:image/${found.startsWith("/9j/") ? "jpeg" : "png"};base64,${found}`;
   }
 
   download(): string | null {

@@ -13,7 +13,7 @@ export interface FilePass {
   block: string | null;
   columns: ColumnInfo[];
   /** Which column holds which part of a sample. */
-  cards: Record<string, string>;
+  cards: Record<string, string | string[]>;
   /** What to do about an error code whose samples carry no action. */
   pair_action: string;
   evaluation: t.Evaluation;
@@ -21,6 +21,7 @@ export interface FilePass {
   heatmaps: t.Heatmap[];
   facets: t.Facets | null;
   "columns-info": t.ColumnsInfo | null;
+  curves: t.Curves | null;
 }
 
 const WORST = "-severity,-error_proba,-loss";
@@ -122,10 +123,17 @@ export class Pass {
 
   sample(row: number, badge = ""): t.Sample {
     const made: Record<string, unknown> = { row, hash: null, badge: null };
-    for (const [key, name] of Object.entries(this.told.cards)) made[key] = this.#columns.get(name)!.at(row);
+    for (const [key, name] of Object.entries(this.told.cards))
+      made[key] = typeof name === "string" ? this.#columns.get(name)!.at(row) : this.#box(name, row);
     const value = badge === "" ? null : (this.column(badge)?.at(row) ?? null);
     if (typeof value === "number") made.badge = { column: badge, value };
     return made as unknown as t.Sample;
+  }
+
+  /** A box whose numbers stand in a column each; null where one is missing. */
+  #box(names: string[], row: number): number[] | null {
+    const values = names.map((name) => this.#columns.get(name)!.at(row));
+    return values.includes(null) ? null : values.map((one) => Math.round(Number(one) * 1000) / 1000);
   }
 
   rowOf(id: string): number {

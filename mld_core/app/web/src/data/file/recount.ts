@@ -25,7 +25,9 @@ export function evaluation(pass: Pass, filter: string): t.Evaluation {
   const found = findings(pass, mask, selected.length, base);
   const named = codes(pass, selected, errors, base);
   const steps = firstSteps(found, named.rows);
-  const suspects = base.headline_parts.wrong_labels_filter;
+  const told = base.headline_parts.wrong_labels_filter?.split(" or ") ?? [];
+  const own = found.filter((one) => told.includes(one.filter)).map((one) => one.filter);
+  const suspects = own.length === 0 ? null : own.join(" or ");
   const suspected = suspects === null ? 0 : pass.count(mask, suspects);
   const worst = suspected > 0 ? suspects! : (steps[0]?.filter ?? "is_error = true");
   const title = suspected > 0 ? "The worst suspected labels" : (steps[0]?.title ?? "The worst");
@@ -120,6 +122,7 @@ function findings(pass: Pass, mask: Uint8Array, rows: number, base: t.Evaluation
 interface Sum {
   n: number;
   confidence: number;
+  sure: number;
   error_proba: number;
   stated: number;
   actions: Map<string, number>;
@@ -159,9 +162,20 @@ function codes(pass: Pass, selected: number[], errors: number, base: t.Evaluatio
   for (const row of selected) {
     const name = code?.at(row) ?? null;
     if (name === null || wrong?.at(row) !== true) continue;
-    const sum = sums.get(name) ?? { n: 0, confidence: 0, error_proba: 0, stated: 0, actions: new Map() };
+    const sum = sums.get(name) ?? {
+      n: 0,
+      confidence: 0,
+      sure: 0,
+      error_proba: 0,
+      stated: 0,
+      actions: new Map(),
+    };
     sum.n += 1;
-    sum.confidence += Number(pass.column("confidence")?.at(row) ?? 0);
+    const sure = pass.column("confidence")?.at(row);
+    if (typeof sure === "number") {
+      sum.confidence += sure;
+      sum.sure += 1;
+    }
     const stated = pass.column("error_proba")?.at(row);
     if (typeof stated === "number") {
       sum.error_proba += stated;
@@ -178,7 +192,7 @@ function codes(pass: Pass, selected: number[], errors: number, base: t.Evaluatio
   const rows = [...sums].flatMap(([name, sum]) => {
     const words = known.get(String(name)) ?? spelled(String(name), base);
     if (words === null) return [];
-    const confidence = four(sum.confidence / sum.n);
+    const confidence = sum.sure === 0 ? null : four(sum.confidence / sum.sure);
     const error_proba = sum.stated === 0 ? null : four(sum.error_proba / sum.stated);
     return [
       { ...words, n: sum.n, share: share(sum.n, errors), confidence, error_proba, ...commonest(sum, pass) },
@@ -256,27 +270,46 @@ export function confusion(pass: Pass, base: t.Confusion, filter: string): t.Conf
   const mask = pass.mask(filter);
   const truth = pass.column("gt");
   const said = pass.column("prediction");
-  const boxes = base.rows.includes(-1);
+  const [kind, judged] = [pass.column("unit_kind"), pass.column("is_error")];
+  const boxes = pass.told.evaluation.task !== "classification";
   const table = base.rows.map(() => new Array<number>(base.columns.length).fill(0));
   for (let row = 0; row < mask.length; row += 1) {
-    if (mask[row] !== 1) continue;
+    if (mask[row] !== 1 || (boxes && judged?.at(row) === null)) continue;
     const from = base.rows.indexOf(Number(truth?.at(row) ?? -1));
-    const wanted = base.columns.indexOf(Number(said?.at(row) ?? -1));
+    const found = boxes && kind?.at(row) === "gt" ? null : said?.at(row);
+    const wanted = base.columns.indexOf(Number(found ?? -1));
     const to = wanted < 0 ? base.columns.indexOf(-2) : wanted;
     if (from >= 0 && to >= 0 && (boxes || base.rows[from]! >= 0)) table[from]![to]! += 1;
   }
-  return { ...base, ...named(base, table) };
+  return { ...base, ...named(base, table), ...filled(base, table) };
 }
 
-function named(
+/** The matrix without rows and columns of no class that the selection leaves empty. */
+function filled(
   base: t.Confusion,
   table: number[][],
-): Pick<t.Confusion, "classes" | "counts" | "share" | "pairs" | "sentence"> {
-  const name = (one: number): t.Named => ({
-    class: one,
-    name: base.labels[base.rows.indexOf(one)] ?? base.column_labels[base.columns.indexOf(one)] ?? String(one),
-  });
-  const totals = table.map((row) => row.reduce((sum, one) => sum + one, 0));
+): Pick<t.Confusion, "rows" | "columns" | "labels" | "column_labels" | "counts" | "share"> {
+  const rows = base.rows.flatMap((one, at) => (one >= 0 || table[at]!.some((n) => n > 0) ? [at] : []));
+  const columns = base.columns.flatMap((one, at) =>
+    one >= 0 || table.some((row) => row[at]! > 0) ? [at] : [],
+  );
+  const counts = rows.map((at) => columns.map((other) => table[at]![other]!));
+  return {
+    rows: rows.map((at) => base.rows[at]!),
+    columns: columns.map((at) => base.columns[at]!),
+    labels: rows.map((at) => base.labels[at]!),
+    column_labels: columns.map((at) => base.column_labels[at]!),
+    counts,
+    share: counts.map((row) => {
+      const total = row.reduce((sum, n) => sum + n, 0);
+      return row.map((n) => (total === 0 ? null : four(n / total)));
+    }),
+  };
+}
+
+function named(base: t.Confusion, table: number[][]): Pick<t.Confusion, "classes" | "pairs" | "sentence"> {
+  const name = (one: number): t.Named | null =>
+    one < 0 ? null : { class: one, name: base.labels[base.rows.indexOf(one)] ?? String(one) };
   const pairs: t.Pair[] = [];
   table.forEach((row, from) =>
     row.forEach((n, to) => {
@@ -297,8 +330,6 @@ function named(
       const n = row?.reduce((sum, count) => sum + count, 0) ?? 0;
       return n === 0 ? [] : [{ ...one, n, errors: n - (row![base.columns.indexOf(one.class)] ?? 0) }];
     }),
-    counts: table,
-    share: table.map((row, from) => row.map((n) => (totals[from] === 0 ? null : four(n / totals[from]!)))),
     pairs: {
       top,
       most,
@@ -312,4 +343,4 @@ function named(
 }
 
 const one = (column: string, value: number): string =>
-  value < 0 ? `${column} is null` : `${column} = ${value}`;
+  value < 0 ? `(${column} is null or ${column} < 0)` : `${column} = ${value}`;
