@@ -26,9 +26,12 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, SALTS, hash_uniform
 from mld_core.evaluation.statistics.logistic import Logistic, fit_logistic
-from mld_core.evaluation.statistics.trees import fit_trees
 
-TRAIN_CAP = 200_000
+WHOLE = 200_000
+"""Labelled units up to which all of them are fitted."""
+FIT_ROWS = 50_000
+"""Rows of every fit beyond that."""
+
 MINIMUM = 30
 GUARD_Z = 1.6448536269514722
 """One-sided 5 % point of the normal distribution."""
@@ -89,6 +92,7 @@ class ErrorModel:
         confidence: Baseline risk from the largest softmax probability, None where it is constant.
         constant: (E + 1) / (n + 2).
         source: What `error_proba` is: "cse", "msp_isotonic" or "constant".
+        shift: Added to the mean of both log-odds, which were fitted to a sample drawn by the outcome.
     """
 
     trees: Any
@@ -97,6 +101,7 @@ class ErrorModel:
     confidence: Confidence | None
     constant: float
     source: str
+    shift: float = 0.0
 
     def baseline(self, msp: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N,) risk a monitor of the softmax confidence would see."""
@@ -110,7 +115,7 @@ class ErrorModel:
             return self.baseline(msp)
         assert self.linear is not None
         assert self.platt is not None
-        mean = (_tree_logit(self.trees, columns) + self.linear.logit(columns)) / 2
+        mean = (_tree_logit(self.trees, columns) + self.linear.logit(columns)) / 2 + self.shift
         return np.asarray(expit(self.platt.logit(mean[:, None])))
 
 
@@ -252,15 +257,15 @@ def _fit_fold(
     train, test = known[folds[known] != fold], known[folds[known] == fold]
     if not len(test):
         return
-    rows, weight = capped(inputs.errors, train, repeat * FOLDS + fold)
+    rows, shift = _sampled(inputs, train, repeat * FOLDS + fold)
     errors = inputs.errors[rows]
     if not len(rows) or errors.min() == errors.max():
         z[test] = logit((errors.sum() + 1) / (len(errors) + 2))
         return
-    trees, linear = _fit_pair(_columns(inputs, rows, folds, fold), errors, weight, workers)
+    trees, linear = _fit_pair(_columns(inputs, rows, folds, fold), errors, workers)
     for span in spans(len(test), _PREDICT_ROWS):
         columns = _columns(inputs, test[span], folds, fold)
-        z[test[span]] = (_tree_logit(trees, columns) + linear.logit(columns)) / 2
+        z[test[span]] = (_tree_logit(trees, columns) + linear.logit(columns)) / 2 + shift
 
 
 def _columns(
@@ -269,31 +274,40 @@ def _columns(
     return np.column_stack([inputs.fixed[rows], fold_columns(inputs, rows, folds, held_out)])
 
 
-def capped(
-    errors: NDArray[np.int8], rows: NDArray[np.int64], stream: int, cap: int = TRAIN_CAP
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """At most about `cap` training rows, the rarer outcome whole, the other hash-sampled, inverse weights.
+def fit_sample(
+    errors: NDArray[np.int8], rows: NDArray[np.int64], stream: int, cap: int
+) -> tuple[NDArray[np.int64], float]:
+    """At most about `cap` training rows, the rarer outcome whole, the other hash-sampled.
 
-    Where both outcomes exceed half the cap, both are sampled down to half of it.
+    Where both outcomes exceed half the cap, both are sampled down to half of it. A model with an intercept
+    fitted to a sample drawn by the outcome differs from that of all rows by a constant alone (Prentice and
+    Pyke, 1979).
 
     Returns:
-        The rows kept, in order, and their weights.
+        The rows kept, in order, and what is to be added to the log-odds of a model fitted to them.
+
+    Example:
+        >>> rows, shift = fit_sample(np.array([0, 1], np.int8), np.arange(2), 0, cap=2)
+        >>> rows.tolist(), shift
+        ([0, 1], 0.0)
     """
     if len(rows) <= cap:
-        return rows, np.ones(len(rows))
+        return rows, 0.0
     wrong = errors[rows] == 1
-    fewer = min(int(wrong.sum()), len(rows) - int(wrong.sum()), cap // 2)
-    rates = np.empty(2)
-    for outcome in (0, 1):
-        count = int((wrong == bool(outcome)).sum())
-        rates[outcome] = min(1.0, (cap - fewer) / count) if count > cap // 2 else 1.0
-    rate = rates[wrong.astype(np.int64)]
-    kept = hash_uniform(rows.astype(np.uint64), 101 + stream) < rate
-    return rows[kept], 1 / rate[kept]
+    count = np.array([len(rows) - int(wrong.sum()), int(wrong.sum())])
+    fewer = min(int(count.min()), cap // 2)
+    rate = np.where(count > cap // 2, np.minimum(1.0, (cap - fewer) / np.maximum(count, 1)), 1.0)
+    kept = hash_uniform(rows.astype(np.uint64), 101 + stream) < rate[wrong.astype(np.int64)]
+    return rows[kept], float(np.log(rate[0] / rate[1]))
+
+
+def _sampled(inputs: StackInputs, rows: NDArray[np.int64], stream: int) -> tuple[NDArray[np.int64], float]:
+    cap = FIT_ROWS if len(inputs.base_rows) > WHOLE else len(rows)
+    return fit_sample(inputs.errors, rows, stream, cap)
 
 
 def _fit_pair(
-    columns: NDArray[np.float32], errors: NDArray[np.int8], weight: NDArray[np.float64], workers: Workers
+    columns: NDArray[np.float32], errors: NDArray[np.int8], workers: Workers
 ) -> tuple[Any, Logistic]:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -306,8 +320,8 @@ def _fit_pair(
         early_stopping=False,
         random_state=0,
     )
-    fitted = fit_trees(trees, columns, errors, weight)
-    return fitted, fit_logistic(columns, errors, weight, c=0.05, workers=workers)
+    linear = fit_logistic(columns, errors, np.ones(len(errors)), c=0.05, workers=workers)
+    return trees.fit(columns, errors), linear
 
 
 def _tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -342,12 +356,12 @@ def _full_model(
 ) -> ErrorModel:
     if source != CSE:
         return ErrorModel(None, None, None, confidence, constant, source)
-    rows, weight = capped(inputs.errors, inputs.base_rows, len(SALTS) * FOLDS)
-    trees, linear = _fit_pair(_columns(inputs, rows, None, -1), inputs.errors[rows], weight, workers)
+    rows, shift = _sampled(inputs, inputs.base_rows, len(SALTS) * FOLDS)
+    trees, linear = _fit_pair(_columns(inputs, rows, None, -1), inputs.errors[rows], workers)
     known = inputs.base_rows
     # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
     platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], workers)
-    return ErrorModel(trees, linear, platt, confidence, constant, source)
+    return ErrorModel(trees, linear, platt, confidence, constant, source, shift)
 
 
 def _score_new(

@@ -64,14 +64,17 @@ def fit_logistic(
     beta = np.zeros(width + 1)
     rate = float((mass * problem.target).sum() / mass.sum())
     beta[-1] = np.log(rate / (1 - rate))
+    here = problem.at(beta)
     for _ in range(_STEPS):
-        loss, slope, curve = problem.at(beta, curved=True)
+        loss, slope, curve = here
         step = np.linalg.solve(curve + np.diag(problem.penalty + 1e-10), slope)
         if float(slope @ step) < 1e-10 * max(1.0, loss):
             break
         size = 1.0
-        while size > 1e-4 and problem.at(beta - size * step, curved=False)[0] > loss:
+        here = problem.at(beta - step)
+        while size > 1e-4 and here[0] > loss:
             size /= 2
+            here = problem.at(beta - size * step)
         beta = beta - size * step
     return Logistic(beta[:-1], float(beta[-1]), mean, scale)
 
@@ -88,19 +91,15 @@ class _Problem:
     penalty: NDArray[np.float64]
     workers: Workers
 
-    def at(
-        self, beta: NDArray[np.float64], *, curved: bool
-    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Value, gradient and (where `curved`) the Hessian of the unpenalised part."""
-        parts = list(
-            self.workers.map(lambda span: self._block(span, beta, curved), spans(len(self.x), _ROWS))
-        )
+    def at(self, beta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+        """Value, gradient and the Hessian of the unpenalised part."""
+        parts = list(self.workers.map(lambda span: self._block(span, beta), spans(len(self.x), _ROWS)))
         loss = sum(part[0] for part in parts) + float((self.penalty * beta * beta).sum()) / 2
         slope = sum((part[1] for part in parts), np.zeros(len(beta))) + self.penalty * beta
         return loss, slope, sum((part[2] for part in parts[1:]), parts[0][2])
 
     def _block(
-        self, span: slice, beta: NDArray[np.float64], curved: bool
+        self, span: slice, beta: NDArray[np.float64]
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         rows = np.column_stack([(self.x[span] - self.mean) / self.scale, np.ones(span.stop - span.start)])
         mass, target = self.mass[span], self.target[span]
@@ -108,7 +107,4 @@ class _Problem:
         loss = float((mass * (np.logaddexp(0, logit) - target * logit)).sum())
         p = expit(logit)
         slope = rows.T @ (mass * (p - target))
-        if not curved:
-            return loss, slope, np.empty((0, 0))
-        rows *= np.sqrt(mass * p * (1 - p))[:, None]
-        return loss, slope, rows.T @ rows  # of an array with itself: half the arithmetic
+        return loss, slope, (rows * (mass * p * (1 - p))[:, None]).T @ rows

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mld_core.evaluation.analysis import error_probability
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions
-from mld_core.evaluation.analysis.error_probability import capped, guard
+from mld_core.evaluation.analysis.error_probability import fit_sample, guard
 from mld_core.evaluation.analysis.projection import project_units
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.categories import CRITICAL, HOTSPOT
@@ -225,15 +226,45 @@ def test_guard_is_a_paired_test_over_groups():
     assert guard(truth, flat, errors, np.zeros(4_000, np.int64)) == 0
 
 
-def test_cap_keeps_the_rarer_outcome_and_the_mass():
+def test_sample_keeps_the_rarer_outcome_and_halves_the_cap_where_both_are_many():
     errors = (np.arange(10_000) % 50 == 0).astype(np.int8)
-    rows, weight = capped(errors, np.arange(10_000), 0, cap=2_000)
+    rows, shift = fit_sample(errors, np.arange(10_000), 0, cap=2_000)
     assert errors[rows].sum() == 200
     assert 1_800 < len(rows) < 2_200
-    assert weight.sum() == pytest.approx(10_000, rel=0.05)
-    both, weight = capped((np.arange(10_000) % 2).astype(np.int8), np.arange(10_000), 0, cap=2_000)
+    assert shift == pytest.approx(np.log(1_800 / 9_800))
+    both, shift = fit_sample((np.arange(10_000) % 2).astype(np.int8), np.arange(10_000), 0, cap=2_000)
     assert 1_800 < len(both) < 2_200
-    assert weight.min() > 4
+    assert shift == 0
+    assert fit_sample(errors, np.arange(10_000), 0, cap=10_000)[0].tolist() == list(range(10_000))
+
+
+def test_model_of_a_sample_drawn_by_the_outcome_is_as_calibrated_as_one_of_all_rows():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60_000, 3))
+    truth = 1 / (1 + np.exp(3.5 - x[:, 0] - x[:, 1]))
+    errors = (rng.random(60_000) < truth).astype(np.int8)
+    rows, shift = fit_sample(errors, np.arange(60_000), 0, cap=6_000)
+    assert shift < -1
+    with Workers(2) as workers:
+        fitted = fit_logistic(x[rows], errors[rows], np.ones(len(rows)), c=1.0, workers=workers)
+    assert fitted.logit(x) + shift == pytest.approx(np.log(truth / (1 - truth)), abs=0.35)
+
+
+def test_fits_beyond_the_limit_see_a_sample_and_tell_errors_as_well(make_split, monkeypatch):
+    arrays, _ = make_split(3_000)
+    whole = analyse(arrays, options=QUICK)
+    seen = []
+    fit = error_probability._fit_pair
+    monkeypatch.setattr(error_probability, "WHOLE", 1_000)
+    monkeypatch.setattr(error_probability, "FIT_ROWS", 1_200)
+    monkeypatch.setattr(
+        error_probability, "_fit_pair", lambda x, *rest: (seen.append(len(x)), fit(x, *rest))[1]
+    )
+    made = analyse(arrays, options=QUICK)
+    assert max(seen) < 1_400
+    wrong = made.errors == 1
+    assert auroc(made.error_proba, wrong) > auroc(whole.error_proba, wrong) - 0.02
+    assert made.error_proba.mean() == pytest.approx(wrong.mean(), abs=0.01)
 
 
 def test_logistic_reaches_scikit_learns_optimum():

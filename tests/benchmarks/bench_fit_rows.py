@@ -1,0 +1,103 @@
+"""What a smaller fit of the error estimator costs: `python tests/benchmarks/bench_fit_rows.py [--rows 50000 ...]`.
+
+Splits beyond the size up to which every unit is fitted, without any planted order of rows: pockets (a hidden space whose
+small regions and slopes decide about errors, 100 classes) and digits (a network's answers on augmented pictures, some
+of them faint). For every number of rows one cross-fit: AUROC and Brier score of the error probability and CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
+
+CLASSES, HIDDEN, WIDTH = 100, 24, 128
+
+
+def pockets(n: int):
+    """Errors by three slopes, one interaction and sixty pockets of about 0.2 % each, seen through noisy logits."""
+    from mld_core.evaluation.space.arrays import SplitArrays
+
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=(CLASSES * 4, HIDDEN)).astype(np.float32)
+    cluster = rng.integers(0, CLASSES * 4, n)
+    deep = centres[cluster] + rng.normal(size=(n, HIDDEN)).astype(np.float32)
+    log_odds = -3.2 + 0.8 * deep[:, 0] - 0.6 * np.abs(deep[:, 1]) + 0.7 * deep[:, 2] * (deep[:, 3] > 0)
+    for row in rng.integers(0, n, 60):
+        near = ((deep[:, :6] - deep[row, :6]) ** 2).sum(axis=1)
+        log_odds[near <= np.quantile(near, 0.002)] += 3
+    wrong = rng.random(n) < 1 / (1 + np.exp(-log_odds))
+    label = cluster // 4
+    logits = rng.normal(size=(n, CLASSES)).astype(np.float32)
+    logits[np.arange(n), label] += 5 - 0.3 * log_odds + rng.normal(size=n)
+    features = deep @ rng.normal(size=(HIDDEN, WIDTH)).astype(np.float32) / 5
+    features += rng.normal(0, 0.3, (n, WIDTH)).astype(np.float32)
+    return SplitArrays(logits, label, {"features": features}, errors=wrong.astype(np.int8))
+
+
+def digits(n: int):
+    """The digits of the fault suite, as many as asked for; 5 % are faint negatives."""
+    import networks
+    import pictures
+
+    from mld_core.evaluation.space.arrays import SplitArrays
+
+    pair = pictures.digits(0)
+    net, _ = networks.train(pair.train, "mlp", 0, 8, 10)
+    rng = np.random.default_rng(2)
+    own = pair.test
+    test = pictures.augment(own.x, own.y, own.base, n, rng, noise=0.1)
+    recorded = networks.record(net, pictures.faint_negative(test, 0))
+    return SplitArrays(recorded.logits, test.y, recorded.features)
+
+
+def main() -> int:
+    from mld_core.evaluation.analysis import analysis, error_probability
+    from mld_core.evaluation.analysis.answers import AnalysisOptions
+    from mld_core.evaluation.engine.executor import Workers
+    from mld_core.evaluation.metrics.classification import auroc
+    from mld_core.evaluation.space import space
+    from mld_core.evaluation.space.neighbourhood import surroundings
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="*", default=[8_000, 16_000, 32_000, 50_000, 10**9])
+    parser.add_argument("--units", type=int, default=250_000)
+    parser.add_argument("--splits", nargs="*", default=["pockets", "digits"])
+    chosen = parser.parse_args()
+    print(
+        "| split, units | rows of a fit | error AUROC | Brier | CPU s of one cross-fit |\n|---|---|---|---|---|"
+    )
+    for name in chosen.splits:
+        arrays = globals()[name](chosen.units)
+        with Workers() as pool:
+            work = analysis.prepare(arrays, AnalysisOptions(), pool)
+            fitted = space.fit_space(arrays.layers, pool)
+            points = space.project(fitted, arrays.layers, pool)
+            around = surroundings(points, work.groups, work.known, pool)
+            inputs = analysis._stack_inputs(work, around, points, None)
+            wrong = work.errors == 1
+            for rows in chosen.rows:
+                error_probability.FIT_ROWS = rows
+                start = time.process_time()
+                made = error_probability.estimate_errors(
+                    inputs, work.scores.msp, work.groups, work.folds[:1], pool
+                )
+                cpu = time.process_time() - start
+                brier = float(((made.error_proba - wrong) ** 2).mean())
+                print(
+                    f"| {name}, {len(wrong):,} ({wrong.mean():.3f} wrong) | {'all' if rows >= len(wrong) else f'{rows:,}'} | "
+                    f"{auroc(made.error_proba, wrong):.4f} | {brier:.5f} | {cpu:.1f} |",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
