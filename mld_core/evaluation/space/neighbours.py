@@ -1,8 +1,8 @@
 """Nearest neighbours under L2 with a unit's own group left out.
 
 Up to 200,000 base points the search is exact. Beyond that the base is cut into cells (an inverted file,
-Jegou, Douze and Schmid, 2011): the queries of a cell look into the cells nearest to theirs, more of them
-until the recall on 500 exactly searched queries reaches 0.98. All of it is numpy: with or without faiss the
+Jegou, Douze and Schmid, 2011): the queries of a cell look into the cells nearest to theirs, as many of them
+as hold 0.98 of the neighbours of 500 exactly searched queries. All of it is numpy: with or without faiss the
 answer is the same.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.space.selection import ROWS, Dropped, Members, Points, select
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
@@ -24,8 +25,8 @@ EXACT_LIMIT = 200_000
 RECALL = 0.98
 PROBE_QUERIES = 500
 POINTS_PER_LIST_CENTROID = 48
-_TILE = 2**23
-_STRIDE = 8
+CELLS_PER_ROOT = 2
+LIST_ITERATIONS = 5
 
 Consumer = Callable[[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]], None]
 """Called with rows (q,), neighbours (q, k) by rising distance, -1 = none, and squared distances (q, k)."""
@@ -47,6 +48,16 @@ class Base:
     groups: NDArray[np.int64] | None
     lists: Lists | None = None
 
+    @cached_property
+    def everyone(self) -> Points:
+        """All points, as a block of queries is compared with them."""
+        return Points.of(self.points, self.norms)
+
+    @cached_property
+    def members(self) -> Members | None:
+        """Who is of which group."""
+        return None if self.groups is None else Members.of(self.groups)
+
     def regrouped(self, groups: NDArray[np.int64] | None) -> Base:
         """The same points with other group codes."""
         return replace(self, groups=groups)
@@ -58,14 +69,16 @@ class Lists:
 
     Attributes:
         centroids: (J, D) float32.
+        cells: (M,) cell of every base row.
         order: (M,) base rows, cell by cell.
         starts: (J + 1,) where each cell begins in `order`.
-        near: (J, J') cells by rising distance of their centroids, itself first.
+        near: (J, J) cells by rising distance of their centroids, itself first.
         probes: How many of them a query looks into.
         recall: Measured on 500 queries.
     """
 
     centroids: NDArray[np.float32]
+    cells: NDArray[np.int32]
     order: NDArray[np.int64]
     starts: NDArray[np.int64]
     near: NDArray[np.int32]
@@ -114,12 +127,12 @@ def search(
 
     def one(task: tuple[NDArray[np.int64], int]) -> None:
         rows, cell = task
-        members = None if base.lists is None else _members(base.lists, cell, base.lists.probes)
-        size = len(base.points) if members is None else len(members)
-        for span in spans(len(rows), max(16, _TILE // max(size, 1))):
+        inside = None if base.lists is None else _inside(base.lists, cell, base.lists.probes)
+        points = base.everyone if inside is None else Points.of(base.points[inside], base.norms[inside])
+        for span in spans(len(rows), ROWS):
             here = rows[span]
             groups = None if query_groups is None else query_groups[here]
-            consume(here, *_nearest(queries[here], groups, base, members, k))
+            consume(here, *_nearest(queries[here], groups, base, points, inside, k))
 
     workers.each(one, _tasks(queries, base, workers))
 
@@ -130,17 +143,18 @@ def _tasks(
     """Blocks of query rows with the cell they lie in."""
     if base.lists is None:
         everyone = np.arange(len(queries))
-        for span in spans(len(queries), max(16, _TILE // max(len(base.points), 1))):
+        for span in spans(len(queries), ROWS):
             yield everyone[span], -1
         return
-    cells = assign(queries, base.lists.centroids, workers)
+    same = queries is base.points
+    cells = base.lists.cells if same else assign(queries, base.lists.centroids, workers)
     order = np.argsort(cells, kind="stable")
     starts = np.searchsorted(cells[order], np.arange(len(base.lists.centroids) + 1))
     for cell in np.flatnonzero(np.diff(starts)):
         yield order[starts[cell] : starts[cell + 1]], int(cell)
 
 
-def _members(lists: Lists, cell: int, probes: int) -> NDArray[np.int64]:
+def _inside(lists: Lists, cell: int, probes: int) -> NDArray[np.int64]:
     near = lists.near[cell, :probes]
     return np.sort(np.concatenate([lists.order[lists.starts[j] : lists.starts[j + 1]] for j in near]))
 
@@ -149,69 +163,25 @@ def _nearest(
     queries: NDArray[np.float32],
     groups: NDArray[np.int64] | None,
     base: Base,
-    members: NDArray[np.int64] | None,
+    points: Points,
+    inside: NDArray[np.int64] | None,
     k: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The `k` nearest of the given base rows, by rising distance, then row."""
-    points, norms, codes = base.points, base.norms, base.groups
-    if members is not None:
-        points, norms, codes = points[members], norms[members], None if codes is None else codes[members]
-    distance: NDArray[Any] = (queries * np.float32(-2)) @ points.T
-    distance += norms
-    if groups is not None and codes is not None:
-        distance[groups[:, None] == codes[None, :]] = np.inf
-    columns, values = _smallest(distance, min(k, len(points)))
-    values += squared_norms(queries)[:, None]
-    np.maximum(values, 0, out=values)
-    found = columns if members is None else members[columns]
-    near = np.where(np.isfinite(values), found, -1).astype(np.int32)
-    if near.shape[1] < k:
-        pad = ((0, 0), (0, k - near.shape[1]))
-        near = np.pad(near, pad, constant_values=-1)
-        values = np.pad(values, pad, constant_values=np.inf)
-    return near, values
-
-
-def _smallest(distance: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Columns and values of the `k` smallest entries of each row, sorted by value, then column."""
-    width = distance.shape[1]
-    columns: NDArray[np.int64] | None = None
-    if width > 16 * k and width > 4 * _STRIDE * 64:
-        columns = _candidates(distance, k)
-    if columns is None:
-        columns = np.argpartition(distance, k - 1, axis=1)[:, :k] if k < width else None
-    if columns is None:
-        columns = np.broadcast_to(np.arange(width), distance.shape)
-    values = np.take_along_axis(distance, columns, axis=1)
-    order = np.lexsort((columns, values), axis=1)[:, :k]
-    return np.take_along_axis(columns, order, axis=1), np.take_along_axis(values, order, axis=1)
-
-
-def _candidates(distance: NDArray[np.float32], k: int) -> NDArray[np.int64] | None:
-    """Columns that hold the `k` smallest of every row, found by a threshold from every 8th column.
-
-    Comparing with a threshold is several times cheaper than partitioning the row. None where a threshold
-    fell short.
-    """
-    sample = np.ascontiguousarray(distance[:, ::_STRIDE])
-    place = min(int(k / _STRIDE + 4 * np.sqrt(k / _STRIDE) + 4), sample.shape[1] - 1)
-    limit = np.partition(sample, place, axis=1)[:, place]
-    flat = np.flatnonzero(distance <= limit[:, None])
-    rows = flat // distance.shape[1]
-    count = np.bincount(rows, minlength=len(distance))
-    if count.min() < k or count.max() > 64 * k:
-        return None
-    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
-    columns = np.zeros((len(distance), count.max()), np.int64)
-    columns[rows, np.arange(len(flat)) - starts[rows]] = flat % distance.shape[1]
-    values = np.take_along_axis(distance, columns, axis=1)
-    values[np.arange(count.max())[None, :] >= count[:, None]] = np.inf
-    return np.take_along_axis(columns, np.argpartition(values, k - 1, axis=1)[:, :k], axis=1)
+    """The `k` nearest of some base rows (rising; None = all) by rising distance, then row."""
+    dropped: Dropped = None
+    if groups is not None and base.members is not None:
+        dropped = base.members.left_out(groups, inside)
+    columns, values = select(queries, points, k, dropped)
+    if inside is not None:
+        columns = np.append(inside, -1)[columns]
+    return columns.astype(np.int32), values
 
 
 def _build_lists(base: Base, k: int, workers: Workers) -> Lists:
-    count = int(4 * np.sqrt(len(base.points)))
-    centroids = fit_centroids(base.points, count, workers, per_centroid=POINTS_PER_LIST_CENTROID)
+    count = int(CELLS_PER_ROOT * np.sqrt(len(base.points)))
+    centroids = fit_centroids(
+        base.points, count, workers, per_centroid=POINTS_PER_LIST_CENTROID, iterations=LIST_ITERATIONS
+    )
     cells = assign(base.points, centroids, workers)
     order = np.argsort(cells, kind="stable")
     starts = np.searchsorted(cells[order], np.arange(len(centroids) + 1))
@@ -219,40 +189,34 @@ def _build_lists(base: Base, k: int, workers: Workers) -> Lists:
     flat = Base(centroids, squared_norms(centroids), None)
 
     def nearest_cells(span: slice) -> None:
-        near[span] = _nearest(centroids[span], None, flat, None, len(centroids))[0]
+        near[span] = _nearest(centroids[span], None, flat, flat.everyone, None, len(centroids))[0]
 
-    workers.each(nearest_cells, spans(len(centroids), 256))
+    workers.each(nearest_cells, spans(len(centroids), ROWS))
     # The nearest centroid of a centroid is itself, but for duplicates: put it first by name.
     own = np.argmax(near == np.arange(len(centroids), dtype=np.int32)[:, None], axis=1)
     near[np.arange(len(centroids)), own] = near[:, 0]
     near[:, 0] = np.arange(len(centroids))
-    lists = Lists(centroids, order, starts, near, 1, 0.0)
-    probes, recall = _tune(base, lists, cells, k, workers)
+    lists = Lists(centroids, cells, order, starts, near, 1, 0.0)
+    probes, recall = _tune(base, lists, k, workers)
     return replace(lists, probes=probes, recall=recall)
 
 
-def _tune(base: Base, lists: Lists, cells: NDArray[np.int32], k: int, workers: Workers) -> tuple[int, float]:
-    """Raise the number of probed cells until the recall on exactly searched queries is reached."""
+def _tune(base: Base, lists: Lists, k: int, workers: Workers) -> tuple[int, float]:
+    """The fewest probes that find enough of the neighbours of exactly searched queries, and their share."""
     rows = np.sort(hash_order(len(base.points), 11)[:PROBE_QUERIES])
-    groups = None if base.groups is None else base.groups[rows]
-    exact: dict[int, NDArray[np.int32]] = {}
 
-    def truth(span: slice) -> None:
-        part = None if groups is None else groups[span]
-        exact[span.start] = _nearest(base.points[rows[span]], part, base, None, k)[0]
+    def ranks(span: slice) -> NDArray[np.int64]:
+        some = rows[span]
+        part = None if base.groups is None else base.groups[some]
+        found = _nearest(base.points[some], part, base, base.everyone, None, k)[0]
+        # Which probe finds a neighbour: the place of its cell among those near the query's.
+        place = np.argsort(lists.near[lists.cells[some]], axis=1)
+        rank = np.take_along_axis(place, lists.cells[found], axis=1)
+        return rank[found >= 0]
 
-    workers.each(truth, spans(len(rows), 16))
-    wanted = np.concatenate([exact[start] for start in sorted(exact)])
-    probes, recall = 8, 0.0
-    while True:
-
-        def hits(place: int, probes: int = probes) -> int:
-            members = _members(lists, int(cells[rows[place]]), probes)
-            part = None if groups is None else groups[place : place + 1]
-            found = _nearest(base.points[rows[place : place + 1]], part, base, members, k)[0]
-            return int(np.isin(wanted[place], found[0]).sum())
-
-        recall = sum(workers.map(hits, range(len(rows)))) / wanted.size
-        if recall >= RECALL or probes >= len(lists.centroids):
-            return probes, recall
-        probes = min(len(lists.centroids), probes + max(4, probes // 2))
+    rank = np.concatenate(list(workers.map(ranks, spans(len(rows), ROWS // 4))))
+    if not len(rank):
+        return 1, 1.0
+    share = np.cumsum(np.bincount(rank, minlength=len(lists.centroids))) / len(rank)
+    probes = int(np.argmax(share >= RECALL)) + 1
+    return probes, float(share[probes - 1])

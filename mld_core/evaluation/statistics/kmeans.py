@@ -14,15 +14,21 @@ _CELLS = 2**22
 
 
 def fit_centroids(
-    points: NDArray[np.float32], count: int, workers: Workers, *, per_centroid: int = 256
+    points: NDArray[np.float32],
+    count: int,
+    workers: Workers,
+    *,
+    per_centroid: int = 256,
+    iterations: int = ITERATIONS,
 ) -> NDArray[np.float32]:
-    """Lloyd's algorithm on a hash-drawn sample of `per_centroid` points for each centroid, 10 iterations.
+    """Lloyd's algorithm on a hash-drawn sample of `per_centroid` points for each centroid.
 
     Args:
         points: (N, D) coordinates.
         count: Centroids wanted; at most N are made.
         workers: Open pool.
         per_centroid: Size of the sample.
+        iterations: How often centroids are moved.
 
     Returns:
         (min(count, N), D) float32 centroids.
@@ -31,7 +37,7 @@ def fit_centroids(
     order = hash_order(len(points), 7)[: count * per_centroid]
     sample = points[np.sort(order)]
     centroids = points[np.sort(order[:count])].copy()
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         cells = assign(sample, centroids, workers)
         size = np.bincount(cells, minlength=count)
         by_cell = np.argsort(cells, kind="stable")

@@ -5,7 +5,7 @@ import pytest
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import look, surroundings
-from mld_core.evaluation.space.neighbours import _candidates, make_base, search
+from mld_core.evaluation.space.neighbours import make_base, search
 from mld_core.evaluation.space.space import fit_space, project
 from mld_core.evaluation.statistics.blocks import row_blocks
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
@@ -51,15 +51,6 @@ def test_exact_search_equals_brute_force_and_leaves_the_own_group_out():
     found, _ = found_by(points, groups, 20, 2)
     assert (groups[found] != groups[:, None]).all()
     assert np.array_equal(found, brute(points, points, 20, groups, groups))
-
-
-def test_threshold_selection_equals_a_full_sort():
-    rng = np.random.default_rng(1)
-    distance = rng.random((40, 6_000)).astype(np.float32)
-    columns = _candidates(distance, 32)
-    assert columns is not None
-    wanted = np.sort(np.sort(distance, axis=1)[:, :32], axis=1)
-    assert np.array_equal(np.sort(np.take_along_axis(distance, columns, axis=1), axis=1), wanted)
 
 
 def test_search_by_lists_reaches_its_recall_and_says_so():
