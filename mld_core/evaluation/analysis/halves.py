@@ -17,7 +17,7 @@ from mld_core.evaluation.codes import categories
 from mld_core.evaluation.codes.categories import Flags, Thresholds
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.cells import Density, density_of
-from mld_core.evaluation.space.neighbourhood import Neighbourhood
+from mld_core.evaluation.space.neighbourhood import Counted, Neighbourhood
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_uniform
 from mld_core.evaluation.statistics.risk import RankedRisk, RiskCurve
@@ -131,13 +131,18 @@ def half_densities(
         state: Thresholds of the halves.
         rows: The units asked about.
     """
-    made = np.empty((len(base_kept), len(rows)), np.float32)
+    counted = around.within(base_errors == 1, base_kept, density.k)
+    return _lows(counted, density, state, rows)
+
+
+def _lows(counted: Counted, density: Density, state: Halves, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    made = np.empty((len(state.thresholds), len(rows)), np.float32)
+    if np.isinf(density.m):
+        made[:] = np.array([limits.pi for limits in state.thresholds])[:, None]
+        return made
+    wrong, size = counted(rows)
     for half, limits in enumerate(state.thresholds):
-        if np.isinf(density.m):
-            made[half] = limits.pi
-            continue
-        wrong, size = around.within(base_errors == 1, base_kept[half], density.k, rows)
-        made[half] = density_of(wrong, size, density.k, density.m, limits.pi).low
+        made[half] = density_of(wrong[half], size[half], density.k, density.m, limits.pi).low
     return made
 
 
@@ -191,11 +196,10 @@ def replay_density(
 ) -> NDArray[np.float32]:
     """(halves, N) lower bounds of every unit, block by block."""
     made = np.empty((len(kept), len(errors)), np.float32)
-    base = kept[:, known]
+    counted = around.within(errors[known] == 1, kept[:, known], density.k)
 
     def one(span: slice) -> None:
-        rows = np.arange(span.start, span.stop)
-        made[:, span] = half_densities(around, errors[known], base, density, state, rows)
+        made[:, span] = _lows(counted, density, state, np.arange(span.start, span.stop))
 
     workers.each(one, spans(len(errors), _ROWS))
     return made

@@ -21,6 +21,7 @@ Of fewer than five even the same label throughout would not tell one class from 
 """
 
 _TIE = 1e-9
+_SIDE = 1_024
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,26 @@ def density_of(
     if np.isinf(m):
         flat = np.full(len(total), pi)
         return Density(k, m, flat, flat.copy())
-    a = m * pi + total.astype(np.float64)
-    b = m * (1 - pi) + (count - total).astype(np.float64)
-    return Density(k, m, a / (a + b), beta_quantile(a, b))
+    wrong, right, where = _pairs(total, count)
+    a = m * pi + wrong
+    b = m * (1 - pi) + right
+    return Density(k, m, (a / (a + b))[where], beta_quantile(a, b)[where])
+
+
+def _pairs(
+    total: NDArray[np.floating], count: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """The distinct pairs of counts as wrong and right units, and (N,) which of them each unit has."""
+    whole = total.astype(np.int64)
+    side = int(count.max(initial=0)) + 1
+    code = count.astype(np.int64) * side + whole
+    if side > _SIDE or (whole < 0).any() or (whole > count).any() or (whole != total).any():
+        return total.astype(np.float64), (count - total).astype(np.float64), np.arange(len(total))
+    found = np.flatnonzero(np.bincount(code, minlength=1))
+    place = np.zeros(side * side, np.int64)
+    place[found] = np.arange(len(found))
+    wrong, size = (found % side).astype(np.float64), (found // side).astype(np.float64)
+    return wrong, size - wrong, place[code]
 
 
 def local_density(

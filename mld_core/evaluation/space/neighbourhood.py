@@ -6,6 +6,7 @@ away they are - so that the estimators do not know which of them they were given
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +24,14 @@ CELL_SIZE = 256
 CELL_STEPS = (1, 2, 3, 5, 9)
 """How many nearest cells stand for each entry of `K_GRID`: the unit's own and up to its 8 nearest."""
 
-_APART = 1_024
 _ROWS = 16_384
+_SUMMED = 4_096
+_LANES = 4
+_BITS = 8
+_APART = 2**_BITS
+
+Counted = Callable[[NDArray[np.int64]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Two figures of some rows, one line for each choice of base units."""
 
 
 class Neighbourhood(Protocol):
@@ -39,7 +46,7 @@ class Neighbourhood(Protocol):
         """Sum of the values of the nearest `k` base units whose value is not NaN, and how many those are.
 
         Args:
-            values: (M,) values; NaN = as if the unit were not there.
+            values: (M,) 0, 1, or NaN = as if the unit were not there.
             ks: Entries of `K_GRID`, or 96.
             rows: The units asked about, None = all.
 
@@ -48,19 +55,16 @@ class Neighbourhood(Protocol):
         """
         ...
 
-    def within(
-        self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Wrong and kept units, and kept ones, within the reach of the nearest `k` base units.
+    def within(self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int) -> Counted:
+        """Wrong and kept units, and kept ones, within the reach of the nearest `k` base units, often at once.
 
         Args:
             wrong: (M,) which base units are wrong.
-            kept: (M,) which are counted; the others take their place among the `k` all the same.
+            kept: (H, M) which are counted; the others take their place among the `k` all the same.
             k: One of `K_GRID`.
-            rows: The units asked about.
 
         Returns:
-            Two (len(rows),) float32 arrays.
+            What gives for some rows two (H, len(rows)) float32 arrays.
         """
         ...
 
@@ -92,35 +96,45 @@ class Nearest:
         asked = np.arange(len(self.index)) if rows is None else rows
         total = np.zeros((len(asked), len(ks)), np.float32)
         count = np.zeros((len(asked), len(ks)), np.float32)
-        # The place of -1 is the last: nobody.
-        table = np.append(values, np.nan).astype(np.float32)
-        everyone = bool(np.isfinite(table[:-1]).all())
+        there = np.isfinite(values)
+        if not np.isin(values[there], (0, 1)).all():
+            raise ValueError("values other than 0, 1 and NaN: sums are counts")
+        # Both counts in one number, so that one look-up and one running sum do. The place of -1 is the last:
+        # nobody.
+        table = np.append(there + _APART * (values == 1), 0).astype(np.uint16)
 
         def one(span: slice) -> None:
-            found = table[self.index[asked[span]]]
-            if everyone and not np.isnan(found).any():
-                for place, k in enumerate(ks):
-                    total[span, place] = found[:, :k].sum(axis=1)
-                    count[span, place] = min(k, found.shape[1])
-                return
-            there = ~np.isnan(found)
-            rank = np.cumsum(there, axis=1, dtype=np.int16)
-            found = np.where(there, found, np.float32(0))
+            running = np.cumsum(table[self.index[asked[span]]], axis=1, dtype=np.uint16)
             for place, k in enumerate(ks):
-                total[span, place] = np.where(rank <= k, found, np.float32(0)).sum(axis=1)
-                count[span, place] = np.minimum(rank[:, -1], k)
+                both = _last_within(running, k)
+                total[span, place], count[span, place] = both // _APART, both % _APART
 
-        self.workers.each(one, spans(len(asked), _ROWS))
+        self.workers.each(one, spans(len(asked), _SUMMED))
         return total, count
 
-    def within(
-        self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def within(self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int) -> Counted:
         """See `Neighbourhood.within`."""
-        # One look-up for both counts: k is at most 128, so the sums stay apart.
-        table = np.append(kept * np.int32(1) + (kept & wrong) * np.int32(_APART), np.int32(0))
-        found = table[self.index[rows, :k]].sum(axis=1)
-        return (found // _APART).astype(np.float32), (found % _APART).astype(np.float32)
+        # Eight counts in one number: k is at most 128, so the sums stay apart.
+        lanes = [range(first, min(first + _LANES, len(kept))) for first in range(0, len(kept), _LANES)]
+        tables = np.zeros((len(lanes), len(wrong) + 1), np.uint64)
+        for table, halves in zip(tables, lanes, strict=True):
+            for place, half in enumerate(halves):
+                one = kept[half] * np.uint64(1) + (kept[half] & wrong) * np.uint64(_APART)
+                table[:-1] |= one << np.uint64(2 * _BITS * place)
+
+        def counted(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            size = np.empty((len(kept), len(rows)), np.float32)
+            bad = np.empty((len(kept), len(rows)), np.float32)
+            for span in spans(len(rows), _SUMMED):
+                near = self.index[rows[span], :k]
+                for table, halves in zip(tables, lanes, strict=True):
+                    sums = table[near].sum(axis=1)
+                    for place, half in enumerate(halves):
+                        both = (sums >> np.uint64(2 * _BITS * place)).astype(np.uint16)
+                        size[half, span], bad[half, span] = both % _APART, both // _APART
+            return bad, size
+
+        return counted
 
     def label_counts(
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
@@ -138,6 +152,21 @@ class Nearest:
         near = self.index[rows, :k]
         padded = np.concatenate([weights, np.zeros((1, weights.shape[1]), weights.dtype)])
         return np.asarray(padded[near].sum(axis=1), dtype=np.float32)
+
+
+def _last_within(running: NDArray[np.uint16], k: int) -> NDArray[np.uint16]:
+    """(n,) running sums (n, K) where the `k`-th unit that counts, or the last of fewer, has been added."""
+    width, here = running.shape[1], np.arange(len(running))
+    if k <= width and (running[:, k - 1] % _APART == k).all():
+        return running[:, k - 1]
+    passed = np.zeros(len(running), np.int64)
+    step = 1 << (width.bit_length() - 1)
+    while step:
+        ahead = passed + step
+        count = running[here, np.minimum(ahead, width) - 1] % _APART
+        passed = np.where((ahead <= width) & (count <= k), ahead, passed)
+        step >>= 1
+    return np.where(passed > 0, running[here, passed - 1], np.uint16(0))
 
 
 @dataclass
@@ -180,12 +209,15 @@ class Cells:
             count[:, place] = wide_size[self.cell[asked], step] - self_there
         return np.maximum(total, 0), np.maximum(count, 0)
 
-    def within(
-        self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def within(self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int) -> Counted:
         """See `Neighbourhood.within`."""
-        total, count = self.sums(np.where(kept, wrong.astype(np.float64), np.nan), (k,), rows)
-        return total[:, 0], count[:, 0]
+
+        def counted(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            values = (np.where(half, wrong.astype(np.float64), np.nan) for half in kept)
+            made = [self.sums(value, (k,), rows) for value in values]
+            return np.stack([total[:, 0] for total, _ in made]), np.stack([count[:, 0] for _, count in made])
+
+        return counted
 
     def label_counts(
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
