@@ -19,6 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
     folders = [str(folder) for folder in config.getini("pythonpath")]
     given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one and one not in folders]
     os.environ["PYTHONPATH"] = os.pathsep.join([*given, *folders])
+    # Hundreds of trainings would start a process each: only the tests of that process let them.
+    os.environ["MLD_LIVE"] = "0"
     # Workers and started processes read what one of them has compiled, also where the environment says not to keep it.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

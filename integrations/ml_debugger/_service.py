@@ -1,11 +1,18 @@
-"""Wires the upload to a team's service into the recorder, which knows none: imported by every wrapper."""
+"""Wires what runs beside a training into the recorder, which knows none of it: the upload, the evaluation.
+
+Imported by every wrapper.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from mld_core.records.format.layout import RunKey
 from mld_core.service.client.helper import UploadHelper, UploadSettings
+from mld_core.tracing.run import live
 from mld_core.tracing.run.uploads import Uploader, UploadTarget, provide
 
-__all__ = ["make_uploader"]
+__all__ = ["make_evaluation", "make_uploader"]
 
 
 def make_uploader(target: UploadTarget) -> Uploader:
@@ -24,4 +31,12 @@ def make_uploader(target: UploadTarget) -> Uploader:
     )
 
 
+def make_evaluation(store: Path, run: RunKey) -> live.LiveEvaluation:
+    """The evaluation beside a run; no process is started before a pass is sealed."""
+    from mld_core.evaluation.live.helper import LiveHelper, LiveSettings
+
+    return LiveHelper(LiveSettings(str(store), run.model_name, run.version_name))
+
+
 provide(make_uploader)
+live.provide(make_evaluation)

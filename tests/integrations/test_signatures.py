@@ -53,6 +53,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "keep_vectors": (2, int | None),
     "input_hash": (True, bool),
     "force_table_recreate": (False, bool),
+    "live": (True, bool),
     "auto_sync": (False, bool),
     "api_endpoint": (None, str | None),
     "api_key": (None, str | None),

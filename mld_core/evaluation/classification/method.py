@@ -50,12 +50,12 @@ def evaluate_classification(
     return {**found, "task": "classification", "problems": found["problems"] + _unused_options(options)}
 
 
-def _evaluate_pass(
-    results: ResultStore, split: Split, engine: Workers, info: dict[str, Any], options: dict[str, Any]
-) -> EvaluatedPass:
+def measure_units(
+    split: Split, source: PassSource, engine: Workers, info: dict[str, Any]
+) -> tuple[ClassificationSplit, ClassificationState]:
+    """The first round: writes the unit table of a split and counts it."""
     selection = split.selection
-    source = PassSource.of(selection)
-    n_class = source.logits_width or _count_classes(source, info)
+    n_class = source.logits_width or count_classes(source, info)
     context = ClassificationSplit(
         split.dataset,
         split.n_epoch,
@@ -64,20 +64,29 @@ def _evaluate_pass(
         has_logits=source.logits_width is not None,
         sigmoid=selection.sigmoid,
     )
-    rows = int(selection.n_rows)
     with pq.ParquetWriter(split.units, context.schema, compression="zstd") as writer:
-        state = scalars(engine, context, source.batches, rows, writer.write_batch)
-    ranking = None
-    if context.has_logits and state.labeled:
-        cells = int(options.get("exact_cells", EXACT_CELLS))
-        ranking = rank(engine, context, source.batches, state.counts, exact_cells=cells)
-    overflow = _count_flag(source, "overflow")
+        state = scalars(engine, context, source.batches, int(selection.n_rows), writer.write_batch)
     split.n_class, split.rows, split.errors, split.labeled = (
         n_class,
         state.counts,
         state.errors,
         state.labeled,
     )
+    return context, state
+
+
+def _evaluate_pass(
+    results: ResultStore, split: Split, engine: Workers, info: dict[str, Any], options: dict[str, Any]
+) -> EvaluatedPass:
+    selection = split.selection
+    source = PassSource.of(selection)
+    context, state = measure_units(split, source, engine, info)
+    ranking = None
+    if context.has_logits and state.labeled:
+        cells = int(options.get("exact_cells", EXACT_CELLS))
+        ranking = rank(engine, context, source.batches, state.counts, exact_cells=cells)
+    overflow = _count_flag(source, "overflow")
+    n_class = context.n_class
     metrics = metric_row(state, ranking, n_class, sigmoid=context.sigmoid) | read_facts(selection)
     metrics |= {"count_label_out_of_range": state.out_of_range, "count_overflow": overflow}
     metrics["count_distinct_input"] = _distinct_inputs(results, split.units)
@@ -89,7 +98,7 @@ def _evaluate_pass(
     return EvaluatedPass(split, metrics, classes, _confusion(state, context), problems)
 
 
-def _count_classes(source: PassSource, info: dict[str, Any]) -> int:
+def count_classes(source: PassSource, info: dict[str, Any]) -> int:
     """Number of classes where no logits are stored: what the run says, else the largest class seen."""
     if info.get("n_class"):
         return int(info["n_class"])

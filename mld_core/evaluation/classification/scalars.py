@@ -128,6 +128,19 @@ def scalars_kernel(
     batch: pa.RecordBatch, split: ClassificationSplit
 ) -> tuple[pa.RecordBatch, ClassificationState]:
     """First round: a batch of samples (and logits) to rows of the unit table and their counts."""
+    truth, scores, wrong, state = _judged(batch, split)
+    return _unit_batch(batch, split, truth, scores, wrong), state
+
+
+def counts_kernel(batch: pa.RecordBatch, split: ClassificationSplit) -> tuple[None, ClassificationState]:
+    """The counts of the first round alone."""
+    return None, _judged(batch, split)[3]
+
+
+def _judged(
+    batch: pa.RecordBatch, split: ClassificationSplit
+) -> tuple[NDArray[np.int64], _Scores, NDArray[np.bool_], ClassificationState]:
+    """Truth, figures and errors of a batch, and their counts."""
     truth, soft, out_of_range = read_labels(batch, split.n_class)
     scores = _from_logits(batch, truth, soft, split) if split.has_logits else _from_samples(batch)
     labeled = truth >= 0
@@ -146,7 +159,7 @@ def scalars_kernel(
         loss_sum=float(scores.loss[loss_known].sum()),
         pairs=Pairs.of(truth[labeled], scores.prediction[labeled]),
     )
-    return _unit_batch(batch, split, truth, scores, wrong), state
+    return truth, scores, wrong, state
 
 
 def read_labels(
@@ -375,11 +388,13 @@ def _rank_exactly(engine: Workers, split: ClassificationSplit, batches: Batches,
 
 
 def scalars(
-    engine: Workers, split: ClassificationSplit, batches: Batches, rows: int, sink: Sink
+    engine: Workers, split: ClassificationSplit, batches: Batches, rows: int, sink: Sink | None
 ) -> ClassificationState:
-    """Run the first round over a pass; rows of the unit table go to `sink` in order."""
-    work = Round(f"scalars of {split.dataset}", scalars_kernel, ClassificationState(), split)
-    return engine.run(work, batches(), sink=sink, rows=rows)
+    """Run the first round over a pass; rows of the unit table go to `sink` in order, if there is one."""
+    name, zero = f"scalars of {split.dataset}", ClassificationState()
+    if sink is None:
+        return engine.run(Round(name, counts_kernel, zero, split), batches(), rows=rows)
+    return engine.run(Round(name, scalars_kernel, zero, split), batches(), sink=sink, rows=rows)
 
 
 def metric_row(

@@ -62,7 +62,7 @@ def evaluate_boxes(
     """Evaluate some passes of a detection run, whose boxes are those of `profile`; see `evaluate_passes`."""
     info = results.store.run_info(results.run)
     method = Method(
-        lambda group: _evaluate_group(group, info, engine, profile),
+        lambda group: measure_boxes(group, info, engine, profile),
         (BoxAnalysis(),),
         BOX_METRICS_SCHEMA,
         BOX_CLASS_SCHEMA,
@@ -71,7 +71,7 @@ def evaluate_boxes(
     return evaluate_passes(method, selections, folder, engine, info=info, options=options)
 
 
-def _evaluate_group(
+def measure_boxes(
     group: SplitGroup, info: dict[str, Any], engine: Workers, profile: Profile
 ) -> list[EvaluatedPass]:
     """Match all splits of a group, then judge each at the thresholds of its reference split."""

@@ -15,6 +15,7 @@ from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.write.writer import Account, Writer, WriterOptions
 from mld_core.tracing.batch.hashing_host import KIND
 from mld_core.tracing.guard import Guard
+from mld_core.tracing.run.live import live_for
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.uploads import uploads_for
 from mld_core.tracing.tables.columns import PassState
@@ -61,7 +62,7 @@ class OpenPass:
 
 
 class RunWriter:
-    """Writer, seals and uploads of one run on this rank.
+    """Writer, seals and uploads of one run on this rank, and the evaluation beside it.
 
     Args:
         options: the recorder's options.
@@ -93,6 +94,7 @@ class RunWriter:
         self.tickets: dict[int | None, list[Future[Any]]] = {}
         place: dict[str, Any] = {"attempt": attempt, "rank": rank, "world_size": world_size}
         self.uploads = uploads_for(options, guard, store, run, **place)
+        self.live = live_for(options, guard, store, run, rank=rank)
         self._writer = Writer(
             store,
             run,
@@ -138,8 +140,9 @@ class RunWriter:
         key = None if open_pass.final_key == open_pass.key else open_pass.final_key
         ticket = self._writer.seal(open_pass.handle, meta=meta, key=key)
         self.tickets.setdefault(open_pass.key.n_epoch, []).append(ticket)
-        if self.uploads is not None:
-            ticket.add_done_callback(self.uploads.sealed)
+        for beside in (self.uploads, self.live):
+            if beside is not None:
+                ticket.add_done_callback(beside.sealed)
 
     def abandon(self, open_pass: OpenPass) -> None:
         """Flushes a pass and leaves it unsealed."""
@@ -199,8 +202,9 @@ class RunWriter:
     def close(self, timeout: float | None) -> Account:
         """Flushes, stops the writer; what is not uploaded yet goes in the background."""
         account = self._writer.close(timeout)
-        if self.uploads is not None:
-            self.uploads.finish()
+        for beside in (self.uploads, self.live):
+            if beside is not None:
+                beside.finish()
         return account
 
     @property

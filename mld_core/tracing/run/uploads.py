@@ -70,6 +70,18 @@ def provide(factory: Factory) -> None:
     _provided[:] = [factory]
 
 
+def sealed_folder(store: Store, run: RunKey, ticket: Future[Any]) -> Path | None:
+    """The folder of a sealed pass; None where there is none (it failed, or there was nothing)."""
+    if not ticket.done() or ticket.cancelled() or ticket.exception() is not None:
+        return None
+    manifest = ticket.result()
+    if manifest is None:
+        return None
+    opened = manifest.attempt
+    key = PassKey(opened.dataset_type, opened.n_epoch, opened.pass_no)
+    return store.rank_dir(run, key, opened.attempt, opened.rank)
+
+
 class RunUploads:
     """The uploads of one started run on this rank.
 
@@ -106,15 +118,7 @@ class RunUploads:
             )
 
     def _folder(self, ticket: Future[Any]) -> Path | None:
-        """The folder of a sealed pass; None where there is none (it failed, or there was nothing)."""
-        if not ticket.done() or ticket.cancelled() or ticket.exception() is not None:
-            return None
-        manifest = ticket.result()
-        if manifest is None:
-            return None
-        opened = manifest.attempt
-        key = PassKey(opened.dataset_type, opened.n_epoch, opened.pass_no)
-        return self._store.rank_dir(self.target.run, key, opened.attempt, opened.rank)
+        return sealed_folder(self._store, self.target.run, ticket)
 
     def wait(self, tickets: Iterable[Future[Any]], timeout: float | None) -> None:
         """Wait until sealed passes are uploaded.

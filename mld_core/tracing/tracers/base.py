@@ -407,6 +407,8 @@ class TrainingTracer(TorchTracer):
         if session.uploads is not None:
             with self.guard.catch("starting the upload", lost="nothing; `mld sync` sends what is left"):
                 session.uploads.finish()
+        if session.live is not None:
+            session.live.finish()
 
 
 def _at_exit(reference: weakref.ref[TrainingTracer]) -> None:

@@ -1,0 +1,295 @@
+"""What the process beside a training does: metrics of every pass at once, the analysis of the latest.
+
+Three threads: one hears what is sealed; one writes the metrics of its scalar columns, whatever else is going
+on; the main one analyses one pass after the other, of each split the latest that was sealed by then: one that
+waited and was overtaken keeps its metrics. Of the processes of one store one analyses at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mld_core.evaluation.engine.executor import Reporter, Stage, Workers
+from mld_core.evaluation.live.figures import (
+    ANALYSED,
+    LEFT_OUT,
+    METRICS,
+    OVERTAKEN,
+    read_figures,
+    write_figures,
+)
+from mld_core.evaluation.live.helper import LiveSettings
+from mld_core.evaluation.live.measuring import Analysed, analyse_samples, scalar_metrics
+from mld_core.records.format.attempts import chain, list_attempts, read_rank
+from mld_core.records.format.layout import PassKey, RunKey, Store
+from mld_core.records.format.manifest import utc_now
+from mld_core.records.read.reader import PassSelection
+from mld_core.records.write.reseal import locked
+
+_LOOK_SECONDS = 0.2
+"""How often to see whether the other ranks have sealed, too, or another training lets go of the analysis."""
+
+_PARENT_SECONDS = 2.0
+_LINGER_SECONDS = 120.0
+"""How long the process works on when the training is over."""
+
+_RANKS_SECONDS = 600.0
+"""How long to wait for the other ranks of a pass."""
+
+
+class TooLateError(Exception):
+    """The training is over for so long that nobody waits for this any more."""
+
+
+@dataclass
+class Pass:
+    """A pass whose metrics are written, and its row of the table."""
+
+    attempt: Path
+    selection: PassSelection
+    row: dict[str, Any]
+
+    @property
+    def split(self) -> str:
+        """Its split."""
+        return str(self.row["dataset"])
+
+    def keep(self, state: str, *notes: str, **more: Any) -> None:
+        """Write the row with what is known now."""
+        self.row |= {"state": state, "notes": [*self.row["notes"], *notes], **more}
+        with contextlib.suppress(OSError):  # the pass was removed meanwhile, or the disk is full
+            write_figures(self.attempt, self.row)
+
+
+class Evaluation:
+    """What the threads share.
+
+    Args:
+        settings: Of which run.
+        lines: What the training says.
+    """
+
+    def __init__(self, settings: LiveSettings, lines: IO[bytes]) -> None:
+        self._settings, self._lines = settings, lines
+        self._store = Store(settings.store)
+        self._run = RunKey(settings.model_name, settings.version_name)
+        self._info = self._store.run_info(self._run)
+        self._parent = os.getppid()
+        self._changed = threading.Condition()
+        self._told: dict[Path, float] = {}  # rank folders, and until when the other ranks are waited for
+        self._due: dict[str, Pass] = {}
+        self._train: PassSelection | None = None
+        self._analysed: dict[str, float] = {}
+        self._working = False
+        self._heard = time.monotonic()
+        self._ended: float | None = None
+        self._failed: BaseException | None = None
+
+    def run(self) -> None:
+        """Work until the training is over and all it sealed has its figures, or nothing came for a while.
+
+        Raises:
+            MemoryError: The metrics take more than it may have.
+        """
+        threading.Thread(target=self._listen, name="inbox", daemon=True).start()
+        measuring = threading.Thread(target=self._measure, name="metrics", daemon=True)
+        measuring.start()
+        while (one := self._next(measuring)) is not None:
+            with contextlib.suppress(TooLateError), self._alone():
+                self._analyse(one)
+            with self._changed:
+                self._working = False
+                self._analysed[one.split] = time.monotonic()
+        if self._failed is not None:
+            raise self._failed
+
+    # -- taking in -------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """Read the training's lines to their end; the folder of a sealed rank each."""
+        with contextlib.suppress(OSError, ValueError):
+            for line in self._lines:
+                with self._changed:
+                    self._told.setdefault(Path(json.loads(line)), time.monotonic() + _RANKS_SECONDS)
+                    self._heard = time.monotonic()
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = time.monotonic()
+            self._changed.notify_all()
+
+    def _measure(self) -> None:
+        """Write the metrics of each pass that all ranks have sealed, until no more can come."""
+        try:
+            while not self._over():
+                with self._changed:
+                    if not self._told:
+                        self._changed.wait(_PARENT_SECONDS)
+                    folders = dict(self._told)
+                for folder, until in folders.items():
+                    self._take_in(folder, until)
+                if self._told:
+                    time.sleep(_LOOK_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - the main thread ends the process with it
+            self._failed = error
+        with self._changed:
+            self._changed.notify_all()
+
+    def _over(self) -> bool:
+        """Whether the training is over and all it sealed is taken in, or nothing came for a while."""
+        now = time.monotonic()
+        with self._changed:
+            if self._ended is None and os.getppid() != self._parent:
+                self._ended = now  # forked workers of a killed training may hold its end of the pipe open
+            if self._ended is not None:
+                return not self._told or self._late()
+            idle = not (self._told or self._due or self._working)
+            return idle and now - self._heard > self._settings.idle
+
+    def _late(self) -> bool:
+        return self._ended is not None and time.monotonic() - self._ended > _LINGER_SECONDS
+
+    def _take_in(self, folder: Path, until: float) -> None:
+        """Write the metrics of a pass, once all its ranks have sealed it."""
+        found = None
+        with contextlib.suppress(OSError, ValueError):
+            found = self._select(folder)
+        if found is not None and not found.sealed and time.monotonic() < until:
+            return
+        if found is not None and found.sealed:
+            row = read_figures(folder.parent)
+            one = Pass(folder.parent, found, row or self._row(found))
+            if row is None:
+                begun = time.thread_time()
+                metrics = scalar_metrics(found, self._info)
+                spent = round(time.thread_time() - begun, 3)
+                one.keep(METRICS, metrics=metrics, cpu_seconds=spent, measured_at=utc_now())
+            if one.row["state"] == METRICS:
+                self._add(one)
+        with self._changed:
+            del self._told[folder]
+
+    def _select(self, folder: Path) -> PassSelection | None:
+        rank = read_rank(folder)
+        if rank is None:
+            return None
+        key = PassKey(rank.opened.dataset_type, rank.opened.n_epoch, rank.opened.pass_no)
+        attempts = list_attempts(self._store, self._run, key)
+        chosen = next((one for one in attempts if one.name == folder.parent.name), None)
+        if chosen is None:
+            return None
+        return PassSelection(self._store, chain(chosen, attempts, self._store.generation(self._run)))
+
+    def _row(self, found: PassSelection) -> dict[str, Any]:
+        return {
+            "dataset": found.key.dataset_type,
+            "n_epoch": found.key.n_epoch,
+            "pass_no": found.key.pass_no,
+            "attempt": found.attempt,
+            "generation": self._store.generation(self._run),
+            "task": found.task,
+            "sealed_at": found.sealed_at,
+            "rows": found.n_rows,
+            "analysis": None,
+            "notes": [],
+        }
+
+    def _add(self, one: Pass) -> None:
+        """It is the one to analyse of its split; the one before it, if it still waits, keeps its metrics."""
+        with self._changed:
+            before = self._due.get(one.split)
+            self._due[one.split] = one
+            if one.split == "train":
+                self._train = one.selection
+            self._changed.notify_all()
+        if before is not None and before.attempt != one.attempt:
+            before.keep(OVERTAKEN)
+
+    # -- the analysis ----------------------------------------------------------------------------------------
+
+    def _next(self, measuring: threading.Thread) -> Pass | None:
+        """The pass of the split that waits the longest for an analysis; None when no more will come."""
+        with self._changed:
+            while not self._due:
+                if not measuring.is_alive():
+                    return None
+                self._changed.wait(_LOOK_SECONDS if self._ended is not None else _PARENT_SECONDS)
+            # Of splits that have none yet the train split comes last: it is the largest.
+            split = min(self._due, key=lambda name: (self._analysed.get(name, 0.0), name == "train"))
+            self._working = True
+            return self._due.pop(split)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the store's analyses: trainings side by side make them one after the other."""
+        while True:
+            with locked(self._store.root, wait=False) as mine:
+                if mine:
+                    yield
+                    return
+            self._go_on()
+            time.sleep(_LOOK_SECONDS)
+
+    def _go_on(self) -> None:
+        """Ask whether it is worth going on.
+
+        Raises:
+            TooLateError: It is not.
+        """
+        if self._late():
+            raise TooLateError
+
+    def _analyse(self, one: Pass) -> None:
+        train = self._train
+        if one.split == "train" or train is None or train.key.n_epoch != one.row["n_epoch"]:
+            train = None
+        begun = time.process_time()
+        try:
+            found = self._found(one.selection, train)
+        except TooLateError:
+            raise
+        except MemoryError:
+            one.keep(LEFT_OUT, "the analysis took more memory than it may have")
+        except OSError as error:
+            one.keep(LEFT_OUT, f"its records went meanwhile: {error}")
+        except Exception as error:  # noqa: BLE001 - of this pass alone, and the row says so
+            one.keep(LEFT_OUT, f"the analysis failed: {error!r}")
+        else:
+            one.keep(
+                LEFT_OUT if found.analysis is None else ANALYSED,
+                *found.notes,
+                metrics=one.row["metrics"] | found.metrics,
+                analysis=found.analysis,
+                cpu_seconds=round(one.row["cpu_seconds"] + time.process_time() - begun, 3),
+                analysed_at=utc_now(),
+            )
+
+    def _found(self, selection: PassSelection, train: PassSelection | None) -> Analysed:
+        engine = Workers(1, _Asking(self._go_on))
+        with tempfile.TemporaryDirectory(prefix="mld-live-") as folder:
+            if selection.task == "classification":
+                return analyse_samples(selection, train, self._info, engine, Path(folder))
+            from mld_core.evaluation.live.boxes import analyse_boxes
+
+            return analyse_boxes(selection, self._info, engine, Path(folder))
+
+
+class _Asking(Reporter):
+    """Shows nothing, and asks at every stage whether to go on."""
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        super().__init__(enabled=False)
+        self._ask = ask
+
+    def stage(self, name: str, total: int | None = None) -> Stage:
+        """Open a line for a stage."""
+        self._ask()
+        return super().stage(name, total)

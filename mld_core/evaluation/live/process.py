@@ -1,0 +1,35 @@
+"""The start of the process that evaluates beside a training: asks for its memory before it takes any."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+
+from mld_core.evaluation.live.helper import NO_MEMORY, LiveSettings
+from mld_core.evaluation.live.memory import hold_to, refusal
+
+_NICE = 19
+
+
+def main() -> int:
+    """Entry point of the process.
+
+    Returns:
+        0: all is done, or there was nothing to do for a while. `NO_MEMORY`: it can not have its memory. Else
+        it stumbled.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(_NICE)
+    settings = LiveSettings(**json.loads(sys.stdin.buffer.readline()))
+    if refusal(settings.memory):
+        return NO_MEMORY
+    hold_to(settings.memory)
+    try:
+        from mld_core.evaluation.live.loop import Evaluation  # within the memory it may have
+
+        Evaluation(settings, sys.stdin.buffer).run()
+    except (MemoryError, ImportError):  # a library that could not be mapped is an ImportError
+        return NO_MEMORY
+    return 0

@@ -1,0 +1,133 @@
+"""What evaluation as it happens costs: the process beside a training, and the training's steps meanwhile.
+
+    python tests/benchmarks/bench_live.py [--rows N] [--seconds S]
+
+A pass of N rows (default 100,000) x 512 features x 100 classes is handed to the process, as a recorder does at a seal.
+Told are the seconds to its metrics and to its analysis, the process's CPU seconds and its peak of memory. Steps of
+a small network on one thread are timed without the process and while it analyses, in turn: their ratio is the median
+of the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "parts" / "data"))
+from store_factory import Data, StoreFactory
+
+from mld_core.evaluation.live.figures import METRICS, read_figures
+from mld_core.evaluation.live.helper import LiveHelper, LiveSettings
+
+FEATURES, CLASSES = 512, 100
+
+
+def make_pass(folder: Path, rows: int) -> Path:
+    """A sealed pass of a model that is right in most of its rows; its rank's folder."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, rows)
+    centres = rng.normal(size=(CLASSES, FEATURES)).astype(np.float32)
+    features = centres[labels] + 2 * rng.standard_normal((rows, FEATURES), np.float32)
+    logits = rng.standard_normal((rows, CLASSES), np.float32)
+    logits[np.arange(rows), labels] += 3
+    names = [f"{number:08d}" for number in range(rows)]
+    factory = StoreFactory(folder)
+    data = Data(logits, labels, names, [f"{number:032x}" for number in range(rows)], {}, features=features)
+    factory.add_pass(factory.run(n_class=CLASSES), "val", data, batch=5000)
+    return next(folder.rglob("seal.json")).parent
+
+
+def helper_of(folder: Path) -> LiveHelper:
+    """The training's end of a process that is not running yet."""
+    return LiveHelper(LiveSettings(str(folder), "net", "v1"))
+
+
+def waited(rank: Path, process: object = None) -> dict[str, object]:
+    """The pass's row once it is complete."""
+    while (row := read_figures(rank.parent)) is None or row["state"] == METRICS:
+        time.sleep(0.02)
+    return row
+
+
+def cost(folder: Path, rank: Path) -> str:
+    """One pass from its seal to its last figure."""
+    helper, begun = helper_of(folder), time.monotonic()
+    helper.sealed(rank)
+    helper.finish()
+    while read_figures(rank.parent) is None:
+        time.sleep(0.01)
+    metrics = time.monotonic() - begun
+    row = waited(rank)
+    whole = time.monotonic() - begun
+    os.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (
+        f"{row['rows']} rows: metrics after {metrics:.1f} s, all after {whole:.1f} s, {row['state']} {row['notes']}; "
+        f"{used.ru_utime + used.ru_stime:.1f} CPU s, peak {used.ru_maxrss / 1024:.0f} MB"
+    )
+
+
+def steps_in(seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """Mean seconds of a training step."""
+    x, y = torch.randn(64, 256), torch.randint(0, 10, (64,))
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        count += 1
+    return (time.perf_counter() - begun) / count
+
+
+def ratio(folder: Path, rank: Path, seconds: float, pairs: int = 7) -> str:
+    """Steps while the process works over steps while nothing does."""
+    torch.set_num_threads(1)
+    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    steps_in(1.0, model, optimizer)
+    found = []
+    for _ in range(pairs):
+        alone = steps_in(seconds, model, optimizer)
+        (rank.parent / "figures.json").unlink(missing_ok=True)
+        helper = helper_of(folder)
+        helper.sealed(rank)
+        beside = steps_in(seconds, model, optimizer)
+        working = (row := read_figures(rank.parent)) is None or row["state"] == METRICS
+        helper.finish()
+        waited(rank)
+        os.wait()
+        found.append(beside / alone if working else float("nan"))
+    kept = [one for one in found if one == one]
+    return (
+        f"steps beside it / alone: {statistics.median(kept):.3f} (median of {len(kept)} pairs of {seconds:g} s, "
+        f"{min(kept):.3f} to {max(kept):.3f})"
+    )
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a block of steps")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made).resolve()
+        rank = make_pass(folder, given.rows)
+        print(cost(folder, rank))
+        print(ratio(folder, rank, given.seconds))
+
+
+if __name__ == "__main__":
+    main()
