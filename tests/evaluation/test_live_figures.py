@@ -65,4 +65,4 @@ def test_a_sampled_pass_reads_as_its_rows_of_the_whole(tmp_path: Path, records) 
 
 def test_more_memory_than_there_is_is_refused() -> None:
     assert refusal(1) == ""
-    assert "memory are free" in refusal(2**60) or "limit" in refusal(2**60)
+    assert "memory" in refusal(2**60)

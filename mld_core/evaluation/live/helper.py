@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mld_core.evaluation.live.figures import FIGURES_FILE, METRICS, read_figures
-from mld_core.evaluation.live.memory import CAP
+from mld_core.evaluation.live.memory import CAP, refusal
 
 NO_MEMORY: Final = 3
 """Exit status: the process can not get its memory."""
@@ -140,6 +140,8 @@ class LiveHelper:
                 return True
             self._process = None
             self._note_end(status)
+        if not self._off:
+            self._off = refusal(self.settings.memory)
         if self._off or not sys.executable:
             return False
         try:

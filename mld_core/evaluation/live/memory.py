@@ -16,10 +16,10 @@ def refusal(cap: int) -> str:
     """Why the process can not have so much memory; empty where it can."""
     allowed = _limit()
     if allowed is not None and allowed < cap:
-        return f"a limit of {allowed / 1e6:.0f} MB stands on the processes of this training (ulimit -d)"
+        return f"it asks for {cap / 1e6:.0f} MB, and a process here may have {allowed / 1e6:.0f} MB of memory"
     free = min(_free(), default=None)
     if free is not None and free < cap:
-        return f"{free / 1e6:.0f} MB of memory are free"
+        return f"it asks for {cap / 1e6:.0f} MB, and {free / 1e6:.0f} MB of memory are free"
     return ""
 
 

@@ -26,7 +26,7 @@ def recorded(folder: Path, task: str):
     if task == "detection":
         simulation.write(store, RUN, "val", simulation.simulate(200, seed=1))
     else:
-        frames = roads.make_scenes(40)
+        _, frames, _ = roads.make_scenes(40)
         rng = np.random.default_rng(0)
         roads.write_pass(store, RUN, "val", frames, [roads.detect(frame, rng) for frame in frames], 0)
     return select(store, RUN)[0]
