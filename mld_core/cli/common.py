@@ -12,6 +12,7 @@ import typer
 from mld_core.cli.output import note
 from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError
 from mld_core.evaluation.results.store import find_run
+from mld_core.explained import explained
 from mld_core.records.format.layout import RunKey, Store, subfolders
 
 OK, FAILED, USAGE, NOTHING = 0, 1, 2, 3
@@ -55,7 +56,7 @@ def clear_errors() -> Iterator[None]:
 
 
 def _stop(message: object, code: int) -> typer.Exit:
-    note(f"mld: {message}")
+    note(explained(f"mld: {message}"))
     return typer.Exit(code)
 
 

@@ -14,6 +14,8 @@ import traceback
 from types import TracebackType
 from typing import final
 
+from mld_core.explained import explained
+
 LOGGER_NAME = "ml_debugger"
 
 logger = logging.getLogger(LOGGER_NAME)
@@ -148,7 +150,7 @@ class Guard:
             _told.add(full_key)
         try:
             _make_visible()
-            logger.warning("%s", message)
+            logger.warning("%s", explained(message))
         except Exception:  # noqa: BLE001 - a broken log handler of the user's must not stop a training
             return False
         return True

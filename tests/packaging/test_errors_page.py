@@ -1,8 +1,16 @@
-"""docs/errors.md quotes the program: every message on it is in the code, as it stands there."""
+"""docs/errors.md quotes the program: every message on it is in the code, as it stands there, and names its place there."""
 
 import ast
 import re
 from pathlib import Path
+
+import pytest
+import typer
+
+from mld_core.cli.common import clear_errors
+from mld_core.evaluation.errors import NotFoundError
+from mld_core.explained import explained
+from mld_core.tracing.guard import Guard
 
 ROOT = Path(__file__).parents[2]
 HOLE = "{}"
@@ -24,3 +32,32 @@ def test_messages_are_the_programs_own():
     files = [path for room in ("mld_core", "integrations") for path in (ROOT / room).rglob("*.py")]
     said = "\n".join(text for path in files for text in texts(ast.parse(path.read_text("utf-8"))))
     assert [line for line in quoted if line not in said] == []
+
+
+FILLED = {
+    "{}={}: expected {}.": "score_thresh=50: expected a number from 0 to 1.",
+    "option {}={}: expected {}": "option risk_tolerance=5: expected a number between 0 and 1",
+}
+"""Messages of which all that matters is filled in."""
+
+
+def test_each_message_names_its_place():
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    assert len(sections) >= 8
+    for title, body in sections:
+        place = re.sub(r"[^a-z0-9 ]", "", title.lower()).replace(" ", "-")
+        quoted = [
+            line for box in re.findall(r"```text\n(.*?)```", body, re.DOTALL) for line in box.splitlines()
+        ]
+        assert quoted
+        for line in quoted:
+            assert explained(FILLED.get(line, line)).endswith(f" (docs/errors.md#{place})"), line
+
+
+def test_it_is_named_where_messages_are_printed(caplog, capsys):
+    Guard("a test").tell_once("dropped", "records are dropped and counted: no room; training goes on")
+    assert caplog.messages[-1].endswith("(docs/errors.md#full-disk)")
+    with pytest.raises(typer.Exit), clear_errors():
+        raise NotFoundError("there is no store at /nowhere: record a training first")
+    assert "(docs/errors.md#nothing-there)" in capsys.readouterr().err
