@@ -38,12 +38,12 @@ $(PY):
 $(VENV)/.demo-ready: pyproject.toml | $(PY)
 	@echo "installing PyTorch, Lightning and ml-debugger into $(VENV) (first time: a few minutes)"
 	$(PY) -m pip install -q "$(TORCH)"
-	$(PY) -m pip install -q -e ".[lightning,report,ui]" "$(TORCH)"
+	$(PY) -m pip install -q -e ".[lightning,ui]" "$(TORCH)"
 	@touch $@
 
 $(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 	@echo "installing what the tests need into $(VENV)"
-	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,report,ui,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
+	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,ui,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
 	@# AGPL: only tests import it. Of its dependencies its models need none that is not there already.
 	$(PY) -m pip install -q --no-deps "$(ULTRALYTICS)"
 	$(PY) -m pip install -q polars cloudpickle  # what its own command asks for

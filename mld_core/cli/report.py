@@ -33,21 +33,17 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; it is replaced.")] = Path(
         "report.html"
     ),
-    former: Annotated[
-        bool, typer.Option("--former", help="The page from before the app: it draws the map of the features.")
-    ] = False,
     model: ModelOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a result as one HTML page, or two results of one task side by side.
 
-    The file is complete: it opens offline in any browser and can be sent as it is. Of a classification it is
-    the app of `mld ui`, with every sample of the last epoch of each split. Samples have thumbnails
-    where the training recorded them (image_fn). Frames of 3D detections are drawn from above, with points
-    where you write the page from Python: result.report(path, image_fn=...). Where MLD_API_ENDPOINT is set,
-    results of that service (--store DIR: of a store here). Pages of boxes, comparisons and --former need the
-    extra: pip install "ml-debugger[report]".
+    The file is complete: it opens offline in any browser and can be sent as it is. It is the app of `mld ui`,
+    with every sample or box of the last epoch of each split; of two results with all that changed. Samples
+    have thumbnails where the training recorded them (image_fn). Frames of 3D detections are drawn from above,
+    with points where you write the page from Python: result.report(path, image_fn=...). Where
+    MLD_API_ENDPOINT is set, results of that service (--store DIR: of a store here).
 
     \b
     Examples:
@@ -60,11 +56,11 @@ def report(
 
         results = source(store)
         if a is None:
-            written = write_report(results.result(results.run(model, None)), output, former=former)
+            written = write_report(results.result(results.run(model, None)), output)
         elif b is None:
-            written = write_report(results.find(a, model), output, former=former)
+            written = write_report(results.find(a, model), output)
         elif model is None and results.holds(a, b):
-            written = write_report(results.result(results.run(a, b)), output, former=former)
+            written = write_report(results.result(results.run(a, b)), output)
         else:
             written = write_comparison(results.find(a, model), results.find(b, model), output)
     if as_json:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -14,16 +12,13 @@ from mld_core.evaluation.detection.profile import coco_state
 from mld_core.evaluation.detection.records import BoxRecords, read_boxes
 from mld_core.evaluation.detection3d.profile import nuscenes_figures
 from mld_core.evaluation.metrics.coco import (
-    AREAS,
     RECALLS,
-    CocoMetrics,
     CocoState,
     coco_metrics,
     needed,
 )
 from mld_core.evaluation.metrics.nuscenes import DISTANCES, ERRORS, TP_DISTANCE
 from mld_core.records.format.layout import RunKey
-from mld_core.views.charts import MAX_CLASSES
 from mld_core.views.tables import class_label, plain
 from mld_core.views.units import PassUnits, rounded
 from mld_core.views.words.texts_detection import TIDE_TEXTS
@@ -120,52 +115,6 @@ def _mean(curves: Floats) -> Floats:
     return np.asarray(np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0))
 
 
-def box_curves(units: PassUnits, names: Sequence[str] | None) -> dict[str, Any] | None:
-    """Precision at 101 recalls of the classes with most truths; None without records or truths.
-
-    Returns:
-        `recall` (101), `mean` (name, `ap` and `precision` by IoU, all classes together), `classes` (likewise,
-        with `truths`), `left_out`, and by size `truths` of small, medium and large.
-    """
-    selection = units.records
-    if selection is None:
-        return None
-    run = RunKey(units.result.model_name, units.result.version_name)
-    records = read_boxes(selection, units.result.store.run_info(run))
-    state = coco_state(records)
-    if state is None or not records.truths.counts.any():
-        return None
-    found = coco_metrics(state)
-    precision = {iou: precision_at_recalls(state, place) for place, iou in IOUS.items()}
-    classes = [int(one) for one in np.argsort(-found.truths[:, 0], kind="stable") if found.truths[one, 0] > 0]
-    return {
-        "ious": list(IOUS.values()),
-        "recall": rounded(RECALLS, 3),
-        "mean": _mean_curve(found, precision),
-        "classes": [
-            {
-                "name": class_label(one, names),
-                "truths": int(found.truths[one, 0]),
-                "ap": rounded([found.precision[place, one, 0] for place in IOUS]),
-                "precision": [rounded(precision[iou][one], 3) for iou in IOUS.values()],
-            }
-            for one in classes[:MAX_CURVES]
-        ],
-        "left_out": max(0, len(classes) - MAX_CURVES),
-        "truths": found.truths[:, 1:].sum(axis=0).tolist(),
-    }
-
-
-def _mean_curve(found: CocoMetrics, precision: dict[float, Floats]) -> dict[str, Any]:
-    known = found.truths[:, 0] > 0
-    return {
-        "name": "all classes",
-        "truths": int(found.truths[:, 0].sum()),
-        "ap": rounded([float(found.precision[place, known, 0].mean()) for place in IOUS]),
-        "precision": [rounded(one[known].mean(axis=0), 3) for one in precision.values()],
-    }
-
-
 def precision_at_recalls(state: CocoState, threshold: int) -> Floats:
     """(K, 101) interpolated precision of every class over all sizes; its mean is the average precision.
 
@@ -191,22 +140,7 @@ def precision_at_recalls(state: CocoState, threshold: int) -> Floats:
     return made
 
 
-# --- sizes and kinds of error -------------------------------------------------------------------------------
-
-
-def box_sizes(units: PassUnits, curves: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """AP and AR of small, medium and large objects, and how many there are (where curves were made)."""
-    row = _metrics_row(units)
-    made = [
-        {
-            "name": name,
-            "ap": plain(row.get(f"map_{name}")),
-            "ar": plain(row.get(f"ar_{name}")),
-            "truths": None if curves is None else curves["truths"][place],
-        }
-        for place, name in enumerate(AREAS[1:])
-    ]
-    return made if any(one["ap"] is not None for one in made) else []
+# --- kinds of error -----------------------------------------------------------------------------------------
 
 
 def tide_rows(units: PassUnits) -> list[dict[str, Any]]:
@@ -223,57 +157,3 @@ def tide_rows(units: PassUnits) -> list[dict[str, Any]]:
 
 def _metrics_row(units: PassUnits) -> dict[Any, Any]:
     return dict(units.result.metrics_summary(full=True).to_dict("records")[units.index])
-
-
-# --- confusion ----------------------------------------------------------------------------------------------
-
-
-def box_confusion(units: PassUnits, n_class: int, names: Sequence[str] | None) -> dict[str, Any] | None:
-    """Counts of (true, predicted) class over matched boxes, each row's shares; None where nothing was judged.
-
-    The last row is the background (predictions that found nothing), the last column what was missed; "other
-    classes" gather what is left out.
-    """
-    table = units.result.confusion(units.dataset)
-    epoch = table["n_epoch"].isna() if units.n_epoch is None else table["n_epoch"] == units.n_epoch
-    table = table[epoch]
-    if not len(table):
-        return None
-    truth, said, n = (_numbers(table[name]) for name in ("gt", "prediction", "counts"))
-    classes = _confused_classes(truth, said, n, n_class)
-    width = len(classes) + 2
-    place = np.full(n_class + 1, width - 2, np.int64)
-    place[classes] = np.arange(len(classes))
-    place[n_class] = width - 1
-    counts = np.zeros((width, width), np.int64)
-    np.add.at(
-        counts, (place[np.where(truth < 0, n_class, truth)], place[np.where(said < 0, n_class, said)]), n
-    )
-    keep = [one for one in range(width) if one != width - 2 or len(classes) < n_class]
-    counts = counts[keep][:, keep]
-    total = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
-    labels = [*(class_label(int(one), names) for one in classes), "other classes"]
-    labels = labels[: width - 1] if len(classes) < n_class else labels[:-1]
-    return {
-        "rows": [*labels, "background"],
-        "columns": [*labels, "not found"],
-        "counts": counts.tolist(),
-        "share": [rounded(one) for one in share],
-        "left_out": n_class - len(classes),
-    }
-
-
-def _numbers(column: pd.Series) -> Ints:
-    return np.asarray(column.astype("Float64").fillna(-1).to_numpy(np.float64), np.int64)
-
-
-def _confused_classes(truth: Ints, said: Ints, n: Ints, n_class: int) -> Ints:
-    """All classes, or the `MAX_CLASSES` with the most errors, by number."""
-    if n_class <= MAX_CLASSES:
-        return np.arange(n_class)
-    wrong = truth != said
-    involved = np.concatenate([truth[wrong], said[wrong]])
-    weight = np.concatenate([n[wrong], n[wrong]])
-    count = np.bincount(involved[involved >= 0], weights=weight[involved >= 0], minlength=n_class)
-    return np.sort(np.argsort(-count, kind="stable")[:MAX_CLASSES])

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mld_core.evaluation.analysis.units import unit_name
-from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.errors import FilterError
 from mld_core.evaluation.results.expression import compile_filter
 from mld_core.evaluation.results.result import Result
@@ -354,12 +353,6 @@ def settings_sentence(result: Result) -> str:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
-
-
-def category_shares(result: Result, index: int) -> dict[str, float] | None:
-    """The shares of the six categories of a pass as the result's own table has them."""
-    shares: dict[str, float] | None = tables.category_rows(result)[index]["shares"]
-    return None if shares is None else {name: shares.get(name) or 0.0 for name in CATEGORIES}
 
 
 def results_of(store: ResultStore) -> list[dict[str, Any]]:

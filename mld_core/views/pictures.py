@@ -7,10 +7,9 @@ which thumbnails were taken, or that of the caller's image where it is the origi
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -199,20 +198,3 @@ def _encoded(pixels: NDArray[np.uint8]) -> bytes:
         held, "JPEG", quality=JPEG_QUALITY
     )
     return min(png, held.getvalue(), key=len)
-
-
-def shown(picture: Picture) -> dict[str, Any]:
-    """A picture as the page reads it."""
-    return {
-        "data": base64.b64encode(picture.data).decode(),
-        "type": "jpeg" if picture.data[:2] == b"\xff\xd8" else "png",
-        "width": round(picture.width, 2),
-        "height": round(picture.height, 2),
-    }
-
-
-def fitting(boxes: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
-    """Width and height that hold some boxes, for images of unknown size."""
-    corners = np.array([box[name][2:] for box in boxes for name in ("p", "t") if box[name]] or [[1.0, 1.0]])
-    width, height = corners.max(axis=0)
-    return max(float(width), 1.0), max(float(height), 1.0)

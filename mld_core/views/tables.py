@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.diagnosis import shown
 from mld_core.evaluation.codes.notation import parse_classification_code
 from mld_core.evaluation.diagnoses import BY_CODE
@@ -64,32 +63,6 @@ def metric_rows(
     frame = result.metrics_summary(full=True)
     names = [name for name in dict.fromkeys(wanted) if name in frame.columns]
     return [{name: plain(row[name]) for name in names} for row in frame[names].to_dict("records")]
-
-
-def metric_texts(
-    rows: Sequence[dict[str, Any]], texts: Sequence[MetricText] = METRIC_TEXTS
-) -> list[dict[str, str]]:
-    """What the metrics that have a value mean, in the order of the page."""
-    known = {name for row in rows for name, value in row.items() if value not in {None, 0}}
-    return [vars(text).copy() for text in texts if text.name in known]
-
-
-def category_rows(result: Result) -> list[dict[str, Any]]:
-    """The shares of the six categories for each pass, None where not computed, with thresholds."""
-    frame = result.issue_category_summary(full=True)
-    names = [
-        name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name]) or name == "ref_split"
-    ]
-    rows = []
-    for row in frame.to_dict("records"):
-        shares = {name: plain(row.get(f"{name}_ratio")) for name in CATEGORIES}
-        if all(value is None for value in shares.values()):
-            shares = {name: plain(row.get(f"projected_{name}_ratio")) for name in CATEGORIES}
-        computed = any(value is not None for value in shares.values())
-        rows.append(
-            {"shares": shares if computed else None, "facts": {name: plain(row[name]) for name in names}}
-        )
-    return rows
 
 
 def code_rows(units: PassUnits, names: Sequence[str] | None) -> tuple[list[dict[str, Any]], int]:

@@ -15,11 +15,11 @@ from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.records.format.layout import RunKey
-from mld_core.report import write_report
+from mld_core.report import write_comparison, write_report
 from mld_core.views import detail, facets, matrices
 from mld_core.views.box_charts import curves
 from mld_core.views.cards import Told, cards
-from mld_core.views.comparing.page import last_pass
+from mld_core.views.comparing.page import comparison, last_pass
 from mld_core.views.evaluation import boxed, evaluation
 from mld_core.views.selection import held
 from mld_core.views.units import passes_of
@@ -227,6 +227,44 @@ def test_the_same_result_gives_the_same_bytes(file, result, tmp_path):
     again = write_report(result, tmp_path / "again.html")
     assert again.path.read_bytes() == file.read_bytes()
     assert again.bytes == file.stat().st_size
+
+
+def test_two_results_are_one_file_with_every_unit_that_changed(browser, result, two_epochs, tmp_path):
+    need_pages()
+    before = Result(ResultStore(two_epochs, RunKey(*RUNS[result.task])), "first", diagnoses=BY_CODE)
+    written = write_comparison(before, result, tmp_path / "change.html")
+    said = before.compare(result)
+    page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme="dark")
+    wrong = []
+    page.on("console", lambda one: wrong.append(one.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(written.path.as_uri())
+    page.get_by_role("button", name="fixed").click(timeout=60_000)
+    page.locator(".pairs li").first.wait_for()
+    for kind in ("fixed", "regressed"):
+        own = said.changed[(said.changed["dataset"] == "val") & (said.changed["change"] == kind)]
+        found = ask(page, "compare/pairs", split="val", kind=kind, limit=10_000)
+        assert found["total"] == len(own) > 0
+        assert sorted(one["b"]["id"] for one in found["rows"]) == sorted(own["input_id"])
+        assert {(one["a"]["wrong"], one["b"]["wrong"]) for one in found["rows"]} == {
+            (kind == "fixed", kind == "regressed")
+        }
+    page_of = comparison(*(held(last_pass(one, "val")) for one in (before, result)))[0]
+    assert list(differences(plainly(page_of), ask(page, "compare", split="val"))) == []
+    assert page.locator("main h1").inner_text() == page_of["sentence"]
+    first = page.locator(".pairs li").first
+    assert first.locator("a[href]").count() == 1  # the samples of the result before are not in the file
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    first.locator("a[href]").click()
+    page.locator("aside.detail").wait_for()
+    assert wrong == []
+    page.context.close()
+
+
+def test_results_of_two_tasks_are_no_comparison(two_epochs, tmp_path):
+    a, b = (newest(two_epochs, task) for task in ("detection", "detection3d"))
+    with pytest.raises(ValueError, match="only results of one task"):
+        write_comparison(a, b, tmp_path / "change.html")
 
 
 def points_of(dataset, input_id):

@@ -33,7 +33,7 @@ def test_the_wheel_holds_the_two_packages_with_their_data(built):
         names = wheel.namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"mld_core", "ml_debugger", f"ml_debugger-{mld_core.__version__}.dist-info"}
-    assert {"mld_core/py.typed", "ml_debugger/py.typed", "mld_core/report/assets/core.js"} <= set(names)
+    assert {"mld_core/py.typed", "ml_debugger/py.typed"} <= set(names)
     sources = {
         path.relative_to(base).as_posix()
         for base in (ROOT, ROOT / "integrations")

@@ -85,6 +85,14 @@ class OneFile:
         if text not in self.left_out:
             self.left_out.append(text)
 
+    def title(self) -> str:
+        """Of the document."""
+        return f"{self.result.model_name} {self.result.version_name}: evaluation"
+
+    def first_rows(self, units: HeldUnits) -> list[int]:  # noqa: ARG002  a page of two results has some
+        """Rows whose evidence and pictures come before those of the worst."""
+        return []
+
     # -- data -----------------------------------------------------------------------------------------------
 
     def data(self) -> dict[str, Any]:
@@ -141,7 +149,7 @@ class OneFile:
             return made
         siblings = [other for other in passes if other.dataset != one.dataset]
         last = {other.dataset: other for other in siblings}
-        wanted = _worst(units, page)
+        wanted = list(dict.fromkeys([*self.first_rows(units), *_worst(units, page)]))
         self._see(units, wanted, shared)
         block = Block()
         made["cards"] = self._columns(units, block, _details(units, wanted, list(last.values())))
@@ -269,7 +277,7 @@ class OneFile:
             "img-src data: blob:; base-uri 'none'; form-action 'none'"
         )
         data = embedded_json(self.data())
-        title = html.escape(f"{self.result.model_name} {self.result.version_name}: evaluation")
+        title = html.escape(self.title())
         parts = [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',

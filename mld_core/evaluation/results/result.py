@@ -341,7 +341,8 @@ class Result:
             The absolute path of the file.
 
         Raises:
-            ImportError: The extra is missing: `pip install "ml-debugger[report]"`.
+            FileNotFoundError: The app's pages are not built in this checkout (`make app`), or the folder of
+                `path` is not there.
         """
         if self._page is None:
             raise NotImplementedError("this result was opened without a page: use ml_debugger.evaluator")

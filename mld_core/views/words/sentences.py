@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import FilterError
 from mld_core.evaluation.results.expression import conjuncts
@@ -143,12 +142,6 @@ def _words(test: str, names: Sequence[str] | None) -> str:
 def _column(text: str) -> str:
     bare = text.strip("`")
     return ALIASES.get(bare, bare)
-
-
-def first_finding(codes: Sequence[str]) -> Diagnosis[Any] | None:
-    """The most severe of some diagnoses."""
-    known = [BY_CODE[code] for code in codes if code in BY_CODE]
-    return max(known, key=lambda one: one.severity, default=None)
 
 
 def why_sample(card: Mapping[str, Any]) -> str:

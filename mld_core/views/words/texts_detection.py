@@ -62,8 +62,6 @@ DETECTION_METRICS: tuple[MetricText, ...] = (
     _SHARED["aurc"],
 )
 
-COUNTS = ("n_gt", "n_pred", "n_tp", "n_fp", "n_fn", "n_missed", "n_recorded")
-"""Columns of the metrics the page needs beside those."""
 
 EVENTS = {
     "A": "well placed",

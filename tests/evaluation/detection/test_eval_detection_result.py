@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import simulated_detector as simulation
+from app_building import need_pages
 from typer.testing import CliRunner
 
 from ml_debugger.evaluator import Evaluator
@@ -326,5 +327,6 @@ def test_passes_without_truth_boxes_or_frames(tmp_path):
 
 
 def test_the_page_of_a_detection_is_written(clean, tmp_path):
+    need_pages()
     page = clean.report(tmp_path / "page.html")
-    assert 1e6 < page.stat().st_size < 15e6
+    assert 1e5 < page.stat().st_size < 15e6

@@ -2,6 +2,7 @@
 import { parts } from "../../state/filter";
 import { Problem, type Query, type Reads, type Source } from "../source";
 import type * as t from "../types";
+import { Column, unpacked, type ColumnInfo } from "./columns";
 import { Pass, type FilePass } from "./pass";
 import * as recount from "./recount";
 
@@ -15,6 +16,11 @@ export interface FileData {
   pictures: Record<string, Record<string, string>>;
   points: Record<string, Record<string, { n: number; of: number; xyz: string }>>;
   left_out: string[];
+  /** What changed from an earlier result, by split; the pairs are in the block. */
+  compare?: Record<
+    string,
+    { page: Omit<t.Compared, "place">; before: t.Place; block: string; columns: ColumnInfo[] }
+  >;
 }
 
 const ELSEWHERE = "A file cannot be written to: open the run with `mld ui`.";
@@ -30,7 +36,7 @@ export class EmbeddedSource implements Source {
   /** `text` gives the content of the file's element with an id. */
   constructor(
     readonly data: FileData,
-    text: (id: string) => string,
+    private readonly text: (id: string) => string,
   ) {
     this.#passes = data.passes.map((told) => new Pass(told, data.aliases, text));
   }
@@ -57,6 +63,7 @@ export class EmbeddedSource implements Source {
         commands: ["mld ui"],
         python: "",
       } satisfies t.ExportFormats;
+    if (route === "compare" || route === "compare/pairs") return this.#compared(route, query);
     const pass = this.#pass(query);
     const filter = textOf(query.filter);
     const place = this.#place(pass);
@@ -71,6 +78,22 @@ export class EmbeddedSource implements Source {
     if (route === "curves") return pass.told.curves;
     await pass.ready();
     return { ...(this.#ofRows(route, pass, filter, query) as object), place };
+  }
+
+  async #compared(route: string, query: Query): Promise<t.Compared | t.SamplePairs> {
+    const { compare } = this.data;
+    const told = compare?.[textOf(query.split) || this.#first()] ?? Object.values(compare ?? {})[0];
+    if (told === undefined) throw new Problem(404, "Not in this file", "No split is in both results.");
+    const place = this.#place(this.#pass({ split: told.page.split }));
+    if (route === "compare") return { place, ...told.page };
+    const kind = query.kind === "fixed" ? "fixed" : "regressed";
+    const info = told.columns.find((one) => one.name === kind)!;
+    const all = new Column(info, await unpacked(this.text(told.block))).values![0] as t.SamplePairs["rows"];
+    const truth = textOf(query.truth);
+    const rows = all.filter((one) => truth === "" || String(one.b.truth?.class) === truth);
+    const [offset, limit] = [Number(query.offset ?? 0), Number(query.limit ?? 24)];
+    const shown = rows.slice(offset, offset + limit);
+    return { place, before: told.before, total: rows.length, offset, limit, rows: shown };
   }
 
   #ofRows(route: keyof Reads, pass: Pass, filter: string, query: Query): unknown {

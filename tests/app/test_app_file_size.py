@@ -1,8 +1,7 @@
-"""100,000 samples: the page stays below 15 MB and is made in a short time."""
+"""100,000 samples: every one is in the file, and it stays below 15 MB."""
 
 import json
 import re
-import time
 
 import numpy as np
 import pytest
@@ -54,33 +53,3 @@ def test_every_sample_is_in_the_file(large, tmp_path):
     assert held["rows"] == ROWS
     assert {one["length"] for one in held["columns"] if one["type"] != "json"} == {ROWS}
     assert written.left_out == []
-
-
-def test_size_and_what_is_said_about_it(large, tmp_path):
-    begun = time.perf_counter()
-    written = write_report(
-        large,
-        tmp_path / "large.html",
-        image_fn=lambda dataset, one: (
-            np.random.default_rng(len(one)).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-        ),
-        former=True,
-    )
-    seconds = time.perf_counter() - begun
-    assert written.bytes < LIMIT
-    assert seconds < 60
-    data = json.loads(re.search(r'id="data">(.*?)</script>', written.path.read_text("utf-8"), re.DOTALL)[1])
-    detail = data["details"]["0"]
-    assert detail["codes_total"] > len(detail["codes"]) == 200
-    assert sum(detail["map"]["grid"]["n"]) == ROWS
-    assert detail["map"]["grid"]["bins"] == 64
-    assert detail["map"]["shown"] < 3_000
-    assert detail["confusion"]["left_out"] == 170
-    said = " ".join(written.left_out)
-    for text in (
-        "of 100,000 samples",
-        "of 200 classes",
-        "most frequent error codes",
-        "worst 12 of each group",
-    ):
-        assert text in said
