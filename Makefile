@@ -10,8 +10,9 @@ ULTRALYTICS ?= ultralytics==8.4.190
 # Tests that start processes wait for them: half as many workers again as cores.
 CORES := $(shell $(PYTHON) -c "import os; print(min(8, (3 * len(os.sched_getaffinity(0)) + 1) // 2))" 2>/dev/null || echo 3)
 WORKERS ?= $(or $(MLD_TEST_WORKERS),$(CORES))
-# SPREAD="-p forked --forks": workers that share what was imported (tests/parts/forked.py, Linux).
-SPREAD ?= --dist loadfile -n
+# Workers that are forks of the process that collected share what it imported (tests/parts/forked.py); where a fork
+# is not safe, each collects for itself.
+SPREAD ?= $(if $(filter Linux,$(shell uname)),-p forked --forks,--dist loadfile -n)
 MARKED ?= -m "not heavy"
 BASE ?= HEAD
 export MARKED

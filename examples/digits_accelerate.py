@@ -3,7 +3,7 @@
     python examples/digits_accelerate.py
 
 Records and scalars go to `MLD_HOME` (default `~/.mld`). See `digits_data.py` for the faults planted in the
-data, `ddp.md` for two ranks.
+data, `docs/do/cluster.md` for two ranks.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python examples/digits_huggingface.py
 
 The model is a small vision transformer of `transformers` with random weights; nothing is downloaded. Records
-go to `MLD_HOME` (default `~/.mld`). See `digits_data.py` for the faults planted in the data, `ddp.md` for two
-ranks.
+go to `MLD_HOME` (default `~/.mld`). See `digits_data.py` for the faults planted in the data,
+`docs/do/cluster.md` for two ranks.
 """
 
 from __future__ import annotations

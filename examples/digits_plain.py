@@ -3,7 +3,7 @@
     python examples/digits_plain.py
 
 Records go to `MLD_HOME` (default `~/.mld`). See `digits_data.py` for the faults planted in the data,
-`ddp.md` for two ranks.
+`docs/do/cluster.md` for two ranks.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def _at_home(text: str) -> str:
     """A page from the top of the repository: its links lead into the site."""
     text = re.sub(r"\]\(docs/", "](", text)
     text = re.sub(r"\]\((CONTRIBUTING|CHANGELOG)\.md", lambda found: f"]({found[1].lower()}.md", text)
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#|images/|[a-z_]+\.md)[^)]+\)", r"\1", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#|images/|(?:[a-z_-]+/)?[a-z_]+\.md)[^)]+\)", r"\1", text)
 
 
 def _api() -> str:

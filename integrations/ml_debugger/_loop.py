@@ -97,6 +97,11 @@ class LoopRecorder:
         self._left: list[Any] = []
         atexit.register(_finish, weakref.ref(self))
 
+    def __del__(self) -> None:
+        # Model and loaders were local to a function that is over: the account is still owed at the end.
+        if not getattr(self, "finished", True) and self.recorder.session is not None:
+            atexit.register(self.at_exit)
+
     def start(self) -> None:
         """Sets the hooks; does nothing while recording."""
         self.finished = False

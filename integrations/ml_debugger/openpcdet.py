@@ -73,6 +73,11 @@ class Recording:
             ]
         atexit.register(_at_exit, weakref.ref(self))
 
+    def __del__(self) -> None:
+        # The model was local to a function that is over: the account is still owed at the end.
+        if not getattr(self, "_finished", True) and self._recorder.session is not None:
+            atexit.register(_at_exit, lambda: self)
+
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._busy or self._finished:
             return

@@ -1,55 +1,18 @@
 """Every Python block of docs/*.md is executed as it stands there; the README's have tests of their own."""
 
-import re
 from pathlib import Path
 
 import pytest
-import store_factory as records
 import torch
 from app_building import need_pages
-from planted import planted
+from docs_parts import ROOT, pages, run
 
 from ml_debugger.review import Verdict, Verdicts
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.diagnosis import markdown_table
 from mld_core.records.format.layout import RunKey, Store
 
-ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"(<!-- snippet: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
-
-
-def blocks(document: Path) -> list[tuple[str, str]]:
-    """Name and code of every Python block; each has a name."""
-    found = [(match[2], match[3]) for match in BLOCK.finditer(document.read_text(encoding="utf-8"))]
-    assert all(name for name, _ in found), (
-        f"{document.name}: every ```python block needs <!-- snippet: NAME -->"
-    )
-    return found
-
-
-DOCUMENTS = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text("utf-8")]
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    """What the documents presume: two versions of MyModel, with columns of the user's own."""
-    made = records.StoreFactory(tmp_path_factory.mktemp("docs") / "store")
-    for version, skill in (("v1", 0.8), ("v2", 1.0)):
-        run = made.run("MyModel", version, n_class=6)
-        for epoch in (0, 1):
-            train = planted(records, 600, seed=1, skill=skill, jitter=epoch).data
-            made.add_pass(run, "train", with_scene(train), n_epoch=epoch, batch=300)
-            val = planted(
-                records, 800, seed=2, start=5000, noise=0.05, broken=0.06, skill=skill, jitter=epoch
-            )
-            made.add_pass(run, "val", with_scene(val.data), n_epoch=epoch, batch=300)
-    return made.store.root
-
-
-def with_scene(data):
-    """Three units in a row are of one scene."""
-    data.fields["scene"] = [f"scene {number // 3}" for number in range(data.rows)]
-    return data
+DOCUMENTS = pages("")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -61,8 +24,7 @@ def test_the_snippets_run(document, recorded, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("MLD_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = before_review(recorded) if document.name == "review.md" else {}
-    for name, code in blocks(document):
-        exec(compile(code, f"{document.name}: {name}", "exec"), names)
+    run(document, names)
     checks = {
         "evaluation.md": check_evaluation,
         "record_format.md": check_record_format,

@@ -134,6 +134,11 @@ class TrainingTracer(TorchTracer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_open": {}}
 
+    def __del__(self) -> None:
+        # It was local to a function that is over: unsealed passes are still told of at the end.
+        if self.__dict__.get("_open"):
+            atexit.register(self._at_exit)
+
     # -- calls -----------------------------------------------------------------------------------------------
 
     def __call__(

@@ -299,7 +299,7 @@ def test_range_drop_off_of_one_class_only() -> None:
     faulty = roads.range_dropout(plain, label=0, metres=30)
     cells = {}
     for name, road in (("plain", plain), ("faulty", faulty)):
-        e = roads.evidence(road)
+        e = roads.evidence(road, objects=False)
         wrong = e.counted & (e.truth < 0)
         made = range_drop_off(e.predictions, wrong, e.counted, e.truths, e.missed)
         cells[name] = {(row["class"], row["range_bin"]) for row in made.rows}
@@ -313,13 +313,13 @@ def test_range_drop_off_of_one_class_only() -> None:
 
 def test_silent_sectors_are_found_in_their_frames() -> None:
     road = roads.sector_dropout(roads.simulate(frames=240, seed=22, clutter=150), degrees=60, seed=2)
-    made = diagnose_roads(roads.evidence(road))
+    made = diagnose_roads(roads.evidence(road, objects=False))
     flagged = np.zeros(road.frames, bool)
     flagged[[row["frame"] for row in made.dropouts]] = True
     assert road.frames_hit[flagged].mean() >= 0.9
     assert flagged[road.frames_hit].mean() >= 0.7
     assert road.frames_hit[road.truths.frame[made.truths["T12"]]].mean() >= 0.9
-    plain = diagnose_roads(roads.evidence(roads.simulate(frames=240, seed=23)))
+    plain = diagnose_roads(roads.evidence(roads.simulate(frames=240, seed=23), objects=False))
     assert len(plain.dropouts) <= 2
 
 
@@ -329,7 +329,7 @@ def test_label_faults_rank_before_the_detectors_own_errors() -> None:
         (roads.flipped_labels(plain, seed=1), "T22", 0.85),
         (roads.shifted_labels(plain, seed=1), "T21", 0.6),
     ):
-        e = roads.evidence(fault)
+        e = roads.evidence(fault, objects=False)
         hit = np.zeros(len(e.predictions), bool)
         hit[e.truth >= 0] = fault.hit[e.truth[e.truth >= 0]]
         score = np.nan_to_num(diagnose_roads(e).suspicion[code], nan=-1)

@@ -97,7 +97,11 @@ def write_dataset(folder: Path, name: str = "kitti", frames: int = FRAMES) -> li
 
 def pointpillars() -> Config:
     """The example's config, coarse."""
-    cfg = Config.fromfile(ROOT / "examples" / "mmdet3d_pointpillars.py")
+    return coarse(Config.fromfile(ROOT / "examples" / "mmdet3d_pointpillars.py"))
+
+
+def coarse(cfg: Config) -> Config:
+    """PointPillars' shipped config with large pillars, so that it fits a CPU."""
     pillar, model = [0.64, 0.64, 4], cfg.model
     model.data_preprocessor.voxel_layer.update(point_cloud_range=KITTI_RANGE, voxel_size=pillar)
     model.voxel_encoder.update(point_cloud_range=KITTI_RANGE, voxel_size=pillar)
