@@ -94,3 +94,7 @@ suspects[["input_id", "gt", "suggested_label", "label_quality", "confidence"]].h
 # %%
 found = set(suspects["input_id"].astype(int)) & {int(index) - 1000 for index in spoilt}
 print(f"{len(found)} of the 40 spoilt labels are among the {len(suspects)} that are called wrong")
+
+# %% [markdown]
+# All of it in pages, to sort, filter and judge: `result.show()` puts them into this notebook, `mld ui` into a browser,
+# where verdicts are kept and labels corrected.

@@ -21,8 +21,9 @@ from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Si
 from mld_core.evaluation.results.database import database, fetch, to_frame
 from mld_core.evaluation.results.expression import find_column, quoted
 from mld_core.evaluation.results.heatmap import heatmap
+from mld_core.evaluation.results.notebook import show_page, show_summary
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.evaluation.results.summary import Figures, Summary, show
+from mld_core.evaluation.results.summary import Figures, Summary
 from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS
 from mld_core.evaluation.results.view import ALIASES, view
 from mld_core.records.format.layout import Store
@@ -326,27 +327,25 @@ class Result:
         return compare_sides(self._side(dataset_type), other._side(dataset_type), self._store.spill)
 
     def report(self, path: str | Path, *, image_fn: Callable[[str, str], Any] | None = None) -> Path:
-        """Write one self-contained HTML page about this result; it opens offline.
+        """Write one self-contained HTML page about this result, that opens offline; returns its absolute path.
 
         Args:
             path: The file, e.g. "report.html"; it is replaced.
-            image_fn: (dataset, input_id) -> image of that sample (array or PIL image) or None, for samples of
-                which no thumbnail was recorded; of a 2D detection it is asked first, because images of up to
-                480 pixels are sharper than thumbnails. Of a 3D detection also the points of that frame,
-                (N, 3 to 16) floats that begin with x, y, z in metres in the model's frame: records hold no
-                point clouds; without them boxes are drawn alone. At most 4,000 points of a frame are kept,
-                those in and around boxes first.
-
-        Returns:
-            The absolute path of the file.
+            image_fn: (dataset, input_id) -> image of that sample (array or PIL image) or None, where no
+                thumbnail was recorded; of a 2D detection first of all, as up to 480 pixels are sharper. Of a
+                3D detection also the points of that frame, (N, 3 to 16) floats that begin with x, y, z in
+                metres in the model's frame, which records do not hold; at most 4,000 are kept.
 
         Raises:
-            FileNotFoundError: The app's pages are not built in this checkout (`make app`), or the folder of
-                `path` is not there.
+            FileNotFoundError: The app's pages are not built here (`make app`), or there is no such folder.
         """
         if self._page is None:
             raise NotImplementedError("this result was opened without a page: use ml_debugger.evaluator")
         return self._page(self, path, image_fn)
+
+    def show(self, *, height: int = 800, image_fn: Callable[[str, str], Any] | None = None) -> None:
+        """Show the page: in a notebook in a frame of `height` pixels, serverless; else in the browser."""
+        show_page(lambda path: self.report(path, image_fn=image_fn), height)
 
     # -- display -------------------------------------------------------------------------------------------
 
@@ -364,7 +363,7 @@ class Result:
 
     def get_summary(self) -> None:
         """Display metrics, categories and error codes: a table in a terminal, HTML in a notebook."""
-        show(self.summary())
+        show_summary(self.summary())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.summary()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import io
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -254,14 +253,3 @@ def _table(cells: pd.DataFrame) -> RenderableType:
     for row in cells.itertuples(index=False):
         table.add_row(*(Text(str(value)) for value in row))
     return table
-
-
-def show(summary: Summary) -> None:
-    """Display a summary: as HTML in a notebook kernel, else on stdout."""
-    # IPython is looked up, not imported: it is there exactly when a notebook runs this.
-    shell = sys.modules.get("IPython")
-    kernel = shell.get_ipython() if shell is not None else None
-    if kernel is not None and kernel.has_trait("kernel"):
-        sys.modules["IPython.display"].display(summary)
-        return
-    Console().print(summary)
