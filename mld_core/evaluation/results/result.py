@@ -327,7 +327,7 @@ class Result:
         return compare_sides(self._side(dataset_type), other._side(dataset_type), self._store.spill)
 
     def report(self, path: str | Path, *, image_fn: Callable[[str, str], Any] | None = None) -> Path:
-        """Write one self-contained HTML page about this result, that opens offline; returns its absolute path.
+        """Write a self-contained HTML page about this result, to be read offline; returns its absolute path.
 
         Args:
             path: The file, e.g. "report.html"; it is replaced.
