@@ -1,8 +1,12 @@
-"""`mld evaluate`: from records to a stored result; `mld jobs`: the evaluations at a team's service."""
+"""`mld evaluate`: from records to a stored result; `mld watch`: as it happens; `mld jobs`: at a service."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shlex
+import sys
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,15 +16,19 @@ from mld_core.cli.common import (
     ModelArgument,
     StoreOption,
     VersionArgument,
+    choose_run,
     clear_errors,
+    open_store,
     parse_epoch,
 )
-from mld_core.cli.output import emit, emit_frame, emit_json, note, on_terminal, rows_of
+from mld_core.cli.output import cell, emit, emit_frame, emit_json, note, on_terminal, plain, rows_of
 from mld_core.cli.source import client_of, source, the_service
 from mld_core.records.format.layout import Store
 
 if TYPE_CHECKING:
+    from mld_core.evaluation.live.figures import Epochs
     from mld_core.evaluation.results.result import Result
+    from mld_core.records.format.layout import RunKey
 
 
 def evaluate(
@@ -128,6 +136,82 @@ def print_result(result: Result, *, full: bool, as_json: bool, receipt: str | No
         note(f"recorded: {receipt}")
     for one in result.problems:
         note(f"{one['severity']}: {one['message']}")
+
+
+# -- as it happens -------------------------------------------------------------------------------------------
+
+_LOOK_SECONDS = 1.0
+
+
+def watch(
+    model: ModelArgument = None,
+    version: VersionArgument = None,
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Show what is known now, and end.")] = False,
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each pass.")] = False,
+) -> None:
+    """Watch a training: curves, category shares and findings, as its passes are evaluated beside it.
+
+    Without names the newest run is watched. On a terminal the view is renewed until Ctrl-C; in a pipe there
+    is one line for each pass that is evaluated to its end, those of before first. Shares and counts of
+    findings are estimates from a sample; `mld evaluate` looks at all units.
+
+    \b
+    Examples:
+      mld watch                      the newest run
+      mld watch resnet18 v3 --once   what is known now
+      mld watch | cut -f1,2,6        split, epoch, accuracy of each pass, as it is sealed
+    """  # noqa: D301  click reads the mark
+    with clear_errors(), contextlib.suppress(KeyboardInterrupt):
+        from mld_core.evaluation.live.figures import Epochs
+
+        opened = open_store(store)
+        run = choose_run(opened, model, version)
+        table = Epochs(opened, run)
+        if on_terminal() and not as_json:
+            _watch_screen(run, table, once=once)
+        else:
+            _watch_lines(table, once=once, as_json=as_json)
+
+
+def _watch_screen(run: RunKey, table: Epochs, *, once: bool) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from mld_core.evaluation.live.watching import screen
+
+    if once:
+        Console().print(screen(run, table.rows()))
+        return
+    with Live(screen(run, table.rows()), auto_refresh=False, vertical_overflow="visible") as view:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            view.update(screen(run, table.rows()), refresh=True)
+
+
+def _watch_lines(table: Epochs, *, once: bool, as_json: bool) -> None:
+    from mld_core.evaluation.live.watching import COLUMNS, finished, flat
+
+    if not as_json:
+        typer.echo("\t".join(COLUMNS))
+    told: set[tuple[object, ...]] = set()
+    while True:
+        for row in finished(table.rows()):
+            place = tuple(row[name] for name in ("dataset", "n_epoch", "pass_no", "attempt"))
+            if place in told:
+                continue
+            told.add(place)
+            line = flat(row)
+            typer.echo(
+                json.dumps(plain(row), ensure_ascii=False)
+                if as_json
+                else "\t".join(cell(line[name]) for name in COLUMNS)
+            )
+        sys.stdout.flush()
+        if once:
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 # -- those of a service --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import typer
 from mld_core import __version__
 from mld_core.cli.compare import compare
 from mld_core.cli.doctor import doctor
-from mld_core.cli.evaluate import evaluate, jobs
+from mld_core.cli.evaluate import evaluate, jobs, watch
 from mld_core.cli.files import collect, export, merge_stores
 from mld_core.cli.ls import ls
 from mld_core.cli.report import report
@@ -53,6 +53,7 @@ def main(
     Examples:
       mld run python train.py   run a training and record it
       mld ls               what was recorded
+      mld watch            its figures, while it goes on
       mld evaluate         evaluate the newest run
       mld ui               open it in a browser: what fails, why, what to do
       mld show --issues    the samples that fail, worst first
@@ -101,6 +102,7 @@ def run(context: typer.Context) -> None:
 app.command("run", short_help="Run a training as it is, and record it.", context_settings=_ANYTHING)(run)
 app.command("ls", short_help="What was recorded: runs, passes, results.")(ls)
 app.command("evaluate", short_help="Evaluate a run and print the summary.")(evaluate)
+app.command("watch", short_help="Watch a training as it is evaluated.")(watch)
 app.command("ui", short_help="Open what was recorded in a browser.")(ui)
 app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
 app.command("compare", short_help="Two results side by side: what got better, what worse.")(compare)
