@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mld_core.records.format.layout import RunKey
 from mld_core.service.client.helper import UploadHelper, UploadSettings
-from mld_core.tracing.run import live
-from mld_core.tracing.run.uploads import Uploader, UploadTarget, provide
+from mld_core.tracing.run.beside import live
+from mld_core.tracing.run.beside.uploads import Uploader, UploadTarget, provide
 
 __all__ = ["make_evaluation", "make_uploader"]
 

@@ -14,9 +14,9 @@ from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.write.retention import prune
 from mld_core.tracing.batch.hashing_host import KIND
 from mld_core.tracing.guard import Guard
+from mld_core.tracing.run.beside.uploads import where_to
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.sealing import RunWriter
-from mld_core.tracing.run.uploads import where_to
 
 
 def describe_run(

@@ -15,9 +15,9 @@ from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.write.writer import Account, Writer, WriterOptions
 from mld_core.tracing.batch.hashing_host import KIND
 from mld_core.tracing.guard import Guard
-from mld_core.tracing.run.live import live_for
+from mld_core.tracing.run.beside.live import live_for
+from mld_core.tracing.run.beside.uploads import uploads_for
 from mld_core.tracing.run.options import RecorderOptions
-from mld_core.tracing.run.uploads import uploads_for
 from mld_core.tracing.tables.columns import PassState
 
 

@@ -22,7 +22,7 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import read_json
 from mld_core.service.client.helper import UploadHelper, UploadSettings
 from mld_core.service.client.sealed import sealed_folders
-from mld_core.tracing.run import uploads
+from mld_core.tracing.run.beside import uploads
 from mld_core.tracing.run.recorder import Recorder
 
 pytestmark = pytest.mark.processes

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.guard import Guard
+from mld_core.tracing.run.beside.uploads import sealed_folder
 from mld_core.tracing.run.options import RecorderOptions
-from mld_core.tracing.run.uploads import sealed_folder
 
 _ASK_SECONDS: Final = 1.0
 _WHAT: Final = "evaluating beside the training"
