@@ -32,7 +32,7 @@ _PLACES: Final[dict[str, tuple[str, ...]]] = {
         " (models: ",
         " (versions: ",
         " yet: run `mld evaluate ",
-        "the report needs plotly and jinja2",
+        "the app's pages are not built here: ",
     ),
 }
 """Heading of the page -> what its messages hold, of which nothing is filled in."""
