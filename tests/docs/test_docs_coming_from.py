@@ -1,6 +1,6 @@
 """What maps to what, executed; where a package is not installed, from the plain data that its documentation names.
 
-The predictions are those of a logistic regression of real digits with 40 labels changed.
+The predictions are those of a logistic regression of real digits with 20 labels changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mld_core.cli.main import app
 pytest.importorskip("torch")
 
 FOLDER = DOCS / "coming-from"
-N, CHANGED = 800, 40
+N, CHANGED = 400, 20
 
 
 def test_every_page_is_run():

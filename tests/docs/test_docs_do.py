@@ -56,6 +56,7 @@ def test_failing_slice():
     assert "fog" in by_weather
 
 
+@pytest.mark.heavy
 def test_compare():
     printed = commands("compare")
     assert "fixed" in printed[3]

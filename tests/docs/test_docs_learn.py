@@ -23,6 +23,7 @@ NEEDS = {
     "plain": "torch",
     "ultralytics": "ultralytics",
 }
+HEAVY = {"mmengine", "ultralytics"}  # seconds of their own beside the training
 ELSEWHERE = {"keras", "mmdet3d"}
 RECORDED = {
     "accelerate": ("digits", {"train": 2400, "val": 1194}),
@@ -45,6 +46,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("MLD_API_ENDPOINT", raising=False)
     monkeypatch.delenv("MLD_API_KEY", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("MLD_LIVE", "0")  # the process beside a training has tests of its own
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -62,7 +64,9 @@ def train(name: str, home: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.heavy if one in HEAVY else ()) for one in NEEDS]
+)
 def test_the_program_runs(name, home):
     if find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
@@ -82,12 +86,13 @@ def test_the_program_runs(name, home):
         config = pytest.importorskip("mmengine.config").Config
         lines = config.fromstring(blocks(DOCS / "learn" / "mmengine.md")["config"], ".py")
         assert lines.custom_hooks[0].type == "MLDebuggerHook"
-    if name == "lightning":
-        after(home)
 
 
-def after(home: Path) -> None:
-    """What the pages send to: the commands after a training."""
+@pytest.mark.heavy
+@pytest.mark.processes
+def test_the_commands_after_a_training(home):
+    pytest.importorskip("lightning")
+    train("lightning", home)
     commands = console(DOCS / "learn" / "index.md")
     assert [line.split()[1] for line in commands] == ["ls", "evaluate", "show", "show", "ui"]
     for line in commands[:-1]:  # `mld ui` is tests/app's

@@ -113,7 +113,10 @@ def test_without_a_server(task, capsys):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("task", EXPECTED)
+@pytest.mark.parametrize(
+    "task",
+    ["classification", *(pytest.param(one, marks=pytest.mark.heavy) for one in ("detection", "detection3d"))],
+)
 def test_at_a_server(task, server, capsys):
     values = {"MLD_API_ENDPOINT": server.url, "MLD_API_KEY": server.key}
     code = CREDENTIAL.sub(lambda line: f'os.environ["{line[1]}"] = "{values[line[1]]}"\n', blocks(PAGE)[task])
