@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.statistics.blocks import Vectors, row_blocks
+from mld_core.evaluation.statistics.blocks import Vectors, finite_float32, stored_blocks
+from mld_core.evaluation.statistics.folds import hash_uniform
 
 POOLED_WIDTH = 64
 LAYER_WIDTH = 32
 ROWS = 8_192
+FIT_UNITS = 200_000
+_STREAM = 601
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,24 @@ class Space:
         raise KeyError(name)
 
 
-def joined_blocks(features: Mapping[str, Vectors], names: tuple[str, ...]) -> Iterator[NDArray[np.float32]]:
-    """Walk over the concatenated layers in blocks of 8,192 rows."""
-    walks = [row_blocks(features[name], ROWS) for name in names]
-    for pieces in zip(*walks, strict=True):
-        yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+Block = tuple[int, tuple[NDArray[Any], ...]]
+"""The first row of a block, and a piece of every layer as it is stored."""
+
+
+def layer_blocks(features: Mapping[str, Vectors], names: tuple[str, ...]) -> Iterator[Block]:
+    """Walk over the layers in blocks of 8,192 rows."""
+    walks = [stored_blocks(features[name], ROWS) for name in names]
+    for index, pieces in enumerate(zip(*walks, strict=True)):
+        yield index * ROWS, pieces
+
+
+def _joined(pieces: tuple[NDArray[Any], ...]) -> NDArray[np.float32]:
+    wide = [finite_float32(piece) for piece in pieces]
+    return wide[0] if len(wide) == 1 else np.concatenate(wide, axis=1)
 
 
 def fit_space(features: Mapping[str, Vectors], workers: Workers) -> Space:
-    """Stream the covariance and find the axes.
+    """Stream the covariance and find the axes; beyond 200,000 units of about as many, drawn by a hash.
 
     Args:
         features: Alias -> (N, D) vectors, earliest layer first.
@@ -68,15 +81,20 @@ def fit_space(features: Mapping[str, Vectors], workers: Workers) -> Space:
         positive.
     """
     names = tuple(features)
-    blocks = joined_blocks(features, names)
+    blocks = layer_blocks(features, names)
     first = next(blocks, None)
     if first is None:
         raise ValueError("features have 0 rows: expected at least one unit")
-    shift = first.mean(axis=0)
+    shift = _joined(first[1]).mean(axis=0)
+    share = FIT_UNITS / features[names[0]].shape[0]
 
-    def moments(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-        moved = block - shift
-        return moved.sum(axis=0), moved.T @ moved, len(block)
+    def moments(block: Block) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+        start, pieces = block
+        if share < 1:
+            kept = hash_uniform(np.arange(start, start + len(pieces[0]), dtype=np.uint64), _STREAM) < share
+            pieces = tuple(piece[kept] for piece in pieces)
+        moved = _joined(pieces) - shift
+        return moved.sum(axis=0), moved.T @ moved, len(moved)
 
     total, gram, rows = (np.asarray(x, np.float64) for x in moments(first))
     for part, square, count in workers.map(moments, blocks):
@@ -147,9 +165,9 @@ def project(
     axes = (space.pooled if layer is None else space.layers[layer]) * space.scale[where, None]
     made = np.empty((features[names[0]].shape[0], axes.shape[1]), np.float32)
 
-    def one(item: tuple[int, NDArray[np.float32]]) -> None:
-        start, block = item
-        made[start : start + len(block)] = (block - mean) @ axes
+    def one(block: Block) -> None:
+        start, pieces = block
+        made[start : start + len(pieces[0])] = (_joined(pieces) - mean) @ axes
 
-    workers.each(one, ((index * ROWS, block) for index, block in enumerate(joined_blocks(features, names))))
+    workers.each(one, layer_blocks(features, names))
     return made

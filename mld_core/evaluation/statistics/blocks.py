@@ -44,9 +44,14 @@ def row_blocks(vectors: Vectors, rows: int) -> Iterator[NDArray[np.float32]]:
 
     NaN becomes 0 and infinity the largest float16, so that one overflow does not erase a covariance.
     """
+    yield from map(finite_float32, stored_blocks(vectors, rows))
+
+
+def stored_blocks(vectors: Vectors, rows: int) -> Iterator[NDArray[Any]]:
+    """The same blocks as they are stored, for whoever makes numbers of them in another thread."""
     if isinstance(vectors, np.ndarray):
         for span in spans(len(vectors), rows):
-            yield finite_float32(vectors[span])
+            yield vectors[span]
         return
     kept: list[NDArray[Any]] = []
     have = 0
@@ -58,10 +63,10 @@ def row_blocks(vectors: Vectors, rows: int) -> Iterator[NDArray[np.float32]]:
             have += len(take)
             rest = rest[len(take) :]
             if have == rows:
-                yield finite_float32(np.concatenate(kept))
+                yield np.concatenate(kept) if len(kept) > 1 else kept[0]
                 kept, have = [], 0
     if have:
-        yield finite_float32(np.concatenate(kept))
+        yield np.concatenate(kept)
 
 
 def finite_float32(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -103,6 +103,20 @@ def test_space_of_a_stream_equals_the_space_of_an_array():
     assert np.allclose(np.var(points, axis=0)[:3], np.linalg.eigvalsh(np.cov(scaled.T))[::-1][:3], rtol=1e-2)
 
 
+def test_space_of_many_units_is_that_of_a_sample_in_whatever_order_they_stand(monkeypatch):
+    rng = np.random.default_rng(4)
+    deep = rng.normal(size=(40_000, 6)) * [9, 7, 5, 3, 2, 1]
+    values = (deep @ np.linalg.qr(rng.normal(size=(20, 6)))[0].T).astype(np.float32)
+    values = values[np.argsort(values[:, 0])]
+    with Workers(2) as workers:
+        whole = fit_space({"a": Walk(values)}, workers)
+        monkeypatch.setattr("mld_core.evaluation.space.space.FIT_UNITS", 4_000)
+        sampled = fit_space({"a": Walk(values)}, workers)
+    assert not np.array_equal(whole.pooled, sampled.pooled)
+    assert np.abs(whole.pooled[:, :6].T @ sampled.pooled[:, :6]).diagonal().min() > 0.98
+    assert sampled.scale == pytest.approx(whole.scale, rel=0.03)
+
+
 def test_an_overflow_does_not_erase_the_space():
     values = np.random.default_rng(5).normal(size=(300, 4)).astype(np.float16)
     values[3, 1], values[4, 2] = np.inf, np.nan
