@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.cells import beta_quantile
-from mld_core.evaluation.space.neighbourhood import CELL_SIZE
+from mld_core.evaluation.space.neighbourhood import CELL_SIZE, two_level_centroids
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
@@ -72,7 +72,11 @@ def cut_cells(points: NDArray[np.float32], workers: Workers) -> CellGrid:
     """Cut a split into k-means cells of 256 units, of fewer (at least 32) where there are under 12,800."""
     size = int(np.clip(len(points) // 50, SMALLEST_CELL, CELL_SIZE))
     count = min(MAX_CELLS, max(1, len(points) // size))
-    centroids = fit_centroids(points, count, workers, per_centroid=64 if count > 1_024 else 256)
+    if count > 1_024:
+        # One level of so many would cost more than all neighbours do.
+        centroids = np.concatenate(two_level_centroids(points, count, workers)[1])
+    else:
+        centroids = fit_centroids(points, count, workers)
     return CellGrid(assign(points, centroids, workers), centroids)
 
 

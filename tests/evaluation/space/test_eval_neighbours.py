@@ -63,7 +63,7 @@ def test_search_by_lists_reaches_its_recall_and_says_so():
     recall = np.mean([np.isin(exact[row], listed[row]).mean() for row in range(0, 6_000, 7)])
     assert base.lists is not None
     assert base.lists.recall >= 0.98
-    assert recall >= 0.975
+    assert recall >= 0.98
 
 
 @pytest.mark.parametrize("exact_limit", [10**9, 500])
