@@ -68,6 +68,7 @@ class LoopRecorder:
         framework: name of the framework.
         backward: the object whose `backward` the training's losses are given to.
         stepped: says after a training batch whether the optimizer made a step in it.
+        log: gives figures, at a number of optimizer steps, to the loggers of the framework.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class LoopRecorder:
         framework: str,
         backward: Any = None,
         stepped: Callable[[], bool] = lambda: True,
+        log: Callable[[dict[str, float], int], None] | None = None,
     ) -> None:
         self.recorder = recorder
         self.names = names
@@ -92,6 +94,7 @@ class LoopRecorder:
         self._world = {"rank": rank, "world_size": world_size, "framework": framework}
         self._backward = backward
         self._stepped = stepped
+        self._log = log
         self._walks: list[_Walk] = []
         # Passes left early: by a `break`, or by an exception, which looks the same until the program goes on.
         self._left: list[Any] = []
@@ -158,7 +161,14 @@ class LoopRecorder:
             )
             if train:
                 self.resume_step = None
+        self._hand_over()
         return walk
+
+    def _hand_over(self) -> None:
+        """What was evaluated since goes to the framework's loggers."""
+        if self._log is not None and self.recorder.options.log_to_trainer:
+            log = self._log
+            self.recorder.hand_over(lambda figures: log(figures, self.steps))
 
     def _arm(self, walk: _Walk, batch: Any) -> None:
         if walk in self._walks:
@@ -185,6 +195,7 @@ class LoopRecorder:
         if walk.split == "train":
             with self.recorder.guard.catch("counting optimizer steps", lost="the step numbers"):
                 self.steps += bool(self._stepped())
+            self._hand_over()
 
     def _end(self, walk: _Walk, close: Callable[[], None]) -> None:
         if walk not in self._walks:

@@ -99,6 +99,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         framework="accelerate",
         backward=accelerator,
         stepped=lambda: accelerator.sync_gradients,
+        log=lambda figures, steps: _log(accelerator, figures, steps),
     )
     loop.start()
     checkpoints = _Checkpoints(accelerator, loop)
@@ -107,6 +108,12 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         accelerator.register_load_state_pre_hook(checkpoints.load)
     _newest = weakref.ref(loop)
     return traced_loaders(given, loop)
+
+
+def _log(accelerator: Any, figures: dict[str, float], steps: int) -> None:
+    """Gives figures to the trackers; W&B has one count of steps for all, which must not be moved on."""
+    for tracker in accelerator.trackers:
+        tracker.log(dict(figures), step=None if tracker.name == "wandb" else steps)
 
 
 class _Checkpoints:

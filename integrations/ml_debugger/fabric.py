@@ -73,6 +73,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         world_size=fabric.world_size,
         framework="fabric",
         backward=fabric,
+        log=fabric.log_dict,
     )
     loop.start()
     return traced_loaders(given, loop)

@@ -24,11 +24,13 @@ import math
 import os
 import weakref
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
+from ml_debugger._prepared import Prepared
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
@@ -63,6 +65,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         from mld_core.tracing.run.recorder import Recorder
 
         self._recorder = Recorder(**vars(options))
+        self._logs = options.log_to_trainer
         self._leaving = Leaving(self._recorder.left)
         self._names: dict[str, str] = {}
         self._forward = LatestForward(self._forward_begins)
@@ -107,11 +110,11 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         """The trainer's next batch is seen as it prepares it; a method that the user set on it stays."""
         trainer = None if self._trainer is None else self._trainer()
         if trainer is not None and "_prepare_inputs" not in vars(trainer):
-            trainer._prepare_inputs = _Prepared(trainer, self._forward)  # noqa: SLF001
+            trainer._prepare_inputs = Prepared(trainer, self._forward)  # noqa: SLF001
 
     def _see_no_more(self) -> None:
         trainer = None if self._trainer is None else self._trainer()
-        if trainer is not None and isinstance(vars(trainer).get("_prepare_inputs"), _Prepared):
+        if trainer is not None and isinstance(vars(trainer).get("_prepare_inputs"), Prepared):
             del trainer._prepare_inputs  # noqa: SLF001
 
     def _start(self, model: Any, resume_step: int = 0) -> None:
@@ -181,6 +184,17 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._in_step, self._step = True, state.global_step
         self._recorder.begin_batch()
         self._see_next()
+        if self._logs:
+            self._hand_over(args, state, control)
+
+    def _hand_over(self, args: Any, state: Any, control: Any) -> None:
+        """What was evaluated since goes to the callbacks that log; the trainer's history stays as it is."""
+        trainer = None if self._trainer is None else self._trainer()
+        if trainer is None:
+            return
+        handler = trainer.callback_handler
+        # A copy: who logs answers by taking back that something is to be logged.
+        self._recorder.hand_over(lambda figures: handler.on_log(args, state, copy(control), figures))
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A micro-batch of several is through."""
@@ -209,6 +223,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._drop_evaluation()
         self._recorder.end_pass()
         self._replay(kwargs.get("train_dataloader"), kwargs.get("model"))
+        self._hand_over(args, state, control)
         self._expect_evaluation()
 
     def _replay(self, loader: Any, model: Any) -> None:
@@ -389,24 +404,6 @@ def _at_exit(reference: weakref.ref[MLDebuggerCallback]) -> None:
     callback = reference()
     if callback is not None:
         callback.finish()
-
-
-class _Prepared:
-    """A trainer's next `_prepare_inputs`, which also notes what it gives: `compute_loss` takes labels out.
-
-    A plain object, so that a trainer that is pickled or copied (hyperparameter search) still can be.
-    """
-
-    def __init__(self, trainer: Any, forward: LatestForward) -> None:
-        self.trainer = trainer
-        self.forward = forward
-
-    def __call__(self, inputs: Any) -> Any:
-        if vars(self.trainer).get("_prepare_inputs") is self:
-            del self.trainer._prepare_inputs  # noqa: SLF001
-        prepared = type(self.trainer)._prepare_inputs(self.trainer, inputs)  # noqa: SLF001
-        self.forward.given = dict(prepared) if isinstance(prepared, Mapping) else {}
-        return prepared
 
 
 def _length(loader: Any) -> float:

@@ -70,6 +70,7 @@ class MLDebuggerCallback(*(_loaded_bases() or _first_base())):  # type: ignore[m
         from mld_core.tracing.run.recorder import Recorder
 
         self._recorder = Recorder(**vars(options))
+        self._logs = options.log_to_trainer
         self._epoch: int | None = (
             None  # the epoch last trained; Lightning's own counter is one past it after fit
         )
@@ -160,6 +161,8 @@ class MLDebuggerCallback(*(_loaded_bases() or _first_base())):  # type: ignore[m
     ) -> None:
         """Every micro-batch, accumulation or not."""
         self._recorder.record(batch, outputs, batch_idx=batch_idx, global_step=self._batch_step)
+        if self._logs:
+            self._hand_over(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Seal the pass; a validation inside the epoch is sealed by now."""
@@ -174,8 +177,18 @@ class MLDebuggerCallback(*(_loaded_bases() or _first_base())):  # type: ignore[m
                 global_step=trainer.global_step,
             )
 
+    def _hand_over(self, trainer: Any, *, last: bool = False) -> None:
+        """What was evaluated since goes to the trainer's loggers at the step it is at."""
+
+        def log(figures: dict[str, float]) -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics(dict(figures), step=trainer.global_step)
+
+        self._recorder.hand_over(log, last=last)
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Wait for this rank's durability, then the account."""
+        self._hand_over(trainer, last=True)
         self._recorder.finish()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -58,6 +58,7 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         from mld_core.tracing.run.recorder import Recorder
 
         self._recorder = Recorder(**vars(options))
+        self._logs = options.log_to_trainer
         self._epoch: int | None = None  # the epoch trained last, by our own count
         self._started = False
         self._training = False  # inside Runner.train
@@ -123,6 +124,7 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def after_run(self, runner: Any) -> None:
         """Wait for this rank's durability, then the account; take away what was set on the loaders."""
         if self._started:
+            self._hand_over(runner, last=True)
             self._recorder.finish()
         self._started = self._training = False
         with self._recorder.guard.catch("removing the loader taps"):
@@ -168,6 +170,14 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         """Every micro-batch. `outputs` are parsed losses: predictions come from the hooks on the model."""
         self._recorder.record(data_batch, None, batch_idx=batch_idx, global_step=self._done)
         self._done = runner.iter + 1
+        if self._logs:
+            self._hand_over(runner)
+
+    def _hand_over(self, runner: Any, *, last: bool = False) -> None:
+        """What was evaluated since goes to the visualizer at the iteration the runner is at."""
+        self._recorder.hand_over(
+            lambda figures: runner.visualizer.add_scalars(dict(figures), step=runner.iter), last=last
+        )
 
     def after_train_epoch(self, runner: Any) -> None:
         """Seal the pass. An EpochBasedTrainLoop validates after this, an IterBasedTrainLoop before."""

@@ -54,6 +54,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "input_hash": (True, bool),
     "force_table_recreate": (False, bool),
     "live": (True, bool),
+    "log_to_trainer": (False, bool),
     "auto_sync": (False, bool),
     "api_endpoint": (None, str | None),
     "api_key": (None, str | None),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from torch import nn
@@ -37,6 +37,7 @@ from mld_core.tracing.run.thinning import Thinning
 _WAIT_S: Final = 300.0
 _CHECKPOINT_WAIT_S: Final = 30.0
 _WAIT_AFTER_ERROR_S: Final = 30.0  # a job that failed should end, even where the disk hangs
+_LOGGING: Final = frozenset({"lightning", "huggingface", "mmengine", "accelerate", "fabric"})
 _ROOT_HOOK_TRAPS: Final = frozenset({"lightning"})  # frameworks whose root module's own hook misleads
 
 
@@ -182,6 +183,12 @@ class RunLife:
             self._started, self._spent = time.perf_counter(), 0.0
             if rank == 0:
                 tell_start(self.guard, run, store, self.options)
+                if self.options.log_to_trainer and framework not in _LOGGING:
+                    self.guard.tell_once(
+                        "no loggers",
+                        "log_to_trainer=True does nothing here: there is no "
+                        "trainer whose loggers are known. `mld watch` shows the figures.",
+                    )
             else:
                 tell_apart(self.guard, run, store, self.options)
         if capture is not None and (self.kind is not None or capture.model is model):
@@ -208,6 +215,19 @@ class RunLife:
         if self.session is not None:
             with self.guard.catch("taking the hooks off"):
                 self.session.detach()
+
+    def hand_over(self, log: Callable[[dict[str, float]], None], *, last: bool = False) -> None:
+        """With `log_to_trainer`: what was evaluated beside the training since, for the trainer's loggers.
+
+        Args:
+            log: is given one dict for each pass, on rank 0 only.
+            last: no other event will come.
+        """
+        live = None if self.session is None else self.session.live
+        if live is not None and self.options.log_to_trainer:
+            with self.guard.catch("handing figures to the trainer's loggers", lost="nothing; `mld watch`"):
+                for figures in live.news(at_once=last):
+                    log(figures)
 
     def spend(self, seconds: float) -> None:
         """Adds to the time spent on the training thread."""

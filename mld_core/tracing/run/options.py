@@ -58,6 +58,7 @@ class WrapperOptions:
         input_hash: whether the content of each sample is hashed.
         force_table_recreate: forget what was recorded under these names.
         live: evaluate each pass beside the training when it is sealed; `MLD_LIVE=0` switches it off.
+        log_to_trainer: hand those figures to the trainer's own loggers, each with the `mld/epoch` it is of.
         auto_sync: upload each pass when it is sealed; else all at the end of the run.
         api_endpoint: address of a team's service; None: `MLD_API_ENDPOINT`, else local records only.
         api_key: key for it; None: `MLD_API_KEY`.
@@ -99,6 +100,7 @@ class WrapperOptions:
     input_hash: bool = True
     force_table_recreate: bool = False
     live: bool = True
+    log_to_trainer: bool = False
     auto_sync: bool = False
     api_endpoint: str | None = None
     api_key: str | None = field(default=None, repr=False)
@@ -142,7 +144,7 @@ class WrapperOptions:
             "a number of epochs, or None to keep all",
             ok=lambda v: v is None or v >= 0,
         )
-        for name in ("input_hash", "force_table_recreate", "live", "auto_sync"):
+        for name in ("input_hash", "force_table_recreate", "live", "log_to_trainer", "auto_sync"):
             self._expect(name, (bool,), "True or False")
         if self.class_names is not None and self.n_class not in {None, len(self.class_names)}:
             raise ConfigurationProblem(

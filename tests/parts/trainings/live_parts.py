@@ -51,9 +51,9 @@ def digits(rows: slice) -> DataLoader[Any]:
 def train_digits(folder: Path, epochs: int = 2, *callbacks: Any, **options: Any) -> Digits:
     """Train, seed 0, recorded as `RUN`."""
     torch.manual_seed(0)
-    module = Digits()
+    module, logger = Digits(), options.pop("logger", False)
     recorded = MLDebuggerCallback(*RUN.__dict__.values(), **options)
-    trainer = quiet_trainer(folder, recorded, *callbacks, max_epochs=epochs)
+    trainer = quiet_trainer(folder, recorded, *callbacks, max_epochs=epochs, logger=logger)
     trainer.fit(module, digits(slice(1000)), digits(slice(1000, None)))
     return module
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -85,18 +85,38 @@ class RunLive:
             )
         return bool(problem)
 
-    def news(self) -> list[dict[str, Any]]:
-        """What is newly known, looked for once a second at most."""
+    def news(self, *, at_once: bool = False) -> list[dict[str, float]]:
+        """What is newly known, as `scalars_of`; looked for once a second at most, or `at_once`."""
         now = time.monotonic()
-        if now - self._asked < _ASK_SECONDS:
+        if now - self._asked < _ASK_SECONDS and not at_once:
             return []
         self._asked = now
-        return self._beside.news()
+        return [scalars_of(row) for row in self._beside.news()]
 
     def finish(self) -> None:
         """The run is over: what is left is evaluated in the background."""
         with self._guard.catch(_WHAT, lost=_LOST):
             self._beside.finish()
+
+
+def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a row as loggers take them, `mld/<split>/<name>`, and `mld/epoch`, whose they are.
+
+    Example:
+        >>> metrics = {"accuracy": 0.9, "auroc": None}
+        >>> row = {"dataset": "val", "n_epoch": 3, "metrics": metrics, "analysis": None}
+        >>> scalars_of(row)
+        {'mld/epoch': 3.0, 'mld/val/accuracy': 0.9}
+    """
+    analysis = row["analysis"] or {}
+    found = {**row["metrics"], **analysis.get("metrics", {})}
+    found |= {
+        name: value for name, value in analysis.get("categories", {}).items() if name.endswith("_ratio")
+    }
+    found["wrong_labels"] = analysis.get("wrong_labels")
+    epoch = {} if row["n_epoch"] is None else {"mld/epoch": float(row["n_epoch"])}
+    numbers = {name: value for name, value in found.items() if type(value) in {int, float}}
+    return epoch | {f"mld/{row['dataset']}/{name}": float(value) for name, value in numbers.items()}
 
 
 def live_for(
