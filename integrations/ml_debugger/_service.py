@@ -6,11 +6,15 @@ Imported by every wrapper.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mld_core.records.format.layout import RunKey
 from mld_core.service.client.helper import UploadHelper, UploadSettings
-from mld_core.tracing.run.beside import live
+from mld_core.tracing.run.beside import provide_evaluation
 from mld_core.tracing.run.beside.uploads import Uploader, UploadTarget, provide
+
+if TYPE_CHECKING:
+    from mld_core.tracing.run.beside.live import LiveEvaluation
 
 __all__ = ["make_evaluation", "make_uploader"]
 
@@ -31,7 +35,7 @@ def make_uploader(target: UploadTarget) -> Uploader:
     )
 
 
-def make_evaluation(store: Path, run: RunKey) -> live.LiveEvaluation:
+def make_evaluation(store: Path, run: RunKey) -> LiveEvaluation:
     """The evaluation beside a run; no process is started before a pass is sealed."""
     from mld_core.evaluation.live.helper import LiveHelper, LiveSettings
 
@@ -39,4 +43,4 @@ def make_evaluation(store: Path, run: RunKey) -> live.LiveEvaluation:
 
 
 provide(make_uploader)
-live.provide(make_evaluation)
+provide_evaluation(make_evaluation)

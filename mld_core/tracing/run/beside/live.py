@@ -1,20 +1,21 @@
 """The seam to the evaluation beside a training: what is sealed is handed to one put here from outside.
 
-This room never imports the evaluation. `ml_debugger` provides it (`provide`) when a tracer or wrapper is
-imported. It runs in a process of its own on rank 0; nothing here waits for it.
+This room never imports the evaluation. `ml_debugger` provides it (`provide_evaluation`) when a tracer or
+wrapper is imported. It runs in a process of its own on rank 0; nothing here waits for it.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.guard import Guard
+from mld_core.tracing.run.beside import evaluations
 from mld_core.tracing.run.beside.uploads import sealed_folder
 from mld_core.tracing.run.options import RecorderOptions
 
@@ -43,16 +44,6 @@ class LiveEvaluation(Protocol):
         ...
 
 
-Factory = Callable[[Path, RunKey], LiveEvaluation]
-
-_provided: list[Factory] = []
-
-
-def provide(factory: Factory) -> None:
-    """Use this factory for every run that is started from now on."""
-    _provided[:] = [factory]
-
-
 class RunLive:
     """The evaluation beside one started run.
 
@@ -64,7 +55,7 @@ class RunLive:
 
     def __init__(self, store: Store, run: RunKey, guard: Guard) -> None:
         self._store, self._run, self._guard = store, run, guard
-        self._beside = _provided[0](store.root, run)
+        self._beside: LiveEvaluation = evaluations[0](store.root, run)
         self._asked = 0.0
 
     def sealed(self, ticket: Future[Any]) -> None:
@@ -123,6 +114,6 @@ def live_for(
     options: RecorderOptions, guard: Guard, store: Store, run: RunKey, *, rank: int
 ) -> RunLive | None:
     """The evaluation beside a run: on rank 0, where it is not switched off and there is one."""
-    if rank != 0 or not _provided or not options.live or os.environ.get("MLD_LIVE", "") == "0":
+    if rank != 0 or not evaluations or not options.live or os.environ.get("MLD_LIVE", "") == "0":
         return None
     return RunLive(store, run, guard)
