@@ -1,11 +1,11 @@
 """What evaluation as it happens costs: the process beside a training, and the training's steps meanwhile.
 
-    python tests/benchmarks/bench_live.py [--rows N] [--seconds S]
+    python tests/benchmarks/bench_live.py [--rows N] [--seconds S] [--analyses N]
 
 A pass of N rows (default 100,000) x 512 features x 100 classes is handed to the process, as a recorder does at a seal.
 Told are the seconds to its metrics and to its analysis, the process's CPU seconds and its peak of memory. Steps of
-a small network on one thread are timed without the process and while it analyses, in turn: their ratio is the median
-of the pairs.
+a small network on one thread are timed while the process works and while it is stopped, in turn: their ratio is the
+median of the pairs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -89,28 +90,30 @@ def steps_in(seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer)
     return (time.perf_counter() - begun) / count
 
 
-def ratio(folder: Path, rank: Path, seconds: float, pairs: int = 7) -> str:
-    """Steps while the process works over steps while nothing does."""
+def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
+    """Steps while the process works over steps while it is stopped, block by block of the same analyses."""
     torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     steps_in(1.0, model, optimizer)
     found = []
-    for _ in range(pairs):
-        alone = steps_in(seconds, model, optimizer)
+    for _ in range(analyses):
         (rank.parent / "figures.json").unlink(missing_ok=True)
         helper = helper_of(folder)
         helper.sealed(rank)
-        beside = steps_in(seconds, model, optimizer)
-        working = (row := read_figures(rank.parent)) is None or row["state"] == METRICS
+        process = helper._process
+        assert process is not None
+        while (row := read_figures(rank.parent)) is None or row["state"] == METRICS:
+            beside = steps_in(seconds, model, optimizer)
+            process.send_signal(signal.SIGSTOP)
+            alone = steps_in(seconds, model, optimizer)
+            process.send_signal(signal.SIGCONT)
+            found.append(beside / alone)
         helper.finish()
-        waited(rank)
-        os.wait()
-        found.append(beside / alone if working else float("nan"))
-    kept = [one for one in found if one == one]
+        process.wait()
     return (
-        f"steps beside it / alone: {statistics.median(kept):.3f} (median of {len(kept)} pairs of {seconds:g} s, "
-        f"{min(kept):.3f} to {max(kept):.3f})"
+        f"steps beside it / alone: {statistics.median(found):.3f} (median of {len(found)} pairs of {seconds:g} s; "
+        f"quartiles {np.quantile(found, 0.25):.3f} and {np.quantile(found, 0.75):.3f})"
     )
 
 
@@ -120,13 +123,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a block of steps")
+    parser.add_argument("--seconds", type=float, default=0.25, help="of a block of steps")
+    parser.add_argument("--analyses", type=int, default=2, help="during which steps are timed")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made).resolve()
         rank = make_pass(folder, given.rows)
         print(cost(folder, rank))
-        print(ratio(folder, rank, given.seconds))
+        print(ratio(folder, rank, given.seconds, given.analyses))
 
 
 if __name__ == "__main__":
