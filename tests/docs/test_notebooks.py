@@ -50,7 +50,7 @@ def text_of(cell):
     shown = []
     for one in cell.outputs:
         shown.append(one.get("text") or str(one.get("data", {}).get("text/plain", "")))
-    return "\n".join(shown)
+    return " ".join(" ".join(shown).split())  # a notebook's lines end where they end
 
 
 def html_of(cell):
