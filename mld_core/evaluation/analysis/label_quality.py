@@ -374,11 +374,11 @@ def judged_labels(
         q: (n, K) label posteriors.
         labels: (n,) given labels.
         noise: Probability that a label is any label at all.
-        factors: (K, K) of `fit_swaps`; in the quality the commonest swap counts as 1.
+        factors: (K, K) of `fit_swaps`.
     """
     mine, stray = q[np.arange(len(q)), labels], noise / q.shape[1]
     others = swapped_share(q, labels, factors)
-    quality = mine / np.maximum(mine + others / factors.max(), FLOOR)
+    quality = mine / np.maximum(mine + others, FLOOR)
     return quality, stray * others / np.maximum(stray * others + (1 - noise + stray) * mine, FLOOR**2)
 
 

@@ -3,14 +3,16 @@
 Confident learning (Northcutt et al., 2021) counts labels against what the evidence points at. Here a pair of
 classes counts by how much more often it occurs than if any label were as likely: gamma-distributed factors,
 Poisson counts, the spread of the factors by maximum likelihood. Where the counts are no more spread than
-chance brings about, every factor is 1.
+chance brings about, or pairs beyond chance hold less than half of the wrong labels, every factor is 1.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
+from scipy.special import gammainc, gammaln
+
+from mld_core.evaluation.statistics.significance import benjamini_hochberg
 
 MOST_CLASSES = 2_000
 """Above so many classes (4 million pairs) every pair is taken to be as likely."""
@@ -58,7 +60,22 @@ def fit_swaps(q: NDArray[np.float64], labels: NDArray[np.int64], noise: float) -
         before = counts
         factors = (shape + counts) / (shape + expected)
         np.fill_diagonal(factors, 1)
+    if not _of_pairs(before, expected):
+        factors = np.ones_like(factors)
     return factors.astype(np.float32)
+
+
+def _of_pairs(counts: NDArray[np.float64], expected: NDArray[np.float64]) -> bool:
+    """Whether pairs that occur more often than chance has it hold most of the wrong labels.
+
+    A model that confuses two classes by itself, or reads a broken sensor as some class, looks like labels
+    mistaken for each other. Where most wrong labels are of no such pair, that is the likelier story, and
+    labels of any kind are judged alike.
+    """
+    pairs = ~np.eye(len(counts), dtype=bool)
+    found, mean = counts[pairs], np.broadcast_to(expected, counts.shape)[pairs]
+    beyond = benjamini_hochberg(gammainc(np.maximum(found, _COUNTED), mean))
+    return bool(found[beyond].sum() > found[~beyond].sum())
 
 
 def _shape(counts: NDArray[np.float64], expected: NDArray[np.float64]) -> float:

@@ -46,6 +46,21 @@ def test_a_swap_that_is_frequent_stands_out_and_takes_the_blame(seed):
     assert wrong[0] > 2 * wrong[1]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_classes_that_the_model_itself_confuses_are_no_swap_beside_labels_of_any_kind(seed):
+    """A model sees 5 in a third of the 4s; of all labels three in twenty are any label."""
+
+    def any_label(labels, rng):
+        return np.where(rng.random(N) < 0.15, rng.integers(0, K, N), labels)
+
+    q, labels = evidence(seed, any_label)
+    seen = (labels == 4) & (np.random.default_rng(seed + 9).random(N) < 0.33)
+    q[seen] = 0.02
+    q[seen, 5], q[seen, 4] = 0.86, 0.06
+    q /= q.sum(axis=1, keepdims=True)
+    assert np.array_equal(fit_swaps(q, labels, 0.15), np.ones((K, K)))
+
+
 def test_equal_factors_leave_the_posterior_of_the_label():
     q = np.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6]])
     labels = np.array([1, 2])
