@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*given, *folders])
     # Hundreds of trainings would start a process each: only the tests of that process let them.
     os.environ["MLD_LIVE"] = "0"
+    os.environ["MLD_LIVE_NICE"] = "0"  # a full machine leaves nothing to who waits for what is left
     # Workers and started processes read what one of them has compiled, also where the environment says not to keep it.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

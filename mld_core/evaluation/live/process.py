@@ -11,6 +11,7 @@ from mld_core.evaluation.live.helper import NO_MEMORY, LiveSettings
 from mld_core.evaluation.live.memory import hold_to, refusal
 
 _NICE = 19
+"""Whoever wants the figures sooner than the training its processor sets `MLD_LIVE_NICE` lower."""
 
 
 def main() -> int:
@@ -20,8 +21,8 @@ def main() -> int:
         0: all is done, or there was nothing to do for a while. `NO_MEMORY`: it can not have its memory. Else
         it stumbled.
     """
-    with contextlib.suppress(AttributeError, OSError):
-        os.nice(_NICE)
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        os.nice(int(os.environ.get("MLD_LIVE_NICE", _NICE)))
     settings = LiveSettings(**json.loads(sys.stdin.buffer.readline()))
     if refusal(settings.memory):
         return NO_MEMORY

@@ -32,12 +32,20 @@ class Killed(Callback):
 train_digits(Path(sys.argv[1]), 5, Killed(), store=sys.argv[1])
 """
 CRAMPED = """
-import resource, sys
+import sys
 from pathlib import Path
 from live_parts import train_digits
+from mld_core.evaluation.live.helper import LiveSettings
+
+LiveSettings.__init__.__defaults__ = (2**60, 30.0)  # more than any machine has
+train_digits(Path(sys.argv[1]), 3, store=sys.argv[1])
+"""
+LIMITED = """
+import resource
+from mld_core.evaluation.live.memory import refusal
 
 resource.setrlimit(resource.RLIMIT_DATA, (1_000_000_000, resource.RLIM_INFINITY))
-train_digits(Path(sys.argv[1]), 3, store=sys.argv[1])
+print(refusal(2**30))
 """
 
 
@@ -154,7 +162,7 @@ def test_a_killed_process_is_started_again_and_finds_what_is_left(tmp_path: Path
 
 def _script(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", text, str(folder)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", text, str(folder)], capture_output=True, text=True, check=False, timeout=300
     )
 
 
@@ -171,5 +179,7 @@ def test_without_its_memory_it_is_off_and_says_so_once(tmp_path: Path) -> None:
     done = _script(CRAMPED, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Passes are no longer evaluated while the training goes on") == 1
-    assert "memory" in done.stderr
+    assert "MB of memory are free" in done.stderr
     assert not rows_of(tmp_path)
+    limited = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert limited.stdout == "it asks for 1074 MB, and a process here may have 1000 MB of memory\n"

@@ -17,6 +17,12 @@ from mld_core.evaluation.live.watching import COLUMNS, sparkline
 from mld_core.records.format.layout import PassKey
 
 MLD = [sys.executable, "-m", "mld_core.cli.main"]
+HEARS = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "sys.argv[0] = 'mld'; from mld_core.cli.main import app; app()"
+)
+HEARING = [sys.executable, "-c", HEARS]
+"""The command, which hears a Ctrl-C also where the tests run in the background, and ignore it."""
 
 
 def row(split: str, epoch: int, **more: object) -> dict[str, object]:
@@ -83,20 +89,23 @@ def test_a_pipe_gets_one_line_for_each_finished_pass(watched) -> None:
 
 def test_lines_follow_as_passes_are_finished_and_ctrl_c_is_clean(watched) -> None:
     store, write = watched
-    command = [*MLD, "watch", "--store", str(store)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*HEARING, "watch", "--store", str(store)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
         assert [process.stdout.readline()[:5] for _ in range(3)] == ["datas", "val\t0", "val\t1"]
         write(2)
         assert process.stdout.readline().startswith("val\t2\t")
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30) == ("", "")
         assert process.returncode == 0
+    finally:
+        process.kill()
 
 
 def test_a_terminal_gets_curves_shares_and_findings(watched) -> None:
     store, write = watched
     master, slave = pytest.importorskip("pty").openpty()
-    command = [*MLD, "watch", "--store", str(store)]
+    command = [*HEARING, "watch", "--store", str(store)]
     process = subprocess.Popen(
         command, stdout=slave, stderr=slave, env={**os.environ, "COLUMNS": "120", "TERM": "xterm"}
     )
@@ -109,7 +118,10 @@ def test_a_terminal_gets_curves_shares_and_findings(watched) -> None:
     while time.monotonic() < until and "val 2" not in shown:
         shown += os.read(master, 65_536).decode()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    try:
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
     os.close(master)
     for text in ("net v1", "accuracy", "▁▅█", "hotspot", "25.0%", "C20 Silent", "3 of 20", "Collect."):
         assert text in shown, text

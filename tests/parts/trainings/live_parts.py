@@ -63,7 +63,7 @@ def rows_of(store: Path, run: RunKey = RUN) -> list[dict[str, Any]]:
     return Epochs(Store(store), run).rows()
 
 
-def wait_until(ready: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_until(ready: Callable[[], Any], seconds: float = 110.0) -> Any:
     """What `ready` gives once it is true."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
