@@ -237,7 +237,7 @@ def test_15_live_tensors_are_flat(store: Path, tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, MLDebuggerCallback(), CountTensors(), max_epochs=1)
     trainer.fit(IndexModule(), loader(1000, batch_size=2))
     assert len(counts) == 3
-    assert max(counts) - min(counts) <= 2, counts
+    assert max(counts) - counts[0] <= 2, counts  # fewer: others let go of theirs
 
 
 def test_16_torch_compile(store: Path, tmp_path: Path) -> None:
