@@ -127,6 +127,18 @@ def test_the_process_ends_with_the_training(trained) -> None:
     wait_until(lambda: not processes(trained[0]), 20)
 
 
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="no niceness here")
+def test_it_takes_what_the_training_leaves_of_the_processor(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("MLD_LIVE_NICE")  # the tests' own
+    settings = beside.LiveSettings(str(tmp_path), *RUN.__dict__.values())
+    helper = beside.LiveHelper(settings)
+    helper.sealed(tmp_path / "attempt" / "rank-0")
+    (pid,) = processes(tmp_path)
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 19)
+    helper.finish()
+    wait_until(lambda: not processes(tmp_path))
+
+
 @pytest.mark.parametrize("how", ["argument", "environment"])
 def test_it_is_switched_off(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
