@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mld_core.records.format.layout import RunKey
-from mld_core.service.client.helper import UploadHelper, UploadSettings
 from mld_core.tracing.run.beside import provide_evaluation
 from mld_core.tracing.run.beside.uploads import Uploader, UploadTarget, provide
 
@@ -21,6 +20,8 @@ __all__ = ["make_evaluation", "make_uploader"]
 
 def make_uploader(target: UploadTarget) -> Uploader:
     """The upload helper of one rank; no process is started before something is to be uploaded."""
+    from mld_core.service.client.helper import UploadHelper, UploadSettings
+
     return UploadHelper(
         UploadSettings(
             store=str(target.store),

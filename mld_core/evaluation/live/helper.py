@@ -9,16 +9,14 @@ loaded in the process alone.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import subprocess
 import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mld_core.companion import Companion
 from mld_core.evaluation.live.figures import FIGURES_FILE, METRICS, read_figures
 from mld_core.evaluation.live.memory import CAP, refusal
 
@@ -26,11 +24,7 @@ NO_MEMORY: Final = 3
 """Exit status: the process can not get its memory."""
 
 _DEATHS = 3
-_LONGEST_LINE = 4000  # below PIPE_BUF: a line is written whole or not at all
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from mld_core.evaluation.live.process import main; sys.exit(main())"
-)
+_PROCESS = "mld_core.evaluation.live.process"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -63,7 +57,7 @@ class LiveHelper:
     def __init__(self, settings: LiveSettings) -> None:
         self.settings = settings
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Companion | None = None
         self._pid = os.getpid()
         self._deaths = 0
         self._off = ""
@@ -79,7 +73,7 @@ class LiveHelper:
                 del self._waiting[rank]
             self._waiting[folder] = None
             self._new[folder.parent] = ""
-            running = self._process is not None and self._process.poll() is None
+            running = self._process is not None and self._process.ended() is None
             if self._alive():
                 for rank in [folder] if running else list(self._waiting):
                     self._write(rank)
@@ -97,15 +91,13 @@ class LiveHelper:
                 self._end(left)
 
     def _end(self, left: list[Path]) -> None:
-        running = self._process is not None and self._process.poll() is None
+        running = self._process is not None and self._process.ended() is None
         if not running and left and self._alive():
             for rank in left:
                 self._write(rank)
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            _left.append(process)
+        if self._process is not None:
+            self._process.leave()
+        self._process = None
 
     def news(self) -> list[dict[str, Any]]:
         """Rows of the `epochs` table that hold more than when this was asked last, in order of sealing."""
@@ -129,13 +121,13 @@ class LiveHelper:
         if self._pid != os.getpid():
             self._pid, self._lock = os.getpid(), threading.Lock()
             if self._process is not None:
-                _left.append(self._process)
+                self._process.forget()
             self._process = None
 
     def _alive(self) -> bool:
         """Whether there is a process to talk to; starts one."""
         if self._process is not None:
-            status = self._process.poll()
+            status = self._process.ended()
             if status is None:
                 return True
             self._process = None
@@ -159,34 +151,11 @@ class LiveHelper:
         elif self._deaths >= _DEATHS:
             self._off = f"the process ended {self._deaths} times before its time (status {status})"
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # The training's own search path, whatever made it: the process must find this very package.
-        path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - "" is the current folder
+    def _start(self) -> Companion:
         frugal = dict.fromkeys(_THREADS, "1")
         frugal |= {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-c", _BOOT, json.dumps(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd=self.settings.store,
-            env={**os.environ, **frugal},
-            start_new_session=True,  # a Ctrl-C ends the training; the last pass still gets its figures
-        )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(asdict(self.settings)).encode() + b"\n")
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
+        return Companion(_PROCESS, asdict(self.settings), self.settings.store, frugal)
 
     def _write(self, rank: Path) -> None:
         assert self._process is not None
-        assert self._process.stdin is not None
-        line = json.dumps(str(rank)).encode() + b"\n"
-        if len(line) <= _LONGEST_LINE:
-            with contextlib.suppress(OSError):  # it died a moment ago; the next pass starts another
-                self._process.stdin.write(line)
-
-
-_left: list[subprocess.Popen[bytes]] = []
-"""Processes that end by themselves; kept, or their objects would warn that they still run."""
+        self._process.tell(str(rank))  # what it was not told is told to the next one

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mld_core.companion import Companion
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import SEAL_FILE, make_dirs, read_json, utc_now, write_json
@@ -37,11 +37,6 @@ LINGER_SECONDS = 600.0
 STATUS_DIR = ".sync"
 _LOOK_SECONDS = 0.05
 _STARTS = 5
-_LONGEST_LINE = 4000  # below PIPE_BUF: a line is written whole or not at all
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from mld_core.service.client.helper import main; sys.exit(main())"
-)
 KEY_REFUSED, UNREACHABLE, BROKEN = "key", "unreachable", "broken"
 _TRY_SECONDS = 5.0  # beyond that the process's own loop takes over, which listens to the training
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
@@ -79,7 +74,7 @@ class UploadHelper:
     def __init__(self, settings: UploadSettings) -> None:
         self.settings = settings
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Companion | None = None
         self._starts = 0
         self._dropped = False
         self._pid = os.getpid()
@@ -101,65 +96,38 @@ class UploadHelper:
         """No more will come: the helper sends what is left of this rank's run, and ends by itself."""
         self._here()
         with self._lock:
-            process = self._process
             if self._alive():
                 self._write({"end": True})
-                process = self._process
-            if process is not None and process.stdin is not None:
-                process.stdin.close()
+            if self._process is not None:
+                self._process.leave()
             self._process, self._starts = None, _STARTS
-            if process is not None:
-                _left.append(process)
 
     def _here(self) -> None:
         """In a forked child: the process is the parent's, and a thread left behind may hold the lock."""
         if self._pid != os.getpid():
             self._pid, self._lock = os.getpid(), threading.Lock()
             if self._process is not None:
-                _left.append(self._process)
+                self._process.forget()
             self._process, self._starts, self._dropped = None, 0, False
 
     def _alive(self) -> bool:
         """Whether there is a helper to talk to; starts one."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.ended() is None:
             return True
         if self._starts >= _STARTS or not sys.executable:
             return False
         self._starts += 1
         try:
-            self._process = self._start()
+            settings = asdict(self.settings)
+            self._process = Companion(__name__, settings, self.settings.store, {})
         except OSError:
             return False
         self._dropped = self._starts > 1  # what the one before had not done yet is found by looking
         return True
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # The training's own search path, whatever made it: the helper must find this very package.
-        path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - "" is the current folder
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-c", _BOOT, json.dumps(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd=self.settings.store,
-            start_new_session=True,  # a Ctrl-C ends the training, not the upload of what it recorded
-        )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(asdict(self.settings)).encode() + b"\n")
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
-
     def _write(self, message: dict[str, Any]) -> None:
         assert self._process is not None
-        assert self._process.stdin is not None
-        line = json.dumps(message).encode() + b"\n"
-        if len(line) > _LONGEST_LINE:
-            line = b'{"scan": true}\n'
-        try:
-            self._dropped = self._process.stdin.write(line) is None
-        except OSError:  # it died a moment ago
-            self._dropped = True
+        self._dropped = not (self._process.tell(message) or self._process.tell({"scan": True}))
 
     # -- what it says ----------------------------------------------------------------------------------------
 
@@ -211,14 +179,10 @@ class UploadHelper:
                 "and `mld sync` sends what is left"
             )
         with self._lock:
-            died = self._process is None or self._process.poll() is not None
+            died = self._process is None or self._process.ended() is not None
         if died:
             for folder in left:
                 self.submit(folder)
-
-
-_left: list[subprocess.Popen[bytes]] = []
-"""Helpers that end by themselves; kept, or their objects would warn that they still run."""
 
 
 # -- the other end: the process -----------------------------------------------------------------------------

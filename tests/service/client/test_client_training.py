@@ -312,9 +312,9 @@ def test_a_killed_helper_is_started_again_and_nothing_is_lost_or_doubled(fake, r
     for folder in folders[:3]:
         helper.submit(folder)
     for _ in range(3):
-        until(lambda: helper._process.poll() is None and len(fake.seen()["blobs"]) > 0)
-        helper._process.send_signal(signal.SIGKILL)
-        helper._process.wait()
+        until(lambda: helper._process.ended() is None and len(fake.seen()["blobs"]) > 0)
+        helper._process.process.send_signal(signal.SIGKILL)
+        helper._process.process.wait()
         helper.submit(folders[3])
     helper.wait(folders, 60)
     seen = fake.seen()
