@@ -128,10 +128,10 @@ def test_the_process_ends_with_the_training(trained) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "getpriority"), reason="no niceness here")
-def test_it_takes_what_the_training_leaves_of_the_processor(tmp_path: Path, monkeypatch) -> None:
+def test_it_takes_what_the_training_leaves_of_the_processor(tmp_path: Path, monkeypatch, records) -> None:
     monkeypatch.delenv("MLD_LIVE_NICE")  # the tests' own
-    settings = beside.LiveSettings(str(tmp_path), *RUN.__dict__.values())
-    helper = beside.LiveHelper(settings)
+    run = records.StoreFactory(tmp_path).run()
+    helper = beside.LiveHelper(beside.LiveSettings(str(tmp_path), run.model_name, run.version_name))
     helper.sealed(tmp_path / "attempt" / "rank-0")
     (pid,) = processes(tmp_path)
     wait_until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 19)
