@@ -36,7 +36,7 @@ class Points:
     Attributes:
         points: (m, D) float32 coordinates.
         norms: (m,) float32 squared lengths.
-        sample: (s,) rising places of about every 16th of them, at random.
+        sample: (s,) rising places of about every 16th of them, at least one, at random.
         near: (s, D) and
         near_norms: (s,) those again.
     """
@@ -50,7 +50,7 @@ class Points:
     @classmethod
     def of(cls, points: NDArray[np.float32], norms: NDArray[np.float32]) -> Points:
         """Draw the sample."""
-        sample = np.sort(hash_order(len(points), 13)[: len(points) // _SAMPLED])
+        sample = np.sort(hash_order(len(points), 13)[: max(1, len(points) // _SAMPLED)])
         return cls(points, norms, sample, points[sample], norms[sample])
 
 

@@ -41,6 +41,14 @@ def test_selection_equals_a_full_sort(kind):
     assert np.allclose(squared, (offset**2).sum(axis=2), atol=1e-2)
 
 
+@pytest.mark.parametrize("k", [0, 1, 2])
+@pytest.mark.parametrize("width", [1, 9, 15, 16, 40])
+def test_few_points_and_few_neighbours(k, width):
+    points = np.random.default_rng(4).integers(-40, 40, (width, 3)).astype(np.float32)
+    found, _ = select(points, of(points), k)
+    assert np.array_equal(found[:, :width], sorted_fully(points, points, k))
+
+
 @pytest.mark.parametrize("size", [1, 7, 2_500, 9_000])
 def test_own_group_is_left_out_whatever_its_size(size):
     rng = np.random.default_rng(1)
