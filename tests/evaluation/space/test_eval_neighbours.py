@@ -66,6 +66,21 @@ def test_search_by_lists_reaches_its_recall_and_says_so():
     assert recall >= 0.98
 
 
+def test_units_of_small_groups_far_away_have_all_their_neighbours_by_lists():
+    rng = np.random.default_rng(5)
+    centres = rng.normal(size=(60, 16)) * 3
+    points = centres[rng.integers(0, 60, 6_000)] + rng.normal(size=(6_000, 16))
+    far = np.arange(240) // 12
+    points[:240] = rng.normal(size=(20, 16))[far] * 40 + rng.normal(size=(240, 16))
+    points = points.astype(np.float32)
+    groups = np.arange(6_000)
+    exact, _ = found_by(points, groups, 32, 2)
+    listed, _ = found_by(points, groups, 32, 2, exact_limit=1_000)
+    assert (listed >= 0).all()
+    recall = np.mean([np.isin(exact[row], listed[row]).mean() for row in range(240)])
+    assert recall >= 0.9
+
+
 @pytest.mark.parametrize("exact_limit", [10**9, 500])
 def test_neighbours_do_not_depend_on_the_number_of_threads(exact_limit):
     rng = np.random.default_rng(3)
