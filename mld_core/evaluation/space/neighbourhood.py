@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
 from mld_core.evaluation.statistics.blocks import spans
+from mld_core.evaluation.statistics.folds import hash_order
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 
 K_GRID = (8, 16, 32, 64, 128)
@@ -192,29 +193,41 @@ class Cells:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Neighbourhood.sums`; `k` picks the number of cells."""
         asked = np.arange(len(self.cell)) if rows is None else rows
-        cells = len(self.near)
-        there = ~np.isnan(values)
-        value = np.where(there, values, 0.0)
-        by_cell = np.bincount(self.base_cell, weights=value, minlength=cells)
+        return self._around(values, self._wide(values), ks, asked)
+
+    def _wide(self, values: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(J, 9) sum of the values of ever more cells around each, and how many are not NaN."""
+        cells, there = len(self.near), ~np.isnan(values)
+        by_cell = np.bincount(self.base_cell, weights=np.where(there, values, 0.0), minlength=cells)
         size = np.bincount(self.base_cell, weights=there, minlength=cells)
-        wide_sum = np.cumsum(by_cell[self.near], axis=1)
-        wide_size = np.cumsum(size[self.near], axis=1)
-        self_value = np.append(value, 0.0)[self.own[asked]]
-        self_there = np.append(there, False)[self.own[asked]]
-        total = np.empty((len(asked), len(ks)), np.float32)
-        count = np.empty((len(asked), len(ks)), np.float32)
-        for place, k in enumerate(ks):
-            step = min(steps_of(k), self.near.shape[1]) - 1
-            total[:, place] = wide_sum[self.cell[asked], step] - self_value
-            count[:, place] = wide_size[self.cell[asked], step] - self_there
-        return np.maximum(total, 0), np.maximum(count, 0)
+        return np.cumsum(by_cell[self.near], axis=1), np.cumsum(size[self.near], axis=1)
+
+    def _around(
+        self,
+        values: NDArray[np.floating],
+        wide: tuple[NDArray[np.float64], NDArray[np.float64]],
+        ks: tuple[int, ...],
+        rows: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        own = np.append(values, np.nan)[self.own[rows]]
+        there = ~np.isnan(own)
+        own = np.where(there, own, 0.0)
+        steps = [min(steps_of(k), self.near.shape[1]) - 1 for k in ks]
+        total, size = (figure[self.cell[rows]][:, steps] for figure in wide)
+        return (
+            np.maximum(total - own[:, None], 0).astype(np.float32),
+            np.maximum(size - there[:, None], 0).astype(np.float32),
+        )
 
     def within(self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int) -> Counted:
         """See `Neighbourhood.within`."""
+        values = [np.where(half, wrong.astype(np.float64), np.nan) for half in kept]
+        of_cells = [self._wide(value) for value in values]
 
         def counted(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            values = (np.where(half, wrong.astype(np.float64), np.nan) for half in kept)
-            made = [self.sums(value, (k,), rows) for value in values]
+            made = [
+                self._around(value, wide, (k,), rows) for value, wide in zip(values, of_cells, strict=True)
+            ]
             return np.stack([total[:, 0] for total, _ in made]), np.stack([count[:, 0] for _, count in made])
 
         return counted
@@ -359,7 +372,7 @@ TwoLevel = tuple[NDArray[np.float32], list[NDArray[np.float32]]]
 def two_level_centroids(points: NDArray[np.float32], count: int, workers: Workers) -> TwoLevel:
     """About `count` centroids as sqrt(count) coarse ones with sqrt(count) fine ones below each."""
     side = max(1, int(np.sqrt(count)))
-    sample = points[:: max(1, len(points) // (CELL_SIZE * count // 4 + 1))]
+    sample = points[np.sort(hash_order(len(points), 19)[: CELL_SIZE * count // 4 + 1])]
     coarse = fit_centroids(sample, side, workers)
     home = assign(sample, coarse, workers)
     fine = []

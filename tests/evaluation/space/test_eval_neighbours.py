@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.space.neighbourhood import look, surroundings
+from mld_core.evaluation.space.neighbourhood import look, surroundings, two_level_centroids
 from mld_core.evaluation.space.neighbours import make_base, search
 from mld_core.evaluation.space.space import fit_space, project
 from mld_core.evaluation.statistics.blocks import row_blocks
@@ -159,6 +159,35 @@ def test_centroids_do_not_depend_on_the_number_of_threads():
             made.append((centroids, assign(points, centroids, workers)))
     assert np.array_equal(made[0][0], made[1][0])
     assert np.array_equal(made[0][1], made[1][1])
+
+
+def test_cells_in_two_levels_do_not_depend_on_the_order_of_rows():
+    # Four views in turn: a sample of every fourth row would know one of them.
+    rng = np.random.default_rng(8)
+    view = np.arange(20_000) % 4
+    points = rng.normal(size=(20_000, 4)).astype(np.float32)
+    points[:, 0] += view * 12
+    with Workers(2) as workers:
+        centroids = np.concatenate(two_level_centroids(points, 75, workers)[1])
+        cells = assign(points, centroids, workers)
+    used = [len(np.unique(cells[view == one])) for one in range(4)]
+    assert min(used) >= 10
+    assert np.bincount(cells).max() < 2_000
+
+
+def test_cells_count_halves_as_they_count_each_alone():
+    rng = np.random.default_rng(9)
+    points = rng.normal(size=(4_000, 4)).astype(np.float32)
+    base = np.flatnonzero(rng.random(4_000) < 0.9)
+    wrong, kept = rng.random(len(base)) < 0.2, rng.random((3, len(base))) < 0.5
+    rows = rng.permutation(4_000)[:700]
+    with Workers(1) as workers:
+        around = surroundings(points, None, base, workers, cell_limit=1_000).around
+        bad, size = around.within(wrong, kept, 32)(rows)
+        for half in range(3):
+            total, count = around.sums(np.where(kept[half], wrong, np.nan), (32,), rows)
+            assert np.array_equal(bad[half], total[:, 0])
+            assert np.array_equal(size[half], count[:, 0])
 
 
 def test_cells_agree_with_neighbours_about_dense_errors():
