@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ __all__ = ["MLDebuggerTracker", "scalars", "trace"]
 
 SCALARS_FILE = "scalars.jsonl"
 _KEPT_SCALARS = 10_000
+_WAITING_EPOCHS = 2  # where the user logs less often than an epoch ends, some are left out
 _newest: weakref.ref[LoopRecorder] | None = None
 
 
@@ -99,7 +101,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
         framework="accelerate",
         backward=accelerator,
         stepped=lambda: accelerator.sync_gradients,
-        log=lambda figures, steps: _log(accelerator, figures, steps),
+        log=_Trackers(lambda: accelerator.trackers).log,
     )
     loop.start()
     checkpoints = _Checkpoints(accelerator, loop)
@@ -110,10 +112,46 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     return traced_loaders(given, loop)
 
 
-def _log(accelerator: Any, figures: dict[str, float], steps: int) -> None:
-    """Gives figures to the trackers; W&B has one count of steps for all, which must not be moved on."""
-    for tracker in accelerator.trackers:
-        tracker.log(dict(figures), step=None if tracker.name == "wandb" else steps)
+class _Trackers:
+    """Gives figures to the trackers, so that every row of the user's keeps its step.
+
+    W&B has one count of steps, behind which it drops what comes; DVCLive and Comet count on from what they
+    are given. There figures join the step that is open.
+
+    Args:
+        trackers: those there are by then.
+    """
+
+    def __init__(self, trackers: Callable[[], list[Any]]) -> None:
+        self._trackers = trackers
+        self._open: tuple[Any, float | None] = (None, None)  # W&B's step, and the epoch of its figures
+        self._waiting: dict[float | None, dict[str, float]] = {}
+
+    def log(self, figures: dict[str, float], steps: int) -> None:
+        """Give figures of one epoch, at a number of optimizer steps."""
+        for tracker in self._trackers():
+            if tracker.name == "wandb":
+                self._join(tracker, figures)
+            elif tracker.name == "dvclive":  # its `log` would move on to the next step
+                for name, value in figures.items():
+                    tracker.tracker.log_metric(name, value)
+            else:
+                tracker.log(dict(figures), step=None if tracker.name == "comet_ml" else steps)
+
+    def _join(self, tracker: Any, figures: dict[str, float]) -> None:
+        """Add to the row W&B has open, which has one `mld/epoch`: another epoch waits for the next."""
+        run = tracker.tracker
+        if self._open == (None, None):
+            run.define_metric("mld/*", step_metric="mld/epoch")
+        epoch = figures.get("mld/epoch")
+        self._waiting[epoch] = self._waiting.get(epoch, {}) | figures
+        while len(self._waiting) > _WAITING_EPOCHS:
+            del self._waiting[next(iter(self._waiting))]
+        if self._open[0] != run.step:
+            self._open = (run.step, next(iter(self._waiting)))
+        found = self._waiting.pop(self._open[1], None)
+        if found is not None:
+            tracker.log(found, step=None, commit=False)
 
 
 class _Checkpoints:

@@ -116,15 +116,42 @@ def test_hugging_faces_callbacks_and_its_history_stays_as_it_is(store: Path, tmp
     assert with_ours == history(silent, folder=tmp_path / "b")
 
 
-def test_accelerates_trackers(store: Path, tmp_path: Path) -> None:
+def train_accelerate(store: Path, log_with: Any, epochs: int, after: Any = None) -> None:
+    """A training of 5 steps an epoch under Accelerate; `after(accelerator, epoch)` ends each epoch."""
     accelerate = pytest.importorskip("accelerate")
     from accelerate.state import AcceleratorState, GradientState, PartialState
-    from accelerate.tracking import GeneralTracker
     from loop_parts import Indexed, Net
 
     from ml_debugger.accelerate import trace
 
-    class Tracker(GeneralTracker):
+    accelerator = accelerate.Accelerator(cpu=True, log_with=[log_with])
+    accelerator.init_trackers("project")
+    net = Net()
+    made = accelerator.prepare(
+        net, torch.optim.SGD(net.parameters(), 1e-3), DataLoader(Indexed(20), 4), DataLoader(Indexed(8), 4)
+    )
+    model, optimizer, train, val = made
+    model, train, val = trace(accelerator, model, train=train, val=val, log_to_trainer=True)
+    for epoch in range(epochs):
+        for batch in train:
+            accelerator.backward(model(**batch)["loss"])
+            optimizer.step()
+            optimizer.zero_grad()
+        for batch in val:
+            model(**batch)
+        if epoch == 0:
+            wait_for_epoch_0(store, "Net")
+        if after is not None:
+            after(accelerator, epoch)
+    accelerator.end_training()
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def test_accelerates_trackers(store: Path) -> None:
+    tracking = pytest.importorskip("accelerate.tracking")
+
+    class Tracker(tracking.GeneralTracker):
         """A tracker of the user's own."""
 
         name, requires_logging_directory, tracker = "own", False, None
@@ -142,29 +169,84 @@ def test_accelerates_trackers(store: Path, tmp_path: Path) -> None:
             self.steps.append(step)
 
     tracker = Tracker()
-    accelerator = accelerate.Accelerator(cpu=True, log_with=[tracker])
-    accelerator.init_trackers("project")
-    net = Net()
-    made = accelerator.prepare(
-        net, torch.optim.SGD(net.parameters(), 1e-3), DataLoader(Indexed(20), 4), DataLoader(Indexed(8), 4)
-    )
-    model, optimizer, train, val = made
-    model, train, val = trace(accelerator, model, train=train, val=val, log_to_trainer=True)
-    for epoch in range(2):
-        for batch in train:
-            accelerator.backward(model(**batch)["loss"])
-            optimizer.step()
-            optimizer.zero_grad()
-        for batch in val:
-            model(**batch)
-        if epoch == 0:
-            wait_for_epoch_0(store, "Net")
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    train_accelerate(store, tracker, 2)
     found = of_epoch_0(tracker.logged)
     assert {"mld/train/accuracy", "mld/val/accuracy"} <= found.keys()
     assert tracker.steps == sorted(tracker.steps)
     assert tracker.steps[0] == 5
+
+
+def test_wandb_keeps_every_row_of_the_user(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    steps: list[int] = []
+    seen: list[dict[str, Any]] = []
+
+    def after(accelerator: Any, epoch: int) -> None:
+        run = accelerator.get_tracker("wandb", unwrap=True)
+        seen.append(dict(run.summary))
+        accelerator.log({"mine": float(epoch)}, step=epoch)  # dropped by W&B where its count is beyond
+        steps.append(run.step)
+
+    train_accelerate(store, "wandb", 3, after)
+    assert steps == [0, 1, 2]
+    assert {"mld/train/accuracy", "mld/val/accuracy", "mld/epoch"} <= seen[-1].keys()
+
+
+def test_a_row_of_wandb_holds_figures_of_one_epoch() -> None:
+    pytest.importorskip("accelerate")
+    from ml_debugger.accelerate import _Trackers
+
+    class Run:
+        """The count of steps of a W&B run."""
+
+        step = 0
+
+        def define_metric(self, name: str, step_metric: str) -> None:
+            assert (name, step_metric) == ("mld/*", "mld/epoch")
+
+    class Tracker:
+        """Stands in for the W&B tracker: what is given for which row."""
+
+        name, tracker = "wandb", Run()
+
+        def __init__(self) -> None:
+            self.rows: dict[int, list[dict[str, float]]] = {}
+
+        def log(self, values: dict[str, float], step: int | None, *, commit: bool) -> None:
+            assert step is None
+            assert not commit
+            self.rows.setdefault(self.tracker.step, []).append(values)
+
+    tracker = Tracker()
+    log = _Trackers(lambda: [tracker]).log
+    for epoch, split in ((0, "train"), (0, "val"), (1, "train")):
+        log({"mld/epoch": float(epoch), f"mld/{split}/accuracy": 0.5}, 7)
+    tracker.tracker.step = 1  # the user's row is written
+    log({"mld/epoch": 1.0, "mld/val/accuracy": 0.75}, 9)
+    epochs = {step: {one["mld/epoch"] for one in given} for step, given in tracker.rows.items()}
+    assert epochs == {0: {0.0}, 1: {1.0}}
+    assert tracker.rows[1][-1] == {"mld/epoch": 1.0, "mld/train/accuracy": 0.5, "mld/val/accuracy": 0.75}
+
+
+def test_dvclives_steps_stay_the_users(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dvclive = pytest.importorskip("dvclive")
+    from accelerate.tracking import DVCLiveTracker
+
+    monkeypatch.chdir(tmp_path)  # it makes a repository of data of where it is
+    live = dvclive.Live("dvclive", report=None, save_dvc_exp=False, dvcyaml=None)
+    train_accelerate(
+        store,
+        DVCLiveTracker("run", live=live),
+        3,
+        lambda accelerator, epoch: accelerator.log({"mine": epoch}),
+    )
+    rows = list(csv.DictReader((Path(live.plots_dir) / "metrics" / "mine.tsv").open(), delimiter="\t"))
+    assert [(row["step"], row["mine"]) for row in rows] == [("0", "0"), ("1", "1"), ("2", "2")]
+    assert (Path(live.plots_dir) / "metrics" / "mld" / "val" / "accuracy.tsv").exists()
 
 
 def test_mmengines_visualizer(store: Path, tmp_path: Path) -> None:
