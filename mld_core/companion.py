@@ -12,12 +12,40 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from multiprocessing.spawn import get_executable
+from pathlib import Path
 from typing import Any, Final
 
 _BOOT: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; sys.exit(main())"
 )
 _LONGEST_LINE: Final = 4000  # below PIPE_BUF: a line is written whole or not at all
+_INSIDE: Final = "MLD_COMPANION"
+
+
+def refusal() -> str:
+    """Why no process can be started beside a training here; empty where one can.
+
+    Where the interpreter lives inside another program, `sys.executable` may be that program: to start it
+    would be to train again, and so on. `multiprocessing.set_executable` names the interpreter there.
+    """
+    if getattr(sys, "frozen", False):
+        return "this is a frozen program, which has no Python interpreter that could be started"
+    if os.environ.get(_INSIDE):
+        return "this program was itself started in the place of a process beside a training"
+    name = Path(_interpreter()).name
+    if "py" not in name.lower():
+        return (
+            f"{name or 'nothing'} is known as the Python interpreter to start; "
+            "multiprocessing.set_executable() names another"
+        )
+    if not hasattr(os, "set_blocking"):
+        return "pipes that never block are not to be had here"
+    return ""
+
+
+def _interpreter() -> str:
+    return os.fsdecode(get_executable() or "")
 
 
 class Companion:
@@ -39,13 +67,13 @@ class Companion:
         # The training's own search path, whatever made it: the process must find this very package.
         path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - "" is the current folder
         self.process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-c", _BOOT.format(module=module), json.dumps(path)],
+            [_interpreter(), "-c", _BOOT.format(module=module), json.dumps(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             bufsize=0,
             cwd=folder,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, _INSIDE: "1"},
             start_new_session=True,  # a Ctrl-C ends the training, not what is still to be done for it
         )
         assert self.process.stdin is not None
@@ -55,6 +83,7 @@ class Companion:
 
     def ended(self) -> int | None:
         """Its exit status; None while it runs."""
+        _reap()
         return self.process.poll()
 
     def tell(self, message: Any) -> bool:
@@ -74,8 +103,17 @@ class Companion:
 
     def forget(self) -> None:
         """It is another process's (after a fork): neither told nor ended from here."""
+        _reap()
         _left.append(self)
 
 
 _left: list[Companion] = []
 """Processes that end by themselves; kept, or their objects would warn that they still run."""
+
+
+def _reap() -> None:
+    """Those that ended are asked for their status, or they would stay in the system's table."""
+    for one in [*_left]:
+        if one.process.poll() is not None:
+            with contextlib.suppress(ValueError):  # another thread was here first
+                _left.remove(one)

@@ -10,12 +10,12 @@ loaded in the process alone.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mld_core import companion
 from mld_core.companion import Companion
 from mld_core.evaluation.live.figures import FIGURES_FILE, METRICS, read_figures
 from mld_core.evaluation.live.memory import CAP, refusal
@@ -133,8 +133,8 @@ class LiveHelper:
             self._process = None
             self._note_end(status)
         if not self._off:
-            self._off = refusal(self.settings.memory)
-        if self._off or not sys.executable:
+            self._off = companion.refusal() or _no_locks() or refusal(self.settings.memory)
+        if self._off:
             return False
         try:
             self._process = self._start()
@@ -159,3 +159,11 @@ class LiveHelper:
     def _write(self, rank: Path) -> None:
         assert self._process is not None
         self._process.tell(str(rank))  # what it was not told is told to the next one
+
+
+def _no_locks() -> str:
+    try:
+        import fcntl  # noqa: F401 - not everywhere
+    except ImportError:
+        return "folders have no locks here, by which trainings on one store take turns"
+    return ""

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mld_core.companion import Companion
+from mld_core.companion import Companion, refusal
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import SEAL_FILE, make_dirs, read_json, utc_now, write_json
@@ -76,6 +76,7 @@ class UploadHelper:
         self._lock = threading.Lock()
         self._process: Companion | None = None
         self._starts = 0
+        self._off = ""
         self._dropped = False
         self._pid = os.getpid()
 
@@ -114,7 +115,8 @@ class UploadHelper:
         """Whether there is a helper to talk to; starts one."""
         if self._process is not None and self._process.ended() is None:
             return True
-        if self._starts >= _STARTS or not sys.executable:
+        self._off = refusal()
+        if self._starts >= _STARTS or self._off:
             return False
         self._starts += 1
         try:
@@ -137,7 +139,7 @@ class UploadHelper:
 
     def problem(self) -> str:
         """Why it does not get on, empty if it does."""
-        return str((self.status().get("problem") or {}).get("message", ""))
+        return self._off or str((self.status().get("problem") or {}).get("message", ""))
 
     def wait(self, folders: Sequence[Path], timeout: float) -> None:
         """Wait until ranks are uploaded.
@@ -148,7 +150,7 @@ class UploadHelper:
 
         Raises:
             TimeoutError: not in time; the upload goes on. AuthenticationError: the service refuses the key.
-            RuntimeError: the service refuses the records.
+            RuntimeError: the service refuses the records, or no helper can be started here.
         """
         until = time.monotonic() + timeout
         left = list(folders)
@@ -167,6 +169,8 @@ class UploadHelper:
         problem = status.get("problem") or {}
         if problem.get("kind") == KEY_REFUSED:
             raise AuthenticationError(str(problem.get("message")))
+        if self._off:
+            raise RuntimeError(f"nothing is uploaded meanwhile: {self._off}; `mld sync` sends the records")
         refused = status.get("refused") or {}
         for folder in left:
             if str(folder) in refused:
