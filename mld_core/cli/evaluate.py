@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,13 +22,13 @@ from mld_core.cli.common import (
     open_store,
     parse_epoch,
 )
-from mld_core.cli.output import cell, emit, emit_frame, emit_json, note, on_terminal, plain, rows_of
+from mld_core.cli.output import cell, emit, emit_json, note, on_terminal, plain
 from mld_core.cli.source import client_of, source, the_service
 from mld_core.records.format.layout import Store
 
 if TYPE_CHECKING:
     from mld_core.evaluation.live.figures import Epochs
-    from mld_core.evaluation.results.result import Result
+    from mld_core.evaluation.results.summary import Summary
     from mld_core.records.format.layout import RunKey
 
 
@@ -85,57 +86,67 @@ def evaluate(
         }
         asked = place.evaluator(run).request_evaluation
         result = asked(name, parse_epoch(epoch), method_name=method, options=wanted)
-        print_result(result, full=full, as_json=as_json)
+        print_result(result.summary(), full=full, as_json=as_json)
         if store is None and result.store.root != Store().root:
             show = ["mld", "show", run.model_name, run.version_name, "--store", str(result.store.root)]
             note(f"evaluated at the service; a copy is here: {shlex.join(show)}")
 
 
-def print_result(result: Result, *, full: bool, as_json: bool, receipt: str | None = None) -> None:
+def print_result(found: Summary, *, full: bool, as_json: bool, receipt: str | None = None) -> None:
     """Print a result: the summary on a terminal, its tables in a pipe, all of it as JSON.
 
     Args:
-        result: The result.
+        found: The result's summary.
         full: All columns of the metrics, as a table.
         as_json: One document instead of tables.
         receipt: What the run said it records, where it said so.
     """
-    summary = result.summary()
-    tables = {
-        "metrics": result.metrics_summary(full=full),
-        "categories": result.issue_category_summary(full=full),
-        "actions": summary.actions(),
+    info, actions = found.info, found.actions()
+    tables = {"metrics": found.metrics, "categories": found.categories, "actions": actions.dicts()}
+    columns = {
+        "metrics": list(found.metrics[0]) if full and found.metrics else found.columns("metrics"),
+        "categories": list(found.categories[0]) if full and found.categories else found.columns("categories"),
+        "actions": actions.columns,
     }
     if as_json:
         emit_json(
             {
-                "result_name": result.result_name,
-                "model_name": result.model_name,
-                "version_name": result.version_name,
-                "method_name": result.method_name,
+                **{name: info[name] for name in ("result_name", "model_name", "version_name", "method_name")},
                 **({} if receipt is None else {"receipt": receipt}),
-                **{name: rows_of(frame) for name, frame in tables.items()},
-                "problems": result.problems,
+                **{
+                    name: [{key: row[key] for key in columns[name]} for row in rows]
+                    for name, rows in tables.items()
+                },
+                "problems": info["problems"],
             }
         )
         return
     if on_terminal() and not full:
-        result.get_summary()
+        from mld_core.evaluation.results.notebook import show_summary
+
+        show_summary(found)
         if receipt is not None:
             typer.echo(f"\nRecorded: {receipt}")
         return
-    for name, frame in tables.items() if summary.analysed else [("metrics", tables["metrics"])]:
+    for name, rows in tables.items() if found.analysed else [("metrics", tables["metrics"])]:
         if name != "metrics":
             typer.echo()  # an empty line ends a table
         if on_terminal() and name != "actions":
-            typer.echo(str(frame))  # its columns become rows where they do not fit
+            _print_whole(rows, columns[name])
         else:
-            emit_frame(frame, as_json=False)
-    note(f"result: {result.result_name}")
+            emit(rows, columns[name], as_json=False)
+    note(f"result: {info['result_name']}")
     if receipt is not None:
         note(f"recorded: {receipt}")
-    for one in result.problems:
+    for one in info["problems"]:
         note(f"{one['severity']}: {one['message']}")
+
+
+def _print_whole(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A table with all its columns: they become rows where they do not fit."""
+    from mld_core.evaluation.results.frames import Figures
+
+    typer.echo(str(Figures(list(rows), columns=list(columns), dtype=object)))
 
 
 # -- as it happens -------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from mld_core.records.format.layout import RunKey
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mld_core.evaluation.results.result import Result
+    from mld_core.records.format.layout import Store
 
 TERMINAL_ROWS = 20
 
@@ -129,6 +129,10 @@ def show(
     with clear_errors():
         results = source(store)
         run = results.run(model, version)
+        if not any((against, listing, grouping, classes, confusion, regions, columns)):
+            summary, place = results.summary(run, result)
+            print_result(summary, full=full, as_json=as_json, receipt=receipt_of(place, run))
+            return
         found = results.result(run, result)
         if against is not None:
             before = results.result(RunKey(run.model_name, against))
@@ -143,19 +147,17 @@ def show(
                 _cut(listed, limit, as_json=as_json)
         elif grouping:
             _cut(found.get_view(view, adjust, _also(where, dataset), metric), limit, as_json=as_json)
-        elif classes or confusion or regions:
-            wanted = found.class_summary if classes else found.confusion if confusion else found.regions
-            _cut(wanted(dataset), limit, as_json=as_json)
         elif columns:
             rows = [{"column": name, "type": kind} for name, kind in found.columns().items()]
             emit(rows, ("column", "type"), as_json=as_json)
         else:
-            print_result(found, full=full, as_json=as_json, receipt=receipt_of(found))
+            wanted = found.class_summary if classes else found.confusion if confusion else found.regions
+            _cut(wanted(dataset), limit, as_json=as_json)
 
 
-def receipt_of(result: Result) -> str | None:
+def receipt_of(store: Store, run: RunKey) -> str | None:
     """What the run said it records; None of a run that did not, or whose records are not here."""
-    said = result.store.run_info(RunKey(result.model_name, result.version_name)).get("receipt")
+    said = store.run_info(run).get("receipt")
     return str(said) if said else None
 
 

@@ -16,6 +16,7 @@ from mld_core.service.protocol import MAX_PAGE, SEARCHES_SINCE
 if TYPE_CHECKING:
     from mld_core.evaluation.evaluator import Evaluator
     from mld_core.evaluation.results.result import Result
+    from mld_core.evaluation.results.summary import Summary
     from mld_core.service.client.api import Client
     from mld_core.service.client.remote import RemoteEvaluator
 
@@ -67,16 +68,31 @@ class Source(ABC):
         Raises:
             NotFoundError: There is none yet, or none of that name.
         """
-        names = [name] if name is not None else self.results(run)
-        if not names:
-            asked = f"{run.model_name} {run.version_name}"
-            raise NotFoundError(f"{asked} has no results{self.place} yet: run `mld evaluate {asked}`")
-        found = self.where(run, names[-1])
+        found = self._named(run, name)
         # What reads a result, and not what makes one: that brings much more with it.
         from mld_core.evaluation.diagnoses import BY_CODE
         from mld_core.evaluation.results.result import Result
 
         return Result(*found, diagnoses=BY_CODE)
+
+    def summary(self, run: RunKey, name: str | None = None) -> tuple[Summary, Store]:
+        """What `mld show` prints of a result, read without what a table of its units takes; and its store.
+
+        Raises:
+            NotFoundError: As of `result`.
+        """
+        results, found = self._named(run, name)
+        from mld_core.evaluation.diagnoses import BY_CODE
+        from mld_core.evaluation.results.summary import read_summary
+
+        return read_summary(results, *results.load(found), BY_CODE), results.store
+
+    def _named(self, run: RunKey, name: str | None) -> tuple[ResultStore, str]:
+        names = [name] if name is not None else self.results(run)
+        if not names:
+            asked = f"{run.model_name} {run.version_name}"
+            raise NotFoundError(f"{asked} has no results{self.place} yet: run `mld evaluate {asked}`")
+        return self.where(run, names[-1])
 
     def _owned(self, text: str, owners: list[RunKey]) -> Result:
         """The result of that name of the one run that has it."""

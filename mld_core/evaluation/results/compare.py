@@ -17,8 +17,9 @@ import duckdb
 import pandas as pd
 
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.results.database import database, fetch
+from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import quoted
+from mld_core.evaluation.results.frames import fetch
 from mld_core.evaluation.results.paired import (
     COLUMNS,
     PairedUnits,

@@ -7,16 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
-import pandas as pd
-import pyarrow as pa
-
-_NULLABLE = {
-    pa.int8(): pd.Int8Dtype(),
-    pa.int16(): pd.Int16Dtype(),
-    pa.int32(): pd.Int32Dtype(),
-    pa.int64(): pd.Int64Dtype(),
-    pa.bool_(): pd.BooleanDtype(),
-}
 
 
 @contextmanager
@@ -43,18 +33,3 @@ def database(
         yield connection
     finally:
         connection.close()
-
-
-def fetch(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[object] = ()) -> pd.DataFrame:
-    """Run a query; integers and booleans with nulls keep their type."""
-    table: pa.Table = connection.sql(sql, params=list(parameters)).to_arrow_table()
-    return to_frame(table)
-
-
-def to_frame(table: pa.Table) -> pd.DataFrame:
-    """A pandas frame of an Arrow table whose null integers and booleans stay integers and booleans."""
-    kinds = {column.type for column in table.columns if column.null_count and column.type in _NULLABLE}
-    frame: pd.DataFrame = table.to_pandas(
-        types_mapper=lambda kind: _NULLABLE[kind] if kind in kinds else None
-    )
-    return frame

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.errors import FilterError, near
 from mld_core.evaluation.metrics.classification import jeffreys_interval
-from mld_core.evaluation.results.database import fetch
 from mld_core.evaluation.results.expression import quoted
+from mld_core.evaluation.results.frames import fetch
 from mld_core.evaluation.results.view import is_numeric, parse_column, pick
 from mld_core.evaluation.space.cells import M_GRID
 from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper, two_sided_z

@@ -18,12 +18,13 @@ from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
 from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides
-from mld_core.evaluation.results.database import database, fetch, to_frame
+from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import find_column, quoted
+from mld_core.evaluation.results.frames import Figures, fetch, to_frame
 from mld_core.evaluation.results.heatmap import heatmap
 from mld_core.evaluation.results.notebook import show_page, show_summary
 from mld_core.evaluation.results.store import ResultStore
-from mld_core.evaluation.results.summary import Figures, Summary
+from mld_core.evaluation.results.summary import Summary, read_summary, unit_files
 from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS
 from mld_core.evaluation.results.view import ALIASES, view
 from mld_core.records.format.layout import Store
@@ -351,15 +352,7 @@ class Result:
 
     def summary(self) -> Summary:
         """The summary as an object: it renders in a terminal (rich), in a notebook (HTML) and as text."""
-        with self._units() as connection:
-            codes = fetch(
-                connection,
-                "SELECT dataset, n_epoch, category, error_code, count(*) AS counts FROM units "
-                "WHERE error_code IS NOT NULL AND (is_error OR category IS NOT NULL) "
-                "GROUP BY ALL ORDER BY dataset, category, counts DESC, error_code",
-            )
-        categories = self.issue_category_summary(full=True)
-        return Summary(self.info, self.metrics_summary(full=True), categories, codes, self._diagnoses)
+        return read_summary(self._store, self.folder, self.info, self._diagnoses)
 
     def get_summary(self) -> None:
         """Display metrics, categories and error codes: a table in a terminal, HTML in a notebook."""
@@ -398,7 +391,7 @@ class Result:
         return dataset_type
 
     def _unit_files(self) -> list[Path]:
-        return [self.folder / str(one["units"]) for one in self.info["passes"]]
+        return unit_files(self.folder, self.info)
 
     def _units(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A database whose view `units` holds the units of every pass."""

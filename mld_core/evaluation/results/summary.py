@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import html
 import io
-import shutil
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
+import pyarrow.parquet as pq
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from mld_core.evaluation.codes.categories import MEANINGS
 from mld_core.evaluation.codes.diagnosis import Diagnosis, shown
-from mld_core.evaluation.results.tables import METRIC_COLUMNS, RATIO_COLUMNS
+from mld_core.evaluation.results.database import database
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS, RATIO_COLUMNS
 
 MAX_COLUMNS = 4
 MAX_CODES = 6
@@ -33,58 +37,66 @@ _MORE = {
 }
 
 
-class Figures(pd.DataFrame):
-    """A table that prints with three decimals and all its columns; what is taken from it is a plain frame.
+Rows = Sequence[Mapping[str, Any]]
 
-    Columns that do not stand side by side in the terminal (80 characters where there is none) become rows.
+
+@dataclass(frozen=True)
+class Cells:
+    """A table of texts: the headings and the rows."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+    def dicts(self) -> list[dict[str, str]]:
+        """Each row by the headings."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def unit_files(folder: Path, info: Mapping[str, Any]) -> list[Path]:
+    """The files of the units of each pass of a result."""
+    return [folder / str(one["units"]) for one in info["passes"]]
+
+
+def read_summary(
+    store: ResultStore, folder: Path, info: Mapping[str, Any], diagnoses: Mapping[str, Diagnosis[Any]]
+) -> Summary:
+    """The summary of a stored result, as `ResultStore.load` found it; `diagnoses` by code.
+
+    It is read without pandas, whose import would be most of the time of a command that prints a summary.
     """
-
-    @property
-    def _constructor(self) -> Callable[..., pd.DataFrame]:
-        return pd.DataFrame
-
-    def __repr__(self) -> str:
-        width = shutil.get_terminal_size((pd.get_option("display.width") or 80, 24)).columns
-        cells = self._cells()
-        wide = str(cells.to_string(index=False))
-        if not len(cells) or len(wide.partition("\n")[0]) <= width:
-            return wide
-        keys = ["dataset", "n_epoch"] if cells["dataset"].duplicated().any() else ["dataset"]
-        titles = [" ".join(row) for row in cells[keys].itertuples(index=False)]
-        turned = cells.drop(columns=keys).T.set_axis(titles, axis="columns")
-        turned.columns.name = " ".join(keys)
-        return str(turned.to_string(line_width=width))
-
-    def _cells(self) -> pd.DataFrame:
-        return pd.DataFrame({name: [_three_decimals(value) for value in self[name]] for name in self})
-
-    def _repr_html_(self) -> str:
-        return str(self._cells().to_html(index=False))
-
-
-def _three_decimals(value: Any) -> str:
-    """A cell as text; lists as they are.
-
-    Example:
-        >>> _three_decimals(12875.5), _three_decimals(5000), _three_decimals(None)
-        ('12875.500', '5000', '-')
-    """
-    if isinstance(value, list | np.ndarray):
-        return str(value)
-    if pd.isna(value):
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    with database(store.spill, units=unit_files(folder, info)) as connection:
+        found = connection.sql(
+            "SELECT dataset, n_epoch, category, error_code, count(*) FROM units "
+            "WHERE error_code IS NOT NULL AND (is_error OR category IS NOT NULL) "
+            "GROUP BY ALL ORDER BY dataset, category, count(*) DESC, error_code"
+        ).fetchall()
+    keys = ("dataset", "n_epoch", "category", "error_code", "counts")
+    codes = [dict(zip(keys, row, strict=True)) for row in found]
+    metrics, categories = (
+        # A file, not a data set: that would bring pyarrow's own engine with it.
+        pq.ParquetFile(folder / f"{name}.parquet").read().to_pylist()
+        for name in ("metrics", "categories")
+    )
+    return Summary(info, metrics, categories, codes, diagnoses)
 
 
 class Summary:
-    """The summary of a result; print it with rich, show it in a notebook, or `str()` it."""
+    """The summary of a result; print it with rich, show it in a notebook, or `str()` it.
+
+    Attributes:
+        info: The `result.json`.
+        metrics: The rows of `metrics_summary(full=True)`; what has no value is None.
+        categories: The rows of `issue_category_summary(full=True)`.
+        codes: Dataset, epoch, category, error code and counts, the commonest of each category first.
+        diagnoses: What is known of each code.
+    """
 
     def __init__(
         self,
         info: Mapping[str, Any],
-        metrics: pd.DataFrame,
-        categories: pd.DataFrame,
-        codes: pd.DataFrame,
+        metrics: Rows,
+        categories: Rows,
+        codes: Rows,
         diagnoses: Mapping[str, Diagnosis[Any]],
     ) -> None:
         self.info = info
@@ -106,17 +118,27 @@ class Summary:
     @property
     def analysed(self) -> bool:
         """Whether any pass has categories."""
-        return bool(self.categories[list(RATIO_COLUMNS)].notna().to_numpy().any())
+        return any(not _missing(row[name]) for row in self.categories for name in RATIO_COLUMNS)
+
+    @property
+    def epochs(self) -> bool:
+        """Whether a dataset stands there with several epochs."""
+        return len({row["dataset"] for row in self.metrics}) < len(self.metrics)
+
+    def columns(self, table: str) -> tuple[str, ...]:
+        """The columns of `metrics_summary()` or `issue_category_summary()`: "metrics" or "categories"."""
+        first = METRIC_COLUMNS if table == "metrics" else CATEGORY_COLUMNS
+        return (*first, "n_epoch") if self.epochs else first
 
     def problems(self) -> list[tuple[str, str]]:
         """(severity, sentence) of everything that is wrong with the records, warnings first."""
         found = [(str(one["severity"]), str(one["message"])) for one in self.info["problems"]]
         return sorted(found, key=lambda one: one[0] != "warning")
 
-    def tables(self) -> list[tuple[str, pd.DataFrame]]:
+    def tables(self) -> list[tuple[str, Cells]]:
         """Title and cells (texts) of each table, metrics as rows and datasets as columns."""
         made = [self._figures()]
-        last = " of the last epoch" if self.metrics["dataset"].duplicated().any() else ""
+        last = " of the last epoch" if self.epochs else ""
         if self.analysed:
             made.append(("Issue categories (share of units)", self._meant()))
             made.append((f"What to do (diagnoses{last})", self.actions()))
@@ -135,21 +157,21 @@ class Summary:
             notes.append("Issue categories and error probabilities are not computed in this result.")
         return notes
 
-    def _figures(self) -> tuple[str, pd.DataFrame]:
+    def _figures(self) -> tuple[str, Cells]:
         """The metrics; of detections what counts are of, and the profile's own."""
-        if "n_gt" not in self.metrics:
-            return "Metrics (entropies: sums in nats)", _turned(self.metrics, _METRICS)
-        profile = next((str(one) for one in self.metrics["profile"].dropna()), "")
+        if not any("n_gt" in row for row in self.metrics):
+            return "Metrics (entropies: sums in nats)", self._turned(self.metrics, _METRICS)
+        profile = next((str(row["profile"]) for row in self.metrics if row["profile"] is not None), "")
         costs = "; dap: what an error type costs in AP50" if profile == "coco" else ""
         title = f"Metrics (counts: frames; auprc: mAP, profile {profile}{costs})"
-        return title, _turned(self.metrics, (*_BOX_METRICS, *_MORE.get(profile, ())))
+        return title, self._turned(self.metrics, (*_BOX_METRICS, *_MORE.get(profile, ())))
 
-    def _meant(self) -> pd.DataFrame:
+    def _meant(self) -> Cells:
         """The shares, and what each category means."""
-        turned = _turned(self.categories, RATIO_COLUMNS)
-        return turned.assign(means=[MEANINGS[name] for name in turned[""]])
+        turned = self._turned(self.categories, RATIO_COLUMNS)
+        return Cells([*turned.columns, "means"], [[*row, MEANINGS[row[0]]] for row in turned.rows])
 
-    def actions(self) -> pd.DataFrame:
+    def actions(self) -> Cells:
         """The gravest diagnoses of each dataset: how many units, and what to do."""
         rows = []
         last = {str(one["dataset"]): one for one in self.info.get("facts", [])}
@@ -161,38 +183,47 @@ class Summary:
             grave = sorted(counts, key=lambda code: (-said[code][0], -counts[code], code))
             for code in grave[:MAX_DIAGNOSES]:
                 severity, action = said[code]
-                text = {"code": f"{code} {known[code].title}", "severity": f"{severity}"}
-                rows.append({"dataset": dataset, **text, "counts": f"{counts[code]}", "action": action})
-        return pd.DataFrame(rows, columns=["dataset", "code", "severity", "counts", "action"])
+                named = f"{code} {known[code].title}"
+                rows.append([dataset, named, f"{severity}", f"{counts[code]}", action])
+        return Cells(["dataset", "code", "severity", "counts", "action"], rows)
 
-    def _codes(self) -> pd.DataFrame:
+    def _codes(self) -> Cells:
         """The commonest codes of each category; right units stand there only if there are categories."""
+        last = {row["dataset"]: row["n_epoch"] for row in self.metrics}
+        groups: dict[tuple[str, str | None], list[Mapping[str, Any]]] = defaultdict(list)
+        for row in self.codes:
+            if row["dataset"] in last and row["n_epoch"] == last[row["dataset"]]:
+                groups[row["dataset"], row["category"]].append(row)
+        place = [None, *reversed(MEANINGS)]
         rows = []
-        last = self.metrics.drop_duplicates("dataset", keep="last")[["dataset", "n_epoch"]]
-        codes = last.merge(self.codes, on=["dataset", "n_epoch"])
-        place = {name: number for number, name in enumerate(reversed(MEANINGS))}
-        order = codes["category"].map(place).fillna(-1)
-        codes = codes.assign(order_=order).sort_values(["dataset", "order_"], kind="stable")
-        keys = ["dataset", "category"]
-        for key, group in codes.groupby(keys, dropna=False, sort=False):
-            dataset, category = cast("tuple[str, str | None]", key)
-            total = int(group["counts"].sum())
-            top = group.head(MAX_CODES)
-            texts = [f"{code} {count}" for code, count in zip(top["error_code"], top["counts"], strict=True)]
+        for (dataset, category), group in sorted(
+            groups.items(), key=lambda one: (one[0][0], place.index(one[0][1]))
+        ):
+            texts = [f"{row['error_code']} {row['counts']}" for row in group[:MAX_CODES]]
             if len(group) > MAX_CODES:
                 texts.append(f"and {len(group) - MAX_CODES} more codes")
-            named = "all errors" if pd.isna(category) else str(category)
+            total = sum(row["counts"] for row in group)
             rows.append(
-                {"dataset": str(dataset), "category": named, "counts": f"{total}", "codes": ", ".join(texts)}
+                [dataset, "all errors" if category is None else category, f"{total}", ", ".join(texts)]
             )
-        return pd.DataFrame(rows, columns=["dataset", "category", "counts", "codes"])
+        return Cells(["dataset", "category", "counts", "codes"], rows)
+
+    def _turned(self, table: Rows, names: Sequence[str]) -> Cells:
+        """Metrics as rows, the last datasets as columns."""
+        last = table[-MAX_COLUMNS:]
+        titles = [
+            f"{row['dataset']} {_cell(row['n_epoch'])}" if self.epochs else str(row["dataset"])
+            for row in last
+        ]
+        rows = [[name.removesuffix("_ratio"), *(_cell(row[name]) for row in last)] for name in names]
+        return Cells(["", *titles], rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.title, style="bold")
         yield Text(self.subtitle, style="dim")
         for title, cells in self.tables():
             yield Text(f"\n{title}", style="cyan")
-            yield _table(cells) if len(cells) else Text("none", style="dim")
+            yield _table(cells) if cells.rows else Text("none", style="dim")
         for note in self.notes():
             yield Text(note, style="dim")
         found = self.problems()
@@ -210,7 +241,7 @@ class Summary:
     def _repr_html_(self) -> str:
         parts = [f"<h3>{html.escape(self.title)}</h3><p>{html.escape(self.subtitle)}</p>"]
         for title, cells in self.tables():
-            parts.append(f"<h4>{html.escape(title)}</h4>{cells.to_html(index=False, border=0)}")
+            parts.append(f"<h4>{html.escape(title)}</h4>{_html(cells)}")
         parts += [f"<p><em>{html.escape(note)}</em></p>" for note in self.notes()]
         items = [
             f"<li><b>{severity}</b>: {html.escape(message)}</li>" for severity, message in self.problems()
@@ -220,36 +251,35 @@ class Summary:
         return "".join(parts)
 
 
-def _turned(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """Metrics as rows, the last datasets as columns; cells as texts."""
-    shown = frame.tail(MAX_COLUMNS)
-    several = frame["dataset"].duplicated().any()
-    cells: dict[str, list[str]] = {"": [name.removesuffix("_ratio") for name in names]}
-    for row in shown.to_dict("records"):
-        epoch = "-" if pd.isna(row["n_epoch"]) else row["n_epoch"]
-        title = f"{row['dataset']} {epoch}" if several else str(row["dataset"])
-        cells[title] = [_cell(row[name]) for name in names]
-    return pd.DataFrame(cells)
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _cell(value: Any) -> str:
-    if value is None or pd.isna(value):
+    if _missing(value):
         return "-"
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
     return str(value)
 
 
-def _table(cells: pd.DataFrame) -> RenderableType:
+def _table(cells: Cells) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate(cells.columns):
         text = name in {"", "dataset", "category", "codes", "means", "code", "action"}
         table.add_column(
-            str(name),
+            name,
             justify="left" if text else "right",
             overflow="fold",
             no_wrap=place == 0 or name == "severity",
         )
-    for row in cells.itertuples(index=False):
-        table.add_row(*(Text(str(value)) for value in row))
+    for row in cells.rows:
+        table.add_row(*(Text(value) for value in row))
     return table
+
+
+def _html(cells: Cells) -> str:
+    """A table that a notebook draws as it does a frame's."""
+    import pandas as pd
+
+    return str(pd.DataFrame(cells.rows, columns=cells.columns).to_html(index=False, border=0))

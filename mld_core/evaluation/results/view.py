@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from mld_core.evaluation.errors import FilterError, near
 from mld_core.evaluation.metrics.classification import auroc, average_precision, jeffreys_interval
-from mld_core.evaluation.results.database import fetch
 from mld_core.evaluation.results.expression import Compiled, compile_filter, find_column, quoted
+from mld_core.evaluation.results.frames import fetch
 
 ALIASES: Mapping[str, str] = {
     "dataset_type": "dataset",
