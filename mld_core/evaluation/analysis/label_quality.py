@@ -21,11 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, ndtr
 
-from mld_core.evaluation.analysis.label_swaps import fit_swaps, swapped_share
+from mld_core.evaluation.analysis.label_swaps import (
+    MOST_CLASSES,
+    alike,
+    fit_swaps,
+    of_pairs,
+    swapped_share,
+)
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
+from mld_core.evaluation.statistics.significance import BOUNDARY_GAIN
 
 NEIGHBOURS = 32
 PSEUDO_COUNTS = 1.5
@@ -33,9 +40,6 @@ PSEUDO_COUNTS = 1.5
 
 OWN_SHARE = 0.1
 """How much a witness out of the split itself may count beside the independent ones."""
-
-EVIDENCE = 1.3528
-"""Log-likelihood that wrong labels must gain: half the 5 % point of the chi-square mixture at a boundary."""
 
 FIT_UNITS = 20_000
 PROBE_UNITS = 20_000
@@ -61,7 +65,7 @@ class LabelPosterior:
         wrong: (N,) float32 probability that another label than the given one is right; 0 where nothing says
             that labels are wrong.
         n_hat: Estimated number of wrong labels: the sum of `wrong` where q points elsewhere.
-        gain: Log-likelihood that wrong labels explain; below `EVIDENCE` none are claimed.
+        gain: Log-likelihood that wrong labels explain; below `BOUNDARY_GAIN` none are claimed.
     """
 
     given: NDArray[np.float32]
@@ -79,7 +83,7 @@ class LabelPosterior:
         Half of it must show wrong labels at all (twice the gained log-likelihood is the square of a normal
         deviate, which halves with the data), and estimates their share from half as many of them.
         """
-        shown = ndtr(np.sqrt(max(self.gain, 0.0)) - np.sqrt(2 * EVIDENCE))
+        shown = ndtr(np.sqrt(max(self.gain, 0.0)) - np.sqrt(2 * BOUNDARY_GAIN))
         odds = logit(np.clip(self.wrong.astype(np.float64), FLOOR, 1 - FLOOR))
         return np.asarray(shown * ndtr(odds / np.sqrt(2 / max(self.n_hat, 1))), dtype=np.float32)
 
@@ -264,13 +268,19 @@ def fit_posterior(
     """
     n_class = values[0].shape[1]
     fitted = [Pool(np.full(len(values), 1 / len(values)), 0.0, 0.0)] * FOLDS
-    swaps = [np.ones((n_class, n_class), np.float32)] * FOLDS
+    swaps = [alike(n_class)] * FOLDS
+    counts, expected = np.broadcast_to(0.0, (n_class, n_class)), np.zeros(n_class)
     for fold in range(FOLDS):
         train = folds != fold
         if train.any():
             some = [value[train] for value in values]
             fitted[fold] = fit_pool(some, labels[train], own)
-            swaps[fold] = fit_swaps(pool(some, fitted[fold].weights), labels[train], fitted[fold].noise)
+            found = fit_swaps(pool(some, fitted[fold].weights), labels[train], fitted[fold].noise)
+            swaps[fold], expected = found.factors, expected + found.expected
+            counts = counts + found.counts if n_class <= MOST_CLASSES else counts
+    # Asked once, of everyone: folds that answered differently would judge like labels differently.
+    if not of_pairs(counts / (FOLDS - 1), expected / (FOLDS - 1)):
+        swaps = [alike(n_class)] * FOLDS
     gain = 0.0
     if len(labels):
         gain = fit_pool(values, labels, own).value - fit_pool(values, labels, own, noise=False).value
@@ -325,7 +335,7 @@ def label_posterior(
             )
 
     workers.each(one, spans(len(labels), max(64, _CELLS // max(n_class, 1))))
-    if gain < EVIDENCE:
+    if gain < BOUNDARY_GAIN:
         wrong[:] = 0
     count = round(float(wrong[(labels >= 0) & (best != labels)].sum()))
     return LabelPosterior(given, best, best_proba, state.weights, wrong, count, gain)
@@ -359,7 +369,7 @@ def judged_by(
     wrong = np.zeros(len(labels), np.float32)
     order = np.flatnonzero(labels >= 0)
     order = order[np.argsort(pooled.given[order], kind="stable")]
-    if len(order) and alone.gain >= EVIDENCE:
+    if len(order) and alone.gain >= BOUNDARY_GAIN:
         wrong[order] = isotonic_regression(alone.wrong[order].astype(np.float64), increasing=False).x
     count = round(float(wrong[(labels >= 0) & (pooled.best != labels)].sum()))
     return replace(pooled, wrong=wrong, n_hat=count, gain=alone.gain)

@@ -8,6 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.05
+NORMAL_95 = 1.6448536269514722
+"""One-sided 5 % point of the normal distribution."""
+
+BOUNDARY_GAIN = 1.3528
+"""Log-likelihood that a share held at its boundary must gain: half the 5 % point of the chi-square mixture."""
 
 
 def benjamini_hochberg(p_values: NDArray[Any], q: float = LEVEL) -> NDArray[np.bool_]:
@@ -50,6 +55,18 @@ def binomial_lower(hits: NDArray[Any], count: NDArray[Any], p: NDArray[Any] | fl
     from scipy.special import betaincc
 
     return np.asarray(np.where(hits < count, betaincc(hits + 1, np.maximum(count - hits, 1e-12), p), 1.0))
+
+
+def poisson_upper(hits: NDArray[Any], mean: NDArray[Any] | float) -> NDArray[np.float64]:
+    """P(X >= hits) for X ~ Poisson(mean), continued to hits that are no whole numbers.
+
+    Example:
+        >>> poisson_upper(np.array([0.0, 1.0]), np.log(2)).round(3).tolist()
+        [1.0, 0.5]
+    """
+    from scipy.special import gammainc
+
+    return np.asarray(np.where(hits > 0, gammainc(np.maximum(hits, 1e-12), mean), 1.0))
 
 
 def two_proportions_upper(
