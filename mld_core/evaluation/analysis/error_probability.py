@@ -26,15 +26,14 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, SALTS, hash_uniform
 from mld_core.evaluation.statistics.logistic import Logistic, fit_logistic
+from mld_core.evaluation.statistics.significance import NORMAL_95
 
 WHOLE = 200_000
 """Labelled units up to which all of them are fitted."""
 FIT_ROWS = 50_000
-"""Rows of every fit beyond that."""
+"""Rows that the trees and the logistic regression are fitted to beyond that."""
 
 MINIMUM = 30
-GUARD_Z = 1.6448536269514722
-"""One-sided 5 % point of the normal distribution."""
 
 _PREDICT_ROWS = 65_536
 _LEAST_SLOPE = 1e-3
@@ -192,7 +191,7 @@ def estimate_errors(
     calibrated = [_platt(z, inputs, fold, workers) for z, fold in zip(raw, folds, strict=True)]
     proba = np.array(expit(np.mean(calibrated, axis=0)))
     gained = guard(proba[known], baseline[known], inputs.errors[known], groups[known])
-    source = CSE if gained > GUARD_Z else MSP_ISOTONIC
+    source = CSE if gained > NORMAL_95 else MSP_ISOTONIC
     reason = (
         "" if source == CSE else f"log-loss not significantly below the softmax baseline's (z = {gained:.2f})"
     )

@@ -14,7 +14,7 @@ from mld_core.evaluation.space.neighbourhood import log_distances
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
-from mld_core.evaluation.statistics.significance import benjamini_hochberg
+from mld_core.evaluation.statistics.significance import NORMAL_95, benjamini_hochberg
 
 CALIBRATION_UNITS = 20_000
 EXACT_PAIRS = 4_000_000_000
@@ -205,6 +205,6 @@ def near_duplicates(log_nearest: NDArray[np.float32], own: NDArray[np.float32]) 
     if len(own) < _LEAST_OWN:
         return np.zeros(len(log_nearest), np.bool_)
     least, low, middle = np.quantile(own.astype(np.float64), [0.005, 0.05, 0.5])
-    width = max(float(middle - low) / 1.6448536269514722, 1e-6)
+    width = max(float(middle - low) / NORMAL_95, 1e-6)
     p = np.asarray(ndtr((log_nearest - middle) / width))
     return np.asarray(benjamini_hochberg(p, _COPIES) & (log_nearest < least))

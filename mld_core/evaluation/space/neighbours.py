@@ -20,11 +20,11 @@ from mld_core.evaluation.space.selection import ROWS, Dropped, Members, Points, 
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
+from mld_core.evaluation.statistics.significance import NORMAL_95
 
 EXACT_LIMIT = 200_000
 RECALL = 0.98
 PROBE_QUERIES = 500
-_Z = 1.6448536269514722
 POINTS_PER_LIST_CENTROID = 48
 CELLS_PER_ROOT = 2
 LIST_ITERATIONS = 5
@@ -238,7 +238,7 @@ def _tune(
     for wanted in np.arange(RECALL, 1.0, 0.001):
         reach = ordered[int(np.ceil(wanted * len(ordered))) - 1]
         share = (apart <= reach).sum(axis=1) / there.sum(axis=1)
-        if share.mean() - _Z * share.std() / np.sqrt(len(share)) >= RECALL:
+        if share.mean() - NORMAL_95 * share.std() / np.sqrt(len(share)) >= RECALL:
             break
     else:
         reach = ordered[-1]

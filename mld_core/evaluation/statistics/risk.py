@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-BINS = 4_096
-NORMAL_95 = 1.6448536269514722
-"""One-sided 5 % point of the normal distribution."""
+from mld_core.evaluation.statistics.significance import NORMAL_95
 
+BINS = 4_096
 _EDGE, _STEPS = 1e-6, 50
 
 

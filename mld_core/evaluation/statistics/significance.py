@@ -12,7 +12,7 @@ NORMAL_95 = 1.6448536269514722
 """One-sided 5 % point of the normal distribution."""
 
 BOUNDARY_GAIN = 1.3528
-"""Log-likelihood that a share held at its boundary must gain: half the 5 % point of the chi-square mixture."""
+"""Log-likelihood that a figure held at its boundary must gain: half the 5 % point of a chi-square mixture."""
 
 
 def benjamini_hochberg(p_values: NDArray[Any], q: float = LEVEL) -> NDArray[np.bool_]:
