@@ -68,13 +68,15 @@ test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tes
 test-all: MARKED =
 test-all: test environments  ## make test with what is heavy by nature, and the further environments
 
-environments:  ## MMDetection3D, Keras, the lowest versions: environments of their own and the tests that need them
+environments:  ## MMDetection3D, Keras, the lowest versions, exports' readers: environments of their own and their tests
 	.ci/mmdet3d-env
 	.venv-mmdet3d/bin/python -m pytest -q tests/mmdet3d tests/evaluation/detection/test_eval_detection_codes.py
 	.ci/keras-env
 	.venv-keras/bin/python -m pytest -q tests/keras integrations/ml_debugger/keras.py
 	.ci/lowest-env
 	.venv-lowest/bin/python -m pytest -q tests/cli tests/golden
+	.ci/exchange-env
+	.venv-exchange/bin/python -m pytest -q tests/exchange
 
 quick: $(VENV)/.test-ready  ## lint, types and the tests nearest to what is not committed yet (BASE=main: since main)
 	@OMP_NUM_THREADS=1 $(PY) tests/parts/quick.py --base $(BASE) $(ARGS)

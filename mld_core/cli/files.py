@@ -34,11 +34,22 @@ def export(
     ] = None,
     epoch: Annotated[str, typer.Option(help="latest, all, or the number of an epoch.")] = "all",
     form: Annotated[
-        Literal["zip", "coco", "kitti", "nuscenes", "yolo", "label-studio", "cvat", "hf-dataset", "cleanlab"],
+        Literal[
+            "zip",
+            "coco",
+            "kitti",
+            "nuscenes",
+            "yolo",
+            "fiftyone",
+            "label-studio",
+            "cvat",
+            "hf-dataset",
+            "cleanlab",
+        ],
         typer.Option(
             "--format",
-            help="zip: everything. Of samples: label-studio, cvat, hf-dataset, cleanlab. Of 2D boxes: coco, "
-            "yolo, label-studio, cvat. Of 3D boxes: kitti, nuscenes.",
+            help="zip: everything. Of samples: fiftyone, label-studio, cvat, hf-dataset, cleanlab. Of 2D "
+            "boxes: coco, yolo, fiftyone, label-studio, cvat. Of 3D boxes: kitti, nuscenes.",
         ),
     ] = "zip",
     class_names: Annotated[

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from mld_core.exchange.cleanlab import write_cleanlab
 from mld_core.exchange.coco import write_coco
 from mld_core.exchange.cvat import write_boxes, write_tags
+from mld_core.exchange.fiftyone import write_classifications, write_detections
 from mld_core.exchange.frames import Frame, frames_of
 from mld_core.exchange.hf_dataset import write_hf_dataset
 from mld_core.exchange.kitti import write_kitti
@@ -25,11 +26,14 @@ from mld_core.records.format.layout import PassKey, RunKey, Store, epoch_folder
 from mld_core.records.format.manifest import work_folder
 from mld_core.records.read.reader import PassSelection, select
 
-Format = Literal["coco", "kitti", "nuscenes", "yolo", "label-studio", "cvat", "hf-dataset", "cleanlab"]
+Format = Literal[
+    "coco", "kitti", "nuscenes", "yolo", "fiftyone", "label-studio", "cvat", "hf-dataset", "cleanlab"
+]
 Findings = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Split -> id -> what the last evaluation found, under the names of `samples.FINDINGS`."""
 
 OF_SAMPLES: Final[dict[str, Callable[[Samples, list[str], Path], None]]] = {
+    "fiftyone": write_classifications,
     "label-studio": write_choices,
     "cvat": write_tags,
     "hf-dataset": write_hf_dataset,
@@ -38,6 +42,7 @@ OF_SAMPLES: Final[dict[str, Callable[[Samples, list[str], Path], None]]] = {
 OF_FRAMES: Final[dict[str, Callable[[list[Frame], list[str], Path], None]]] = {
     "coco": write_coco,
     "yolo": write_yolo,
+    "fiftyone": write_detections,
     "label-studio": write_rectangles,
     "cvat": write_boxes,
 }
@@ -80,7 +85,7 @@ def export_passes(
 
     Raises:
         ValueError: an unknown format, a run of another task, nothing recorded, or what the format lacks
-            (nuScenes: other classes; YOLO, Label Studio: the size of a picture).
+            (nuScenes: other classes; YOLO, FiftyOne, Label Studio: the size of a picture).
     """
     wanted = [task for task, writers in FORMATS.items() if kind in writers]
     if not wanted:

@@ -87,7 +87,7 @@ def test_cleanlab_takes_the_arrays(labelled, tmp_path):
 
 
 def test_datasets_reads_classes_and_findings(labelled, tmp_path):
-    datasets = pytest.importorskip("datasets", reason="pip install datasets")
+    datasets = pytest.importorskip("datasets", reason=".ci/exchange-env installs Datasets")
     out = tmp_path / "out"
     mld("export", "net", "v1", "--format", "hf-dataset", "--epoch", "latest", "-o", out, "--store", labelled)
     (file,) = out.glob("val*/val.parquet")
@@ -111,7 +111,7 @@ def test_parquet_says_its_features(labelled, tmp_path):
 
 
 def test_label_studio_accepts_the_tasks(labelled, boxed, tmp_path):
-    pytest.importorskip("label_studio_sdk", reason="pip install label-studio-sdk")
+    pytest.importorskip("label_studio_sdk", reason=".ci/exchange-env installs Label Studio's SDK")
     from label_studio_sdk.label_interface import LabelInterface
 
     folders = [
