@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from mld_core.app.asking import Filter, Lib, Named, Pics, Sort, answer, place_of, told
+from mld_core.app.asking import Filter, Lib, Name, Named, Pics, Sort, answer, place_of, told
 from mld_core.app.library import Place
 from mld_core.app.pictures import Pictures
 from mld_core.app.problems import ProblemError
@@ -17,6 +17,8 @@ from mld_core.evaluation.errors import FilterError
 from mld_core.views import box_charts, matrices
 from mld_core.views import facets as facet_views
 from mld_core.views.cards import MOST_AT_ONCE, cards
+from mld_core.views.columns.feature_map import feature_map
+from mld_core.views.columns.packed import packed
 from mld_core.views.detail import find_row, sample
 from mld_core.views.evaluation import boxed, evaluation
 from mld_core.views.reviewing import summary
@@ -206,6 +208,14 @@ def curves(library: Lib, names: Named) -> Response:
     return answer(place.units.memo.get_or("curves", lambda: box_charts.curves(place.units)))
 
 
+@routes.get("/map")
+def map_of_features(library: Lib, names: Named, colour: Name = None) -> Response:
+    """What the map of the features needs beside its points, which `/columns` gives."""
+    place = place_of(library, names)
+    key = ("map", colour)
+    return answer(place.units.memo.get_or(key, lambda: feature_map(place.units, colour or "")))
+
+
 @routes.get("/columns")
 def columns(
     library: Lib,
@@ -221,7 +231,7 @@ def columns(
     if len(wanted) > MOST_COLUMNS:
         raise FilterError(f"{len(wanted)} columns: at most {MOST_COLUMNS} at once")
     rows = place.units.chosen(condition, sort)[:limit]
-    return Response(facet_views.packed(place.units, rows, wanted), media_type="application/octet-stream")
+    return Response(packed(place.units, rows, wanted), media_type="application/octet-stream")
 
 
 def changed(place: Place) -> dict[str, Any] | None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from mld_core.evaluation.errors import FilterError
-from mld_core.evaluation.results.view import ALIASES
 from mld_core.views.evaluation import category_filter
 from mld_core.views.selection import HeldUnits, Selection
 from mld_core.views.tables import class_label
@@ -48,11 +42,12 @@ def facets(units: HeldUnits, condition: str = "") -> dict[str, Any]:
     chosen = Selection.of(units, condition)
     names = [item.name for item in units.schema if item.name not in _HIDDEN]
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
-    made = [_facet(name, units, chosen) for name in names]
+    made = [facet(name, units, chosen) for name in names]
     return {"of": chosen.rows, "fields": [one for one in made if one is not None]}
 
 
-def _facet(name: str, units: HeldUnits, chosen: PassUnits) -> dict[str, Any] | None:
+def facet(name: str, units: HeldUnits, chosen: PassUnits) -> dict[str, Any] | None:
+    """One column of the table as a filter; None where it holds nothing, or as many texts as ids have."""
     kind = units.schema.field(name).type
     if not units.has(name):
         return None
@@ -164,60 +159,3 @@ def columns_info(units: HeldUnits) -> list[dict[str, Any]]:
             kind = "number"
         made.append({"name": item.name, "type": kind, "title": title(item.name), "sortable": kind != "list"})
     return made
-
-
-# -- binary columns ------------------------------------------------------------------------------------------
-
-
-def packed(units: HeldUnits, rows: NDArray[np.int32], names: Sequence[str]) -> bytes:
-    """Columns of some units as bytes: u32 length, a JSON header, then the columns, each at a multiple of 8.
-
-    Args:
-        units: The pass.
-        rows: Row numbers, in the order wanted.
-        names: Columns; "row" is the row number.
-
-    Raises:
-        FilterError: An unknown column, or one of lists.
-    """
-    columns: list[dict[str, Any]] = []
-    pieces: list[bytes] = []
-    offset = 0
-    for name in names:
-        values, kind, texts = _binary(units, rows, name)
-        piece = values.astype(values.dtype.newbyteorder("<")).tobytes()
-        piece += b"\0" * (-len(piece) % 8)
-        columns.append(
-            {"name": name, "type": kind, "offset": offset} | ({} if texts is None else {"values": texts})
-        )
-        pieces.append(piece)
-        offset += len(piece)
-    head = json.dumps({"rows": len(rows), "columns": columns}).encode()
-    head += b" " * (-(len(head) + 4) % 8)
-    return b"".join([struct.pack("<I", len(head)), head, *pieces])
-
-
-def _binary(
-    units: HeldUnits, rows: NDArray[np.int32], name: str
-) -> tuple[NDArray[Any], str, list[Any] | None]:
-    if name == "row":
-        return rows.astype(np.int32), "i4", None
-    column = ALIASES.get(name, name)
-    if column not in units.names or pa.types.is_nested(units.schema.field(column).type):
-        raise FilterError(f"column {name!r}: there is none of single values by that name")
-    found = units.column(column).take(pa.array(rows))
-    kind = units.schema.field(column).type
-    if pa.types.is_floating(kind):
-        return np.asarray(found.cast(pa.float32()).to_numpy(), np.float32), "f4", None
-    if pa.types.is_integer(kind):
-        return np.asarray(found.cast(pa.int32()).fill_null(-1).to_numpy(), np.int32), "i4", None
-    if pa.types.is_boolean(kind):
-        return np.asarray(found.cast(pa.uint8()).fill_null(255).to_numpy(), np.uint8), "u1", [False, True]
-    coded = found.combine_chunks().cast(pa.string()).dictionary_encode()
-    if isinstance(coded, pa.ChunkedArray):
-        coded = coded.combine_chunks()
-    codes = np.asarray(coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
-    texts = coded.dictionary.to_pylist()
-    if len(texts) < 255:
-        return np.where(codes < 0, 255, codes).astype(np.uint8), "u1", texts
-    return codes.astype(np.int32), "i4", texts

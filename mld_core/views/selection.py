@@ -117,9 +117,13 @@ class HeldUnits(PassUnits):
     def order(self, sort: str = "") -> Rows:
         """All rows in an order: columns, `-` before one for descending, nulls last; empty = worst first.
 
+        "row" is the order of the table.
+
         Raises:
             FilterError: An unknown column.
         """
+        if sort == "row" and "row" not in self.names:
+            return np.arange(self.rows, dtype=np.int32)
         return self._orders.get_or(sort or WORST, lambda: self._ordered(sort or WORST))
 
     def _ordered(self, sort: str) -> Rows:

@@ -39,6 +39,7 @@ FILTERS = {
         "not (prediction in (1, 2)) and error_proba between 0.2 and 0.8",
         "input_id contains '</SCRIPT>' and severity >= 2",
         "gt = 77",
+        "not inside(pca_1, pca_2, -1, 0, 0.5, -1, 1, 1.5)",
     ),
     "detection": ("", "gt = 1", "unit_kind = 'gt'", "size_bucket = 'small' and is_error = true"),
     "detection3d": ("", "range > 20 and is_error = true", "speed > 1", "gt = 77"),

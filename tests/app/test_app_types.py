@@ -41,7 +41,7 @@ def answers(client):
         for row in rows[:6]:
             yield 'Reads["sample"]', client.get("sample", **place, row=row["row"])
         yield 'Reads["position"]', client.get("position", **place, row=rows[0]["row"])
-        for route in ("run", "curves", "columns-info", "suspects", "export/formats", "pictures"):
+        for route in ("run", "curves", "columns-info", "suspects", "export/formats", "pictures", "map"):
             yield f'Reads["{route}"]', client.get(route, **place)
         itself = {**place, "a_model": place["model"], "a_version": place["version"]}
         for route in ("compare", "compare/pairs"):

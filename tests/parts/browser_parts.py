@@ -1,5 +1,7 @@
 """Waiting for a page in the browser."""
 
+import time
+
 
 def settled(page):
     """Wait until what the page draws in its next frame is drawn."""
@@ -12,3 +14,11 @@ def all_drawn(page):
         "[...document.querySelectorAll('.plot')].every(one => one.querySelector('svg, canvas'))"
     )
     settled(page)
+
+
+def until(page, expression, value=True):
+    """Ask until it is so. The page's policy forbids `eval`, which playwright's own wait needs."""
+    deadline = time.monotonic() + 60
+    while (found := page.evaluate(expression)) != value:
+        assert time.monotonic() < deadline, f"{expression}: {found!r}, not {value!r}"
+        page.wait_for_timeout(50)

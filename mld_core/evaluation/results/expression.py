@@ -8,6 +8,7 @@
                 | column is [not] null
                 | column [not] has literal              (columns that hold lists)
                 | column [not] contains 'text'          (columns of texts, whatever the case)
+                | inside "(" column "," column ("," x "," y)+ ")"     (points within a polygon)
     column     := name | `any text`            literal := number | 'text' | "text" | true | false
 
 Text never reaches SQL: columns are looked up in the table's schema, literals travel as bound parameters. As
@@ -38,6 +39,9 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _WORDS = frozenset({"and", "or", "not", "in", "between", "is", "null", "true", "false"})
+MOST_CORNERS = 64
+"""Of a polygon."""
+
 _SQL_OP = {"=": "=", "==": "=", "!=": "<>", "<>": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
 
@@ -217,6 +221,8 @@ class _Parser:
         token = self._accept("column") or self._accept("name")
         if token is None:
             raise self._error("a column name")
+        if (token.kind, token.text) == ("name", "inside") and self._accept("mark", "("):
+            return self._inside()
         name = token.text.strip("`")
         column = find_column(name, self.schema, self.aliases)
         negated = self._accept("word", "not") is not None
@@ -242,6 +248,43 @@ class _Parser:
                 raise self._error("a comparison (=, !=, <, <=, >, >=, in, between, is null, has, contains)")
             test = f"{quoted(column)} {_SQL_OP[operator.text]} {self._value(column)}"
         return f"NOT ({test})" if negated else test
+
+    def _inside(self) -> str:
+        """A point is inside where a ray from it crosses an odd number of edges."""
+        x, y = self._axis(), self._axis()
+        numbers = [self._number()]
+        while self._accept("mark", ","):
+            numbers.append(self._number())
+        self._require("mark", ")")
+        corners = list(zip(numbers[::2], numbers[1::2], strict=False))
+        if len(numbers) % 2 or not 3 <= len(corners) <= MOST_CORNERS:
+            wanted = f"expected the x and y of 3 to {MOST_CORNERS} corners"
+            raise FilterError(f"filter {self.text!r}: {wanted}, found {len(numbers)} numbers")
+        across, up = zip(*corners, strict=True)
+        self.parameters += [min(across), max(across), min(up), max(up)]
+        crossed = []
+        for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
+            if y1 != y2:
+                crossed.append(f"CAST(({y} >= ? AND {y} < ? AND {x} < ? + ({y} - ?) * ?) AS INTEGER)")
+                self.parameters += [min(y1, y2), max(y1, y2), x1, y1, (x2 - x1) / (y2 - y1)]
+        odd = f"({' + '.join(crossed or ['0'])}) % 2 = 1"
+        return f"({x} BETWEEN ? AND ? AND {y} BETWEEN ? AND ? AND {odd})"
+
+    def _axis(self) -> str:
+        token = self._accept("column") or self._accept("name")
+        if token is None:
+            raise self._error("a column name")
+        column = find_column(token.text.strip("`"), self.schema, self.aliases)
+        if _kind_of(self.schema.field(column).type) != "number":
+            raise FilterError(f"column {column!r} holds no numbers: it is no axis of a polygon")
+        self._require("mark", ",")
+        return f"CAST({quoted(column)} AS DOUBLE)"
+
+    def _number(self) -> float:
+        token = self._accept("number")
+        if token is None:
+            raise self._error("a number")
+        return float(token.text)
 
     def _list(self, column: str) -> str:
         self._require("mark", "(")

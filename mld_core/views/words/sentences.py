@@ -47,6 +47,8 @@ _TEST = re.compile(
 _BETWEEN = re.compile(
     r"(?P<column>`[^`]+`|[\w./]+)\s+between\s+(?P<low>\S+)\s+and\s+(?P<high>\S+)", re.IGNORECASE
 )
+_NOT = re.compile(r"not\s*\(([^()]*)\)", re.IGNORECASE)
+_INSIDE = re.compile(r"inside\(\s*(`[^`]+`|[\w./]+)\s*,\s*(`[^`]+`|[\w./]+)\s*,[^()]*\)", re.IGNORECASE)
 _SAID = {"<": "below", "<=": "at most", ">": "above", ">=": "at least", "!=": "not", "<>": "not"}
 
 
@@ -115,10 +117,10 @@ def filter_sentence(condition: str, names: Sequence[str] | None) -> str:
 
 
 def _words(test: str, names: Sequence[str] | None) -> str:
-    between = _BETWEEN.fullmatch(test)
-    if between is not None:
-        column = _column(between["column"])
-        return f"{title(column)} {between['low']} to {between['high']}"
+    denied = _NOT.fullmatch(test)
+    spanned = f"not {_words(denied[1], names)}" if denied else _span_words(test)
+    if spanned is not None:
+        return spanned
     found = _TEST.fullmatch(test)
     if found is None or re.search(r"\b(and|or)\b", found["value"]):
         return test
@@ -133,10 +135,23 @@ def _words(test: str, names: Sequence[str] | None) -> str:
         number = int(value)
         value = names[number] if names is not None and 0 <= number < len(names) else value
     if column == "category":
-        return value.replace("_", " ")
+        said = value.replace("_", " ")
+        return said if op in {"=", "=="} else f"category {_SAID.get(op, op)} {said}"
     return " ".join(
         one for one in (title(column), _SAID.get(op, "" if op in {"=", "=="} else op), value) if one
     )
+
+
+def _span_words(test: str) -> str | None:
+    """A range or a shape in words."""
+    between = _BETWEEN.fullmatch(test)
+    if between is not None:
+        return f"{title(_column(between['column']))} {between['low']} to {between['high']}"
+    inside = _INSIDE.fullmatch(test)
+    if inside is None:
+        return None
+    x, y = (_column(one) for one in inside.groups())
+    return "lasso on the map" if (x, y) == ("pca_1", "pca_2") else f"a shape over {title(x)} and {title(y)}"
 
 
 def _column(text: str) -> str:

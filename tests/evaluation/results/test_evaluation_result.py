@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -245,11 +246,27 @@ def test_filter_compiles(text, sql, parameters):
         ("gt = confidence", "expected a number"),
         ("gt in ()", "expected a number"),
         ("gt not 3", "expected 'in' or 'between'"),
+        ("inside(gt, confidence, 0, 0, 1, 1)", "3 to 64 corners, found 4 numbers"),
+        ("inside(gt, confidence, 0, 0, 1, 1, 2)", "found 5 numbers"),
+        ("inside(gt, weather, 0, 0, 1, 1, 2, 0)", "'weather' holds no numbers"),
+        ("inside(gt, 0, 0, 1, 1, 2, 0)", "expected a column name"),
     ],
 )
 def test_filter_errors_say_where_and_what(text, message):
     with pytest.raises(FilterError, match=message):
         compile_filter(text, SCHEMA)
+
+
+def test_a_polygon_takes_the_points_within_it():
+    """Of any shape: of a horseshoe not what lies between its arms, and of no place neither inside nor outside."""
+    x, y = (one.ravel() for one in np.meshgrid(np.arange(0.25, 3, 0.5), np.arange(0.25, 3, 0.5)))
+    points = pa.table({"x": [*x.astype("f4"), None], "y": [*y.astype("f4"), 1.0]})
+    shape = "inside(x, y, 0, 0, 3, 0, 3, 3, 2, 3, 2, 1, 1, 1, 1, 3, 0, 3)"
+    between = (x > 1) & (x < 2) & (y > 1)
+    for text, wanted in ((shape, ~between), (f"not {shape}", between)):
+        compiled = compile_filter(text, points.schema)
+        found = duckdb.execute(f"SELECT x, y FROM points WHERE {compiled.sql}", list(compiled.parameters))
+        assert found.fetchall() == list(zip(x[wanted], y[wanted], strict=True))
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------

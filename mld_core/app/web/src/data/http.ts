@@ -1,5 +1,6 @@
 /** Data from the server that the page came from. */
 import { Problem, queryOf, type Query, type Reads, type Source, type Writes } from "./source";
+import { unpackedColumns, type Columns } from "./points";
 import type { Job } from "./types";
 
 const text = (value: unknown): string | null => (typeof value === "string" && value ? value : null);
@@ -53,6 +54,11 @@ export class HttpSource implements Source {
       this.deletes = may.includes("delete");
     }
     return body;
+  }
+
+  async columns(query: Query, signal?: AbortSignal): Promise<Columns> {
+    const answer = await this.#ask(`columns?${queryOf(query)}`, { signal: signal ?? null });
+    return unpackedColumns(await answer.arrayBuffer());
   }
 
   #changes(method: "POST" | "DELETE", body: unknown): RequestInit {

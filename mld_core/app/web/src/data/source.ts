@@ -1,4 +1,5 @@
 /** Where the pages' data comes from: the one interface that the pages know. */
+import type { Columns } from "./points";
 import type * as t from "./types";
 
 /** Routes that are read, and what each answers. */
@@ -16,6 +17,7 @@ export interface Reads {
   confusion: t.Confusion;
   heatmap: t.Heatmap;
   curves: t.Curves | null;
+  map: t.FeatureMap;
   verdicts: t.Verdicts;
   suspects: t.Suspects;
   "export/formats": t.ExportFormats;
@@ -48,6 +50,8 @@ export interface Source {
   readonly deletes: boolean;
   get<R extends keyof Reads>(route: R, query?: Query, signal?: AbortSignal): Promise<Reads[R]>;
   post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]>;
+  /** Whole columns of a selection. */
+  columns(query: Query & { names: string }, signal?: AbortSignal): Promise<Columns>;
   /** Ends an evaluation. */
   cancel(job: string): Promise<t.Job>;
   /** Ends the session, where a key opened it. */

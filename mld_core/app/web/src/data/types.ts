@@ -413,6 +413,17 @@ export interface Facets {
 export interface ColumnsInfo {
   columns: { name: string; type: string; title: string; sortable: boolean }[];
 }
+/** What the map needs beside its points. */
+export interface FeatureMap {
+  axes: string[];
+  there: boolean;
+  colour: string;
+  colours: { name: string; title: string }[];
+  legend: Facet | null;
+  /** Splits whose points lie in the same space. */
+  shared: string[];
+  note: string;
+}
 export interface FilterAnswer {
   sentence: string;
   chips: { text: string; filter: string }[];

@@ -84,6 +84,8 @@ export const joined = (list: string[]): string =>
 
 /** The column and kind of a part that says one thing of one column: another one of it takes its place. */
 const subject = (part: string): string | null => {
+  const shape = /^inside\(\s*\w+\s*,\s*\w+\s*,/i.exec(part);
+  if (shape) return shape[0].replace(/\s/g, "").toLowerCase();
   const told =
     /^(`[^`]+`|\w+)\s*(=|between|<=?|>=?)\s/i.exec(part) ?? /^(`[^`]+`|\w+)\s+(is|contains)\s/i.exec(part);
   if (!told) return null;
@@ -115,5 +117,5 @@ export const searched = (typed: string): string => {
   const text = typed.trim();
   if (text === "") return "";
   const grammar = /^\(*\s*(not\s+)?(`[^`]+`|[A-Za-z_]\w*)\s*(=|!=|<|>|\s(in|between|is|has|contains)\s)/i;
-  return grammar.test(text) ? text : `input_id contains ${literal(text)}`;
+  return grammar.test(text) || /^inside\(/i.test(text) ? text : `input_id contains ${literal(text)}`;
 };

@@ -2,6 +2,7 @@
 import { parts } from "../../state/filter";
 import { Problem, type Query, type Reads, type Source } from "../source";
 import type * as t from "../types";
+import type { Columns, Held } from "../points";
 import { Column, unpacked, type ColumnInfo } from "./columns";
 import { Pass, type FilePass } from "./pass";
 import * as recount from "./recount";
@@ -80,6 +81,24 @@ export class EmbeddedSource implements Source {
     return { ...(this.#ofRows(route, pass, filter, query) as object), place };
   }
 
+  async columns(query: Query & { names: string }): Promise<Columns> {
+    const pass = this.#pass(query);
+    await pass.ready();
+    const filter = textOf(query.filter);
+    const rows = filter === "" ? null : pass.chosen(filter, "row");
+    const made = new Map<string, Held>();
+    for (const name of query.names.split(",")) {
+      const { numbers, values } = pass.column(name) ?? {};
+      if (name === "row") made.set(name, { numbers: rows ?? pass.chosen("", "row"), values: null });
+      else if (numbers && rows === null)
+        made.set(name, {
+          numbers,
+          values: values ?? (pass.column(name)?.kind === "boolean" ? [false, true] : null),
+        });
+    }
+    return { rows: rows?.length ?? pass.told.rows, get: (name) => made.get(name) };
+  }
+
   async #compared(route: string, query: Query): Promise<t.Compared | t.SamplePairs> {
     const { compare } = this.data;
     const told = compare?.[textOf(query.split) || this.#first()] ?? Object.values(compare ?? {})[0];
@@ -108,6 +127,7 @@ export class EmbeddedSource implements Source {
     if (route === "facets") return recount.facets(pass, there(pass.told.facets), filter);
     if (route === "columns-info") return there(pass.told["columns-info"]);
     if (route === "confusion") return recount.confusion(pass, there(pass.told.confusion), filter);
+    if (route === "map") return this.#map(pass, query);
     if (route === "heatmap") return this.#heatmap(pass, filter, query);
     if (route === "suspects") return this.#suspects(pass, query);
     throw new Problem(404, "Not in this file", `This file cannot answer '${route}'.`, null, "mld ui");
@@ -246,6 +266,20 @@ export class EmbeddedSource implements Source {
     const whole =
       filter === "" ? "" : "Of the whole split: a file does not recount this map under a filter. ";
     return { ...map, sentence: `${whole}${map.sentence}` };
+  }
+
+  #map(pass: Pass, query: Query): t.FeatureMap {
+    const fields = there(pass.told.facets).fields;
+    const colour =
+      textOf(query.colour) || (fields.find((one) => one.name === "category") ?? fields[0])?.name || "";
+    const legend = fields.find((one) => one.name === colour) ?? null;
+    const axes = ["pca_1", "pca_2"];
+    const at = axes.map((name) => pass.column(name)?.numbers);
+    const known = at.every((numbers) => numbers?.some((one) => !Number.isNaN(one)));
+    const colours = fields
+      .map(({ name, title }) => ({ name, title }))
+      .filter(({ name }) => pass.column(name)?.kind !== "list");
+    return { axes, there: known, colour, colours, legend, shared: [], note: "" };
   }
 
   #suspects(pass: Pass, query: Query): t.Suspects {

@@ -12,6 +12,7 @@ const at = (info: Partial<ColumnInfo> & { name: string }): Column =>
 const columns = new Map(
   [
     at({ name: "x" }),
+    at({ name: "y" }),
     at({ name: "weather", type: "text", code: "u1", offset: 48, values: ["it's", "Fog and rain", null] }),
     at({ name: "diagnosis", type: "list", code: "u1", offset: 48, values: [["C01", "C20"], [], null] }),
     at({ name: "two words", type: "bool", offset: 56 }),
@@ -30,6 +31,8 @@ describe("a filter holds for the rows that SQL would give", () => {
     ["x between 0.5 and 1.5 and not x = 1", [1, 3]],
     ["not (x > 1)", [0, 1, 2]],
     ["x not between 0.5 and 1.5", [0, 4]],
+    ["inside(x, y, 0.2, 0, 1.2, 0, 1.2, 9, 0.2, 9)", [1, 2]],
+    ["not inside(x, y, 0.2, 0, 1.2, 0, 1.2, 9, 0.2, 9) and x < 2", [0, 3]],
     ["x is null or x >= 2", [4, 5]],
     ["x is not null", [0, 1, 2, 3, 4]],
     ["x in (0, 2, 7)", [0, 4]],
@@ -50,7 +53,9 @@ describe("a filter that cannot be read says why", () => {
   test.each([
     ["x", "expected a comparison"],
     ["x = 'a'", "holds a number, not a text"],
-    ["y = 1", "no column 'y'"],
+    ["z = 1", "no column 'z'"],
+    ["inside(x, y, 1, 2)", "3 or more corners"],
+    ["inside(x, weather, 1, 2)", "expected a column of numbers"],
     ["x = 1 x", "expected 'and', 'or' or the end, found 'x' at character 7"],
     ["x = null", "expected a number"],
     ["diagnosis = 'C01'", "write diagnosis has"],

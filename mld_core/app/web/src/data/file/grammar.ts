@@ -1,5 +1,6 @@
 /** The filter language of views, over columns in the page: what the server's `compile_filter` says in SQL. */
 import { Problem } from "../source";
+import { within } from "../../map/shape";
 import type { Column } from "./columns";
 
 /** As in SQL a comparison with null is neither true nor false, and neither is its `not`. */
@@ -118,12 +119,39 @@ export class Grammar {
   #test(): Mask {
     const token = this.#accept("column") ?? this.#accept("name");
     if (token === null) throw this.#expected("a column name");
+    if (token.text === "inside" && this.#accept("mark", "(")) return this.#inside();
     const name = token.text.replaceAll("`", "");
     const column = this.column(name);
     if (column === null) throw wrong(this.#text, `this file has no column '${name}'`);
     const negated = this.#accept("word", "not") !== null;
     const made = this.#condition(column, name, negated);
     return negated ? not(made) : made;
+  }
+
+  /** Points within a polygon; one without a place is in no polygon and in none's outside. */
+  #inside(): Mask {
+    const [x, y] = [this.#axis(), this.#axis()];
+    const numbers = [this.#literal()];
+    while (this.#accept("mark", ",")) numbers.push(this.#literal());
+    this.#require("mark", ")");
+    if (numbers.length % 2 || numbers.length < 6 || numbers.some((one) => typeof one !== "number"))
+      throw wrong(this.#text, "expected the x and y of 3 or more corners");
+    const corners = numbers.flatMap((one, at) =>
+      at % 2 ? [] : [[Number(one), Number(numbers[at + 1])] as const],
+    );
+    const holds = within(corners);
+    return Uint8Array.from({ length: this.rows }, (_, row) => {
+      const place = [x.at(row), y.at(row)];
+      return place.includes(null) ? UNKNOWN : holds(Number(place[0]), Number(place[1])) ? TRUE : FALSE;
+    });
+  }
+
+  #axis(): Column {
+    const token = this.#accept("column") ?? this.#accept("name");
+    const column = token && this.column(token.text.replaceAll("`", ""));
+    if (column?.kind !== "number") throw this.#expected("a column of numbers");
+    this.#require("mark", ",");
+    return column;
   }
 
   #condition(column: Column, name: string, negated: boolean): Mask {

@@ -86,6 +86,7 @@ export class Pass {
       const mask = this.mask(filter);
       const rows: number[] = [];
       for (let row = 0; row < mask.length; row += 1) if (mask[row] === 1) rows.push(row);
+      if (order === "row") return Int32Array.from(rows);
       const keys = order.split(",").flatMap((one) => this.#key(one.trim(), order === WORST));
       rows.sort((a, b) => {
         for (const { key, down } of keys) {
