@@ -11,7 +11,8 @@ from scipy.special import ndtr
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import log_distances
-from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
+from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search
+from mld_core.evaluation.space.selection import squared_norms
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 from mld_core.evaluation.statistics.significance import NORMAL_95, benjamini_hochberg

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search, squared_norms
+from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search
+from mld_core.evaluation.space.selection import squared_norms
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids

@@ -2,7 +2,8 @@
 
 Distances to a sample of the points give each query a limit that its `k` nearest almost surely lie within.
 Blocks of distances are compared with it, and only what passes is sorted, as integers that order as (distance,
-column) do. A query whose limit let through too few, or far too many, is looked at in full.
+column) do. Where a limit lets through far too many, the nearest so far give a better one; a query whose limit
+let through too few is looked at in full.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ ROWS = 256
 """Queries of a block: what a caller cuts its queries into."""
 
 _COLUMNS = 8_192
-_SAMPLED = 16
+SAMPLED = 16
 _ROOM = 8
 _CELLS = 2**20
 _PAIRS = 64
+_NONE = ~np.uint64(0)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _SIGN = np.uint32(0x80000000)
@@ -50,7 +52,7 @@ class Points:
     @classmethod
     def of(cls, points: NDArray[np.float32], norms: NDArray[np.float32]) -> Points:
         """Draw the sample."""
-        sample = np.sort(hash_order(len(points), 13)[: max(1, len(points) // _SAMPLED)])
+        sample = np.sort(hash_order(len(points), 13)[: max(1, len(points) // SAMPLED)])
         return cls(points, norms, sample, points[sample], norms[sample])
 
 
@@ -137,6 +139,11 @@ class Members:
 Dropped = LeftOut | Coded | None
 
 
+def squared_norms(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,) squared lengths of the rows."""
+    return np.asarray(np.einsum("ij,ij->i", points, points), dtype=np.float32)
+
+
 def select(
     queries: NDArray[np.float32], points: Points, k: int, dropped: Dropped = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -153,33 +160,105 @@ def select(
     """
     turned = queries * np.float32(-2)
     width = len(points.points)
-    room = min(_ROOM * k, width)
-    keys = np.full((len(queries), room), ~np.uint64(0))
-    held = np.zeros(len(queries), np.int64)
-    limit = _limits(turned, points, k, dropped) if room < width else np.full(len(queries), np.inf, np.float32)
+    limit = np.full(len(queries), np.inf, np.float32)
+    if _ROOM * k < width:
+        among = None if dropped is None else dropped.among(points.sample)
+        limit = within_sample(turned, points.near, points.near_norms, k, among)
+    passed = Passed.none(limit, k, width)
     # Memory that is written again and again: pages that are new each time cost as much as a pass over them.
     spare = np.empty(len(queries) * min(_COLUMNS, width), np.float32)
-    passed = np.empty(len(spare), bool)
     for columns in spans(width, _COLUMNS):
         distance = _distances(turned, points, columns, dropped, spare)
-        flat = np.flatnonzero(np.less_equal(distance, limit[:, None], out=_shaped(passed, distance.shape)))
-        starts = np.searchsorted(flat, np.arange(len(queries) + 1) * distance.shape[1])
-        count = np.diff(starts)
-        rows = np.repeat(np.arange(len(queries)), count)
-        place = np.arange(len(flat)) + np.repeat(held - starts[:-1], count)
-        fits = place < room
-        if not fits.all():
-            flat, rows, place = flat[fits], rows[fits], place[fits]
-        keys[rows, place] = _keys(distance.ravel()[flat], flat - rows * distance.shape[1] + columns.start)
-        held += count
-        limit[held > room] = -np.inf
-    odd = np.flatnonzero((held > room) | (held < min(k, width)))
-    keys = np.sort(keys[:, : max(int(held.max(initial=0)), 1)], axis=1)[:, :k]
-    if keys.shape[1] < k:
-        keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=~np.uint64(0))
-    for span in spans(len(odd), max(1, _CELLS // max(width, 1))):
-        keys[odd[span]] = _in_full(turned, points, k, dropped, odd[span])
-    return _answers(keys, queries)
+        passed.add(distance, np.arange(columns.start, columns.stop))
+    few = passed.few(width)
+    keys = passed.nearest()
+    for span in spans(len(few), max(1, _CELLS // max(width, 1))):
+        keys[few[span]] = _in_full(turned, points, k, dropped, few[span])
+    return answers(keys, queries)
+
+
+@dataclass
+class Passed:
+    """What passed the limits of some queries so far.
+
+    Attributes:
+        k: How many are wanted.
+        limit: (q,) distances beyond which nothing is kept.
+        keys: (q, room) integers that order as (distance, name) do; all bits set = none.
+        held: (q,) how many there are.
+        spare: What comparisons are written to.
+    """
+
+    k: int
+    limit: NDArray[np.float32]
+    keys: NDArray[np.uint64]
+    held: NDArray[np.int64]
+    spare: NDArray[np.bool_]
+
+    @classmethod
+    def none(cls, limit: NDArray[np.float32], k: int, width: int) -> Passed:
+        """Nothing yet, of `width` points."""
+        keys = np.full((len(limit), min(_ROOM * k, width)), _NONE)
+        return cls(k, limit, keys, np.zeros(len(limit), np.int64), np.empty(0, np.bool_))
+
+    def add(
+        self,
+        distance: NDArray[np.float32],
+        names: NDArray[np.int64],
+        rows: NDArray[np.int64] | None = None,
+        groups: NDArray[np.int64] | None = None,
+        codes: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Keep what is within the limits.
+
+        Args:
+            distance: (r, c) squared distances less the queries' own squared lengths.
+            names: (c,) of the points.
+            rows: (r,) which queries, None = all.
+            groups: (q,) codes of the queries, and
+            codes: of every name; who is of one's own group does not count.
+        """
+        rows = np.arange(len(self.held)) if rows is None else rows
+        if self.spare.size < distance.size:
+            self.spare = np.empty(distance.size, np.bool_)
+        inside = np.less_equal(distance, self.limit[rows, None], out=_shaped(self.spare, distance.shape))
+        flat, width = np.flatnonzero(inside), distance.shape[1]
+        first = np.arange(len(rows) + 1) * width
+        count = np.diff(np.searchsorted(flat, first))
+        name = names[flat - np.repeat(first[:-1], count)]
+        if groups is not None and codes is not None:
+            there = np.repeat(groups[rows], count) != codes[name]
+            if not there.all():
+                flat, name = flat[there], name[there]
+                count = np.diff(np.searchsorted(flat, first))
+        keys, stops = _keys(distance.ravel()[flat], name), np.cumsum(count)
+        held = self.held[rows]
+        place = np.arange(len(flat)) + np.repeat(held - stops + count, count)
+        query, over = np.repeat(rows, count), held + count > self.keys.shape[1]
+        self.held[rows] += count
+        if over.any():
+            fits = np.repeat(~over, count)
+            for one in np.flatnonzero(over):
+                self._squeeze(int(rows[one]), int(held[one]), keys[stops[one] - count[one] : stops[one]])
+            keys, query, place = keys[fits], query[fits], place[fits]
+        self.keys[query, place] = keys
+
+    def _squeeze(self, query: int, held: int, more: NDArray[np.uint64]) -> None:
+        """Keep only the nearest of one query: the last of them is its limit from here on."""
+        own = self.keys[query]
+        best = np.partition(np.concatenate([own[:held], more]), self.k - 1)[: self.k] if self.k else more[:0]
+        own[: self.k], own[self.k :] = best, _NONE
+        self.held[query] = self.k
+        self.limit[query] = _values(best.max())[()] if self.k else -np.inf
+
+    def few(self, width: int) -> NDArray[np.int64]:
+        """Queries whose limit let through too few of `width` points."""
+        return np.flatnonzero(self.held < min(self.k, width))
+
+    def nearest(self) -> NDArray[np.uint64]:
+        """(q, k) least keys, rising; all bits set = none."""
+        keys = np.sort(self.keys[:, : max(int(self.held.max(initial=0)), 1)], axis=1)[:, : self.k]
+        return np.pad(keys, ((0, 0), (0, self.k - keys.shape[1])), constant_values=_NONE)
 
 
 def _shaped(spare: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -198,13 +277,27 @@ def _distances(
     return distance
 
 
-def _limits(turned: NDArray[np.float32], points: Points, k: int, dropped: Dropped) -> NDArray[np.float32]:
-    """(q,) a distance that more than `k` points are almost surely within: three standard deviations."""
-    distance: NDArray[np.float32] = turned @ points.near.T
-    distance += points.near_norms
+def within_sample(
+    turned: NDArray[np.float32],
+    sample: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    k: int,
+    dropped: Dropped,
+) -> NDArray[np.float32]:
+    """(q,) a distance that more than `k` points are almost surely within: three standard deviations.
+
+    Args:
+        turned: (q, D) queries times -2.
+        sample: (s, D) about every 16th point, at least one, and
+        norms: (s,) their squared lengths.
+        k: How many.
+        dropped: Pairs of the sample that do not count.
+    """
+    distance: NDArray[np.float32] = turned @ sample.T
+    distance += norms
     if dropped is not None:
-        dropped.among(points.sample).drop(distance, slice(0, len(points.sample)))
-    expected = k / _SAMPLED
+        dropped.drop(distance, slice(0, len(sample)))
+    expected = k / SAMPLED
     place = min(int(expected + 3 * np.sqrt(expected) + 3), distance.shape[1] - 1)
     return np.partition(distance, place, axis=1)[:, place]
 
@@ -228,7 +321,7 @@ def _in_full(
     if k < keys.shape[1]:
         keys = np.partition(keys, k - 1, axis=1)[:, :k]
     keys = np.sort(keys, axis=1)
-    return np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=~np.uint64(0))
+    return np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=_NONE)
 
 
 def _keys(values: NDArray[np.float32], columns: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -238,12 +331,16 @@ def _keys(values: NDArray[np.float32], columns: NDArray[np.int64]) -> NDArray[np
     return (upper.astype(np.uint64) << _SHIFT) | columns.astype(np.uint64)
 
 
-def _answers(
+def _values(keys: NDArray[np.uint64]) -> NDArray[np.float32]:
+    upper = np.asarray(keys >> _SHIFT).astype(np.uint32)
+    return np.asarray(upper ^ np.where(upper & _SIGN, _SIGN, np.uint32(0xFFFFFFFF))).view(np.float32)
+
+
+def answers(
     keys: NDArray[np.uint64], queries: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    upper = (keys >> _SHIFT).astype(np.uint32)
-    values = (upper ^ np.where(upper & _SIGN, _SIGN, np.uint32(0xFFFFFFFF))).view(np.float32)
-    values = values + np.asarray(np.einsum("ij,ij->i", queries, queries), np.float32)[:, None]
+    """Names, -1 = none, and squared distances of keys."""
+    values = _values(keys) + squared_norms(queries)[:, None]
     there = np.isfinite(values)
     values = np.where(there, np.maximum(values, 0), np.float32(np.inf))
     return np.where(there, (keys & _LOW).astype(np.int64), -1), values

@@ -8,8 +8,7 @@ import pytest
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import selection
 from mld_core.evaluation.space.neighbourhood import Nearest
-from mld_core.evaluation.space.neighbours import squared_norms
-from mld_core.evaluation.space.selection import Coded, LeftOut, Members, Points, select
+from mld_core.evaluation.space.selection import Coded, LeftOut, Members, Points, select, squared_norms
 
 
 def sorted_fully(queries, points, k, out=None):
