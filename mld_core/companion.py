@@ -80,6 +80,8 @@ class Companion:
         self._stdin = self.process.stdin
         self._stdin.write(json.dumps(dict(settings)).encode() + b"\n")
         os.set_blocking(self._stdin.fileno(), False)
+        self.listens = True
+        """Whether it can be told more: it has closed its end where not, if it still runs."""
 
     def ended(self) -> int | None:
         """Its exit status; None while it runs."""
@@ -91,9 +93,11 @@ class Companion:
         line = json.dumps(message).encode() + b"\n"
         if len(line) > _LONGEST_LINE:
             return False
-        with contextlib.suppress(OSError):
+        try:
             return self._stdin.write(line) is not None
-        return False
+        except OSError:
+            self.listens = False
+            return False
 
     def leave(self) -> None:
         """No more will come; it ends by itself."""

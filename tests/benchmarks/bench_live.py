@@ -53,7 +53,7 @@ def helper_of(folder: Path) -> LiveHelper:
     return LiveHelper(LiveSettings(str(folder), "net", "v1"))
 
 
-def waited(rank: Path, process: object = None) -> dict[str, object]:
+def waited(rank: Path) -> dict[str, object]:
     """The pass's row once it is complete."""
     while (row := read_figures(rank.parent)) is None or row["state"] == METRICS:
         time.sleep(0.02)
@@ -101,8 +101,8 @@ def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
         (rank.parent / "figures.json").unlink(missing_ok=True)
         helper = helper_of(folder)
         helper.sealed(rank)
-        process = helper._process
-        assert process is not None
+        assert helper._process is not None
+        process = helper._process.process
         while (row := read_figures(rank.parent)) is None or row["state"] == METRICS:
             beside = steps_in(seconds, model, optimizer)
             process.send_signal(signal.SIGSTOP)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mld_core.evaluation.engine.executor import Reporter, Stage, Workers
 from mld_core.evaluation.live.figures import (
@@ -27,7 +27,8 @@ from mld_core.evaluation.live.figures import (
     read_figures,
     write_figures,
 )
-from mld_core.evaluation.live.helper import LiveSettings
+from mld_core.evaluation.live.helper import RANKS_SECONDS, LiveSettings
+from mld_core.evaluation.live.inbox import Inbox
 from mld_core.evaluation.live.measuring import Analysed, analyse_samples, scalar_metrics
 from mld_core.records.format.attempts import chain, list_attempts, read_rank
 from mld_core.records.format.layout import PassKey, RunKey, Store
@@ -41,9 +42,6 @@ _LOOK_SECONDS = 0.2
 _PARENT_SECONDS = 2.0
 _LINGER_SECONDS = 120.0
 """How long the process works on when the training is over."""
-
-_RANKS_SECONDS = 600.0
-"""How long to wait for the other ranks of a pass."""
 
 
 class TooLateError(Exception):
@@ -75,24 +73,29 @@ class Evaluation:
 
     Args:
         settings: Of which run.
-        lines: What the training says.
+        inbox: What the training says.
+        said: Lines that it has said before.
     """
 
-    def __init__(self, settings: LiveSettings, lines: IO[bytes]) -> None:
-        self._settings, self._lines = settings, lines
+    def __init__(self, settings: LiveSettings, inbox: Inbox, said: list[bytes]) -> None:
+        self._settings, self._inbox = settings, inbox
         self._store = Store(settings.store)
         self._run = RunKey(settings.model_name, settings.version_name)
         self._info = self._store.run_info(self._run)
         self._parent = os.getppid()
         self._changed = threading.Condition()
         self._told: dict[Path, float] = {}  # rank folders, and until when the other ranks are waited for
+        self._taken: set[Path] = set()  # attempts
         self._due: dict[str, Pass] = {}
         self._train: PassSelection | None = None
         self._analysed: dict[str, float] = {}
         self._working = False
         self._heard = time.monotonic()
         self._ended: float | None = None
+        self._measured = False
         self._failed: BaseException | None = None
+        with self._changed:
+            self._hear(said)
 
     def run(self) -> None:
         """Work until the training is over and all it sealed has its figures, or nothing came for a while.
@@ -101,9 +104,8 @@ class Evaluation:
             MemoryError: The metrics take more than it may have.
         """
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
-        measuring = threading.Thread(target=self._measure, name="metrics", daemon=True)
-        measuring.start()
-        while (one := self._next(measuring)) is not None:
+        threading.Thread(target=self._measure, name="metrics", daemon=True).start()
+        while (one := self._next()) is not None:
             with contextlib.suppress(TooLateError), self._alone():
                 self._analyse(one)
             with self._changed:
@@ -115,25 +117,37 @@ class Evaluation:
     # -- taking in -------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """Read the training's lines to their end; the folder of a sealed rank each."""
+        """Read the training's lines until it is over or gone, or nothing came for a while."""
         with contextlib.suppress(OSError, ValueError):
-            for line in self._lines:
+            while (lines := self._inbox.lines(min(_PARENT_SECONDS, self._settings.idle))) is not None:
+                # Forked workers of a killed training may hold its end open: ask for the parent, too.
+                if not lines and os.getppid() != self._parent:
+                    break
                 with self._changed:
-                    self._told.setdefault(Path(json.loads(line)), time.monotonic() + _RANKS_SECONDS)
-                    self._heard = time.monotonic()
-                    self._changed.notify_all()
+                    self._hear(lines)
+                    if self._idle() and not self._inbox.waits():
+                        self._inbox.close()  # the training hears of it, and tells another process
+                        break
         with self._changed:
             self._ended = time.monotonic()
             self._changed.notify_all()
 
+    def _hear(self, lines: list[bytes]) -> None:
+        """The folder of a sealed rank each."""
+        for line in lines:
+            self._told.setdefault(Path(json.loads(line)), time.monotonic() + RANKS_SECONDS)
+            self._heard = time.monotonic()
+        if lines:
+            self._changed.notify_all()
+
+    def _idle(self) -> bool:
+        busy = self._told or self._due or self._working
+        return not busy and time.monotonic() - self._heard > self._settings.idle
+
     def _measure(self) -> None:
         """Write the metrics of each pass that all ranks have sealed, until no more can come."""
         try:
-            while not self._over():
-                with self._changed:
-                    if not self._told:
-                        self._changed.wait(_PARENT_SECONDS)
-                    folders = dict(self._told)
+            while (folders := self._to_measure()) is not None:
                 for folder, until in folders.items():
                     self._take_in(folder, until)
                 if self._told:
@@ -141,18 +155,15 @@ class Evaluation:
         except BaseException as error:  # noqa: BLE001 - the main thread ends the process with it
             self._failed = error
         with self._changed:
+            self._measured = True
             self._changed.notify_all()
 
-    def _over(self) -> bool:
-        """Whether the training is over and all it sealed is taken in, or nothing came for a while."""
-        now = time.monotonic()
+    def _to_measure(self) -> dict[Path, float] | None:
+        """What is told and not taken in, waited for; None: the training is over, and no more can come."""
         with self._changed:
-            if self._ended is None and os.getppid() != self._parent:
-                self._ended = now  # forked workers of a killed training may hold its end of the pipe open
-            if self._ended is not None:
-                return not self._told or self._late()
-            idle = not (self._told or self._due or self._working)
-            return idle and now - self._heard > self._settings.idle
+            while not self._told and self._ended is None:
+                self._changed.wait()
+            return None if not self._told or self._late() else dict(self._told)
 
     def _late(self) -> bool:
         return self._ended is not None and time.monotonic() - self._ended > _LINGER_SECONDS
@@ -164,7 +175,8 @@ class Evaluation:
             found = self._select(folder)
         if found is not None and not found.sealed and time.monotonic() < until:
             return
-        if found is not None and found.sealed:
+        if found is not None and found.sealed and folder.parent not in self._taken:
+            self._taken.add(folder.parent)
             row = read_figures(folder.parent)
             one = Pass(folder.parent, found, row or self._row(found))
             if row is None:
@@ -215,13 +227,13 @@ class Evaluation:
 
     # -- the analysis ----------------------------------------------------------------------------------------
 
-    def _next(self, measuring: threading.Thread) -> Pass | None:
+    def _next(self) -> Pass | None:
         """The pass of the split that waits the longest for an analysis; None when no more will come."""
         with self._changed:
             while not self._due:
-                if not measuring.is_alive():
+                if self._measured:
                     return None
-                self._changed.wait(_LOOK_SECONDS if self._ended is not None else _PARENT_SECONDS)
+                self._changed.wait()
             # Of splits that have none yet the train split comes last: it is the largest.
             split = min(self._due, key=lambda name: (self._analysed.get(name, 0.0), name == "train"))
             self._working = True

@@ -8,8 +8,10 @@ import os
 import sys
 
 from mld_core.evaluation.live.helper import NO_MEMORY, LiveSettings
+from mld_core.evaluation.live.inbox import Inbox
 from mld_core.evaluation.live.memory import hold_to, refusal
 
+_PARENT_SECONDS = 2.0
 _NICE = 19
 """Whoever wants the figures sooner than the training its processor sets `MLD_LIVE_NICE` lower."""
 
@@ -23,14 +25,20 @@ def main() -> int:
     """
     with contextlib.suppress(AttributeError, OSError, ValueError):
         os.nice(int(os.environ.get("MLD_LIVE_NICE", _NICE)))
-    settings = LiveSettings(**json.loads(sys.stdin.buffer.readline()))
+    inbox = Inbox(sys.stdin.fileno())
+    lines: list[bytes] | None = []
+    while lines == []:
+        lines = inbox.lines(_PARENT_SECONDS)
+    if not lines:
+        return 0
+    settings = LiveSettings(**json.loads(lines[0]))
     if refusal(settings.memory):
         return NO_MEMORY
     hold_to(settings.memory)
     try:
         from mld_core.evaluation.live.loop import Evaluation  # within the memory it may have
 
-        Evaluation(settings, sys.stdin.buffer).run()
+        Evaluation(settings, inbox, lines[1:]).run()
     except (MemoryError, ImportError):  # a library that could not be mapped is an ImportError
         return NO_MEMORY
     return 0

@@ -133,7 +133,7 @@ def test_it_takes_what_the_training_leaves_of_the_processor(tmp_path: Path, monk
     run = records.StoreFactory(tmp_path).run()
     helper = beside.LiveHelper(beside.LiveSettings(str(tmp_path), run.model_name, run.version_name))
     helper.sealed(tmp_path / "attempt" / "rank-0")
-    (pid,) = processes(tmp_path)
+    (pid,) = wait_until(lambda: processes(tmp_path))
     wait_until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 19)
     helper.finish()
     wait_until(lambda: not processes(tmp_path))

@@ -74,14 +74,14 @@ def wait_until(ready: Callable[[], Any], seconds: float = 110.0) -> Any:
     raise AssertionError(f"not within {seconds:g} s: {ready}")
 
 
-def complete(store: Path, passes: int, run: RunKey = RUN) -> list[dict[str, Any]]:
+def complete(store: Path, passes: int, run: RunKey = RUN, seconds: float = 110.0) -> list[dict[str, Any]]:
     """The table once nothing more will be added to that many passes."""
 
     def rows() -> list[dict[str, Any]]:
         found = rows_of(store, run)
         return found if len(found) >= passes and all(row["state"] != METRICS for row in found) else []
 
-    return wait_until(rows)
+    return wait_until(rows, seconds)
 
 
 def processes(store: Path) -> list[int]:
