@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -42,6 +43,13 @@ _LOOK_SECONDS = 0.2
 _PARENT_SECONDS = 2.0
 _LINGER_SECONDS = 120.0
 """How long the process works on when the training is over."""
+
+_TURN_SECONDS = 15.0
+"""How long it waits then for the analyses of other trainings."""
+
+_FOLDER = "mld-live-"
+_STALE_SECONDS = 60.0
+"""A folder of nobody's is removed when it is so old; younger, it may be about to be locked."""
 
 
 class TooLateError(Exception):
@@ -105,9 +113,13 @@ class Evaluation:
         """
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
         threading.Thread(target=self._measure, name="metrics", daemon=True).start()
+        _sweep()
         while (one := self._next()) is not None:
-            with contextlib.suppress(TooLateError), self._alone():
-                self._analyse(one)
+            try:
+                with self._alone():
+                    self._analyse(one)
+            except TooLateError as error:
+                one.keep(LEFT_OUT, str(error))
             with self._changed:
                 self._working = False
                 self._analysed[one.split] = time.monotonic()
@@ -171,23 +183,34 @@ class Evaluation:
     def _take_in(self, folder: Path, until: float) -> None:
         """Write the metrics of a pass, once all its ranks have sealed it."""
         found = None
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(
+            Exception
+        ):  # it was removed meanwhile, or can not be read: not this process's end
             found = self._select(folder)
         if found is not None and not found.sealed and time.monotonic() < until:
             return
         if found is not None and found.sealed and folder.parent not in self._taken:
             self._taken.add(folder.parent)
-            row = read_figures(folder.parent)
-            one = Pass(folder.parent, found, row or self._row(found))
-            if row is None:
-                begun = time.thread_time()
-                metrics = scalar_metrics(found, self._info)
-                spent = round(time.thread_time() - begun, 3)
-                one.keep(METRICS, metrics=metrics, cpu_seconds=spent, measured_at=utc_now())
-            if one.row["state"] == METRICS:
-                self._add(one)
+            self._measure_one(folder.parent, found)
         with self._changed:
             del self._told[folder]
+
+    def _measure_one(self, attempt: Path, found: PassSelection) -> None:
+        row = read_figures(attempt)
+        one = Pass(attempt, found, row or self._row(found))
+        if row is None:
+            begun = time.thread_time()
+            state, notes, metrics = METRICS, [], {}
+            try:
+                metrics = scalar_metrics(found, self._info)
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - of this pass alone, and the row says so
+                state, notes = LEFT_OUT, [_failure(attempt, "its metrics", error)]
+            spent = round(time.thread_time() - begun, 3)
+            one.keep(state, *notes, metrics=metrics, cpu_seconds=spent, measured_at=utc_now())
+        if one.row["state"] == METRICS:
+            self._add(one)
 
     def _select(self, folder: Path) -> PassSelection | None:
         rank = read_rank(folder)
@@ -247,17 +270,17 @@ class Evaluation:
                 if mine:
                     yield
                     return
-            self._go_on()
+            self._go_on(_TURN_SECONDS, "the training ended, and other trainings had their turn")
             time.sleep(_LOOK_SECONDS)
 
-    def _go_on(self) -> None:
+    def _go_on(self, seconds: float = _LINGER_SECONDS, why: str = "the training ended too long ago") -> None:
         """Ask whether it is worth going on.
 
         Raises:
-            TooLateError: It is not.
+            TooLateError: It is not: the training is over for longer than that.
         """
-        if self._late():
-            raise TooLateError
+        if self._ended is not None and time.monotonic() - self._ended > seconds:
+            raise TooLateError(why)
 
     def _analyse(self, one: Pass) -> None:
         train = self._train
@@ -270,10 +293,8 @@ class Evaluation:
             raise
         except MemoryError:
             one.keep(LEFT_OUT, "the analysis took more memory than it may have")
-        except OSError as error:
-            one.keep(LEFT_OUT, f"its records went meanwhile: {error}")
         except Exception as error:  # noqa: BLE001 - of this pass alone, and the row says so
-            one.keep(LEFT_OUT, f"the analysis failed: {error!r}")
+            one.keep(LEFT_OUT, _failure(one.attempt, "the analysis", error))
         else:
             one.keep(
                 LEFT_OUT if found.analysis is None else ANALYSED,
@@ -286,7 +307,7 @@ class Evaluation:
 
     def _found(self, selection: PassSelection, train: PassSelection | None) -> Analysed:
         engine = Workers(1, _Asking(self._go_on))
-        with tempfile.TemporaryDirectory(prefix="mld-live-") as folder:
+        with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder, locked(Path(folder)):
             if selection.task == "classification":
                 return analyse_samples(selection, train, self._info, engine, Path(folder))
             from mld_core.evaluation.live.boxes import analyse_boxes
@@ -305,3 +326,20 @@ class _Asking(Reporter):
         """Open a line for a stage."""
         self._ask()
         return super().stage(name, total)
+
+
+def _failure(attempt: Path, what: str, error: Exception) -> str:
+    if attempt.is_dir():
+        return f"{what} failed: {error!r}"
+    return f"its records went meanwhile: {error}"
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed: who works in one holds its lock."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
+                continue
+            with locked(folder, wait=False) as mine:
+                if mine:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -106,6 +106,8 @@ def analyse_samples(
     from mld_core.evaluation.classification.method import measure_units
 
     source = PassSource.of(selection)
+    if not selection.n_rows:
+        return Analysed({}, None, ("it has no rows that can be read",))
     if source.logits_width is None:
         return Analysed({}, None, ("no logits are stored",))
     context = _context(selection, source.logits_width, has_logits=True)
