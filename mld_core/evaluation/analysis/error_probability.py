@@ -33,6 +33,8 @@ WHOLE = 200_000
 FIT_ROWS = 50_000
 """Rows that the trees and the logistic regression are fitted to beyond that."""
 
+CALIBRATION_BINS = 4_096
+
 MINIMUM = 30
 
 _PREDICT_ROWS = 65_536
@@ -333,16 +335,42 @@ def _platt(
     """Calibrated log-odds: a logistic regression on the log-odds, fitted out of fold (Platt, 1999)."""
     made = z.copy()
     known = inputs.base_rows
+    table = _binned(z[known], inputs.errors[known], folds[known]) if len(known) > WHOLE else None
     for fold in range(FOLDS):
         train, test = known[folds[known] != fold], known[folds[known] == fold]
         errors = inputs.errors[train]
-        if len(test) and len(train) and errors.min() != errors.max():
-            made[test] = _fit_platt(z[train], errors, workers).logit(z[test, None])
+        if not len(test) or not len(train) or errors.min() == errors.max():
+            continue
+        if table is None:
+            model = _fit_platt(z[train], errors, np.ones(len(train)), workers)
+        else:
+            size, wrong, total = table.sum(axis=2) - table[:, :, fold]
+            outcome = np.repeat(np.array([0, 1], np.int8), len(size))
+            mean = np.tile(total / np.maximum(size, 1), 2)
+            model = _fit_platt(mean, outcome, np.concatenate([size - wrong, wrong]), workers)
+        made[test] = model.logit(z[test, None])
     return made
 
 
-def _fit_platt(z: NDArray[np.float64], errors: NDArray[np.int8], workers: Workers) -> Logistic:
-    return fit_logistic(z[:, None], errors, np.ones(len(z)), c=1e3, workers=workers, standardise=False)
+def _binned(z: NDArray[np.float64], errors: NDArray[np.int8], folds: NDArray[np.int8]) -> NDArray[np.float64]:
+    """(3, bins, folds) units, wrong ones and sum of the log-odds in bins of equal mass.
+
+    A curve of two numbers does not tell a bin's units from as many at their mean.
+    """
+    place = np.empty(len(z), np.int64)
+    place[np.argsort(z, kind="stable")] = np.arange(len(z)) * CALIBRATION_BINS // len(z)
+    place = place * FOLDS + folds
+    parts = [
+        np.bincount(place, weights=weight, minlength=CALIBRATION_BINS * FOLDS)
+        for weight in (None, errors == 1, z)
+    ]
+    return np.array(parts, np.float64).reshape(3, CALIBRATION_BINS, FOLDS)
+
+
+def _fit_platt(
+    z: NDArray[np.float64], errors: NDArray[np.int8], weight: NDArray[np.float64], workers: Workers
+) -> Logistic:
+    return fit_logistic(z[:, None], errors, weight, c=1e3, workers=workers, standardise=False)
 
 
 def _full_model(
@@ -359,7 +387,7 @@ def _full_model(
     trees, linear = _fit_pair(_columns(inputs, rows, None, -1), inputs.errors[rows], workers)
     known = inputs.base_rows
     # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
-    platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], workers)
+    platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], np.ones(len(known)), workers)
     return ErrorModel(trees, linear, platt, confidence, constant, source, shift)
 
 

@@ -10,6 +10,7 @@ from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions
 from mld_core.evaluation.analysis.error_probability import fit_sample, guard
 from mld_core.evaluation.analysis.projection import project_units
+from mld_core.evaluation.analysis.stack_features import StackInputs
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.codes.categories import CRITICAL, HOTSPOT
 from mld_core.evaluation.engine.executor import Workers
@@ -283,3 +284,18 @@ def test_logistic_reaches_scikit_learns_optimum():
     theirs = LogisticRegression(C=0.05, tol=1e-10, max_iter=1_000).fit(x, y, sample_weight=weight)
     assert np.allclose(ours.coefficients, theirs.coef_[0], atol=1e-5)
     assert ours.intercept == pytest.approx(theirs.intercept_[0], abs=1e-5)
+
+
+def test_calibration_of_bins_is_that_of_units(monkeypatch):
+    rng = np.random.default_rng(2)
+    z = rng.normal(-2, 2.5, 60_000)
+    errors = (rng.random(60_000) < 1 / (1 + np.exp(-1.3 * z - 0.4))).astype(np.int8)
+    folds = rng.integers(0, 5, 60_000).astype(np.int8)
+    inputs = StackInputs(np.empty((60_000, 0), np.float32), folds, folds, 2, errors, np.arange(60_000), None)
+    made = []
+    for whole in (60_000, 1_000):
+        monkeypatch.setattr(error_probability, "WHOLE", whole)
+        with Workers(2) as workers:
+            made.append(error_probability._platt(z, inputs, folds, workers))
+    assert not np.array_equal(*made)
+    assert 1 / (1 + np.exp(-made[0])) == pytest.approx(1 / (1 + np.exp(-made[1])), abs=1e-4)
