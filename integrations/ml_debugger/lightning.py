@@ -182,7 +182,7 @@ class MLDebuggerCallback(*(_loaded_bases() or _first_base())):  # type: ignore[m
 
         def log(figures: dict[str, float]) -> None:
             for logger in trainer.loggers:
-                logger.log_metrics(dict(figures), step=trainer.global_step)
+                logger.log_metrics(dict(figures), step=_logged_step(trainer))
 
         self._recorder.hand_over(log, last=last)
 
@@ -295,6 +295,12 @@ class AutoMLDebuggerCallback(MLDebuggerCallback):
             trainer.callbacks = [c for c in trainer.callbacks if c is not self]
         else:
             super().setup(trainer, pl_module, stage)
+
+
+def _logged_step(trainer: Any) -> int:
+    """The step at which the trainer itself logs: `global_step` counts every optimizer of a batch."""
+    loop = getattr(trainer.fit_loop, "epoch_loop", None)
+    return int(getattr(loop, "_batches_that_stepped", trainer.global_step))
 
 
 def _only(loaders: Any) -> Any:

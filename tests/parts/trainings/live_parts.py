@@ -49,9 +49,9 @@ def digits(rows: slice) -> DataLoader[Any]:
 
 
 def train_digits(folder: Path, epochs: int = 2, *callbacks: Any, **options: Any) -> Digits:
-    """Train, seed 0, recorded as `RUN`."""
+    """Train, seed 0, recorded as `RUN`; `kind`: of module, `logger`: the trainer's."""
     torch.manual_seed(0)
-    module, logger = Digits(), options.pop("logger", False)
+    module, logger = options.pop("kind", Digits)(), options.pop("logger", False)
     recorded = MLDebuggerCallback(*RUN.__dict__.values(), **options)
     trainer = quiet_trainer(folder, recorded, *callbacks, max_epochs=epochs, logger=logger)
     trainer.fit(module, digits(slice(1000)), digits(slice(1000, None)))
