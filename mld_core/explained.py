@@ -29,6 +29,7 @@ _PLACES: Final[dict[str, tuple[str, ...]]] = {
     "a-store-of-another-release": ("this release reads up to ", "it was made before they existed"),
     "nothing-there": (
         "there is no store at ",
+        " holds no runs: ",
         " (models: ",
         " (versions: ",
         " yet: run `mld evaluate ",

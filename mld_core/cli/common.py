@@ -45,6 +45,8 @@ def clear_errors() -> Iterator[None]:
         raise _stop(error, NOTHING) from error
     except (FilterError, ResultExistsError) as error:
         raise _stop(error, USAGE) from error
+    except BrokenPipeError:  # whoever read our output has enough
+        raise
     except (ImportError, OSError) as error:  # an extra; the disk, a service, permissions
         raise _stop(error, FAILED) from error
     except ValueError as error:

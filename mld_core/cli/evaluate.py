@@ -165,8 +165,9 @@ def watch(
     """Watch a training: curves, category shares and findings, as its passes are evaluated beside it.
 
     Without names the newest run is watched. On a terminal the view is renewed until Ctrl-C; in a pipe there
-    is one line for each pass that is evaluated to its end, those of before first. Shares and counts of
-    findings are estimates from a sample; `mld evaluate` looks at all units.
+    is one line for each pass that is evaluated to its end, those of before first, and with --once also for
+    those of which more may follow. Shares and counts of findings are estimates from a sample; `mld evaluate`
+    looks at all units.
 
     \b
     Examples:
@@ -192,13 +193,21 @@ def _watch_screen(run: RunKey, table: Epochs, *, once: bool) -> None:
 
     from mld_core.evaluation.live.watching import screen
 
-    if once:
-        Console().print(screen(run, table.rows()))
-        return
-    with Live(screen(run, table.rows()), auto_refresh=False, vertical_overflow="visible") as view:
-        while True:
-            time.sleep(_LOOK_SECONDS)
-            view.update(screen(run, table.rows()), refresh=True)
+    console, rows = Console(), table.rows()
+    if not once:
+        # A screen of its own: a view higher than the terminal would leave a copy of itself at every change.
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Live(console=console, auto_refresh=False, screen=True) as view,
+        ):
+            shown: object = None
+            while True:
+                if shown != (console.size, rows):
+                    shown = console.size, rows
+                    view.update(screen(run, rows), refresh=True)
+                time.sleep(_LOOK_SECONDS)
+                rows = table.rows()
+    console.print(screen(run, rows))
 
 
 def _watch_lines(table: Epochs, *, once: bool, as_json: bool) -> None:
@@ -208,7 +217,7 @@ def _watch_lines(table: Epochs, *, once: bool, as_json: bool) -> None:
         typer.echo("\t".join(COLUMNS))
     told: set[tuple[object, ...]] = set()
     while True:
-        for row in finished(table.rows()):
+        for row in table.rows() if once else finished(table.rows()):
             place = tuple(row[name] for name in ("dataset", "n_epoch", "pass_no", "attempt"))
             if place in told:
                 continue

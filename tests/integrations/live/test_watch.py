@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -71,20 +72,24 @@ def watched(tmp_path: Path, records):
     return factory.store.root, write
 
 
-def test_a_pipe_gets_one_line_for_each_finished_pass(watched) -> None:
+def test_a_pipe_gets_one_line_for_each_pass_that_is_known_of(watched) -> None:
     store, _ = watched
     done = subprocess.run(
         [*MLD, "watch", "--once", "--store", store], capture_output=True, text=True, check=True
     )
     head, *lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert head == list(COLUMNS)
-    assert [line[:2] for line in lines] == [["val", "0"], ["val", "1"]]
+    assert [(*line[:2], line[4]) for line in lines] == [
+        ("val", "0", "analysed"),
+        ("val", "1", "analysed"),
+        ("val", "2", "metrics"),
+    ]
     found = dict(zip(head, lines[1], strict=True))
     assert (found["accuracy"], found["hotspot"], found["wrong_labels"]) == ("0.6", "0.25", "3")
     assert found["finding"] == "C20 Silent: 4"
     command = [*MLD, "watch", "net", "v1", "--once", "--json", "--store", store]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [json.loads(line)["n_epoch"] for line in told] == [0, 1]
+    assert [json.loads(line)["n_epoch"] for line in told] == [0, 1, 2]
 
 
 def test_lines_follow_as_passes_are_finished_and_ctrl_c_is_clean(watched) -> None:
@@ -102,7 +107,21 @@ def test_lines_follow_as_passes_are_finished_and_ctrl_c_is_clean(watched) -> Non
         process.kill()
 
 
-def test_a_terminal_gets_curves_shares_and_findings(watched) -> None:
+def test_who_reads_one_line_and_goes_sees_no_error(watched) -> None:
+    store, write = watched
+    command = [*MLD, "watch", "--store", str(store)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().startswith("dataset")
+        process.stdout.close()
+        write(2)
+        process.wait(30)
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+
+
+def test_a_terminal_gets_curves_shares_and_findings_on_a_screen_of_its_own(watched) -> None:
     store, write = watched
     master, slave = pytest.importorskip("pty").openpty()
     command = [*HEARING, "watch", "--store", str(store)]
@@ -114,17 +133,26 @@ def test_a_terminal_gets_curves_shares_and_findings(watched) -> None:
     os.close(slave)
     while time.monotonic() < until and "0.7000" not in shown:
         shown += os.read(master, 65_536).decode()
+    time.sleep(2.5)  # it looks twice, and nothing has changed
     write(2)
     while time.monotonic() < until and "val 2" not in shown:
         shown += os.read(master, 65_536).decode()
     process.send_signal(signal.SIGINT)
+    rest = ""
+    with contextlib.suppress(OSError):  # the end of the terminal
+        while some := os.read(master, 65_536):
+            rest += some.decode()
     try:
         assert process.wait(30) == 0
     finally:
         process.kill()
     os.close(master)
+    shown += rest
     for text in ("net v1", "accuracy", "▁▅█", "hotspot", "25.0%", "C20 Silent", "3 of 20", "Collect."):
         assert text in shown, text
+    before, after = shown.split("\x1b[?1049h")[1].split("\x1b[?1049l")
+    assert before.count("net v1") == 2, "drawn anew where something changed alone"
+    assert after.count("net v1") == 1, "the last view stays on the terminal"
 
 
 def test_a_curve_of_nothing_and_of_one_value() -> None:
@@ -142,3 +170,10 @@ def test_no_such_run_is_said(watched) -> None:
     )
     assert done.returncode == 3
     assert "v9" in done.stderr
+
+
+def test_an_empty_store_is_explained(tmp_path: Path) -> None:
+    command = [*MLD, "watch", "--store", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.strip().endswith("(docs/errors.md#nothing-there)")
