@@ -1,8 +1,9 @@
 # Everything is made inside this folder: .venv (packages), .demo (the demo's records), .tmp (test files).
-# The only thing left outside is pip's own cache.
+# All that is left outside are the caches of pip, uv and npm.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+INSTALL := $(PYTHON) .ci/install
 TORCH ?= torch==2.13.0
 TORCHVISION ?= 0.28.0
 ULTRALYTICS ?= ultralytics==8.4.190
@@ -24,6 +25,7 @@ export XDG_CACHE_HOME := $(CURDIR)/.tmp/cache
 export XDG_CONFIG_HOME := $(CURDIR)/.tmp/config
 export PRE_COMMIT_HOME := $(CURDIR)/.tmp/pre-commit
 export PIP_CACHE_DIR ?= $(shell $(PYTHON) -m pip cache dir 2>/dev/null)
+export UV_CACHE_DIR ?= $(HOME)/.cache/uv
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
@@ -36,18 +38,17 @@ $(PY):
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(PYTHON) -m pip --python $(PY) install -q pip
 
-$(VENV)/.demo-ready: pyproject.toml | $(PY)
+$(VENV)/.demo-ready: pyproject.toml .ci/install | $(PY)
 	@echo "installing PyTorch, Lightning and ml-debugger into $(VENV) (first time: a few minutes)"
-	$(PY) -m pip install -q "$(TORCH)"
-	$(PY) -m pip install -q -e ".[lightning,ui]" "$(TORCH)"
+	$(INSTALL) $(PY) -e ".[lightning,ui]" "$(TORCH)"
 	@touch $@
 
 $(VENV)/.test-ready: pyproject.toml .ci/torchvision $(VENV)/.demo-ready | $(PY)
 	@echo "installing what the tests need into $(VENV)"
-	$(PY) -m pip install -q -e ".[dev,lightning,huggingface,accelerate,mmengine,ui,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
+	$(INSTALL) $(PY) -e ".[dev,lightning,huggingface,accelerate,mmengine,ui,server,postgres,fast]" "$(TORCH)" "torchvision==$(TORCHVISION)" timm
 	@# AGPL: only tests import it. Of its dependencies its models need none that is not there already.
-	$(PY) -m pip install -q --no-deps "$(ULTRALYTICS)"
-	$(PY) -m pip install -q polars cloudpickle  # what its own command asks for
+	$(INSTALL) $(PY) --no-deps "$(ULTRALYTICS)"
+	$(INSTALL) $(PY) polars cloudpickle  # what its own command asks for
 	@.ci/torchvision $(PY) $(TORCHVISION)
 	@touch $@
 
@@ -101,8 +102,7 @@ pytest: $(VENV)/.test-ready
 .venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt
 	$(PYTHON) -m venv --without-pip .venv-bench
 	$(PYTHON) -m pip --python .venv-bench/bin/python install -q pip
-	.venv-bench/bin/python -m pip install -q "$(TORCH)"
-	.venv-bench/bin/python -m pip install -q -e ".[fast]" -r tests/benchmarks/requirements.txt "$(TORCH)" "torchvision==$(TORCHVISION)"
+	$(INSTALL) .venv-bench/bin/python -e ".[fast]" -r tests/benchmarks/requirements.txt "$(TORCH)" "torchvision==$(TORCHVISION)"
 	@.ci/torchvision .venv-bench/bin/python $(TORCHVISION)
 	@touch $@
 
@@ -112,7 +112,7 @@ dist: $(VENV)/.test-ready  ## wheel and source distribution in dist/, the same b
 	$(PY) -m twine check --strict dist/*
 
 docs: $(VENV)/.test-ready  ## the documentation as a site in .site/, pages of findings, commands and Python made of the code
-	@$(PY) -c "import mkdocstrings_handlers.python, material" 2>/dev/null || $(PY) -m pip install -q -e ".[docs]"
+	@$(PY) -c "import mkdocstrings_handlers.python, material" 2>/dev/null || $(INSTALL) $(PY) -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q --strict -f docs/site/mkdocs.yml
 	@echo "to read it with its search: $(PY) -m http.server -d .site"
 
