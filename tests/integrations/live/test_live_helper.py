@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from live_parts import complete, processes, wait_until
+from folders import TRAININGS
+from live_parts import complete, processes, rows_of, wait_until
+from zygote import Process
 
 from mld_core.evaluation.live import helper as beside
 from mld_core.evaluation.live.helper import LiveHelper, LiveSettings
 from mld_core.records.format.layout import RunKey
+from mld_core.records.write.reseal import locked
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def made(tmp_path: Path, records):
     factory = records.StoreFactory(tmp_path.resolve())
     run = factory.run()
 
-    def seal(epoch: int, rows: int = 40) -> Path:
+    def seal(epoch: int, rows: int = 40, run: RunKey = run) -> Path:
         before = set(factory.store.root.rglob("seal.json"))
         factory.add_pass(run, "val", records.make_data(rows, seed=epoch), n_epoch=epoch)
         (new,) = set(factory.store.root.rglob("seal.json")) - before
@@ -81,4 +84,54 @@ def test_passes_that_never_get_figures_are_forgotten(made, monkeypatch: pytest.M
     assert len(helper._left) <= 1
     assert not helper._new
     helper.finish()
+    wait_until(lambda: not processes(store))
+
+
+def test_trainings_on_one_store_take_turns_and_have_their_metrics_meanwhile(made, records) -> None:
+    store, run, seal = made
+    other = records.StoreFactory(store).run("net", "v2")
+    helpers = [started(store, one) for one in (run, other)]
+    with locked(store):  # as another training's process does that analyses
+        helpers[0].sealed(seal(0))
+        helpers[1].sealed(seal(0, run=other))
+        wait_until(lambda: all(rows_of(store, one) for one in (run, other)), 30.0)
+        time.sleep(1.0)
+        assert [rows_of(store, one)[0]["state"] for one in (run, other)] == ["metrics", "metrics"]
+    states = [complete(store, 1, one, 30.0)[0]["state"] for one in (run, other)]
+    assert states == ["analysed", "analysed"]
+    for helper in helpers:
+        helper.finish()
+    wait_until(lambda: not processes(store))
+
+
+def test_two_ranks_are_evaluated_as_one_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLD_LIVE", "1")
+    store = tmp_path.resolve() / "store"
+    training = Process(
+        TRAININGS / "lightning_script.py",
+        tmp_path,
+        2,
+        "--devices",
+        2,
+        "--strategy",
+        "ddp_fork",
+        "--store",
+        store,
+    )
+    seen: set[int] = set()
+
+    def ended() -> bool:
+        seen.update(processes(store))
+        return training.poll() is not None
+
+    wait_until(ended)
+    assert training.returncode == 0, training.stderr
+    rows = complete(store, 4, RunKey("IndexModule", "v1"), 60.0)
+    assert {(row["dataset"], row["n_epoch"], row["rows"]) for row in rows} == {
+        (split, epoch, size) for split, size in (("train", 20), ("val", 10)) for epoch in (0, 1)
+    }
+    assert not any(row["metrics"]["missing_ranks"] for row in rows)
+    assert len(seen) == 1
     wait_until(lambda: not processes(store))
