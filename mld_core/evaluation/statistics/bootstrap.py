@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import exp, factorial
 from typing import Any
 
@@ -17,12 +18,18 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.classification import auroc_of_counts, average_precision_of_counts
-from mld_core.evaluation.statistics.folds import hash_uniform
+from mld_core.evaluation.statistics.folds import hash_uniform, mix
 
 REPLICATES = 200
 LEVEL = 0.95
+CALIBRATION_BINS = 15
 _STEPS = np.cumsum([exp(-1) / factorial(n) for n in range(14)])
 _BINS = 65_536
+_COARSE = 2**16
+_BELOW = np.searchsorted(_STEPS, np.arange(_COARSE) / _COARSE, side="right")
+_BELOW[np.searchsorted(_STEPS, (np.arange(_COARSE) + 1) / _COARSE) > _BELOW] = -1
+_BELOW = _BELOW.astype(np.int8)
+"""Weight by the first 16 bits of a number in [0, 1); -1 where those do not decide it."""
 
 Interval = tuple[float | None, float | None]
 
@@ -38,7 +45,11 @@ def poisson_weights(hashes: NDArray[np.uint64], replicate: int) -> NDArray[np.in
         >>> poisson_weights(np.arange(10_000, dtype=np.uint64), 0).mean().round(1).item()
         1.0
     """
-    return np.searchsorted(_STEPS, hash_uniform(hashes, 1_000 + replicate), side="right").astype(np.int8)
+    made: NDArray[np.int8] = _BELOW[mix(hashes, 1_000 + replicate) >> np.uint64(48)]
+    undecided = np.flatnonzero(made < 0)
+    drawn = hash_uniform(hashes[undecided], 1_000 + replicate)
+    made[undecided] = np.searchsorted(_STEPS, drawn, side="right")
+    return made
 
 
 def percentile_interval(values: NDArray[np.floating], level: float = LEVEL) -> Interval:
@@ -108,6 +119,14 @@ class RankedErrors:
             place = (mass * _BINS // len(values))[place]
         return cls(place, int(place.max(initial=-1)) + 1, values, (errors == 1).astype(np.float64))
 
+    @cached_property
+    def _square(self) -> NDArray[np.float64]:
+        return np.asarray((self.score - self.wrong) ** 2)
+
+    @cached_property
+    def _gap(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return _calibration_bins(self.score, CALIBRATION_BINS), self.score - self.wrong
+
     def metrics(self, weight: NDArray[np.float64] | None = None) -> dict[str, float | None]:
         """Metrics of the score as an error detector: AUROC, AUPRC, Brier, ECE, AURC, AUGRC.
 
@@ -127,8 +146,8 @@ class RankedErrors:
         return {
             "error_proba_auroc": auroc_of_counts(wrong, total),
             "error_proba_auprc": average_precision_of_counts(wrong, total),
-            "error_proba_brier": float((w * (self.score - self.wrong) ** 2).sum() / mass),
-            "error_proba_ece": calibration_error(self.score, self.wrong, w),
+            "error_proba_brier": float((w * self._square).sum() / mass),
+            "error_proba_ece": _calibration_error(*self._gap, w),
             "aurc": aurc,
             "augrc": augrc,
         }
@@ -145,7 +164,10 @@ def _risk_coverage(total: NDArray[Any], wrong: NDArray[Any]) -> tuple[float, flo
 
 
 def calibration_error(
-    score: NDArray[np.floating], wrong: NDArray[np.floating], weight: NDArray[np.floating], bins: int = 15
+    score: NDArray[np.floating],
+    wrong: NDArray[np.floating],
+    weight: NDArray[np.floating],
+    bins: int = CALIBRATION_BINS,
 ) -> float:
     """Expected calibration error with equal-width bins of the score.
 
@@ -153,9 +175,17 @@ def calibration_error(
         >>> calibration_error(np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.ones(2))
         0.0
     """
-    place = np.clip((score * bins).astype(np.int64), 0, bins - 1)
-    gap = np.bincount(place, weights=weight * (score - wrong), minlength=bins)
-    return float(np.abs(gap).sum() / weight.sum())
+    return _calibration_error(_calibration_bins(score, bins), score - wrong, weight)
+
+
+def _calibration_bins(score: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
+    return np.clip((score * bins).astype(np.int64), 0, bins - 1)
+
+
+def _calibration_error(
+    place: NDArray[np.int64], gap: NDArray[np.floating], weight: NDArray[np.floating]
+) -> float:
+    return float(np.abs(np.bincount(place, weights=weight * gap)).sum() / weight.sum())
 
 
 def error_metrics(

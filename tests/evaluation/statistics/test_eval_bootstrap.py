@@ -1,5 +1,7 @@
 """Hash-seeded cluster bootstrap, error metrics, and the statistics of a comparison."""
 
+from math import factorial
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,7 +16,7 @@ from mld_core.evaluation.results.paired import (
     paired_intervals,
 )
 from mld_core.evaluation.statistics.bootstrap import RankedErrors, bootstrap, error_metrics, poisson_weights
-from mld_core.evaluation.statistics.folds import group_codes, key_hashes
+from mld_core.evaluation.statistics.folds import group_codes, hash_uniform, key_hashes
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,9 @@ def test_weights_are_poisson_and_fixed_by_the_key():
     assert weight.var() == pytest.approx(1, abs=0.04)
     assert np.array_equal(weight[:10], poisson_weights(hashes[:10], 3))
     assert not np.array_equal(weight, poisson_weights(hashes, 4))
+    steps = np.cumsum([np.exp(-1) / factorial(n) for n in range(14)])
+    drawn = hash_uniform(hashes, 1_003)
+    assert np.array_equal(weight, np.searchsorted(steps, drawn, side="right"))
 
 
 def test_metrics_equal_scikit_learn(scored):
