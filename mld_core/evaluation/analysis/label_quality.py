@@ -94,8 +94,7 @@ def log_softmax_member(logits: NDArray[Any]) -> Member:
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
         z = np.asarray(logits[rows], dtype=np.float64)
         z = np.where(np.isfinite(z).all(axis=1, keepdims=True), z, 0.0)
-        z -= z.max(axis=1, keepdims=True)
-        return _floored(np.exp(z) / np.exp(z).sum(axis=1, keepdims=True))
+        return _floored(_normalised(z))
 
     return member
 
@@ -169,13 +168,18 @@ def pool(members: Sequence[NDArray[np.floating]], weights: NDArray[np.float64]) 
         >>> pool([half, np.log([[0.8, 0.2]])], np.array([1.0, 1.0])).round(3).tolist()
         [[0.8, 0.2]]
     """
-    z = sum(
-        (w * member for w, member in zip(weights, members, strict=True)),
-        np.zeros_like(members[0], np.float64),
-    )
-    z = z - z.max(axis=1, keepdims=True)
-    q = np.exp(z)
-    return np.asarray(q / q.sum(axis=1, keepdims=True), dtype=np.float64)
+    z = np.zeros(members[0].shape)
+    for w, member in zip(weights, members, strict=True):
+        z += w * member
+    return _normalised(z)
+
+
+def _normalised(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The distributions of (n, K) log-odds, in their place."""
+    z -= z.max(axis=1, keepdims=True)
+    np.exp(z, out=z)
+    z /= z.sum(axis=1, keepdims=True)
+    return z
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,7 @@ def fit_pool(
     from scipy.optimize import minimize
 
     here, stacked = np.arange(len(labels)), np.stack(members)
+    product = np.empty(stacked.shape)
     bound, n_class = np.array(own), stacked.shape[2]
 
     def unpacked(point: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -217,7 +222,7 @@ def fit_pool(
         q = pool(members, weights)
         given = q[here, labels]
         mixed = (1 - share) * given + share / n_class
-        mean = (stacked * q[None]).sum(axis=2)
+        mean = np.multiply(stacked, q, out=product).sum(axis=2)
         slope = -((1 - share) * given * (stacked[:, here, labels] - mean) / mixed).mean(axis=1)
         free = np.where(bound, slope * weights[~bound].sum(), slope + (slope * point[:-1])[bound].sum())
         return -float(np.log(mixed).mean()), np.append(free, -((1 / n_class - given) / mixed).mean())
@@ -323,9 +328,10 @@ def label_posterior(
 
     def one(span: slice) -> None:
         rows = np.arange(span.start, span.stop)
-        made = [member(rows) for member in members]
-        scaled = [value * state.weights[folds[rows], at][:, None] for at, value in enumerate(made)]
-        q = pool(scaled, np.ones(len(scaled)))
+        z = np.zeros((len(rows), n_class))
+        for at, member in enumerate(members):
+            z += member(rows) * state.weights[folds[rows], at][:, None]
+        q = _normalised(z)
         best[span] = q.argmax(axis=1)
         best_proba[span] = q.max(axis=1)
         for fold in range(FOLDS):
