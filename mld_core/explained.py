@@ -32,6 +32,7 @@ _PLACES: Final[dict[str, tuple[str, ...]]] = {
         " holds no runs: ",
         " (models: ",
         " (versions: ",
+        " (results: ",
         " yet: run `mld evaluate ",
         "the app's pages are not built here: ",
     ),
@@ -47,8 +48,10 @@ def explained(message: str) -> str:
         'records are dropped and counted: the queue is full; training goes on (docs/errors.md#full-disk)'
         >>> explained("3 rows recorded")
         '3 rows recorded'
+        >>> explained(explained("there is no store at /data"))  # said once
+        'there is no store at /data (docs/errors.md#nothing-there)'
     """
     for place, parts in _PLACES.items():
-        if any(part in message for part in parts):
+        if any(part in message for part in parts) and "(docs/errors.md#" not in message:
             return f"{message} (docs/errors.md#{place})"
     return message

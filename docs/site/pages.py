@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import typer.main
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -39,6 +40,7 @@ HALVES = (
     "shown."
 )
 
+_SAID: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name("findings.yml").read_text("utf-8"))
 _LIST = re.compile(r"\s*([-*]|\d+\.)\s")
 _FENCE = re.compile(r"\s*```")
 _ELSEWHERE = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>")
@@ -168,10 +170,17 @@ def _findings() -> Iterator[tuple[str, str]]:
 
 
 def _finding(task: str, one: Any) -> str:
+    said = _SAID[one.code]
     grave = f"Of {task}. Severity {one.severity} of 5: {SEVERITIES[one.severity]}."
     parts = [f"# {one.code}: {one.title}", "", grave]
+    picture = ROOT / "docs" / "images" / "findings" / f"{one.code}.webp"
+    if picture.is_file():
+        words = f"{one.title}: the first ones of a real run, as `mld ui` shows them"
+        parts += ["", f"![{words}](../images/findings/{picture.name})", "", f"*{words}.*"]
     parts += ["", "## When", "", f"{one.when[:1].upper()}{one.when[1:]}."]
+    parts += ["", "## Why it matters", "", said["why"]]
     parts += ["", "## What to do", "", one.action]
+    parts += ["", "## How it can be wrong", "", said["wrong"]]
     needs = ", ".join(f"`{name}`" for name in one.needs)
     if needs:
         without = "without it the summary says that it cannot tell."

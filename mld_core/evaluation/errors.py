@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from mld_core.explained import explained
+
 
 class NotFoundError(LookupError):
     """A model, version, epoch, split or result of that name is not in the store."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(explained(message))
 
 
 class ResultExistsError(ValueError):
@@ -24,6 +29,9 @@ class FilterError(ValueError):
 
 class AuthenticationError(PermissionError):
     """The service did not accept the API key."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(explained(message))
 
 
 def known(names: Iterable[object], *, limit: int = 20) -> str:

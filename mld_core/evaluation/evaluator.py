@@ -16,6 +16,7 @@ from mld_core.evaluation.engine.executor import Reporter, Workers
 from mld_core.evaluation.errors import NotFoundError, known, near
 from mld_core.evaluation.results.result import PageWriter, Result
 from mld_core.evaluation.results.store import FORMAT, ResultStore, find_run, utc_now
+from mld_core.explained import explained
 from mld_core.records.format.layout import Store
 from mld_core.records.read.reader import PassSelection, select
 
@@ -276,7 +277,7 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"unknown option {name!r}{near(name, _OPTIONS)} (options: {known(_OPTIONS)})")
         if value is not None and not isinstance(value, _OPTIONS[name]):
             kinds = " or ".join(kind.__name__ for kind in _OPTIONS[name])
-            raise ValueError(f"option {name}={value!r}: expected {kinds}")
+            raise ValueError(explained(f"option {name}={value!r}: expected {kinds}"))
         if value is not None and name in _RANGES:
             _check_range(name, value)
     given = {name: value for name, value in options.items() if value is not None}
@@ -290,7 +291,7 @@ def _check_range(name: str, value: Any) -> None:
     else:
         fits, what = low < value < high, f"strictly between {low} and {high}"
     if isinstance(value, bool) or not fits:
-        raise ValueError(f"option {name}={value!r}: expected {what}")
+        raise ValueError(explained(f"option {name}={value!r}: expected {what}"))
 
 
 def _holds(info: Mapping[str, Any], n_epoch: int | str) -> bool:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from data import store_factory
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.cli.common import clear_errors
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.explained import explained
@@ -53,6 +55,25 @@ def test_each_message_names_its_place():
         assert quoted
         for line in quoted:
             assert explained(FILLED.get(line, line)).endswith(f" (docs/errors.md#{place})"), line
+
+
+def test_what_python_raises_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLD_HOME", str(tmp_path))
+    for name in ("MLD_API_ENDPOINT", "MLD_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    store_factory.StoreFactory(tmp_path).standard("net", "v1")
+    with pytest.raises(LookupError, match=r"did you mean.*#nothing-there\)$"):
+        Evaluator("nett", "v1").list_results()
+    known = Evaluator("net", "v1")
+    with pytest.raises(LookupError, match=r"evaluate with request_evaluation.*#nothing-there\)$"):
+        known.get_result("none")
+    with pytest.raises(ValueError, match=r"risk_tolerance=0: expected.*#thresholds\)$"):
+        known.request_evaluation(options={"risk_tolerance": 0})
+    with pytest.raises(ConnectionError, match=r"#the-service-does-not-answer-or-refuses\)$"):
+        Evaluator("net", "v1", api_endpoint="http://127.0.0.1:1").list_results()
+    monkeypatch.setenv("MLD_API_KEY", "mldbg_alone")
+    with pytest.raises(ValueError, match=r"no endpoint is.*#the-service-does-not-answer-or-refuses\)$"):
+        Evaluator("net", "v1").list_results()
 
 
 def test_it_is_named_where_messages_are_printed(caplog, capsys):

@@ -17,6 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mld_core.explained import explained
+
 T = TypeVar("T")
 FORMAT = 1
 ATTEMPT_FILE = "attempt.json"
@@ -218,7 +220,9 @@ def _check_format(data: dict[str, Any], path: Path) -> None:
         raise ValueError(f"{path} holds no format number: not written by ml_debugger")  # noqa: TRY004 - content
     if found > FORMAT:
         raise UnknownFormatError(
-            f"{path} has record format {found}, this release reads up to {FORMAT}; upgrade ml-debugger"
+            explained(
+                f"{path} has record format {found}, this release reads up to {FORMAT}; upgrade ml-debugger"
+            )
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from mld_core.explained import explained
+
 
 @dataclass(frozen=True, repr=False)
 class Endpoint:
@@ -31,7 +33,9 @@ def resolve_endpoint(api_endpoint: str | None = None, api_key: str | None = None
     if url is None and key is not None:
         where = "api_key" if api_key else "MLD_API_KEY"
         raise ValueError(
-            f"{where} is set but no endpoint is: set MLD_API_ENDPOINT (or pass api_endpoint) to use the "
-            "service, or remove the key to use the local store"
+            explained(
+                f"{where} is set but no endpoint is: set MLD_API_ENDPOINT (or pass api_endpoint) to use the "
+                "service, or remove the key to use the local store"
+            )
         )
     return Endpoint(url.rstrip("/"), key) if url is not None else None

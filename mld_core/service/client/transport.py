@@ -25,6 +25,7 @@ from requests.auth import AuthBase
 
 from mld_core import __version__
 from mld_core.evaluation.errors import AuthenticationError
+from mld_core.explained import explained
 from mld_core.service.client.errors import NoServiceError, ServiceError, ServiceUnreachableError, describe
 from mld_core.service.protocol import (
     HEADER_PROTOCOL,
@@ -230,8 +231,10 @@ class Transport:
     def _unreachable(self, error: Exception) -> ServiceUnreachableError:
         # The cause is named by its class: its text can hold the whole request.
         return ServiceUnreachableError(
-            f"cannot reach the service at {self.url} ({type(error).__name__}); look whether it runs and "
-            "MLD_API_ENDPOINT is right, or unset that (pass no api_endpoint) to use the local store"
+            explained(
+                f"cannot reach the service at {self.url} ({type(error).__name__}); look whether it runs and "
+                "MLD_API_ENDPOINT is right, or unset that (pass no api_endpoint) to use the local store"
+            )
         )
 
     def _judge(self, method: str, response: requests.Response) -> None:
