@@ -4,8 +4,9 @@
 
 A pass of N rows (default 100,000) x 512 features x 100 classes is handed to the process, as a recorder does at a seal.
 Told are the seconds to its metrics and to its analysis, the process's CPU seconds and its peak of memory. Steps of
-a small network on one thread are timed while the process works and while it is stopped, in turn: their ratio is the
-median of the pairs.
+a small network on one thread are timed while the process works and while it is stopped, in turn: a block beside it is
+compared with the mean of the blocks alone before and after it, so that a machine that gets slower or faster makes no
+difference; told is the median of these ratios, and its 95 % interval by bootstrap.
 """
 
 from __future__ import annotations
@@ -96,24 +97,29 @@ def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     steps_in(1.0, model, optimizer)
-    found = []
+    found: list[float] = []
     for _ in range(analyses):
         (rank.parent / "figures.json").unlink(missing_ok=True)
         helper = helper_of(folder)
+        alone = steps_in(seconds, model, optimizer)
         helper.sealed(rank)
         assert helper._process is not None
         process = helper._process.process
         while (row := read_figures(rank.parent)) is None or row["state"] == METRICS:
             beside = steps_in(seconds, model, optimizer)
             process.send_signal(signal.SIGSTOP)
-            alone = steps_in(seconds, model, optimizer)
+            before, alone = alone, steps_in(seconds, model, optimizer)
             process.send_signal(signal.SIGCONT)
-            found.append(beside / alone)
+            found.append(2 * beside / (before + alone))
         helper.finish()
         process.wait()
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(found, (2000, len(found))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
     return (
-        f"steps beside it / alone: {statistics.median(found):.3f} (median of {len(found)} pairs of {seconds:g} s; "
-        f"quartiles {np.quantile(found, 0.25):.3f} and {np.quantile(found, 0.75):.3f})"
+        f"steps beside it / alone: {statistics.median(found):.3f}, 95 % interval {low:.3f} to {high:.3f} "
+        f"({len(found)} blocks of {seconds:g} s; quartiles {np.quantile(found, 0.25):.3f} and "
+        f"{np.quantile(found, 0.75):.3f})"
     )
 
 
