@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from multiprocessing.spawn import get_executable
 from pathlib import Path
@@ -20,6 +21,7 @@ _BOOT: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; sys.exit(main())"
 )
 _LONGEST_LINE: Final = 4000  # below PIPE_BUF: a line is written whole or not at all
+_TRIES: Final = 20
 _INSIDE: Final = "MLD_COMPANION"
 
 
@@ -46,6 +48,31 @@ def refusal() -> str:
 
 def _interpreter() -> str:
     return os.fsdecode(get_executable() or "")
+
+
+def stand_back(nice: int) -> None:
+    """Leave the processor to the training; called in such a process, with the niceness to add to its own.
+
+    It has a session of its own, and where Linux shares the processor among sessions first (`autogroup`), it
+    would get half of what they compete for, however nice it is within its own.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        nice = os.nice(nice)
+    for _ in range(_TRIES):
+        if _session_stands_back(nice):
+            return
+        time.sleep(0.1)
+
+
+def _session_stands_back(nice: int) -> bool:
+    """False: so many were told in this second that this one has to wait."""
+    try:
+        Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
+    except BlockingIOError:
+        return False
+    except OSError:  # sessions are all one here
+        pass
+    return True
 
 
 class Companion:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from mld_core.companion import stand_back
 from mld_core.evaluation.live.helper import NO_MEMORY, LiveSettings
 from mld_core.evaluation.live.inbox import Inbox
 from mld_core.evaluation.live.memory import hold_to, refusal
@@ -23,8 +24,8 @@ def main() -> int:
         0: all is done, or there was nothing to do for a while. `NO_MEMORY`: it can not have its memory. Else
         it stumbled.
     """
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        os.nice(int(os.environ.get("MLD_LIVE_NICE", _NICE)))
+    with contextlib.suppress(ValueError):
+        stand_back(int(os.environ.get("MLD_LIVE_NICE", _NICE)))
     inbox = Inbox(sys.stdin.fileno())
     lines: list[bytes] | None = []
     while lines == []:

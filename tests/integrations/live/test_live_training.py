@@ -135,6 +135,9 @@ def test_it_takes_what_the_training_leaves_of_the_processor(tmp_path: Path, monk
     helper.sealed(tmp_path / "attempt" / "rank-0")
     (pid,) = wait_until(lambda: processes(tmp_path))
     wait_until(lambda: os.getpriority(os.PRIO_PROCESS, pid) == 19)
+    shared = Path(f"/proc/{pid}/autogroup")  # of its session, where the processor is shared among those first
+    if shared.exists():
+        wait_until(lambda: shared.read_text().endswith("nice 19\n"), 20.0)
     helper.finish()
     wait_until(lambda: not processes(tmp_path))
 
