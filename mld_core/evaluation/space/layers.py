@@ -47,10 +47,13 @@ def close_classes(counts: NDArray[np.floating]) -> NDArray[np.int32]:
         [[1, 0, -1, -1]]
     """
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    order = np.argsort(-share, axis=1, kind="stable")[:, :LISTED]
-    made = np.where(np.take_along_axis(share, order, axis=1) >= SHARE, order, -1)
-    pad = LISTED - made.shape[1]
-    return np.pad(made, ((0, 0), (0, max(pad, 0))), constant_values=-1).astype(np.int32)
+    made, here = np.full((len(share), LISTED), -1, np.int32), np.arange(len(share))
+    for place in range(min(LISTED, share.shape[1])):
+        # A few largest ones, smallest class on a tie: no need to sort them all.
+        best = share.argmax(axis=1)
+        made[:, place] = np.where(share[here, best] >= SHARE, best, -1)
+        share[here, best] = -1
+    return made
 
 
 def look_at_layers(

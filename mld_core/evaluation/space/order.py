@@ -117,12 +117,14 @@ def fit_order(near: NDArray[np.int64], labels: NDArray[np.int64]) -> OrderState:
     if not np.isfinite(seen).any():
         return OrderState(np.empty(0, np.float32), 1.0)
     gaps, means = [], []
-    by_class = np.argsort(labels, kind="stable")
+    # The sort of 16 bits is by radix.
+    small = labels.astype(np.int16) if labels.max(initial=0) < 2**15 else labels
+    by_class = np.argsort(small, kind="stable")
     for shuffle in range(SHUFFLES):
         mixed = hash_order(len(labels), 3_000 + shuffle)
         moved = np.empty(len(labels), np.float32)
         # The places of a class, dealt out among its units.
-        moved[mixed[np.argsort(labels[mixed], kind="stable")]] = place[by_class]
+        moved[mixed[np.argsort(small[mixed], kind="stable")]] = place[by_class]
         gap = order_gaps(moved, near, labels)
         gaps.append(gap[np.isfinite(gap)])
         means.append(float(np.nanmean(gap)))

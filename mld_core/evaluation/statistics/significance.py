@@ -24,13 +24,12 @@ def benjamini_hochberg(p_values: NDArray[Any], q: float = LEVEL) -> NDArray[np.b
         >>> benjamini_hochberg(np.array([0.01, 0.04, 0.9, 0.02])).tolist()
         [True, False, False, True]
     """
-    made = np.zeros(len(p_values), np.bool_)
-    known = np.flatnonzero(~np.isnan(p_values))
-    order = known[np.argsort(p_values[known], kind="stable")]
-    passed = np.flatnonzero(p_values[order] <= q * np.arange(1, len(order) + 1) / max(len(order), 1))
-    if len(passed):
-        made[order[: passed[-1] + 1]] = True
-    return made
+    ranked = np.sort(p_values[~np.isnan(p_values)])
+    passed = np.flatnonzero(ranked <= q * np.arange(1, len(ranked) + 1) / max(len(ranked), 1))
+    if not len(passed):
+        return np.zeros(len(p_values), np.bool_)
+    # Equal values pass together: a rank later the bound is higher.
+    return np.asarray(p_values <= ranked[passed[-1]])
 
 
 def binomial_upper(hits: NDArray[Any], count: NDArray[Any], p: NDArray[Any] | float) -> NDArray[np.float64]:
