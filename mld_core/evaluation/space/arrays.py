@@ -204,9 +204,9 @@ def _score_block(z: NDArray[np.float64], span: slice, made: LogitScores, *, sigm
     if z.shape[1] > 2:
         centred = z - z.mean(axis=1, keepdims=True)
         lead = centred.max(axis=1)
-        for power in (2, 4):
-            size = (np.abs(centred) ** power).sum(axis=1) ** (1 / power)
-            columns.append(lead / np.maximum(size, 1e-12))
+        square = centred * centred
+        sizes = np.sqrt(square.sum(axis=1)), np.sqrt(np.sqrt((square * square).sum(axis=1)))
+        columns += [lead / np.maximum(size, 1e-12) for size in sizes]
     made.prediction[span] = np.where(finite, first, -1)
     made.runner_up[span] = second
     made.msp[span] = p[here, first]
