@@ -1,8 +1,8 @@
 """The built wheel, installed once into a fresh environment without torch."""
 
 import subprocess
-import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,14 @@ def run(*command: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def fresh_python(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fresh_python(
+    built: dict[str, Path], install: Callable[[Path, Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A new virtual environment with the wheel and its base dependencies, nothing else."""
     folder = tmp_path_factory.mktemp("wheel")
     venv.create(folder / "env", with_pip=False)
     python = folder / "env" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "-q", built[".whl"])
+    install(python, built[".whl"])
     return python
 
 
