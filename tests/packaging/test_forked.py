@@ -1,9 +1,11 @@
 """Workers that are forks: what fails, ends or is torn down in one of them is told, and its other tests run."""
 
+import json
 import os
 import subprocess
 import sys
 
+import forked
 import pytest
 from folders import ROOT
 from forked import files_of
@@ -65,11 +67,27 @@ class _Item:
 
 
 def test_the_longest_file_comes_first_and_stays_whole():
-    items = [_Item(name) for name in ("a.py::one", "b.py::one", "a.py::two", "c.py::new", "d.py::slow")]
-    files = files_of(items, {"a.py::one": 0.1, "a.py::two": 0.1, "b.py::one": 9.0})
+    names = ("a.py::one", "b.py::one", "a.py::two", "c.py::new", "d.py::slow", "e.py::new", "e.py::more")
+    took = {"a.py::one": 0.1, "a.py::two": 0.1, "b.py::one": 9.0}
+    elsewhere = {"e.py": 60.0, "a.py": 99.0, "gone.py": 5.0}
+    files = files_of([_Item(name) for name in names], took, elsewhere)
     assert [[item.nodeid for item in own] for own in files] == [
+        ["e.py::new", "e.py::more"],
         ["d.py::slow"],
         ["b.py::one"],
         ["c.py::new"],
         ["a.py::one", "a.py::two"],
     ]
+
+
+def test_what_files_took_is_noted(tmp_path, monkeypatch):
+    for name, value in (("ROOT", tmp_path), ("FILES", tmp_path / "seconds.json")):
+        monkeypatch.setattr(forked, name, value)
+    for name in ("a.py", "b.py", "c.py"):
+        (tmp_path / name).touch()
+    (tmp_path / "seconds.json").write_text('{"a.py": 40, "c.py": 30, "gone.py": 20}')
+    cache = tmp_path / ".pytest_cache" / "v" / "mld"
+    cache.mkdir(parents=True)
+    (cache / "seconds").write_text('{"a.py::one": 6.4, "a.py::two": 3.0, "b.py::one": 4.9}')
+    forked.note()
+    assert json.loads((tmp_path / "seconds.json").read_text()) == {"a.py": 9, "c.py": 30}

@@ -1,15 +1,17 @@
 """A pytest plugin: workers that are forks of the process that has collected, so what tests import is imported once.
 
     PYTHONPATH=tests/parts pytest -p forked --forks 3
+    python tests/parts/forked.py    # after `make test`: note in seconds.json what the files took here
 
 Files stay whole: a worker takes the next one when it begins the last test of its own. The longest come first, by what
-they took when they last ran here. Where there is no `os.fork`, or a fork is not safe (macOS), pytest-xdist does the
-same with processes that each collect for themselves.
+they took when they last ran here, in a fresh clone by what seconds.json says. Where there is no `os.fork`, or a fork
+is not safe (macOS), pytest-xdist does the same with processes that each collect for themselves.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import sys
@@ -19,15 +21,22 @@ from collections import defaultdict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import ROOT
 
 ENDED_SECONDS = 10.0
 """After so long without a word it is asked whether a worker has ended."""
 
 MARKED = (("slow", 10.0), ("processes", 3.0))
 """Mark -> seconds that are expected of a test that never ran here."""
+
+FILES = Path(__file__).with_name("seconds.json")
+"""File of tests -> what it took on two cores where all ran, from `NOTED` seconds on; its order is what matters."""
+
+NOTED = 5.0
 
 WHOLE = 100
 """From so many files on, what tests import on their way is imported before the workers are made."""
@@ -67,14 +76,39 @@ def expected(item: pytest.Item) -> float:
     return next((seconds for mark, seconds in MARKED if item.get_closest_marker(mark)), 0.3)
 
 
-def files_of(items: list[pytest.Item], seconds: dict[str, float]) -> deque[list[pytest.Item]]:
-    """The tests of each file, the longest file first."""
-    files, long = defaultdict(list), defaultdict(float)
+def per_file(seconds: dict[str, float]) -> dict[str, float]:
+    """Seconds of each file, from those of its tests."""
+    long: dict[str, float] = defaultdict(float)
+    for test, took in seconds.items():
+        long[test.partition("::")[0]] += took
+    return long
+
+
+def files_of(
+    items: list[pytest.Item], seconds: dict[str, float], noted: dict[str, float]
+) -> deque[list[pytest.Item]]:
+    """The tests of each file, the longest file first.
+
+    Args:
+        items: All tests.
+        seconds: What tests took when they last ran here.
+        noted: What files took elsewhere, for those of which no test ran here.
+    """
+    files = defaultdict(list)
     for item in items:
-        file = item.nodeid.partition("::")[0]
-        files[file].append(item)
-        long[file] += seconds[item.nodeid] if item.nodeid in seconds else expected(item)
+        files[item.nodeid.partition("::")[0]].append(item)
+    here = per_file(seconds)
+    long = per_file({item.nodeid: seconds.get(item.nodeid, expected(item)) for item in items})
+    long |= {file: took for file, took in noted.items() if file in files and file not in here}
     return deque(files[file] for file in sorted(files, key=lambda name: -long[name]))
+
+
+def note() -> None:
+    """Write what files took in the last run here; of those that did not run, what stood there stays."""
+    long = json.loads(FILES.read_text("utf-8")) if FILES.exists() else {}
+    long |= per_file(json.loads((ROOT / ".pytest_cache" / "v" / "mld" / "seconds").read_text("utf-8")))
+    kept = {file: round(took) for file, took in long.items() if took >= NOTED and (ROOT / file).exists()}
+    FILES.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
 
 
 def _temporary(config: pytest.Config) -> Any:
@@ -125,7 +159,8 @@ class Pool:
         _temporary(session.config)
         self.number = {item: number for number, item in enumerate(session.items)}
         seconds = session.config.cache.get("mld/seconds", {}) if session.config.cache else {}
-        self.files = files_of(session.items, seconds)
+        noted = json.loads(FILES.read_text("utf-8")) if FILES.exists() else {}
+        self.files = files_of(session.items, seconds, noted)
         self.forks, self.made = min(forks, len(self.files)), 0
         self.workers: dict[Connection, Worker] = {}
 
@@ -230,3 +265,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     if session.shouldstop:
         raise session.Interrupted(session.shouldstop)
     return True
+
+
+if __name__ == "__main__":
+    note()
