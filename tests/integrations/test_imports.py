@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -25,24 +27,46 @@ WRAPPERS = {
 }
 
 
+IN_FORKS = """
+import importlib, json, os, sys, torch.utils.data
+for wrapper, framework in json.loads(sys.argv[1]).items():
+    if (pid := os.fork()) == 0:
+        for name in framework.split(", "):
+            importlib.import_module(name)
+        before = set(sys.modules)
+        importlib.import_module(f"ml_debugger.{wrapper}")
+        with open(os.path.join(sys.argv[2], wrapper), "w") as file:
+            json.dump(sorted(set(sys.modules) - before), file)
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+"""PyTorch is imported once for them all; each framework and wrapper in a fork of their own."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file a wrapper: the modules that it loads beside its framework."""
+    folder = tmp_path_factory.mktemp("loaded")
+    there = {
+        name: framework for name, framework in WRAPPERS.items() if find_spec(framework.partition(".")[0])
+    }
+    subprocess.run([sys.executable, "-c", IN_FORKS, json.dumps(there), folder], check=True)
+    return folder
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_wrapper_loads_little(wrapper):
-    framework = WRAPPERS[wrapper]
-    pytest.importorskip(framework.partition(".")[0])
-    code = (
-        f"import json, sys, {framework}; before = set(sys.modules); "
-        f"import ml_debugger.{wrapper}; print('loaded', json.dumps(sorted(set(sys.modules) - before)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = json.loads(done.stdout.rpartition("loaded ")[2])
-    assert HEAVY.isdisjoint(loaded)
-    own = [name for name in loaded if name.startswith(("mld_core", "ml_debugger"))]
-    assert len(own) <= (MOST_DETECTOR if wrapper == "ultralytics" else MOST_OWN)
+def test_a_wrapper_loads_little(wrapper: str, loaded: Path) -> None:
+    pytest.importorskip(WRAPPERS[wrapper].partition(".")[0])
+    modules = json.loads((loaded / wrapper).read_text())
+    assert HEAVY.isdisjoint(modules)
+    own = [name for name in modules if name.startswith(("mld_core", "ml_debugger"))]
+    assert 0 < len(own) <= (MOST_DETECTOR if wrapper == "ultralytics" else MOST_OWN)
 
 
 @pytest.mark.processes
-def test_a_recorder_loads_no_detector_family():
+def test_a_recorder_loads_no_detector_family() -> None:
     code = (
         "import json, sys, mld_core.tracing.run.recorder; "
         "print(json.dumps([n for n in sys.modules if n.startswith('mld_core.adapters.')]))"
