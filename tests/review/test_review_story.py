@@ -8,7 +8,6 @@ from ml_debugger.evaluator import Evaluator
 from ml_debugger.review import Verdict, Verdicts, apply
 from mld_core.records.format.layout import RunKey, Store
 
-SEEDS = 5
 LOOKED_AT = 180
 """So many suspects of 600 a person looks at: three in two planted ones."""
 
@@ -27,11 +26,12 @@ def _review(root, version, data, truth):
 
 
 @pytest.mark.slow
-def test_reviewed_labels_make_the_next_training_better(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.heavy)])
+def test_reviewed_labels_make_the_next_training_better(tmp_path, monkeypatch, seeds):
     root = tmp_path / "store"
     monkeypatch.setenv("MLD_HOME", str(root))
     gains, found = [], []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         data, truth, val, wrong = noisy_digits(seed)
         version = f"s{seed}"
         before = trained(data, val, seed, version)
@@ -41,9 +41,9 @@ def test_reviewed_labels_make_the_next_training_better(tmp_path, monkeypatch):
         assert fixed.skipped == []
         assert set(fixed.labels) == set(corrected)
         gains.append(trained(fixed, val, seed) - before)
+    least = lowest(gains) if seeds > 1 else gains[0]  # an interval takes more than one
     print(
-        f"found {np.round(found, 3)} of the planted labels; accuracy {np.round(gains, 4)}, "
-        f"95 % from {lowest(gains):+.4f}"
+        f"found {np.round(found, 3)} of the planted labels; accuracy {np.round(gains, 4)}, from {least:+.4f}"
     )
-    assert lowest(gains) > 0
+    assert least > 0
     assert min(found) > 0.8
