@@ -43,6 +43,7 @@ BLOCK = 1_024
 _AROUND = 1 - (1 - RECALL) / 2
 _STREAM = 23
 _COMMON = 16
+_AT_ONCE = 2**20
 
 Exact = Callable[[NDArray[np.int64], int], NDArray[np.int32]]
 """(q, k) nearest base rows of some base rows, -1 = none, searched in full."""
@@ -244,13 +245,16 @@ def search_lists(
     limit = within_sample(turned, lists.points[sample], lists.norms[sample], k, dropped)
     passed = Passed.none(limit, k, width)
     # Memory that is written again and again, as in `select`.
-    spare = np.empty(len(queries) * max(one.stop - one.start for one in probed.spans), np.float32)
-    for where, rows in zip(probed.spans, probed.queries, strict=True):
-        near = lists.points[where]
-        distance = spare[: len(rows) * len(near)].reshape(len(rows), len(near))
-        np.matmul(turned[rows], near.T, out=distance)
-        distance += lists.norms[where]
-        passed.add(distance, lists.order[where], rows, groups, codes)
+    spare = np.empty(max(_AT_ONCE, len(queries)), np.float32)
+    for cell_span, rows in zip(probed.spans, probed.queries, strict=True):
+        some = turned[rows]
+        for part in spans(cell_span.stop - cell_span.start, max(1, _AT_ONCE // len(rows))):
+            where = slice(cell_span.start + part.start, cell_span.start + part.stop)
+            near = lists.points[where]
+            distance = spare[: len(rows) * len(near)].reshape(len(rows), len(near))
+            np.matmul(some, near.T, out=distance)
+            distance += lists.norms[where]
+            passed.add(distance, lists.order[where], rows, groups, codes)
     found, squared = answers(passed.nearest(), queries)
     few = passed.few(width)
     if len(few):

@@ -1,9 +1,12 @@
 """The feature space and the neighbours in it."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.space.lists import search_lists
 from mld_core.evaluation.space.neighbourhood import look, surroundings, two_level_centroids
 from mld_core.evaluation.space.neighbours import make_base, search
 from mld_core.evaluation.space.space import fit_space, project
@@ -79,6 +82,22 @@ def test_units_of_small_groups_far_away_have_all_their_neighbours_by_lists():
     assert (listed >= 0).all()
     recall = np.mean([np.isin(exact[row], listed[row]).mean() for row in range(240)])
     assert recall >= 0.9
+
+
+def test_memory_of_a_search_by_lists_does_not_grow_with_a_cell():
+    # Half of the units are one and the same: their cell is as large as all others together.
+    points = np.random.default_rng(6).normal(size=(60_000, 8)).astype(np.float32)
+    points[::2] = 0
+    with Workers(1) as workers:
+        base = make_base(points, None, workers, k=16, exact_limit=1_000)
+        largest = int(np.bincount(base.lists.cells).argmax())
+        queries = points[base.lists.cells == largest][:400]
+        tracemalloc.start()
+        _, squared = search_lists(base.lists, queries, largest, 16, None, None)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (squared[~queries.any(axis=1)] == 0).all()
+    assert most < 80 * 2**20
 
 
 @pytest.mark.parametrize("exact_limit", [10**9, 500])
