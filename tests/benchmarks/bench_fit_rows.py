@@ -3,7 +3,8 @@
 Splits without any planted order of rows: pockets (a hidden space whose small regions and slopes decide about errors,
 100 classes) and digits (a network's answers on augmented pictures, some of them faint). For every number of rows one
 cross-fit of each of several splits: mean AUROC and Brier score of the error probability and CPU time, and from which to
-which value what the smaller fit loses against all rows goes. Whatever the units, the fits are capped as beyond `WHOLE`.
+which value what the smaller fit loses against all rows goes. Whatever the units, the fits are capped as beyond `WHOLE`
+and have its trees; all rows have those of fewer units.
 """
 
 from __future__ import annotations
@@ -66,7 +67,6 @@ def cross_fits(arrays, sizes: list[int]) -> np.ndarray:
     from mld_core.evaluation.space import space
     from mld_core.evaluation.space.neighbourhood import surroundings
 
-    error_probability.WHOLE = 0
     made = []
     with Workers() as pool:
         work = analysis.prepare(arrays, AnalysisOptions(), pool)
@@ -76,6 +76,7 @@ def cross_fits(arrays, sizes: list[int]) -> np.ndarray:
         wrong = work.errors == 1
         for rows in sizes:
             error_probability.FIT_ROWS = rows
+            error_probability.WHOLE = 0 if rows < len(wrong) else len(wrong)
             start = time.process_time()
             fitted = error_probability.estimate_errors(
                 inputs, work.scores.msp, work.groups, work.folds[:1], pool

@@ -30,11 +30,13 @@ from mld_core.evaluation.statistics.significance import NORMAL_95
 
 WHOLE = 200_000
 """Labelled units up to which all of them are fitted."""
-FIT_ROWS = 50_000
+FIT_ROWS = 32_000
 """Rows that the trees and the logistic regression are fitted to beyond that."""
 
+TREES = {"max_iter": 120, "learning_rate": 0.06, "max_leaf_nodes": 15}
+SAMPLED_TREES = {"max_iter": 60, "learning_rate": 0.12, "max_leaf_nodes": 31, "max_bins": 63}
+"""Half as many and larger ones where they are fitted to a sample: no worse, in half the time."""
 CALIBRATION_BINS = 4_096
-
 MINIMUM = 30
 
 _PREDICT_ROWS = 65_536
@@ -263,7 +265,7 @@ def _fit_fold(
     if not len(rows) or errors.min() == errors.max():
         z[test] = logit((errors.sum() + 1) / (len(errors) + 2))
         return
-    trees, linear = _fit_pair(_columns(inputs, rows, folds, fold), errors, workers)
+    trees, linear = _fit_pair(_columns(inputs, rows, folds, fold), errors, _settings(inputs), workers)
     for span in spans(len(test), _PREDICT_ROWS):
         columns = _columns(inputs, test[span], folds, fold)
         z[test[span]] = (_tree_logit(trees, columns) + linear.logit(columns)) / 2 + shift
@@ -307,19 +309,17 @@ def _sampled(inputs: StackInputs, rows: NDArray[np.int64], stream: int) -> tuple
     return fit_sample(inputs.errors, rows, stream, cap)
 
 
+def _settings(inputs: StackInputs) -> dict[str, Any]:
+    return SAMPLED_TREES if len(inputs.base_rows) > WHOLE else TREES
+
+
 def _fit_pair(
-    columns: NDArray[np.float32], errors: NDArray[np.int8], workers: Workers
+    columns: NDArray[np.float32], errors: NDArray[np.int8], settings: dict[str, Any], workers: Workers
 ) -> tuple[Any, Logistic]:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     trees = HistGradientBoostingClassifier(
-        max_iter=120,
-        learning_rate=0.06,
-        max_leaf_nodes=15,
-        min_samples_leaf=40,
-        l2_regularization=5,
-        early_stopping=False,
-        random_state=0,
+        **settings, min_samples_leaf=40, l2_regularization=5, early_stopping=False, random_state=0
     )
     linear = fit_logistic(columns, errors, np.ones(len(errors)), c=0.05, workers=workers)
     return trees.fit(columns, errors), linear
@@ -384,7 +384,8 @@ def _full_model(
     if source != CSE:
         return ErrorModel(None, None, None, confidence, constant, source)
     rows, shift = _sampled(inputs, inputs.base_rows, len(SALTS) * FOLDS)
-    trees, linear = _fit_pair(_columns(inputs, rows, None, -1), inputs.errors[rows], workers)
+    columns = _columns(inputs, rows, None, -1)
+    trees, linear = _fit_pair(columns, inputs.errors[rows], _settings(inputs), workers)
     known = inputs.base_rows
     # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
     platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], np.ones(len(known)), workers)
