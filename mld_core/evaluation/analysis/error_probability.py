@@ -27,6 +27,7 @@ from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, SALTS, hash_uniform
 from mld_core.evaluation.statistics.logistic import Logistic, fit_logistic
 from mld_core.evaluation.statistics.significance import NORMAL_95
+from mld_core.evaluation.statistics.warned import filters_kept
 
 WHOLE = 200_000
 """Labelled units up to which all of them are fitted."""
@@ -322,7 +323,9 @@ def _fit_pair(
         **settings, min_samples_leaf=40, l2_regularization=5, early_stopping=False, random_state=0
     )
     linear = fit_logistic(columns, errors, np.ones(len(errors)), c=0.05, workers=workers)
-    return trees.fit(columns, errors), linear
+    with filters_kept():
+        trees.fit(columns, errors)
+    return trees, linear
 
 
 def _tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:

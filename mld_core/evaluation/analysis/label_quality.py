@@ -33,6 +33,7 @@ from mld_core.evaluation.space.neighbourhood import Neighbourhood
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
 from mld_core.evaluation.statistics.significance import BOUNDARY_GAIN
+from mld_core.evaluation.statistics.warned import filters_kept
 
 NEIGHBOURS = 32
 PSEUDO_COUNTS = 1.5
@@ -140,8 +141,13 @@ def probe_member(
         keep = hash_uniform(train.astype(np.uint64), 301 + fold) < PROBE_UNITS / max(len(train), 1)
         rows = train[keep]
         classes = np.unique(labels[rows])
-        model = LogisticRegression(max_iter=300).fit(x[rows], labels[rows]) if len(classes) > 1 else None
-        fitted.append(None if model is None else (model, classes))
+        if len(classes) < 2:
+            fitted.append(None)
+            continue
+        model = LogisticRegression(max_iter=300)
+        with filters_kept():
+            model.fit(x[rows], labels[rows])
+        fitted.append((model, classes))
 
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
         p = np.full((len(rows), n_class), 1 / n_class)

@@ -21,6 +21,7 @@ from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
 from mld_core.evaluation.statistics.logistic import fit_logistic
+from mld_core.evaluation.statistics.warned import filters_kept
 
 TRAIN_CAP = 20_000
 """Boxes a model of the error codes is fitted on: it has one set of trees for each code."""
@@ -98,7 +99,9 @@ def class_probabilities(
         if len(test) == 0 or len(np.unique(target[rows])) < 2:
             return
         trees = HistGradientBoostingClassifier(**_TREES, early_stopping=False, random_state=0)
-        model = trees.fit(_columns(inputs, rows, folds, fold), target[rows])
+        table = _columns(inputs, rows, folds, fold)
+        with filters_kept():
+            model = trees.fit(table, target[rows])
         for span in spans(len(test), _ROWS):
             p = np.zeros((len(test[span]), count))
             p[:, model.classes_] = model.predict_proba(_columns(inputs, test[span], folds, fold))

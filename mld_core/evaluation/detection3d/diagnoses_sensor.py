@@ -13,6 +13,7 @@ from mld_core.evaluation.detection3d.bins import SECTORS, polar, range_bin
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.statistics.folds import FOLDS, assign_folds
 from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
+from mld_core.evaluation.statistics.warned import filters_kept
 
 PSEUDO = 4.0
 """Pseudo-counts that pull the rate of a cell towards the overall one."""
@@ -210,7 +211,9 @@ def _silence(truths: Truths, silent: Bools, n_points: NDArray[np.integer] | None
     for fold in range(FOLDS):
         held, rest = np.flatnonzero(folds == fold), known[folds[known] != fold]
         if len(held) and silent[rest].any() and not silent[rest].all():
-            fitted = LogisticRegression(C=1.0, max_iter=500).fit(table[rest], silent[rest])
+            fitted = LogisticRegression(C=1.0, max_iter=500)
+            with filters_kept():
+                fitted.fit(table[rest], silent[rest])
             made[held] = fitted.predict_proba(table[held])[:, 1]
     seen = np.bincount(where[known], weights=silent[known], minlength=STEPS)
     expected = np.bincount(where[known], weights=made[known], minlength=STEPS)
