@@ -8,8 +8,8 @@ TORCH ?= torch==2.13.0
 TORCHVISION ?= 0.28.0
 ULTRALYTICS ?= ultralytics==8.4.190
 
-# Tests that start processes wait for them: four workers keep two cores busy seven tenths of the time, so five do it.
-CORES := $(shell $(PYTHON) -c "import os; print(min(8, 5 * len(os.sched_getaffinity(0)) // 2))" 2>/dev/null || echo 4)
+# Tests that start processes wait for them: two workers a core.
+CORES := $(shell $(PYTHON) -c "import os; print(min(8, 2 * len(os.sched_getaffinity(0))))" 2>/dev/null || echo 4)
 WORKERS ?= $(or $(MLD_TEST_WORKERS),$(CORES))
 # Workers that are forks of the process that collected share what it imported (tests/parts/forked.py); where a fork
 # is not safe, each collects for itself.
