@@ -45,7 +45,7 @@ def one(tmp_path_factory):
     return _evaluate(tmp_path_factory.mktemp("one"), 1)
 
 
-@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.heavy), 3])
+@pytest.mark.parametrize("epochs", [1, pytest.param(3, marks=pytest.mark.heavy)])
 def test_nothing_is_alarming_without_a_fault(tmp_path, epochs):
     _, units, _, evidence = _evaluate(tmp_path, epochs, faults={})
     alarming = evidence.missing_label.flagged | evidence.wrong_class.flagged

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from live_parts import RUN, complete, processes, rows_of, train_digits, wait_until
+from zygote import Process
 
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.live import helper as beside
@@ -175,15 +176,18 @@ def test_a_killed_process_is_started_again_and_finds_what_is_left(tmp_path: Path
     }
 
 
-def _script(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", text, str(folder)], capture_output=True, text=True, check=False, timeout=300
-    )
+def _ended(text: str, folder: Path) -> Process:
+    """A process of its own, in which the frameworks are imported already, that has run the text."""
+    script = folder / "script.py"
+    script.write_text(text)
+    process = Process(script, folder)
+    process.wait(300)
+    return process
 
 
 def test_a_killed_training_leaves_the_figures_of_what_it_sealed(tmp_path: Path) -> None:
-    done = _script(KILLED, tmp_path)
-    assert done.returncode == -signal.SIGKILL
+    done = _ended(KILLED, tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     rows = complete(tmp_path, 4)
     assert {row["n_epoch"] for row in rows} == {0, 1}
     wait_until(lambda: not processes(tmp_path), 30)
@@ -191,7 +195,7 @@ def test_a_killed_training_leaves_the_figures_of_what_it_sealed(tmp_path: Path) 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is counted on Linux alone")
 def test_without_its_memory_it_is_off_and_says_so_once(tmp_path: Path) -> None:
-    done = _script(CRAMPED, tmp_path)
+    done = _ended(CRAMPED, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Passes are no longer evaluated while the training goes on") == 1
     assert "MB of memory are free" in done.stderr
