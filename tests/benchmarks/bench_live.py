@@ -6,7 +6,8 @@ A pass of N rows (default 100,000) x 512 features x 100 classes is handed to the
 Told are the seconds to its metrics and to its analysis, the process's CPU seconds and its peak of memory. Steps of
 a small network on one thread are timed while the process works and while it is stopped, in turn: a block beside it is
 compared with the mean of the blocks alone before and after it, so that a machine that gets slower or faster makes no
-difference; told is the median of these ratios, and its 95 % interval by bootstrap.
+difference; told is the median of these ratios, and its 95 % interval by bootstrap: of the time that passes, and of the
+CPU time of the training's thread, which on a machine that others use tells what is left of it (caches, memory).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import os
 import resource
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -79,16 +79,16 @@ def cost(folder: Path, rank: Path) -> str:
     )
 
 
-def steps_in(seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    """Mean seconds of a training step."""
+def steps_in(seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> np.ndarray:
+    """Mean seconds of a training step, and CPU seconds."""
     x, y = torch.randn(64, 256), torch.randint(0, 10, (64,))
-    begun, count = time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
+    begun, count = np.array([time.perf_counter(), time.thread_time()]), 0
+    while time.perf_counter() - begun[0] < seconds:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
         count += 1
-    return (time.perf_counter() - begun) / count
+    return (np.array([time.perf_counter(), time.thread_time()]) - begun) / count
 
 
 def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
@@ -97,7 +97,7 @@ def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     steps_in(1.0, model, optimizer)
-    found: list[float] = []
+    found: list[np.ndarray] = []
     for _ in range(analyses):
         (rank.parent / "figures.json").unlink(missing_ok=True)
         helper = helper_of(folder)
@@ -113,13 +113,22 @@ def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
             found.append(2 * beside / (before + alone))
         helper.finish()
         process.wait()
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(found, (2000, len(found))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
+    return "\n".join(
+        f"steps beside it / alone, {what}: {told([one[place] for one in found])} of blocks of {seconds:g} s"
+        for place, what in enumerate(("time", "CPU time"))
+    )
+
+
+def told(found: list[float]) -> str:
+    """A median, how sure it is, and the quartiles."""
+    medians = np.median(np.random.default_rng(0).choice(found, (2000, len(found))), axis=1)
+    low, first, third, high = (
+        *(np.quantile(medians, 0.025), np.quantile(found, 0.25)),
+        *(np.quantile(found, 0.75), np.quantile(medians, 0.975)),
+    )
     return (
-        f"steps beside it / alone: {statistics.median(found):.3f}, 95 % interval {low:.3f} to {high:.3f} "
-        f"({len(found)} blocks of {seconds:g} s; quartiles {np.quantile(found, 0.25):.3f} and "
-        f"{np.quantile(found, 0.75):.3f})"
+        f"{np.median(found):.3f}, 95 % interval {low:.3f} to {high:.3f}, quartiles {first:.3f} and {third:.3f}, "
+        f"{len(found)}"
     )
 
 
