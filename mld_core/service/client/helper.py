@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mld_core.companion import Companion, refusal, stand_back
+from mld_core.companion import Companion, refusal
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.manifest import SEAL_FILE, make_dirs, read_json, utc_now, write_json
@@ -368,7 +368,8 @@ def _write_status(settings: UploadSettings, state: str, problem: dict[str, str] 
 
 def main() -> int:
     """Entry point of the process; the exit status is 0 if everything was sent."""
-    stand_back(_NICE)
+    with contextlib.suppress(AttributeError, OSError):
+        os.nice(_NICE)  # within its session alone: what waits for an upload would wait for a free processor
     settings = UploadSettings(**json.loads(sys.stdin.buffer.readline()))
     linger = float(os.environ.get("MLD_UPLOAD_LINGER") or LINGER_SECONDS)
     try:
