@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,24 +18,48 @@ from mld_core.app.library import Library, Place
 from mld_core.app.problems import ProblemError
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.exchange.coco_patch import write_patch
+from mld_core.exchange.kitti import write_corrected
 from mld_core.exchange.relabel import write_relabel
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import BOX_KINDS, KINDS, UNSEEN, Subject, Verdict
+from mld_core.records.store.verdicts import (
+    BOX_KINDS,
+    KINDS,
+    TRUE_BOX_KINDS,
+    UNSEEN,
+    Subject,
+    Verdict,
+)
+from mld_core.records.store.verdicts import (
+    place as written,
+)
 from mld_core.views import reviewing
-from mld_core.views.cards import Told, cards, named_class, subject_columns, subject_of
+from mld_core.views.cards import BOX, Told, canvas_of, cards, named_class, subject_columns, subject_of
 
 MOST_ITEMS = 1_000
 BOX_SAID = (*BOX_KINDS, "ambiguous")
 FIRST = 20
 
 
+Coordinate = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+Drawn = Annotated[list[Coordinate], Field(min_length=4, max_length=7)]
+
+
 class Item(BaseModel):
-    """One word on one unit."""
+    """One word on one unit; boxes are in the frame in which they were shown.
+
+    Attributes:
+        right: Where the true box of the unit lies, for "moved".
+        drawn: An object of class `label` without a label, in the image of the unit, for "missing".
+        agrees: Of a verdict on this unit, whose word this one repeats.
+    """
 
     row: int = Field(ge=0)
     kind: str
     label: int | None = Field(default=None, ge=0)
     note: str = Field(default="", max_length=4_000)
+    right: Drawn | None = None
+    drawn: Drawn | None = None
+    agrees: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
 
 
 class Here(BaseModel):
@@ -109,7 +134,7 @@ def listed(
 def give(library: Lib, request: Request, said: Given) -> Response:
     """Say something of units."""
     place = place_of(library, said.asked())
-    verdicts = _verdicts(place, said.items, author(request))
+    verdicts = _agreeing(library, place, said.items, author(request))
     written = library.say(place.run, verdicts, author(request))
     names = place.result.class_names
     return answer(
@@ -197,13 +222,20 @@ def formats(library: Lib, request: Request, names: Named) -> Response:
     run = library.run(names.model, names.version)
     found = reviewing.counts(told(library, run, request))
     task = library.row(run)["task"]
-    boxes = task == "detection"
+    boxes, solid = task == "detection", task == "detection3d"
     labels = "annotations.json -o corrected.json" if boxes else "train.csv -o corrected.csv"
+    command = f"export -o relabel.json {run_options(run)}" if solid else f"apply {labels} {run_options(run)}"
     return answer(
         {
             "formats": [
                 {"name": "relabel", "title": "relabel.json", "available": True, "why": None},
                 {"name": "csv", "title": "CSV", "available": True, "why": None},
+                {
+                    "name": "kitti",
+                    "title": "KITTI label_2",
+                    "available": solid,
+                    "why": None if solid else "KITTI's labels are 3D boxes; this is a " + task + ".",
+                },
                 {
                     "name": "coco",
                     "title": "COCO patch",
@@ -211,12 +243,10 @@ def formats(library: Lib, request: Request, names: Named) -> Response:
                     "why": None if boxes else "COCO holds boxes; this is a " + task + ".",
                 },
             ],
-            "labels": found["relabel"] + found["missing"] + found["nothing"],
+            "labels": sum(found[kind] for kind in ("relabel", "missing", "nothing", "moved")),
             "conflicts": found["conflicts"],
-            "commands": [f"mld review apply {labels} {run_options(run)}"],
-            "python": None
-            if task != "classification"
-            else "from ml_debugger.review import apply\n\nfixed = apply("
+            "commands": [f"mld review {command}"],
+            "python": "from ml_debugger.review import apply\n\nfixed = apply("
             f"dataset, {run.model_name!r}, {run.version_name!r}, {names.split or 'train'!r})",
         }
     )
@@ -228,14 +258,15 @@ def export(library: Lib, request: Request, names: Named, format: str = "relabel"
     run = library.run(names.model, names.version)
     found = told(library, run, request).standing.values()
     endings = {"relabel": (".json", "application/json"), "csv": (".csv", "text/csv; charset=utf-8")}
-    if format == "coco":
-        endings["coco"] = (".json", "application/json")
+    endings |= {"coco": (".json", "application/json"), "kitti": (".zip", "application/zip")}
     if format not in endings:
-        raise ProblemError(400, f"format {format!r}: expected relabel, csv or coco")
+        raise ProblemError(400, f"format {format!r}: expected relabel, csv, coco or kitti")
     ending, kind = endings[format]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"labels{ending}"
-        if format == "coco":
+        if format == "kitti":
+            write_corrected(path, library.store, run, found, library.class_names(run))
+        elif format == "coco":
             write_patch(path, run, found, library.class_names(run))
         else:
             write_relabel(path, run, found, library.class_names(run))
@@ -247,31 +278,85 @@ def export(library: Lib, request: Request, names: Named, format: str = "relabel"
 
 def _verdicts(place: Place, items: Sequence[Item], who: str) -> list[Verdict]:
     """The words of a request as verdicts; everything is checked before anything is written."""
+    corners = BOX.get(place.units.result.task, ())
     read = ["input_hash", "gt", "prediction", "suggested_label", *subject_columns(place.units)]
+    read += [f"gt_{name}" for name in corners]
     over = [one.row for one in items if one.row >= place.units.rows]
     if over:
         raise NotFoundError(f"row {over[0]}: the pass has {place.units.rows:,} units")
     n_class = int(place.result.info["passes"][place.units.index]["n_class"])
-    made = []
-    for item, unit in zip(items, place.units.take([one.row for one in items], read), strict=True):
-        subject = subject_of(place.units, unit)
-        label = _label(item, unit, n_class, said_of=BOX_SAID if subject.box is not None else KINDS)
-        made.append(
-            Verdict(
-                item.kind,
-                place.units.dataset,
-                subject.input_id,
-                subject.truth,
-                label=label,
-                given=unit["gt"] if subject.box is None else None,
-                input_hash=unit["input_hash"],
-                note=item.note,
-                result_name=place.result.result_name,
-                author=who,
-                box=subject.box,
-            )
+    units = place.units.take([one.row for one in items], read)
+    return [_verdict(place, item, unit, n_class, who) for item, unit in zip(items, units, strict=True)]
+
+
+def _verdict(place: Place, item: Item, unit: dict[str, Any], n_class: int, who: str) -> Verdict:
+    subject = subject_of(place.units, unit)
+    corners = BOX.get(place.units.result.task, ())
+    seen = [unit[f"gt_{name}"] for name in corners] if subject.truth is not None else None
+    said_of: Sequence[str] = KINDS if seen is None else (*KINDS, *TRUE_BOX_KINDS)
+    if item.drawn is not None:
+        subject = replace(subject, truth=None, box=_recorded(place, item, item.drawn))
+    if subject.box is not None:
+        said_of = BOX_SAID
+    label = _label(item, unit, n_class, said_of=said_of)
+    corrects = subject.truth is not None and item.kind in TRUE_BOX_KINDS
+    try:
+        return Verdict(
+            item.kind,
+            place.units.dataset,
+            subject.input_id,
+            subject.truth,
+            label=label,
+            given=unit["gt"] if subject.box is None else None,
+            input_hash=unit["input_hash"],
+            note=item.note,
+            result_name=place.result.result_name,
+            author=who,
+            box=subject.box,
+            right=None if item.right is None else _recorded(place, item, item.right, seen),
+            seen=written(seen) if corrects and seen is not None else None,
         )
-    return made
+    except ValueError as error:
+        raise ProblemError(400, str(error)) from error
+
+
+def _agreeing(library: Library, place: Place, items: Sequence[Item], who: str) -> list[Verdict]:
+    """The words of a request, some of which repeat what another person said, to the number.
+
+    Raises:
+        ProblemError: Nobody said that of this unit.
+    """
+    agreed = any(one.agrees for one in items)
+    heard = {one.verdict_id: one for one in library.verdicts(place.run).read()[0]} if agreed else {}
+    own = iter(_verdicts(place, [one for one in items if one.agrees is None], who))
+    verdicts = []
+    for item in items:
+        other = heard.get(item.agrees or "")
+        if item.agrees is None:
+            verdicts.append(next(own))
+        elif other is None or other.dataset_type != place.units.dataset:
+            raise ProblemError(404, "what is agreed with was not said of this split")
+        else:
+            verdicts.append(replace(other, author=who, note=item.note, at="", verdict_id=""))
+    return verdicts
+
+
+def _recorded(
+    place: Place, item: Item, drawn: list[float], before: Sequence[float] | None = None
+) -> tuple[float, ...]:
+    """A box that was drawn, as the unit table would have it.
+
+    Raises:
+        ProblemError: It has another number of numbers than the boxes of this task.
+    """
+    units = place.units
+    wanted = len(BOX.get(units.result.task, ()))
+    if len(drawn) != wanted:
+        raise ProblemError(400, f"a box of {len(drawn)} numbers: expected {wanted}")
+    if units.result.task != "detection":
+        return written(drawn)
+    canvas = canvas_of(units, str(units.take([item.row], ["input_id"])[0]["input_id"]))
+    return written(canvas.recorded(drawn, before))
 
 
 def _label(item: Item, unit: dict[str, Any], n_class: int, said_of: Sequence[str]) -> int | None:
@@ -281,15 +366,25 @@ def _label(item: Item, unit: dict[str, Any], n_class: int, said_of: Sequence[str
         ProblemError: That word says nothing of such a unit, or no class is known.
     """
     if item.kind not in said_of:
-        about = "" if said_of is KINDS else " of a box where no true one stands"
+        about = " of a box where no true one stands" if said_of is BOX_SAID else ""
         raise ProblemError(400, f"verdict {item.kind!r}{about}: expected one of {', '.join(said_of)}")
+    if item.kind == "moved":
+        _known_class(item, n_class)
+        return None if item.label == unit["gt"] else item.label
     if item.kind not in {"relabel", "missing"}:
         return None
+    if item.drawn is not None and item.label is None:
+        raise ProblemError(400, f"which class has the box that was drawn in {unit['input_id']}?")
     known = unit["suggested_label"] if item.kind == "relabel" else unit["prediction"]
     label: int | None = known if item.label is None else item.label
     if label is None or not 0 <= label < n_class or (item.kind == "relabel" and label == unit["gt"]):
         raise ProblemError(400, f"which class is right for {unit['input_id']}? no other is suggested")
     return label
+
+
+def _known_class(item: Item, n_class: int) -> None:
+    if item.label is not None and item.label >= n_class:
+        raise ProblemError(400, f"class {item.label}: the run has {n_class}")
 
 
 def _acceptable(place: Place, heard: Told, said: Accepted) -> list[Item]:

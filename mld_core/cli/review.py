@@ -297,10 +297,11 @@ def _apply_coco(labels: Path, output: Path, store: Store, run: RunKey, split: st
 
     found = Verdicts(store, run).standing(split).values()
     names = store.run_info(run).get("class_names")
-    changed, added, skipped = correct_coco(labels, output, found, names)
+    laid = correct_coco(labels, output, found, names)
     typer.echo(str(output))
-    note(f"{changed} categories changed, {added} boxes added, {len(skipped)} not")
-    for one in skipped:
+    drawn = f"{laid.moved} moved, {laid.removed} removed"
+    note(f"{laid.changed} categories changed, {laid.added} boxes added, {drawn}, {len(laid.skipped)} not")
+    for one in laid.skipped:
         note(f"mld: {one}")
 
 

@@ -3,8 +3,10 @@
 An object with `info`, `categories` and `annotations`, a list of objects with `image_file`, `truth` (number of
 the box among those of its image, in the order of the annotation file), `category_id`, `given_category_id` and
 `split`; category ids count from 1, as those of `mld export`. `missing`: boxes that people say are objects
-without a label, as `image_file`, `category_id`, `bbox` (x, y, width, height), `split`. `correct_coco` lays
-the same over an annotation file.
+without a label, as `image_file`, `category_id`, `bbox` (x, y, width, height), `split`. Annotations whose
+place is corrected have `bbox` and `given_bbox`; `removed` names those that people say hold no object, as
+`image_file`, `truth`, `given_category_id`, `given_bbox`, `split`. `correct_coco` lays the same over an
+annotation file.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mld_core.exchange.frames import write_json
-from mld_core.exchange.relabel import relabelled, spoken_boxes
+from mld_core.exchange.relabel import redrawn, relabelled, spoken_boxes
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import Standing
+from mld_core.records.store.verdicts import Standing, same_place
 
 
 def write_patch(
@@ -58,9 +60,31 @@ def write_patch(
         }
         for row in _missing(found)
     ]
+    drawn = [_drawn(row) for row in _flat(found)]
+    annotations += [one for one in drawn if "bbox" in one]
+    removed = [one for one in drawn if "bbox" not in one]
     document = {"info": info, "categories": categories, "annotations": annotations}
-    write_json(path, {**document, **({"missing": missing} if missing else {})})
-    return len(annotations) + len(missing)
+    more = {"missing": missing, "removed": removed}
+    write_json(path, {**document, **{name: rows for name, rows in more.items() if rows}})
+    return len(annotations) + len(missing) + len(removed)
+
+
+def _flat(found: Iterable[Standing]) -> list[dict[str, Any]]:
+    """What stands of the places of true boxes in images."""
+    return [row for row in redrawn(found) if len(row["right"] or row["seen"] or ()) == 4]
+
+
+def _drawn(row: dict[str, Any]) -> dict[str, Any]:
+    given = None if row["given"] is None else row["given"] + 1
+    made = {"image_file": row["input_id"], "truth": row["truth"], "given_category_id": given}
+    made |= {"given_bbox": None if row["seen"] is None else _bbox(row["seen"]), "split": row["dataset_type"]}
+    if row["kind"] == "nothing":
+        return made
+    return {
+        **made,
+        "category_id": given if row["label"] is None else row["label"] + 1,
+        "bbox": _bbox(row["right"]),
+    }
 
 
 def _missing(found: Iterable[Standing]) -> list[dict[str, Any]]:
@@ -75,7 +99,7 @@ def _bbox(box: Sequence[float]) -> list[float]:
 
 def correct_coco(
     source: Path, target: Path, found: Iterable[Standing], class_names: Sequence[str] | None = None
-) -> tuple[int, int, list[str]]:
+) -> Laid:
     """Copy a COCO annotation file with what people said laid over it; everything else stays as it is.
 
     An image is the one whose id, file name, or file name without folders and ending is the sample's id. Class
@@ -88,7 +112,7 @@ def correct_coco(
         class_names: Names of the classes, in their order.
 
     Returns:
-        How many categories were changed, how many boxes added, and what was not applied, in words.
+        What was changed, and what was not applied, in words.
 
     Raises:
         ValueError: It is no COCO annotation file, or has no category of that name.
@@ -115,6 +139,19 @@ def correct_coco(
             boxes[row["truth"]]["category_id"] = ids[row["label"]]
             changed += 1
     last = max((int(one["id"]) for one in document["annotations"]), default=0)
+    moved, gone = 0, set()
+    for row in _flat(found):
+        there = of_image.get(images.get(row["input_id"]), [])
+        problem = _unlike(row, there, ids, source)
+        if problem:
+            skipped.append(problem)
+        elif row["kind"] == "nothing":
+            gone.add(id(there[row["truth"]]))
+        else:
+            _redraw(there[row["truth"]], row, ids)
+            moved += 1
+    # Their numbers count the annotations as they were.
+    document["annotations"] = [one for one in document["annotations"] if id(one) not in gone]
     added = 0
     for row in _missing(found):
         image = images.get(row["input_id"])
@@ -126,7 +163,49 @@ def correct_coco(
         one = {"id": last + added, "image_id": image, "category_id": ids[row["label"]], "bbox": bbox}
         document["annotations"].append({**one, **facts})
     write_json(target, document)
-    return changed, added, skipped
+    return Laid(changed, added, moved, len(gone), skipped)
+
+
+class Laid(NamedTuple):
+    """What was laid over an annotation file.
+
+    Attributes:
+        changed: Categories that are others now.
+        added: Boxes that were missing.
+        moved: Boxes that lie elsewhere, of another category where that was said.
+        removed: Boxes without an object.
+        skipped: What was not applied, in words.
+    """
+
+    changed: int
+    added: int
+    moved: int
+    removed: int
+    skipped: list[str]
+
+
+def _unlike(
+    row: Mapping[str, Any], boxes: Sequence[Mapping[str, Any]], ids: Sequence[Any], source: Path
+) -> str:
+    """Why a box of the file is not the one that the reviewer saw; empty where it is."""
+    name = f"{row['input_id']}#{row['truth']}"
+    if row["truth"] >= len(boxes):
+        return f"{name}: no such box in {source}"
+    there = boxes[row["truth"]]
+    if row["given"] is not None and there["category_id"] != ids[row["given"]]:
+        return f"{name}: the reviewer saw class {row['given']}, the file has another"
+    x, y, width, height = there["bbox"]
+    if row["seen"] is not None and not same_place(row["seen"], (x, y, x + width, y + height)):
+        return f"{name}: the reviewer saw it at {_bbox(row['seen'])}, the file has it at {there['bbox']}"
+    return ""
+
+
+def _redraw(annotation: dict[str, Any], row: Mapping[str, Any], ids: Sequence[Any]) -> None:
+    """Another place, and with it no outline: that of before does not fit it."""
+    bbox = _bbox(row["right"])
+    annotation.update({"bbox": bbox, "area": round(bbox[2] * bbox[3], 3), "segmentation": []})
+    if row["label"] is not None:
+        annotation["category_id"] = ids[row["label"]]
 
 
 def _category_ids(

@@ -4,7 +4,9 @@
 list of objects with `dataset_type`, `input_id`, `truth` (number of the true box, or null), `given`, `label`,
 `authors`, `at`, `note`. CSV has the same members as columns. `boxes` of relabel.json lists what was said of
 predicted boxes where no true one stands: `kind` ("missing": an object of class `label`; "nothing"), `box` as
-it was recorded, and the other members.
+it was recorded, and the other members. `true_boxes` lists what was said of the place of true boxes: `kind`
+("moved": the right place is `right`, the right class `label` where it is another one; "nothing": there is no
+object), `truth`, `given`, `seen` (where the person saw it), and the other members.
 """
 
 from __future__ import annotations
@@ -60,12 +62,34 @@ def spoken_boxes(found: Iterable[Standing]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["dataset_type"], row["input_id"], row["box"]))
 
 
+def redrawn(found: Iterable[Standing]) -> list[dict[str, Any]]:
+    """What stands of the places of true boxes, by split, id and number."""
+    rows = [
+        {
+            "kind": one.verdict.kind,
+            "dataset_type": one.subject.dataset_type,
+            "input_id": one.subject.input_id,
+            "truth": one.subject.truth,
+            "given": one.verdict.given,
+            "seen": None if one.verdict.seen is None else list(one.verdict.seen),
+            "right": None if one.verdict.right is None else list(one.verdict.right),
+            "label": one.verdict.label,
+            "authors": [heard.author for heard in one.heard if heard.says == one.verdict.says],
+            "at": one.verdict.at,
+            "note": one.verdict.note,
+        }
+        for one in found
+        if one.verdict is not None and one.verdict.corrects_box
+    ]
+    return sorted(rows, key=lambda row: (row["dataset_type"], row["input_id"], row["truth"]))
+
+
 def write_relabel(
     path: Path, run: RunKey, found: Iterable[Standing], class_names: Sequence[str] | None = None
 ) -> int:
     """Write `relabel.json`, or CSV (labels alone) where the path ends in `.csv`; the number of labels."""
     found = list(found)
-    rows, boxes = relabelled(found), spoken_boxes(found)
+    rows, boxes, moved = relabelled(found), spoken_boxes(found), redrawn(found)
     if path.suffix.lower() == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS)
@@ -79,6 +103,7 @@ def write_relabel(
         "class_names": None if class_names is None else list(class_names),
         "labels": rows,
         **({"boxes": boxes} if boxes else {}),
+        **({"true_boxes": moved} if moved else {}),
     }
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return len(rows)

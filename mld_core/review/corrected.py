@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,13 @@ import numpy as np
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import Standing, Subject, Verdict, Verdicts
+from mld_core.review.boxes import Target, truths_of
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "gt_label", "y")
 """Members of a sample that is a mapping, in the order they are looked for."""
+
+
+NO_BOXES = "a verdict on a box, and its sample has no target with boxes (give boxes_key=... where it has)"
 
 
 class Corrected:
@@ -25,6 +29,7 @@ class Corrected:
     Attributes:
         dataset: The data set inside.
         labels: (dataset index id) -> verdict, for samples whose label is changed.
+        boxes: (dataset index id) -> verdicts on its boxes.
         skipped: What was not applied, in words: conflicts, labels that are no longer what the reviewer saw.
     """
 
@@ -36,6 +41,8 @@ class Corrected:
         id_of: Callable[[Any, int], str] | None = None,
         label_key: str | int | None = None,
         skipped: Iterable[str] = (),
+        boxes: Mapping[str, Sequence[Verdict]] | None = None,
+        boxes_key: str | None = None,
     ) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise TypeError(
@@ -44,21 +51,34 @@ class Corrected:
             )
         self.dataset = dataset
         self.labels = {one.input_id: one for one in verdicts if one.kind == "relabel"}
+        self.boxes = {name: list(said) for name, said in (boxes or {}).items()}
         self.skipped = list(skipped)
         self._id_of = id_of or _index_id
         self._label_key = label_key
+        self._boxes_key = boxes_key
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
         sample = self.dataset[index]
-        verdict = self.labels.get(self._id_of(self.dataset, index)) if self.labels else None
+        if not self.labels and not self.boxes:
+            return sample
+        name = self._id_of(self.dataset, index)
+        verdict, drawn = self.labels.get(name), self.boxes.get(name)
+        target = self._target(sample) if drawn else None
+        if drawn and target is not None:
+            sample = target.corrected(drawn)
         return sample if verdict is None else self._relabelled(sample, verdict)
 
     def __repr__(self) -> str:
         inside = type(self.dataset).__name__
-        return f"Corrected({inside}, {len(self.labels)} labels, {len(self.skipped)} skipped)"
+        boxes = f", {sum(map(len, self.boxes.values()))} boxes" if self.boxes else ""
+        return f"Corrected({inside}, {len(self.labels)} labels{boxes}, {len(self.skipped)} skipped)"
+
+    def _target(self, sample: Any) -> Target | None:
+        key = self._label_key if isinstance(self._label_key, str) else None
+        return Target.of(sample, self._boxes_key, key)
 
     def mld_inner(self, index: Any) -> tuple[Any, Any]:
         """Where the recorder finds the sample's id: in the data set inside, at the same index."""
@@ -104,19 +124,24 @@ def apply(
     store: Store | str | Path | None = None,
     id_of: Callable[[Any, int], str] | None = None,
     label_key: str | int | None = None,
+    boxes_key: str | None = None,
     check: bool = True,
 ) -> Corrected:
-    """Give a classification data set with the labels that stand after review.
+    """Give a data set with the labels and boxes that stand after review.
 
     Args:
-        dataset: The data set of that split: map-style, samples `(input, label, ...)` or mappings.
+        dataset: The data set of that split: map-style, samples `(input, label, ...)` or mappings; of
+            detections `(input, target)` or mappings, the target with boxes and labels. Boxes as the recorder
+            was given them, in 2D x1, y1, x2, y2.
         model_name: The run in which the verdicts were given.
         version_name: The same.
         dataset_type: The split.
         store: A store or its path; default `MLD_HOME`, else `~/.mld`.
         id_of: `(dataset, index) -> input_id`; None: the index in the innermost data set, which is how the
             recorder names samples without ids.
-        label_key: Key or position of the label in a sample; None: found where that is unambiguous.
+        label_key: Key or position of the label in a sample, or key of the labels in a target; None: found
+            where that is unambiguous.
+        boxes_key: Key of the boxes in a target; None: found where that is unambiguous.
         check: Read every sample once, to see that each verdict's sample is there and still has the label that
             the reviewer saw; what does not fit is left as it is and named in `skipped`.
 
@@ -136,17 +161,28 @@ def apply(
             f"no verdicts for {model_name!r} {version_name!r} {dataset_type!r} in {opened.root}: review "
             "samples first (`mld review add`), or name the split that was reviewed (dataset_type=...)"
         )
-    of_boxes = {subject for subject in found if subject.truth is not None or subject.box is not None}
-    settled = [one.verdict for name, one in found.items() if one.verdict and name not in of_boxes]
+    settled: list[Verdict] = []
+    of_boxes: dict[str, list[Verdict]] = {}
+    for name, one in found.items():
+        if one.verdict is None:
+            continue
+        if name.truth is None and name.box is None:
+            settled.append(one.verdict)
+        elif one.verdict.corrects_box or one.verdict.kind in {"relabel", "missing"}:
+            of_boxes.setdefault(name.input_id, []).append(one.verdict)
     skipped = [_in_conflict(one) for one in found.values() if one.conflict]
-    skipped += [
-        f"{_name(subject)}: a verdict on a box; only labels of samples are applied here (COCO annotations: "
-        "mld review apply)"
-        for subject in sorted(of_boxes, key=_name)
-    ]
-    corrected = Corrected(dataset, settled, id_of=id_of, label_key=label_key, skipped=skipped)
+    corrected = Corrected(
+        dataset,
+        settled,
+        id_of=id_of,
+        label_key=label_key,
+        skipped=skipped,
+        boxes=of_boxes,
+        boxes_key=boxes_key,
+    )
     if check:
         _check(corrected, dataset_type)
+        _check_boxes(corrected, dataset_type, truths_of(opened, run, dataset_type, of_boxes))
     return corrected
 
 
@@ -170,6 +206,36 @@ def _check(corrected: Corrected, dataset_type: str) -> None:
     for name in wanted:
         del corrected.labels[name]
         corrected.skipped.append(f"{name}: no sample of {dataset_type!r} has this id")
+
+
+def _check_boxes(corrected: Corrected, dataset_type: str, recorded: Mapping[str, Any]) -> None:
+    """Take out what does not fit the boxes of the data set, and say so."""
+    wanted = dict(corrected.boxes)
+    fits, empty = False, []
+    for index in range(len(corrected) if wanted else 0):
+        name = corrected._id_of(corrected.dataset, index)  # noqa: SLF001  the module's own class
+        said = wanted.pop(name, None)
+        if said is None:
+            continue
+        target = corrected._target(corrected.dataset[index])  # noqa: SLF001
+        kept = []
+        for one in said:
+            problem = NO_BOXES if target is None else target.unlike(one, recorded.get(name))
+            if problem:
+                corrected.skipped.append(f"{_name(one.subject)}: {problem}")
+            else:
+                kept.append(one)
+        n = 0 if target is None else len(target.boxes)
+        fits |= bool(kept) and n > 0
+        empty += [name] if kept and n == 0 else []
+        corrected.boxes[name] = kept
+    for name in empty if not fits else ():
+        corrected.skipped.append(f"{name}: no true box of the data set shows how it writes boxes")
+        del corrected.boxes[name]
+    for name in wanted:
+        corrected.skipped.append(f"{name}: no sample of {dataset_type!r} has this id")
+        del corrected.boxes[name]
+    corrected.boxes = {name: said for name, said in corrected.boxes.items() if said}
 
 
 def _in_conflict(one: Standing) -> str:

@@ -71,13 +71,15 @@ else:
         from typing import TypedDict
 
 PROTOCOL_MAJOR = 1
-PROTOCOL_MINOR = 3
+PROTOCOL_MINOR = 4
 MANIFESTS_SINCE = SEARCHES_SINCE = 1
 """The minor in which manifests became blobs, and lists are ordered and searched by the service."""
 RANKS_SINCE = DIGESTS_LATER_SINCE = 2
 """The minor in which a small rank goes up in one request, and a large file's digest is told by the seal."""
 VERDICTS_SINCE = 3
 """The minor in which what people said of samples is kept and read."""
+CORRECTED_BOXES_SINCE = 4
+"""The minor in which true boxes may be said to lie elsewhere, or to hold nothing."""
 PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 
 HEADER_PROTOCOL = "MLD-Protocol"

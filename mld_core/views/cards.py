@@ -231,6 +231,9 @@ def _placed(card: Mapping[str, Any], canvas: Canvas) -> dict[str, Any]:
     if not canvas.straight:
         for name in ("box", "truth_box"):
             made[name] = None if card[name] is None else canvas.placed(card[name])
+        said = card["verdict"]
+        if said is not None and said["right"] is not None:
+            made["verdict"] = {**said, "right": canvas.placed(said["right"])}
     return made
 
 
@@ -259,5 +262,6 @@ def spoken(verdict: Verdict, told: Told, names: Sequence[str] | None) -> dict[st
         "at": verdict.at,
         "note": verdict.note,
         "id": verdict.verdict_id,
+        "right": None if verdict.right is None else list(verdict.right),
         "mine": verdict.author == told.author,
     }

@@ -14,8 +14,9 @@ from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.results.result import Result
 from mld_core.records.store.verdicts import Subject
-from mld_core.views.cards import Told, cards, named_class, spoken
+from mld_core.views.cards import Told, canvas_of, cards, named_class, spoken, subject_columns, subject_of
 from mld_core.views.evaluation import boxed
+from mld_core.views.pictures import Canvas
 from mld_core.views.selection import HeldUnits
 from mld_core.views.stored import probabilities
 from mld_core.views.tables import plain
@@ -218,6 +219,30 @@ def _box_columns(units: HeldUnits) -> frozenset[str]:
     return frozenset(names[: last + 1])
 
 
+def _drawn(units: HeldUnits, input_id: str, told: Told) -> list[dict[str, Any]]:
+    """Boxes that people drew into an image: objects without a label where no predicted box stands."""
+    own = [
+        one
+        for subject, one in told.standing.items()
+        if subject.box is not None and subject.input_id == input_id and subject.dataset_type == units.dataset
+    ]
+    if not own:
+        return []
+    inside = pc.equal(units.column("input_id"), pa.scalar(input_id, pa.string()))
+    rows = np.flatnonzero(np.asarray(inside.to_numpy(zero_copy_only=False), np.bool_))
+    predicted = {subject_of(units, one).box for one in units.take(rows.tolist(), subject_columns(units))}
+    canvas = canvas_of(units, input_id) if units.result.task == "detection" else Canvas()
+    names = units.result.class_names
+    return [
+        {
+            "box": list(one.subject.box or ()) if canvas.straight else canvas.placed(one.subject.box or ()),
+            **{name: spoken(one.heard[-1], told, names)[name] for name in ("label", "author", "mine", "id")},
+        }
+        for one in own
+        if one.subject.box not in predicted and any(heard.kind == "missing" for heard in one.heard)
+    ]
+
+
 def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
     """All boxes of an image, errors first."""
     inside = pc.equal(units.column("input_id"), pa.scalar(input_id, pa.string()))
@@ -232,6 +257,7 @@ def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
         "left_out": max(0, len(rows) - FRAME_UNITS),
         "errors": int((units.errors[rows] == 1).sum()),
         "n": len(rows),
+        "drawn": _drawn(units, input_id, told),
         "n_gt": len(pc.unique(kinds[1].drop_null())),
         "n_pred": int(pc.sum(pc.equal(kinds[0].cast(pa.string()), "pred")).as_py() or 0),
         "size": found[0].get("size") if found else None,

@@ -75,6 +75,29 @@ class Canvas:
             values = np.concatenate([np.minimum(values[:2], values[2:]), np.maximum(values[:2], values[2:])])
         return [float(one) for one in np.round(values, 1)]
 
+    def recorded(self, drawn: Sequence[float], before: Sequence[float] | None = None) -> list[float]:
+        """A box that was drawn on the canvas, as the unit table would have it.
+
+        Args:
+            drawn: (4,) pixels of the canvas.
+            before: The box of the unit table that was drawn there: what of it was left as it is stays exact.
+
+        Example:
+            >>> Canvas(100, 80, scale=(2.0, 2.0), shift=(10.0, 0.0)).recorded([0, 0, 50, 25])
+            [10.0, 0.0, 110.0, 50.0]
+            >>> Canvas().recorded([1.2, 0, 5, 5], before=[1.234, 0, 3, 5])
+            [1.234, 0.0, 5.0, 5.0]
+        """
+        values = np.asarray(drawn, np.float64)
+        if not (self.original or self.straight):
+            values = values * np.tile(self.scale, 2) + np.tile(self.shift, 2)
+        shown = None if before is None else self.placed(before)
+        made = [round(float(one), 3) for one in values]
+        if before is not None and shown is not None:
+            kept = zip(made, drawn, before, shown, strict=True)
+            made = [float(old) if abs(now - was) < 0.051 else new for new, now, old, was in kept]
+        return made
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.classification import jeffreys_interval
-from mld_core.records.store.verdicts import BOX_KINDS, KINDS, UNSEEN, Subject
+from mld_core.records.store.verdicts import BOX_KINDS, KINDS, TRUE_BOX_KINDS, UNSEEN, Subject
 from mld_core.views.cards import Told, named_class, spoken, subject_columns, subject_of
 from mld_core.views.evaluation import finding_filter, finding_sort
 from mld_core.views.selection import HeldUnits
@@ -20,7 +20,7 @@ ENOUGH = 20
 
 def counts(told: Told, dataset: str | None = None) -> dict[str, int]:
     """How many subjects stand as each kind, and how many in conflict."""
-    made = dict.fromkeys((*KINDS, *BOX_KINDS), 0) | {"conflicts": 0}
+    made = dict.fromkeys((*KINDS, *BOX_KINDS, *TRUE_BOX_KINDS), 0) | {"conflicts": 0}
     for one in told.standing.values():
         if dataset in {None, one.subject.dataset_type}:
             made["conflicts" if one.verdict is None else one.verdict.kind] += 1
@@ -34,7 +34,7 @@ def summary(told: Told, dataset: str) -> dict[str, Any]:
     if not reviewed:
         return {"reviewed": 0, **found, "sentence": "Nothing of this split is reviewed yet."}
     kinds = {"relabel": "wrong labels", "ok": "right", "ambiguous": "ambiguous", "hard": "hard"}
-    kinds |= {"missing": "missing labels", "nothing": "boxes without an object"}
+    kinds |= {"missing": "missing labels", "nothing": "boxes without an object", "moved": "boxes moved"}
     parts = [f"{found[kind]} {text}" for kind, text in kinds.items() if found[kind]]
     if found["conflicts"]:
         parts.append(f"{found['conflicts']} in conflict")
@@ -134,5 +134,6 @@ VERDICTS: tuple[tuple[str, str, tuple[str, ...], str, str], ...] = (
     ("hard", "4", ("label",), "Hard", "Right, and hard to see."),
     ("missing", "1", ("object",), "Label missing", "An object stands in the box, and has no label."),
     ("nothing", "2", ("object",), "No object", "Nothing stands in the box."),
+    ("moved", "", (), "Box corrected", "The true box lies elsewhere."),
 )
 """Kind, key, what it is about (a label, or a predicted box without a true one), title, meaning."""

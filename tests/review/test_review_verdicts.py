@@ -306,8 +306,8 @@ def test_annotations_are_corrected_where_the_reviewer_saw_what_they_hold(store, 
     ]
     Verdicts(store, RUN).append(said)
     found = Verdicts(store, RUN).standing("train").values()
-    changed, added, skipped = correct_coco(source, target, found, ["a", "b", "c"])
-    assert (changed, added, len(skipped)) == (1, 1, 3)
+    laid = correct_coco(source, target, found, ["a", "b", "c"])
+    assert (laid.changed, laid.added, len(laid.skipped)) == (1, 1, 3)
     made = json.loads(target.read_text())
     assert [one["category_id"] for one in made["annotations"]] == [30, 20, 20]
     assert made["annotations"][2] | {"segmentation": []} == {

@@ -34,8 +34,8 @@ def reviewed(units: Path, dataset: str, found: dict[Subject, Standing]) -> dict[
     Returns:
         `reviewed`, `conflicts`; of the labels said to be wrong `corrected` (recorded with the right one now)
         and how many of these are predicted right (`corrected_right`), and `uncorrected`; of those confirmed
-        `confirmed` and how many are suspected still (`confirmed_suspected`); `ambiguous`, `hard`; and the
-        `sentence` that says it.
+        `confirmed` and how many are suspected still (`confirmed_suspected`); `ambiguous`, `hard`; true boxes
+        said to lie elsewhere or to hold nothing (`redrawn`); and the `sentence` that says it.
     """
     own = {one.subject: one for one in found.values() if one.subject.dataset_type == dataset}
     if not own:
@@ -58,7 +58,7 @@ def reviewed(units: Path, dataset: str, found: dict[Subject, Standing]) -> dict[
 
 _COUNTS = (
     *("reviewed", "conflicts", "corrected", "corrected_right", "uncorrected"),
-    *("confirmed", "confirmed_suspected", "ambiguous", "hard"),
+    *("confirmed", "confirmed_suspected", "ambiguous", "hard", "redrawn"),
 )
 
 
@@ -73,7 +73,7 @@ def _says(one: Standing, row: dict[str, Any]) -> list[str]:
         return ["reviewed", "corrected"] + ["corrected_right"] * (row["is_error"] is False)
     if verdict.kind == "ok":
         return ["reviewed", "confirmed"] + ["confirmed_suspected"] * (SUSPECTED in (row["diagnosis"] or []))
-    return ["reviewed", verdict.kind]
+    return ["reviewed", "redrawn" if verdict.corrects_box else verdict.kind]
 
 
 def _sentence(made: dict[str, int]) -> str:
@@ -93,6 +93,8 @@ def _sentence(made: dict[str, int]) -> str:
         )
     if made["conflicts"]:
         parts.append(f"{made['conflicts']:,} are in conflict")
+    if made["redrawn"]:
+        parts.append(f"{made['redrawn']:,} true boxes were said to lie elsewhere or to hold nothing")
     others = made["ambiguous"] + made["hard"]
     if others:
         parts.append(f"{others:,} are ambiguous or hard")

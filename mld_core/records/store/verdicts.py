@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,9 @@ FOLDER = ".verdicts"
 KINDS = ("relabel", "ok", "ambiguous", "hard")
 BOX_KINDS = ("missing", "nothing")
 """What is said of a predicted box where no true box stands, beside "ambiguous"."""
+
+TRUE_BOX_KINDS = ("moved", "nothing")
+"""What is said of a true box beside `KINDS`: it lies elsewhere, or no object stands in it."""
 
 UNDO = "undo"
 
@@ -52,14 +56,17 @@ class Verdict:
 
     Attributes:
         kind: "relabel" (the label is wrong, `label` is right), "ok", "ambiguous", "hard"; of a predicted box
-            without a truth "missing" (an object of class `label` stands there, its label is missing),
-            "nothing" (no object) or "ambiguous"; or "undo" (of the verdict `undoes`).
+            without a truth, or one that was drawn, "missing" (an object of class `label` stands there, its
+            label is missing), "nothing" (no object) or "ambiguous"; of a true box "moved" (`right` is its
+            right place) or "nothing"; or "undo" (of the verdict `undoes`).
         dataset_type: The split.
         input_id: The sample.
         truth: Number of the true box in it, None for the sample.
         box: The predicted box, None for a sample or a true box: (4,) x1, y1, x2, y2 in 2D, (7,) center, size,
             yaw in 3D, as recorded, to three decimals (`place`).
-        label: The class that is right, for "relabel" and "missing".
+        label: The class that is right, for "relabel" and "missing"; for "moved" where it is another, too.
+        right: The place that is right, for "moved": as `box`.
+        seen: Where the person saw the true box that they corrected; what is applied later is held against it.
         given: The class that the person saw as the label; what is applied later is held against it.
         input_hash: Content that the person saw, where it was recorded.
         note: Free text.
@@ -84,24 +91,31 @@ class Verdict:
     verdict_id: str = ""
     undoes: str | None = None
     box: tuple[float, ...] | None = None
+    right: tuple[float, ...] | None = None
+    seen: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in {*KINDS, *BOX_KINDS, UNDO}:
+        if self.kind not in {*KINDS, *BOX_KINDS, *TRUE_BOX_KINDS, UNDO}:
             raise ValueError(
                 f"verdict {self.kind!r}: expected one of {', '.join(KINDS)}; of a box without a truth "
-                f"{', '.join(BOX_KINDS)}"
+                f"{', '.join(BOX_KINDS)}; of a true box {', '.join(TRUE_BOX_KINDS)}"
             )
-        if self.box is not None:
-            object.__setattr__(self, "box", tuple(float(value) for value in self.box))
+        for name in ("box", "right", "seen"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(float(one) for one in value))
         self._fits()
+        self._fits_true_box()
 
     def _fits(self) -> None:
-        if (self.kind in {"relabel", "missing"}) != (self.label is not None):
+        if self.kind != "moved" and (self.kind in {"relabel", "missing"}) != (self.label is not None):
             raise ValueError(
                 f"verdict {self.kind!r} of {self.input_id!r} with label={self.label!r}: a label goes with "
                 "'relabel' and 'missing', and with nothing else"
             )
-        spoken = {*BOX_KINDS, "ambiguous", UNDO} if self.box is not None else {*KINDS, UNDO}
+        spoken = {*KINDS, UNDO, *(TRUE_BOX_KINDS if self.truth is not None else ())}
+        if self.box is not None:
+            spoken = {*BOX_KINDS, "ambiguous", UNDO}
         if self.kind not in spoken or (self.box is not None and self.truth is not None):
             raise ValueError(
                 f"verdict {self.kind!r} of {self.input_id!r} with truth={self.truth!r}, box={self.box!r}: "
@@ -114,15 +128,29 @@ class Verdict:
         if (self.kind == UNDO) != (self.undoes is not None):
             raise ValueError("'undo' names the verdict it takes back (undoes=...), and nothing else does")
 
+    def _fits_true_box(self) -> None:
+        if (self.kind == "moved") != (self.right is not None):
+            raise ValueError(
+                f"verdict {self.kind!r} of {self.input_id!r} with right={self.right!r}: the right place goes "
+                "with 'moved', and with nothing else"
+            )
+        if self.right is not None and not _is_box(self.right):
+            raise ValueError(f"right={list(self.right)}: expected x1 < x2, y1 < y2, or sizes above 0 in 3D")
+
     @property
     def subject(self) -> Subject:
         """What it is about."""
         return Subject(self.dataset_type, self.input_id, self.truth, self.box)
 
     @property
-    def says(self) -> tuple[str, int | None]:
+    def corrects_box(self) -> bool:
+        """Whether it is about the place of a true box, or that there is none."""
+        return self.truth is not None and self.kind in TRUE_BOX_KINDS
+
+    @property
+    def says(self) -> tuple[str, int | None, tuple[float, ...] | None]:
         """What two people agree or disagree in."""
-        return self.kind, self.label
+        return self.kind, self.label, self.right
 
 
 @dataclass(frozen=True)
@@ -143,6 +171,32 @@ class Standing:
     def conflict(self) -> bool:
         """Whether nobody has a majority: a third person's word settles it."""
         return self.verdict is None
+
+
+def _is_box(box: tuple[float, ...]) -> bool:
+    """Whether numbers are a 2D or 3D box with an inside."""
+    if not all(math.isfinite(value) for value in box):
+        return False
+    if len(box) == 4:
+        return box[0] < box[2] and box[1] < box[3]
+    return len(box) == 7 and min(box[3:6]) > 0
+
+
+def same_place(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two boxes are one that was written down twice: within a pixel, or a centimetre and a hundredth.
+
+    Example:
+        >>> same_place([0, 0, 10, 10], [0.4, 0, 10, 9.8]), same_place([0, 0, 10, 10], [3, 0, 13, 10])
+        (True, False)
+        >>> same_place([1, 2, 0, 2, 4, 1.5, 3.14159], [1, 2, 0, 2, 4, 1.5, -3.14159])
+        True
+    """
+    if len(a) != len(b):
+        return False
+    away = [abs(one - other) for one, other in zip(a, b, strict=True)]
+    if len(a) == 7:
+        away[6] = abs((a[6] - b[6] + math.pi) % (2 * math.pi) - math.pi)
+    return max(away) <= (0.01 if len(a) == 7 else 1.0)
 
 
 def default_author() -> str:

@@ -11,7 +11,7 @@ from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.store.verdicts import Verdicts, as_members, of_members
 from mld_core.service.client.api import Client
-from mld_core.service.protocol import MAX_BODY_BYTES, MAX_PAGE, VERDICTS_SINCE
+from mld_core.service.protocol import CORRECTED_BOXES_SINCE, MAX_BODY_BYTES, MAX_PAGE, VERDICTS_SINCE
 
 _ROOM = MAX_BODY_BYTES - (16 << 10)
 
@@ -48,6 +48,8 @@ def exchange_verdicts(store: Store, client: Client, run: RunKey) -> Exchanged:
     place = f"/v1/runs/{made['run_id']}/verdicts"
     if client.minor < VERDICTS_SINCE:
         return Exchanged()
+    if client.minor < CORRECTED_BOXES_SINCE:
+        own = {name: one for name, one in own.items() if not one.corrects_box}
     there = {str(one["verdict_id"]): one for one in client.pages(place)}
     for part in _parts([as_members(one) for key, one in own.items() if key not in there]):
         client.json("POST", place, body={"verdicts": part})

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from mld_core.records.format.manifest import plain, utc_now
-from mld_core.records.store.verdicts import BOX_KINDS, KINDS, UNDO, Verdict, as_members
+from mld_core.records.store.verdicts import BOX_KINDS, KINDS, TRUE_BOX_KINDS, UNDO, Verdict, as_members
 from mld_core.service import protocol
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.routes import forms
@@ -34,13 +34,14 @@ router = APIRouter(prefix="/v1", tags=["review"], route_class=BoundedRoute)
 Text = Annotated[str, Field(max_length=4000), AfterValidator(forms.storable)]
 Number = Annotated[int, Field(ge=0, lt=_INT)]
 Coordinate = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+Box = Annotated[list[Coordinate], Field(min_length=4, max_length=9)]
 Token = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class VerdictForm(forms.Form):
     """One person's word on a sample or a true box, as `mld_core.records.store.verdicts.Verdict`."""
 
-    kind: Annotated[str, Field(pattern=f"^({'|'.join((*KINDS, *BOX_KINDS, UNDO))})$")]
+    kind: Annotated[str, Field(pattern=f"^({'|'.join((*KINDS, *BOX_KINDS, *TRUE_BOX_KINDS, UNDO))})$")]
     dataset_type: forms.Name
     input_id: Text
     truth: Number | None = None
@@ -53,7 +54,9 @@ class VerdictForm(forms.Form):
     at: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT[\d:.]{8,20}\+00:00$")]
     verdict_id: Token
     undoes: Token | None = None
-    box: Annotated[list[Coordinate], Field(min_length=4, max_length=9)] | None = None
+    box: Box | None = None
+    right: Box | None = None
+    seen: Box | None = None
 
 
 class VerdictsForm(forms.Form):
@@ -86,8 +89,7 @@ def keep_verdicts(
 
 def _checked(one: VerdictForm) -> dict[str, Any]:
     try:
-        said = one.model_dump()
-        return as_members(Verdict(**{**said, "box": None if one.box is None else tuple(one.box)}))
+        return as_members(Verdict(**one.model_dump()))
     except ValueError as error:
         raise ProblemError("invalid", str(error), value=one.verdict_id) from error
 

@@ -223,6 +223,7 @@ export interface VerdictCounts {
   hard: number;
   missing: number;
   nothing: number;
+  moved: number;
   conflicts: number;
   since?: string | null;
   /** What became of the samples that were reviewed before this evaluation. */
@@ -277,7 +278,7 @@ export interface Curves {
   }[];
   left_out: number;
 }
-export type VerdictKind = "relabel" | "ok" | "ambiguous" | "hard" | "missing" | "nothing";
+export type VerdictKind = "relabel" | "ok" | "ambiguous" | "hard" | "missing" | "nothing" | "moved";
 export interface Verdict {
   kind: VerdictKind;
   label: Named | null;
@@ -287,6 +288,8 @@ export interface Verdict {
   conflict: boolean;
   note: string;
   at?: string;
+  /** The right place of a true box, in the frame of the picture. */
+  right?: number[] | null;
 }
 export interface Sample {
   row: number;
@@ -343,6 +346,8 @@ export interface HeardVerdict {
   note: string;
   id: string;
   mine: boolean;
+  /** The right place of a true box, as recorded. */
+  right: number[] | null;
 }
 export interface SamplePage {
   place: Place;
@@ -382,6 +387,8 @@ export interface SamplePage {
     n_pred?: number;
     n: number;
     size: [number, number] | null;
+    /** Boxes that people drew into it: objects without a label. */
+    drawn?: { box: number[] | null; label: Named | null; author: string; mine: boolean; id: string }[];
     /** In a file: sensor points, x, y, z as int16 centimetres in base64. */
     points?: { n: number; of: number; xyz: string } | null;
   } | null;

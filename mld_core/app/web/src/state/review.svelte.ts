@@ -6,6 +6,15 @@ import { app } from "./app.svelte";
 import { count, many } from "./format";
 import { asProblem } from "./loaded.svelte";
 
+export interface Correction {
+  kind: "moved" | "nothing" | "missing";
+  /** Boxes as they are drawn. */
+  right?: number[];
+  drawn?: number[];
+  label?: number;
+}
+const SAID = { moved: "box corrected", nothing: "no object in the true box", missing: "box added" };
+
 type Step = { ids: string[]; before: [string, Verdict | null][] };
 
 class Review {
@@ -66,6 +75,26 @@ class Review {
     }
   }
 
+  /** Says where a true box lies, that there is none, or that an object that was drawn lacks a label. */
+  async correct(place: Place, sample: Sample, said: Correction): Promise<boolean> {
+    try {
+      const given = await source.post("verdicts", {
+        ...place,
+        items: [{ row: sample.row, note: "", ...said }],
+      });
+      const name = key(place, sample.row);
+      const before: Step["before"] = said.drawn ? [] : [[name, this.of(place, sample)]];
+      const own = { mine: true, conflict: false, note: "", right: said.right ?? null };
+      for (const one of given.verdicts) if (!said.drawn) this.#said.set(name, { ...one, ...own });
+      this.#steps = [...this.#steps, { ids: given.verdicts.map((one) => one.id), before }];
+      this.told = { text: `${sample.id}: ${SAID[said.kind]}`, bad: false };
+      this.changes += 1;
+      return true;
+    } catch (error) {
+      return this.#refuse(asProblem(error).message);
+    }
+  }
+
   /** Takes the last step back: of this page, else the person's last one. */
   async undo(place: Place): Promise<void> {
     const step = this.#steps.at(-1);
@@ -83,6 +112,19 @@ class Review {
         text: answer.undone ? `${count(answer.undone)} taken back` : "Nothing to take back",
         bad: false,
       };
+      this.changes += 1;
+    } catch (error) {
+      this.#refuse(asProblem(error).message);
+    }
+  }
+
+  /** Takes some of one's own words back. */
+  async takeBack(place: Place, ids: string[]): Promise<void> {
+    const { model, version } = place;
+    try {
+      const answer = await source.post("verdicts/undo", { model, version, ids });
+      this.#steps = this.#steps.filter((step) => !step.ids.some((one) => ids.includes(one)));
+      this.told = { text: `${count(answer.undone)} taken back`, bad: false };
       this.changes += 1;
     } catch (error) {
       this.#refuse(asProblem(error).message);
