@@ -24,15 +24,18 @@ class Before:
     model: str
     version: str
     result: str | None
+    epoch: str | None = None
 
 
-def before(a_model: Name = None, a_version: Name = None, a_result: Name = None) -> Before:
+def before(
+    a_model: Name = None, a_version: Name = None, a_result: Name = None, a_epoch: Name = None
+) -> Before:
     """The result before, of the query string."""
     if not a_model or not a_version:
         raise ProblemError(
             400, "compare with what? give a_model and a_version", fix="Choose two runs at Home."
         )
-    return Before(a_model, a_version, a_result or None)
+    return Before(a_model, a_version, a_result or None, a_epoch or None)
 
 
 Earlier = Annotated[Before, Depends(before)]
@@ -53,9 +56,9 @@ def _found(
         raise ProblemError(404, "the two results have no split in common")
     split = after.units.dataset if after.units.dataset in shared else shared[0]
     sides = []
-    for one in (first, after):
-        epoch = last_pass(one.result, split).n_epoch
-        run, text = one.run, "none" if epoch is None else str(epoch)
+    for one, epoch in ((first, earlier.epoch), (after, names.epoch)):
+        last = last_pass(one.result, split).n_epoch
+        run, text = one.run, epoch or ("none" if last is None else str(last))
         sides.append(library.place(run.model_name, run.version_name, one.result.result_name, split, text))
     a, b = sides
     key = ("compare", str(a.units.path))

@@ -20,11 +20,13 @@ class Start(BaseModel):
         model: Model.
         version: Its version.
         like: A result of the run: the same epochs, method and options are evaluated again.
+        epoch: Which epoch, where nothing is `like` it; None = the last.
     """
 
     model: str = Field(max_length=1_000)
     version: str = Field(max_length=1_000)
     like: str | None = Field(default=None, max_length=4_000)
+    epoch: int | None = None
 
 
 routes = APIRouter()
@@ -40,7 +42,7 @@ def listed(jobs: Evaluations) -> Response:
 def start(library: Lib, jobs: Evaluations, said: Start) -> Response:
     """Begin an evaluation, or wait for its turn."""
     run = library.run(said.model, said.version)
-    wish = Wish(run)
+    wish = Wish(run) if said.epoch is None else Wish(run, said.epoch)
     if said.like:
         made = library.result(run, said.like).info
         wish = Wish(run, made.get("n_epoch"), str(made["method_name"]), dict(made.get("options") or {}))

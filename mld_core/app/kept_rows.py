@@ -64,7 +64,8 @@ class KeptRows:
         found = self._rows.get(folder)
         if found is None or found[0] != stamp:
             return None
-        if found[2]["state"] == "training" and time.monotonic() - found[1] > ROW_SECONDS:
+        # One that died may be going on, in folders that are there.
+        if found[2]["state"] in {"training", "died"} and time.monotonic() - found[1] > ROW_SECONDS:
             return None
         return dict(found[2])
 

@@ -63,7 +63,8 @@ def serve(store: Store, options: Options, say: Callable[[str], None]) -> None:
         pictures.set(options.images)
     listening = listen(options.port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}{BASE}/?token={sign_in.token}"
-    app = local_app(store, sign_in, pictures=pictures, hosts=options.hosts, frames=options.frames)
+    names = {"hosts": options.hosts, "frames": options.frames}
+    app = local_app(store, sign_in, pictures=pictures, **names, ending=lambda: server.should_exit)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -72,7 +73,8 @@ def serve(store: Store, options: Options, say: Callable[[str], None]) -> None:
             if options.browser and has_browser():
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-    Server(config_of(app)).run(sockets=[listening])
+    server = Server(config_of(app))
+    server.run(sockets=[listening])
 
 
 def config_of(app: ASGIApp) -> uvicorn.Config:

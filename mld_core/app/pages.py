@@ -23,9 +23,13 @@ from mld_core.app.library import Held, Library
 from mld_core.app.pictures import Pictures
 from mld_core.app.session import Gate, SignIn
 from mld_core.app.shelf import LocalShelf, Who
+from mld_core.app.training import routes as training_routes
+from mld_core.app.training.routes import Following
 from mld_core.records.format.layout import Store
 
 BASE = "/ui"
+LOOK_SECONDS, TEAM_LOOK_SECONDS = 0.3, 1.0
+"""Between two looks at a run that a page follows; a team's server asks its database each time."""
 
 
 def make_app(
@@ -35,6 +39,7 @@ def make_app(
     hosts: Collection[str] | None = None,
     frames: Sequence[str] = (),
     local: bool = False,
+    ending: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
     """The pages.
 
@@ -45,11 +50,13 @@ def make_app(
             front of it has looked.
         frames: Origins that may show the pages in a frame.
         local: The reader owns the machine: places of it may be shown.
+        ending: Whether the server is about to end, so that no stream keeps it.
     """
     app = FastAPI(title="ml_debugger", docs_url=None, redoc_url=None, openapi_url=f"{BASE}/api/openapi.json")
     problems.install(app)
     app.state.shown, app.state.local, app.state.leaves = shown, local, sign_in.public
-    for one in (run_routes, read_routes, compare_routes, review_routes, job_routes):
+    app.state.following = Following(ending, LOOK_SECONDS if local else TEAM_LOOK_SECONDS)
+    for one in (run_routes, read_routes, compare_routes, review_routes, job_routes, training_routes):
         app.include_router(one.routes, prefix=f"{BASE}/api")
     static_files.mount(app, BASE)
     return Gate(app, sign_in, hosts, frames, BASE)
@@ -62,6 +69,7 @@ def local_app(
     pictures: Pictures | None = None,
     hosts: Sequence[str] = (),
     frames: Sequence[str] = (),
+    ending: Callable[[], bool] = lambda: False,
 ) -> ASGIApp:
     """The pages over a store of this machine.
 
@@ -71,8 +79,9 @@ def local_app(
         pictures: Where pictures lie that were not recorded.
         hosts: Names by which the server may be asked, beside those of this machine.
         frames: Origins that may show the pages in a frame.
+        ending: Whether the server is about to end.
     """
     rows = KeptRows(store.root)
     library = Library(LocalShelf(store, rows), Held(rows=rows))
     all_of_it = Shown(library, pictures or Pictures(store), LocalJobs(store))
-    return make_app(lambda _: all_of_it, sign_in, hosts=hosts, frames=frames, local=True)
+    return make_app(lambda _: all_of_it, sign_in, hosts=hosts, frames=frames, local=True, ending=ending)

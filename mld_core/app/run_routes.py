@@ -82,7 +82,8 @@ def session(library: Lib, pictures: Pics, request: Request) -> Response:
     newest = library.shown_run(None, None) if runs else None
     opens: dict[str, Any] = {"page": "home"}
     if newest is not None and (len(runs) <= LATELY or library.evaluated_lately(newest)):
-        opens = {"page": "evaluation", "model": newest.model_name, "version": newest.version_name}
+        page = "evaluation" if library.evaluated(newest) else "training"
+        opens = {"page": page, "model": newest.model_name, "version": newest.version_name}
     return answer(
         {
             "csrf": request.state.who.csrf,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,15 +18,13 @@ from mld_core.evaluation.results.expression import compile_filter, quoted
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.tables import split_order
 from mld_core.records.format.attempts import list_attempts, list_passes
-from mld_core.records.format.layout import PassKey, RunKey, Store, subfolders
+from mld_core.records.format.layout import RunKey, Store, subfolders
 from mld_core.views.evaluation import finding_filter
 from mld_core.views.tables import plain
+from mld_core.views.training.state import state_of
 from mld_core.views.words.sentences import WRONG_LABELS, headline
 
 SEARCH_HELP = "accuracy > 0.9 and tag = 'night'"
-ALIVE_SECONDS = 600
-"""A pass that is open and was written to within them is being trained."""
-
 RESULTS_READ = 12
 RUNS_ASKED = 50
 
@@ -98,10 +95,11 @@ def run_row(store: Store, run: RunKey) -> dict[str, Any]:
         "note": str(info.get("note") or ""),
         "archived": bool(info.get("archived")),
     }
-    training = bool(keys) and _training(store, run, keys)
-    state = "training" if training else "evaluated" if made else "recorded"
+    stands = state_of(store, run, keys)
+    state = stands.name if stands.name in {"training", "died"} else "evaluated" if made else "recorded"
     texts = {
         "training": "training now",
+        "died": stands.text,
         "evaluated": "trained and evaluated",
         "recorded": "recorded, not evaluated yet" if keys else "nothing is recorded yet",
     }
@@ -114,20 +112,6 @@ def run_row(store: Store, run: RunKey) -> dict[str, Any]:
 
 
 _EVALUATED = ("samples", "metric", "spark", "categories", "action", "result", "headline", "values")
-
-
-def _training(store: Store, run: RunKey, keys: Sequence[PassKey]) -> bool:
-    """Whether the pass begun last is open and was written to lately."""
-    last = max(keys, key=lambda key: (key.n_epoch if key.n_epoch is not None else -2, key.pass_no))
-    attempts = list_attempts(store, run, last)
-    if not attempts or attempts[-1].sealed:
-        return False
-    folder = store.pass_dir(run, last) / attempts[-1].name
-    try:
-        touched = max((path.stat().st_mtime for path in [folder, *folder.iterdir()]), default=0.0)
-    except OSError:
-        return False
-    return time.time() - touched < ALIVE_SECONDS
 
 
 def _found(results: ResultStore, made: Sequence[Mapping[str, Any]], task: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from urllib.parse import quote
 
 import pytest
 from folders import ROOT
@@ -27,6 +28,8 @@ def answers(client):
     yield 'Writes["jobs"]', job
     yield 'Reads["jobs"]', client.get("jobs")
     assert client.delete(f"jobs/{job['job_id']}").status_code == 200
+    runs = ",".join(f"{quote(one['model'], '')}/{quote(one['version'], '')}" for one in PLACES.values())
+    yield 'Reads["training"]', client.get("training", runs=runs)
     for place in PLACES.values():
         rows = client.get("samples", **place, limit=80)["rows"]
         shown = next(one for one in rows if one.get("asks") != "object")

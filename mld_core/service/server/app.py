@@ -85,7 +85,8 @@ class _Pages:
             if self._made is None:
                 desk = Desk(self._service)
                 self._service.tidied.append(desk.tidy)
-                self._made = make_app(desk.shown, TeamSignIn(self._service), hosts=None)
+                sign_in, ending = TeamSignIn(self._service), self._service.ending
+                self._made = make_app(desk.shown, sign_in, hosts=None, ending=ending)
 
 
 def document(app: FastAPI) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def serve(settings: Settings) -> None:
             ssl_keyfile=settings.tls_key or None,
         )
         log.info("server is up", extra={"address": address, "database": repr(service.database)})
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        service.ending = lambda: server.should_exit
+        server.run(sockets=[listener])
         log.info("server is down", extra={"address": address})
 
 

@@ -72,6 +72,8 @@ class Service:
         self.wrong_keys = Buckets(settings.wrong_keys_per_second, _WRONG_KEYS_BURST)
         self.tidied: list[Callable[[], None]] = []
         """Called after what was removed went out of the files, and now and then."""
+        self.ending: Callable[[], bool] = lambda: False
+        """Whether the server is about to end: answers that go on for long end, too."""
         self._audit: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._looking = threading.Lock()
         self._looked_at = float("-inf")

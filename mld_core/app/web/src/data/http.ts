@@ -29,6 +29,7 @@ export async function signIn(key: string): Promise<void> {
 export class HttpSource implements Source {
   writes = true;
   deletes = true;
+  readonly live = true;
   #csrf = "";
 
   async #ask(route: string, init: RequestInit): Promise<Response> {
@@ -69,6 +70,22 @@ export class HttpSource implements Source {
   async post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]> {
     const answer = await this.#ask(route, this.#changes("POST", body));
     return (await answer.json()) as Writes[R];
+  }
+
+  follow(
+    query: Query,
+    heard: (news: Reads["training"]) => void,
+    lost: (problem: Problem | null) => void,
+  ): () => void {
+    const stream = new EventSource(`api/training/events?${queryOf(query)}`);
+    stream.onmessage = (event: MessageEvent<string>) => heard(JSON.parse(event.data) as Reads["training"]);
+    stream.onopen = () => heard({ runs: [] });
+    stream.onerror = () => {
+      // A stream that is refused does not say why; the same question without one does.
+      if (stream.readyState !== EventSource.CLOSED) lost(null);
+      else this.get("training", query).then((news) => (heard(news), lost(null)), lost);
+    };
+    return () => stream.close();
   }
 
   async cancel(job: string): Promise<Job> {

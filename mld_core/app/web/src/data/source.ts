@@ -23,6 +23,7 @@ export interface Reads {
   "export/formats": t.ExportFormats;
   pictures: t.Pictures;
   jobs: { jobs: t.Job[] };
+  training: { runs: t.TrainedRun[] };
   vocabulary: t.Vocabulary;
   compare: t.Compared;
   "compare/pairs": t.SamplePairs;
@@ -48,10 +49,18 @@ export interface Source {
   readonly writes: boolean;
   /** Whether runs can be deleted. */
   readonly deletes: boolean;
+  /** Whether it tells what is new: a file on disk does not. */
+  readonly live: boolean;
   get<R extends keyof Reads>(route: R, query?: Query, signal?: AbortSignal): Promise<Reads[R]>;
   post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]>;
   /** Whole columns of a selection. */
   columns(query: Query & { names: string }, signal?: AbortSignal): Promise<Columns>;
+  /** Hears what is new of some runs until the function it returns is called; `lost` also where it goes on later. */
+  follow(
+    query: Query,
+    heard: (news: Reads["training"]) => void,
+    lost: (problem: Problem | null) => void,
+  ): () => void;
   /** Ends an evaluation. */
   cancel(job: string): Promise<t.Job>;
   /** Ends the session, where a key opened it. */

@@ -527,6 +527,39 @@ export interface ExportFormats {
   commands: string[];
   python: string | null;
 }
+/** What is known of a sealed pass. */
+export interface PassFigures {
+  split: string;
+  epoch: number | null;
+  pass: number;
+  sealed_at: string;
+  rows: number;
+  /** An evaluation, the one beside the training, or the records alone. */
+  of: "result" | "live" | "records" | "";
+  result: string | null;
+  values: Record<string, number>;
+  categories: Record<string, number | null> | null;
+  notes: string[];
+}
+export interface TrainedRun {
+  model: string;
+  version: string;
+  task: Task;
+  state: "training" | "between" | "died" | "ended" | "none" | "gone";
+  state_text: string;
+  splits: string[];
+  /** Passes whose figures are still to be made. */
+  unread: number;
+  metrics: {
+    name: string;
+    title: string;
+    unit: string;
+    better: "up" | "down" | "";
+    means: string;
+    first: boolean;
+  }[];
+  rows: PassFigures[];
+}
 /** An evaluation that was begun from a page. */
 export interface Job {
   job_id: string;

@@ -13,8 +13,8 @@ class Jobs {
     return this.all.find((one) => one.model === model && one.version === version);
   }
 
-  async start(model: string, version: string, like: string | null): Promise<Job> {
-    const job = await source.post("jobs", { model, version, like });
+  async start(model: string, version: string, like: string | null, epoch?: number | null): Promise<Job> {
+    const job = await source.post("jobs", { model, version, like, epoch });
     this.#put(job);
     void this.look();
     return job;

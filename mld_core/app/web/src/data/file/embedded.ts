@@ -32,6 +32,7 @@ const textOf = (value: unknown): string => (value === null || value === undefine
 export class EmbeddedSource implements Source {
   readonly writes = false;
   readonly deletes = false;
+  readonly live = false;
   readonly #passes: Pass[];
 
   /** `text` gives the content of the file's element with an id. */
@@ -302,6 +303,10 @@ export class EmbeddedSource implements Source {
 
   post(): Promise<never> {
     return Promise.reject(new Problem(405, "A file is read only", ELSEWHERE, null, "mld ui"));
+  }
+
+  follow(): () => void {
+    return () => undefined;
   }
 
   cancel(): Promise<t.Job> {
