@@ -4,21 +4,12 @@ import os
 import re
 import subprocess
 import sys
-import time
 from urllib.parse import urlencode
 
-from browser_parts import settled
+from browser_parts import settled, until
 from folders import ROOT
 
 AXE = ROOT / "mld_core" / "app" / "web" / "node_modules" / "axe-core" / "axe.min.js"
-
-
-def until(page, expression, value=True, seconds=60.0):
-    """Ask until it is so. The page's policy forbids `eval`, which playwright's own wait needs."""
-    deadline = time.monotonic() + seconds
-    while (found := page.evaluate(expression)) != value:
-        assert time.monotonic() < deadline, f"{expression}: {found!r}, not {value!r}"
-        page.wait_for_timeout(50)
 
 
 class Served:
@@ -47,6 +38,12 @@ class Served:
         self.log.close()
 
 
+def said_of(said, problems):
+    """What the console says, but for Chromium's own remarks on drawing WebGL without a graphics card."""
+    if "GL Driver Message" not in said.text:
+        problems.append(f"{said.type}: {said.text}")
+
+
 class Opened:
     """A page with all that went wrong on it."""
 
@@ -56,7 +53,7 @@ class Opened:
         self.context = served.browser.new_context(**options)
         self.page = self.context.new_page()
         self.problems, self.requests = [], []
-        self.page.on("console", lambda said: self.problems.append(f"{said.type}: {said.text}"))
+        self.page.on("console", lambda said: said_of(said, self.problems))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda asked: self.requests.append(asked.url))
         self.go(query)
@@ -69,6 +66,10 @@ class Opened:
         """Wait until nothing is being read any more."""
         until(self.page, "!!document.querySelector('h1, h2') && !document.querySelector('.wait, .stale')")
         settled(self.page)
+
+    def outside(self):
+        own = ("data:", "blob:", self.served.base)
+        return [url for url in self.requests if not url.startswith(own)]
 
     def serious(self):
         """What axe finds serious or worse, as texts."""
