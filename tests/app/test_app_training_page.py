@@ -162,8 +162,8 @@ def test_an_epoch_is_opened_and_compared_by_a_click(opened):
     ).click()
     page.wait_for_url(re.compile("page=evaluation"))
     one.drawn()
-    assert page.get_by_label("Epoch").input_value() == "1"
-    assert page.get_by_label("Split").input_value() == "val"
+    assert page.get_by_label("Epoch", exact=True).input_value() == "1"
+    assert page.get_by_label("Split", exact=True).input_value() == "val"
     assert one.problems == []
 
 
