@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -35,7 +36,8 @@ routes = APIRouter()
 @routes.get("/jobs")
 def listed(jobs: Evaluations) -> Response:
     """The last evaluations, newest first."""
-    return answer({"jobs": [_said(one) for one in jobs.listed()]})
+    there = jobs.listed()
+    return answer({"jobs": [_said(one, left(one, there)) for one in there]})
 
 
 @routes.post("/jobs")
@@ -67,7 +69,25 @@ def _answer(job: Job | None) -> Response:
     return answer(_said(job))
 
 
-def _said(job: Job) -> dict[str, Any]:
+def left(job: Job, others: Sequence[Job]) -> float | None:
+    """Seconds that an evaluation will take on, as far as others that are done tell of it; None = not known.
+
+    The last of the same run counts, by its seconds for a row; what takes longer has no end in sight.
+
+    Args:
+        job: The evaluation.
+        others: Those that are remembered, newest first.
+    """
+    done = (one for one in others if one.run == job.run and one.state == "done" and one.seconds)
+    before = next(done, None)
+    if job.state != "running" or job.seconds is None or before is None or before.seconds is None:
+        return None
+    ratio = job.rows / before.rows if job.rows and before.rows else 1.0
+    rest = ratio * before.seconds - job.seconds
+    return round(rest, 1) if rest > 0 else None
+
+
+def _said(job: Job, seconds_left: float | None = None) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "model": job.run.model_name,
@@ -78,4 +98,6 @@ def _said(job: Job) -> dict[str, Any]:
         "seconds": None if job.seconds is None else round(job.seconds, 1),
         "result": job.result,
         "reason": job.reason,
+        "rows": job.rows,
+        "left": seconds_left,
     }

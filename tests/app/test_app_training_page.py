@@ -157,9 +157,7 @@ def test_an_epoch_is_opened_and_compared_by_a_click(opened):
     assert "epoch 0" in heads
     assert "epoch 1" in heads
     page.go_back()
-    page.get_by_role("row", name="v/1 val Open").get_by_role(
-        "link", name="Open in Evaluation"
-    ).click()
+    page.get_by_role("row", name="v/1 val Open").get_by_role("link", name="Open in Evaluation").click()
     page.wait_for_url(re.compile("page=evaluation"))
     one.drawn()
     assert page.get_by_label("Epoch", exact=True).input_value() == "1"

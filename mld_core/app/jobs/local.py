@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 from mld_core.app.jobs.protocol import Job, JobState, Wish
 from mld_core.app.problems import ProblemError
 from mld_core.records.format.layout import Store
+from mld_core.records.read.reader import select
 
 MOST_KEPT = 100
 MOST_WAITING = 50
@@ -37,6 +38,7 @@ class _Work:
     ended: float | None = None
     result: str | None = None
     reason: str | None = None
+    rows: int | None = None
     cancelled: bool = False
     process: subprocess.Popen[str] | None = None
 
@@ -47,7 +49,7 @@ class _Work:
     def shown(self) -> Job:
         until = self.ended if self.ended is not None else time.monotonic()
         seconds = None if self.begun is None else until - self.begun
-        told = (self.stage, self.progress, seconds, self.result, self.reason)
+        told = (self.stage, self.progress, seconds, self.result, self.reason, self.rows)
         return Job(self.job_id, self.wish.run, self.state, *told)
 
     def end(self, state: JobState, reason: str | None = None) -> None:
@@ -69,13 +71,14 @@ class LocalJobs:
 
     def start(self, wish: Wish) -> Job:
         """See `Jobs`."""
+        rows = _rows(self._store, wish)
         with self._lock:
             active = [one for one in self._works.values() if one.active]
             work = next((one for one in active if one.wish == wish and not one.cancelled), None)
             if work is None:
                 if len(active) >= MOST_WAITING:
                     raise ProblemError(429, f"{len(active)} evaluations wait.", fix="Wait, or cancel some.")
-                work = _Work(f"job_{secrets.token_hex(12)}", wish)
+                work = _Work(f"job_{secrets.token_hex(12)}", wish, rows=rows)
                 self._works[work.job_id] = work
                 self._forget()
             if not self._busy:
@@ -170,6 +173,15 @@ class LocalJobs:
             tail = errors.read().decode("utf-8", "replace").strip().splitlines()
             why = tail[-1] if tail else "it was killed, perhaps for want of memory" if code < 0 else "no word"
             work.end("failed", f"the evaluation ended with code {code}: {why}")
+
+
+def _rows(store: Store, wish: Wish) -> int | None:
+    """Sample rows of the passes that are asked for; what is wrong with them, the evaluation says."""
+    splits, epoch = wish.options.get("dataset_types"), cast("Any", wish.n_epoch)
+    try:
+        return sum(one.n_rows for one in select(store, wish.run, dataset_type=splits, n_epoch=epoch))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -46,6 +46,7 @@ class Job:
         seconds: Since it began, to its end; None = it waits.
         result: The result's name, once it is done.
         reason: Why it failed, in words.
+        rows: Sample rows of the passes that it looks at; None = not known.
     """
 
     job_id: str
@@ -56,6 +57,7 @@ class Job:
     seconds: float | None = None
     result: str | None = None
     reason: str | None = None
+    rows: int | None = None
 
 
 class Jobs(Protocol):

@@ -572,6 +572,10 @@ export interface Job {
   seconds: number | null;
   result: string | null;
   reason: string | null;
+  /** Sample rows of the passes that it looks at, where known. */
+  rows: number | null;
+  /** Seconds that it will take on, as far as the last one of the run tells of it. */
+  left: number | null;
 }
 export interface Vocabulary {
   categories: { name: string; title: string; means: string; do: string }[];
