@@ -1,13 +1,14 @@
 """What evaluation as it happens costs: the process beside a training, and the training's steps meanwhile.
 
-    python tests/benchmarks/bench_live.py [--rows N] [--seconds S] [--analyses N]
+    python tests/benchmarks/bench_live.py [--rows N] [--seconds S] [--analyses N] [--blocks N] [--one-core]
 
 A pass of N rows (default 100,000) x 512 features x 100 classes is handed to the process, as a recorder does at a seal.
 Told are the seconds to its metrics and to its analysis, the process's CPU seconds and its peak of memory. Steps of
 a small network on one thread are timed while the process works and while it is stopped, in turn: a block beside it is
 compared with the mean of the blocks alone before and after it, so that a machine that gets slower or faster makes no
 difference; told is the median of these ratios, and its 95 % interval by bootstrap: of the time that passes, and of the
-CPU time of the training's thread, which on a machine that others use tells what is left of it (caches, memory).
+CPU time of the training's thread, which on a machine that others use tells what is left of it (caches, memory). With
+`--one-core` both have to share a core, and the steps alone are timed.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def steps_in(seconds: float, model: nn.Module, optimizer: torch.optim.Optimizer)
     return (np.array([time.perf_counter(), time.thread_time()]) - begun) / count
 
 
-def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
+def ratio(folder: Path, rank: Path, seconds: float, analyses: int, blocks: int) -> str:
     """Steps while the process works over steps while it is stopped, block by block of the same analyses."""
     torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10))
@@ -105,13 +106,16 @@ def ratio(folder: Path, rank: Path, seconds: float, analyses: int) -> str:
         helper.sealed(rank)
         assert helper._process is not None
         process = helper._process.process
-        while (row := read_figures(rank.parent)) is None or row["state"] == METRICS:
+        for _ in range(blocks):
+            row = read_figures(rank.parent)
+            if row is not None and row["state"] != METRICS:
+                break
             beside = steps_in(seconds, model, optimizer)
             process.send_signal(signal.SIGSTOP)
             before, alone = alone, steps_in(seconds, model, optimizer)
             process.send_signal(signal.SIGCONT)
             found.append(2 * beside / (before + alone))
-        helper.finish()
+        process.kill()
         process.wait()
     return "\n".join(
         f"steps beside it / alone, {what}: {told([one[place] for one in found])} of blocks of {seconds:g} s"
@@ -140,12 +144,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=0.25, help="of a block of steps")
     parser.add_argument("--analyses", type=int, default=2, help="during which steps are timed")
+    parser.add_argument("--blocks", type=int, default=200, help="of steps during an analysis, at most")
+    parser.add_argument("--one-core", action="store_true")
     given = parser.parse_args()
+    if given.one_core:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made).resolve()
         rank = make_pass(folder, given.rows)
-        print(cost(folder, rank))
-        print(ratio(folder, rank, given.seconds, given.analyses))
+        if not given.one_core:
+            print(cost(folder, rank))
+        print(ratio(folder, rank, given.seconds, given.analyses, given.blocks))
 
 
 if __name__ == "__main__":
