@@ -1,6 +1,6 @@
 """What evaluation as it happens costs: the process beside a training, and the training's steps meanwhile.
 
-    python tests/benchmarks/bench_live.py [--rows N] [--seconds S] [--analyses N] [--blocks N] [--one-core]
+    python tests/benchmarks/bench_live.py [--rows N] [--seconds S] [--analyses N] [--blocks N] [--only-steps] [--one-core]
 
 A pass of N rows (default 100,000) x 512 features x 100 classes is handed to the process, as a recorder does at a seal.
 Told are the seconds to its metrics and to its analysis, the process's CPU seconds and its peak of memory. Steps of
@@ -8,7 +8,7 @@ a small network on one thread are timed while the process works and while it is 
 compared with the mean of the blocks alone before and after it, so that a machine that gets slower or faster makes no
 difference; told is the median of these ratios, and its 95 % interval by bootstrap: of the time that passes, and of the
 CPU time of the training's thread, which on a machine that others use tells what is left of it (caches, memory). With
-`--one-core` both have to share a core, and the steps alone are timed.
+`--one-core` both have to share a core.
 """
 
 from __future__ import annotations
@@ -145,14 +145,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.25, help="of a block of steps")
     parser.add_argument("--analyses", type=int, default=2, help="during which steps are timed")
     parser.add_argument("--blocks", type=int, default=200, help="of steps during an analysis, at most")
-    parser.add_argument("--one-core", action="store_true")
+    parser.add_argument("--only-steps", action="store_true", help="not the process itself")
+    parser.add_argument("--one-core", action="store_true", help="for both of them")
     given = parser.parse_args()
     if given.one_core:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made).resolve()
         rank = make_pass(folder, given.rows)
-        if not given.one_core:
+        if not given.only_steps:
             print(cost(folder, rank))
         print(ratio(folder, rank, given.seconds, given.analyses, given.blocks))
 
