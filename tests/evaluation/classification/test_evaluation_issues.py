@@ -17,7 +17,7 @@ RATIOS = [f"{name}_ratio" for name in CATEGORIES]
 @pytest.fixture(scope="module")
 def result(planted_run):
     made = planted_run[0]
-    options = {"threads": 2, "null_run": True}
+    options = {"threads": 2, "null_run": True, "repeats": 2}
     return Evaluator("plan", "v1", store=made.store.root).request_evaluation(options=options)
 
 
@@ -247,7 +247,7 @@ def test_heatmaps_are_rectangular_and_shrunk(result, val):
 
 def test_same_figures_on_every_run_and_for_any_number_of_threads(result, planted_run):
     evaluator = Evaluator("plan", "v1", store=planted_run[0].store.root)
-    again = evaluator.request_evaluation(options={"threads": 3, "dataset_types": ["val"]})
+    again = evaluator.request_evaluation(options={"threads": 3, "dataset_types": ["val"], "repeats": 2})
     place = next(one["units"] for one in result.info["passes"] if one["dataset"] == "val")
     first = pq.read_table(result.folder / place)
     second = pq.read_table(again.folder / again.info["passes"][0]["units"])
