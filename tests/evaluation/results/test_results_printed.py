@@ -16,7 +16,8 @@ METRICS = (
 def result(tmp_path_factory):
     factory = StoreFactory(tmp_path_factory.mktemp("printed") / "store")
     factory.standard("net", "v1")
-    return Evaluator("net", "v1", store=factory.store.root).request_evaluation(n_epoch=None)
+    evaluator = Evaluator("net", "v1", store=factory.store.root)
+    return evaluator.request_evaluation(n_epoch=None, options={"repeats": 1})
 
 
 @pytest.mark.parametrize("width", [80, 200])
