@@ -16,6 +16,7 @@ import io
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -41,7 +42,7 @@ from mld_core.records.format.layout import Store
 IMAGES = Path(__file__).parent / "images" / "findings"
 RUN = "from mld_core.cli.main import app; app()"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-EPOCHS = 6
+EPOCHS, CARDS = 6, 5
 
 
 def faulty_digits() -> tuple[Digits, Digits, np.ndarray]:
@@ -134,22 +135,26 @@ def train(version: str, width: int) -> Result:
 def newest(model: str) -> Result | None:
     """The newest result of the newest version of a model, if it was trained here."""
     versions = [run.version_name for run in Store().runs() if run.model_name == model]
-    if not versions:
-        print(f"{model} was not trained here: its codes get no picture")
-        return None
-    evaluator = Evaluator(model, max(versions, key=lambda name: int(name.strip("v"))))
-    return evaluator.get_result(str(evaluator.list_results()["result_name"].iloc[-1]))
+    for version in sorted(versions, key=lambda name: -int(name.strip("v"))):
+        evaluator = Evaluator(model, version)
+        if len(found := evaluator.list_results()):
+            return evaluator.get_result(str(found["result_name"].iloc[-1]))
+    print(f"{model} was not evaluated here: its codes get no picture")
+    return None
 
 
-def codes(result: Result) -> dict[str, str]:
-    """Every code of the last epochs' units, and the split that shows it: train where no other does."""
-    last = {str(one["dataset"]): one["code_counts"] for one in result.info["facts"]}
-    splits = sorted(last, key=lambda name: name != "train")
-    return {code: split for split in splits for code, count in last[split].items() if count}
+def places(result: Result) -> Iterator[tuple[str, str, int]]:
+    """(code, split, last epoch) where units of each code are: of train only where no other split has any."""
+    for code in BY_CODE:
+        for split in sorted(result.datasets, key=lambda name: name == "train"):
+            epochs = result.get_issues(split, code=code)["n_epoch"]
+            if len(epochs):
+                yield code, split, int(epochs.max())
+                break
 
 
-def shoot(page: Page, base: str, result: Result, code: str, split: str) -> None:
-    """The first cards of a code, as many as stand side by side."""
+def shoot(page: Page, base: str, result: Result, code: str, split: str, epoch: int) -> None:
+    """The first cards of a code."""
     run = {"model": result.model_name, "version": result.version_name, "result": result.result_name}
     asked = {
         "page": "samples",
@@ -158,13 +163,14 @@ def shoot(page: Page, base: str, result: Result, code: str, split: str) -> None:
         "filter": f"diagnosis has '{code}'",
         "sort": "-severity",
     }
+    asked |= {} if epoch is None else {"epoch": str(epoch)}
     page.goto(f"{base}?{urlencode(asked)}")
-    page.locator(".place img").first.wait_for()
-    page.wait_for_timeout(300)
+    page.locator(".place .picture :is(img, svg)").first.wait_for()
+    page.wait_for_timeout(500)  # the pictures within drawings say nothing when they are there
     while not page.evaluate("[...document.images].every(one => one.complete)"):
         page.wait_for_timeout(50)
     boxes = [one for one in (card.bounding_box() for card in page.locator(".place").all()) if one]
-    row = [box for box in boxes if abs(box["y"] - boxes[0]["y"]) < 2]
+    row = [box for box in boxes if abs(box["y"] - boxes[0]["y"]) < 2][:CARDS]
     left, right = row[0]["x"], row[-1]["x"] + row[-1]["width"]
     clip = {"x": left, "y": row[0]["y"], "width": right - left, "height": row[0]["height"]}
     target = IMAGES / f"{code}.webp"
@@ -196,9 +202,9 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
             page.goto(address)
             for result in results:
-                for code, split in codes(result).items():
+                for code, split, epoch in places(result):
                     if code not in shown:
-                        shoot(page, address.partition("?")[0], result, code, split)
+                        shoot(page, address.partition("?")[0], result, code, split, epoch)
                         shown.add(code)
             browser.close()
     finally:

@@ -177,6 +177,8 @@ def _finding(task: str, one: Any) -> str:
     if picture.is_file():
         words = f"{one.title}: the first ones of a real run, as `mld ui` shows them"
         parts += ["", f"![{words}](../images/findings/{picture.name})", "", f"*{words}.*"]
+    else:
+        parts += ["", "*No picture: no unit of the runs that these pictures come from has it.*"]
     parts += ["", "## When", "", f"{one.when[:1].upper()}{one.when[1:]}."]
     parts += ["", "## Why it matters", "", said["why"]]
     parts += ["", "## What to do", "", one.action]
