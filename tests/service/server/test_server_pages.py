@@ -1,5 +1,6 @@
 """The pages at the team's server: a key opens a session, and shows what its holder may see, and no more."""
 
+import json
 import os
 from pathlib import Path
 
@@ -126,6 +127,24 @@ def test_a_viewer_looks_at_the_runs_of_their_patterns(vera):
     row = page["rows"][0]["row"]
     assert vera.get("sample", SHOWN, row=row)["probabilities"]
     assert vera.get("verdicts", SHOWN)["total"] == 0
+
+
+def test_a_viewer_follows_the_trainings_of_their_patterns(vera):
+    (run,) = vera.get("training", runs="open-net/v1")["runs"]
+    assert {(row["split"], row["of"]) for row in run["rows"]} == {("train", "result"), ("val", "result")}
+    url = f"{vera.base}/ui/api/training/events"
+    with vera.http.get(url, params={"runs": "open-net/v1"}, stream=True, timeout=60) as stream:
+        assert stream.status_code == 200
+        lines = (line for line in stream.iter_lines(chunk_size=1) if line.startswith(b"data: "))
+        (told,) = json.loads(next(lines)[6:])["runs"]
+        assert told["rows"] == run["rows"]
+    for path in ("training", "training/events"):
+        for names in ("hidden-net/v1", "foreign-net/v1", "no-net/v1", "open-net/v1,hidden-net/v1"):
+            assert vera.ask(path, runs=names).status_code == 404
+        assert (
+            requests.get(f"{vera.base}/ui/api/{path}", params={"runs": "open-net/v1"}, timeout=60).status_code
+            == 401
+        )
 
 
 @pytest.mark.parametrize("run", [HIDDEN, FOREIGN, RunKey("no-net", "v1")])
