@@ -37,12 +37,13 @@ export function density(image: ImageData, cloud: Cloud, view: View, look: Look):
   const others = new Uint32Array(columns * lines);
   const [scale, left, top] = [view.scale / CELL, width / 2 / CELL, height / 2 / CELL];
   const { x, y, state, colour, rows } = cloud;
+  const { x: x0, y: y0 } = view;
   const flat = Float32Array.from(look.colours.flat());
   for (let row = 0; row < rows; row += 1) {
-    const column = Math.floor(left + (x[row]! - view.x) * scale);
-    const line = Math.floor(top - (y[row]! - view.y) * scale);
+    const column = left + (x[row]! - x0) * scale;
+    const line = top - (y[row]! - y0) * scale;
     if (!(column >= 0 && column < columns && line >= 0 && line < lines)) continue;
-    const cell = line * columns + column;
+    const cell = (line | 0) * columns + (column | 0);
     if (state[row] === DIM || state[row] === BEHIND) {
       others[cell]! += 1;
       continue;

@@ -18,6 +18,23 @@ test("a lasso of many points becomes one of few with the same inside", () => {
   expect(holds(NaN, 0)).toBe(false);
 });
 
+test("looking at the edges of a height alone says what looking at all of them does", () => {
+  const star = Array.from({ length: 23 }, (_, at): Point => {
+    const far = at % 2 ? 1 : 0.3;
+    return [far * Math.cos((2 * Math.PI * at) / 23), far * Math.sin((2 * Math.PI * at) / 23)];
+  });
+  const holds = within(star);
+  const all = (x: number, y: number): boolean =>
+    star.reduce((odd, [x1, y1], at) => {
+      const [x2, y2] = star[(at + 1) % star.length]!;
+      const crosses = y >= Math.min(y1, y2) && y < Math.max(y1, y2);
+      return crosses && x < x1 + (y - y1) * ((x2 - x1) / (y2 - y1)) ? !odd : odd;
+    }, false);
+  const ends = star.map(([, y]) => y);
+  for (const y of [...ends, ...Array.from({ length: 400 }, (_, at) => (at - 200) / 190)])
+    for (let x = -1.1; x < 1.1; x += 0.037) expect(holds(x, y)).toBe(all(x, y));
+});
+
 test("a shape that goes around a hole does not hold the hole", () => {
   const horseshoe: Point[] = [
     ...([

@@ -2,21 +2,28 @@
 
 export type Point = readonly [number, number];
 const MOST = 24;
+const SLABS = 64;
 
 /** Whether points lie within, with the very sums of the filter grammar: by rays that cross an odd number of edges. */
 export function within(shape: readonly Point[]): (x: number, y: number) => boolean {
   const edges = shape.flatMap(([x1, y1], at) => {
     const [x2, y2] = shape[(at + 1) % shape.length]!;
-    return y1 === y2 ? [] : [Math.min(y1, y2), Math.max(y1, y2), x1, y1, (x2 - x1) / (y2 - y1)];
+    return y1 === y2 ? [] : [[Math.min(y1, y2), Math.max(y1, y2), x1, y1, (x2 - x1) / (y2 - y1)] as const];
   });
-  const flat = Float64Array.from(edges);
   const [across, up] = [shape.map(([x]) => x), shape.map(([, y]) => y)];
   const left = Math.min(...across);
   const right = Math.max(...across);
   const low = Math.min(...up);
   const high = Math.max(...up);
+  // Of a million points each looks at the few edges of its height alone.
+  const step = (high - low) / SLABS || 1;
+  const slabs = Array.from({ length: SLABS + 1 }, (_, at) => {
+    const from = low + (at - 1) * step;
+    return Float64Array.from(edges.filter((edge) => edge[1] >= from && edge[0] <= from + 3 * step).flat());
+  });
   return (x, y) => {
     if (!(x >= left && x <= right && y >= low && y <= high)) return false;
+    const flat = slabs[Math.floor((y - low) / step)]!;
     let odd = 0;
     for (let at = 0; at < flat.length; at += 5)
       if (y >= flat[at]! && y < flat[at + 1]! && x < flat[at + 2]! + (y - flat[at + 3]!) * flat[at + 4]!)
