@@ -1,6 +1,7 @@
 import inspect
 import os
 
+import once
 import pytest
 from typer.testing import CliRunner
 
@@ -21,10 +22,7 @@ def no_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-@pytest.fixture(scope="session")
-def evaluated(records, tmp_path_factory):
-    """A store with three runs: net v1 (older) and v2 with results, other v1 in between without any."""
-    root = tmp_path_factory.mktemp("cli") / "store"
+def _write(root, records):
     factory = records.StoreFactory(root)
     factory.standard("net", "v1", strength=1.5)
     other = factory.run("other", "v1")
@@ -33,7 +31,13 @@ def evaluated(records, tmp_path_factory):
     for version in ("v1", "v2"):
         done = runner().invoke(app, ["evaluate", "net", version, "--store", str(root)])
         assert done.exit_code == 0, done.output
-    return root
+
+
+@pytest.fixture(scope="session")
+def evaluated(records, tmp_path_factory):
+    """A store with three runs: net v1 (older) and v2 with results, other v1 in between without any."""
+    root = tmp_path_factory.mktemp("cli") / "store"
+    return once.copied("cli", lambda folder: _write(folder, records), root)
 
 
 @pytest.fixture
