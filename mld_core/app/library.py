@@ -23,7 +23,7 @@ from mld_core.evaluation.results.store import ResultStore, no_such_run
 from mld_core.records.format.attempts import list_passes
 from mld_core.records.format.layout import RUN_FILE, RunKey, Store, subfolders
 from mld_core.records.read.reader import select
-from mld_core.records.store.verdicts import Standing, Subject, Verdict, standing
+from mld_core.records.store.verdict import Standing, Subject, Verdict, standing
 from mld_core.views.reviewing import subjects_of
 from mld_core.views.runs import run_row
 from mld_core.views.selection import HeldUnits, Recent, held

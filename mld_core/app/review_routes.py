@@ -21,17 +21,8 @@ from mld_core.exchange.coco_patch import write_patch
 from mld_core.exchange.kitti import write_corrected
 from mld_core.exchange.relabel import write_relabel
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import (
-    BOX_KINDS,
-    KINDS,
-    TRUE_BOX_KINDS,
-    UNSEEN,
-    Subject,
-    Verdict,
-)
-from mld_core.records.store.verdicts import (
-    place as written,
-)
+from mld_core.records.store.verdict import BOX_KINDS, KINDS, TRUE_BOX_KINDS, UNSEEN, Subject, Verdict
+from mld_core.records.store.verdict import place as written
 from mld_core.views import reviewing
 from mld_core.views.cards import BOX, Told, canvas_of, cards, named_class, subject_columns, subject_of
 

@@ -18,7 +18,8 @@ from mld_core.app.kept_rows import KeptRows, stamp_of
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.records.format.layout import RUN_FILE, RunKey, Store, generation_in, named_run, subfolders
 from mld_core.records.format.manifest import read_json
-from mld_core.records.store.verdicts import Verdict, Verdicts
+from mld_core.records.store.verdict import Verdict
+from mld_core.records.store.verdicts import Verdicts
 from mld_core.records.write.removal import finish_removed, remove_passes
 from mld_core.views.runs import RUNS_ASKED, newest_run
 

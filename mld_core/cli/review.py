@@ -24,7 +24,8 @@ from mld_core.cli.source import StoreSource
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.exchange.relabel import correct_csv, relabelled, write_relabel
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import KINDS, Verdict, Verdicts
+from mld_core.records.store.verdict import KINDS, Verdict
+from mld_core.records.store.verdicts import Verdicts
 
 review = typer.Typer(
     name="review",

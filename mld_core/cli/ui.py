@@ -9,7 +9,7 @@ import typer
 from mld_core.cli.common import StoreOption, clear_errors
 from mld_core.cli.output import note
 from mld_core.records.format.layout import Store
-from mld_core.records.store.verdicts import default_author
+from mld_core.records.store.verdict import default_author
 
 
 def ui(

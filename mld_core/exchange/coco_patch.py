@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mld_core.exchange.frames import write_json
 from mld_core.exchange.relabel import redrawn, relabelled, spoken_boxes
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import Standing, same_place
+from mld_core.records.store.verdict import Standing, same_place
 
 
 def write_patch(

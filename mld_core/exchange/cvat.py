@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from mld_core.exchange.frames import Boxes, Frame, original_boxes, original_size, write_json
 from mld_core.exchange.samples import Samples
-from mld_core.records.store.verdicts import Verdict
+from mld_core.records.store.verdict import Verdict
 
 INDEX = "index.json"
 

@@ -15,7 +15,7 @@ from mld_core.evaluation.metrics.kitti import image_boxes, projection
 from mld_core.exchange.frames import Boxes, Floats, Frame, calibration, flags, frames_of, write_json
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
-from mld_core.records.store.verdicts import Standing, Verdict, same_place
+from mld_core.records.store.verdict import Standing, Verdict, same_place
 
 AHEAD = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
 """LiDAR (x ahead, y left, z up) to camera (x right, y down, z ahead) at the same place."""

@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 
 from mld_core.exchange.frames import Boxes, Frame, original_boxes, original_size, write_json
 from mld_core.exchange.samples import Samples, named
-from mld_core.records.store.verdicts import Verdict
+from mld_core.records.store.verdict import Verdict
 
 GIVEN = "given labels"
 """The model version under which the labels of the data set stand among the predictions."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mld_core.records.format.layout import RunKey
-from mld_core.records.store.verdicts import BOX_KINDS, Standing
+from mld_core.records.store.verdict import BOX_KINDS, Standing
 
 FORMAT = 1
 COLUMNS = ("dataset_type", "input_id", "truth", "given", "label", "authors", "at", "note")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
-from mld_core.records.store.verdicts import Verdict, same_place
+from mld_core.records.store.verdict import Verdict, same_place
 
 BOX_KEYS = ("boxes", "bboxes", "gt_boxes", "gt_bboxes", "boxes_3d", "gt_boxes_3d", "gt_bboxes_3d")
 CLASS_KEYS = ("labels", "gt_labels", "class_labels", "classes", "labels_3d", "gt_labels_3d", "gt_names")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Standing, Subject, Verdict, Verdicts
+from mld_core.records.store.verdict import Standing, Subject, Verdict
+from mld_core.records.store.verdicts import Verdicts
 from mld_core.review.boxes import Target, truths_of
 
 LABEL_KEYS = ("label", "labels", "target", "targets", "gt_label", "y")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mld_core.evaluation.results.result import Result
-from mld_core.records.store.verdicts import UNSEEN, Verdict
+from mld_core.records.store.verdict import UNSEEN, Verdict
 
 SUSPECTED = "C01"
 

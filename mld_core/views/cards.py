@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mld_core.evaluation.diagnoses import BY_CODE
-from mld_core.records.store.verdicts import Standing, Subject, Verdict, place
+from mld_core.records.store.verdict import Standing, Subject, Verdict, place
 from mld_core.views.detection_tables import code_words
 from mld_core.views.pictures import Canvas, canvases
 from mld_core.views.selection import HeldUnits

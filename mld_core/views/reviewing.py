@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.classification import jeffreys_interval
-from mld_core.records.store.verdicts import BOX_KINDS, KINDS, TRUE_BOX_KINDS, UNSEEN, Subject
+from mld_core.records.store.verdict import BOX_KINDS, KINDS, TRUE_BOX_KINDS, UNSEEN, Subject
 from mld_core.views.cards import Told, named_class, spoken, subject_columns, subject_of
 from mld_core.views.evaluation import finding_filter, finding_sort
 from mld_core.views.selection import HeldUnits

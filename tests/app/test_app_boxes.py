@@ -15,7 +15,8 @@ from browser_parts import settled, until
 from folders import ROOT
 
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Subject, Verdicts
+from mld_core.records.store.verdict import Subject
+from mld_core.records.store.verdicts import Verdicts
 
 AXE = ROOT / "mld_core" / "app" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 ROADS = {"model": "lidar", "version": "v1"}

@@ -12,7 +12,8 @@ from app_pages import AXE, Opened, Served
 from browser_parts import settled, until
 
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Verdict, Verdicts
+from mld_core.records.store.verdict import Verdict
+from mld_core.records.store.verdicts import Verdicts
 
 pytestmark = pytest.mark.processes
 

@@ -16,7 +16,8 @@ from mld_core.cli.main import app
 from mld_core.exchange.export import export_passes
 from mld_core.exchange.relabel import read_relabel
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Subject, Verdict, Verdicts
+from mld_core.records.store.verdict import Subject, Verdict
+from mld_core.records.store.verdicts import Verdicts
 
 NET = {"model": "net <i>", "version": "v/1"}
 RUN = RunKey("net <i>", "v/1")

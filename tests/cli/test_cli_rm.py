@@ -11,7 +11,8 @@ from mld_core.evaluation.results.store import ResultStore, mentions
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.removals import Removals, id_digest
 from mld_core.records.read.reader import load
-from mld_core.records.store.verdicts import Verdict, Verdicts
+from mld_core.records.store.verdict import Verdict
+from mld_core.records.store.verdicts import Verdicts
 
 RUN = RunKey("net", "v2")
 

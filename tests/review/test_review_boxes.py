@@ -13,7 +13,8 @@ from mld_core.exchange.coco_patch import correct_coco, write_patch
 from mld_core.exchange.kitti import write_corrected
 from mld_core.exchange.relabel import write_relabel
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Subject, Verdict, Verdicts, of_members
+from mld_core.records.store.verdict import Subject, Verdict, of_members
+from mld_core.records.store.verdicts import Verdicts
 from mld_core.review import apply
 
 RUN = RunKey("net", "v1")

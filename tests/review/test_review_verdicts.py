@@ -19,7 +19,8 @@ from mld_core.cli.main import app
 from mld_core.exchange.coco_patch import correct_coco
 from mld_core.exchange.relabel import read_relabel
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import FOLDER, Subject, Verdict, Verdicts
+from mld_core.records.store.verdict import Subject, Verdict
+from mld_core.records.store.verdicts import FOLDER, Verdicts
 from mld_core.tracing.batch.identity import base_id
 
 RUN = RunKey("net", "v1")
@@ -108,7 +109,8 @@ def test_verdicts_are_no_split_and_survive_members_of_a_newer_release(store):
 APPENDS = """
 import sys
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Verdict, Verdicts
+from mld_core.records.store.verdict import Verdict
+from mld_core.records.store.verdicts import Verdicts
 book = Verdicts(Store(sys.argv[1]), RunKey("net", "v1"))
 for k in range(25):
     book.append([Verdict("relabel", "train", str(k), label=1, author=sys.argv[2])])

@@ -26,7 +26,7 @@ from mld_core.app.file.seen import MOST_ROWS, Seen, seen
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.view import ALIASES
-from mld_core.records.store.verdicts import BOX_KINDS, KINDS, TRUE_BOX_KINDS
+from mld_core.records.store.verdict import BOX_KINDS, KINDS, TRUE_BOX_KINDS
 from mld_core.views import box_charts, detail, facets, matrices
 from mld_core.views.cards import BOX, canvas_of, cards, named_class
 from mld_core.views.evaluation import boxed, evaluation, splits

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Standing, Subject, Verdict, all_runs, standing
+from mld_core.records.store.verdict import Standing, Subject, Verdict, standing
+from mld_core.records.store.verdicts import all_runs
 
 SUSPECTED = "C01"
 

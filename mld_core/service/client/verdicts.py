@@ -9,7 +9,8 @@ from typing import Any
 
 from mld_core.evaluation.errors import AuthenticationError
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.records.store.verdicts import Verdicts, as_members, of_members
+from mld_core.records.store.verdict import as_members, of_members
+from mld_core.records.store.verdicts import Verdicts
 from mld_core.service.client.api import Client
 from mld_core.service.protocol import CORRECTED_BOXES_SINCE, MAX_BODY_BYTES, MAX_PAGE, VERDICTS_SINCE
 

@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from mld_core.cli.main import app
 from mld_core.records.format.layout import Store
-from mld_core.records.store.verdicts import Subject, Verdict, Verdicts
+from mld_core.records.store.verdict import Subject, Verdict
+from mld_core.records.store.verdicts import Verdicts
 from mld_core.service.client.api import Client
 from mld_core.service.client.verdicts import Exchanged, exchange_verdicts
 

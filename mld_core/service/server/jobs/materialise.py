@@ -20,7 +20,8 @@ from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.manifest import ATTEMPT_FILE, SEAL_FILE, make_dirs, write_json
 from mld_core.records.format.parts import file_name
 from mld_core.records.format.removals import Removals
-from mld_core.records.store.verdicts import Verdict, Verdicts, of_members
+from mld_core.records.store.verdict import Verdict, of_members
+from mld_core.records.store.verdicts import Verdicts
 from mld_core.service.server.storage.backends import Storage
 from mld_core.service.server.storage.database import Database
 from mld_core.service.server.storage.models import Blob, Pass, Run, SaidVerdict, Seal, SealFile

@@ -27,7 +27,7 @@ from mld_core.records.format.layout import RUN_FILE, PassKey, RunKey, Store
 from mld_core.records.format.manifest import FORMAT, write_json
 from mld_core.records.format.names import encode
 from mld_core.records.format.removals import Removals
-from mld_core.records.store.verdicts import Verdict, as_members, of_members, signed, undoing
+from mld_core.records.store.verdict import Verdict, as_members, of_members, signed, undoing
 from mld_core.service.server import problems
 from mld_core.service.server.jobs.materialise import generation_of, lay_seal, link, parse_epoch
 from mld_core.service.server.pages.team_jobs import TeamJobs

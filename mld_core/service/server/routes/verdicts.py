@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from mld_core.records.format.manifest import plain, utc_now
-from mld_core.records.store.verdicts import BOX_KINDS, KINDS, TRUE_BOX_KINDS, UNDO, Verdict, as_members
+from mld_core.records.store.verdict import BOX_KINDS, KINDS, TRUE_BOX_KINDS, UNDO, Verdict, as_members
 from mld_core.service import protocol
 from mld_core.service.server.problems import ProblemError
 from mld_core.service.server.routes import forms
@@ -39,7 +39,7 @@ Token = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class VerdictForm(forms.Form):
-    """One person's word on a sample or a true box, as `mld_core.records.store.verdicts.Verdict`."""
+    """One person's word on a sample or a true box, as `mld_core.records.store.verdict.Verdict`."""
 
     kind: Annotated[str, Field(pattern=f"^({'|'.join((*KINDS, *BOX_KINDS, *TRUE_BOX_KINDS, UNDO))})$")]
     dataset_type: forms.Name
