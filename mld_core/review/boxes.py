@@ -175,13 +175,6 @@ class Target:
         return changed if isinstance(self._sample, list) else tuple(changed)
 
 
-def _length(value: Any) -> int | None:
-    """How many values a member has; None where it is one."""
-    if isinstance(value, str) or getattr(value, "ndim", 1) == 0 or not hasattr(value, "__len__"):
-        return None
-    return len(value)
-
-
 def _only(target: Mapping[str, Any], keys: Sequence[str], what: str) -> str:
     found = [key for key in keys if key in target]
     if len(found) != 1:
