@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
 from mld_core.evaluation.metrics.classification import jeffreys_interval
-from mld_core.evaluation.space.cells import M_GRID
-from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
+from mld_core.evaluation.statistics.significance import M_GRID, benjamini_hochberg, binomial_upper
 
 RANGE_METRES = 10.0
 SECTOR_DEGREES = 10.0

@@ -18,8 +18,12 @@ from mld_core.evaluation.metrics.classification import jeffreys_interval
 from mld_core.evaluation.results.expression import quoted
 from mld_core.evaluation.results.frames import fetch
 from mld_core.evaluation.results.view import is_numeric, parse_column, pick
-from mld_core.evaluation.space.cells import M_GRID
-from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper, two_sided_z
+from mld_core.evaluation.statistics.significance import (
+    M_GRID,
+    benjamini_hochberg,
+    binomial_upper,
+    two_sided_z,
+)
 
 BINS = 64
 """Bins of a float column; `"confidence:10"` asks for 10."""

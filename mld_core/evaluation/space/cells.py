@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.space.neighbourhood import K_GRID, Neighbourhood
-from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
+from mld_core.evaluation.statistics.significance import M_GRID, benjamini_hochberg, binomial_upper
 
 ALPHA = 0.05
-M_GRID = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, float("inf"))
 AMBIGUITY_KS = (8, 16, 32)
 """Neighbours whose labels are compared: the most that half of the smaller of the two classes still has.
 

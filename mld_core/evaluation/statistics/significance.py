@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.05
+M_GRID = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, float("inf"))
+"""How many units the overall rate counts for, where a local rate is drawn towards it."""
+
 NORMAL_95 = 1.6448536269514722
 """One-sided 5 % point of the normal distribution."""
 

@@ -41,7 +41,9 @@ Token = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 class VerdictForm(forms.Form):
     """One person's word on a sample or a true box, as `mld_core.records.store.verdict.Verdict`."""
 
-    kind: Annotated[str, Field(pattern=f"^({'|'.join((*KINDS, *BOX_KINDS, *TRUE_BOX_KINDS, UNDO))})$")]
+    kind: Annotated[
+        str, Field(pattern=f"^({'|'.join(dict.fromkeys((*KINDS, *BOX_KINDS, *TRUE_BOX_KINDS, UNDO)))})$")
+    ]
     dataset_type: forms.Name
     input_id: Text
     truth: Number | None = None
