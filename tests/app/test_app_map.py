@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 from math import cos, pi, sin
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -14,7 +15,7 @@ from app_parts import serving
 from browser_parts import until
 
 from ml_debugger.evaluator import Evaluator
-from mld_core.records.format.layout import Store
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.views.columns.feature_map import feature_map
 from mld_core.views.selection import held
 from mld_core.views.units import passes_of
@@ -189,6 +190,24 @@ def test_a_lasso_filters_the_grid_is_an_address_and_goes_again(opened):
     chip.get_by_role("button").click()
     chip.wait_for(state="detached")
     assert page.wrong == []
+
+
+def test_the_head_of_a_run_with_two_results_fits_a_narrow_page(browser, shown_store, tmp_path):
+    """Result, split and epoch are chosen there: three lists beside the buttons."""
+    need_pages()
+    store = Store(shutil.copytree(shown_store.root, tmp_path / "store"))
+    folder = store.results_dir(RunKey(*RUNS["classes"]))
+    (one,) = (path for path in folder.iterdir() if not path.name.startswith("."))
+    shutil.copytree(one, folder / "another-one-of-a-long-name")
+    info = json.loads((one / "result.json").read_text())
+    info["result_name"] = "another-one-of-a-long-name"
+    (folder / "another-one-of-a-long-name" / "result.json").write_text(json.dumps(info))
+    with serving(store) as (base, token):
+        page = browser.new_page(viewport={"width": 400, "height": 900})
+        page.goto(f"{base}/ui/?{urlencode({'token': token, **of('classes', split='val')})}")
+        page.locator(".tools select").nth(2).wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        page.close()
 
 
 def test_it_goes_by_keyboard_and_shows_what_is_pointed_at(opened):
