@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mld_core.tracing.capture.compiling import is_compiling
 from mld_core.tracing.capture.graph import Graph, Origin
 from mld_core.tracing.capture.sweeper import Sweeper, eager_around
 from mld_core.tracing.guard import ConfigurationProblem
@@ -132,7 +133,7 @@ class Probe:
         """Forward hook; traced by dynamo, hence nothing but attributes."""
         if module is not self.module:
             return
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self.call = (args, output)
             return
         if not self.switch.armed:
@@ -222,7 +223,7 @@ class Watcher:
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of every module."""
-        if torch.compiler.is_compiling() or not self.switch.armed:
+        if is_compiling() or not self.switch.armed:
             return
         entry = self._names.get(id(module))
         if entry is None:

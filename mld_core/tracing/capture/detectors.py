@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from mld_core.adapters.base import Adapter, Call, ModelCall
 from mld_core.adapters.registry import UnknownDetectorError, families, find_adapter, unwrap
 from mld_core.tracing.capture.capture import Switch, find_module
+from mld_core.tracing.capture.compiling import is_compiling
 from mld_core.tracing.capture.holding import Holder
 from mld_core.tracing.guard import ConfigurationProblem
 
@@ -104,7 +105,7 @@ class CallProbe:
         """Forward hook; what dynamo traces of it only sets an attribute."""
         if module is not self.module:
             return
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self.calls = [Call(args, kwargs, output)]
         elif self.switch.armed and len(self.calls) < _MOST_CALLS:
             self.calls.append(self._kept(Call(args, kwargs, output)))
@@ -145,7 +146,7 @@ class LayerProbe(CallProbe):
     def before(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook: what stands in the dict that the module is given."""
         self._given = None
-        if module is self.module and self.switch.armed and not torch.compiler.is_compiling():
+        if module is self.module and self.switch.armed and not is_compiling():
             first = args[0] if args else None
             if isinstance(first, Mapping):
                 self._given = {name: id(value) for name, value in first.items()}
@@ -199,7 +200,7 @@ class RootProbe(CallProbe):
 
     def before(self, module: nn.Module, args: Any) -> None:  # noqa: ARG002 - as torch calls it
         """Forward pre-hook: what the watched modules did so far belongs to a call before this one."""
-        if module is not self.module or torch.compiler.is_compiling():
+        if module is not self.module or is_compiling():
             return
         for probe in self.inner:
             probe.clear()
@@ -208,7 +209,7 @@ class RootProbe(CallProbe):
         """Forward hook."""
         if module is not self.module:
             return
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self.calls = [Call(args, kwargs, output)]
             self.training = module.training
         elif self.switch.armed:

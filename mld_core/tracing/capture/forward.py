@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from mld_core.tracing.capture.compiling import is_compiling
+
 
 class LatestForward:
     """The hooks on the model and the references of its latest forward.
@@ -41,7 +43,7 @@ class LatestForward:
     def before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """The pre-hook; takes out what no `forward` takes."""
         if module is self.model:
-            if torch.compiler.is_compiling():
+            if is_compiling():
                 self.batch = kwargs or args
             else:
                 self._before(module, kwargs or args)
@@ -61,7 +63,7 @@ class LatestForward:
     def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - a hook's
         """The hook: keeps the first output of a step, of an evaluation the latest."""
         if module is self.model:
-            first = torch.compiler.is_compiling() or not module.training or self.outputs is None
+            first = is_compiling() or not module.training or self.outputs is None
             self.outputs = output if first else self.outputs
 
     def take(self) -> tuple[Any, Any]:

@@ -63,7 +63,7 @@ def stage_cpu(tensors: Sequence[Tensor]) -> CpuStaged:
     for tensor in tensors:
         clone = tensor.detach().clone(memory_format=torch.contiguous_format)
         clones.append(clone)
-        nbytes += clone.nbytes
+        nbytes += clone.numel() * clone.element_size()  # `nbytes` of a tensor is of PyTorch 2.1
     return CpuStaged(clones, nbytes)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
+
+from mld_core.tracing.capture.compiling import is_compiling
 
 
 class Sweeper:
@@ -24,7 +25,7 @@ class Sweeper:
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
         """Forward hook: between events nothing is kept."""
-        if torch.compiler.is_compiling() or module is not self.module or self.wanted is None:
+        if is_compiling() or module is not self.module or self.wanted is None:
             return
         if not self.wanted() and self.clear is not None:
             self.clear()

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import nn
 
 from mld_core.records.format.layout import PassKey
@@ -22,6 +21,7 @@ from mld_core.tracing.batch.identity import LOADER_INDEX, locate_ids, settled_id
 from mld_core.tracing.batch.labels import find_labels
 from mld_core.tracing.batch.stream_keys import stream_keys
 from mld_core.tracing.batch.taps import install_tap, sequential_order
+from mld_core.tracing.capture.compiling import is_compiling
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.lifecycle import RunLife
 from mld_core.tracing.run.replay import plan
@@ -396,7 +396,7 @@ class _Criterion:
         self.see = see
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
-        if torch.compiler.is_compiling() or module is not self.module or self.see is None:
+        if is_compiling() or module is not self.module or self.see is None:
             return
         self.see(output)
 

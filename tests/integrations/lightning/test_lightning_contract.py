@@ -431,7 +431,7 @@ def test_batches_of_many_shapes(store: Path, tmp_path: Path, make_batch: Any) ->
             return make_batch(*batch)
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            x = next(v for v in torch.utils._pytree.tree_leaves(batch) if v.ndim == 2 and v.shape[1] == 4)
+            x = next(v for v in torch.utils._pytree.tree_flatten(batch)[0] if v.ndim == 2 and v.shape[1] == 4)
             return self.head(x).square().mean()
 
     quiet_trainer(tmp_path, MLDebuggerCallback(model_name="m"), max_epochs=1).fit(Steps(), loader(20))
