@@ -43,7 +43,7 @@ def test_help_and_ls_load_no_tables(evaluated):
 def test_show_loads_nothing_that_evaluates(evaluated):
     names = loaded("show", "--store", evaluated)
     assert "mld_core.evaluation.results.summary" in names
-    judge(names, ANALYSIS | SERVER | {"requests", "pandas", "pyarrow.dataset"}, READING)
+    judge(names, ANALYSIS | SERVER | {"requests", "pandas", "pyarrow.compute", "pyarrow.dataset"}, READING)
     names = loaded("show", "--issues", "--store", evaluated)
     assert "mld_core.evaluation.results.result" in names
     assert "mld_core.evaluation.evaluator" not in names

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from mld_core.records.format.schema import LEFT_OUT
-from mld_core.records.read.reader import PassSelection
+
+if TYPE_CHECKING:
+    from mld_core.records.read.reader import PassSelection
 
 CELLS = 2**23
 """Units x classes of one batch: its float64 temporaries stay around 64 MiB each."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.engine.passes import rows_lost
-from mld_core.records.read.reader import PassSelection
+
+if TYPE_CHECKING:
+    from mld_core.records.read.reader import PassSelection
 
 _SPLIT_ORDER = ("train", "val", "test", "predict", "deploying")
 
