@@ -301,6 +301,8 @@ class Job(TypedDict):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    rows: int | None
+    """Sample rows of the passes that it looks at; null before it has begun. Older servers have it not."""
 
 
 class ResultInfo(TypedDict):

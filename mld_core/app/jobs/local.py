@@ -14,10 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from mld_core.app.jobs.protocol import Job, JobState, Wish
+from mld_core.app.jobs.protocol import Job, JobState, Wish, rows_asked
 from mld_core.app.problems import ProblemError
 from mld_core.records.format.layout import Store
-from mld_core.records.read.reader import select
 
 MOST_KEPT = 100
 MOST_WAITING = 50
@@ -71,7 +70,7 @@ class LocalJobs:
 
     def start(self, wish: Wish) -> Job:
         """See `Jobs`."""
-        rows = _rows(self._store, wish)
+        rows = rows_asked(self._store, wish.run, wish.request())
         with self._lock:
             active = [one for one in self._works.values() if one.active]
             work = next((one for one in active if one.wish == wish and not one.cancelled), None)
@@ -173,15 +172,6 @@ class LocalJobs:
             tail = errors.read().decode("utf-8", "replace").strip().splitlines()
             why = tail[-1] if tail else "it was killed, perhaps for want of memory" if code < 0 else "no word"
             work.end("failed", f"the evaluation ended with code {code}: {why}")
-
-
-def _rows(store: Store, wish: Wish) -> int | None:
-    """Sample rows of the passes that are asked for; what is wrong with them, the evaluation says."""
-    splits, epoch = wish.options.get("dataset_types"), cast("Any", wish.n_epoch)
-    try:
-        return sum(one.n_rows for one in select(store, wish.run, dataset_type=splits, n_epoch=epoch))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def _end(process: subprocess.Popen[str]) -> None:

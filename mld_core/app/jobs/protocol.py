@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from mld_core.records.format.layout import RunKey
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -58,6 +59,22 @@ class Job:
     result: str | None = None
     reason: str | None = None
     rows: int | None = None
+
+
+def rows_asked(store: Store, run: RunKey, request: Mapping[str, Any]) -> int | None:
+    """Sample rows of the passes that a request names; what is wrong with it, the evaluation says.
+
+    Args:
+        store: Where the run lies.
+        run: The run.
+        request: As `Wish.request` has it.
+    """
+    splits = (request.get("options") or {}).get("dataset_types")
+    try:
+        found = select(store, run, dataset_type=splits, n_epoch=request.get("n_epoch", "latest"))
+        return sum(one.n_rows for one in found)
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 class Jobs(Protocol):

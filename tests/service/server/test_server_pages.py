@@ -215,6 +215,9 @@ def test_a_writer_evaluates_from_the_page_in_the_teams_queue(server, team, vera)
     done = writer.get(f"jobs/{job['job_id']}")
     assert (done["state"], done["progress"], done["stage"]) == ("done", 1.0, "done")
     assert done["seconds"] >= 0
+    assert done["rows"] == 600  # train and val, as `mld ui` counts them
+    assert api.get(f"/v1/jobs/{job['job_id']}")["rows"] == 600
+    assert writer.get("jobs")["jobs"][0]["rows"] == 600
     assert writer.get("evaluation", HIDDEN)["place"]["result"] == done["result"]
     # The same of the same records is this job; once something was said of a sample, it is another question.
     assert writer.post("jobs", names).json()["job_id"] == job["job_id"]

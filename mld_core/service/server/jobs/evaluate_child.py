@@ -14,6 +14,8 @@ import threading
 from queue import SimpleQueue
 
 from mld_core.app.jobs.child import TOLD, evaluate, say, words
+from mld_core.app.jobs.protocol import rows_asked
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.service.server.children import limit_memory
 from mld_core.service.server.storage.backends import FULL
 
@@ -28,6 +30,8 @@ def main() -> None:
     while True:
         work = json.loads(lines.get())
         try:
+            run = RunKey(work["model_name"], work["version_name"])
+            say(rows=rows_asked(Store(work["root"]), run, work["request"]))
             evaluate(work)
         except TOLD as error:
             # The scratch folder means nothing to whoever asked.

@@ -184,6 +184,11 @@ class Jobs:
             attempts=job.attempts,
         )
 
+    def counted(self, claim: Claim, worker: str, rows: int | None) -> None:
+        """Note how many sample rows the evaluation looks at."""
+        with self._database.write() as session:
+            session.execute(update(Job).where(*_held(claim, worker)).values(rows=rows))
+
     def beat(self, claim: Claim, worker: str, stage: str, progress: float) -> bool:
         """Keep the lease and tell how far it is; False if the job was cancelled or taken away."""
         with self._database.write() as session:

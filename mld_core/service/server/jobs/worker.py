@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -198,6 +199,9 @@ class Worker:
             if event is None or {"done", "failed", "full"} & event.keys():
                 return event
             stage, progress = event.get("stage", stage), event.get("progress", progress)
+            if "rows" in event:
+                with contextlib.suppress(SQLAlchemyError):  # the lease tells whether this matters
+                    self._jobs.counted(claim, self._name, event["rows"])
             if time.monotonic() > deadline:
                 self._process.stop()
                 limit = f"it took longer than {self._settings.job_seconds:.0f} s (MLD_SERVER_JOB_SECONDS)"

@@ -96,4 +96,5 @@ def _shown(job: models.Job, model: str, version: str, result: str | None) -> Job
         seconds=seconds,
         result=result,
         reason=job.reason,
+        rows=job.rows,
     )

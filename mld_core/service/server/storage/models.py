@@ -234,6 +234,8 @@ class Job(_Named, Base):
     lease_until: Mapped[float | None] = mapped_column()
     started_at: Mapped[str | None] = mapped_column(String(40))
     finished_at: Mapped[str | None] = mapped_column(String(40))
+    rows: Mapped[int | None] = mapped_column(_Big)
+    """Sample rows of the passes that it looks at, counted by its worker; None before it has begun."""
 
 
 class Result(_Named, Base):
