@@ -31,7 +31,7 @@ from mld_core.evaluation.statistics.warned import filters_kept
 
 WHOLE = 200_000
 """Labelled units up to which all of them are fitted."""
-FIT_ROWS = 32_000
+FIT_ROWS = 50_000
 """Rows that the trees and the logistic regression are fitted to beyond that."""
 
 TREES = {"max_iter": 120, "learning_rate": 0.06, "max_leaf_nodes": 15}
