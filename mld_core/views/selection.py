@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.errors import FilterError
 from mld_core.evaluation.results.database import database
-from mld_core.evaluation.results.expression import compile_filter, find_column, quoted
+from mld_core.evaluation.results.expression import compile_filter, conjuncts, find_column, polygon_of, quoted
 from mld_core.evaluation.results.view import ALIASES
+from mld_core.views.columns.polygon import rows_within
 from mld_core.views.units import PassUnits
 
 WORST = "-severity,-error_proba,-loss"
@@ -145,6 +146,19 @@ class HeldUnits(PassUnits):
         Raises:
             FilterError: The filter is not understood.
         """
+        parts = conjuncts(condition)
+        shapes = [polygon_of(part, self.schema, ALIASES) for part in parts]
+        if not any(shapes):
+            return self._by_sql(condition)
+        inside = np.zeros(self.rows, np.int16)
+        for shape in filter(None, shapes):
+            inside[rows_within(self.floats(shape.x), self.floats(shape.y), shape.corners)] += 1
+        rest = [f"({part})" for part, shape in zip(parts, shapes, strict=True) if shape is None]
+        if rest:
+            inside[self._by_sql(" and ".join(rest))] += 1
+        return np.flatnonzero(inside == len(parts) - len(rest) + bool(rest)).astype(np.int32)
+
+    def _by_sql(self, condition: str) -> Rows:
         compiled = compile_filter(condition, self.schema, ALIASES)
         # Columns are quoted names of the schema and literals are parameters: no text of the user's is in it.
         sql = f"SELECT file_row_number FROM units WHERE {compiled.sql}"  # noqa: S608

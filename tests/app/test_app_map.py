@@ -88,6 +88,37 @@ def test_a_lasso_is_a_filter_in_words(ann, shown_store):
     assert sorted(rows) == np.flatnonzero(inside).tolist()
 
 
+@pytest.mark.parametrize("task", RUNS)
+def test_a_polygon_takes_in_memory_what_it_takes_in_sql(shown_store, task):
+    """Alone, with other tests, as one of two, and turned round, which is left to SQL."""
+    model, version = RUNS[task]
+    result = Evaluator(model, version, store=shown_store.root).get_result(RESULTS[task])
+    units = held(next(one for one in passes_of(result) if one.dataset == "val"))
+    x, y = units.floats("pca_1"), units.floats("pca_2")
+    there = np.isfinite(x) & np.isfinite(y)
+    middle = np.median(x[there]), np.median(y[there])
+    wide = np.std(x[there]), np.std(y[there])
+    shape = [
+        (
+            float(middle[0] + (1 + at % 2) * wide[0] * cos(at)),
+            float(middle[1] + (1 + at % 3) * wide[1] * sin(at)),
+        )
+        for at in np.linspace(0, 6, 13)
+    ]
+    said = f"inside(pca_1, pca_2, {', '.join(f'{a!r}, {b!r}' for a, b in shape)})"
+    other = f"inside(pca_1, pca_2, {middle[0]}, -99, 99, -99, 99, 99, {middle[0]}, 99)"
+    for condition in (
+        said,
+        f"{said} and is_error = true",
+        f"(confidence > 0.5 or is_error = true) and {said} and {other}",
+        f"not {said}",
+        f"{said} or is_error = true",
+    ):
+        by_sql = units._by_sql(condition)
+        assert 0 < len(by_sql) < units.rows
+        assert units.matching(condition).tolist() == by_sql.tolist(), condition
+
+
 def test_whose_points_lie_in_one_space_is_known_and_not_guessed(records, planted, tmp_path):
     """Labelled splits have axes of their own; an unlabelled one is placed in the space of its reference."""
     factory = records.StoreFactory(tmp_path)

@@ -91,6 +91,12 @@ def timed(client, path: str, **query) -> tuple[float, int]:
     return took, len(answer.content)
 
 
+def _lasso(shift: float) -> str:
+    """A circle over the middle of the map, as a filter."""
+    corners = [(np.cos(at) + shift, np.sin(at)) for at in np.linspace(0, 2 * np.pi, 24, endpoint=False)]
+    return f"inside(pca_1,pca_2,{','.join(f'{x:.3f},{y:.3f}' for x, y in corners)})"
+
+
 def measure(client, rows: int) -> list[tuple[str, float, float, int]]:
     """(question, first ms, median ms of further ones, bytes) for each question of a page."""
     rng = np.random.default_rng(0)
@@ -121,6 +127,9 @@ def measure(client, rows: int) -> list[tuple[str, float, float, int]]:
     ask("facets", "facets", conditions(WRONG, "gt = 1", "gt = 2", "gt = 3"))
     ask("confusion", "confusion", conditions(WRONG, "gt = 1", "gt = 2", "gt = 3"))
     ask("heatmap", "heatmap", conditions(WRONG, "gt = 1", "gt = 2", "gt = 3"))
+    shapes = [_lasso(0.1 * place) for place in range(REPEATS)]
+    ask("a lasso of 24 corners", "filter", conditions(*shapes))
+    ask("a lasso and another test", "filter", conditions(*(f"{one} and {WRONG}" for one in shapes)))
     names = "row,pca_1,pca_2,category,is_error"
     ask("columns of the map, as bytes", "columns", [{"names": names}] * 3)
     return made

@@ -54,6 +54,15 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Polygon:
+    """The test `inside`: two columns, and the corners one after the other."""
+
+    x: str
+    y: str
+    corners: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class _Token:
     kind: str
     text: str
@@ -78,6 +87,26 @@ def compile_filter(text: str, schema: pa.Schema, aliases: Mapping[str, str] | No
         Compiled(sql='("gt" = ? AND NOT ("weather" IN (?, ?)))', parameters=(3, 'rain', 'fog'))
     """
     return _Parser(text, schema, dict(aliases or {})).parse()
+
+
+def polygon_of(text: str, schema: pa.Schema, aliases: Mapping[str, str] | None = None) -> Polygon | None:
+    """The polygon, where a filter is that test alone; else None.
+
+    Raises:
+        FilterError: As `compile_filter`.
+
+    Example:
+        >>> schema = pa.schema([("x", pa.float32()), ("y", pa.float32())])
+        >>> polygon_of("inside(x, y, 0, 0, 1, 0, 0, 1)", schema).corners
+        ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+        >>> polygon_of("not inside(x, y, 0, 0, 1, 0, 0, 1)", schema)
+    """
+    parser = _Parser(text, schema, dict(aliases or {}))
+    first, *others = parser.tokens
+    if (first.kind, first.text) != ("name", "inside") or not others or _closes(others) != len(others) - 1:
+        return None
+    parser.parse()
+    return parser.polygon
 
 
 def conjuncts(text: str) -> list[str]:
@@ -170,6 +199,8 @@ class _Parser:
         self.tokens = _tokens(text)
         self.position = 0
         self.parameters: list[Literal] = []
+        self.polygon: Polygon | None = None
+        """The last one that was read."""
 
     def parse(self) -> Compiled:
         sql = self._expression()
@@ -251,7 +282,8 @@ class _Parser:
 
     def _inside(self) -> str:
         """A point is inside where a ray from it crosses an odd number of edges."""
-        x, y = self._axis(), self._axis()
+        across, up = self._axis(), self._axis()
+        x, y = (f"CAST({quoted(one)} AS DOUBLE)" for one in (across, up))
         numbers = [self._number()]
         while self._accept("mark", ","):
             numbers.append(self._number())
@@ -260,8 +292,9 @@ class _Parser:
         if len(numbers) % 2 or not 3 <= len(corners) <= MOST_CORNERS:
             wanted = f"expected the x and y of 3 to {MOST_CORNERS} corners"
             raise FilterError(f"filter {self.text!r}: {wanted}, found {len(numbers)} numbers")
-        across, up = zip(*corners, strict=True)
-        self.parameters += [min(across), max(across), min(up), max(up)]
+        self.polygon = Polygon(across, up, tuple(corners))
+        xs, ys = zip(*corners, strict=True)
+        self.parameters += [min(xs), max(xs), min(ys), max(ys)]
         crossed = []
         for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True):
             if y1 != y2:
@@ -278,7 +311,7 @@ class _Parser:
         if _kind_of(self.schema.field(column).type) != "number":
             raise FilterError(f"column {column!r} holds no numbers: it is no axis of a polygon")
         self._require("mark", ",")
-        return f"CAST({quoted(column)} AS DOUBLE)"
+        return column
 
     def _number(self) -> float:
         token = self._accept("number")

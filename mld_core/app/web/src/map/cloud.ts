@@ -52,7 +52,11 @@ export function fitted(x: Float32Array, y: Float32Array, width: number, height: 
 
 function ends(values: Float32Array): [number, number] {
   const step = Math.max(1, Math.floor(values.length / 20_000));
-  const some = values.filter((value, at) => at % step === 0 && Number.isFinite(value)).sort();
+  const picked = Float32Array.from(
+    { length: Math.ceil(values.length / step) },
+    (_, at) => values[at * step]!,
+  );
+  const some = picked.filter((value) => Number.isFinite(value)).sort();
   const at = (share: number): number => some[Math.round(share * (some.length - 1))] ?? 0;
   const [inner, outer] = [at(0.002), at(0.998)];
   const room = 0.15 * (outer - inner);
@@ -128,12 +132,4 @@ export function nearest(cloud: Cloud, view: View, x: number, y: number, pixels: 
     if (away < least) [found, least] = [row, away];
   }
   return found < 0 ? null : found;
-}
-
-export function inSight(cloud: Cloud, view: View, width: number, height: number): number {
-  const [across, up] = [width / view.scale / 2, height / view.scale / 2];
-  let n = 0;
-  for (let row = 0; row < cloud.rows; row += 1)
-    if (Math.abs(cloud.x[row]! - view.x) <= across && Math.abs(cloud.y[row]! - view.y) <= up) n += 1;
-  return n;
 }

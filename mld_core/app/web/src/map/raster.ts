@@ -29,21 +29,49 @@ export function dots(image: ImageData, cloud: Cloud, view: View, size: number, l
     }
 }
 
+/** In which cell of an image each point lies, -1 for what is out of sight: another selection moves none of them. */
+export interface Cells {
+  of: Int32Array;
+  inSight: number;
+  /** What it was made of. */
+  from: readonly unknown[];
+}
+
+export function cellsOf(
+  cloud: Cloud,
+  view: View,
+  width: number,
+  height: number,
+  before: Cells | null,
+): Cells {
+  const { x, y, rows } = cloud;
+  const from = [x, y, view.x, view.y, view.scale, width, height];
+  if (before && from.every((one, at) => one === before.from[at])) return before;
+  const [columns, lines] = [Math.ceil(width / CELL), Math.ceil(height / CELL)];
+  const [scale, left, top, x0, y0] = [view.scale / CELL, width / 2 / CELL, height / 2 / CELL, view.x, view.y];
+  const of = before?.of.length === rows ? before.of : new Int32Array(rows);
+  let inSight = 0;
+  for (let row = 0; row < rows; row += 1) {
+    const column = left + (x[row]! - x0) * scale;
+    const line = top - (y[row]! - y0) * scale;
+    const seen = column >= 0 && column < columns && line >= 0 && line < lines;
+    of[row] = seen ? (line | 0) * columns + (column | 0) : -1;
+    if (seen) inSight += 1;
+  }
+  return { of, inSight, from };
+}
+
 /** How many points lie where: the selected ones in their mean colour, the others as a shade beneath. */
-export function density(image: ImageData, cloud: Cloud, view: View, look: Look): void {
+export function density(image: ImageData, cloud: Cloud, cells: Cells, look: Look): void {
   const { width, height } = image;
   const [columns, lines] = [Math.ceil(width / CELL), Math.ceil(height / CELL)];
   const sums = new Float32Array(4 * columns * lines);
   const others = new Uint32Array(columns * lines);
-  const [scale, left, top] = [view.scale / CELL, width / 2 / CELL, height / 2 / CELL];
-  const { x, y, state, colour, rows } = cloud;
-  const { x: x0, y: y0 } = view;
+  const { state, colour, rows } = cloud;
   const flat = Float32Array.from(look.colours.flat());
   for (let row = 0; row < rows; row += 1) {
-    const column = left + (x[row]! - x0) * scale;
-    const line = top - (y[row]! - y0) * scale;
-    if (!(column >= 0 && column < columns && line >= 0 && line < lines)) continue;
-    const cell = (line | 0) * columns + (column | 0);
+    const cell = cells.of[row]!;
+    if (cell < 0) continue;
     if (state[row] === DIM || state[row] === BEHIND) {
       others[cell]! += 1;
       continue;
