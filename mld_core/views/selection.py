@@ -22,7 +22,6 @@ from mld_core.evaluation.errors import FilterError
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import compile_filter, conjuncts, find_column, polygon_of, quoted
 from mld_core.evaluation.results.view import ALIASES
-from mld_core.views.columns.polygon import rows_within
 from mld_core.views.units import PassUnits
 
 WORST = "-severity,-error_proba,-loss"
@@ -152,7 +151,7 @@ class HeldUnits(PassUnits):
             return self._by_sql(condition)
         inside = np.zeros(self.rows, np.int16)
         for shape in filter(None, shapes):
-            inside[rows_within(self.floats(shape.x), self.floats(shape.y), shape.corners)] += 1
+            inside[shape.rows(self.floats(shape.x), self.floats(shape.y))] += 1
         rest = [f"({part})" for part, shape in zip(parts, shapes, strict=True) if shape is None]
         if rest:
             inside[self._by_sql(" and ".join(rest))] += 1
