@@ -119,6 +119,27 @@ def test_a_job_survives_one_killed_worker_but_not_two(place, worker, recorded, p
         assert database.execute("select count(*) from results").fetchone() == (1,)
 
 
+def test_records_that_cannot_be_laid_out_end_their_job_and_the_worker_works_on(
+    place, worker, records, recorded, tmp_path
+):
+    """Whatever is wrong, somebody waits for the answer."""
+    factory = records.StoreFactory(tmp_path / "store")
+    run = factory.run("damaged", "v1")
+    factory.add_pass(run, "val", records.make_data(60))
+    api, damaged = asked(place, (factory.store, run))
+    _, sound = asked(place, recorded, result_name="sound")
+    with sqlite3.connect(place.data / "mld.sqlite3") as database:
+        database.execute(
+            "UPDATE seals SET opening = '[]' WHERE pass_pk IN (SELECT passes.pk FROM passes JOIN runs"
+            " ON passes.run_pk = runs.pk WHERE runs.model_name = 'damaged')"
+        )
+    worker()
+    job = api.finished(damaged)
+    assert (job["state"], job["error"]) == ("failed", "WorkerDied")
+    assert "AttributeError" in job["reason"]
+    assert api.finished(sound)["state"] == "done"
+
+
 def test_a_job_that_ends_just_after_it_was_cancelled_is_not_done(place, recorded):
     api, job_id = asked(place, recorded)
     database = Database(f"sqlite:///{place.data / 'mld.sqlite3'}")

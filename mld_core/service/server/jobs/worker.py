@@ -115,6 +115,12 @@ class Worker:
             self._jobs.died(
                 claim, self._name, f"the worker could not read or write its files: {error.strerror}"
             )
+        except SQLAlchemyError:
+            raise
+        except Exception as error:
+            log.exception("job failed", extra={"job": claim.job_id})
+            why = f"the worker failed with {type(error).__name__}; its log has the trace"
+            self._jobs.died(claim, self._name, why)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         log.info("job ends", extra={"job": claim.job_id})
@@ -149,7 +155,7 @@ class Worker:
 
     def _laid_out(self, claim: Claim, run: RunKey, scratch: Path) -> Store:
         """Lay the records out while the lease is kept."""
-        made: queue.Queue[Store | OSError] = queue.Queue()
+        made: queue.Queue[Store | Exception] = queue.Queue()
 
         def work() -> None:
             try:
@@ -164,10 +170,10 @@ class Worker:
                         info=claim.info,
                     )
                 )
-            except OSError as error:
-                made.put(error)
             except SQLAlchemyError as error:
                 made.put(OSError(5, f"database: {type(error).__name__}"))
+            except Exception as error:  # noqa: BLE001 - raised where it is waited for
+                made.put(error)
 
         threading.Thread(target=work, daemon=True).start()
         while True:
@@ -176,7 +182,7 @@ class Worker:
             except queue.Empty:
                 self._beat(claim, "fetching records", 0.0)
                 continue
-            if isinstance(found, OSError):
+            if isinstance(found, Exception):
                 raise found
             return found
 
