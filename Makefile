@@ -16,6 +16,8 @@ WORKERS ?= $(or $(MLD_TEST_WORKERS),$(CORES))
 SPREAD ?= $(if $(filter Linux,$(shell uname)),-p forked --forks,--dist loadfile -n)
 MARKED ?= -m "not heavy"
 BASE ?= HEAD
+# Extras whose lowest versions are tested with the further environments (.ci/lowest); empty: all.
+LOWEST ?= base
 export MARKED
 
 export HF_HOME := $(CURDIR)/.tmp/huggingface
@@ -29,7 +31,7 @@ export UV_CACHE_DIR ?= $(HOME)/.cache/uv
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo app test test-all environments quick check lint types pytest dist docs bench bench-steps clean
+.PHONY: help demo app test test-all environments lowest quick check lint types pytest dist docs bench bench-steps clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -67,17 +69,21 @@ test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tes
 	wait $$check; checked=$$?; cat .tmp/check.log; exit $$((tests || checked))
 
 test-all: MARKED =
+test-all: LOWEST =
 test-all: test environments  ## make test with what is heavy by nature, and the further environments
 
-environments:  ## MMDetection3D, Keras, the lowest versions, exports' readers: environments of their own and their tests
+environments:  ## MMDetection3D, Keras, the base install's lowest versions, exports' readers: environments and their tests
 	.ci/mmdet3d-env
 	.venv-mmdet3d/bin/python -m pytest -q tests/mmdet3d tests/evaluation/detection/test_eval_detection_codes.py
 	.ci/keras-env
 	.venv-keras/bin/python -m pytest -q tests/keras integrations/ml_debugger/keras.py
-	.ci/lowest-env
-	.venv-lowest/bin/python -m pytest -q tests/cli tests/golden
+	$(PYTHON) .ci/lowest $(LOWEST)
 	.ci/exchange-env
 	.venv-exchange/bin/python -m pytest -q tests/exchange
+
+lowest: LOWEST =
+lowest: $(VENV)/.test-ready  ## the lowest versions of every extra and its tests, a table at the end (LOWEST="base ray": of these)
+	$(PYTHON) .ci/lowest $(LOWEST)
 
 quick: $(VENV)/.test-ready  ## lint, types and the tests nearest to what is not committed yet (BASE=main: since main)
 	@OMP_NUM_THREADS=1 $(PY) tests/parts/quick.py --base $(BASE) $(ARGS)
@@ -124,4 +130,4 @@ bench-steps: $(VENV)/.test-ready  ## what recording adds to training steps and t
 	$(PY) tests/benchmarks/bench_wrappers.py
 
 clean:  ## remove all that make has made
-	rm -rf .site mld_core/app/static mld_core/app/web/node_modules $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .site mld_core/app/static mld_core/app/web/node_modules $(VENV) .venv-bench .venv-mmdet3d .venv-keras .venv-lowest* .venv-exchange .demo .tmp build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
