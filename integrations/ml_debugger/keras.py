@@ -117,7 +117,8 @@ class MLDebuggerCallback(keras.callbacks.Callback):  # type: ignore[misc]
             ids=ids,
             id_source=source,
             user=options.fields_fn(batch) if options.fields_fn is not None else None,
-            global_step=None if optimizer is None else int(optimizer.iterations),
+            # int() refuses a variable of Keras 3.0 to 3.3.
+            global_step=None if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations)),
         )
 
 

