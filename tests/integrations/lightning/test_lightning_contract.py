@@ -292,7 +292,9 @@ def test_17_both_packages_bare_and_in_a_list(store: Path, tmp_path: Path, packag
 
 
 def test_18_lightning_cli_from_yaml(store: Path, tmp_path: Path) -> None:
-    pytest.importorskip("jsonargparse", reason='LightningCLI needs it: pip install "jsonargparse[signatures]"')
+    pytest.importorskip(
+        "jsonargparse", reason='LightningCLI needs it: pip install "jsonargparse[signatures]"'
+    )
     from lightning.pytorch.cli import LightningCLI
 
     class Data(pl.LightningDataModule):
