@@ -1,4 +1,4 @@
-"""`mld compare`: two results side by side."""
+"""`mld compare`: two results side by side, or up to eleven."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from mld_core.cli.output import emit_frame, emit_json, note, on_terminal, rows_o
 from mld_core.cli.source import source
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mld_core.evaluation.results.compare import Comparison
+    from mld_core.evaluation.results.many import Comparisons
 
 TERMINAL_ROWS = 20
 LEVEL = 0.05
@@ -19,7 +22,9 @@ LEVEL = 0.05
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Before: a version, MODEL/VERSION or a result name.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="After: the same.")],
+    b: Annotated[
+        list[str], typer.Argument(metavar="B...", help="After: the same; several are each compared with A.")
+    ],
     *,
     model: ModelOption = None,
     dataset: DatasetOption = None,
@@ -34,17 +39,19 @@ def compare(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two results: metrics with intervals, fixed and regressed units, category transitions.
+    """Compare results: metrics with intervals, fixed and regressed units, category transitions.
 
     A version stands for its newest result. Samples are paired by content hash or id; of detections the true
     boxes, found or missed. Categories of both sides are cut at the thresholds of A. `mld report A B` shows
-    the same as a page, with images. Where MLD_API_ENDPOINT is set, results of that service (--store DIR: of
-    a store here).
+    the same as a page, with images. Of several B each is compared with A: fixed and regressed with p-values
+    corrected for their number (Holm), what all get wrong, some, or none, and each metric with what moved.
+    Where MLD_API_ENDPOINT is set, results of that service (--store DIR: of a store here).
 
     \b
     Examples:
       mld compare v2 v3                          newest results of two versions of the newest model
       mld compare resnet18/v2 resnet50/v1
+      mld compare v1 v2 v3 v4                    each with v1, and all with one another
       mld compare v2 v3 --dataset val --changed  which units were fixed, which regressed
       mld compare v2 v3 --fail-on-regression     for a script: 1 where it got significantly worse
 
@@ -54,9 +61,16 @@ def compare(
     """  # noqa: D301  click reads the mark
     with clear_errors():
         results = source(store)
-        found = results.find(a, model).compare(results.find(b, model), dataset)
-        print_comparison(found, changed=changed, as_json=as_json)
-    worse = regressed_datasets(found)
+        before, after = results.find(a, model), [results.find(one, model) for one in b]
+        if len(after) == 1:
+            found = before.compare(after[0], dataset)
+            print_comparison(found, changed=changed, as_json=as_json)
+            worse = regressed_datasets(found)
+        else:
+            several = before.compare(after, dataset)
+            print_comparisons(several, changed=changed, as_json=as_json)
+            lines = several.units[several.units["better"] < 0].to_dict("records")
+            worse = [f"{one['dataset']} of {one['result']}" for one in lines]
     if fail_on_regression and worse:
         note(f"mld: significantly more units regressed than were fixed in {', '.join(worse)}")
         raise typer.Exit(FAILED)
@@ -67,6 +81,35 @@ def regressed_datasets(found: Comparison) -> list[str]:
     units = found.units
     worse = (units["n_regressed"] > units["n_fixed"]) & (units["mcnemar_p"].astype(float) < LEVEL)
     return [str(name) for name in units.loc[worse.fillna(False), "dataset"]]
+
+
+def print_comparisons(found: Comparisons, *, changed: bool, as_json: bool) -> None:
+    """Print what changed from one result to each of several others."""
+    tables = {"units": found.units, "together": found.together, "metrics": found.metrics}
+    if as_json:
+        lists = {name: rows_of(one) for name, one in tables.items()}
+        emit_json({"names": list(found.names), **lists, "changed": rows_of(_all_changed(found))})
+        return
+    title = f"{found.names[0]} -> {', '.join(found.names[1:])}"
+    if changed:
+        emit_frame(_all_changed(found), as_json=False, title=title)
+        return
+    emit_frame(found.units, as_json=False, title=title)
+    if not on_terminal():
+        return
+    from mld_core.evaluation.results.tables import METRIC_COLUMNS
+
+    emit_frame(found.together, as_json=False, title="\nWrong in all results, in some, in none")
+    shown = found.metrics[found.metrics["metric"].isin((*METRIC_COLUMNS, "error_rate"))]
+    title = "\nMetrics (delta_lo, delta_hi: 95 % interval on paired units, each by itself)"
+    emit_frame(shown, as_json=False, title=title)
+
+
+def _all_changed(found: Comparisons) -> pd.DataFrame:
+    import pandas as pd
+
+    tables = [one.changed.assign(place=place, result=one.b) for place, one in enumerate(found.against, 1)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def print_comparison(found: Comparison, *, changed: bool, as_json: bool) -> None:

@@ -1,10 +1,11 @@
 """Compare: the counts of the page are those of `Comparison`, and every pair is one unit before and after."""
 
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 from app_building import need_pages
 from app_parts import NAMES, opened, serving
+from browser_parts import until
 from folders import ROOT
 
 from mld_core.evaluation.diagnoses import BY_CODE
@@ -18,6 +19,12 @@ RUNS = {
     "detection": ("boxes", "v1"),
     "detection3d": ("lidar", "v1"),
 }
+
+LONG = 60_000
+"""Milliseconds: several results are compared anew, on a machine that does much else."""
+
+LAST = {"classification": "all", "detection": "boxes", "detection3d": "roads"}
+"""Results that hold both epochs."""
 
 
 @pytest.fixture(params=RUNS)
@@ -68,6 +75,21 @@ def test_counts_and_metrics_are_those_of_the_comparison(ann, two):
     assert all(low <= paired <= high for paired, low, high in bounds)
 
 
+@pytest.mark.parametrize("task", RUNS)
+def test_two_epochs_of_one_result_are_compared_as_two_results_are(ann, task):
+    """The epochs that the address names, not the last of each."""
+    run, last = RUNS[task], LAST[task]
+    query = {**asked(run, last, last), "a_epoch": "0", "epoch": "1", "split": "val"}
+    within = ann.get("compare", **query)
+    apart = ann.get("compare", **asked(run, "first", last), split="val")
+    for name in ("n_paired", "n_fixed", "n_regressed"):
+        assert within["counts"][name] == apart["counts"][name]
+    assert within["counts"]["n_fixed"] + within["counts"]["n_regressed"] > 0
+    for kind in ("fixed", "regressed"):
+        found = ann.get("compare/pairs", **query, kind=kind)
+        assert found["total"] == within["counts"][f"n_{kind}"]
+
+
 def table(page, name):
     return next(one["rows"] for one in page["tables"] if one["id"] == name)
 
@@ -99,6 +121,60 @@ def test_a_class_is_a_filter_of_what_changed(ann, two):
     assert {pair["b"]["truth"]["class"] for pair in found["rows"]} == {one["truth"]}
     if page["task"] == "classification":
         assert one["name"] in NAMES
+
+
+def of(run, *names):
+    """Results as the address names them."""
+    model, version = run
+    return ",".join(
+        "/".join(quote(one, "") for one in (model, version, *name.split("@"), *([] if "@" in name else [""])))
+        for name in names
+    )
+
+
+def test_more_than_two_are_told_together_as_two_by_two(ann, run):
+    last = LAST[next(name for name, one in RUNS.items() if one == run)]
+    names = of(run, "first", f"{last}@1", f"{last}@0", "first")
+    page = ann.get("compare/many", of=names, split="val")
+    pair = ann.get("compare", **asked(run, "first", last), split="val")
+    assert [one["n_fixed"] for one in page["against"]] == [pair["counts"]["n_fixed"], 0, 0]
+    assert [one["better"] for one in page["against"]][1:] == [0, 0]
+    counts = page["counts"]
+    assert counts["n_common"] == counts["n_all"] + counts["n_some"] + counts["n_none"]
+    assert counts["n_some"] == pair["counts"]["n_fixed"] + pair["counts"]["n_regressed"]
+    for kind in ("all", "some", "none"):
+        found = ann.get("compare/many/rows", of=names, split="val", kind=kind, limit=5)
+        assert found["total"] == counts[f"n_{kind}"]
+        for row in found["rows"]:
+            assert len(row) == 4
+            assert len({one["id"] for one in row}) == 1
+            wrong = sum(one["wrong"] for one in row)
+            assert {"all": wrong == 4, "some": 0 < wrong < 4, "none": wrong == 0}[kind]
+    for kind in ("fixed", "regressed"):
+        found = ann.get("compare/many/rows", of=names, split="val", kind=kind, at=1, limit=200)
+        two = ann.get("compare/pairs", **asked(run, "first", last), split="val", kind=kind, limit=200)
+        assert [row[1]["row"] for row in found["rows"]] == [one["b"]["row"] for one in two["rows"]]
+    for at, head in enumerate(page["heads"]):
+        values = [row[at]["value"] for row in page["values"]]
+        best = [place for place, row in enumerate(page["values"]) if row[at]["best"]]
+        assert len({values[place] for place in best}) <= 1, head
+        assert page["values"][1][at]["low"] is None or (
+            page["values"][1][at]["low"] <= page["values"][1][at]["change"] <= page["values"][1][at]["high"]
+        )
+
+
+def test_what_cannot_be_compared_together_is_refused_in_words(ann):
+    boxes, classes = RUNS["detection"], RUNS["classification"]
+    for names, status, words in [
+        (of(boxes, "boxes"), 400, "1 results: which to compare? 2 to 11"),
+        (of(boxes, *["boxes"] * 12), 400, "12 results"),
+        ("boxes/v1,boxes/v1", 400, "model/version/result/epoch"),
+        (f"{of(boxes, 'boxes')},{of(classes, 'all')}", 400, "only results of one task are compared"),
+        (of(boxes, "boxes", "none such"), 404, "none such"),
+        (of(boxes, "boxes", "boxes@7"), 404, "epoch"),
+    ]:
+        refused = ann.ask("compare/many", of=names)
+        assert (refused.status_code, words in refused.text) == (status, True), refused.text
 
 
 def test_what_cannot_be_compared_is_refused_in_words(ann):
@@ -138,5 +214,51 @@ def test_the_page_shows_each_pair_side_by_side_at_any_width(browser, two_epochs)
             page.evaluate(AXE.read_text("utf-8") + "; undefined")
             found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
             assert [one["id"] for one in found if one["impact"] in {"serious", "critical"}] == []
+        assert problems == []
+        page.context.close()
+
+
+@pytest.mark.processes
+def test_a_third_result_is_added_and_all_stand_side_by_side(browser, two_epochs):
+    from playwright.sync_api import expect
+
+    need_pages()
+    query = {"page": "compare", **asked(RUNS["classification"], "first", "all")}
+    with serving(two_epochs) as (base, token):
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        problems = []
+        page.on("console", lambda said: problems.append(said.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(f"{base}/ui/?token={token}")
+        page.goto(f"{base}/ui/?{urlencode(query)}")
+        page.get_by_label("Compare with one more").select_option(label="all epoch 0")
+        table = page.get_by_role("region", name="Results")
+        expect(table.locator("thead th")).to_have_count(4, timeout=LONG)
+        assert "Holm" in page.locator("#panel-together").locator("xpath=../..").inner_text()
+        expect(table.get_by_text("best", exact=True).first).to_be_visible()
+        fixed = table.get_by_role("button", name="fixed in all epoch 1")
+        count = int(fixed.inner_text())
+        fixed.click()
+        page.locator(".pairs li").first.wait_for()
+        expect(page.locator(".pairs li")).to_have_count(min(count, 24), timeout=LONG)
+        expect(page.locator(".pairs li").first.locator("a")).to_have_count(3, timeout=LONG)
+        assert "kind=fixed.1" in page.url
+        page.reload()
+        page.get_by_role("button", name="wrong in some").click()
+        expect(page.locator(".pairs li").first.locator("a")).to_have_count(3, timeout=LONG)
+        page.get_by_label("After").select_option(label="all epoch 0")
+        page.get_by_role("heading", name="Categories").wait_for()
+        until(page, "location.search.includes('&epoch=0') || location.search.includes('?epoch=0')")
+        table.get_by_role("button", name="all epoch 1 as baseline").click()
+        expect(table.locator("thead th").nth(1)).to_contain_text("all epoch 1", timeout=LONG)
+        page.set_viewport_size({"width": 400, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        if AXE.exists():
+            page.evaluate(AXE.read_text("utf-8") + "; undefined")
+            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+            assert [one["id"] for one in found if one["impact"] in {"serious", "critical"}] == []
+        table.get_by_role("button", name="Take all epoch 0 out").click()
+        until(page, "!location.search.includes('of=')")
+        page.get_by_role("button", name="regressed").wait_for()
         assert problems == []
         page.context.close()

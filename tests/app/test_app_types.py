@@ -49,6 +49,9 @@ def answers(client):
         itself = {**place, "a_model": place["model"], "a_version": place["version"]}
         for route in ("compare", "compare/pairs"):
             yield f'Reads["{route}"]', client.get(route, **itself)
+        several = ",".join([f"{quote(place['model'], '')}/{quote(place['version'], '')}//"] * 3)
+        yield 'Reads["compare/many"]', client.get("compare/many", of=several)
+        yield 'Reads["compare/many/rows"]', client.get("compare/many/rows", of=several, kind="all")
         undone = client.post("verdicts/undo", {**place, "last": True})
         yield 'Writes["verdicts/undo"]', undone.json()
         looked = {"code": "C01", "limit": 3, "dry_run": True}

@@ -206,6 +206,28 @@ def test_compare_command(mld, evaluated):
         assert words in done.stderr
 
 
+def test_several_results_are_compared_with_one(mld, evaluated):
+    store = ("--store", evaluated)
+    done = mld("compare", "net/v1", "net/v2", "net/v1", *store)
+    assert done.exit_code == 0, done.output
+    rows = [row for row in table(done.stdout) if row["dataset"] == "val"]
+    assert [row["place"] for row in rows] == ["1", "2"]
+    better, same = rows
+    assert int(better["n_fixed"]) > int(better["n_regressed"])
+    assert float(better["holm_p"]) == pytest.approx(min(1.0, 2 * float(better["mcnemar_p"])))
+    assert (same["n_fixed"], same["n_regressed"], same["better"]) == ("0", "0", "0")
+    told = json.loads(mld("compare", "net/v2", "net/v1", "net/v1", "--json", *store).stdout)
+    assert len(told["names"]) == 3
+    (together,) = (one for one in told["together"] if one["dataset"] == "val")
+    assert together["n_common"] == together["n_all"] + together["n_some"] + together["n_none"] == 200
+    worse = mld("compare", "net/v2", "net/v1", "net/v1", "--fail-on-regression", *store)
+    assert worse.exit_code == 1
+    assert "val of net_v1" in worse.stderr
+    many = mld("compare", *["net/v1"] * 12, *store)
+    assert many.exit_code == 2
+    assert "11 results to compare with the first: expected 1 to 10" in many.stderr
+
+
 def test_show_regions(mld, evaluated):
     done = mld("show", "net", "v2", "--regions", "--store", evaluated)
     assert done.exit_code == 0

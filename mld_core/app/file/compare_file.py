@@ -10,8 +10,8 @@ from mld_core.app.file.one_file import DETAILED, OneFile
 from mld_core.app.file.packing import Block
 from mld_core.evaluation.results.result import Result
 from mld_core.views.comparing.page import check_tasks, comparison, last_pass, shared_splits
-from mld_core.views.comparing.pairs import KINDS, Rows, pairs
-from mld_core.views.selection import HeldUnits, held
+from mld_core.views.comparing.pairs import KINDS, pairs
+from mld_core.views.selection import HeldUnits, Rows, held
 
 MOST_PAIRS = 5_000
 """Fixed units that the file holds, and as many regressed ones, of a split."""

@@ -15,7 +15,9 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow.parquet as pq
 
+from mld_core.evaluation.analysis.units import unit_name
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import quoted
@@ -122,6 +124,37 @@ class Side:
     group_key: str | None = None
     keys: tuple[str, ...] = KEYS
     hash_kinds: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def side_of(
+    folder: Path, info: Mapping[str, Any], keys: tuple[str, ...], dataset_type: str | None, place: int | None
+) -> Side:
+    """A result as the comparison needs it.
+
+    Args:
+        folder: Its folder.
+        info: Its result.json.
+        keys: Columns its units may be paired by.
+        dataset_type: Only this split.
+        place: Only this one of its passes; None = the last epoch of each split.
+    """
+    rows = pq.read_table(folder / "metrics.parquet").to_pylist()
+    facts = info.get("facts") or [{} for _ in rows]
+    own = [
+        (str(one["dataset"]), one, row, fact)
+        for number, (one, row, fact) in enumerate(zip(info["passes"], rows, facts, strict=True))
+        if dataset_type in {None, one["dataset"]} and place in {None, number}
+    ]
+    group = info["options"].get("group_key")
+    return Side(
+        str(info["result_name"]),
+        metrics={name: row for name, _, row, _ in own},
+        units={name: folder / str(one["units"]) for name, one, _, _ in own},
+        facts={name: fact for name, _, _, fact in own},
+        group_key=None if group is None else unit_name(str(group)),
+        keys=keys,
+        hash_kinds={name: one.get("hash_kind") for name, one, _, _ in own},
+    )
 
 
 def compare_sides(a: Side, b: Side, spill: Path, threads: int | None = None) -> Comparison:

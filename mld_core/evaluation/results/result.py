@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import duckdb
 import pandas as pd
@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console, ConsoleOptions, RenderResult
 
-from mld_core.evaluation.analysis.units import unit_name
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
-from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides
+from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides, side_of
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import find_column, quoted
 from mld_core.evaluation.results.frames import Figures, fetch, to_frame
 from mld_core.evaluation.results.heatmap import heatmap
+from mld_core.evaluation.results.many import Comparisons, compare_many
 from mld_core.evaluation.results.notebook import show_page, show_summary
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.summary import Summary, read_summary, unit_files
@@ -29,7 +29,7 @@ from mld_core.evaluation.results.tables import CATEGORY_COLUMNS, METRIC_COLUMNS
 from mld_core.evaluation.results.view import ALIASES, view
 from mld_core.records.format.layout import Store
 
-__all__ = ["Comparison", "Result"]
+__all__ = ["Comparison", "Comparisons", "Result"]
 
 _ISSUE_ORDER = ("-severity", "-error_proba", "-loss", "dataset", "n_epoch", "unit_id")
 
@@ -313,19 +313,32 @@ class Result:
         """Name and Arrow type of every column that `get_view` and its filter may use."""
         return {field.name: str(field.type) for field in self._schema()}
 
-    def compare(self, other: Result, dataset_type: str | None = None) -> Comparison:
-        """Compare this result (before) with another (after); see `Comparison`.
+    @overload
+    def compare(self, other: Result, dataset_type: str | None = None) -> Comparison: ...
+
+    @overload
+    def compare(self, other: Sequence[Result], dataset_type: str | None = None) -> Comparisons: ...
+
+    def compare(
+        self, other: Result | Sequence[Result], dataset_type: str | None = None
+    ) -> Comparison | Comparisons:
+        """Compare this result (before) with another (after), or with up to ten others; see `Comparison`.
 
         Args:
-            other: A result of any model or version.
-            dataset_type: Only this split; default all of both.
+            other: A result of any model or version; of a list of them, each is compared with this one, and
+                `Comparisons` comes back.
+            dataset_type: Only this split; default all of them.
 
         Raises:
-            NotFoundError: A split that neither result holds.
+            NotFoundError: A split that none of the results holds.
         """
-        if dataset_type is not None and dataset_type not in {*self.datasets, *other.datasets}:
+        others = [other] if isinstance(other, Result) else list(other)
+        if dataset_type is not None and not any(dataset_type in one.datasets for one in (self, *others)):
             self._check_dataset(dataset_type)
-        return compare_sides(self._side(dataset_type), other._side(dataset_type), self._store.spill)
+        sides = [one.side(dataset_type) for one in (self, *others)]
+        if isinstance(other, Result):
+            return compare_sides(sides[0], sides[1], self._store.spill)
+        return compare_many(sides, self._store.spill)
 
     def report(self, path: str | Path, *, image_fn: Callable[[str, str], Any] | None = None) -> Path:
         """Write a self-contained HTML page about this result, to be read offline; returns its absolute path.
@@ -426,17 +439,7 @@ class Result:
             frame.insert(place, label, pd.Series(values, frame.index, dtype="object"))
         return frame
 
-    def _side(self, dataset_type: str | None) -> Side:
-        """This result for a comparison: the last epoch of each dataset."""
-        rows = pq.read_table(self.folder / "metrics.parquet").to_pylist()
-        passes = [one for one in self.info["passes"] if dataset_type in {None, one["dataset"]}]
-        key = self.info["options"].get("group_key")
-        return Side(
-            self.result_name,
-            metrics={str(row["dataset"]): row for row in rows},
-            units={str(one["dataset"]): self.folder / str(one["units"]) for one in passes},
-            facts={str(one["dataset"]): one for one in self.info.get("facts", [])},
-            group_key=None if key is None else unit_name(str(key)),
-            keys=KEYS if self.task == "classification" else TRUTH_KEYS,
-            hash_kinds={str(one["dataset"]): one.get("hash_kind") for one in passes},
-        )
+    def side(self, dataset_type: str | None = None, *, place: int | None = None) -> Side:
+        """This result for a comparison: see `side_of`."""
+        keys = KEYS if self.task == "classification" else TRUTH_KEYS
+        return side_of(self.folder, self.info, keys, dataset_type, place)

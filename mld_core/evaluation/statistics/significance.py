@@ -35,6 +35,23 @@ def benjamini_hochberg(p_values: NDArray[Any], q: float = LEVEL) -> NDArray[np.b
     return np.asarray(p_values <= ranked[passed[-1]])
 
 
+def holm(p_values: NDArray[Any]) -> NDArray[np.float64]:
+    """p-values of several tests, such that any is at most q by chance with probability q (Holm, 1979).
+
+    NaN is a test in which nothing was seen: it counts among them, and stays NaN.
+
+    Example:
+        >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
+        [0.03, 0.06, 0.06]
+    """
+    known = np.where(np.isnan(p_values), 1.0, p_values).astype(np.float64)
+    order = np.argsort(known, kind="stable")
+    steps = np.maximum.accumulate(known[order] * np.arange(len(known), 0, -1))
+    made = np.empty_like(known)
+    made[order] = np.minimum(steps, 1.0)
+    return np.where(np.isnan(p_values), np.nan, made)
+
+
 def binomial_upper(hits: NDArray[Any], count: NDArray[Any], p: NDArray[Any] | float) -> NDArray[np.float64]:
     """P(X >= hits) for X ~ Binomial(count, p).
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mld_core.evaluation.diagnoses import BY_CODE
+from mld_core.evaluation.results.compare import Side, compare_sides
 from mld_core.evaluation.results.result import Result
 from mld_core.views.box_charts import tide_rows
-from mld_core.views.comparing.pairs import Rows, changed_rows
+from mld_core.views.comparing.pairs import changed_rows
 from mld_core.views.evaluation import boxed, metric_texts_of
-from mld_core.views.selection import HeldUnits
+from mld_core.views.selection import HeldUnits, Rows
 from mld_core.views.tables import class_label, plain
 from mld_core.views.units import PassUnits, passes_of
 from mld_core.views.words.texts import CATEGORY_TEXTS
@@ -50,18 +52,28 @@ def last_pass(result: Result, split: str) -> PassUnits:
     return [one for one in passes_of(result) if one.dataset == split][-1]
 
 
+def side(units: PassUnits) -> Side:
+    """A pass, whichever epoch of its result it is, for a comparison."""
+    return units.result.side(units.dataset, place=units.index)
+
+
+def spill_of(units: PassUnits) -> Path:
+    """Where a large join spills."""
+    return units.result.folder.parent / ".spill"
+
+
 def comparison(a: HeldUnits, b: HeldUnits) -> tuple[dict[str, Any], dict[str, Rows]]:
     """What changed from one pass to another, and the rows of the units that did.
 
     Args:
-        a: Before: the last epoch of a split.
-        b: After: the last epoch of the same split.
+        a: Before: a pass over a split.
+        b: After: one over the same split.
 
     Raises:
         TaskError: The results are of different tasks.
     """
     check_tasks(a.result, b.result)
-    found = a.result.compare(b.result, b.dataset)
+    found = compare_sides(side(a), side(b), spill_of(a))
     counts = {str(key): plain(value) for key, value in found.units.iloc[0].items()}
     rows = changed_rows(a, b, str(counts["joined_on"]))
     classes = b.result.class_names or a.result.class_names
@@ -69,7 +81,7 @@ def comparison(a: HeldUnits, b: HeldUnits) -> tuple[dict[str, Any], dict[str, Ro
         "task": b.result.task,
         "split": b.dataset,
         "splits": shared_splits(a.result, b.result),
-        "sides": [_side(one) for one in (a, b)],
+        "sides": [shown_side(one) for one in (a, b)],
         "counts": counts,
         "p": counts["mcnemar_p"],
         "sentence": _sentence(counts, boxes=boxed(b.result)),
@@ -134,7 +146,8 @@ def _metrics(frame: pd.DataFrame, result: Result) -> dict[str, Any]:
     return _table("moved", "How the metrics moved", note, "Metric", kinds, rows)
 
 
-def _side(units: HeldUnits) -> dict[str, Any]:
+def shown_side(units: HeldUnits) -> dict[str, Any]:
+    """A pass as the page names it."""
     result = units.result
     return {
         "model": result.model_name,

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
-from mld_core.records.format.schema import INDEX_SOURCES
+from mld_core.evaluation.results.many import aligned
 from mld_core.views.cards import cards
-from mld_core.views.selection import HeldUnits
+from mld_core.views.selection import HeldUnits, Rows
 
 KINDS = ("regressed", "fixed")
 MOST_AT_ONCE = 200
-
-Rows = NDArray[np.int32]
 
 
 def changed_rows(a: HeldUnits, b: HeldUnits, key: str) -> dict[str, Rows]:
@@ -31,43 +27,25 @@ def changed_rows(a: HeldUnits, b: HeldUnits, key: str) -> dict[str, Rows]:
     Returns:
         (N, 2) row numbers before and after, for each of `KINDS`.
     """
-    both: pd.DataFrame = _keyed(a, key).merge(_keyed(b, key), on=["key", "nth"], suffixes=("_a", "_b"))
-    both = both[(both["wrong_a"] >= 0) & (both["wrong_b"] >= 0) & (both["wrong_a"] != both["wrong_b"])]
-    both["sure"] = both[["sure_a", "sure_b"]].max(axis=1)
-    both = both.sort_values(["sure", "row_b"], ascending=[False, True], kind="stable")
-    return {
-        kind: np.ascontiguousarray(
-            both.loc[both["wrong_b"] == after, ["row_a", "row_b"]].to_numpy(), np.int32
-        ).reshape(-1, 2)
-        for kind, after in (("regressed", 1), ("fixed", 0))
-    }
+    return changed_in(a, b, rows_of_both(a, b, key))
 
 
-def _keyed(units: HeldUnits, key: str) -> pd.DataFrame:
-    """Units that have a key; repeats of one are numbered in the order of their ids."""
-    columns: dict[str, Any] = {
-        name: units.texts(name) for name in dict.fromkeys(("unit_id", key, "id_source"))
-    }
-    frame = pd.DataFrame(columns)
-    made = frame[key].astype(object)
-    if (
-        key == "input_id"
-    ):  # places in a data set and names are ids of two kinds, hashes of the content are none
-        places = frame["id_source"].isin(list(INDEX_SOURCES))
-        made = ("place/" + made).where(places, "name/" + made)
-        made = made.where(frame["id_source"] != "content_hash")
-    frame = pd.DataFrame(
-        {
-            "unit_id": frame["unit_id"],
-            "key": made,
-            "row": np.arange(units.rows),
-            "wrong": units.errors,
-            "sure": units.floats("confidence"),
-        }
-    )
-    frame = frame[frame["key"].notna()].sort_values("unit_id", kind="stable")
-    frame["nth"] = frame.groupby("key").cumcount()
-    return frame.drop(columns="unit_id")
+def changed_in(a: HeldUnits, b: HeldUnits, both: Rows) -> dict[str, Rows]:
+    """As `changed_rows`, of units that are paired already."""
+    before, after = a.errors[both[:, 0]], b.errors[both[:, 1]]
+    changed = (before >= 0) & (after >= 0) & (before != after)
+    both, after = both[changed], after[changed]
+    sure = np.fmax(a.floats("confidence")[both[:, 0]], b.floats("confidence")[both[:, 1]])
+    order = np.lexsort((both[:, 1], -sure))
+    both, after = both[order], after[order]
+    return {kind: both[after == number] for kind, number in (("regressed", 1), ("fixed", 0))}
+
+
+def rows_of_both(a: HeldUnits, b: HeldUnits, key: str) -> Rows:
+    """(N, 2) rows of the units that are in both passes, by the key that pairs them."""
+    names = dict.fromkeys(("unit_id", key, "id_source"))
+    before, after = ({name: one.texts(name) for name in names} for one in (a, b))
+    return aligned(before, after, key)
 
 
 def pairs(

@@ -319,11 +319,52 @@ def test_compare(factory, records):
     assert "<table" in compared._repr_html_()
 
 
+def test_several_results_are_compared_with_the_first(factory, records):
+    """Counts and p-values against those of each pair, and what all get wrong against the labels themselves."""
+    rng = np.random.default_rng(3)
+    wrong, results = [], []
+    for place, moved in enumerate((0, 12, 25)):
+        data = records.make_data(120, seed=1)
+        rows = rng.permutation(120)[:moved]
+        data.logits[rows, data.labels[rows]] += 50
+        data.logits[rows[: place * 2], data.labels[rows[: place * 2]]] -= 100
+        wrong.append(data.logits.argmax(1) != data.labels)
+        factory.add_pass(factory.run("net", f"v{place}"), "val", data)
+        results.append(Evaluator("net", f"v{place}").request_evaluation())
+    first, *others = results
+    found = first.compare(others)
+    assert list(found.names) == [one.result_name for one in results]
+    pairs = [first.compare(one).units.iloc[0] for one in others]
+    assert found.units["n_fixed"].tolist() == [one["n_fixed"] for one in pairs]
+    p = sorted(one["mcnemar_p"] for one in pairs)
+    assert sorted(found.units["holm_p"]) == pytest.approx([min(1, 2 * p[0]), max(min(1, 2 * p[0]), p[1])])
+    assert found.units["better"].tolist() == [
+        0 if line.holm_p >= 0.05 else int(np.sign(line.n_fixed - line.n_regressed))
+        for line in found.units.itertuples()
+    ]
+    counts = np.sum(wrong, axis=0)
+    together = found.together.iloc[0]
+    assert together[["n_common", "n_all", "n_some", "n_none"]].tolist() == [
+        120,
+        (counts == 3).sum(),
+        ((counts > 0) & (counts < 3)).sum(),
+        (counts == 0).sum(),
+    ]
+    accuracy = found.metrics[found.metrics["metric"] == "accuracy"]
+    assert accuracy["place"].tolist() == [0, 1, 2]
+    assert accuracy["value"].tolist() == pytest.approx([1 - one.mean() for one in wrong])
+    assert accuracy["delta"].isna().tolist() == [True, False, False]
+    assert "holm_p" in repr(found)
+    assert "<table" in found._repr_html_()
+    with pytest.raises(ValueError, match="expected 1 to 10"):
+        first.compare([])
+    with pytest.raises(NotFoundError, match="did you mean 'val'"):
+        first.compare(others, "vall")
+
+
 def paired(a, b, *kinds):
     """(by what, how many) two results pair, as hashes of these kinds."""
-    sides = [
-        replace(one._side(None), hash_kinds={"val": kind}) for one, kind in zip((a, b), kinds, strict=True)
-    ]
+    sides = [replace(one.side(), hash_kinds={"val": kind}) for one, kind in zip((a, b), kinds, strict=True)]
     row = compare_sides(*sides, a._store.spill).units.iloc[0]
     return row["joined_on"], row["n_paired"]
 

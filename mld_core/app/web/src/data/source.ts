@@ -27,6 +27,8 @@ export interface Reads {
   vocabulary: t.Vocabulary;
   compare: t.Compared;
   "compare/pairs": t.SamplePairs;
+  "compare/many": t.Together;
+  "compare/many/rows": t.TogetherRows;
 }
 
 /** Routes that are written, and what each answers. */

@@ -624,6 +624,38 @@ export interface Compared {
   sentence: string;
   tables: ComparedTable[];
 }
+/** More than two results; the first is what the others are compared with. */
+export interface Together {
+  split: string;
+  splits: string[];
+  sides: Compared["sides"];
+  counts: { n_common: number; n_all: number; n_some: number; n_none: number };
+  sentence: string;
+  heads: Pick<Metric, "name" | "title" | "unit" | "better" | "means">[];
+  /** Of each result, each metric. */
+  values: {
+    value: number | null;
+    change: number | null;
+    low: number | null;
+    high: number | null;
+    best: boolean;
+  }[][];
+  /** Of each other result. */
+  against: {
+    n_paired: number;
+    n_fixed: number;
+    n_regressed: number;
+    holm_p: number | null;
+    better: number;
+  }[];
+}
+export interface TogetherRows {
+  places: Place[];
+  total: number;
+  offset: number;
+  limit: number;
+  rows: (Sample | null)[][];
+}
 export interface SamplePairs {
   place: Place;
   before: Place;
