@@ -14,6 +14,14 @@ from mld_core.app.jobs.protocol import Job, Wish
 from mld_core.app.problems import ProblemError
 
 
+class Umap(BaseModel):
+    """A pass of a result; an empty epoch is the last."""
+
+    result: str = Field(max_length=4_000)
+    split: str = Field(max_length=1_000)
+    epoch: str = Field(default="", max_length=24)
+
+
 class Start(BaseModel):
     """An evaluation that a page wants.
 
@@ -22,12 +30,14 @@ class Start(BaseModel):
         version: Its version.
         like: A result of the run: the same epochs, method and options are evaluated again.
         epoch: Which epoch, where nothing is `like` it; None = the last.
+        umap: The UMAP of a pass of a result instead, as the address names it: result, split, epoch.
     """
 
     model: str = Field(max_length=1_000)
     version: str = Field(max_length=1_000)
     like: str | None = Field(default=None, max_length=4_000)
     epoch: int | None = None
+    umap: Umap | None = None
 
 
 routes = APIRouter()
@@ -45,7 +55,13 @@ def start(library: Lib, jobs: Evaluations, said: Start) -> Response:
     """Begin an evaluation, or wait for its turn."""
     run = library.run(said.model, said.version)
     wish = Wish(run) if said.epoch is None else Wish(run, said.epoch)
-    if said.like:
+    if said.umap:
+        if not jobs.maps:
+            fix = "Make it where the records are: mld map MODEL VERSION --method umap"
+            raise ProblemError(400, "No maps are made at this server.", fix=fix)
+        place = library.place(said.model, said.version, said.umap.result, said.umap.split, said.umap.epoch)
+        wish = Wish(run, umap=(place.result.result_name, place.units.index))
+    elif said.like:
         made = library.result(run, said.like).info
         wish = Wish(run, made.get("n_epoch"), str(made["method_name"]), dict(made.get("options") or {}))
     return answer(_said(jobs.start(wish)))
@@ -78,7 +94,8 @@ def left(job: Job, others: Sequence[Job]) -> float | None:
         job: The evaluation.
         others: Those that are remembered, newest first.
     """
-    done = (one for one in others if one.run == job.run and one.state == "done" and one.seconds)
+    same = [one for one in others if (one.run, one.kind) == (job.run, job.kind)]
+    done = (one for one in same if one.state == "done" and one.seconds)
     before = next(done, None)
     if job.state != "running" or job.seconds is None or before is None or before.seconds is None:
         return None
@@ -99,5 +116,6 @@ def _said(job: Job, seconds_left: float | None = None) -> dict[str, Any]:
         "result": job.result,
         "reason": job.reason,
         "rows": job.rows,
+        "kind": job.kind,
         "left": seconds_left,
     }

@@ -257,7 +257,7 @@ class Library:
                 there = known(_epoch_text(one.n_epoch) for one in own)
                 raise NotFoundError(f"no epoch {epoch!r} of {name!r} in this result (epochs: {there})")
             chosen = wanted[-1]
-        key = (found.folder, chosen.index, stamp_of(chosen.path))
+        key = (found.folder, chosen.index, stamp_of(chosen.path), stamp_of(chosen.beside))
         units: HeldUnits = self.held.passes.get_or(key, lambda: held(chosen))
         self._let_go(key)
         return Place(run, found, units)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from mld_core.app.asking import Filter, Lib, Name, Named, Pics, Sort, answer, place_of, told
+from mld_core.app.asking import Evaluations, Filter, Lib, Name, Named, Pics, Sort, answer, place_of, told
 from mld_core.app.library import Place
 from mld_core.app.pictures import Pictures
 from mld_core.app.problems import ProblemError
@@ -19,6 +19,7 @@ from mld_core.views import facets as facet_views
 from mld_core.views.cards import MOST_AT_ONCE, cards
 from mld_core.views.columns.feature_map import feature_map
 from mld_core.views.columns.packed import packed
+from mld_core.views.columns.umap import umap_of
 from mld_core.views.detail import find_row, sample
 from mld_core.views.evaluation import boxed, evaluation
 from mld_core.views.reviewing import summary
@@ -209,11 +210,12 @@ def curves(library: Lib, names: Named) -> Response:
 
 
 @routes.get("/map")
-def map_of_features(library: Lib, names: Named, colour: Name = None) -> Response:
+def map_of_features(library: Lib, jobs: Evaluations, names: Named, colour: Name = None) -> Response:
     """What the map of the features needs beside its points, which `/columns` gives."""
     place = place_of(library, names)
     key = ("map", colour)
-    return answer(place.units.memo.get_or(key, lambda: feature_map(place.units, colour or "")))
+    found = place.units.memo.get_or(key, lambda: feature_map(place.units, colour or ""))
+    return answer({**found, "umap": umap_of(place.units) if jobs.maps else None})
 
 
 @routes.get("/columns")

@@ -23,7 +23,8 @@ from mld_core.cli.common import (
     parse_epoch,
 )
 from mld_core.cli.output import cell, emit, emit_json, note, on_terminal, plain
-from mld_core.cli.source import client_of, source, the_service
+from mld_core.cli.source import StoreSource, client_of, source, the_service
+from mld_core.evaluation.errors import NotFoundError
 from mld_core.records.format.layout import Store
 
 if TYPE_CHECKING:
@@ -90,6 +91,51 @@ def evaluate(
         if store is None and result.store.root != Store().root:
             show = ["mld", "show", run.model_name, run.version_name, "--store", str(result.store.root)]
             note(f"evaluated at the service; a copy is here: {shlex.join(show)}")
+
+
+def feature_map(
+    model: ModelArgument = None,
+    version: VersionArgument = None,
+    *,
+    method: Annotated[str, typer.Option(help="umap; the axes of PCA come with every result.")] = "umap",
+    result: Annotated[
+        str | None, typer.Option(help="Of this result. Default: the newest.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Of this split. Default: val, else the first.", show_default=False)
+    ] = None,
+    epoch: Annotated[
+        int | None, typer.Option(help="Of this epoch. Default: the last.", show_default=False)
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the coordinates of a map by UMAP, for the page of the map and for filters (umap_1, umap_2).
+
+    They lie beside the result, a row for each unit. The package umap-learn makes them: pip install
+    "ml-debugger[umap]". Of more than 100,000 units so many are fitted, and the others placed among them.
+
+    \b
+    Examples:
+      mld map                                the newest result's validation split
+      mld map resnet18 v3 --dataset train
+    """  # noqa: D301  click reads the mark
+    with clear_errors():
+        if method != "umap":
+            raise ValueError(f"method {method!r}: expected umap (the axes of PCA come with every result)")
+        place = StoreSource(open_store(store))
+        found = place.result(place.run(model, version), result)
+        from mld_core.evaluation.engine.executor import Reporter
+        from mld_core.views.columns.umap import make_umap
+        from mld_core.views.units import passes_of
+
+        name = dataset or ("val" if "val" in found.datasets else found.datasets[0])
+        own = [one for one in passes_of(found) if one.dataset == name and epoch in {None, one.n_epoch}]
+        if not own:
+            raise NotFoundError(f"{found.result_name} has no pass of {name!r} at epoch {epoch}")
+        made = make_umap(own[-1], Reporter().stage)
+        row = {"dataset": name, "n_epoch": own[-1].n_epoch, **made}
+        emit([row], list(row), as_json=as_json)
 
 
 def print_result(found: Summary, *, full: bool, as_json: bool, receipt: str | None = None) -> None:

@@ -11,7 +11,7 @@ import typer
 from mld_core import __version__
 from mld_core.cli.compare import compare
 from mld_core.cli.doctor import doctor
-from mld_core.cli.evaluate import evaluate, jobs, watch
+from mld_core.cli.evaluate import evaluate, feature_map, jobs, watch
 from mld_core.cli.files import collect, export, merge_stores
 from mld_core.cli.ls import ls
 from mld_core.cli.report import report
@@ -106,6 +106,7 @@ app.command("watch", short_help="Watch a training as it is evaluated.")(watch)
 app.command("ui", short_help="Open what was recorded in a browser.")(ui)
 app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
 app.command("compare", short_help="Two results side by side: what got better, what worse.")(compare)
+app.command("map", short_help="Make a map of a result's features by UMAP.")(feature_map)
 app.command("report", short_help="A result as one HTML page, or two compared.")(report)
 app.add_typer(review, name="review", short_help="Verdicts on samples: give, export, apply.")
 app.command("export", short_help="Write the records of a run into a ZIP.")(export)

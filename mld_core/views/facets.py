@@ -22,7 +22,8 @@ BINS = 20
 _SOLID = ("cx", "cy", "cz", "w", "l", "h", "yaw", "vx", "vy")
 _HIDDEN = frozenset(
     {"unit_id", "input_id", "input_hash", "id_source", "dataset", "n_epoch", "nonfinite", "neighbour_ids"}
-    | {"recommended_action", "flags", "pca_1", "pca_2", "projected_category", "truth_id", "det_idx", "gt_idx"}
+    | {"recommended_action", "flags", "pca_1", "pca_2", "umap_1", "umap_2", "projected_category"}
+    | {"truth_id", "det_idx", "gt_idx"}
     | {"local_error_lo", "predicted_risk_lo"}
     | {f"{side}{name}" for side in ("", "gt_") for name in ("x1", "y1", "x2", "y2", *_SOLID)}
 )

@@ -22,7 +22,7 @@ from mld_core.evaluation.errors import FilterError
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import compile_filter, conjuncts, find_column, polygon_of, quoted
 from mld_core.evaluation.results.view import ALIASES
-from mld_core.views.units import PassUnits
+from mld_core.views.units import UMAP_AXES, PassUnits
 
 WORST = "-severity,-error_proba,-loss"
 """The order of `Result.get_issues`."""
@@ -73,11 +73,6 @@ class HeldUnits(PassUnits):
     memo: Recent = field(default_factory=lambda: Recent(32), repr=False)
     """Answers made of the pass, by whoever makes them."""
 
-    @cached_property
-    def schema(self) -> pa.Schema:
-        """Of the unit table."""
-        return pq.read_schema(self.path)
-
     @property
     def nbytes(self) -> int:
         """Bytes of the columns that are held."""
@@ -95,11 +90,13 @@ class HeldUnits(PassUnits):
         """Read columns at once that are asked for soon."""
         wanted = [name for name in names if name not in self._columns]
         there = [name for name in wanted if name in self.names]
-        if there:
+        files = dict.fromkeys(map(self._file_of, there))
+        for file in files:
+            own = [name for name in there if self._file_of(name) == file]
             table = pq.read_table(
-                self.path, columns=there, read_dictionary=[name for name in there if name in _DICTIONARIES]
+                file, columns=own, read_dictionary=[name for name in own if name in _DICTIONARIES]
             )
-            for name in there:
+            for name in own:
                 column = table.column(name)
                 if pa.types.is_dictionary(column.type):
                     column = column.unify_dictionaries()
@@ -177,7 +174,12 @@ class HeldUnits(PassUnits):
 
     def _numbers(self, sql: str, parameters: list[Any]) -> Rows:
         spill = self.result.folder.parent / ".spill"
-        with database(spill, numbered=True, units=[self.path]) as connection:
+        axes = ", ".join(UMAP_AXES)
+        more = {"more": [self.beside]} if any(quoted(one) in sql for one in UMAP_AXES) else {}
+        with database(spill, numbered=True, units=[self.path], **more) as connection:
+            if more:
+                both = f"units JOIN (SELECT file_row_number, {axes} FROM more) USING (file_row_number)"  # noqa: S608
+                sql = sql.replace("FROM units", f"FROM {both}", 1)
             found = connection.execute(sql, parameters).fetchnumpy()["file_row_number"]
         return np.ascontiguousarray(found, np.int32)
 

@@ -18,6 +18,9 @@ from mld_core.evaluation.results.result import Result
 from mld_core.records.format.layout import RunKey
 from mld_core.records.read.reader import PassSelection, select
 
+UMAP_AXES = ("umap_1", "umap_2")
+"""Columns that are made on demand, and lie in a file of their own."""
+
 
 @dataclass
 class PassUnits:
@@ -44,16 +47,32 @@ class PassUnits:
         """Units: rows of the table."""
         return int(pq.read_metadata(self.path).num_rows)
 
+    @property
+    def beside(self) -> Path:
+        """Where columns lie that are made on demand, row by row those of the table: see `UMAP_AXES`."""
+        return self.path.with_name(f"umap-{self.index}.parquet")
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of the unit table, with what lies beside it."""
+        own = pq.read_schema(self.path)
+        if not self.beside.is_file():
+            return own
+        return pa.schema([*own, *(pq.read_schema(self.beside).field(name) for name in UMAP_AXES)])
+
     @cached_property
     def names(self) -> frozenset[str]:
         """Columns of the table."""
-        return frozenset(pq.read_schema(self.path).names)
+        return frozenset(self.schema.names)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column, (N,); all null where the table does not have it."""
         if name not in self.names:
             return pa.chunked_array([pa.nulls(self.rows)])
-        return pq.read_table(self.path, columns=[name]).column(name)
+        return pq.read_table(self._file_of(name), columns=[name]).column(name)
+
+    def _file_of(self, name: str) -> Path:
+        return self.beside if name in UMAP_AXES else self.path
 
     def has(self, name: str) -> bool:
         """Whether the column is there and holds anything: an analysis that has not run left it null."""

@@ -17,7 +17,12 @@ from typing import Any
 from mld_core.evaluation.engine.executor import Reporter, Stage
 from mld_core.evaluation.errors import NotFoundError, ResultExistsError
 from mld_core.evaluation.evaluator import Evaluator
+from mld_core.evaluation.results.result import Result
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.parts import DamagedPartError
+from mld_core.views.columns.umap import make_umap
+from mld_core.views.units import passes_of
 
 TOLD = (NotFoundError, ResultExistsError, DamagedPartError, ValueError, KeyError, TypeError)
 """What an evaluation refuses, in words for who asked."""
@@ -64,6 +69,17 @@ def evaluate(work: dict[str, Any]) -> None:
     say(done=result.result_name, folder=result.folder.name)
 
 
+def make_map(work: dict[str, Any]) -> None:
+    """Make the UMAP that `work` describes, and say of which result."""
+    name, place = work["umap"]
+    run = RunKey(work["model_name"], work["version_name"])
+    result = Result(ResultStore(Store(work["root"]), run), name, diagnoses={})
+    units = passes_of(result)[place]
+    say(rows=units.rows)
+    make_umap(units, LineReporter(3).stage)
+    say(done=name)
+
+
 def words(error: BaseException) -> str:
     """What an error says."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)[:2000]
@@ -77,8 +93,8 @@ def main() -> None:
     work = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
-        evaluate(work)
-    except (*TOLD, OSError, MemoryError) as error:
+        make_map(work) if work.get("umap") else evaluate(work)
+    except (*TOLD, OSError, MemoryError, ImportError) as error:
         say(failed=type(error).__name__, reason=words(error) or type(error).__name__)
 
 

@@ -49,7 +49,7 @@ class _Work:
         until = self.ended if self.ended is not None else time.monotonic()
         seconds = None if self.begun is None else until - self.begun
         told = (self.stage, self.progress, seconds, self.result, self.reason, self.rows)
-        return Job(self.job_id, self.wish.run, self.state, *told)
+        return Job(self.job_id, self.wish.run, self.state, *told, self.wish.kind)
 
     def end(self, state: JobState, reason: str | None = None) -> None:
         self.state, self.reason, self.ended, self.process = state, reason, time.monotonic(), None
@@ -62,6 +62,8 @@ class LocalJobs:
         store: The store whose runs are evaluated.
     """
 
+    maps = True
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
@@ -70,7 +72,7 @@ class LocalJobs:
 
     def start(self, wish: Wish) -> Job:
         """See `Jobs`."""
-        rows = rows_asked(self._store, wish.run, wish.request())
+        rows = rows_asked(self._store, wish.run, wish.request()) if wish.umap is None else None
         with self._lock:
             active = [one for one in self._works.values() if one.active]
             work = next((one for one in active if one.wish == wish and not one.cancelled), None)
@@ -132,6 +134,7 @@ class LocalJobs:
 
     def _run(self, work: _Work, errors: IO[bytes]) -> None:
         order = {**vars(work.wish.run), "root": str(self._store.root), "request": work.wish.request()}
+        order["umap"] = work.wish.umap
         command = [sys.executable, "-m", "mld_core.app.jobs.child", json.dumps(order)]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process:  # noqa: S603 - our own module
@@ -153,6 +156,8 @@ class LocalJobs:
                 last = cast("dict[str, Any]", json.loads(line))
             except ValueError:  # something else that writes to stdout
                 continue
+            if "rows" in last:
+                work.rows = last["rows"]
             if "stage" in last and not work.cancelled:
                 with self._lock:
                     work.stage, work.progress = str(last["stage"]), float(last["progress"])

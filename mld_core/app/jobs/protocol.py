@@ -10,23 +10,31 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+JobKind = Literal["evaluation", "umap"]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """An evaluation that somebody wants; the arguments of `Evaluator.request_evaluation`.
+    """An evaluation that somebody wants, with the arguments of `Evaluator.request_evaluation`; or a map.
 
     Attributes:
         run: Of which run.
         n_epoch: "latest", an epoch, or None for all.
         method_name: The method.
         options: Its options.
+        umap: The coordinates of a UMAP instead: of which result, and of which of its passes.
     """
 
     run: RunKey
     n_epoch: int | str | None = "latest"
     method_name: str = "default"
     options: Mapping[str, Any] = field(default_factory=dict)
+    umap: tuple[str, int] | None = None
+
+    @property
+    def kind(self) -> JobKind:
+        """What is wanted."""
+        return "evaluation" if self.umap is None else "umap"
 
     def request(self) -> dict[str, Any]:
         """As it is handed on, in builtin types."""
@@ -48,6 +56,7 @@ class Job:
         result: The result's name, once it is done.
         reason: Why it failed, in words.
         rows: Sample rows of the passes that it looks at; None = not known.
+        kind: What is made: an evaluation, or the coordinates of a map.
     """
 
     job_id: str
@@ -59,6 +68,7 @@ class Job:
     result: str | None = None
     reason: str | None = None
     rows: int | None = None
+    kind: JobKind = "evaluation"
 
 
 def rows_asked(store: Store, run: RunKey, request: Mapping[str, Any]) -> int | None:
@@ -78,7 +88,13 @@ def rows_asked(store: Store, run: RunKey, request: Mapping[str, Any]) -> int | N
 
 
 class Jobs(Protocol):
-    """The evaluations that one reader may see; whether they may begin or end one, the session has said."""
+    """The evaluations that one reader may see; whether they may begin or end one, the session has said.
+
+    Attributes:
+        maps: Whether maps are made, too.
+    """
+
+    maps: bool
 
     def start(self, wish: Wish) -> Job:
         """Begin an evaluation, or queue it; the same one on its way is answered with itself.

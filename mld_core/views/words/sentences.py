@@ -151,7 +151,9 @@ def _span_words(test: str) -> str | None:
     if inside is None:
         return None
     x, y = (_column(one) for one in inside.groups())
-    return "lasso on the map" if (x, y) == ("pca_1", "pca_2") else f"a shape over {title(x)} and {title(y)}"
+    if (x, y) in {("pca_1", "pca_2"), ("umap_1", "umap_2")}:
+        return "lasso on the map"
+    return f"a shape over {title(x)} and {title(y)}"
 
 
 def _column(text: str) -> str:

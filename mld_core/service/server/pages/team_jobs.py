@@ -32,6 +32,8 @@ class TeamJobs:
         principal: Who asks.
     """
 
+    maps = False
+
     def __init__(self, service: Service, principal: Principal) -> None:
         self._service = service
         self._principal = principal

@@ -422,6 +422,8 @@ export interface ColumnsInfo {
 }
 /** What the map needs beside its points. */
 export interface FeatureMap {
+  /** The other axes, where they can be made; not in a file. */
+  umap?: { made: boolean; fitted: number | null; seconds: number; missing: string } | null;
   axes: string[];
   there: boolean;
   colour: string;
@@ -562,6 +564,7 @@ export interface TrainedRun {
 }
 /** An evaluation that was begun from a page. */
 export interface Job {
+  kind: "evaluation" | "umap";
   job_id: string;
   model: string;
   version: string;

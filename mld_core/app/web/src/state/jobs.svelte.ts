@@ -8,13 +8,13 @@ class Jobs {
   all = $state.raw<Job[]>([]);
   #looking = false;
 
-  /** The last evaluation of a run. */
-  of(model: string, version: string): Job | undefined {
-    return this.all.find((one) => one.model === model && one.version === version);
+  /** The last evaluation, or map, of a run. */
+  of(model: string, version: string, kind: Job["kind"] = "evaluation"): Job | undefined {
+    return this.all.find((one) => one.model === model && one.version === version && one.kind === kind);
   }
 
-  async start(model: string, version: string, like: string | null, epoch?: number | null): Promise<Job> {
-    const job = await source.post("jobs", { model, version, like, epoch });
+  async start(model: string, version: string, what: Record<string, unknown>): Promise<Job> {
+    const job = await source.post("jobs", { model, version, ...what });
     this.#put(job);
     void this.look();
     return job;

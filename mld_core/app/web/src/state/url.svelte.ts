@@ -64,7 +64,7 @@ export const url = new Url();
 export const runChanges = (model: string, version: string, page = "evaluation"): Changes => ({
   ...{ page, model, version, result: null, split: null, epoch: null },
   ...{ filter: null, sort: null, sel: null, search: null, show: null, x: null, y: null, value: null },
-  ...{ colour: null, view: null, behind: null },
+  ...{ colour: null, view: null, behind: null, axes: null },
   ...{ a_model: null, a_version: null, a_result: null, a_epoch: null, kind: null, truth: null, of: null },
   ...{ with: null, at: null },
 });

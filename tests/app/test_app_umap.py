@@ -1,0 +1,176 @@
+"""UMAP: made by a job on demand, kept beside the result, then axes of the map and columns of filters as any other."""
+
+import json
+import shutil
+import sys
+from urllib.parse import urlencode
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from app_building import need_pages
+from app_parts import opened, serving
+from browser_parts import until
+from typer.testing import CliRunner
+
+from ml_debugger.evaluator import Evaluator
+from mld_core.cli.main import app
+from mld_core.evaluation.engine.executor import Reporter
+from mld_core.records.format.layout import Store
+from mld_core.views.columns import umap as made_by
+from mld_core.views.selection import held
+from mld_core.views.units import passes_of
+
+RUNS = {
+    "classes": ("net <i>", "v/1", "all"),
+    "boxes": ("boxes", "v1", "boxes"),
+    "roads": ("lidar", "v1", "roads"),
+}
+
+STAND_IN = '''
+import numpy as np
+
+class UMAP:
+    """As quick as may be: the first two axes, turned."""
+    def __init__(self, **options):
+        assert options["random_state"] == 0
+    def fit_transform(self, points):
+        return np.stack([points[:, 1], -points[:, 0]], axis=1)
+    transform = fit_transform
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A stand-in for umap-learn, for this process and for those it starts."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "umap.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{':'.join(filter(None, sys.path))}")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+
+
+@pytest.fixture
+def store(shown_store, tmp_path):
+    return Store(shutil.copytree(shown_store.root, tmp_path / "store"))
+
+
+def last(store, task, split="val"):
+    model, version, name = RUNS[task]
+    result = Evaluator(model, version, store=store.root).get_result(name)
+    return [one for one in passes_of(result) if one.dataset == split][-1]
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_its_columns_are_filters_orders_and_polygons(store, package, task):
+    pass_ = last(store, task)
+    told = made_by.make_umap(pass_, Reporter(enabled=False).stage)
+    units = held(last(store, task))
+    table = pq.read_table(units.beside)
+    assert table["unit_id"].to_pylist() == units.texts("unit_id")
+    x, y = units.floats("umap_1"), units.floats("umap_2")
+    there = np.isfinite(x)
+    assert there.sum() == told["rows"] > 100
+    assert {"umap_1", "umap_2"} <= units.names
+    middle = float(np.median(x[there]))
+    assert units.matching(f"umap_1 > {middle!r}").tolist() == np.flatnonzero(x > middle).tolist()
+    both = units.matching(f"umap_1 > {middle!r} and is_error = true")
+    assert both.tolist() == np.flatnonzero((x > middle) & (units.errors == 1)).tolist()
+    shape = f"inside(umap_1, umap_2, {middle!r}, -1e9, 1e9, -1e9, 1e9, 1e9, {middle!r}, 1e9)"
+    assert set(units.matching(shape)) - set(np.flatnonzero(x == middle)) == set(np.flatnonzero(x > middle))
+    order = units.order("-umap_1")[: there.sum()]
+    assert x[order].tolist() == sorted(x[there].tolist(), reverse=True)
+    assert y[there].std() > 0
+
+
+def test_of_many_units_some_are_fitted_and_the_others_placed_among_them(store, package, monkeypatch):
+    monkeypatch.setattr(made_by, "MOST_FITTED", 150)
+    pass_ = last(store, "classes")
+    stages = []
+    reporter = Reporter(enabled=False)
+    told = made_by.make_umap(pass_, lambda name: (stages.append(name), reporter.stage(name))[1])
+    assert (told["rows"], told["fitted"]) == (600, 150)
+    assert stages[1:] == ["UMAP of 150 units", "placing the other 450"]
+    assert np.isfinite(held(last(store, "classes")).floats("umap_1")).all()
+    assert made_by.umap_of(last(store, "classes"))["fitted"] == 150
+
+
+def test_without_the_package_one_sentence_says_how_to_get_it(store, monkeypatch):
+    monkeypatch.setattr(made_by, "installed", lambda: False)
+    done = CliRunner().invoke(app, ["map", "net <i>", "v/1", "--store", str(store.root)])
+    assert done.exit_code == 1
+    assert 'UMAP needs the package umap-learn: pip install "ml-debugger[umap]"' in done.stderr
+    with opened(store) as client:
+        told = client.get("map", model="net <i>", version="v/1")
+        assert 'pip install "ml-debugger[umap]"' in told["umap"]["missing"]
+
+
+def test_the_command_makes_it_and_refuses_what_it_does_not_know(store, package):
+    run = ("map", "net <i>", "v/1", "--store", str(store.root))
+    done = CliRunner().invoke(app, [*run, "--dataset", "test", "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert (row["dataset"], row["n_epoch"], row["rows"], row["fitted"]) == ("test", 1, 200, 200)
+    assert last(store, "classes", "test").beside.is_file()
+    assert not last(store, "classes").beside.is_file()
+    for more, words in (
+        (("--method", "tsne"), "expected umap"),
+        (("--dataset", "vall"), "no pass of 'vall'"),
+    ):
+        refused = CliRunner().invoke(app, [*run, *more])
+        assert (refused.exit_code != 0, words in refused.stderr) == (True, True), refused.output
+
+
+@pytest.mark.processes
+def test_the_page_makes_it_by_a_job_and_a_lasso_on_it_is_a_filter(browser, store, package):
+    need_pages()
+    with serving(store) as (base, token):
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        page = context.new_page()
+        wrong = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(f"{base}/ui/?token={token}")
+        page.goto(f"{base}/ui/?{urlencode({'page': 'map', 'model': 'net <i>', 'version': 'v/1'})}")
+        axes = page.get_by_label("Axes")
+        axes.select_option("umap")
+        page.get_by_role("button", name="Compute the UMAP (about").click()
+        until(
+            page,
+            "![...document.querySelectorAll('select option')].some((one) => one.text.includes('computes'))",
+        )
+        page.wait_for_function("document.querySelectorAll('.plot canvas').length === 1")
+        assert page.get_by_role("button", name="Compute the UMAP (about").count() == 0
+        page.locator(".plot").focus()
+        page.keyboard.press("Enter")
+        page.locator(".map .chip").wait_for()
+        assert "inside(umap_1,umap_2" in page.url
+        until(
+            page,
+            "document.querySelector('.map .chip').innerText.split(' ')[0]"
+            " === document.querySelector('.filters p[role=status]')?.innerText.split(' ')[0]",
+        )
+        page.reload()
+        page.locator(".map .chip").wait_for()
+        axes.select_option("")
+        until(page, "!location.search.includes('inside')")
+        page.get_by_role("link", name="Jobs").click()
+        page.get_by_text("UMAP", exact=True).wait_for()
+        assert "600" in page.locator("tr", has_text="UMAP").inner_text()
+        assert wrong == []
+        context.close()
+
+
+@pytest.mark.slow
+def test_the_real_package_keeps_near_what_is_near(store):
+    pytest.importorskip("umap")
+    pass_ = last(store, "classes")
+    told = made_by.make_umap(pass_, Reporter(enabled=False).stage)
+    assert told["rows"] == 600
+    units = held(last(store, "classes"))
+    points = np.stack([units.floats("umap_1"), units.floats("umap_2")], axis=1)
+    assert np.isfinite(points).all()
+    away = ((points[:, None] - points[None]) ** 2).sum(axis=2)
+    np.fill_diagonal(away, np.inf)
+    same = (units.prediction[away.argmin(axis=1)] == units.prediction).mean()
+    assert same > 0.6
