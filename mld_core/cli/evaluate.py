@@ -58,6 +58,18 @@ def evaluate(
     risk_tolerance: Annotated[
         float | None, typer.Option(help="Error probability you accept. Default: learned.", show_default=False)
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="memory; rounds (parts and a sample at a time); ray (the same on a Ray cluster). "
+            "Default: MLD_ENGINE, else memory.",
+            show_default=False,
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Address of the Ray cluster. Default: one of this machine.", show_default=False),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print all columns of the metrics.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -75,6 +87,7 @@ def evaluate(
       mld evaluate resnet18 v3
       mld evaluate resnet18 v3 --epoch all   every epoch, one row each
       mld evaluate --dataset val --json      for a script
+      mld evaluate --engine ray --ray-address auto   on a cluster that mounts the store
     """  # noqa: D301  click reads the mark
     with clear_errors():
         place = source(store)
@@ -84,6 +97,8 @@ def evaluate(
             "threads": threads,
             "group_key": group_key,
             "risk_tolerance": risk_tolerance,
+            "engine": engine,
+            "ray_address": ray_address,
         }
         asked = place.evaluator(run).request_evaluation
         result = asked(name, parse_epoch(epoch), method_name=method, options=wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from functools import partial
@@ -13,6 +14,7 @@ import pandas as pd
 from mld_core import __version__
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.engine.executor import Reporter, Workers
+from mld_core.evaluation.engine.rounds import ENGINES
 from mld_core.evaluation.errors import NotFoundError, known, near
 from mld_core.evaluation.results.result import PageWriter, Result
 from mld_core.evaluation.results.store import FORMAT, ResultStore, find_run, utc_now
@@ -37,6 +39,8 @@ Epochs = int | Literal["latest"] | None
 _OPTIONS: Mapping[str, tuple[type, ...]] = {
     "dataset_types": (list, tuple),
     "threads": (int,),
+    "engine": (str,),
+    "ray_address": (str,),
     "exact_cells": (int,),
     "progress": (bool,),
     "error_proba_thresh": (float,),
@@ -133,7 +137,11 @@ class Evaluator:
                 cross-fit is repeated with other folds, default 3); `null_run` (bool: also analyse shuffled
                 errors, which doubles the time, for `null_hotspot_ratio`); `error_proba_thresh` (detection
                 only, default 0.8); `threads`; `exact_cells` (up to this many units x classes the ranking
-                metrics are exact); `progress` (bool; default: on a terminal).
+                metrics are exact); `progress` (bool; default: on a terminal); `engine` (classification:
+                "memory", the default; "rounds" walks over the parts of a pass and holds a sample alone, with
+                cells in place of neighbours; "ray" does the same on a Ray cluster; `MLD_ENGINE` is the
+                default where it is set); `ray_address` (of the cluster; default `RAY_ADDRESS`, else a
+                cluster of this machine).
 
         Raises:
             NotFoundError: The model, version, epoch or split is not in the store.
@@ -153,6 +161,7 @@ class Evaluator:
             results.check_free(result_name)
         method = self._method(results, method_name)
         selections = self._select(results, n_epoch, chosen.get("dataset_types"))
+        chosen = _with_engine(chosen, method)
         created = utc_now()
         today = datetime.now(timezone.utc).strftime("%Y%m%d")
         wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
@@ -282,6 +291,23 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
             _check_range(name, value)
     given = {name: value for name, value in options.items() if value is not None}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+def _with_engine(options: dict[str, Any], method: str) -> dict[str, Any]:
+    """The options with the engine that `MLD_ENGINE` names, where they name none and the method has it."""
+    wished = options.get("engine") or os.environ.get("MLD_ENGINE") or "memory"
+    if wished not in ENGINES:
+        where = "option engine" if "engine" in options else "MLD_ENGINE"
+        raise ValueError(f"{where}={wished!r}{near(wished, ENGINES)}: expected one of {known(ENGINES)}")
+    if method != METHODS["classification"] and wished != "memory":
+        if "engine" in options:
+            raise ValueError(
+                f"option engine={wished!r}: {METHODS['classification']} alone is evaluated in rounds; "
+                f"leave it out for {method}"
+            )
+        wished = "memory"
+    rest = {name: value for name, value in options.items() if name != "engine"}
+    return rest if wished == "memory" else {**rest, "engine": wished}
 
 
 def _check_range(name: str, value: Any) -> None:

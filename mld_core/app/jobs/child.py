@@ -24,11 +24,19 @@ from mld_core.records.format.parts import DamagedPartError
 from mld_core.views.columns.umap import make_umap
 from mld_core.views.units import passes_of
 
-TOLD = (NotFoundError, ResultExistsError, DamagedPartError, ValueError, KeyError, TypeError)
+TOLD = (
+    NotFoundError,
+    ResultExistsError,
+    DamagedPartError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ModuleNotFoundError,
+)
 """What an evaluation refuses, in words for who asked."""
 
 # Not for whoever asks to choose: it is this machine.
-_OWN_OPTIONS = frozenset({"progress", "threads"})
+_OWN_OPTIONS = frozenset({"progress", "threads", "ray_address"})
 _LONGEST_END = 10.0
 
 

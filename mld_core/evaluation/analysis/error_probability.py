@@ -24,6 +24,7 @@ from mld_core.evaluation.analysis.stack_features import (
 )
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.statistics.blocks import spans
+from mld_core.evaluation.statistics.confidence import Confidence, fit_confidence
 from mld_core.evaluation.statistics.folds import FOLDS, SALTS, hash_uniform
 from mld_core.evaluation.statistics.logistic import Logistic, fit_logistic
 from mld_core.evaluation.statistics.significance import NORMAL_95
@@ -41,48 +42,10 @@ CALIBRATION_BINS = 4_096
 MINIMUM = 30
 
 _PREDICT_ROWS = 65_536
-_LEAST_SLOPE = 1e-3
 
 CSE = "cse"
 MSP_ISOTONIC = "msp_isotonic"
 CONSTANT = "constant"
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """The risk a monitor of one score would see: strictly falling in it, and nowhere exactly 0.
-
-    Beta calibration (Kull, Silva Filho and Flach, 2017) of a probability, a logistic one of any other score:
-    at most three numbers, so that one curve for all folds ranks the units exactly as the score does.
-    """
-
-    curve: Logistic
-
-    def risk(self, score: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) risk."""
-        return np.asarray(expit(self.curve.logit(_confidence_columns(score, len(self.curve.coefficients)))))
-
-
-def _confidence_columns(score: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    if count == 1:
-        return -score[:, None]
-    inside = np.clip(score, 1e-16, 1.0)
-    return np.column_stack([-np.log(inside), np.log(np.maximum(1 - inside, 1e-16))])
-
-
-def fit_confidence(score: NDArray[np.float64], errors: NDArray[np.int8], workers: Workers) -> Confidence:
-    """Fit the curve to labelled units, some of them wrong and some right."""
-    bounded = float(score.min()) >= 0 and float(score.max()) <= 1
-    columns = _confidence_columns(score, 2 if bounded else 1)
-    found = fit_logistic(columns, errors, np.ones(len(score)), c=1.0, workers=workers)
-    if (found.coefficients < 0).any():
-        best = int(np.argmax(found.coefficients))
-        one = fit_logistic(columns[:, [best]], errors, np.ones(len(score)), c=1.0, workers=workers)
-        slopes = np.zeros(columns.shape[1])
-        # A score that points the wrong way still ranks as it does.
-        slopes[best] = max(float(one.coefficients[0]), _LEAST_SLOPE)
-        found = Logistic(slopes, one.intercept, found.mean, found.scale)
-    return Confidence(found)
 
 
 @dataclass(frozen=True)
@@ -119,7 +82,7 @@ class ErrorModel:
             return self.baseline(msp)
         assert self.linear is not None
         assert self.platt is not None
-        mean = (_tree_logit(self.trees, columns) + self.linear.logit(columns)) / 2 + self.shift
+        mean = (tree_logit(self.trees, columns) + self.linear.logit(columns)) / 2 + self.shift
         return np.asarray(expit(self.platt.logit(mean[:, None])))
 
 
@@ -218,6 +181,7 @@ def guard(
     baseline: NDArray[np.float64],
     errors: NDArray[np.int8],
     groups: NDArray[np.int64],
+    weight: NDArray[np.floating] | None = None,
 ) -> float:
     """Paired z of the log-loss of the baseline over that of the estimate, above 0 = the estimate wins.
 
@@ -226,12 +190,14 @@ def guard(
     edge = 1 / (len(errors) + 2)
     p, b = (np.clip(value, edge, 1 - edge) for value in (proba, baseline))
     gain = np.where(errors == 1, np.log(p) - np.log(b), np.log1p(-p) - np.log1p(-b))
+    mass = np.ones(len(gain)) if weight is None else weight
+    gain = gain * mass
     by_group = np.bincount(groups, weights=gain)
-    size = np.bincount(groups)
+    size = np.bincount(groups, weights=mass)
     if np.count_nonzero(size) < 2:
         return 0.0  # one observation has no spread to compare its gain with
     # Sums over groups of unequal size: the ratio estimator's variance, centred at the mean gain of a unit.
-    spread = np.sqrt((((by_group - size * gain.mean()) ** 2)[size > 0]).sum())
+    spread = np.sqrt((((by_group - size * (gain.sum() / mass.sum())) ** 2)[size > 0]).sum())
     return float(gain.sum() / spread) if spread > 0 else 0.0
 
 
@@ -266,10 +232,10 @@ def _fit_fold(
     if not len(rows) or errors.min() == errors.max():
         z[test] = logit((errors.sum() + 1) / (len(errors) + 2))
         return
-    trees, linear = _fit_pair(_columns(inputs, rows, folds, fold), errors, _settings(inputs), workers)
+    trees, linear = fit_pair(_columns(inputs, rows, folds, fold), errors, _settings(inputs), workers)
     for span in spans(len(test), _PREDICT_ROWS):
         columns = _columns(inputs, test[span], folds, fold)
-        z[test[span]] = (_tree_logit(trees, columns) + linear.logit(columns)) / 2 + shift
+        z[test[span]] = (tree_logit(trees, columns) + linear.logit(columns)) / 2 + shift
 
 
 def _columns(
@@ -314,9 +280,10 @@ def _settings(inputs: StackInputs) -> dict[str, Any]:
     return SAMPLED_TREES if len(inputs.base_rows) > WHOLE else TREES
 
 
-def _fit_pair(
+def fit_pair(
     columns: NDArray[np.float32], errors: NDArray[np.int8], settings: dict[str, Any], workers: Workers
 ) -> tuple[Any, Logistic]:
+    """Boosted trees and a logistic regression on the same columns."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     trees = HistGradientBoostingClassifier(
@@ -328,7 +295,8 @@ def _fit_pair(
     return trees, linear
 
 
-def _tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:
+def tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n,) log-odds of the trees."""
     return np.asarray(trees.decision_function(columns), dtype=np.float64)
 
 
@@ -345,12 +313,12 @@ def _platt(
         if not len(test) or not len(train) or errors.min() == errors.max():
             continue
         if table is None:
-            model = _fit_platt(z[train], errors, np.ones(len(train)), workers)
+            model = fit_platt(z[train], errors, np.ones(len(train)), workers)
         else:
             size, wrong, total = table.sum(axis=2) - table[:, :, fold]
             outcome = np.repeat(np.array([0, 1], np.int8), len(size))
             mean = np.tile(total / np.maximum(size, 1), 2)
-            model = _fit_platt(mean, outcome, np.concatenate([size - wrong, wrong]), workers)
+            model = fit_platt(mean, outcome, np.concatenate([size - wrong, wrong]), workers)
         made[test] = model.logit(z[test, None])
     return made
 
@@ -370,9 +338,10 @@ def _binned(z: NDArray[np.float64], errors: NDArray[np.int8], folds: NDArray[np.
     return np.array(parts, np.float64).reshape(3, CALIBRATION_BINS, FOLDS)
 
 
-def _fit_platt(
+def fit_platt(
     z: NDArray[np.float64], errors: NDArray[np.int8], weight: NDArray[np.float64], workers: Workers
 ) -> Logistic:
+    """Calibration of (n,) log-odds by two numbers."""
     return fit_logistic(z[:, None], errors, weight, c=1e3, workers=workers, standardise=False)
 
 
@@ -388,10 +357,10 @@ def _full_model(
         return ErrorModel(None, None, None, confidence, constant, source)
     rows, shift = _sampled(inputs, inputs.base_rows, len(SALTS) * FOLDS)
     columns = _columns(inputs, rows, None, -1)
-    trees, linear = _fit_pair(columns, inputs.errors[rows], _settings(inputs), workers)
+    trees, linear = fit_pair(columns, inputs.errors[rows], _settings(inputs), workers)
     known = inputs.base_rows
     # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
-    platt = _fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], np.ones(len(known)), workers)
+    platt = fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], np.ones(len(known)), workers)
     return ErrorModel(trees, linear, platt, confidence, constant, source, shift)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.answers import Estimated, Explanation, Judged
 from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
+from mld_core.evaluation.analysis.halves import Replays
 from mld_core.evaluation.analysis.label_quality import (
     PROBE_CLASSES,
     LabelPosterior,
@@ -109,7 +110,7 @@ def explain(made: Estimated, judged: Judged, posterior: LabelPosterior) -> Expla
     region = merged_regions(
         region_numbers(grid, links, work.errors, judged.used.t2), _components(made, judged), work.errors
     )
-    again = list(_again(evidence, judged, posterior))
+    again = list(asked_again(evidence, judged.replays, posterior))
     found = diagnose(work.options.diagnoses, evidence, again, region)
     regions = describe_regions(
         made.points,
@@ -138,13 +139,12 @@ def _components(made: Estimated, judged: Judged) -> NDArray[np.int64]:
     )
 
 
-def _again(evidence: Evidence, judged: Judged, posterior: LabelPosterior) -> Iterator[Evidence]:
+def asked_again(evidence: Evidence, replays: Replays, posterior: LabelPosterior) -> Iterator[Evidence]:
     """The evidence as every half of the data has it."""
     # Where the units around say the given label, the network alone says otherwise: it may be what is wrong.
     near = evidence.neighbours
     backed = near.rejected & (near.first == evidence.labels)
     certainty = np.where(backed, 0, posterior.certainty)
-    replays = judged.replays
     levels = (np.arange(len(replays.kept)) + 0.5) / len(replays.kept)
     for level, kept, dense, category in zip(
         levels, replays.kept, replays.dense, replays.category, strict=True

@@ -83,6 +83,7 @@ def fit_halves(
     *,
     own: bool,
     workers: Workers,
+    weight: NDArray[np.floating] | None = None,
 ) -> Halves:
     """Thresholds and risk curves of every half.
 
@@ -93,6 +94,7 @@ def fit_halves(
         used: Thresholds of the split; they stand in every half where another split gave them.
         own: Whether the split is its own reference.
         workers: Open pool.
+        weight: (n,) weights of units that were sampled; None = 1.
     """
     ranked = [RankedRisk.of(proba, errors) for proba in repeats]
     turns = tuple(half % len(repeats) for half in range(len(kept)))
@@ -106,11 +108,23 @@ def fit_halves(
                 errors[rows],
                 reference=used.reference,
                 risk_tolerance=used.risk_tolerance,
+                weight=None if weight is None else weight[rows],
+                pi=None if weight is None else rate_of(errors[rows], weight[rows]),
             )
-        return limits, ranked[turns[half]].curve(rows)
+        return limits, ranked[turns[half]].curve(rows if weight is None else rows * weight)
 
     found = list(workers.map(one, range(len(kept))))
     return Halves(tuple(limits for limits, _ in found), tuple(curve for _, curve in found), turns)
+
+
+def rate_of(errors: NDArray[np.int8], weight: NDArray[np.floating]) -> float:
+    """Share of wrong ones among weighted units, (E + 1) / (n + 2).
+
+    Example:
+        >>> rate_of(np.array([1, 0], np.int8), np.array([1.0, 7.0]))
+        0.2
+    """
+    return float((weight[errors == 1].sum() + 1) / (weight.sum() + 2))
 
 
 def half_densities(
@@ -132,10 +146,13 @@ def half_densities(
         rows: The units asked about.
     """
     counted = around.within(base_errors == 1, base_kept, density.k)
-    return _lows(counted, density, state, rows)
+    return lows_of(counted, density, state, rows)
 
 
-def _lows(counted: Counted, density: Density, state: Halves, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def lows_of(
+    counted: Counted, density: Density, state: Halves, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(halves, n) lower bounds of the local error rate of some units, from what each half counts."""
     made = np.empty((len(state.thresholds), len(rows)), np.float32)
     if np.isinf(density.m):
         made[:] = np.array([limits.pi for limits in state.thresholds])[:, None]
@@ -199,7 +216,7 @@ def replay_density(
     counted = around.within(errors[known] == 1, kept[:, known], density.k)
 
     def one(span: slice) -> None:
-        made[:, span] = _lows(counted, density, state, np.arange(span.start, span.stop))
+        made[:, span] = lows_of(counted, density, state, np.arange(span.start, span.stop))
 
     workers.each(one, spans(len(errors), _ROWS))
     return made

@@ -44,8 +44,8 @@ def flag_structs(flags: Flags) -> pa.StructArray:
     return pa.StructArray.from_arrays([pa.array(value) for value in vars(flags).values()], fields=list(FLAGS))
 
 
-def answer_columns(answers: UnitAnswers, split: Split) -> dict[str, Column]:
-    """(N,) columns that every task has; `split` is the one the neighbours are units of."""
+def answer_columns(answers: UnitAnswers, split: Split | None) -> dict[str, Column]:
+    """(N,) columns that every task has; `split` is the one the neighbours, if any, are units of."""
     made: dict[str, Column] = {
         "error_proba": answers.error_proba,
         "local_error_rate": answers.density.rate,
@@ -55,18 +55,23 @@ def answer_columns(answers: UnitAnswers, split: Split) -> dict[str, Column]:
         "flags": flag_structs(answers.flags),
         **coordinates(answers.points),
     }
-    if answers.neighbours is not None:
+    if answers.neighbours is not None and split is not None:
         made["neighbour_ids"] = neighbour_ids(answers.neighbours, split)
     if isinstance(answers, SplitAnalysis):
-        made |= {
-            "category": category_names(answers.category),
-            "projected_category": category_names(np.where(answers.errors < 0, answers.projected, -1)),
-            "membership": answers.membership,
-            "ambiguity": answers.ambiguity,
-            "label_quality": answers.label_quality,
-            "region_id": pa.array(answers.region, pa.int32(), mask=answers.region < 0),
-        }
+        made |= judged_columns(answers)
     return made
+
+
+def judged_columns(answers: Any) -> dict[str, Column]:
+    """(N,) columns of a split in which units are labelled: of a `SplitAnalysis`, or what has its names."""
+    return {
+        "category": category_names(answers.category),
+        "projected_category": category_names(np.where(answers.errors < 0, answers.projected, -1)),
+        "membership": answers.membership,
+        "ambiguity": answers.ambiguity,
+        "label_quality": answers.label_quality,
+        "region_id": pa.array(answers.region, pa.int32(), mask=answers.region < 0),
+    }
 
 
 def diagnosis_columns(found: Diagnoses) -> dict[str, Column]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.answers import AnalysisOptions, SplitAnalysis
 from mld_core.evaluation.analysis.evidence import NEEDS
 from mld_core.evaluation.analysis.stages import REFERENCE_MINIMUM, Split, Value
-from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.codes.categories import CATEGORIES, Thresholds
+from mld_core.evaluation.space.cells import Density
 from mld_core.evaluation.space.regions import Region
 from mld_core.evaluation.space.slices import MetadataSlice
 
@@ -36,31 +37,26 @@ def category_row(analysis: SplitAnalysis) -> dict[str, Value]:
         f"{name.removeprefix('five_way_')}_five_way" if name.startswith("five_way_") else name: value
         for name, value in analysis.ratios.items()
     }
-    row |= threshold_cells(analysis)
+    row |= threshold_row(analysis.used, analysis.density)
     unlabelled = analysis.errors < 0
     if unlabelled.any():
         row |= projected_ratios(analysis.projected[unlabelled])
     return row
 
 
-def threshold_cells(analysis: SplitAnalysis) -> dict[str, Value]:
+def threshold_row(used: Thresholds, density: Density) -> dict[str, Value]:
     """What the categories were decided by."""
-    used = analysis.used
-    return {
-        "t1": used.t1,
-        "t2": used.t2,
-        "k": analysis.density.k,
-        "m": analysis.density.m,
-        "ref_split": used.reference,
-    }
+    return {"t1": used.t1, "t2": used.t2, "k": density.k, "m": density.m, "ref_split": used.reference}
 
 
 def projected_ratios(category: NDArray[np.int8]) -> dict[str, Value]:
     """Shares of the projected categories among the units without a label."""
-    return {
-        f"projected_{name}_ratio": float((category == number).mean())
-        for number, name in enumerate(CATEGORIES)
-    }
+    return projected_shares(np.array([(category == number).mean() for number in range(len(CATEGORIES))]))
+
+
+def projected_shares(share: NDArray[np.floating]) -> dict[str, Value]:
+    """The same from the (6,) shares."""
+    return {f"projected_{name}_ratio": float(one) for name, one in zip(CATEGORIES, share, strict=True)}
 
 
 def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,10 +71,37 @@ def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+class Estimate(Protocol):
+    """Where an error probability comes from; see `ErrorProbability`."""
+
+    @property
+    def source(self) -> str:
+        """What it is."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is not the estimator's."""
+        ...
+
+
 def analysis_notes(split: Split, analysis: SplitAnalysis) -> list[str]:
     """What to know when reading the figures of a split."""
+    absent = analysis.diagnoses.not_computable
+    return notes_of(split, analysis.estimate, analysis.used, analysis.density, absent)
+
+
+def notes_of(
+    split: Split,
+    estimate: Estimate,
+    used: Thresholds,
+    density: Density,
+    not_computable: Mapping[str, str],
+    *,
+    known: tuple[str, ...] = (),
+) -> list[str]:
+    """The same from what it is read off; reasons in `known` are told elsewhere."""
     made = []
-    estimate = analysis.estimate
     if estimate.source == "constant":
         made.append(f"error_proba is the same for every unit: {estimate.reason}")
     elif estimate.source != "cse":
@@ -86,14 +109,14 @@ def analysis_notes(split: Split, analysis: SplitAnalysis) -> list[str]:
     if min(split.errors, split.labeled - split.errors) < REFERENCE_MINIMUM:
         made.append(
             f"{split.errors} wrong and {split.labeled - split.errors} right units are few: thresholds from "
-            f"{analysis.used.reference!r}, read the categories with care"
+            f"{used.reference!r}, read the categories with care"
         )
-    if analysis.density.m == math.inf:
+    if density.m == math.inf:
         made.append("errors are not clustered in the feature space: no unit can be in a hotspot by density")
     by_reason: dict[str, list[str]] = {}
-    for code, reason in analysis.diagnoses.not_computable.items():
+    for code, reason in not_computable.items():
         text = reason.removeprefix("not computable: ")
-        if not any(part in _NOT_WORTH_A_NOTE for part in text.split("; ")):
+        if not any(part in _NOT_WORTH_A_NOTE or part in known for part in text.split("; ")):
             by_reason.setdefault(text, []).append(code)
     made += [f"{', '.join(codes)} could not be computed: {reason}" for reason, codes in by_reason.items()]
     return made
@@ -104,7 +127,13 @@ def region_rows(split: Split, regions: list[Region]) -> list[dict[str, Any]]:
     if not regions:
         return []
     ids = pq.read_table(split.units, columns=["unit_id", "input_id"])
-    medoids = ids.take([region.medoid for region in regions]).to_pylist()
+    return rows_of_regions(split, regions, ids.take([region.medoid for region in regions]).to_pylist())
+
+
+def rows_of_regions(
+    split: Split, regions: list[Region], medoids: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The same where the `unit_id` and `input_id` of their medoids are known."""
     return [
         {
             "dataset": split.dataset,

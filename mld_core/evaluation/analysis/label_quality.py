@@ -107,7 +107,7 @@ def probability_member(probability: NDArray[np.floating]) -> Member:
 
 def neighbour_member(around: Neighbourhood, base_labels: NDArray[np.int64], n_class: int) -> Member:
     """Labels of the 32 nearest units, own group left out, with 1.5 pseudo-counts spread over the classes."""
-    return lambda rows: _smoothed(around.label_counts(base_labels, n_class, NEIGHBOURS, rows))
+    return lambda rows: smoothed(around.label_counts(base_labels, n_class, NEIGHBOURS, rows))
 
 
 def train_member(near_labels: NDArray[np.integer], n_class: int) -> Member:
@@ -116,12 +116,13 @@ def train_member(near_labels: NDArray[np.integer], n_class: int) -> Member:
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
         flat = near_labels[rows] + 1 + np.arange(len(rows))[:, None] * (n_class + 1)
         counts = np.bincount(flat.ravel(), minlength=len(rows) * (n_class + 1))
-        return _smoothed(counts.reshape(len(rows), n_class + 1)[:, 1:])
+        return smoothed(counts.reshape(len(rows), n_class + 1)[:, 1:])
 
     return member
 
 
-def _smoothed(counts: NDArray[Any]) -> NDArray[np.floating]:
+def smoothed(counts: NDArray[Any]) -> NDArray[np.floating]:
+    """Log-probabilities from (n, K) neighbours of each label, 1.5 pseudo-counts spread over the classes."""
     share = PSEUDO_COUNTS / counts.shape[1]
     return np.asarray(np.log((counts + share) / (counts.sum(axis=1, keepdims=True) + PSEUDO_COUNTS)))
 
@@ -328,7 +329,19 @@ def label_posterior(
     sample = known[keep]
     values = [member(sample) for member in members]
     state = fit_posterior(values, labels[sample], folds[sample], own or [False] * len(members))
-    gain = state.gain * len(known)
+    return posterior_of(members, labels, folds, n_class, state, state.gain * len(known), workers)
+
+
+def posterior_of(
+    members: Sequence[Member],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int8],
+    n_class: int,
+    state: PoolState,
+    gain: float,
+    workers: Workers,
+) -> LabelPosterior:
+    """The label posterior of any units by a fitted pool; `gain` is that of all labelled units together."""
     given, wrong = np.full(len(labels), np.nan, np.float32), np.zeros(len(labels), np.float32)
     best, best_proba = np.empty(len(labels), np.int64), np.empty(len(labels), np.float32)
 

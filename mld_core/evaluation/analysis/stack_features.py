@@ -76,12 +76,25 @@ def fixed_columns(
         base_prediction: (M,) predictions of the base units, None = `scores.prediction[base_rows]`.
     """
     base = scores.prediction[base_rows] if base_prediction is None else base_prediction
-    parts: list[NDArray[Any]] = [
-        scores.columns,
-        same_prediction_share(around, base, scores.prediction, n_class, workers)[:, None],
-        around.distance,
-        points[:, :PCA_COLUMNS],
-    ]
+    same = same_prediction_share(around, base, scores.prediction, n_class, workers)
+    return joined_columns(
+        scores, n_class, same, around.distance, points, reference=reference, epochs=epochs, extra=extra
+    )
+
+
+def joined_columns(
+    scores: LogitScores,
+    n_class: int,
+    same: NDArray[np.float32],
+    distance: NDArray[np.float32],
+    points: NDArray[np.float32],
+    *,
+    reference: TrainReference | None = None,
+    epochs: EpochArrays | None = None,
+    extra: NDArray[np.floating] | None = None,
+) -> NDArray[np.float32]:
+    """The columns of `fixed_columns` from what surrounds the units: (N,) `same` and (N, 2) `distance`."""
+    parts: list[NDArray[Any]] = [scores.columns, same[:, None], distance, points[:, :PCA_COLUMNS]]
     if n_class <= ONE_HOT_CLASSES:
         classes = np.arange(n_class)
         parts += [scores.prediction[:, None] == classes, scores.runner_up[:, None] == classes]
@@ -167,7 +180,12 @@ def neighbour_rates(
     """(len(rows), 3) error rates among 8, 32 and 96 base units with a value, shrunk to the mean; the mean."""
     mean = float(np.nanmean(values))
     total, count = around.sums(values, ERROR_KS, rows)
-    return np.asarray((total + PSEUDO_COUNTS * mean) / (count + PSEUDO_COUNTS), dtype=np.float32), mean
+    return shrunk(total, count, mean), mean
+
+
+def shrunk(total: NDArray[np.floating], count: NDArray[np.floating], mean: float) -> NDArray[np.float32]:
+    """Error rates drawn to the mean by 4 pseudo-counts."""
+    return np.asarray((total + PSEUDO_COUNTS * mean) / (count + PSEUDO_COUNTS), dtype=np.float32)
 
 
 def _encoded(
@@ -185,8 +203,28 @@ def _encoded(
     flat = classes[train] % shape[0] * shape[1] + folds[train] % shape[1]
     size = np.bincount(flat, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
     wrong = np.bincount(flat, weights=inputs.errors[train], minlength=shape[0] * shape[1]).reshape(shape)
-    own_class, own_fold = classes[rows] % shape[0], folds[rows] % shape[1]
     inside = (folds[rows] >= 0).astype(np.float64)
+    return class_rates(size, wrong, classes[rows] % shape[0], folds[rows] % shape[1], inside, mean)
+
+
+def class_rates(
+    size: NDArray[np.float64],
+    wrong: NDArray[Any],
+    own_class: NDArray[np.int64],
+    own_fold: NDArray[np.integer],
+    inside: NDArray[np.float64],
+    mean: float,
+) -> NDArray[np.float64]:
+    """Error rate of each unit's class, its own fold left out where it is among those counted.
+
+    Args:
+        size: (K + 1, folds) units of each class and fold.
+        wrong: The wrong ones of them.
+        own_class: (n,) class of each unit asked about.
+        own_fold: (n,) its fold.
+        inside: (n,) 1 where its fold is among those counted.
+        mean: What the rate is drawn to, with a weight of 20.
+    """
     n = size.sum(axis=1)[own_class] - inside * size[own_class, own_fold]
     e = wrong.sum(axis=1)[own_class] - inside * wrong[own_class, own_fold]
     return np.asarray((e + ENCODING_WEIGHT * mean) / (n + ENCODING_WEIGHT), dtype=np.float64)

@@ -98,7 +98,7 @@ def rewrite_units(source: Path, target: Path, columns: Mapping[str, Column]) -> 
     """
     file = pq.ParquetFile(source)
     schema = file.schema_arrow
-    new = {name: _as_arrow(name, values, schema, file.metadata.num_rows) for name, values in columns.items()}
+    new = {name: as_arrow(name, values, schema, file.metadata.num_rows) for name, values in columns.items()}
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for start, batch in _batches(file):
             done = batch
@@ -115,7 +115,19 @@ def _batches(file: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
         start += batch.num_rows
 
 
-def _as_arrow(name: str, values: Column, schema: pa.Schema, rows: int) -> pa.Array | pa.ChunkedArray:
+def with_columns(batch: pa.RecordBatch, columns: Mapping[str, Column]) -> pa.RecordBatch:
+    """Rows of a unit table with the given columns in place of those of the same name."""
+    arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+    arrays |= {name: as_arrow(name, values, batch.schema, batch.num_rows) for name, values in columns.items()}
+    return pa.RecordBatch.from_arrays([arrays[name] for name in batch.schema.names], schema=batch.schema)
+
+
+def as_arrow(name: str, values: Column, schema: pa.Schema, rows: int) -> pa.Array | pa.ChunkedArray:
+    """A stage's column as the table has it.
+
+    Raises:
+        ValueError: The table has no such column, or another number of rows.
+    """
     if name not in schema.names:
         raise ValueError(f"a stage returned the column {name!r}: expected one of {', '.join(schema.names)}")
     if len(values) != rows:

@@ -189,7 +189,7 @@ def _metadata(split: Split) -> pd.DataFrame | None:
 
 def _train(split: Split, group: SplitGroup, features: Mapping[str, Vectors]) -> TrainArrays | None:
     """The train split with the same layers; only its labels and hashes where its layers differ."""
-    selection = _train_selection(split, group)
+    selection = train_selection(split, group)
     if selection is None or selection.n_rows == 0:
         return None
     key = group.options.get("group_key")
@@ -227,7 +227,7 @@ def _objects(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(object)
 
 
-def _train_selection(split: Split, group: SplitGroup) -> PassSelection | None:
+def train_selection(split: Split, group: SplitGroup) -> PassSelection | None:
     """The train pass of the group, else of the same epoch, else the latest."""
     known = group.get("train")
     if known is not None:

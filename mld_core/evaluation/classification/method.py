@@ -11,20 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mld_core.evaluation.analysis.stages import Split, SplitStage
+from mld_core.evaluation.analysis.answers import Reference
+from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput
+from mld_core.evaluation.classification.ranking import EXACT_CELLS, rank
+from mld_core.evaluation.classification.rounds.method import begin, finish
 from mld_core.evaluation.classification.scalars import (
-    EXACT_CELLS,
     ClassificationSplit,
     ClassificationState,
     Ranking,
     class_rows,
     metric_row,
-    rank,
     scalars,
 )
 from mld_core.evaluation.classification.stage import CLASSIFICATION_STAGES
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import PassSource, problem, record_problems
+from mld_core.evaluation.engine.rounds import Rounds, rounds_of
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
 from mld_core.evaluation.results.store import ResultStore
@@ -46,6 +48,9 @@ def evaluate_classification(
     method = Method(
         lambda group: [_evaluate_pass(results, one, engine, info, options) for one in group.splits], stages
     )
+    if options.get("engine", "memory") != "memory":
+        rounds = rounds_of(engine, options)
+        method = Method(lambda group: _in_rounds(results, group, rounds, info), (Found(),))
     found = evaluate_passes(method, selections, folder, engine, info=info, options=options)
     return {**found, "task": "classification", "problems": found["problems"] + _unused_options(options)}
 
@@ -86,13 +91,55 @@ def _evaluate_pass(
         cells = int(options.get("exact_cells", EXACT_CELLS))
         ranking = rank(engine, context, source.batches, state.counts, exact_cells=cells)
     overflow = _count_flag(source, "overflow")
-    n_class = context.n_class
-    metrics = metric_row(state, ranking, n_class, sigmoid=context.sigmoid) | read_facts(selection)
+    return _evaluated(split, context, state, ranking, overflow, _distinct_inputs(results, split.units))
+
+
+def _in_rounds(
+    results: ResultStore, group: SplitGroup, rounds: Rounds, info: dict[str, Any]
+) -> list[EvaluatedPass]:
+    """The passes of a group in rounds over their parts; what is said of their units is found in `scratch`."""
+    begun = {id(one): begin(one, rounds, info, group.options) for one in group.splits}
+    references: dict[str, Reference | None] = {}
+    for split in group.in_reference_order():
+        other = group.reference(split)
+        known = None if other is split else references.get(other.dataset)
+        found, own = finish(begun[id(split)], group, results, rounds, known)
+        references[split.dataset], split.scratch[Found.name] = own, found
+    made = []
+    for split in group.splits:
+        one = begun[id(split)]
+        overflow = one.counted.overflow
+        made.append(_evaluated(split, one.context, one.counts, one.ranking, overflow, one.distinct))
+    return made
+
+
+class Found:
+    """The stage of an evaluation in rounds: hands on what the rounds found."""
+
+    name = "rounds"
+
+    def __call__(self, split: Split, group: SplitGroup, engine: Workers) -> StageOutput:  # noqa: ARG002
+        """See `SplitStage`."""
+        found: StageOutput = split.scratch[self.name]
+        return found
+
+
+def _evaluated(
+    split: Split,
+    context: ClassificationSplit,
+    state: ClassificationState,
+    ranking: Ranking | None,
+    overflow: int,
+    distinct: int,
+) -> EvaluatedPass:
+    """What the tables say of a pass."""
+    selection = split.selection
+    metrics = metric_row(state, ranking, context.n_class, sigmoid=context.sigmoid) | read_facts(selection)
     metrics |= {"count_label_out_of_range": state.out_of_range, "count_overflow": overflow}
-    metrics["count_distinct_input"] = _distinct_inputs(results, split.units)
+    metrics["count_distinct_input"] = distinct
     classes = [
         {"dataset": split.dataset, "n_epoch": split.n_epoch, **row}
-        for row in class_rows(state, ranking, n_class)
+        for row in class_rows(state, ranking, context.n_class)
     ]
     problems = record_problems(selection) + _value_problems(selection, state, ranking, overflow, context)
     return EvaluatedPass(split, metrics, classes, _confusion(state, context), problems)
@@ -156,7 +203,7 @@ def _value_problems(
         text = "no logits are stored: auroc, auprc and entropy have no value"
         found.append(problem("no_logits", text, selection))
     if ranking is not None and ranking.method == "histogram":
-        text = "auroc and auprc are from 65,536-bin histograms (too many units x classes to sort)"
+        text = "auroc and auprc are from 65,536-bin histograms, where all units x classes were not sorted"
         found.append(problem("histogram", text, selection, severity="note"))
     return found
 

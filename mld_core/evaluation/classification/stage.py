@@ -21,7 +21,7 @@ from mld_core.evaluation.analysis.issue_tables import (
     projected_ratios,
     region_rows,
     slice_rows,
-    threshold_cells,
+    threshold_row,
 )
 from mld_core.evaluation.analysis.projection import Projection, project_units
 from mld_core.evaluation.analysis.stages import (
@@ -153,7 +153,10 @@ def _project(split: Split, group: SplitGroup, engine: Workers) -> StageOutput:
     )
     return StageOutput(
         columns=projection_columns(projection, reference),
-        categories={**threshold_cells(analysis), **projected_ratios(projection.category)},
+        categories={
+            **threshold_row(analysis.used, analysis.density),
+            **projected_ratios(projection.category),
+        },
         facts={"labeled": 0, "projected_from": reference.dataset},
         notes=(note, *gathered.notes),
     )

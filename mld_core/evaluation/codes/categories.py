@@ -88,6 +88,8 @@ def thresholds(
     *,
     reference: str,
     risk_tolerance: float | None = None,
+    weight: NDArray[np.floating] | None = None,
+    pi: float | None = None,
 ) -> Thresholds:
     """Thresholds from the labelled units of the reference split.
 
@@ -98,6 +100,8 @@ def thresholds(
         errors: (n,) 1 wrong, 0 right.
         reference: Name of that split.
         risk_tolerance: Replaces t2.
+        weight: (n,) weights of units that were sampled, as many together as they are worth; None = 1.
+        pi: The error rate where it is known of more units than these; None = theirs.
 
     Raises:
         ValueError: `risk_tolerance` is not strictly between 0 and 1.
@@ -112,11 +116,13 @@ def thresholds(
     if risk_tolerance is not None and not 0 < risk_tolerance < 1:
         raise ValueError(f"risk_tolerance={risk_tolerance}: expected a probability strictly between 0 and 1")
     wrong = errors == 1
-    pi = float((wrong.sum() + 1) / (len(errors) + 2))
+    if pi is None:
+        pi = float((wrong.sum() + 1) / (len(errors) + 2))
     t2 = min(pi, 0.5) if risk_tolerance is None else float(risk_tolerance)
     below = proba <= t2
     # A share of none wrong among few says little: what is called safe is so by an upper bound.
-    bound = float(betaincinv(wrong[below].sum() + 0.5, (~wrong[below]).sum() + 0.5, 1 - LEVEL))
+    mass: NDArray[np.floating] = np.ones(len(wrong)) if weight is None else weight
+    bound = float(betaincinv(mass[below & wrong].sum() + 0.5, mass[below & ~wrong].sum() + 0.5, 1 - LEVEL))
     t1 = t2 if bound <= max(t2, DOUBT) else 0.0
     return Thresholds(pi, t2, t1, risk_tolerance, reference)
 

@@ -145,7 +145,7 @@ def diagnose(
     missing = evidence.missing
     masks: dict[str, Mask] = {}
     reasons: dict[str, str] = {}
-    repeated: dict[str, Repeated] = {}
+    known: dict[str, Repeated] = {}
     for one in registry:
         absent = [missing[need] for need in one.needs if need in missing]
         if absent or one.predicate is None:
@@ -154,8 +154,8 @@ def diagnose(
         masks[one.code] = one.predicate(evidence)
         if one.varies and one.severity >= GRAVE and halves and masks[one.code].any():
             again = np.stack([one.predicate(half) for half in halves])
-            repeated[one.code] = repeats(again, np.zeros(evidence.rows, int) if region is None else region)
-    return ranked(registry, masks, reasons, evidence.rows, repeated)
+            known[one.code] = repeats(again, np.zeros(evidence.rows, int) if region is None else region)
+    return ranked(registry, masks, reasons, evidence.rows, known)
 
 
 def repeats(again: Mask, region: NDArray[np.integer]) -> Repeated:
@@ -169,16 +169,25 @@ def repeats(again: Mask, region: NDArray[np.integer]) -> Repeated:
         again: (halves, N) who carries it in which half.
         region: (N,) region of each unit, -1 outside.
     """
+    place = np.asarray(region, np.int64) + 1
+    return repeated(again, place, stable_places(again, place, int(place.max(initial=0)) + 1))
+
+
+def repeated(again: Mask, place: NDArray[np.int64], stable: Mask) -> Repeated:
+    """Which units carry a code for sure, where it is known at which places it is stable."""
     share = again.mean(axis=0)
-    most, place = share >= 0.5, np.asarray(region, np.int64) + 1
-    count = int(place.max(initial=0)) + 1
+    return Repeated(share.astype(np.float32), (share >= SURE) & stable[place])
+
+
+def stable_places(again: Mask, place: NDArray[np.int64], count: int) -> Mask:
+    """(count,) places at which the units that carry a code are much the same ones from half to half."""
+    most = again.mean(axis=0) >= 0.5
     jaccard = np.zeros(count)
     for one in again:
         both = np.bincount(place[one & most], minlength=count)
         either = np.bincount(place[one | most], minlength=count)
         jaccard += np.where(either > 0, both / np.maximum(either, 1), 1.0)
-    stable = jaccard / len(again) >= STABLE
-    return Repeated(share.astype(np.float32), (share >= SURE) & stable[place])
+    return np.asarray(jaccard / len(again) >= STABLE)
 
 
 def ranked(

@@ -140,7 +140,7 @@ class Stage(AbstractContextManager["Stage"]):
 _inside = threading.local()
 
 
-def _enter_worker() -> None:
+def enter_worker() -> None:
     """Start of a worker: the number of OpenMP threads is a property of the thread that asks for them."""
     _inside.worker = True
     threadpool_limits(1, user_api="openmp")
@@ -184,7 +184,7 @@ class Workers:
         self._depth += 1
         if self._depth == 1:
             self._limit = threadpool_limits(1, user_api="blas")
-            self._pool = ThreadPoolExecutor(self.threads, initializer=_enter_worker)
+            self._pool = ThreadPoolExecutor(self.threads, initializer=enter_worker)
         return self
 
     def __exit__(

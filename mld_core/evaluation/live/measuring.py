@@ -11,13 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mld_core.evaluation.classification.scalars import (
-    EXACT_CELLS,
-    ClassificationSplit,
-    metric_row,
-    rank,
-    scalars,
-)
+from mld_core.evaluation.classification.ranking import EXACT_CELLS, rank
+from mld_core.evaluation.classification.scalars import ClassificationSplit, metric_row, scalars
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import PassSource
 from mld_core.evaluation.live.sampled import sample_rows

@@ -41,7 +41,11 @@ class Density:
 
 
 def choose_density(
-    total: NDArray[np.floating], count: NDArray[np.floating], errors: NDArray[np.integer], pi: float
+    total: NDArray[np.floating],
+    count: NDArray[np.floating],
+    errors: NDArray[np.integer],
+    pi: float,
+    weight: NDArray[np.floating] | None = None,
 ) -> tuple[int, float]:
     """Choose k and m jointly by the leave-one-out log-likelihood of the errors.
 
@@ -50,6 +54,7 @@ def choose_density(
         count: (n, 5) how many neighbours those are (fewer in a small split).
         errors: (n,) 1 wrong, 0 right.
         pi: Overall error rate of the reference split, strictly inside (0, 1).
+        weight: (n,) how many units each line stands for; None = 1.
 
     Returns:
         k and m; ties go to the larger m, then the larger k.
@@ -60,11 +65,13 @@ def choose_density(
         (128, inf)
     """
     wrong = np.asarray(errors) == 1
+    bad: Any = 1.0 if weight is None else weight[wrong]
+    good: Any = 1.0 if weight is None else weight[~wrong]
     found: list[tuple[float, float, int]] = []
     for m in M_GRID:
         for place, k in enumerate(K_GRID):
             p = np.full(len(wrong), pi) if np.isinf(m) else (m * pi + total[:, place]) / (m + count[:, place])
-            found.append((float(np.log(p[wrong]).sum() + np.log1p(-p[~wrong]).sum()), m, k))
+            found.append((float((bad * np.log(p[wrong])).sum() + (good * np.log1p(-p[~wrong])).sum()), m, k))
     best = max(value for value, _, _ in found)
     close = best - _TIE * max(1.0, abs(best))
     _, m, k = max((entry for entry in found if entry[0] >= close), key=lambda entry: (entry[1], entry[2]))

@@ -211,14 +211,8 @@ class Cells:
         rows: NDArray[np.int64],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         own = np.append(values, np.nan)[self.own[rows]]
-        there = ~np.isnan(own)
-        own = np.where(there, own, 0.0)
         steps = [min(steps_of(k), self.near.shape[1]) - 1 for k in ks]
-        total, size = (figure[self.cell[rows]][:, steps] for figure in wide)
-        return (
-            np.maximum(total - own[:, None], 0).astype(np.float32),
-            np.maximum(size - there[:, None], 0).astype(np.float32),
-        )
+        return without_own(wide[0][self.cell[rows]][:, steps], wide[1][self.cell[rows]][:, steps], own)
 
     def within(self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int) -> Counted:
         """See `Neighbourhood.within`."""
@@ -242,12 +236,8 @@ class Cells:
         flat = self.base_cell[known].astype(np.int64) * n_class + labels[known]
         table = np.bincount(flat, minlength=cells * n_class).reshape(cells, n_class)
         table = table[self.near[:, : steps_of(k)]].sum(axis=1)
-        counted = table[self.cell[rows]].astype(np.float32)
         own = np.append(labels, -1)[self.own[rows]]
-        mine = np.flatnonzero(own >= 0)
-        counted[mine, own[mine]] -= 1
-        total = counted.sum(axis=1, keepdims=True)
-        return np.asarray(counted * (k / np.maximum(total, k)), dtype=np.float32)
+        return labels_without_own(table[self.cell[rows]].astype(np.float32), own, k)
 
     def mixed_counts(
         self, weights: NDArray[np.floating], k: int, rows: NDArray[np.int64]
@@ -261,6 +251,25 @@ class Cells:
             - np.concatenate([weights, np.zeros((1, weights.shape[1]))])[self.own[rows]]
         )
         return np.asarray(counted * (k / np.maximum(counted.sum(axis=1, keepdims=True), k)), dtype=np.float32)
+
+
+def without_own(
+    total: NDArray[np.floating], size: NDArray[np.floating], own: NDArray[np.floating]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Sums and counts of cells, (n, S) each, without the unit's (n,) own value; NaN = it is not in them."""
+    there = ~np.isnan(own)
+    return (
+        np.maximum(total - np.where(there, own, 0.0)[:, None], 0).astype(np.float32),
+        np.maximum(size - there[:, None], 0).astype(np.float32),
+    )
+
+
+def labels_without_own(counted: NDArray[np.float32], own: NDArray[np.int64], k: int) -> NDArray[np.float32]:
+    """(n, K) labels of cells without the unit's (n,) own, -1 = none, scaled to `k`; changes `counted`."""
+    mine = np.flatnonzero(own >= 0)
+    counted[mine, own[mine]] -= 1
+    total = counted.sum(axis=1, keepdims=True)
+    return np.asarray(counted * (k / np.maximum(total, k)), dtype=np.float32)
 
 
 def steps_of(k: int) -> int:
@@ -353,18 +362,29 @@ def _cells(points: NDArray[np.float32], base_rows: NDArray[np.int64], workers: W
     centroids = two_level_centroids(points, count, workers)
     cell = two_level_assign(points, centroids, workers)
     flat = np.concatenate(centroids[1])
-    near = _near_cells(flat, workers)
+    near = near_cells(flat, workers)
     own = np.full(len(points), -1, np.int64)
     own[base_rows] = np.arange(len(base_rows))
+    return Cells(cell, near, cell[base_rows], own, cell_distances(points, cell, near, flat, workers))
+
+
+def cell_distances(
+    points: NDArray[np.float32],
+    cell: NDArray[np.int32],
+    near: NDArray[np.int32],
+    centroids: NDArray[np.float32],
+    workers: Workers,
+) -> NDArray[np.float32]:
+    """(N, 2) log distances to the centroid of a point's cell and to that of the farthest of its nearest."""
     gap = np.empty((len(points), 2), np.float32)
 
     def far(span: slice) -> None:
         for column, step in enumerate((0, min(8, near.shape[1] - 1))):
-            offset = points[span] - flat[near[cell[span], step]]
+            offset = points[span] - centroids[near[cell[span], step]]
             gap[span, column] = np.log(np.maximum(squared_norms(offset), 1e-20)) / 2
 
     workers.each(far, spans(len(points), _ROWS))
-    return Cells(cell, near, cell[base_rows], own, gap)
+    return gap
 
 
 TwoLevel = tuple[NDArray[np.float32], list[NDArray[np.float32]]]
@@ -403,7 +423,8 @@ def two_level_assign(points: NDArray[np.float32], centroids: TwoLevel, workers: 
     return cell
 
 
-def _near_cells(centroids: NDArray[np.float32], workers: Workers) -> NDArray[np.int32]:
+def near_cells(centroids: NDArray[np.float32], workers: Workers) -> NDArray[np.int32]:
+    """(J, <= 9) the nearest cells of each cell, itself first."""
     keep = min(max(CELL_STEPS), len(centroids))
     near = np.empty((len(centroids), keep), np.int32)
     base = Base(centroids, squared_norms(centroids), np.arange(len(centroids)))

@@ -142,15 +142,36 @@ class RankedErrors:
         mass = float(w.sum())
         if mass <= 0:
             return dict.fromkeys(METRICS)
-        aurc, augrc = _risk_coverage(total, wrong)
-        return {
-            "error_proba_auroc": auroc_of_counts(wrong, total),
-            "error_proba_auprc": average_precision_of_counts(wrong, total),
-            "error_proba_brier": float((w * self._square).sum() / mass),
-            "error_proba_ece": _calibration_error(*self._gap, w),
-            "aurc": aurc,
-            "augrc": augrc,
-        }
+        place, gap = self._gap
+        by_bin = np.bincount(place, weights=w * gap)
+        return metrics_of_counts(wrong, total, float((w * self._square).sum()), by_bin, mass)
+
+
+def metrics_of_counts(
+    wrong: NDArray[Any],
+    total: NDArray[Any],
+    square: float,
+    gap: NDArray[Any],
+    mass: float,
+) -> dict[str, float | None]:
+    """The metrics of a score from counts of units by rising score.
+
+    Args:
+        wrong: (places,) wrong units.
+        total: (places,) units.
+        square: Sum of (score - wrong) squared.
+        gap: (15,) sums of score - wrong by equal bins of the score.
+        mass: Units.
+    """
+    aurc, augrc = _risk_coverage(total, wrong)
+    return {
+        "error_proba_auroc": auroc_of_counts(wrong, total),
+        "error_proba_auprc": average_precision_of_counts(wrong, total),
+        "error_proba_brier": square / mass,
+        "error_proba_ece": float(np.abs(gap).sum() / mass),
+        "aurc": aurc,
+        "augrc": augrc,
+    }
 
 
 METRICS = ("error_proba_auroc", "error_proba_auprc", "error_proba_brier", "error_proba_ece", "aurc", "augrc")

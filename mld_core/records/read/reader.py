@@ -100,6 +100,11 @@ class PassSelection:
         return plan_rows(self._attempts, self.key.dataset_type, removed)
 
     @property
+    def sources(self) -> tuple[RankRows, ...]:
+        """What the rows come from, rank by rank, in their order."""
+        return tuple(self._rows)
+
+    @property
     def torn(self) -> list[str]:
         """Parts that were left out because they are damaged: path and reason."""
         return [reason for source in self._rows for reason in source.torn]
@@ -157,7 +162,7 @@ class PassSelection:
         if batch_rows < 1:
             raise ValueError(f"batch_rows={batch_rows}: expected at least 1")
         schema = self.schema(family, columns)
-        return _rebatch(self._pieces(family, schema, batch_rows), schema, batch_rows)
+        return rebatch(self._pieces(family, schema, batch_rows), schema, batch_rows)
 
     def files(self, family: str) -> list[Path]:
         """The Parquet files of a family, in the order of the rows; those that do not count are in them."""
@@ -177,9 +182,7 @@ class PassSelection:
         return pa.Table.from_batches(self._pieces(family, schema, BATCH_ROWS), schema=schema)
 
 
-def _rebatch(
-    pieces: Iterable[pa.RecordBatch], schema: pa.Schema, batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+def rebatch(pieces: Iterable[pa.RecordBatch], schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Cut a stream into batches of exactly `batch_rows`, so that two families stay in step."""
     held: list[pa.RecordBatch] = []
     count = 0

@@ -246,6 +246,21 @@ def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int)
             return
 
 
+def read_part(
+    source: RankRows, part: PartInfo, family: str, schema: pa.Schema, batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Stream the rows of one part that count, as `schema`; whoever reads part by part finds none moved.
+
+    Raises:
+        FileNotFoundError: it was joined with others or removed since. DamagedPartError: it can not be
+            decoded.
+    """
+    for batch in _part_batches(source, part, family, schema, batch_rows):
+        kept = _filter(source, batch, schema)
+        if kept.num_rows:
+            yield kept
+
+
 def _part_batches(
     source: RankRows, part: PartInfo, family: str, schema: pa.Schema, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:

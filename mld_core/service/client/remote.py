@@ -44,7 +44,7 @@ _ERRORS: Mapping[str, type[Exception]] = {
     "TypeError": TypeError,
     "KeyError": ValueError,
 }
-_LOCAL_OPTIONS = frozenset({"progress", "threads"})  # of this machine, not of the evaluation
+_LOCAL_OPTIONS = frozenset({"progress", "threads", "ray_address"})  # of this machine, not of the evaluation
 
 
 class RemoteEvaluator:

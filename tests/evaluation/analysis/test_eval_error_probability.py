@@ -259,11 +259,11 @@ def test_fits_beyond_the_limit_see_a_sample_and_tell_errors_as_well(make_split, 
     arrays, _ = make_split(3_000)
     whole = analyse(arrays, options=QUICK)
     seen = []
-    fit = error_probability._fit_pair
+    fit = error_probability.fit_pair
     monkeypatch.setattr(error_probability, "WHOLE", 1_000)
     monkeypatch.setattr(error_probability, "FIT_ROWS", 1_200)
     monkeypatch.setattr(
-        error_probability, "_fit_pair", lambda x, *rest: (seen.append(len(x)), fit(x, *rest))[1]
+        error_probability, "fit_pair", lambda x, *rest: (seen.append(len(x)), fit(x, *rest))[1]
     )
     made = analyse(arrays, options=QUICK)
     assert max(seen) < 1_400

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mld_core.evaluation.classification.ranking import rank
 from mld_core.evaluation.classification.scalars import (
     ClassificationSplit,
     ClassificationState,
-    rank,
     read_labels,
     scalars,
     scalars_kernel,
@@ -99,7 +99,7 @@ def test_histograms_of_blocks_equal_the_exact_ranking(monkeypatch):
 
 
 def test_histograms_walk_over_blocks_of_classes(monkeypatch):
-    monkeypatch.setattr("mld_core.evaluation.classification.scalars.HISTOGRAM_BYTES", 1)
+    monkeypatch.setattr("mld_core.evaluation.classification.ranking.HISTOGRAM_BYTES", 1)
     split = ClassificationSplit("val", 0, 20, {"weather": pa.string()})
     walks = []
 

@@ -1,0 +1,182 @@
+"""What the rounds found about a pass, as the rows, facts and notes of a result."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mld_core.evaluation.analysis.issue_tables import (
+    notes_of,
+    plain_facts,
+    projected_shares,
+    rows_of_regions,
+    threshold_row,
+)
+from mld_core.evaluation.analysis.stages import Split, StageOutput, Value
+from mld_core.evaluation.classification.diagnoses import DIAGNOSES
+from mld_core.evaluation.classification.rounds.block import SAMPLE, Counted
+from mld_core.evaluation.classification.rounds.codes import NOT_IN_ROUNDS, reasons
+from mld_core.evaluation.classification.rounds.outcome import Outcome
+from mld_core.evaluation.classification.rounds.scoring import Fits
+from mld_core.evaluation.results.database import database
+from mld_core.evaluation.results.store import ResultStore
+from mld_core.evaluation.space.cells import beta_quantile
+from mld_core.evaluation.space.regions import TOP, Region
+from mld_core.evaluation.statistics.significance import benjamini_hochberg, binomial_upper
+
+LEFT_OUT = tuple(
+    f"evaluated in rounds: {what}"
+    for what in (
+        f"cells of units stand for neighbours, and fits are made on at most {SAMPLE:,} labelled units",
+        "no neighbours in the train split: neither its labels nor its distances enter, and no C30, C31, C33",
+        "no 95 % intervals, no metadata slices (C32), no earlier epochs (C40 to C42), no order of data (C05)",
+        "regions are cells side by side, named by their first confusion; layers share their cells (no C12)",
+    )
+)
+"""What an evaluation in rounds does not compute, a sentence each."""
+
+
+def output_of(
+    split: Split,
+    counted: Counted,
+    fits: Fits | None,
+    found: Any,
+    options: Mapping[str, Any],
+    results: ResultStore,
+) -> StageOutput:
+    """What the rounds found of a split."""
+    if fits is None or not isinstance(found, Outcome):
+        return _without_analysis(split)
+    metrics: dict[str, Value] = {**found.metrics(), "error_proba_source": fits.estimator.source}
+    categories: dict[str, Value] = {
+        f"{name.removeprefix('five_way_')}_five_way" if name.startswith("five_way_") else name: value
+        for name, value in found.ratios().items()
+    }
+    categories |= threshold_row(fits.used, fits.density)
+    if found.projected.sum():
+        categories |= projected_shares(found.projected / found.projected.sum())
+    facts = _facts(fits, found)
+    notes = [*LEFT_OUT]
+    if counted.soft:
+        notes.append(f"evaluated in rounds: {counted.soft} soft labels count as their largest class in cells")
+    if options.get("null_run"):
+        notes.append("evaluated in rounds: null_run is not computed, null_hotspot_ratio has no value")
+    notes += notes_of(
+        split, fits.estimator, fits.used, fits.density, {**facts["not_computable"]}, known=(NOT_IN_ROUNDS,)
+    )
+    return StageOutput(
+        metrics=metrics,
+        categories=categories,
+        facts={"labeled": split.labeled, **plain_facts(facts)},
+        notes=tuple(notes),
+        tables={"regions": _regions(split, fits, found, results)},
+    )
+
+
+def _without_analysis(split: Split) -> StageOutput:
+    if split.rows == 0:
+        return StageOutput()
+    if split.width("logits") is None:
+        text = "no logits are stored: error probabilities, issue categories and diagnoses need them"
+    else:
+        text = "evaluated in rounds: units without a label are not projected onto another split"
+    return StageOutput(notes=(text,))
+
+
+def _facts(fits: Fits, found: Outcome) -> dict[str, Any]:
+    used, density, estimator = fits.used, fits.density, fits.estimator
+    counts = {one.code: found.codes[place] for place, one in enumerate(DIAGNOSES)}
+    absent = reasons(fits.codes, is_train=fits.split.is_train)
+    there = {code: both for code, both in counts.items() if code not in absent}
+    return {
+        "pi": used.pi,
+        "t1": used.t1,
+        "t2": used.t2,
+        "risk_tolerance": used.risk_tolerance,
+        "ref_split": used.reference,
+        "k": density.k,
+        "m": density.m,
+        "error_proba_source": estimator.source,
+        "error_proba_reason": estimator.reason,
+        "guard_z": estimator.guard_z,
+        "neighbours": "cells",
+        "neighbour_recall": float("nan"),
+        "cells": len(fits.region),
+        "n_hat": round(found.n_hat),
+        "label_evidence": fits.labels.gain,
+        "label_weights": fits.labels.pool.weights.mean(axis=0).tolist(),
+        "layers": list(fits.ground.space.names),
+        "train_reference": False,
+        "not_computable": absent,
+        "code_counts": {code: int(both[0]) for code, both in there.items()},
+        "sure_counts": {code: int(both[1]) for code, both in there.items()},
+    }
+
+
+def _regions(split: Split, fits: Fits, found: Outcome, results: ResultStore) -> list[dict[str, Any]]:
+    """Rows of the table of regions; names and medoids are read off the unit table."""
+    inside = np.flatnonzero(fits.region >= 0)
+    if not len(inside):
+        return []
+    counts = fits.around.counts[:, 0]
+    size, wrong = (np.bincount(fits.region[inside], weights=counts[inside, place]) for place in (0, 1))
+    overall = counts.sum(axis=0)
+    p_values = binomial_upper(wrong, size, float(overall[1] / max(overall[0], 1.0)))
+    passed = benjamini_hochberg(p_values)
+    lows = beta_quantile(wrong + 0.5, size - wrong + 0.5)
+    names, classes, medoids = _read_regions(split, found, results)
+    codes = [one.code for one in DIAGNOSES]
+    steady = found.steady[:, 1] / np.maximum(found.steady[:, 0], 1)
+    made = []
+    for number in range(len(size)):
+        carried = found.of_regions[number]
+        order = [place for place in np.lexsort((np.arange(len(carried)), -carried)) if carried[place]]
+        made.append(
+            Region(
+                number,
+                int(size[number]),
+                int(wrong[number]),
+                float(wrong[number] / max(size[number], 1)),
+                float(lows[number]),
+                float(p_values[number]),
+                bool(passed[number]),
+                classes[number],
+                [codes[place] for place in order[:TOP]],
+                int(found.medoid[number, 1]),
+                names.get(number, "no errors"),
+                float(steady[number]),
+            )
+        )
+    return rows_of_regions(split, made, medoids)
+
+
+def _read_regions(
+    split: Split, found: Outcome, results: ResultStore
+) -> tuple[dict[int, str], dict[int, list[int]], list[dict[str, Any]]]:
+    """Most frequent confusion and labels of each region, and the ids of the medoids."""
+    classes: dict[int, list[int]] = defaultdict(list)
+    with database(results.spill, units=[split.units]) as connection:
+        pairs = connection.execute(
+            "SELECT region_id, gt, prediction, count(*) AS n FROM units "
+            "WHERE region_id IS NOT NULL AND is_error GROUP BY ALL ORDER BY region_id, n DESC, gt, prediction"
+        ).fetchall()
+        labels = connection.execute(
+            "SELECT region_id, gt, count(*) AS n FROM units WHERE region_id IS NOT NULL AND gt IS NOT NULL "
+            "GROUP BY ALL ORDER BY region_id, n DESC, gt"
+        ).fetchall()
+        wanted = [f"{int(row):09d}" for row in found.medoid[:, 1]]
+        ids = dict(
+            connection.execute(
+                "SELECT unit_id, input_id FROM units WHERE unit_id IN (SELECT unnest(?))", [wanted]
+            ).fetchall()
+        )
+    names: dict[int, str] = {}
+    for region, truth, said, _ in pairs:
+        names.setdefault(region, f"{truth}->{-1 if said is None else said}")
+    for region, label, _ in labels:
+        if len(classes[region]) < TOP:
+            classes[region].append(label)
+    return names, classes, [{"unit_id": one, "input_id": ids.get(one)} for one in wanted]

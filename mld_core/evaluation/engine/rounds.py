@@ -1,0 +1,241 @@
+"""Rounds over the parts of a pass: a kernel maps its batches, states are folded in the order of the parts.
+
+One function, `walk_part`, does the work of a part wherever it runs: in a thread here (`PartRounds`), or in a
+task of a cluster (`ray_rounds`). Parts are read in place; what travels is where they lie, the broadcast of
+the round, and the states. A part that has to be walked again gives the same state and the same file.
+"""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mld_core.evaluation.engine.executor import Round, State, Workers
+
+if TYPE_CHECKING:
+    from mld_core.records.read.parts import PassPart
+
+S = TypeVar("S", bound=State)
+
+ENGINES = ("memory", "rounds", "ray")
+"""Values of the option `engine`: all in this process's memory; in rounds on its threads; on a Ray cluster."""
+
+
+@dataclass(frozen=True)
+class PartWalk:
+    """How the batches of a part are read: plain data.
+
+    Attributes:
+        part: The part.
+        first: Number of its first row in the pass.
+        vectors: Columns of its vectors.
+        batch_rows: Rows of a batch.
+    """
+
+    part: PassPart
+    first: int
+    vectors: tuple[str, ...]
+    batch_rows: int
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Batches of all sample columns, the vectors asked for and `_row`, the number of each row."""
+        from itertools import zip_longest
+
+        samples = self.part.batches("samples", None, self.batch_rows)
+        pieces: Iterable[tuple[pa.RecordBatch, pa.RecordBatch | None]] = ((one, None) for one in samples)
+        if self.vectors:
+            pieces = zip_longest(samples, self.part.batches("vectors", list(self.vectors), self.batch_rows))
+        start = self.first
+        for left, right in pieces:
+            if left is None or (right is not None and right.num_rows != left.num_rows):
+                raise ValueError("a part has not one vector for each sample: run `mld doctor` on the store")
+            if right is None and self.vectors:
+                raise ValueError("a part has not one vector for each sample: run `mld doctor` on the store")
+            columns, fields = list(left.columns), list(left.schema)
+            if right is not None:
+                columns += list(right.columns)
+                fields += list(right.schema)
+            columns.append(pa.array(np.arange(start, start + left.num_rows), pa.int64()))
+            yield pa.RecordBatch.from_arrays(
+                columns, schema=pa.schema([*fields, pa.field("_row", pa.int64())])
+            )
+            start += left.num_rows
+
+
+@dataclass
+class Walked(Generic[S]):
+    """What the walk over a part brought, and what it took.
+
+    Attributes:
+        state: The folded state of its batches.
+        rows: How many it read.
+        cpu_seconds: Processor time of the walk.
+        peak_bytes: Largest resident memory of the process so far.
+        sent: Bytes of the state, as another process would send it; 0 where none does.
+    """
+
+    state: S
+    rows: int
+    cpu_seconds: float
+    peak_bytes: int
+    sent: int = 0
+
+
+@dataclass
+class Cost:
+    """What a round took: rows, processor seconds of the parts' walks, wall seconds, and bytes."""
+
+    name: str
+    rows: int = 0
+    cpu_seconds: float = 0.0
+    seconds: float = 0.0
+    read: int = 0
+    broadcast: int = 0
+    states: int = 0
+    peak_bytes: int = 0
+
+
+def walk_part(walk: PartWalk, work: Round[S], target: Path | None, *, measure: bool = False) -> Walked[S]:
+    """Walk over one part: fold the states of its batches in their order, write what the kernel gives back.
+
+    Args:
+        walk: The part.
+        work: The round.
+        target: Parquet file for the kernel's batches; there only once it is whole.
+        measure: Also tell how large the state is.
+    """
+    clock = time.thread_time()
+    state, rows = work.zero, 0
+    begun, writer = False, None
+    beside = None if target is None else target.with_name(f".{target.name}.{time.time_ns()}")
+    try:
+        for batch in walk.batches():
+            output, found = work.kernel(batch, work.broadcast)
+            state = state.merge(found) if begun else found
+            begun, rows = True, rows + batch.num_rows
+            if output is not None and beside is not None:
+                writer = writer or pq.ParquetWriter(beside, output.schema, compression="zstd")
+                writer.write_batch(output)
+        if writer is not None and beside is not None and target is not None:
+            writer.close()
+            beside.replace(target)
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
+    sent = len(pickle.dumps(state, protocol=5)) if measure else 0
+    return Walked(state, rows, time.thread_time() - clock, _peak_bytes(), sent)
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class Rounds(Protocol):
+    """What walks over parts, and the workers of this machine for everything else."""
+
+    workers: Workers
+    costs: list[Cost]
+
+    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> list[Walked[S]]:
+        """Run a round over some parts; what came of each, in their order.
+
+        Args:
+            work: The round.
+            walks: The parts.
+            folder: Where each part's output goes, as `<number>.parquet`; None = the kernel gives none.
+        """
+        ...
+
+
+class PartRounds:
+    """Rounds on the threads of this machine.
+
+    Args:
+        workers: Its threads.
+        measure: Also tell how large broadcasts and states are, though nothing is sent here.
+    """
+
+    def __init__(self, workers: Workers, *, measure: bool = False) -> None:
+        self.workers = workers
+        self.measure = measure
+        self.costs: list[Cost] = []
+
+    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> list[Walked[S]]:
+        """See `Rounds.over`."""
+        start, found = time.perf_counter(), []
+        with self.workers.stage(work.name, len(walks)) as stage, self.workers:
+            for one in self.workers.map(
+                partial(_walk, work=work, folder=folder, measure=self.measure), walks
+            ):
+                found.append(one)
+                stage.advance(1)
+        size = len(pickle.dumps(work, protocol=5)) if self.measure else 0
+        self.costs.append(cost_of(work, walks, found, time.perf_counter() - start, size))
+        return found
+
+
+def rounds_of(workers: Workers, options: Mapping[str, Any]) -> Rounds:
+    """What walks over parts under the option `engine`: this machine's threads, or a Ray cluster.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+        ConnectionError: There is no cluster at `ray_address`.
+    """
+    if options.get("engine") != "ray":
+        return PartRounds(workers)
+    from mld_core.evaluation.engine.ray_rounds import RayRounds
+
+    return RayRounds(workers, options.get("ray_address"))
+
+
+def _walk(walk: PartWalk, work: Round[S], folder: Path | None, *, measure: bool) -> Walked[S]:
+    return walk_part(walk, work, target_of(walk, folder), measure=measure)
+
+
+def target_of(walk: PartWalk, folder: Path | None) -> Path | None:
+    """The file of a part's output."""
+    return None if folder is None else folder / f"{walk.part.number:06d}.parquet"
+
+
+def folded(work: Round[S], found: Sequence[Walked[S]]) -> S:
+    """The state of all parts together."""
+    # What came from another process is read-only: merging begins with a state of our own.
+    state = deepcopy(work.zero)
+    for one in found:
+        state = state.merge(one.state)
+    return state
+
+
+def numbered(walks: Sequence[PartWalk], found: Sequence[Walked[Any]]) -> list[PartWalk]:
+    """The same parts, now that their rows are counted: each knows the number of its first row."""
+    starts = np.concatenate([[0], np.cumsum([one.rows for one in found])]).astype(int)
+    return [replace(walk, first=int(start)) for walk, start in zip(walks, starts, strict=False)]
+
+
+def cost_of(
+    work: Round[S], walks: Sequence[PartWalk], found: Sequence[Walked[S]], seconds: float, broadcast: int = 0
+) -> Cost:
+    """What a round took."""
+    return Cost(
+        work.name,
+        sum(one.rows for one in found),
+        sum(one.cpu_seconds for one in found),
+        seconds,
+        sum(walk.part.nbytes for walk in walks),
+        broadcast,
+        sum(one.sent for one in found),
+        max((one.peak_bytes for one in found), default=0),
+    )

@@ -1,0 +1,226 @@
+"""An evaluation in rounds over the parts of a pass, on the threads of one machine."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from mld_core.cli.main import app
+from mld_core.evaluation.classification.rounds import method as rounds_method
+from mld_core.evaluation.classification.rounds.block import Draw, RoundSplit
+from mld_core.evaluation.classification.rounds.cells import Around, CellTables, cells_kernel
+from mld_core.evaluation.classification.scalars import ClassificationSplit, ClassificationState
+from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.engine.executor import Round, Workers
+from mld_core.evaluation.engine.rounds import Walked, folded
+from mld_core.evaluation.evaluator import Evaluator
+from mld_core.evaluation.metrics.classification import auroc
+from mld_core.evaluation.space.neighbourhood import surroundings
+from mld_core.evaluation.statistics.folds import assign_folds
+from mld_core.report import write_report
+
+
+def evaluated(store, name, **options):
+    chosen = {"threads": 2, "repeats": 2, **options}
+    return Evaluator("plan", "v1", store=store.root).request_evaluation(name, options=chosen)
+
+
+def units_of(result):
+    files = [result.folder / one["units"] for one in result.info["passes"]]
+    return {file.name: pd.read_parquet(file) for file in files}
+
+
+@pytest.fixture(scope="module")
+def in_rounds(planted_run):
+    return evaluated(planted_run[0].store, "in rounds", engine="rounds")
+
+
+@pytest.fixture(scope="module")
+def in_memory(planted_run):
+    return evaluated(planted_run[0].store, "in memory")
+
+
+@pytest.fixture(scope="module")
+def val(in_rounds):
+    frames = units_of(in_rounds).values()
+    return next(frame for frame in frames if frame["dataset"].iloc[0] == "val")
+
+
+def test_counts_are_those_of_memory_and_the_rest_is_near(in_rounds, in_memory):
+    ours = in_rounds.metrics_summary(full=True).set_index("dataset")
+    theirs = in_memory.metrics_summary(full=True).set_index("dataset")
+    exact = ["counts", "count_labeled", "count_error", "count_nonfinite", "count_distinct_input", "accuracy"]
+    pd.testing.assert_frame_equal(ours[exact], theirs[exact])
+    for name in ("net_entropy_loss", "net_entropy"):
+        np.testing.assert_allclose(ours[name].astype(float), theirs[name].astype(float), rtol=1e-9)
+    np.testing.assert_allclose(ours["auroc"].astype(float), theirs["auroc"].astype(float), atol=1e-3)
+    assert ours.loc["val", "error_proba_auroc"] > theirs.loc["val", "error_proba_auroc"] - 0.03
+    own, other = (
+        one.issue_category_summary(full=True).set_index("dataset") for one in (in_rounds, in_memory)
+    )
+    assert own.loc["val", "t2"] == other.loc["val", "t2"]
+    assert list(own["ref_split"].dropna().unique()) == ["val"]
+
+
+def test_categories_are_a_partition_and_coverage_holds_no_error(in_rounds, val):
+    row = in_rounds.issue_category_summary(full=True).set_index("dataset").loc["val"]
+    counts = [int((val["category"] == name).sum()) for name in CATEGORIES]
+    assert [round(row[f"{name}_ratio"] * row["counts"]) for name in CATEGORIES] == counts
+    assert sum(counts) == len(val)
+    covered = val["category"].isin(CATEGORIES[:2])
+    assert not val["is_error"][covered].any()
+    assert row["expected_risk_coverage"] == pytest.approx(val["error_proba"][covered].mean(), rel=1e-4)
+
+
+def test_the_broken_corner_is_found(in_rounds, val, planted_run):
+    inside = val.iloc[planted_run[2].broken]
+    wrong = inside[inside["is_error"]]
+    assert wrong["category"].isin(["hotspot", "critical_hotspot"]).mean() >= 0.8
+    top = in_rounds.regions("val").iloc[0]
+    assert top["bh_sig"]
+    assert (inside["region_id"] >= 0).mean() > 0.8
+    assert top["medoid_input_id"] in set(val["input_id"][val["region_id"] == top["region_id"]])
+
+
+def test_wrong_labels_come_first(in_rounds, planted_run):
+    ids = {planted_run[2].data.ids[row] for row in planted_run[2].wrong_label}
+    suspects = in_rounds.get_issues("val", order_by="label_quality", limit=len(ids))
+    assert len(ids & set(suspects["input_id"])) / len(ids) >= 0.6
+
+
+def test_what_it_does_not_compute_is_said(in_rounds, val):
+    told = " ".join(one["message"] for one in in_rounds.info["problems"])
+    for what in ("cells of units stand for neighbours", "95 % intervals", "C30", "C32", "C40", "C05", "C12"):
+        assert what in told
+    assert "not projected" in told  # the split without labels
+    absent = next(one for one in in_rounds.info["facts"] if one["dataset"] == "val")["not_computable"]
+    carried = {code for codes in val["diagnosis"] for code in codes}
+    assert carried
+    assert not carried & absent.keys()
+
+
+def test_any_number_of_threads_gives_the_same_result_to_the_last_bit(in_rounds, planted_run):
+    again = evaluated(planted_run[0].store, "one thread", engine="rounds", threads=1)
+    for name, frame in units_of(in_rounds).items():
+        pd.testing.assert_frame_equal(frame, units_of(again)[name], check_exact=True)
+    pd.testing.assert_frame_equal(in_rounds.metrics_summary(full=True), again.metrics_summary(full=True))
+
+
+def test_the_engine_may_be_named_by_the_environment(planted_run, monkeypatch):
+    monkeypatch.setenv("MLD_ENGINE", "rounds")
+    made = evaluated(planted_run[0].store, "by environment", dataset_types=["test"])
+    assert made.info["options"]["engine"] == "rounds"
+    monkeypatch.setenv("MLD_ENGINE", "spark")
+    with pytest.raises(ValueError, match=r"MLD_ENGINE='spark'.*memory, rounds, ray|MLD_ENGINE='spark'"):
+        evaluated(planted_run[0].store, "unknown")
+
+
+def test_a_sample_stands_for_the_pass(planted_run, in_rounds, val, monkeypatch):
+    whole = rounds_method.finish
+    monkeypatch.setattr("mld_core.evaluation.classification.method.finish", lambda *a: whole(*a, sample=600))
+    made = evaluated(planted_run[0].store, "a sample", engine="rounds", dataset_types=["val"])
+    few = next(iter(units_of(made).values()))
+    assert made.info["facts"][0]["pi"] == in_rounds.info["facts"][1]["pi"]  # of all units, exactly
+    wrong = val["is_error"].to_numpy(bool)
+    assert auroc(few["error_proba"].to_numpy(), wrong) > auroc(val["error_proba"].to_numpy(), wrong) - 0.03
+    # Wrong ones are over-represented in the sample, not in the probabilities.
+    assert few["error_proba"].mean() == pytest.approx(wrong.mean(), abs=0.02)
+
+
+def test_a_draw_knows_its_weights():
+    context = ClassificationSplit("val", 0, 4, {})
+    split = RoundSplit(context, ("logits",), None, ("0",))
+    counts = ClassificationState(counts=100_000, labeled=100_000, errors=1_000)
+    draw = Draw.of(split, counts, 10_000)
+    assert (draw.wrong, draw.right) == (1.0, pytest.approx(9_000 / 99_000))
+    weights = draw.weights(np.repeat(np.array([1, 0], np.int8), [1_000, 9_000]))
+    assert weights.sum() == pytest.approx(100_000)
+    assert Draw.of(split, counts, 100_000).shift == 0
+
+
+def test_tables_of_cells_say_what_the_cells_in_memory_say():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(3_000, 4)).astype(np.float32)
+    errors, labels = (rng.random(3_000) < 0.2).astype(np.int8), rng.integers(0, 3, 3_000)
+    everyone = np.arange(3_000)
+    with Workers(2) as workers:
+        cells = surroundings(points, None, everyone, workers, cell_limit=0).around
+    split = RoundSplit(ClassificationSplit("val", 0, 3, {}), ("logits",), None, ("0",))
+    made = CellTables.empty(split, len(cells.near))
+    folds = assign_folds(everyone, "0")
+    for fold, cell, wrong, label in zip(folds, cells.cell, errors, labels, strict=True):
+        made.folds[0, fold, cell] += 1, wrong
+        made.labels[cell, label] += 1
+    around = Around.of(made, cells.near)
+    wrong, size = around.own(around.counts[:, around.reach(64)])
+    total, count = cells.sums(errors.astype(np.float32), (64,))
+    np.testing.assert_array_equal(wrong[cells.cell, errors], total[:, 0])
+    np.testing.assert_array_equal(size[cells.cell, errors], count[:, 0])
+    assert (wrong <= size).all()
+    expected = cells.label_counts(labels, 3, 16, everyone)
+    np.testing.assert_allclose(around.label_counts(16, cells.cell, labels), expected, rtol=1e-6)
+
+
+def test_cells_without_a_right_unit_have_a_density(standard_store, monkeypatch):
+    monkeypatch.setattr("mld_core.evaluation.classification.rounds.cells.CELL_UNITS", 2)
+    monkeypatch.setattr("mld_core.evaluation.classification.rounds.cells.FEWEST_DRAWN", 2)
+    options = {"engine": "rounds", "threads": 1, "repeats": 1, "dataset_types": ["val"]}
+    made = Evaluator("net", "v1", store=standard_store.root).request_evaluation(
+        "small cells", options=options
+    )
+    assert made.info["facts"][0]["cells"] > 50
+    units = next(iter(units_of(made).values()))
+    assert units["local_error_rate"].between(0, 1).all()
+
+
+def test_states_that_cannot_be_written_to_are_merged():
+    """As those are that another process sends."""
+
+    def counted() -> CellTables:
+        split = RoundSplit(ClassificationSplit("val", 0, 3, {}), ("logits",), None, ("0",))
+        made = CellTables.empty(split, 2)
+        made.labels[0, 1] = 1
+        for value in vars(made).values():
+            value.flags.writeable = False
+        return made
+
+    zero = counted()
+    found = [Walked(counted(), 1, 0.0, 0) for _ in range(3)]
+    assert folded(Round("cells", cells_kernel, replace(zero), None), found[:0]).labels[0, 1] == 1
+    empty = CellTables(*(np.zeros_like(value) for value in vars(zero).values()))
+    assert folded(Round("cells", cells_kernel, empty, None), found).labels[0, 1] == 3
+    assert empty.labels[0, 1] == 0
+
+
+def test_a_round_that_fails_leaves_nothing(planted_run, monkeypatch):
+    root = planted_run[0].store.results_dir(planted_run[1])
+    before = sorted(path.name for path in root.iterdir())
+
+    def broken(batch, fits):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(rounds_method, "score_kernel", broken)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        evaluated(planted_run[0].store, "broken", engine="rounds")
+    assert sorted(path.name for path in root.iterdir()) == before
+
+
+def test_boxes_are_not_evaluated_in_rounds(planted_run, monkeypatch):
+    monkeypatch.setattr(Evaluator, "_method", lambda *_: "od_v1")
+    with pytest.raises(ValueError, match=r"option engine='rounds': classification_v1 alone"):
+        evaluated(planted_run[0].store, "boxes", engine="rounds")
+
+
+def test_ray_that_is_not_there_is_said_with_the_command(planted_run, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ml-debugger\[ray\]'"):
+        evaluated(planted_run[0].store, "no ray", engine="ray")
+
+
+def test_pages_and_the_command_line_read_such_a_result(in_rounds, tmp_path):
+    shown = CliRunner().invoke(app, ["show", "plan", "v1", "--store", str(in_rounds.store.root), "--json"])
+    assert shown.exit_code == 0, shown.output
+    write_report(in_rounds, tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 100_000
