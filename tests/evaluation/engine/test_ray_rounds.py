@@ -1,0 +1,157 @@
+"""The same rounds on a Ray cluster: two nodes of one CPU each, workers that are lost, a driver that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.evaluator import Evaluator
+
+ray = pytest.importorskip("ray", reason="the cluster's tests need Ray: pip install 'ml-debugger[ray]'")
+
+pytestmark = [pytest.mark.heavy, pytest.mark.processes, pytest.mark.timeout(1800)]
+
+UNITS, CLASSES = 20_000, 10
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    # Workers look for the package and the kernels of these tests where this process does.
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150_000_000})
+    made.add_node(num_cpus=1, object_store_memory=150_000_000)
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(made.address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def store(records, tmp_path_factory):
+    """20,000 units of 40 clusters, two of which the model fails; in eight parts."""
+    made = records.StoreFactory(tmp_path_factory.mktemp("ray") / "store")
+    run = made.run(n_class=CLASSES)
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 16)).astype(np.float32) * 1.5
+    cluster = rng.integers(0, 40, UNITS)
+    truth, failing = cluster // 4, cluster < 2
+    wrong = rng.random(UNITS) < np.where(failing, 0.8, 0.08)
+    answer = np.where(wrong, (truth + rng.integers(1, CLASSES, UNITS)) % CLASSES, truth)
+    logits = rng.normal(size=(UNITS, CLASSES)).astype(np.float32)
+    logits[np.arange(UNITS), answer] += 4 + 2 * rng.random(UNITS) - wrong * rng.random(UNITS)
+    features = centres[cluster] + rng.normal(size=(UNITS, 16)).astype(np.float32)
+    ids = [f"id{number:06d}" for number in range(UNITS)]
+    hashes = [f"{number:032x}" for number in range(UNITS)]
+    made.add_pass(
+        run, "val", records.Data(logits, truth, ids, hashes, features=features), world_size=8, batch=500
+    )
+    return made.store
+
+
+def evaluated(store, name, **options):
+    return Evaluator("net", "v1", store=store.root).request_evaluation(
+        name, options={"repeats": 2, **options}
+    )
+
+
+def units_of(result):
+    return pd.read_parquet(result.folder / result.info["passes"][0]["units"])
+
+
+@pytest.fixture(scope="module")
+def on_threads(store):
+    return evaluated(store, "threads", engine="rounds", threads=2)
+
+
+def test_both_engines_say_the_same(store, cluster, on_threads):
+    made = evaluated(store, "cluster", engine="ray")
+    ours, theirs = (one.metrics_summary(full=True) for one in (made, on_threads))
+    whole = ours.select_dtypes("integer").columns
+    pd.testing.assert_frame_equal(ours[whole], theirs[whole])
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-9, atol=1e-12)
+    ours, theirs = units_of(made), units_of(on_threads)
+    assert (ours["category"] == theirs["category"]).mean() >= 0.999
+    np.testing.assert_allclose(ours["error_proba"], theirs["error_proba"], rtol=1e-6)
+    pd.testing.assert_frame_equal(
+        made.regions("val")[["n", "errors"]], on_threads.regions("val")[["n", "errors"]]
+    )
+
+
+def test_a_worker_that_is_killed_costs_time_alone(store, cluster, on_threads, tmp_path):
+    """The first task that scores units kills its process; the cluster walks over its part again."""
+    from mld_core.evaluation.engine import ray_rounds
+
+    killed = tmp_path / "killed"
+    walk_part = ray_rounds.walk_part
+
+    def fragile(walk, work, target, **more):
+        if work.name.startswith("units") and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return walk_part(walk, work, target, **more)
+
+    def task(walk, work, target):
+        return fragile(walk, work, target, measure=True)
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as here:
+        here.setattr(ray_rounds, "run_part", task)
+        made = evaluated(store, "killed", engine="ray")
+    assert killed.exists()
+    pd.testing.assert_frame_equal(units_of(made), units_of(on_threads), rtol=1e-6)
+
+
+def test_memory_of_a_worker_is_that_of_a_batch(store, cluster):
+    """Every process of the cluster tells its largest memory, round by round; printed with -s."""
+    from mld_core.evaluation.engine import ray_rounds
+
+    told = []
+    of = ray_rounds.RayRounds
+
+    class Told(of):
+        def __init__(self, workers: Workers, address: str | None = None) -> None:
+            super().__init__(workers, address)
+            told.append(self)
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as here:
+        here.setattr(ray_rounds, "RayRounds", Told)
+        evaluated(store, "memory", engine="ray")
+    costs = told[0].costs
+    for one in costs:
+        print(
+            f"{one.name}: {one.peak_bytes / 2**20:.0f} MiB a worker, {one.states / 2**20:.1f} MiB of states"
+        )
+    assert {one.name.split()[0] for one in costs} == {"scalars", "sample", "cells", "units", "ranking"}
+    assert all(0 < one.peak_bytes < 700 * 2**20 for one in costs)
+
+
+def test_a_driver_that_is_killed_leaves_no_result(store, tmp_path):
+    script = textwrap.dedent(
+        f"""
+        from mld_core.evaluation.evaluator import Evaluator
+        Evaluator("net", "v1", store={str(store.root)!r}).request_evaluation(
+            "half", options={{"engine": "ray", "repeats": 2}}
+        )
+        """
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": "local"}
+    with subprocess.Popen([sys.executable, "-c", script], env=env) as driver:
+        results = Evaluator("net", "v1", store=store.root)
+        folder = store.root
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not list(folder.rglob("units/*.parquet")):
+            assert driver.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        driver.kill()
+    assert "half" not in results.list_results()["result_name"].tolist()
