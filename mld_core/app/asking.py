@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
+from mld_core.app.clouds.points import Clouds
 from mld_core.app.jobs.protocol import Jobs
 from mld_core.app.library import Library, Place
 from mld_core.app.pictures import Pictures
@@ -29,11 +30,13 @@ class Shown:
         library: The runs they may see.
         pictures: Where pictures lie that were not recorded.
         jobs: Evaluations that they begin from a page.
+        clouds: Where points of frames lie.
     """
 
     library: Library
     pictures: Pictures
     jobs: Jobs
+    clouds: Clouds
 
 
 def _shown(request: Request) -> Shown:
@@ -49,12 +52,17 @@ def _pictures(request: Request) -> Pictures:
     return _shown(request).pictures
 
 
+def _clouds(request: Request) -> Clouds:
+    return _shown(request).clouds
+
+
 def _jobs(request: Request) -> Jobs:
     return _shown(request).jobs
 
 
 Lib = Annotated[Library, Depends(_library)]
 Pics = Annotated[Pictures, Depends(_pictures)]
+Points = Annotated[Clouds, Depends(_clouds)]
 Evaluations = Annotated[Jobs, Depends(_jobs)]
 Name = Annotated[str | None, Query(max_length=1_000)]
 Filter = Annotated[str, Query(alias="filter", max_length=MOST_FILTER)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
+from mld_core.app.clouds.points import Clouds
 from mld_core.app.pages import BASE, local_app
 from mld_core.app.pictures import Pictures
 from mld_core.app.session import LocalSignIn
@@ -33,6 +34,8 @@ class Options:
         hosts: Names by which they may be asked, beside those of this machine.
         frames: Origins that may show them in a frame.
         images: Where pictures lie that were not recorded.
+        points: Where points of 3D frames lie.
+        columns: Columns of raw files of points; None = what they tell themselves.
         browser: Open one, where there is one.
         author: The name under which is reviewed.
     """
@@ -41,6 +44,8 @@ class Options:
     hosts: Sequence[str] = ()
     frames: Sequence[str] = ()
     images: str | None = None
+    points: str | None = None
+    columns: int | None = None
     browser: bool = True
     author: str = ""
 
@@ -55,16 +60,21 @@ def serve(store: Store, options: Options, say: Callable[[str], None]) -> None:
 
     Raises:
         OSError: The port is taken.
-        ValueError: `images` means nothing.
+        ValueError: `images` or `points` means nothing.
     """
     sign_in = LocalSignIn(options.author)
     pictures = Pictures(store)
     if options.images is not None:
         pictures.set(options.images)
+    clouds = Clouds(store)
+    if options.points is not None:
+        clouds.set(options.points, options.columns)
     listening = listen(options.port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}{BASE}/?token={sign_in.token}"
     names = {"hosts": options.hosts, "frames": options.frames}
-    app = local_app(store, sign_in, pictures=pictures, **names, ending=lambda: server.should_exit)
+    app = local_app(
+        store, sign_in, pictures=pictures, clouds=clouds, **names, ending=lambda: server.should_exit
+    )
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from mld_core.app import (
+    cloud_routes,
     compare_routes,
     job_routes,
     problems,
@@ -17,6 +18,7 @@ from mld_core.app import (
     static_files,
 )
 from mld_core.app.asking import Shown
+from mld_core.app.clouds.points import Clouds
 from mld_core.app.jobs.local import LocalJobs
 from mld_core.app.kept_rows import KeptRows
 from mld_core.app.library import Held, Library
@@ -56,7 +58,8 @@ def make_app(
     problems.install(app)
     app.state.shown, app.state.local, app.state.leaves = shown, local, sign_in.public
     app.state.following = Following(ending, LOOK_SECONDS if local else TEAM_LOOK_SECONDS)
-    for one in (run_routes, read_routes, compare_routes, review_routes, job_routes, training_routes):
+    rooms = (run_routes, read_routes, cloud_routes, compare_routes, review_routes, job_routes)
+    for one in (*rooms, training_routes):
         app.include_router(one.routes, prefix=f"{BASE}/api")
     static_files.mount(app, BASE)
     return Gate(app, sign_in, hosts, frames, BASE)
@@ -67,6 +70,7 @@ def local_app(
     sign_in: SignIn,
     *,
     pictures: Pictures | None = None,
+    clouds: Clouds | None = None,
     hosts: Sequence[str] = (),
     frames: Sequence[str] = (),
     ending: Callable[[], bool] = lambda: False,
@@ -77,11 +81,12 @@ def local_app(
         store: What is shown.
         sign_in: Who is asking.
         pictures: Where pictures lie that were not recorded.
+        clouds: Where points of frames lie.
         hosts: Names by which the server may be asked, beside those of this machine.
         frames: Origins that may show the pages in a frame.
         ending: Whether the server is about to end.
     """
     rows = KeptRows(store.root)
     library = Library(LocalShelf(store, rows), Held(rows=rows))
-    all_of_it = Shown(library, pictures or Pictures(store), LocalJobs(store))
+    all_of_it = Shown(library, pictures or Pictures(store), LocalJobs(store), clouds or Clouds(store))
     return make_app(lambda _: all_of_it, sign_in, hosts=hosts, frames=frames, local=True, ending=ending)

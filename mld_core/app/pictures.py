@@ -111,10 +111,9 @@ class Table:
         if not rows or len(rows[0]) < 2:
             raise ValueError(f"{text}: expected two columns, ids and paths")
         head = [name.strip().lower() for name in rows[0]]
-        own, where = (
-            (head.index("input_id"), head.index("path")) if {"input_id", "path"} <= set(head) else (0, 1)
-        )
-        for row in rows[1:] if own or where or "path" in head else rows:
+        named = {"input_id", "path"} <= set(head)
+        own, where = (head.index("input_id"), head.index("path")) if named else (0, 1)
+        for row in rows[1:] if named else rows:
             if len(row) > max(own, where):
                 self._paths[row[own]] = file.parent / Path(row[where]).expanduser()
 

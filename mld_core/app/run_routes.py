@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from mld_core import __version__
-from mld_core.app.asking import Asked, Lib, Name, Named, Pics, answer, author
+from mld_core.app.asking import Asked, Lib, Name, Named, Pics, Points, answer, author
 from mld_core.app.library import Library
 from mld_core.app.pictures import CHECKED, kind_of
 from mld_core.app.problems import ProblemError
@@ -76,7 +76,7 @@ routes = APIRouter()
 
 
 @routes.get("/session")
-def session(library: Lib, pictures: Pics, request: Request) -> Response:
+def session(library: Lib, pictures: Pics, clouds: Points, request: Request) -> Response:
     """Who asks, and what the page opens with."""
     runs = library.shelf.listed()[0]
     newest = library.shown_run(None, None) if runs else None
@@ -96,6 +96,7 @@ def session(library: Lib, pictures: Pics, request: Request) -> Response:
             "open": opens,
             "runs": len(runs),
             "pictures": pictures.says(newest, None if newest is None else library.first_split(newest)),
+            "points": clouds.says(),
             "command": None if runs else "make demo",
         }
     )

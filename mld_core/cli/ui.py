@@ -31,6 +31,24 @@ def ui(
             show_default=False,
         ),
     ] = None,
+    points: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Points of 3D frames: '/data/{input_id}.bin' (.npy, .pcd), or a CSV of ids and paths.",
+            show_default=False,
+        ),
+    ] = None,
+    points_columns: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=3,
+            max=64,
+            help="Float32 columns of .bin files: KITTI 4, nuScenes 5. Default: what the files tell.",
+            show_default=False,
+        ),
+    ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +80,7 @@ def ui(
     Examples:
       mld ui
       mld ui --images '/data/val/{input_id}.jpg'
+      mld ui --points '/data/velodyne/{input_id}.bin'
       mld ui --no-browser --port 8800      on a remote machine, with ssh -L 8800:127.0.0.1:8800
     """  # noqa: D301  click reads the mark
     with clear_errors():
@@ -77,6 +96,7 @@ def ui(
                 f'the pages need FastAPI and uvicorn ({error.name} is missing): pip install "ml-debugger[ui]"'
             ) from error
         options = Options(
-            port, allow_host or (), allow_frame or (), images, browser, author or default_author()
+            *(port, allow_host or (), allow_frame or (), images, points, points_columns, browser),
+            author or default_author(),
         )
         serve(opened, options, typer.echo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import NotFoundError
+from mld_core.evaluation.metrics.kitti import projection
 from mld_core.evaluation.results.result import Result
 from mld_core.records.store.verdict import Subject
 from mld_core.views.cards import Told, canvas_of, cards, named_class, spoken, subject_columns, subject_of
@@ -243,6 +245,46 @@ def _drawn(units: HeldUnits, input_id: str, told: Told) -> list[dict[str, Any]]:
     ]
 
 
+def camera_of(units: HeldUnits, input_id: str) -> tuple[dict[str, Any] | None, str | None]:
+    """How a 3D frame's camera sees it, and why that is not known.
+
+    Args:
+        units: A pass of 3D boxes.
+        input_id: The frame.
+
+    Returns:
+        `to_image`, 12 numbers, the rows of the (3, 4) matrix from the boxes' frame to pixels, and `size`, the
+        image's width and height or None; or None and a sentence.
+    """
+
+    def read() -> pa.Table | None:
+        records = units.records
+        if records is None or "calibration" not in records.schema("samples").names:
+            return None
+        return records.table("samples", ["input_id", "calibration"])
+
+    table = units.memo.get_or("calibrations", read)
+    said: Any = None
+    if table is not None:
+        row = pc.index(table["input_id"], pa.scalar(input_id, pa.string())).as_py()
+        try:
+            said = json.loads((table["calibration"][row].as_py() if row >= 0 else None) or "{}")
+        except ValueError:  # a user's own text
+            said = None
+    said = said if isinstance(said, dict) else {}
+    cameras = [one for one in (said, *(said.get("cameras") or ())) if {"lidar2cam", "cam2img"} <= set(one)]
+    if len(cameras) > 1:
+        return None, f"{len(cameras)} cameras are recorded, and not which of them the image is of."
+    try:
+        to_camera = np.array(cameras[0]["lidar2cam"], np.float64).reshape(4, 4)
+        made = projection(np.array(cameras[0]["cam2img"], np.float64)) @ to_camera
+    except (IndexError, TypeError, ValueError):
+        return None, "No calibration of the camera is recorded, so boxes are not drawn on its image."
+    size = cameras[0].get("image_size") or said.get("image_size")
+    known = isinstance(size, list) and len(size) == 2
+    return {"to_image": made.reshape(-1).tolist(), "size": size[::-1] if known else None}, None
+
+
 def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
     """All boxes of an image, errors first."""
     inside = pc.equal(units.column("input_id"), pa.scalar(input_id, pa.string()))
@@ -250,6 +292,7 @@ def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
     order = units.errors[rows] != 1
     rows = rows[np.argsort(order, kind="stable")]
     found = cards(units, rows[:FRAME_UNITS].tolist(), told)
+    camera = camera_of(units, input_id) if units.result.task == "detection3d" else (None, None)
     kinds = [units.column(name).take(pa.array(rows)) for name in ("unit_kind", "truth_id")]
     return {
         "id": input_id,
@@ -261,4 +304,6 @@ def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:
         "n_gt": len(pc.unique(kinds[1].drop_null())),
         "n_pred": int(pc.sum(pc.equal(kinds[0].cast(pa.string()), "pred")).as_py() or 0),
         "size": found[0].get("size") if found else None,
+        "camera": camera[0],
+        "camera_note": camera[1],
     }

@@ -69,6 +69,8 @@ def test_a_store_without_runs_opens_with_the_next_step(tmp_path):
     [
         (("--store", "/nowhere/at/all"), "there is no store at /nowhere/at/all"),
         (("--images", "nonsense"), "expected a path with {input_id}"),
+        (("--points", "nonsense"), "expected a path with {input_id}"),
+        (("--points", "/tmp/{input_id}.bin", "--points-columns", "2"), "greater than or equal to 3"),
         (("--port", "PORT"), "is taken: choose another with --port"),
         (("--port", "99999"), "65535"),
         (("surplus",), "surplus"),

@@ -72,6 +72,9 @@ def test_a_csv_and_a_data_set_show_theirs(folder, tmp_path):
     source = source_of(str(table))
     assert source.data("val", "7") == PNG
     assert source.data("val", "8") is source.data("val", "9") is source.data("val", "10") is None
+    table.write_text(f"5,data/val/plain5.png\n0,{folder}/val/plain0.png\n")  # without names of columns
+    source = source_of(str(table))
+    assert source.data("val", "5") == source.data("val", "0") == PNG
     held = FromDataset.__new__(FromDataset)
     held._found, held._splits = pictures_of_a_data_set, {}
     assert held.data("val", "3").startswith(b"\x89PNG")

@@ -22,8 +22,9 @@ OPTIONS = (
 
 def answers(client):
     """(route of `Reads` or `Writes`, an answer) of every route."""
-    for route in ("session", "vocabulary", "runs"):
+    for route in ("session", "vocabulary", "runs", "points"):
         yield f'Reads["{route}"]', client.get(route)
+    yield 'Writes["points"]', client.post("points", {"points": None, **PLACES["detection3d"]}).json()
     job = client.post("jobs", {"model": "fresh", "version": "v1"}).json()
     yield 'Writes["jobs"]', job
     yield 'Reads["jobs"]', client.get("jobs")

@@ -121,6 +121,7 @@ class OneFile:
             "passes": made,
             "pictures": {split: one.pictures for split, one in self.seen.items()},
             "points": {split: one.points for split, one in self.seen.items()},
+            "cameras": {split: one.cameras for split, one in self.seen.items()},
             "left_out": self.left_out,
         }
 
@@ -224,6 +225,7 @@ class OneFile:
             "session": {
                 "csrf": "", "author": "", "local": True, "store": None, "version": __version__,
                 "open": {"page": "evaluation", **where}, "pictures": pictures, "runs": 1,
+                "points": {"set": None, "columns": None, "allowed": False, "sentence": ""},
                 "may": [], "leaves": False,
             },
             "runs": {
@@ -267,6 +269,8 @@ class OneFile:
         Raises:
             NoPagesError: The app is not built.
         """
+        if self.result.task == "detection3d":  # the one with the 3D view
+            static /= "solid"
         script, style = static / "app.js", static / "app.css"
         if not script.is_file():
             raise NoPagesError("the app's pages are not built here: make app (needs Node.js and npm)")

@@ -102,13 +102,18 @@ def cloud(points: NDArray[Any], boxes: Floats, most: int) -> dict[str, Any]:
     xyz = np.asarray(points[:, :3], np.float64)
     xyz = xyz[(np.abs(xyz) < REACH).all(axis=1)]  # NaN is not below it
     if len(xyz) > most:
-        inside = near_boxes(xyz, boxes)
-        own, other = np.flatnonzero(inside), np.flatnonzero(~inside)
-        first = own[spread(len(own), max(most // 2, most - len(other)))]
-        rest = other[spread(len(other), most - len(first))]
-        xyz = xyz[np.sort(np.concatenate([first, rest]))]
+        xyz = xyz[chosen_points(xyz, boxes, most)]
     whole = np.round(xyz * 100).astype("<i2")
     return {"n": len(whole), "of": total, "xyz": base64.b64encode(whole.tobytes()).decode()}
+
+
+def chosen_points(xyz: Floats, boxes: Floats, most: int) -> NDArray[np.int64]:
+    """`most` of (N, 3) points: those in and around boxes first, up to half of them; evenly of the rest."""
+    inside = near_boxes(xyz, boxes)
+    own, other = np.flatnonzero(inside), np.flatnonzero(~inside)
+    first = own[spread(len(own), max(most // 2, most - len(other)))]
+    rest = other[spread(len(other), most - len(first))]
+    return np.sort(np.concatenate([first, rest]))
 
 
 def near_boxes(xyz: Floats, boxes: Floats) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from mld_core.app.file.points import Floats, ask_frames
 from mld_core.views.cards import BOX, canvas_of
+from mld_core.views.detail import camera_of
 from mld_core.views.pictures import Canvas, pictures
 from mld_core.views.samples import ImageFn, asked_images, stored_images
 from mld_core.views.selection import HeldUnits
@@ -30,12 +31,14 @@ class Seen:
         pictures: Base64 of PNG or JPEG, by input id.
         canvases: Of images with boxes the frames that the pictures show, by input id.
         points: Of 3D frames `n` points of `of`, and `xyz` their text, by input id.
+        cameras: How the cameras of 3D frames with pictures see them, by input id.
         left_out: Sentences on what is not there.
     """
 
     pictures: dict[str, str] = field(default_factory=dict)
     canvases: dict[str, Canvas] = field(default_factory=dict)
     points: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cameras: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def place(self, units: HeldUnits) -> None:
@@ -104,7 +107,7 @@ def _frames(
     made = Seen()
     if image_fn is not None:
         room = POINT_BYTES // parts
-        made.points, made.pictures = ask_frames(units, first, _boxes_of(units, first), image_fn, room)
+        made.points, made.pictures = ask_frames(units, first, boxes_of(units, first), image_fn, room)
         cut = [one for one in made.points.values() if one["n"] < one["of"]]
         if cut:
             most = max(one["n"] for one in cut)
@@ -120,10 +123,12 @@ def _frames(
     asked = dict(made.pictures)
     _fill(made, units, stored_images(units, set(order)), order, PICTURE_BYTES // parts)
     made.pictures |= asked
+    seen_by = {one: camera_of(units, one)[0] for one in made.pictures}
+    made.cameras = {one: camera for one, camera in seen_by.items() if camera is not None}
     return made
 
 
-def _boxes_of(units: HeldUnits, ids: Sequence[str]) -> dict[str, Floats]:
+def boxes_of(units: HeldUnits, ids: Sequence[str]) -> dict[str, Floats]:
     """(K, 7) predicted and true boxes of some frames."""
     inside = pc.is_in(units.column("input_id"), pa.array(ids, pa.string()))
     rows = np.flatnonzero(np.asarray(inside.to_numpy(zero_copy_only=False), np.bool_))

@@ -2,7 +2,7 @@
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig } from "vite";
 
-/** `--mode file`: one script and one style sheet, which `mld report` writes into a page with its data. */
+/** `--mode file`, and `solid` with the 3D view: one script and style sheet, which `mld report` writes into a page. */
 const oneFile = {
   rollupOptions: {
     input: "src/main.ts",
@@ -21,7 +21,7 @@ export default defineConfig(({ mode }) => ({
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0,
     reportCompressedSize: true,
-    ...(mode === "file" ? oneFile : {}),
+    ...(mode === "production" || mode === "development" ? {} : oneFile),
   },
   server: { proxy: { "/api": { target: process.env.MLD_UI ?? "http://127.0.0.1:7860/ui" } } },
   test: { include: ["src/**/*.test.ts"], environment: "node" },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,25 @@ def packed(units: HeldUnits, rows: NDArray[np.int32], names: Sequence[str]) -> b
     Raises:
         FilterError: An unknown column, or one of lists.
     """
+    return packed_columns([(name, *_binary(units, rows, name)) for name in names], len(rows))
+
+
+def packed_columns(
+    found: Iterable[tuple[str, NDArray[Any], str, list[Any] | None]],
+    rows: int,
+    more: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Columns as bytes; see `packed`.
+
+    Args:
+        found: Name, (rows,) values, their type, and the texts that they number or None.
+        rows: How many.
+        more: Further members of the header.
+    """
     columns: list[dict[str, Any]] = []
     pieces: list[bytes] = []
     offset = 0
-    for name in names:
-        values, kind, texts = _binary(units, rows, name)
+    for name, values, kind, texts in found:
         piece = values.astype(values.dtype.newbyteorder("<")).tobytes()
         piece += b"\0" * (-len(piece) % 8)
         columns.append(
@@ -39,7 +53,7 @@ def packed(units: HeldUnits, rows: NDArray[np.int32], names: Sequence[str]) -> b
         )
         pieces.append(piece)
         offset += len(piece)
-    head = json.dumps({"rows": len(rows), "columns": columns}).encode()
+    head = json.dumps({"rows": rows, **(more or {}), "columns": columns}).encode()
     head += b" " * (-(len(head) + 4) % 8)
     return b"".join([struct.pack("<I", len(head)), head, *pieces])
 

@@ -19,6 +19,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, undefer
 
 from mld_core.app.asking import Shown
+from mld_core.app.clouds.points import Clouds
 from mld_core.app.library import Held, Library
 from mld_core.app.pictures import Pictures
 from mld_core.app.problems import ProblemError
@@ -93,7 +94,7 @@ class Desk:
         with self._lock:
             pictures = self._pictures.setdefault(principal.organization_id, Pictures(store, allowed=False))
         library = Library(TeamShelf(self, principal), self._held)
-        return Shown(library, pictures, TeamJobs(self.service, principal))
+        return Shown(library, pictures, TeamJobs(self.service, principal), Clouds(store, allowed=False))
 
     def store(self, organization_id: str) -> Store:
         """The folder of an organization."""

@@ -1,6 +1,6 @@
 /** Data from the server that the page came from. */
 import { Problem, queryOf, type Query, type Reads, type Source, type Writes } from "./source";
-import { unpackedColumns, type Columns } from "./points";
+import { unpackedCloud, unpackedColumns, type Columns, type Swept } from "./points";
 import type { Job } from "./types";
 
 const text = (value: unknown): string | null => (typeof value === "string" && value ? value : null);
@@ -31,6 +31,7 @@ export class HttpSource implements Source {
   deletes = true;
   readonly live = true;
   #csrf = "";
+  #points = false;
 
   async #ask(route: string, init: RequestInit): Promise<Response> {
     let answer: Response;
@@ -49,7 +50,8 @@ export class HttpSource implements Source {
     const answer = await this.#ask(asked ? `${route}?${asked}` : route, { signal: signal ?? null });
     const body = (await answer.json()) as Reads[R];
     if (route === "session") {
-      const { csrf, may } = body as Reads["session"];
+      const { csrf, may, points } = body as Reads["session"];
+      this.#points = points.set !== null;
       this.#csrf = csrf;
       this.writes = may.includes("write");
       this.deletes = may.includes("delete");
@@ -60,6 +62,17 @@ export class HttpSource implements Source {
   async columns(query: Query, signal?: AbortSignal): Promise<Columns> {
     const answer = await this.#ask(`columns?${queryOf(query)}`, { signal: signal ?? null });
     return unpackedColumns(await answer.arrayBuffer());
+  }
+
+  async cloud(query: Query & { id: string }): Promise<Swept | null> {
+    if (!this.#points) return null;
+    try {
+      const answer = await this.#ask(`cloud?${queryOf(query)}`, {});
+      return unpackedCloud(await answer.arrayBuffer());
+    } catch (error) {
+      if (error instanceof Problem && error.status === 404) return null;
+      throw error;
+    }
   }
 
   #changes(method: "POST" | "DELETE", body: unknown): RequestInit {

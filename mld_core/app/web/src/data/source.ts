@@ -1,5 +1,5 @@
 /** Where the pages' data comes from: the one interface that the pages know. */
-import type { Columns } from "./points";
+import type { Columns, Swept } from "./points";
 import type * as t from "./types";
 
 /** Routes that are read, and what each answers. */
@@ -22,6 +22,7 @@ export interface Reads {
   suspects: t.Suspects;
   "export/formats": t.ExportFormats;
   pictures: t.Pictures;
+  points: t.PointFiles;
   jobs: { jobs: t.Job[] };
   training: { runs: t.TrainedRun[] };
   vocabulary: t.Vocabulary;
@@ -41,6 +42,7 @@ export interface Writes {
   "verdicts/undo": { undone: number; progress: t.Progress | null };
   "verdicts/accept": { accepted: number; rows: number[]; ids: string[] | null; progress: t.Progress };
   pictures: t.Pictures;
+  points: t.PointFiles;
   jobs: t.Job;
 }
 
@@ -57,6 +59,8 @@ export interface Source {
   post<R extends keyof Writes>(route: R, body: unknown): Promise<Writes[R]>;
   /** Whole columns of a selection. */
   columns(query: Query & { names: string }, signal?: AbortSignal): Promise<Columns>;
+  /** The points of a 3D frame; null where there are none. */
+  cloud(query: Query & { id: string }): Promise<Swept | null>;
   /** Hears what is new of some runs until the function it returns is called; `lost` also where it goes on later. */
   follow(
     query: Query,

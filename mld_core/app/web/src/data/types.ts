@@ -28,7 +28,26 @@ export interface Session {
   command?: string | null;
   open: { page: string; model?: string; version?: string };
   pictures: Pictures;
+  points: PointFiles;
   runs: number;
+}
+/** Where points of 3D frames come from. */
+export interface PointFiles {
+  set: string | null;
+  columns: number | null;
+  allowed: boolean;
+  sentence: string;
+  checked?: number;
+  found?: number;
+  missing?: string | null;
+  /** What is wrong with the first file that holds no points. */
+  problem?: string | null;
+}
+/** How the camera of a 3D frame sees it. */
+export interface Camera {
+  /** The rows of the (3, 4) matrix from the boxes' frame to pixels. */
+  to_image: number[];
+  size: [number, number] | null;
 }
 export interface Pictures {
   set: string | null;
@@ -389,8 +408,9 @@ export interface SamplePage {
     size: [number, number] | null;
     /** Boxes that people drew into it: objects without a label. */
     drawn?: { box: number[] | null; label: Named | null; author: string; mine: boolean; id: string }[];
-    /** In a file: sensor points, x, y, z as int16 centimetres in base64. */
-    points?: { n: number; of: number; xyz: string } | null;
+    camera?: Camera | null;
+    /** Why it is not known how the camera sees the frame. */
+    camera_note?: string | null;
   } | null;
   picture: { has: boolean } | null;
 }

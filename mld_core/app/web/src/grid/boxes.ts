@@ -40,18 +40,6 @@ export function heading(box: number[]): [Point, Point] {
   return [above(x, y), above(x + (l / 2) * Math.cos(yaw), y + (l / 2) * Math.sin(yaw))];
 }
 
-/** Points as dots of a path: x, y, z as int16 centimetres in base64, seen from above. */
-export function dots(text: string): string {
-  const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
-  const view = new DataView(bytes.buffer);
-  let made = "";
-  for (let at = 0; at + 6 <= bytes.length; at += 6) {
-    const [x, y] = above(view.getInt16(at, true) / 100, view.getInt16(at + 2, true) / 100);
-    made += `M${x} ${y}h0`;
-  }
-  return made;
-}
-
 export function bounds(shapes: readonly Point[][]): Bounds | null {
   const points = shapes.flat().filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
   if (points.length === 0) return null;

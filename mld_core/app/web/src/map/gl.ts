@@ -20,28 +20,26 @@ void main() {
   made = vec4(ink.rgb * ink.a, ink.a);
 }`;
 
-export class GlPlot {
-  readonly #gl: WebGL2RenderingContext;
-  readonly #program: WebGLProgram;
-  readonly #buffers = new Map<string, WebGLBuffer>();
-  #rows = 0;
+/** A program with its attributes, of the map and of the 3D view. */
+export class GlProgram {
+  readonly #buffers = new Map<string, { buffer: WebGLBuffer; bytes: number }>();
 
-  private constructor(gl: WebGL2RenderingContext, program: WebGLProgram) {
-    this.#gl = gl;
-    this.#program = program;
+  private constructor(
+    readonly gl: WebGL2RenderingContext,
+    private readonly program: WebGLProgram,
+  ) {
     gl.useProgram(program);
-    gl.enable(gl.BLEND);
-    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
   }
 
-  /** null where there is no WebGL2. */
-  static on(canvas: HTMLCanvasElement): GlPlot | null {
-    const gl = canvas.getContext("webgl2", { antialias: false, depth: false });
+  /** null where there is no WebGL2; `solid`: with depth, and not where the processor would have to draw it. */
+  static on(canvas: HTMLCanvasElement, vertex: string, fragment: string, solid = false): GlProgram | null {
+    const only = { depth: solid, failIfMajorPerformanceCaveat: solid };
+    const gl = canvas.getContext("webgl2", { antialias: false, ...only });
     if (!gl) return null;
     const program = gl.createProgram();
     for (const [kind, text] of [
-      [gl.VERTEX_SHADER, VERTEX],
-      [gl.FRAGMENT_SHADER, FRAGMENT],
+      [gl.VERTEX_SHADER, vertex],
+      [gl.FRAGMENT_SHADER, fragment],
     ] as const) {
       const shader = gl.createShader(kind);
       if (!shader) return null;
@@ -50,28 +48,52 @@ export class GlPlot {
       gl.attachShader(program, shader);
     }
     gl.linkProgram(program);
-    return gl.getProgramParameter(program, gl.LINK_STATUS) ? new GlPlot(gl, program) : null;
+    return gl.getProgramParameter(program, gl.LINK_STATUS) ? new GlProgram(gl, program) : null;
+  }
+
+  /** Values of an attribute, one a point; memory of the card that is large enough is used again. */
+  upload(name: string, values: Float32Array | Uint8Array): void {
+    const { gl } = this;
+    const held = this.#buffers.get(name) ?? { buffer: gl.createBuffer(), bytes: -1 };
+    this.#buffers.set(name, held);
+    gl.bindBuffer(gl.ARRAY_BUFFER, held.buffer);
+    if (values.byteLength <= held.bytes) gl.bufferSubData(gl.ARRAY_BUFFER, 0, values);
+    else gl.bufferData(gl.ARRAY_BUFFER, values, gl.DYNAMIC_DRAW);
+    held.bytes = Math.max(held.bytes, values.byteLength);
+    const place = gl.getAttribLocation(this.program, name);
+    gl.enableVertexAttribArray(place);
+    gl.vertexAttribPointer(place, 1, values instanceof Uint8Array ? gl.UNSIGNED_BYTE : gl.FLOAT, false, 0, 0);
+  }
+
+  place(name: string): WebGLUniformLocation | null {
+    return this.gl.getUniformLocation(this.program, name);
+  }
+}
+
+export class GlPlot {
+  #rows = 0;
+
+  private constructor(private readonly program: GlProgram) {
+    const { gl } = program;
+    gl.enable(gl.BLEND);
+    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+  }
+
+  /** null where there is no WebGL2. */
+  static on(canvas: HTMLCanvasElement): GlPlot | null {
+    const program = GlProgram.on(canvas, VERTEX, FRAGMENT);
+    return program && new GlPlot(program);
   }
 
   upload(cloud: Cloud): void {
-    const gl = this.#gl;
     this.#rows = cloud.rows;
-    for (const name of ["x", "y", "colour", "state"] as const) {
-      const place = gl.getAttribLocation(this.#program, name);
-      const buffer = this.#buffers.get(name) ?? gl.createBuffer();
-      this.#buffers.set(name, buffer);
-      gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
-      gl.bufferData(gl.ARRAY_BUFFER, cloud[name], gl.DYNAMIC_DRAW);
-      gl.enableVertexAttribArray(place);
-      const bytes = name === "colour" || name === "state";
-      gl.vertexAttribPointer(place, 1, bytes ? gl.UNSIGNED_BYTE : gl.FLOAT, false, 0, 0);
-    }
+    for (const name of ["x", "y", "colour", "state"] as const) this.program.upload(name, cloud[name]);
   }
 
   draw(view: View, size: number, look: Look): void {
-    const gl = this.#gl;
+    const { gl } = this.program;
     const { width, height } = gl.canvas;
-    const place = (name: string): WebGLUniformLocation | null => gl.getUniformLocation(this.#program, name);
+    const place = (name: string): WebGLUniformLocation | null => this.program.place(name);
     gl.viewport(0, 0, width, height);
     gl.clearColor(0, 0, 0, 0);
     gl.clear(gl.COLOR_BUFFER_BIT);

@@ -13,14 +13,7 @@ export function look(legend: Facet | null): Look {
   void [turned, app.theme];
   const probe = document.createElement("i");
   document.body.append(probe);
-  const read = (css: string): Colour => {
-    probe.style.color = css;
-    const told =
-      getComputedStyle(probe)
-        .color.match(/[\d.]+/g)
-        ?.map(Number) ?? [];
-    return [told[0] ?? 0, told[1] ?? 0, told[2] ?? 0];
-  };
+  const read = (css: string): Colour => readBy(probe, css);
   const grey = read("var(--muted)");
   const colours: Colour[] = Array.from({ length: GREY + 1 }, () => grey);
   if (legend?.kind === "histogram") {
@@ -40,6 +33,25 @@ export function look(legend: Facet | null): Look {
   const made = { colours, dim: read("var(--strong-line)") };
   probe.remove();
   return made;
+}
+
+/** Colours of the style sheet. */
+export function inks(names: readonly string[]): Colour[] {
+  void [turned, app.theme];
+  const probe = document.createElement("i");
+  document.body.append(probe);
+  const made = names.map((css) => readBy(probe, css));
+  probe.remove();
+  return made;
+}
+
+function readBy(probe: HTMLElement, css: string): Colour {
+  probe.style.color = css;
+  const told =
+    getComputedStyle(probe)
+      .color.match(/[\d.]+/g)
+      ?.map(Number) ?? [];
+  return [told[0] ?? 0, told[1] ?? 0, told[2] ?? 0];
 }
 
 const mixed = (from: Colour, to: Colour, share: number): Colour => [

@@ -14,8 +14,8 @@ const CELL = 2;
 export function dots(image: ImageData, cloud: Cloud, view: View, size: number, look: Look): void {
   const { width, height } = image;
   const pixels = new Uint32Array(image.data.buffer);
-  const inks = look.colours.map(([r, g, b]) => ink(r, g, b, 255));
-  const [faint, behind] = [ink(...look.dim, 90), ink(...look.dim, 170)];
+  const inks = look.colours.map(([r, g, b]) => pixel(r, g, b, 255));
+  const [faint, behind] = [pixel(...look.dim, 90), pixel(...look.dim, 170)];
   const half = Math.floor(size / 2);
   for (const pass of [BEHIND, DIM, RIGHT, WRONG])
     for (let row = 0; row < cloud.rows; row += 1) {
@@ -95,13 +95,13 @@ export function density(image: ImageData, cloud: Cloud, cells: Cells, look: Look
     if (n === 0 && others[cell] === 0) continue;
     const made =
       n > 0
-        ? ink(
+        ? pixel(
             sums[4 * cell]! / n,
             sums[4 * cell + 1]! / n,
             sums[4 * cell + 2]! / n,
             70 + 185 * bright * Math.log1p(n),
           )
-        : ink(...look.dim, 20 + 90 * shade * Math.log1p(others[cell]!));
+        : pixel(...look.dim, 20 + 90 * shade * Math.log1p(others[cell]!));
     const [line, column] = [CELL * Math.floor(cell / columns), CELL * (cell % columns)];
     for (let down = line; down < Math.min(line + CELL, height); down += 1)
       pixels.fill(made, down * width + column, down * width + Math.min(column + CELL, width));
@@ -109,5 +109,5 @@ export function density(image: ImageData, cloud: Cloud, cells: Cells, look: Look
 }
 
 /** A pixel, as the bytes of an image lie in memory of a little-endian machine. */
-const ink = (r: number, g: number, b: number, alpha: number): number =>
+export const pixel = (r: number, g: number, b: number, alpha: number): number =>
   ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;

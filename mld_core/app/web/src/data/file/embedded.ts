@@ -2,7 +2,7 @@
 import { parts } from "../../state/filter";
 import { Problem, type Query, type Reads, type Source } from "../source";
 import type * as t from "../types";
-import type { Columns, Held } from "../points";
+import { cloudOfText, type Columns, type Held, type Swept } from "../points";
 import { Column, unpacked, type ColumnInfo } from "./columns";
 import { Pass, type FilePass } from "./pass";
 import * as recount from "./recount";
@@ -16,6 +16,7 @@ export interface FileData {
   /** PNGs and JPEGs as base64, by split and input id. */
   pictures: Record<string, Record<string, string>>;
   points: Record<string, Record<string, { n: number; of: number; xyz: string }>>;
+  cameras: Record<string, Record<string, t.Camera>>;
   left_out: string[];
   /** What changed from an earlier result, by split; the pairs are in the block. */
   compare?: Record<
@@ -98,6 +99,11 @@ export class EmbeddedSource implements Source {
         });
     }
     return { rows: rows?.length ?? pass.told.rows, get: (name) => made.get(name) };
+  }
+
+  async cloud(query: Query & { id: string }): Promise<Swept | null> {
+    const told = this.data.points[textOf(query.split) || this.#first()]?.[query.id];
+    return told ? cloudOfText(told) : null;
   }
 
   async #compared(route: string, query: Query): Promise<t.Compared | t.SamplePairs> {
@@ -222,10 +228,10 @@ export class EmbeddedSource implements Source {
       if (ids?.at(row) === sample.id) parts[wrong?.at(row) === true ? 0 : 1].push(row);
     const rows = parts.flat();
     const units = rows.slice(0, FRAME_UNITS).map((row) => pass.sample(row));
-    const points = this.data.points[pass.told.split]?.[sample.id] ?? null;
+    const camera = this.data.cameras[pass.told.split]?.[sample.id] ?? null;
     const left_out = rows.length - units.length;
     const counts = { left_out, errors: parts[0].length, n: rows.length };
-    return { id: sample.id, units, ...counts, size: sample.size ?? null, points };
+    return { id: sample.id, units, ...counts, size: sample.size ?? null, camera };
   }
 
   #filter(pass: Pass, filter: string): t.FilterAnswer {
