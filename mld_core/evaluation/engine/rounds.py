@@ -8,7 +8,6 @@ the round, and the states. A part that has to be walked again gives the same sta
 from __future__ import annotations
 
 import pickle
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -139,6 +138,11 @@ def walk_part(walk: PartWalk, work: Round[S], target: Path | None, *, measure: b
 
 
 def _peak_bytes() -> int:
+    """Largest resident memory of this process; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
