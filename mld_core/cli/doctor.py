@@ -18,7 +18,7 @@ from mld_core.records.format.layout import Store
 PACKAGES = (
     *("ml-debugger", "numpy", "pyarrow", "pandas", "duckdb", "scikit-learn", "requests", "rich", "typer"),
     *("xxhash", "torch", "lightning", "pytorch-lightning", "transformers", "accelerate", "mmengine"),
-    *("mmdet", "mmdet3d", "ultralytics", "faiss-cpu", "numba", "ray"),
+    *("mmdet", "mmdet3d", "ultralytics", "numba", "ray"),
 )
 
 

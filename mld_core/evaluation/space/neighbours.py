@@ -2,7 +2,7 @@
 
 Up to 200,000 base points the search is exact. Beyond that the base is an inverted file (`lists`): queries
 look as far around as holds 0.98 of the neighbours of 500 exactly searched ones, and at four times as many
-units as are wanted. All of it is numpy: with or without faiss the answer is the same.
+units as are wanted. All of it is numpy.
 """
 
 from __future__ import annotations
