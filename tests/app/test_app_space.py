@@ -22,10 +22,7 @@ from mld_core.records.format.layout import RunKey, Store
 AXE = ROOT / "mld_core" / "app" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 FRAMES, POINTS, BOXES = 100, 40_000, 12
 RUN = {"model": "sweeps", "version": "v1"}
-ANY_CARD = """const get = HTMLCanvasElement.prototype.getContext;
-HTMLCanvasElement.prototype.getContext = function (kind, more) {
-  return get.call(this, kind, { ...more, failIfMajorPerformanceCaveat: false });
-};"""  # the processor draws for a card that is not there
+ANY_CARD = "WebGL2RenderingContext.prototype.getExtension = () => null;"  # who draws is not told
 NO_CARD = """const get = HTMLCanvasElement.prototype.getContext;
 HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
   return kind === "webgl2" ? null : get.call(this, kind, ...more);

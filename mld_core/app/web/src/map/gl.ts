@@ -33,9 +33,11 @@ export class GlProgram {
 
   /** null where there is no WebGL2; `solid`: with depth, and not where the processor would have to draw it. */
   static on(canvas: HTMLCanvasElement, vertex: string, fragment: string, solid = false): GlProgram | null {
-    const only = { depth: solid, failIfMajorPerformanceCaveat: solid };
-    const gl = canvas.getContext("webgl2", { antialias: false, ...only });
+    const gl = canvas.getContext("webgl2", { antialias: false, depth: solid });
     if (!gl) return null;
+    const told = solid ? gl.getExtension("WEBGL_debug_renderer_info") : null;
+    if (told && /swiftshader|llvmpipe|software/i.test(String(gl.getParameter(told.UNMASKED_RENDERER_WEBGL))))
+      return null;
     const program = gl.createProgram();
     for (const [kind, text] of [
       [gl.VERTEX_SHADER, vertex],
