@@ -14,6 +14,7 @@ import pandas as pd
 from mld_core import __version__
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.engine.executor import Reporter, Workers
+from mld_core.evaluation.engine.passes import problem
 from mld_core.evaluation.engine.rounds import ENGINES
 from mld_core.evaluation.errors import NotFoundError, known, near
 from mld_core.evaluation.results.result import PageWriter, Result
@@ -169,6 +170,7 @@ class Evaluator:
         with results.writing() as folder, told(STAGES * len(selections)) as reporter:
             engine = Workers(chosen.get("threads"), reporter)
             found = _function_of(method)(results, selections, folder, engine, options=chosen)
+            found["problems"] = [*found["problems"], *_engine_notes(chosen, method)]
             info = {
                 "format": FORMAT,
                 "result_name": wanted,
@@ -308,6 +310,16 @@ def _with_engine(options: dict[str, Any], method: str) -> dict[str, Any]:
         wished = "memory"
     rest = {name: value for name, value in options.items() if name != "engine"}
     return rest if wished == "memory" else {**rest, "engine": wished}
+
+
+def _engine_notes(options: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
+    """That `MLD_ENGINE` was not heeded, where the method has no rounds."""
+    wished = os.environ.get("MLD_ENGINE") or "memory"
+    if wished == "memory" or method == METHODS["classification"] or "engine" in options:
+        return []
+    alone = f"{METHODS['classification']} alone is evaluated in rounds"
+    text = f"MLD_ENGINE={wished}: {alone}; {method} ran in memory"
+    return [problem("option", text, severity="note")]
 
 
 def _check_range(name: str, value: Any) -> None:

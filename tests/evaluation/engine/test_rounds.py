@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import simulated_detector
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
@@ -19,6 +20,7 @@ from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.classification import auroc
 from mld_core.evaluation.space.neighbourhood import surroundings
 from mld_core.evaluation.statistics.folds import assign_folds
+from mld_core.records.format.layout import RunKey, Store
 from mld_core.report import write_report
 
 
@@ -92,7 +94,16 @@ def test_wrong_labels_come_first(in_rounds, planted_run):
 
 def test_what_it_does_not_compute_is_said(in_rounds, val):
     told = " ".join(one["message"] for one in in_rounds.info["problems"])
-    for what in ("cells of units stand for neighbours", "95 % intervals", "C30", "C32", "C40", "C05", "C12"):
+    for what in (
+        "cells of units stand for neighbours",
+        "95 % intervals",
+        "C30",
+        "C32",
+        "C40",
+        "C05",
+        "C12",
+        "C04",
+    ):
         assert what in told
     assert "not projected" in told  # the split without labels
     absent = next(one for one in in_rounds.info["facts"] if one["dataset"] == "val")["not_computable"]
@@ -115,6 +126,16 @@ def test_the_engine_may_be_named_by_the_environment(planted_run, monkeypatch):
     monkeypatch.setenv("MLD_ENGINE", "spark")
     with pytest.raises(ValueError, match=r"MLD_ENGINE='spark'.*memory, rounds, ray|MLD_ENGINE='spark'"):
         evaluated(planted_run[0].store, "unknown")
+
+
+def test_boxes_are_evaluated_in_memory_whatever_the_environment_names_and_say_so(tmp_path, monkeypatch):
+    store, run = Store(tmp_path), RunKey("det", "v1")
+    store.ensure_run(run, {"task": "detection", "n_class": 6})
+    simulated_detector.write(store, run, "val", simulated_detector.simulate(20, seed=4), n_epoch=0)
+    monkeypatch.setenv("MLD_ENGINE", "rounds")
+    made = Evaluator("det", "v1", store=tmp_path).request_evaluation(options={"repeats": 1})
+    told = [one["message"] for one in made.info["problems"]]
+    assert "MLD_ENGINE=rounds: classification_v1 alone is evaluated in rounds; od_v1 ran in memory" in told
 
 
 def test_a_sample_stands_for_the_pass(planted_run, in_rounds, val, monkeypatch):

@@ -31,6 +31,7 @@ LEFT_OUT = tuple(
     f"evaluated in rounds: {what}"
     for what in (
         f"cells of units stand for neighbours, and fits are made on at most {SAMPLE:,} labelled units",
+        "no list of a unit's neighbours; duplicates and leaks (C03, C04) are those of equal hashes alone",
         "no neighbours in the train split: neither its labels nor its distances enter, and no C30, C31, C33",
         "no 95 % intervals, no metadata slices (C32), no earlier epochs (C40 to C42), no order of data (C05)",
         "regions are cells side by side, named by their first confusion; layers share their cells (no C12)",
