@@ -86,13 +86,14 @@ class RemoteEvaluator:
             "method_name": method_name,
             "options": {name: value for name, value in options.items() if name not in _LOCAL_OPTIONS},
         }
-        asked = self._ask(f"/v1/runs/{run_id}/evaluations", body)
+        asked: Future[dict[str, Any]] = Future()
         try:
+            self._ask(asked, f"/v1/runs/{run_id}/evaluations", body)
             with _clear_errors():
                 job = asked.result()
             job = self._finished(job, shown=options.get("progress"))
         except KeyboardInterrupt:
-            with contextlib.suppress(OSError):  # a service that does not answer is not waited for
+            with contextlib.suppress(Exception):  # nothing was begun there, or nobody answers
                 self._client.json("DELETE", f"/v1/jobs/{asked.result(_LAST_WORD_SECONDS)['job_id']}")
             raise
         if job.get("state") != "done":
@@ -101,9 +102,8 @@ class RemoteEvaluator:
         info = self._client.json("GET", f"/v1/results/{job['result_id']}", patience=STEADY)
         return self._fetch(info)
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> Future[dict[str, Any]]:
+    def _ask(self, asked: Future[dict[str, Any]], path: str, body: Mapping[str, Any]) -> None:
         """Queue a job from a thread, so that Ctrl-C just then does not lose the id of what it cancels."""
-        asked: Future[dict[str, Any]] = Future()
 
         def work() -> None:
             try:
@@ -113,7 +113,6 @@ class RemoteEvaluator:
 
         # A daemon, not a pool: whoever leaves does not wait for a service that hangs.
         threading.Thread(target=work, daemon=True).start()
-        return asked
 
     def _finished(self, job: dict[str, Any], *, shown: bool | None) -> dict[str, Any]:
         """Ask until the job is over."""

@@ -126,7 +126,24 @@ def test_ctrl_c_cancels_the_evaluation_there(at_service, seconds):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    # The name is free again, which it is not while an evaluation of that name is on its way, or is done.
+    expect_free(at_service, name)
+
+
+def test_ctrl_c_as_it_begins_to_ask_cancels_the_evaluation_there(at_service, monkeypatch):
+    class Interrupted(threading.Thread):
+        def start(self):
+            super().start()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mld_core.service.client.remote.threading.Thread", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            at_service.request_evaluation("stopped at once", options={"repeats": 20, "null_run": True})
+    expect_free(at_service, "stopped at once")
+
+
+def expect_free(at_service, name):
+    """The name is free again, which it is not while an evaluation of that name is on its way, or is done."""
     until, result = time.monotonic() + 60, None
     while result is None and time.monotonic() < until:
         with contextlib.suppress(ResultExistsError):
