@@ -119,6 +119,7 @@ def heap(page):
     return told["usedSize"] + told.get("backingStorageSize", 0)
 
 
+@pytest.mark.heavy  # a benchmark
 def test_a_hundred_frames_are_turned_over_without_a_stall(page_at, sweeps):
     """From the key to the points on the canvas, one after the other as fast as they come; the path without a card."""
     query = {"page": "samples", **RUN, "filter": "gt_idx = 3", "sort": "input_id"}
