@@ -31,7 +31,9 @@ def test_the_program_runs(tmp_path: Path) -> None:
         env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert not_printed(PAGE, done.stderr + done.stdout, tmp_path / "store") == []
+    # Where a package that Keras imports sets the root logger up (TensorFlow 2.16's do), messages have its form.
+    printed = (done.stderr + done.stdout).replace("WARNING:ml_debugger:", "ml_debugger: ")
+    assert not_printed(PAGE, printed, tmp_path / "store") == []
     samples = load("shapes", "v1", store=Store(tmp_path / "store"))
     assert samples["input_id"].to_pylist() == [f"picture-{number}" for number in range(8)] * 2
     assert samples["n_truths"].to_pylist() == [1] * 16
