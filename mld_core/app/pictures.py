@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,21 @@ def source_of(text: str) -> Source:
     )
 
 
+def remembered(store: Store, name: str) -> dict[str, Any]:
+    """What a store remembers under the name of a file; nothing where that is not there, or broken."""
+    try:
+        said = json.loads((store.root / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def remember(store: Store, name: str, said: dict[str, Any]) -> None:
+    """Let a store remember that; where it cannot be written to, it holds for this server."""
+    with suppress(OSError):
+        (store.root / name).write_text(json.dumps(said), encoding="utf-8")
+
+
 def read_picture(path: Path) -> bytes | None:
     """The bytes of a file that is a picture; None of anything else."""
     try:
@@ -231,14 +247,8 @@ class Pictures:
             self._remembered()
 
     def _remembered(self) -> None:
-        try:
-            said = json.loads((self.store.root / SETTING).read_text(encoding="utf-8"))
-            text = said["images"] if isinstance(said, dict) else None
-        except (OSError, ValueError, KeyError):
-            return
-        if isinstance(text, str) and not re.fullmatch(
-            r"[\w.]+:[\w.]+", text
-        ):  # code is imported when asked for
+        text = remembered(self.store, SETTING).get("images")
+        if isinstance(text, str) and not re.fullmatch(_IMPORT, text):  # code is imported when asked for
             try:
                 self.source = source_of(text)
             except ValueError as error:
@@ -254,10 +264,7 @@ class Pictures:
             raise ValueError("pictures of this server's disk are not shown: only what was uploaded")
         self.source = source_of(text) if text else None
         self.broken = ""
-        try:
-            (self.store.root / SETTING).write_text(json.dumps({"images": text}), encoding="utf-8")
-        except OSError:
-            return  # a store that cannot be written to: it holds for this server
+        remember(self.store, SETTING, {"images": text})
 
     def recorded(self, run: RunKey, split: str, input_id: str) -> bool:
         """Whether a thumbnail of the sample was recorded."""

@@ -7,7 +7,6 @@ the machine, as coordinates.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from mld_core.app.clouds.formats import SUFFIXES, CloudError, read_points
 from mld_core.app.file.points import chosen_points
-from mld_core.app.pictures import FromDataset, Table, Template, source_of
+from mld_core.app.pictures import FromDataset, Table, Template, remember, remembered, source_of
 from mld_core.records.format.layout import Store
 from mld_core.views.columns.packed import packed_columns
 
@@ -49,13 +48,9 @@ class Clouds:
             self._remembered()
 
     def _remembered(self) -> None:
+        said = remembered(self.store, SETTING)
         try:
-            said = json.loads((self.store.root / SETTING).read_text(encoding="utf-8"))
-            text, columns = said["points"], said["columns"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return
-        try:
-            self._take(text, columns)
+            self._take(said.get("points"), said.get("columns"))
         except (ValueError, TypeError, AttributeError) as error:
             self.broken = str(error)
 
@@ -85,11 +80,7 @@ class Clouds:
             raise ValueError("points of this server's disk are not shown: only what was uploaded")
         self._take(text, columns)
         self.broken = ""
-        try:
-            said = json.dumps({"points": text, "columns": columns})
-            (self.store.root / SETTING).write_text(said, encoding="utf-8")
-        except OSError:
-            return  # a store that cannot be written to: it holds for this server
+        remember(self.store, SETTING, {"points": text, "columns": columns})
 
     def path(self, split: str, input_id: str) -> Path | None:
         """The file of a frame; None where there is none."""

@@ -25,8 +25,10 @@ from mld_core.evaluation.analysis.label_quality import (
     suspected_labels,
     train_member,
 )
+from mld_core.evaluation.codes.categories import Thresholds
 from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
 from mld_core.evaluation.space import order
+from mld_core.evaluation.space.cells import Density
 from mld_core.evaluation.space.mixture import failing_components, merged_regions
 from mld_core.evaluation.space.neighbourhood import Nearest
 from mld_core.evaluation.space.novelty import novel_units
@@ -64,9 +66,10 @@ def pooled_labels(made: Estimated) -> LabelPosterior:
     return judged_by(members[1], pooled, labels, folds, n_class, work.workers) if arrays.is_train else pooled
 
 
-def facts(made: Estimated, judged: Judged, posterior: LabelPosterior, found: Diagnoses) -> dict[str, Any]:
-    """What is kept of an analysis beside its columns."""
-    used, density = judged.used, judged.density
+def fitted_facts(
+    used: Thresholds, density: Density, source: str, reason: str, guard_z: float
+) -> dict[str, Any]:
+    """What is kept of thresholds, density and the error estimator, however they were fitted."""
     return {
         "pi": used.pi,
         "t1": used.t1,
@@ -75,9 +78,17 @@ def facts(made: Estimated, judged: Judged, posterior: LabelPosterior, found: Dia
         "ref_split": used.reference,
         "k": density.k,
         "m": density.m,
-        "error_proba_source": made.estimate.source,
-        "error_proba_reason": made.estimate.reason,
-        "guard_z": made.estimate.guard_z,
+        "error_proba_source": source,
+        "error_proba_reason": reason,
+        "guard_z": guard_z,
+    }
+
+
+def facts(made: Estimated, judged: Judged, posterior: LabelPosterior, found: Diagnoses) -> dict[str, Any]:
+    """What is kept of an analysis beside its columns."""
+    estimate = made.estimate
+    return {
+        **fitted_facts(judged.used, judged.density, estimate.source, estimate.reason, estimate.guard_z),
         "neighbours": made.around.method,
         "neighbour_recall": made.around.recall,
         "n_hat": posterior.n_hat,

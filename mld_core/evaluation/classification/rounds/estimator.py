@@ -176,10 +176,8 @@ def fit_estimator(
     wrong, units = int(around.counts[:, 0, 1].sum()), int(around.counts[:, 0, 0].sum())
     constant, msp, errors = (wrong + 1) / (units + 2), block.scores.msp, block.errors
     if wrong in {0, units}:
-        what = "no errors" if wrong == 0 else "nothing but errors"
-        reason = f"{what} among {units} labelled units"
         flat = np.full(len(msp), constant)
-        return Estimator((), None, constant, CONSTANT, reason, float("nan")), flat, (flat,)
+        return _constant(constant, wrong, units), flat, (flat,)
     confidence = fit_confidence(msp, errors, workers, weight)
     baseline = confidence.risk(msp)
     if min(wrong, units - wrong) < MINIMUM:
@@ -198,13 +196,11 @@ def fit_estimator(
         rows = np.flatnonzero(block.folds[repeat] == fold)
         columns = held_out_columns(block, rows, cell, around, repeat, fold)
         z[repeat, rows] = model.raw(np.column_stack([fixed[rows], columns]))
-    models = [
+    told = [
         _calibrate(model, z[repeat], block, repeat, fold, weight, workers)
         for (repeat, fold), model in zip(tasks, models, strict=True)
     ]
-    rows_of = tuple(
-        tuple(models[repeat * FOLDS : (repeat + 1) * FOLDS]) for repeat in range(len(block.folds))
-    )
+    rows_of = tuple(tuple(told[start : start + FOLDS]) for start in range(0, len(told), FOLDS))
     found = Estimator(rows_of, confidence, constant, CSE, "", 0.0)
     proba, *looks = found.score(block, fixed, cell, around)
     groups = group_codes(block.digests)[1]
@@ -213,6 +209,12 @@ def fit_estimator(
         return Estimator(rows_of, confidence, constant, CSE, "", gained), proba, tuple(looks)
     reason = f"log-loss not significantly below the softmax baseline's (z = {gained:.2f})"
     return Estimator((), confidence, constant, MSP_ISOTONIC, reason, gained), baseline, (baseline,)
+
+
+def _constant(risk: float, wrong: int, units: int) -> Estimator:
+    """Of units that are all right or all wrong nothing more is known than how many they are."""
+    what = "no errors" if wrong == 0 else "nothing but errors"
+    return Estimator((), None, risk, CONSTANT, f"{what} among {units} labelled units", float("nan"))
 
 
 def _fit_fold(

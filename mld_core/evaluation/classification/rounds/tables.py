@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mld_core.evaluation.analysis.explanation import fitted_facts
 from mld_core.evaluation.analysis.issue_tables import (
     notes_of,
     plain_facts,
@@ -88,21 +89,12 @@ def _without_analysis(split: Split) -> StageOutput:
 
 
 def _facts(fits: Fits, found: Outcome) -> dict[str, Any]:
-    used, density, estimator = fits.used, fits.density, fits.estimator
+    estimator = fits.estimator
     counts = {one.code: found.codes[place] for place, one in enumerate(DIAGNOSES)}
     absent = reasons(fits.codes, is_train=fits.split.is_train)
     there = {code: both for code, both in counts.items() if code not in absent}
     return {
-        "pi": used.pi,
-        "t1": used.t1,
-        "t2": used.t2,
-        "risk_tolerance": used.risk_tolerance,
-        "ref_split": used.reference,
-        "k": density.k,
-        "m": density.m,
-        "error_proba_source": estimator.source,
-        "error_proba_reason": estimator.reason,
-        "guard_z": estimator.guard_z,
+        **fitted_facts(fits.used, fits.density, estimator.source, estimator.reason, estimator.guard_z),
         "neighbours": "cells",
         "neighbour_recall": float("nan"),
         "cells": len(fits.region),
