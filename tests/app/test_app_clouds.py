@@ -86,9 +86,39 @@ def test_columns_are_asked_for_where_nothing_tells_them(tmp_path):
         read_points(file, 7)
 
 
+LASERS = np.concatenate([NUSCENES] * 27)  # 540,000 bytes
+BRIGHT = with_more(255 * SHARE, SHARE * 99)  # five columns that no value tells apart
+
+
+@pytest.mark.parametrize(
+    ("whole", "cut", "said"),
+    [
+        (LASERS, 4_096 * 128, "values are those of 5 columns.*cut"),  # a whole number of points of 4 columns
+        (KITTI, 12 * 997, "values are those of 4 columns.*cut"),  # of 3 columns
+        (BRIGHT, 4_096 * 4, "by its size 4 columns.*files beside it 5: it was cut"),
+        (BRIGHT, 4_999, "4,999 bytes are no whole number"),
+    ],
+)
+def test_a_file_that_was_cut_is_refused_and_spoils_none_beside_it(tmp_path, whole, cut, said):
+    for number in range(4):
+        (tmp_path / f"{number}.bin").write_bytes(whole[7 * number :].tobytes())
+    (tmp_path / "cut.bin").write_bytes(whole.tobytes()[:cut])
+    with pytest.raises(CloudError, match=said):
+        read_points(tmp_path / "cut.bin")
+    np.testing.assert_array_equal(read_points(tmp_path / "1.bin"), whole[7:, :3])
+
+
+def test_a_lone_file_that_was_cut_is_known_by_its_values(tmp_path):
+    for whole, cut in ((LASERS, 4_096 * 128), (KITTI, 12 * 997)):
+        (tmp_path / "cut.bin").write_bytes(whole.tobytes()[:cut])
+        with pytest.raises(CloudError, match="it was cut"):
+            read_points(tmp_path / "cut.bin")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
+        ("a.npy", KITTI.tobytes(), "no NumPy array"),
         ("a.txt", b"root:x:0", "expected a file ending in .bin, .npy, .pcd"),
         ("a.bin", b"root:x:0:0:root:/root:/bin/sh\n\n\n", "no metres"),
         ("a.bin", np.full((1_000, 4), 1e30, "<f4").tobytes(), "no metres"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def read_points(path: Path, columns: int | None = None) -> Points:
         raise CloudError(f"{path.name}: it cannot be read ({error.strerror})") from error
     if data.startswith(b"\x93NUMPY"):
         found = _npy(data, path.name)
+    elif path.suffix.lower() == ".npy":
+        raise CloudError(f"{path.name}: by its first bytes it is no NumPy array; write it with numpy.save")
     elif path.suffix.lower() == ".pcd":
         found = _pcd(data, path.name)
     else:
@@ -92,40 +95,78 @@ def _raw(data: bytes, path: Path, columns: int | None) -> NDArray[Any]:
 
 def _columns(data: bytes, path: Path) -> int:
     may = columns_of_size(len(data))
-    told = [n for n in may & {4, 5} if _looks(np.frombuffer(data, "<f4").reshape(-1, n))]
-    if len(told) == 1:
+    told = [n for n in (4, 5) if _looks(_rows(data, n))]
+    if len(told) == 1 and told[0] in may:
         return told[0]
-    beside = may & _of_neighbours(path) if len(may) > 1 else may
+    begins = f"{path.name}: {len(data):,} bytes"
+    if len(told) == 1:
+        raise CloudError(
+            f"{begins}, and its values are those of {told[0]} columns, of which that is no whole number: "
+            "it was cut; copy it anew"
+        )
+    if not may:
+        raise CloudError(
+            f"{begins} are no whole number of points of {_either(CANDIDATES)} float32 columns: it was cut, "
+            "or say how many there are with --points-columns"
+        )
+    agreed = _of_neighbours(path)
+    beside = may & agreed
     if len(beside) == 1:
         return next(iter(beside))
-    what = " or ".join(map(str, sorted(beside or may))) or f"none of {', '.join(map(str, CANDIDATES))}"
+    if not beside:
+        others = (
+            f"those of the files beside it {_either(agreed)}" if agreed else "the files beside it disagree"
+        )
+        raise CloudError(
+            f"{path.name}: it has by its size {_either(may)} columns, {others}: it was cut, or is of another "
+            "kind; say with --points-columns how many there are (KITTI 4, nuScenes 5)"
+        )
     raise CloudError(
-        f"{path.name}: by its size it may have {what} columns, and nothing tells which; "
+        f"{path.name}: by its size it may have {_either(beside)} columns, and nothing tells which; "
         "say it with --points-columns (KITTI 4, nuScenes 5)"
     )
 
 
+def _either(columns: Collection[int]) -> str:
+    return " or ".join(map(str, sorted(columns)))
+
+
+def _rows(data: bytes, columns: int) -> Points:
+    """As many whole points of so many columns as there are."""
+    return np.frombuffer(data, "<f4", len(data) // (4 * columns) * columns).reshape(-1, columns)
+
+
 def _looks(points: Points) -> bool:
-    """Whether the last column is what it would have to be: KITTI's intensity, the laser of nuScenes."""
-    last = points[:, -1]
-    if len(points) < LEAST_ROWS or not np.isfinite(last).all() or last.min() < 0:
+    """Whether the last column alone is what it would have to be: KITTI's intensity, the laser of nuScenes."""
+    if len(points) < LEAST_ROWS:
         return False
-    if points.shape[1] == 4:
-        return bool(last.max() <= 1)
-    return bool(last.max() < 256 and (last == np.floor(last)).all())
+
+    def fits(values: Points) -> bool:
+        if not np.isfinite(values).all() or values.min() < 0:
+            return False
+        if points.shape[1] == 4:
+            return bool(values.max() <= 1)
+        return bool(values.max() < 256 and (values == np.floor(values)).all())
+
+    return fits(points[:, -1]) and not all(fits(points[:, at]) for at in range(3))
 
 
 def _of_neighbours(path: Path) -> frozenset[int]:
-    """Columns that the sizes of the raw files beside this one allow."""
-    may, seen = frozenset(CANDIDATES), 0
+    """Columns that the sizes of the most raw files in this one's folder allow; none where half are others.
+
+    Most, since one that was cut must not spoil those beside it.
+    """
+    counted, seen = dict.fromkeys(CANDIDATES, 0), 0
     with os.scandir(path.parent) as entries:
         for one in entries:
             if one.name.endswith(path.suffix) and one.is_file():
-                may &= columns_of_size(one.stat().st_size)
                 seen += 1
-            if seen == LOOKED_AT or len(may) < 2:
+                for columns in columns_of_size(one.stat().st_size):
+                    counted[columns] += 1
+            if seen == LOOKED_AT:
                 break
-    return may
+    most = max(counted.values())
+    return frozenset(n for n in CANDIDATES if counted[n] == most) if 2 * most > seen else frozenset()
 
 
 def _npy(data: bytes, name: str) -> NDArray[Any]:
