@@ -22,7 +22,7 @@ from mld_core.evaluation.errors import FilterError
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import compile_filter, conjuncts, find_column, polygon_of, quoted
 from mld_core.evaluation.results.view import ALIASES
-from mld_core.views.units import UMAP_AXES, PassUnits
+from mld_core.views.units import PassUnits
 
 WORST = "-severity,-error_proba,-loss"
 """The order of `Result.get_issues`."""
@@ -174,8 +174,8 @@ class HeldUnits(PassUnits):
 
     def _numbers(self, sql: str, parameters: list[Any]) -> Rows:
         spill = self.result.folder.parent / ".spill"
-        axes = ", ".join(UMAP_AXES)
-        more = {"more": [self.beside]} if any(quoted(one) in sql for one in UMAP_AXES) else {}
+        axes = ", ".join(self.axes)
+        more = {"more": [self.beside]} if any(quoted(one) in sql for one in self.axes) else {}
         with database(spill, numbered=True, units=[self.path], **more) as connection:
             if more:
                 both = f"units JOIN (SELECT file_row_number, {axes} FROM more) USING (file_row_number)"  # noqa: S608

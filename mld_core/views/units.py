@@ -14,12 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mld_core.evaluation.results.database import axes_beside, beside
 from mld_core.evaluation.results.result import Result
 from mld_core.records.format.layout import RunKey
 from mld_core.records.read.reader import PassSelection, select
-
-UMAP_AXES = ("umap_1", "umap_2")
-"""Columns that are made on demand, and lie in a file of their own."""
 
 
 @dataclass
@@ -50,15 +48,20 @@ class PassUnits:
     @property
     def beside(self) -> Path:
         """Where columns lie that are made on demand, row by row those of the table: see `UMAP_AXES`."""
-        return self.path.with_name(f"umap-{self.index}.parquet")
+        return beside(self.path)
+
+    @cached_property
+    def axes(self) -> tuple[str, ...]:
+        """Those of `UMAP_AXES` that lie there."""
+        return axes_beside(self.path)
 
     @cached_property
     def schema(self) -> pa.Schema:
         """Of the unit table, with what lies beside it."""
         own = pq.read_schema(self.path)
-        if not self.beside.is_file():
+        if not self.axes:
             return own
-        return pa.schema([*own, *(pq.read_schema(self.beside).field(name) for name in UMAP_AXES)])
+        return pa.schema([*own, *(pq.read_schema(self.beside).field(name) for name in self.axes)])
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -72,7 +75,7 @@ class PassUnits:
         return pq.read_table(self._file_of(name), columns=[name]).column(name)
 
     def _file_of(self, name: str) -> Path:
-        return self.beside if name in UMAP_AXES else self.path
+        return self.beside if name in self.axes else self.path
 
     def has(self, name: str) -> bool:
         """Whether the column is there and holds anything: an analysis that has not run left it null."""

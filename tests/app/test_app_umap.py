@@ -6,6 +6,7 @@ import sys
 from urllib.parse import urlencode
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from app_building import need_pages
@@ -82,6 +83,24 @@ def test_its_columns_are_filters_orders_and_polygons(store, package, task):
     order = units.order("-umap_1")[: there.sum()]
     assert x[order].tolist() == sorted(x[there].tolist(), reverse=True)
     assert y[there].std() > 0
+
+
+def test_a_field_of_its_name_stays_the_users_own(store, package):
+    pass_ = last(store, "classes")
+    table = pq.read_table(pass_.path)
+    own = pa.array(np.arange(len(table), dtype=np.float64))
+    pq.write_table(table.append_column("umap_1", own), pass_.path)
+    place = {"model": "net <i>", "version": "v/1", "split": "val"}
+    with opened(store) as client:
+        fields = client.get("sample", **place, row=3)["fields"]
+        assert {"name": "umap_1", "value": 3.0}.items() <= next(
+            one for one in fields if one["name"] == "umap_1"
+        ).items()
+        assert client.get("samples", **place, filter="umap_1 > 10 and umap_1 < 13")["total"] == 2
+        said = client.get("map", **place)["umap"]
+        assert (said["made"], "a field umap_1 of your own" in said["missing"]) == (False, True)
+    with pytest.raises(made_by.NoUmapError, match="umap_1 of your own"):
+        made_by.make_umap(last(store, "classes"), Reporter(enabled=False).stage)
 
 
 def test_of_many_units_some_are_fitted_and_the_others_placed_among_them(store, package, monkeypatch):

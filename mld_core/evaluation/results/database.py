@@ -7,6 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
+
+UMAP_AXES = ("umap_1", "umap_2")
+"""Columns of a unit table that are made on demand, and lie in a file of their own: see `beside`."""
+
+
+def beside(units: Path) -> Path:
+    """Where the columns lie that are made on demand, row by row those of a unit table."""
+    return units.with_name(units.name.replace("units-", "umap-"))
+
+
+def own_axes(units: Path) -> list[str]:
+    """Columns that a unit table holds of a user's own under the names of `UMAP_AXES`, whatever their case."""
+    return [name for name in pq.read_schema(units).names if name.lower() in UMAP_AXES]
+
+
+def axes_beside(units: Path) -> tuple[str, ...]:
+    """`UMAP_AXES` where they were made and the table holds none of a user's own; else nothing."""
+    return UMAP_AXES if beside(units).is_file() and not own_axes(units) else ()
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.stages import stored_vectors, vector_width
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.results.database import UMAP_AXES, own_axes
 from mld_core.evaluation.space.space import fit_space, project
 from mld_core.records.format.manifest import tmp_name
 from mld_core.records.format.vectors import is_vector
 from mld_core.records.read.reader import PassSelection
-from mld_core.views.units import UMAP_AXES, PassUnits, spread
+from mld_core.views.units import PassUnits, spread
 
 INSTALL = 'pip install "ml-debugger[umap]"'
 MOST_FITTED = 100_000
@@ -73,6 +74,8 @@ def make_umap(units: PassUnits, stage: Staged) -> dict[str, Any]:
     """
     if not installed():
         raise ImportError(f"UMAP needs the package umap-learn: {INSTALL}")
+    if taken := _taken_names(units):
+        raise NoUmapError(taken)
     selection = units.records
     if selection is None:
         raise NoUmapError(
@@ -98,14 +101,26 @@ def make_umap(units: PassUnits, stage: Staged) -> dict[str, Any]:
 def umap_of(units: PassUnits) -> dict[str, Any]:
     """What a page says of the coordinates: whether they are made, to how many fitted, how long it takes."""
     path: Path = units.beside
-    told = pq.read_schema(path).metadata if path.is_file() else {}
+    told = pq.read_schema(path).metadata if units.axes else {}
     fitted = told.get(b"fitted")
     return {
         "made": bool(told),
         "fitted": None if fitted is None else int(fitted),
         "seconds": seconds_of(units.rows),
-        "missing": "" if installed() else f"UMAP needs the package umap-learn: {INSTALL}",
+        "missing": _taken_names(units)
+        or ("" if installed() else f"UMAP needs the package umap-learn: {INSTALL}"),
     }
+
+
+def _taken_names(units: PassUnits) -> str:
+    """Why there can be none beside what the user recorded; empty where there can."""
+    own = own_axes(units.path)
+    return (
+        f"{units.dataset} was recorded with a field {own[0]} of your own, whose name a UMAP would need: "
+        "record it under another"
+        if own
+        else ""
+    )
 
 
 def _vector_rows(units: PassUnits, selection: PassSelection) -> NDArray[np.int64]:
