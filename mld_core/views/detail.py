@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS
+from mld_core.evaluation.detection3d.places import image_size, matrix_in, read_calibration
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import NotFoundError
 from mld_core.evaluation.metrics.kitti import projection
@@ -264,25 +264,25 @@ def camera_of(units: HeldUnits, input_id: str) -> tuple[dict[str, Any] | None, s
         return records.table("samples", ["input_id", "calibration"])
 
     table = units.memo.get_or("calibrations", read)
-    said: Any = None
+    said: dict[str, Any] = {}
     if table is not None:
         row = pc.index(table["input_id"], pa.scalar(input_id, pa.string())).as_py()
-        try:
-            said = json.loads((table["calibration"][row].as_py() if row >= 0 else None) or "{}")
-        except ValueError:  # a user's own text
-            said = None
-    said = said if isinstance(said, dict) else {}
-    cameras = [one for one in (said, *(said.get("cameras") or ())) if {"lidar2cam", "cam2img"} <= set(one)]
+        said = read_calibration(table["calibration"][row].as_py() if row >= 0 else None)
+    more = said.get("cameras")
+    cameras = [
+        one
+        for one in (said, *(more if isinstance(more, list) else ()))
+        if isinstance(one, dict) and {"lidar2cam", "cam2img"} <= set(one)
+    ]
     if len(cameras) > 1:
         return None, f"{len(cameras)} cameras are recorded, and not which of them the image is of."
-    try:
-        to_camera = np.array(cameras[0]["lidar2cam"], np.float64).reshape(4, 4)
-        made = projection(np.array(cameras[0]["cam2img"], np.float64)) @ to_camera
-    except (IndexError, TypeError, ValueError):
+    camera = cameras[0] if cameras else {}
+    to_camera, to_pixels = (matrix_in(camera, name) for name in ("lidar2cam", "cam2img"))
+    made = None if to_camera is None or to_pixels is None else projection(to_pixels) @ to_camera
+    if made is None or not np.isfinite(made).all():
         return None, "No calibration of the camera is recorded, so boxes are not drawn on its image."
-    size = cameras[0].get("image_size") or said.get("image_size")
-    known = isinstance(size, list) and len(size) == 2
-    return {"to_image": made.reshape(-1).tolist(), "size": size[::-1] if known else None}, None
+    size = image_size(camera) or image_size(said)
+    return {"to_image": made.reshape(-1).tolist(), "size": None if size is None else [size[1], size[0]]}, None
 
 
 def frame_of(units: HeldUnits, input_id: str, told: Told) -> dict[str, Any]:

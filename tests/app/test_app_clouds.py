@@ -250,29 +250,47 @@ def test_boxes_of_a_real_frame_hold_the_points_that_are_sent(tmp_path, name):
     assert shown["camera"]["size"] == ([1242, 375] if name.startswith("kitti") else None)
 
 
-@pytest.mark.parametrize(
-    ("calibration", "said"),
-    [
-        (None, "No calibration"),
-        ("no json", "No calibration"),
-        ("[1]", "No calibration"),
-        (
-            json.dumps({"cameras": [{"lidar2cam": np.eye(4).tolist(), "cam2img": np.eye(3).tolist()}] * 6}),
-            "6 cam",
-        ),
-        (json.dumps({"lidar2cam": [[1, 2]], "cam2img": "x"}), "No calibration"),
-    ],
+EYE = {"lidar2cam": np.eye(4).tolist(), "cam2img": np.eye(3).tolist()}
+UNKNOWN = {
+    None: "No calibration",
+    "no json": "No calibration",
+    "[1]": "No calibration",
+    "[" * 100_000: "No calibration",
+    json.dumps({"cameras": [EYE] * 6}): "6 cam",
+    json.dumps({"cameras": 6}): "No calibration",
+    json.dumps({"cameras": [1, None]}): "No calibration",
+    json.dumps({"lidar2cam": [[1, 2]], "cam2img": "x"}): "No calibration",
+    json.dumps({**EYE, "cam2img": [[float("nan")] * 3] * 3}): "No calibration",
+    json.dumps({**EYE, "cam2img": [[10**400] * 3] * 3}): "No calibration",
+    json.dumps({**EYE, "cam2img": [[1], [2], [3]]}): "No calibration",
+    json.dumps({name: (1e300 * np.eye(4)).tolist() for name in EYE}): "No calibration",
+    json.dumps({"lidar2ego": "x"}): "No calibration",
+}
+SIZES = (
+    (["a", None], None),
+    ([0, 9], None),
+    ([float("inf"), 1], None),
+    (7, None),
+    ([370, 1242], [1242, 370]),
 )
-def test_why_a_camera_is_not_known_is_said(tmp_path, calibration, said):
+
+
+def test_why_a_camera_is_not_known_is_said_whatever_stands_in_its_calibration(tmp_path):
     box = np.array([[10, 0, 0, 2, 4, 1.5, 0]], np.float32)
     own = {"box": box, "label": [0]}
-    frame = {
-        "input_id": "a", "calibration": calibration, "truths": own, "detections": {**own, "score": [0.9]},
-    }  # fmt: skip
+    texts = [*UNKNOWN, *(json.dumps({**EYE, "image_size": size}) for size, _ in SIZES)]
+    frames = [
+        {"input_id": str(at), "calibration": text, "truths": own, "detections": {**own, "score": [0.9]}}
+        for at, text in enumerate(texts)
+    ]
     store = Store(tmp_path)
-    write(store, RunKey("real", "v1"), "val", [frame], "detection3d", class_names=["car"])
+    write(store, RunKey("real", "v1"), "val", frames, "detection3d", class_names=["car"])
     Evaluator("real", "v1", store=tmp_path).request_evaluation("one", options=OPTIONS)
     with opened(store) as client:
-        shown = client.get("sample", model="real", version="v1", row=0)["frame"]
-    assert shown["camera"] is None
-    assert shown["camera_note"].startswith(said)
+        shown = [
+            client.get("sample", model="real", version="v1", id=str(at))["frame"] for at in range(len(texts))
+        ]
+    for one, said in zip(shown, UNKNOWN.values(), strict=False):
+        assert one["camera"] is None
+        assert one["camera_note"].startswith(said)
+    assert [one["camera"]["size"] for one in shown[len(UNKNOWN) :]] == [size for _, size in SIZES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions
 from mld_core.evaluation.metrics.kitti import image_boxes, projection
+
+MOST_PIXELS = 1_000_000
+"""More of them on a side is no image."""
 
 
 def ego_places(records: BoxRecords, frame: Ints, box: NDArray[np.floating]) -> Floats | None:
@@ -34,7 +38,7 @@ def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | No
     None and all of them where a judged frame has no camera.
     """
     every = np.ones(len(found), np.bool_)
-    to_camera, project = _matrices(records, "lidar2cam"), _matrices(records, "cam2img", None)
+    to_camera, project = _matrices(records, "lidar2cam"), _matrices(records, "cam2img")
     judged = set(np.flatnonzero(records.labelled).tolist())
     if not judged or not judged <= to_camera.keys() & project.keys():
         return None, every
@@ -43,7 +47,7 @@ def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | No
         rows = np.flatnonzero(found.frame == number)
         camera = projection(project[number])
         made[rows] = image_boxes(found.box[rows].astype(np.float64), to_camera[number], camera)
-        size = _said(records, number).get("image_size")
+        size = image_size(_said(records, number))
         if size is not None:
             height, width = size
             box = made[rows]
@@ -52,21 +56,57 @@ def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | No
     return made, every
 
 
-def _said(records: BoxRecords, number: int) -> dict[str, Any]:
-    text = records.calibration[number] if len(records.calibration) else None
+def read_calibration(text: str | None) -> dict[str, Any]:
+    """What a frame's calibration says, which is a user's own text; nothing where it is no JSON object.
+
+    Example:
+        >>> read_calibration('{"image_size": [370, 1242]}'), read_calibration("[1]"), read_calibration(None)
+        ({'image_size': [370, 1242]}, {}, {})
+    """
     try:
         found = json.loads(text) if text else {}
-    except ValueError:  # a user's own text
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _matrices(records: BoxRecords, name: str, shape: tuple[int, ...] | None = (4, 4)) -> dict[int, Floats]:
+def matrix_in(said: Mapping[str, Any], name: str) -> Floats | None:
+    """One of a calibration's matrices, (4, 4), or of `cam2img` also (3, 3) and (3, 4); None of anything else.
+
+    Example:
+        >>> matrix_in({"cam2img": [[1, 0, 0], [0, 1, 0], [0, 0, 1]]}, "cam2img").shape
+        (3, 3)
+        >>> matrix_in({"lidar2cam": [[1, 2], "x"]}, "lidar2cam") is None
+        True
+    """
+    try:
+        made = np.array(said.get(name), np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    shapes = {(3, 3), (3, 4), (4, 4)} if name == "cam2img" else {(4, 4)}
+    return made if made.shape in shapes and np.isfinite(made).all() else None
+
+
+def image_size(said: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Height and width of a calibration's image in pixels; None where it names none.
+
+    Example:
+        >>> image_size({"image_size": [370, 1242]}), image_size({"image_size": ["a", None]})
+        ((370, 1242), None)
+    """
+    match said.get("image_size"):
+        case [int() | float() as height, int() | float() as width] if (
+            0 < min(height, width) <= max(height, width) < MOST_PIXELS
+        ):
+            return height, width
+    return None
+
+
+def _said(records: BoxRecords, number: int) -> dict[str, Any]:
+    return read_calibration(records.calibration[number] if len(records.calibration) else None)
+
+
+def _matrices(records: BoxRecords, name: str) -> dict[int, Floats]:
     """Frame -> one of its matrices, of the frames that have it."""
-    made = {}
-    for number in range(len(records.calibration)):
-        value = _said(records, number).get(name)
-        matrix = np.empty(0) if value is None else np.asarray(value, np.float64)
-        if matrix.ndim == 2 and (shape is None or matrix.shape == shape):
-            made[number] = matrix
-    return made
+    found = {number: matrix_in(_said(records, number), name) for number in range(len(records.calibration))}
+    return {number: matrix for number, matrix in found.items() if matrix is not None}
