@@ -65,7 +65,7 @@ def _found(
         run, text = one.run, epoch or ("none" if last is None else str(last))
         sides.append(library.place(run.model_name, run.version_name, one.result.result_name, split, text))
     a, b = sides
-    key = ("compare", str(a.units.path))
+    key = ("compare", a.key, b.key)
     page, rows = b.units.memo.get_or(key, lambda: comparison(a.units, b.units))
     return a, b, page, rows
 
@@ -128,7 +128,7 @@ def _several(library: Lib, of: Annotated[str, Query(max_length=40_000)], split: 
         epoch = text or ("none" if last is None else str(last))
         run = one.run
         found.append(library.place(run.model_name, run.version_name, one.result.result_name, chosen, epoch))
-    key = ("together", *(str(one.units.path) for one in found[1:]))
+    key = ("together", *(one.key for one in found))
     try:
         made = found[0].units.memo.get_or(key, lambda: together([one.units for one in found]))
     except TaskError as error:

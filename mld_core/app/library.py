@@ -51,11 +51,13 @@ class Place:
         run: The run.
         result: One of its results.
         units: One of its passes.
+        key: What differs from every other pass, also from one that a result of the same name held before.
     """
 
     run: RunKey
     result: Result
     units: HeldUnits
+    key: tuple[Any, ...]
 
     def says(self) -> dict[str, Any]:
         """As every answer repeats it."""
@@ -260,7 +262,7 @@ class Library:
         key = (found.folder, chosen.index, stamp_of(chosen.path), stamp_of(chosen.beside))
         units: HeldUnits = self.held.passes.get_or(key, lambda: held(chosen))
         self._let_go(key)
-        return Place(run, found, units)
+        return Place(run, found, units, key)
 
     def _let_go(self, used: Any) -> None:
         """Forget the passes asked for least recently while too much is held."""

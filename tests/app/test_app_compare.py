@@ -4,10 +4,11 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from app_building import need_pages
-from app_parts import NAMES, opened, serving
+from app_parts import NAMES, OPTIONS, opened, serving
 from browser_parts import until
 from folders import ROOT
 
+from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import ResultStore
@@ -161,6 +162,42 @@ def test_more_than_two_are_told_together_as_two_by_two(ann, run):
         assert page["values"][1][at]["low"] is None or (
             page["values"][1][at]["low"] <= page["values"][1][at]["change"] <= page["values"][1][at]["high"]
         )
+
+
+NET = ("net", "v1")
+
+
+def evaluated(store, name, epoch, *splits):
+    """A result of some splits."""
+    options = {**OPTIONS, "dataset_types": list(splits)}
+    return Evaluator(*NET, store=store.root).request_evaluation(name, epoch, options=options)
+
+
+@pytest.fixture(scope="module")
+def small(records, tmp_path_factory):
+    """A store whose results do not all hold the same, and a person who reads."""
+    factory = records.StoreFactory(tmp_path_factory.mktemp("compare") / "store")
+    run = factory.run(*NET)
+    for split, epoch in (("val", 0), ("val", 1), ("test", 1)):
+        data = records.make_data(60, seed=7)
+        if epoch:
+            wrong = (data.logits.argmax(1) != data.labels).nonzero()[0]
+            data.logits[wrong[:3], data.labels[wrong[:3]]] += 50
+        factory.add_pass(run, split, data, n_epoch=epoch)
+    with opened(factory.store) as client:
+        yield factory.store, client
+
+
+def test_a_result_made_anew_under_its_name_is_compared_anew(small):
+    """Not answered with the numbers of the one that was removed."""
+    store, client = small
+    evaluated(store, "first epoch", 0, "val")
+    for epoch, fixed in ((0, 0), (1, 3)):
+        evaluated(store, "again", epoch, "val")
+        page = client.get("compare", **asked(NET, "again", "first epoch"))
+        many = client.get("compare/many", of=of(NET, "first epoch", "again"))
+        assert (page["counts"]["n_regressed"], many["against"][0]["n_fixed"]) == (fixed, fixed)
+        ResultStore(store, RunKey(*NET)).remove("again")
 
 
 def test_what_cannot_be_compared_together_is_refused_in_words(ann):
