@@ -15,6 +15,7 @@ from mld_core.app.jobs.protocol import Jobs
 from mld_core.app.library import Library, Place
 from mld_core.app.pictures import Pictures
 from mld_core.app.problems import ProblemError
+from mld_core.evaluation.results.result import Result
 from mld_core.records.format.layout import RunKey
 from mld_core.views.cards import Told
 from mld_core.views.runs import evaluate_command
@@ -87,8 +88,8 @@ def asked(
     return Asked(model or None, version or None, result or None, split or None, epoch or None)
 
 
-def place_of(library: Library, names: Asked) -> Place:
-    """The place, found and held.
+def result_of(library: Library, names: Asked) -> Result:
+    """The result; of a run that is not named the newest.
 
     Raises:
         ProblemError: It is not there; with the command where the run is not evaluated yet.
@@ -98,7 +99,19 @@ def place_of(library: Library, names: Asked) -> Place:
     if not library.evaluated(run):
         detail = f"{run.model_name} {run.version_name} is recorded and not evaluated yet."
         raise ProblemError(404, detail, fix="Evaluate it:", command=evaluate_command(run))
-    return library.place(run.model_name, run.version_name, names.result, names.split, names.epoch)
+    return library.result(run, names.result)
+
+
+def place_of(library: Library, names: Asked) -> Place:
+    """The place, found and held.
+
+    Raises:
+        ProblemError: See `result_of`.
+        NotFoundError: Likewise; or there is no such split or epoch.
+    """
+    found = result_of(library, names)
+    run = (found.model_name, found.version_name)
+    return library.place(*run, found.result_name, names.split, names.epoch)
 
 
 def author(request: Request) -> str:

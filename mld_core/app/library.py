@@ -197,7 +197,7 @@ class Library:
     def first_split(self, run: RunKey) -> str | None:
         """The split a page opens with."""
         there = sorted({key.dataset_type for key in list_passes(self.store, run)})
-        return _first_split(there) if there else None
+        return first_split(there) if there else None
 
     def some_ids(self, run: RunKey, split: str, count: int) -> list[str]:
         """Ids of the first samples of a split."""
@@ -248,7 +248,7 @@ class Library:
         run = self.run(model, version)
         found = self.result(run, result)
         passes = passes_of(found)
-        name = split if split is not None else _first_split(found.datasets)
+        name = split if split is not None else first_split(found.datasets)
         own = [one for one in passes if one.dataset == name]
         if not own:
             raise NotFoundError(f"no split {name!r} in this result (splits: {known(found.datasets)})")
@@ -305,7 +305,8 @@ class Library:
         return found
 
 
-def _first_split(datasets: list[str]) -> str:
+def first_split(datasets: list[str]) -> str:
+    """The split that a page shows where none is asked for."""
     for name in SPLITS:
         if name in datasets:
             return name
@@ -315,6 +316,14 @@ def _first_split(datasets: list[str]) -> str:
 @lru_cache(maxsize=65_536)
 def _folder_of(store: Store, run: RunKey) -> str:
     return str(store.run_dir(run))
+
+
+def epochs_of(result: Result) -> dict[str, list[str]]:
+    """Of each split of a result its epochs as an address names them, the last one last."""
+    found: dict[str, list[str]] = {}
+    for one in passes_of(result):
+        found.setdefault(one.dataset, []).append(_epoch_text(one.n_epoch))
+    return found
 
 
 def _epoch_text(epoch: int | None) -> str:

@@ -184,6 +184,8 @@ def small(records, tmp_path_factory):
             wrong = (data.logits.argmax(1) != data.labels).nonzero()[0]
             data.logits[wrong[:3], data.labels[wrong[:3]]] += 50
         factory.add_pass(run, split, data, n_epoch=epoch)
+    for name, epoch, *splits in (("a", 0, "val"), ("b", None, "val", "test"), ("c", 1, "test")):
+        evaluated(factory.store, name, epoch, *splits)
     with opened(factory.store) as client:
         yield factory.store, client
 
@@ -191,13 +193,42 @@ def small(records, tmp_path_factory):
 def test_a_result_made_anew_under_its_name_is_compared_anew(small):
     """Not answered with the numbers of the one that was removed."""
     store, client = small
-    evaluated(store, "first epoch", 0, "val")
     for epoch, fixed in ((0, 0), (1, 3)):
         evaluated(store, "again", epoch, "val")
-        page = client.get("compare", **asked(NET, "again", "first epoch"))
-        many = client.get("compare/many", of=of(NET, "first epoch", "again"))
+        page = client.get("compare", **asked(NET, "again", "a"))
+        many = client.get("compare/many", of=of(NET, "a", "again"))
         assert (page["counts"]["n_regressed"], many["against"][0]["n_fixed"]) == (fixed, fixed)
         ResultStore(store, RunKey(*NET)).remove("again")
+
+
+def test_a_split_is_one_that_all_hold_in_the_epochs_asked_for(small):
+    """The same for the two as for all of them; what is asked for otherwise is refused, never replaced."""
+    _, client = small
+    two, more = asked(NET, "b", "b"), of(NET, "b", "b", "c")
+    for query, many, split, splits in (
+        (two, of(NET, "b", "b"), "val", ["val", "test"]),
+        ({**two, "a_epoch": "0", "epoch": "1"}, of(NET, "b@0", "b@1"), "val", ["val"]),
+        ({**two, "split": "test"}, of(NET, "b", "b"), "test", ["val", "test"]),
+        ({**two, "of": more}, more, "test", ["test"]),
+    ):
+        page = client.get("compare", **query)
+        together = client.get("compare/many", of=many, split=query.get("split"))
+        assert (page["split"], sorted(page["splits"])) == (split, sorted(splits)), query
+        assert (together["split"], together["splits"]) == (page["split"], page["splits"]), many
+        assert page["place"]["split"] == split
+        changed = client.get("compare/pairs", **query)
+        assert changed["place"]["split"] == changed["before"]["split"] == split
+    for query in (
+        {**asked(NET, "a", "b"), "split": "test"},
+        {**asked(NET, "b", "a"), "split": "test"},
+        {**two, "of": of(NET, "a", "b", "b"), "split": "test"},
+    ):
+        refused = client.ask("compare", **query)
+        assert (refused.status_code, "no split 'test'" in refused.text) == (404, True), refused.text
+        assert "(splits: 'val')" in refused.json()["detail"]
+    assert client.ask("compare/many", of=of(NET, "b", "a"), split="test").status_code == 404
+    nothing = client.ask("compare", **asked(NET, "a", "c"))
+    assert (nothing.status_code, "no split in common" in nothing.text) == (404, True)
 
 
 def test_what_cannot_be_compared_together_is_refused_in_words(ann):
@@ -247,6 +278,10 @@ def test_the_page_shows_each_pair_side_by_side_at_any_width(browser, two_epochs)
         assert {"truth=0", "kind=fixed"} <= set(page.url.partition("?")[2].split("&"))
         page.reload()
         page.get_by_text("truth " + NAMES[0]).wait_for()
+        expect(page.locator("h1")).to_contain_text("Of 600 samples in both")
+        page.get_by_label("Split", exact=True).select_option("test")
+        expect(page.locator("h1")).to_contain_text("Of 200 samples in both", timeout=LONG)
+        assert "split=test" in page.url
         if AXE.exists():
             page.evaluate(AXE.read_text("utf-8") + "; undefined")
             found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]

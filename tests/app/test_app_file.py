@@ -254,6 +254,8 @@ def test_two_results_are_one_file_with_every_unit_that_changed(browser, result, 
     page_of = comparison(*(held(last_pass(one, "val")) for one in (before, result)))[0]
     assert list(differences(plainly(page_of), ask(page, "compare", split="val"))) == []
     assert page.locator("main h1").inner_text() == page_of["sentence"]
+    with pytest.raises(Exception, match="Split 'none such' is not in both results"):
+        ask(page, "compare", split="none such")
     first = page.locator(".pairs li").first
     assert first.locator("a[href]").count() == 1  # the samples of the result before are not in the file
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

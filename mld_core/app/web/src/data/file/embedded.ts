@@ -108,8 +108,12 @@ export class EmbeddedSource implements Source {
 
   async #compared(route: string, query: Query): Promise<t.Compared | t.SamplePairs> {
     const { compare } = this.data;
-    const told = compare?.[textOf(query.split) || this.#first()] ?? Object.values(compare ?? {})[0];
-    if (told === undefined) throw new Problem(404, "Not in this file", "No split is in both results.");
+    const split = textOf(query.split);
+    const told = compare?.[split || this.#first()] ?? (split ? undefined : Object.values(compare ?? {})[0]);
+    if (told === undefined) {
+      const said = split ? `Split '${split}' is not in both results.` : "No split is in both results.";
+      throw new Problem(404, "Not in this file", said);
+    }
     const place = this.#place(this.#pass({ split: told.page.split }));
     if (route === "compare") return { place, ...told.page };
     const kind = query.kind === "fixed" ? "fixed" : "regressed";
