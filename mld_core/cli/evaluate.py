@@ -125,7 +125,7 @@ def feature_map(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the coordinates of a map by UMAP, for the page of the map and for filters (umap_1, umap_2).
+    """Make the coordinates of a map by UMAP, for the page of the map, filters and views (umap_1, umap_2).
 
     They lie beside the result, a row for each unit. The package umap-learn makes them: pip install
     "ml-debugger[umap]". Of more than 100,000 units so many are fitted, and the others placed among them.

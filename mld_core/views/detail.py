@@ -193,7 +193,7 @@ def history(result: Result, units: HeldUnits, input_id: str, row: int) -> list[d
 def own_fields(units: HeldUnits, row: int) -> list[dict[str, Any]]:
     """The user's own columns of a unit, each with the filter of its value."""
     schema = units.schema
-    known = _OURS | _box_columns(units)
+    known = _OURS | _box_columns(units) | set(units.axes)
     names = [item.name for item in schema if item.name not in known and not pa.types.is_nested(item.type)]
     if not names:
         return []

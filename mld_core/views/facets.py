@@ -22,7 +22,7 @@ BINS = 20
 _SOLID = ("cx", "cy", "cz", "w", "l", "h", "yaw", "vx", "vy")
 _HIDDEN = frozenset(
     {"unit_id", "input_id", "input_hash", "id_source", "dataset", "n_epoch", "nonfinite", "neighbour_ids"}
-    | {"recommended_action", "flags", "pca_1", "pca_2", "umap_1", "umap_2", "projected_category"}
+    | {"recommended_action", "flags", "pca_1", "pca_2", "projected_category"}
     | {"truth_id", "det_idx", "gt_idx"}
     | {"local_error_lo", "predicted_risk_lo"}
     | {f"{side}{name}" for side in ("", "gt_") for name in ("x1", "y1", "x2", "y2", *_SOLID)}
@@ -41,7 +41,7 @@ def facets(units: HeldUnits, condition: str = "") -> dict[str, Any]:
         FilterError: The filter is not understood.
     """
     chosen = Selection.of(units, condition)
-    names = [item.name for item in units.schema if item.name not in _HIDDEN]
+    names = [item.name for item in units.schema if item.name not in _HIDDEN | set(units.axes)]
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     made = [facet(name, units, chosen) for name in names]
     return {"of": chosen.rows, "fields": [one for one in made if one is not None]}

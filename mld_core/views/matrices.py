@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mld_core.evaluation.codes.categories import CATEGORIES
-from mld_core.evaluation.results.database import database
+from mld_core.evaluation.results.database import units_database
 from mld_core.evaluation.results.heatmap import heatmap as grid_of
 from mld_core.evaluation.results.view import ALIASES
 from mld_core.views.cards import named_class
@@ -179,7 +179,7 @@ def heatmap(units: HeldUnits, x: str, y: str, value: str, condition: str = "") -
     place = (units.dataset, units.n_epoch)
     weights = {place: pseudo_counts(units) or 0.0, (units.dataset, None): pseudo_counts(units) or 0.0}
     spill = units.result.folder.parent / ".spill"
-    with database(spill, units=[units.path]) as connection:
+    with units_database(spill, [units.path]) as connection:
         frame = grid_of(connection, units.schema, x, y, value, condition or None, weights)
     across, down = _axis(units, x, frame), _axis(units, y, frame)
     filled = frame[frame["counts"] > 0]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mld_core.evaluation.results.database import axes_beside, beside
+from mld_core.evaluation.results.database import axes_beside, beside, unit_fields
 from mld_core.evaluation.results.result import Result
 from mld_core.records.format.layout import RunKey
 from mld_core.records.read.reader import PassSelection, select
@@ -58,10 +58,7 @@ class PassUnits:
     @cached_property
     def schema(self) -> pa.Schema:
         """Of the unit table, with what lies beside it."""
-        own = pq.read_schema(self.path)
-        if not self.axes:
-            return own
-        return pa.schema([*own, *(pq.read_schema(self.beside).field(name) for name in self.axes)])
+        return pa.schema(unit_fields(self.path))
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -120,10 +117,15 @@ class PassUnits:
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Some units as dictionaries, in the order asked for; columns the table lacks are None."""
-        there = [name for name in columns if name in self.names]
-        table = pq.read_table(self.path, columns=there).take(pa.array(rows, pa.int64()))
-        lacking = dict.fromkeys(name for name in columns if name not in self.names)
-        return [{**lacking, **row} for row in table.to_pylist()]
+        where = pa.array(rows, pa.int64())
+        made: list[dict[str, Any]] = [dict.fromkeys(columns) for _ in rows]
+        for file in dict.fromkeys(self._file_of(name) for name in columns if name in self.names):
+            own = [name for name in columns if name in self.names and self._file_of(name) == file]
+            for row, found in zip(
+                made, pq.read_table(file, columns=own).take(where).to_pylist(), strict=True
+            ):
+                row.update(found)
+        return made
 
     @cached_property
     def records(self) -> PassSelection | None:

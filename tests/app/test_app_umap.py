@@ -68,6 +68,12 @@ def test_its_columns_are_filters_orders_and_polygons(store, package, task):
     pass_ = last(store, task)
     told = made_by.make_umap(pass_, Reporter(enabled=False).stage)
     units = held(last(store, task))
+    model, version, _ = RUNS[task]
+    with opened(store) as client:
+        place = {"model": model, "version": version, "split": "val"}
+        said = client.get("sample", **place, row=0)["fields"]
+        assert not {"umap_1", "umap_2"} & {one["name"] for one in said}
+        assert client.ask("heatmap", **place, x="umap_1:4", y="umap_2:4", value="counts").status_code == 200
     table = pq.read_table(units.beside)
     assert table["unit_id"].to_pylist() == units.texts("unit_id")
     x, y = units.floats("umap_1"), units.floats("umap_2")
@@ -83,6 +89,23 @@ def test_its_columns_are_filters_orders_and_polygons(store, package, task):
     order = units.order("-umap_1")[: there.sum()]
     assert x[order].tolist() == sorted(x[there].tolist(), reverse=True)
     assert y[there].std() > 0
+    row = int(order[0])
+    assert last(store, task).take([row], ["unit_id", "umap_1"])[0]["umap_1"] == x[row]
+    _asked_of(units.result, units.dataset, units.n_epoch, int((x > middle).sum()), middle)
+
+
+def _asked_of(result, split, epoch, wanted, middle):
+    """The same filter in Python, over all passes of a result, of which the others have no UMAP."""
+    condition = f"umap_1 > {middle!r}"
+    (row,) = result.get_view(filter=condition).to_dict("records")
+    assert (row["dataset"], row["counts"]) == (split, wanted)
+    table = result.get_view("n_epoch", filter=condition)
+    assert dict(zip(table["n_epoch"], table["counts"], strict=True)) == {epoch: wanted}
+    assert result.columns()["umap_2"] == "float"
+    grid = result.heatmap("umap_1:4", "umap_2:4", "counts", filter=f"dataset = '{split}'")
+    assert grid["counts"].sum() > wanted
+    issues = result.get_issues(split, order_by="-umap_1", limit=1)
+    assert len(issues) == 1
 
 
 def test_a_field_of_its_name_stays_the_users_own(store, package):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 UMAP_AXES = ("umap_1", "umap_2")
@@ -26,6 +27,38 @@ def own_axes(units: Path) -> list[str]:
 def axes_beside(units: Path) -> tuple[str, ...]:
     """`UMAP_AXES` where they were made and the table holds none of a user's own; else nothing."""
     return UMAP_AXES if beside(units).is_file() and not own_axes(units) else ()
+
+
+def unit_fields(units: Path) -> list[pa.Field]:
+    """The columns of a unit table, and those that lie beside it."""
+    axes = axes_beside(units)
+    more = [pq.read_schema(beside(units)).field(name) for name in axes]
+    return [*pq.read_schema(units), *more]
+
+
+@contextmanager
+def units_database(spill: Path, files: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database whose view `units` holds the units of some tables, with what lies beside each."""
+    plain = [file for file in files if not axes_beside(file)]
+    mapped = [file for file in files if file not in plain]
+    if not mapped:
+        with database(spill, units=plain) as connection:
+            yield connection
+        return
+    views = {f"units_{place}": [file] for place, file in enumerate(mapped)}
+    views |= {f"umap_{place}": [beside(file)] for place, file in enumerate(mapped)}
+    axes = ", ".join(f"b.{name}" for name in UMAP_AXES)
+    parts = [
+        f"SELECT a.* EXCLUDE (file_row_number), {axes} FROM units_{place} a "  # noqa: S608  no text of a user's
+        f"JOIN umap_{place} b ON a.file_row_number = b.file_row_number"
+        for place in range(len(mapped))
+    ]
+    if plain:
+        views["plain"] = plain
+        parts.append("SELECT * EXCLUDE (file_row_number) FROM plain")
+    with database(spill, numbered=True, **views) as connection:
+        connection.execute(f"CREATE VIEW units AS {' UNION ALL BY NAME '.join(parts)}")
+        yield connection
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.errors import FilterError, NotFoundError, known, near
 from mld_core.evaluation.results.compare import KEYS, TRUTH_KEYS, Comparison, Side, compare_sides, side_of
-from mld_core.evaluation.results.database import database
+from mld_core.evaluation.results.database import unit_fields, units_database
 from mld_core.evaluation.results.expression import find_column, quoted
 from mld_core.evaluation.results.frames import Figures, fetch, to_frame
 from mld_core.evaluation.results.heatmap import heatmap
@@ -408,12 +408,12 @@ class Result:
 
     def _units(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A database whose view `units` holds the units of every pass."""
-        return database(self._store.spill, units=self._unit_files())
+        return units_database(self._store.spill, self._unit_files())
 
     def _schema(self) -> pa.Schema:
         fields: dict[str, pa.Field] = {}
         for path in self._unit_files():
-            for field in pq.read_schema(path):
+            for field in unit_fields(path):
                 fields.setdefault(field.name, field)
         return pa.schema(list(fields.values()))
 
