@@ -63,14 +63,14 @@ def cloud(
 ) -> Response:
     """The points of a frame as bytes."""
     place = place_of(library, names)
-    path = clouds.path(place.units.dataset, id)
-    if path is None:
-        raise ProblemError(404, "there are no points of this frame")
-    stamp = clouds.stamp(path, *place.says().values())
-    headers = {"etag": stamp, "cache-control": "private, no-cache"}
-    if request.headers.get("if-none-match") == stamp:
-        return Response(status_code=304, headers=headers)
     try:
+        path = clouds.path(place.units.dataset, id)
+        if path is None:
+            raise ProblemError(404, "there are no points of this frame")
+        stamp = clouds.stamp(path, *place.says().values())
+        headers = {"etag": stamp, "cache-control": "private, no-cache"}
+        if request.headers.get("if-none-match") == stamp:
+            return Response(status_code=304, headers=headers)
         xyz = read_points(path, clouds.columns)
     except CloudError as error:
         raise ProblemError(415, str(error)) from error

@@ -53,6 +53,14 @@ def kind_of(data: bytes) -> str | None:
     return next((kind for mark, kind in _KINDS if data.startswith(mark)), None)
 
 
+def _at_home(text: str) -> Path:
+    """A path, `~` being the reader's folder; where it names a person whom nobody knows, it stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 class Template:
     """A path with `{input_id}` (and `{split}`) in it.
 
@@ -66,7 +74,7 @@ class Template:
     kind = "template"
 
     def __init__(self, text: str) -> None:
-        self.text = str(Path(text).expanduser())
+        self.text = str(_at_home(text))
         names = set(re.findall(r"\{([^{}]*)\}", self.text))
         if "input_id" not in names or not names <= set(_PLACES):
             raise ValueError(f"{text}: expected a path with {{input_id}}, and perhaps {{split}}, in it")
@@ -74,7 +82,11 @@ class Template:
             raise ValueError(f"{text}: expected an absolute path")
         fixed = self.text[: self.text.index("{")]
         self.root = os.path.normpath(fixed[: fixed.rindex(os.sep) + 1])
-        if not Path(self.root).is_dir():
+        try:
+            there = Path(self.root).is_dir()
+        except OSError as error:  # a mount that is lost, a name that is too long
+            raise ValueError(f"{text}: {self.root} cannot be reached ({error.strerror})") from error
+        if not there:
             raise ValueError(f"{text}: there is no folder {self.root}")
 
     def path(self, split: str, input_id: str) -> Path | None:
@@ -102,7 +114,7 @@ class Table:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        file = Path(text).expanduser()
+        file = _at_home(text)
         self._paths: dict[str, Path] = {}
         try:
             with file.open(newline="", encoding="utf-8-sig") as lines:
@@ -116,7 +128,7 @@ class Table:
         own, where = (head.index("input_id"), head.index("path")) if named else (0, 1)
         for row in rows[1:] if named else rows:
             if len(row) > max(own, where):
-                self._paths[row[own]] = file.parent / Path(row[where]).expanduser()
+                self._paths[row[own]] = file.parent / _at_home(row[where])
 
     def path(self, split: str, input_id: str) -> Path | None:  # noqa: ARG002  as of the others
         """The file of a sample."""

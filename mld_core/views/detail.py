@@ -278,7 +278,8 @@ def camera_of(units: HeldUnits, input_id: str) -> tuple[dict[str, Any] | None, s
         return None, f"{len(cameras)} cameras are recorded, and not which of them the image is of."
     camera = cameras[0] if cameras else {}
     to_camera, to_pixels = (matrix_in(camera, name) for name in ("lidar2cam", "cam2img"))
-    made = None if to_camera is None or to_pixels is None else projection(to_pixels) @ to_camera
+    with np.errstate(all="ignore"):
+        made = None if to_camera is None or to_pixels is None else projection(to_pixels) @ to_camera
     if made is None or not np.isfinite(made).all():
         return None, "No calibration of the camera is recorded, so boxes are not drawn on its image."
     size = image_size(camera) or image_size(said)

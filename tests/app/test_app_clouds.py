@@ -1,5 +1,6 @@
 """Points of 3D frames from the reader's files: formats, columns, bounds; real frames in which boxes hold what they should."""
 
+import errno
 import json
 import os
 import shutil
@@ -51,6 +52,12 @@ def pcd(kind):
     rows = np.zeros(len(XYZ), [("i", "u1"), ("xyz", "<f4", 3)])
     rows["xyz"] = XYZ
     return head.encode() + rows.tobytes()
+
+
+def npy(shape):
+    """An array whose header names this shape."""
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(100)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,13 @@ def test_a_lone_file_that_was_cut_is_known_by_its_values(tmp_path):
         ("a.pcd", b"VERSION 0.7\nFIELDS a b\nDATA binary\n", "does not tell"),
         ("a.pcd", b"nothing", "header of a PCD"),
         ("a.pcd", pcd("binary_compressed"), "write it as ascii or binary"),
+        ("a.npy", npy("(3000000000000, 3)"), "cannot be read as a NumPy array"),
+        ("a.npy", npy("(1" + "0" * 30 + ", 3)"), "cannot be read as a NumPy array"),
+        ("a.npy", npy("(3, 3L"), "cannot be read as a NumPy array"),
+        ("a.pcd", pcd("binary").replace(b"POINTS 1000", b"POINTS 1" + b"0" * 30), "does not tell"),
+        ("a.pcd", pcd("binary").replace(b"POINTS 1000", b"POINTS -1"), "does not tell"),
+        ("a.pcd", pcd("ascii").replace(b"POINTS 1000", b"POINTS 1" + b"0" * 30), "it holds 1000"),
+        ("a.pcd", pcd("ascii")[:-2_000], "it holds 9"),
     ],
 )
 def test_what_is_no_cloud_is_refused_in_a_sentence(tmp_path, name, data, said):
@@ -184,7 +198,15 @@ def test_points_are_set_sent_thinned_and_asked_for_again_only_where_they_changed
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", stamp)
         os.utime(folder / "frame-0001.bin", (1, 1))
         assert client.http.get(answer.url, headers={"if-none-match": stamp}, timeout=60).status_code == 200
-        for name in ("../secret", "frame-0009", f"{folder}/../secret", "x\0", "", "<b>road</b> & 0000"):
+        for name in (
+            "../secret",
+            "frame-0009",
+            f"{folder}/../secret",
+            "x\0",
+            "",
+            "<b>road</b> & 0000",
+            "n" * 300,
+        ):
             assert client.ask("cloud", **ROADS, id=name).status_code == 404, name
     with opened(store) as client:  # it is remembered
         assert client.get("points")["set"].endswith("{input_id}.bin")
@@ -192,9 +214,32 @@ def test_points_are_set_sent_thinned_and_asked_for_again_only_where_they_changed
         assert "no whole number" in client.post("points", body).json()["problem"]
         refused = client.ask("cloud", **ROADS, id="frame-0002")
         assert (refused.status_code, "--points-columns" in refused.json()["detail"]) == (415, True)
-        for wrong in ("nonsense", "os:getcwd", f"{folder}/{{input_id}}.txt", "relative/{input_id}.bin"):
+        for wrong in (
+            *("nonsense", "os:getcwd", f"{folder}/{{input_id}}.txt", "relative/{input_id}.bin"),
+            *("~nouser/{input_id}.bin", f"/{'n' * 300}/{{input_id}}.bin", "~nouser/a.csv"),
+        ):
             assert client.post("points", {"points": wrong}).status_code == 400, wrong
         assert client.post("points", {"points": None}).json()["set"] is None
+
+
+def test_where_a_folder_is_gone_or_out_of_reach_a_sentence_says_so(tmp_path, monkeypatch):
+    for text in ("~nouser/{input_id}.bin", f"/{'n' * 300}/{{input_id}}.bin"):
+        (tmp_path / ".points.json").write_text(json.dumps({"points": text, "columns": None}))
+        assert "set before are not there" in Clouds(Store(tmp_path)).says()["sentence"]
+    clouds = Clouds(Store(tmp_path))
+    table = tmp_path / "frames.csv"
+    table.write_text("input_id,path\na,~nouser/a.bin\nb,lost.bin\n")
+    clouds.set(str(table))
+
+    def lost(path, *_, **__):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    assert clouds.check("val", ["a", "b"])["missing"].endswith("~nouser/a.bin")
+    monkeypatch.setattr(os, "stat", lost)
+    monkeypatch.setattr("pathlib.Path.stat", lost)
+    told = clouds.check("val", ["b"])
+    monkeypatch.undo()
+    assert (told["found"], told["problem"]) == (0, "lost.bin: it cannot be read (Input/output error)")
 
 
 def test_a_server_of_a_team_shows_no_points_of_its_disk(store, folder):

@@ -45,6 +45,7 @@ def test_a_template_shows_files_of_its_folder_alone(folder, tmp_path):
         "../../../../etc/passwd",
         "x\0",
         "",
+        "n" * 300,
     ):
         assert source.data("val", name) is None
     assert source.data("../..", "secret") is None
@@ -59,6 +60,9 @@ def test_a_template_shows_files_of_its_folder_alone(folder, tmp_path):
         "no.module:name",
         "what",
         "/x.csv",
+        "~nouser/{input_id}.png",
+        "~nouser/x.csv",
+        f"/{'n' * 300}/{{input_id}}.png",
     ],
 )
 def test_what_means_nothing_is_refused(text):

@@ -38,6 +38,11 @@ class CloudError(ValueError):
     """A file that is no point cloud, or may be one of several; the message says which and what to do."""
 
 
+def unreadable(path: Path | None, error: OSError) -> CloudError:
+    """What is said of a file that the system does not give."""
+    return CloudError(f"{path.name if path else 'points'}: it cannot be read ({error.strerror})")
+
+
 def read_points(path: Path, columns: int | None = None) -> Points:
     """(N, 3) x, y, z in metres, as the file has them; points that are not finite are left out.
 
@@ -56,7 +61,7 @@ def read_points(path: Path, columns: int | None = None) -> Points:
             raise CloudError(f"{path.name}: {size:,} bytes; at most {MOST_BYTES:,} are read")
         data = path.read_bytes()
     except OSError as error:
-        raise CloudError(f"{path.name}: it cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
     if data.startswith(b"\x93NUMPY"):
         found = _npy(data, path.name)
     elif path.suffix.lower() == ".npy":
@@ -157,14 +162,17 @@ def _of_neighbours(path: Path) -> frozenset[int]:
     Most, since one that was cut must not spoil those beside it.
     """
     counted, seen = dict.fromkeys(CANDIDATES, 0), 0
-    with os.scandir(path.parent) as entries:
-        for one in entries:
-            if one.name.endswith(path.suffix) and one.is_file():
-                seen += 1
-                for columns in columns_of_size(one.stat().st_size):
-                    counted[columns] += 1
-            if seen == LOOKED_AT:
-                break
+    try:
+        with os.scandir(path.parent) as entries:
+            for one in entries:
+                if one.name.endswith(path.suffix) and one.is_file():
+                    seen += 1
+                    for columns in columns_of_size(one.stat().st_size):
+                        counted[columns] += 1
+                if seen == LOOKED_AT:
+                    break
+    except OSError:
+        return frozenset(CANDIDATES)  # a folder that may not be listed tells nothing
     most = max(counted.values())
     return frozenset(n for n in CANDIDATES if counted[n] == most) if 2 * most > seen else frozenset()
 
@@ -172,11 +180,26 @@ def _of_neighbours(path: Path) -> frozenset[int]:
 def _npy(data: bytes, name: str) -> NDArray[Any]:
     try:
         found = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy's reader of headers has a dozen kinds of them, TokenError among them
         raise CloudError(f"{name}: it cannot be read as a NumPy array ({error})") from error
     if found.ndim != 2 or found.shape[1] < 3 or found.dtype.kind not in "fiu":
         raise CloudError(f"{name}: expected (N, 3 or more) numbers, it has {found.shape} of {found.dtype}")
     return np.asarray(found)
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"POINTS {text}: expected a whole number")
+    return int(text)
+
+
+def _texts(data: bytes, rows: int) -> NDArray[Any]:
+    """(rows, columns) numbers of the lines of an ascii file."""
+    # NumPy makes room for as many rows as it is told; a line has more than one byte.
+    found = np.loadtxt(io.BytesIO(data), max_rows=min(rows, len(data)), ndmin=2)
+    if len(found) != rows:
+        raise ValueError(f"POINTS {rows}: it holds {len(found)}")
+    return found
 
 
 def _pcd(data: bytes, name: str) -> NDArray[Any]:
@@ -194,15 +217,15 @@ def _pcd(data: bytes, name: str) -> NDArray[Any]:
         fields, kind = head["FIELDS"], head["DATA"][0]
         counts = [int(one) for one in head.get("COUNT", ["1"] * len(fields))]
         formats = [f"<{_PCD_KINDS[a]}{int(b)}" for a, b in zip(head["TYPE"], head["SIZE"], strict=True)]
-        rows = int(head["POINTS"][0])
+        rows = _whole(head["POINTS"][0])
         if kind == "ascii":
-            text = np.loadtxt(io.BytesIO(data[at:]), max_rows=rows, ndmin=2)
+            text = _texts(data[at:], rows)
             places = np.cumsum([0, *counts])
             return np.stack([text[:, places[fields.index(one)]] for one in "xyz"], axis=1)
         if kind == "binary":
             each = [(f"f{k}", a, (n,)) for k, (a, n) in enumerate(zip(formats, counts, strict=True))]
             table = np.frombuffer(data, np.dtype(each), rows, at)
             return np.stack([table[f"f{fields.index(one)}"][:, 0] for one in "xyz"], axis=1)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, OverflowError, MemoryError) as error:
         raise CloudError(f"{name}: its header does not tell what it holds ({error!r})") from error
     raise CloudError(f"{name}: DATA {kind} is not read; write it as ascii or binary")

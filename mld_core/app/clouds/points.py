@@ -6,6 +6,7 @@ the machine, as coordinates.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.app.clouds.formats import SUFFIXES, CloudError, read_points
+from mld_core.app.clouds.formats import SUFFIXES, CloudError, read_points, unreadable
 from mld_core.app.file.points import chosen_points
 from mld_core.app.pictures import FromDataset, Table, Template, remember, remembered, source_of
 from mld_core.records.format.layout import Store
@@ -83,13 +84,25 @@ class Clouds:
         remember(self.store, SETTING, {"points": text, "columns": columns})
 
     def path(self, split: str, input_id: str) -> Path | None:
-        """The file of a frame; None where there is none."""
+        """The file of a frame; None where there is none.
+
+        Raises:
+            CloudError: Its folder cannot be reached.
+        """
         found = None if self.source is None else self.source.path(split, input_id)
-        return found if found is not None and found.is_file() else None
+        try:
+            return found if found is not None and found.is_file() else None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # an id that is no file's name
+                return None
+            raise unreadable(found, error) from error
 
     def stamp(self, path: Path, *more: Any) -> str:
         """What changes where the file, or how it is read, does: the answer's ETag."""
-        told = path.stat()
+        try:
+            told = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
         said = repr((str(path), told.st_mtime_ns, told.st_size, self.columns, *more))
         return f'"{hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:32]}"'
 
@@ -111,8 +124,8 @@ class Clouds:
         """How many of some frames have points there, and what is wrong with the first that has none."""
         found, missing, problem = 0, None, None
         for one in ids if self.source is not None else ():
-            path = self.path(split, one)
             try:
+                path = self.path(split, one)
                 if path is not None:
                     read_points(path, self.columns)
                     found += 1
