@@ -35,7 +35,7 @@ class Options:
         frames: Origins that may show them in a frame.
         images: Where pictures lie that were not recorded.
         points: Where points of 3D frames lie.
-        columns: Columns of raw files of points; None = what they tell themselves.
+        columns: Columns of raw files of points, these or those set before; None = what they tell themselves.
         browser: Open one, where there is one.
         author: The name under which is reviewed.
     """
@@ -66,9 +66,7 @@ def serve(store: Store, options: Options, say: Callable[[str], None]) -> None:
     pictures = Pictures(store)
     if options.images is not None:
         pictures.set(options.images)
-    clouds = Clouds(store)
-    if options.points is not None:
-        clouds.set(options.points, options.columns)
+    clouds = clouds_of(store, options)
     listening = listen(options.port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}{BASE}/?token={sign_in.token}"
     names = {"hosts": options.hosts, "frames": options.frames}
@@ -85,6 +83,25 @@ def serve(store: Store, options: Options, say: Callable[[str], None]) -> None:
 
     server = Server(config_of(app))
     server.run(sockets=[listening])
+
+
+def clouds_of(store: Store, options: Options) -> Clouds:
+    """Where points lie; columns alone are those of the files that the store remembers.
+
+    Raises:
+        ValueError: It means nothing, or there are columns and no points.
+    """
+    clouds = Clouds(store)
+    if options.points is not None:
+        clouds.set(options.points, options.columns)
+    elif options.columns is not None:
+        if clouds.source is None:
+            why = f" ({clouds.broken})" if clouds.broken else ""
+            raise ValueError(
+                f"--points-columns {options.columns}: no points are set{why}; say where with --points"
+            )
+        clouds.set(clouds.source.text, options.columns)
+    return clouds
 
 
 def config_of(app: ASGIApp) -> uvicorn.Config:

@@ -45,7 +45,8 @@ def ui(
             metavar="N",
             min=3,
             max=64,
-            help="Float32 columns of .bin files: KITTI 4, nuScenes 5. Default: what the files tell.",
+            help="Float32 columns of .bin files, also of --points before: KITTI 4, nuScenes 5. "
+            "Default: what the files tell.",
             show_default=False,
         ),
     ] = None,

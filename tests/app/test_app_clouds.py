@@ -16,6 +16,7 @@ from real_frames import real_store
 from ml_debugger.evaluator import Evaluator
 from mld_core.app.clouds.formats import CloudError, read_points
 from mld_core.app.clouds.points import MOST_POINTS, Clouds
+from mld_core.app.local import Options, clouds_of
 from mld_core.geometry.boxes import count_points_in_boxes
 from mld_core.records.format.layout import RunKey, Store
 
@@ -220,6 +221,19 @@ def test_points_are_set_sent_thinned_and_asked_for_again_only_where_they_changed
         ):
             assert client.post("points", {"points": wrong}).status_code == 400, wrong
         assert client.post("points", {"points": None}).json()["set"] is None
+
+
+def test_columns_alone_are_those_of_the_points_that_are_remembered(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match=r"--points-columns 4: no points are set.*--points"):
+        clouds_of(store, Options(columns=4))
+    place = f"{tmp_path}/{{input_id}}.bin"
+    assert clouds_of(store, Options(points=place)).columns is None
+    assert clouds_of(store, Options(columns=4)).says().items() >= {"set": place, "columns": 4}.items()
+    assert clouds_of(store, Options()).columns == 4
+    (tmp_path / ".points.json").write_text(json.dumps({"points": "/gone/{input_id}.bin"}))
+    with pytest.raises(ValueError, match=r"no points are set \(.*no folder /gone"):
+        clouds_of(store, Options(columns=4))
 
 
 def test_where_a_folder_is_gone_or_out_of_reach_a_sentence_says_so(tmp_path, monkeypatch):
