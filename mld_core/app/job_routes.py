@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from mld_core.app.asking import Evaluations, Lib, answer
-from mld_core.app.jobs.protocol import Job, Wish
+from mld_core.app.jobs.protocol import Job, OfPass, Wish
+from mld_core.app.library import epoch_text
 from mld_core.app.problems import ProblemError
 
 
@@ -60,7 +61,8 @@ def start(library: Lib, jobs: Evaluations, said: Start) -> Response:
             fix = "Make it where the records are: mld map MODEL VERSION --method umap"
             raise ProblemError(400, "No maps are made at this server.", fix=fix)
         place = library.place(said.model, said.version, said.umap.result, said.umap.split, said.umap.epoch)
-        wish = Wish(run, umap=(place.result.result_name, place.units.index))
+        name, units = place.result.result_name, place.units
+        wish = Wish(run, umap=OfPass(name, units.index, units.dataset, epoch_text(units.n_epoch)))
     elif said.like:
         made = library.result(run, said.like).info
         wish = Wish(run, made.get("n_epoch"), str(made["method_name"]), dict(made.get("options") or {}))
@@ -117,5 +119,8 @@ def _said(job: Job, seconds_left: float | None = None) -> dict[str, Any]:
         "reason": job.reason,
         "rows": job.rows,
         "kind": job.kind,
+        "umap": {name: getattr(job.umap, name) for name in ("result", "split", "epoch")}
+        if job.umap
+        else None,
         "left": seconds_left,
     }

@@ -254,9 +254,9 @@ class Library:
             raise NotFoundError(f"no split {name!r} in this result (splits: {known(found.datasets)})")
         chosen = own[-1]
         if epoch not in {None, ""}:
-            wanted = [one for one in own if epoch == _epoch_text(one.n_epoch)]
+            wanted = [one for one in own if epoch == epoch_text(one.n_epoch)]
             if not wanted:
-                there = known(_epoch_text(one.n_epoch) for one in own)
+                there = known(epoch_text(one.n_epoch) for one in own)
                 raise NotFoundError(f"no epoch {epoch!r} of {name!r} in this result (epochs: {there})")
             chosen = wanted[-1]
         key = (found.folder, chosen.index, stamp_of(chosen.path), stamp_of(chosen.beside))
@@ -322,9 +322,10 @@ def epochs_of(result: Result) -> dict[str, list[str]]:
     """Of each split of a result its epochs as an address names them, the last one last."""
     found: dict[str, list[str]] = {}
     for one in passes_of(result):
-        found.setdefault(one.dataset, []).append(_epoch_text(one.n_epoch))
+        found.setdefault(one.dataset, []).append(epoch_text(one.n_epoch))
     return found
 
 
-def _epoch_text(epoch: int | None) -> str:
+def epoch_text(epoch: int | None) -> str:
+    """An epoch as an address names it."""
     return "none" if epoch is None else str(epoch)

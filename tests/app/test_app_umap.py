@@ -12,6 +12,7 @@ import pytest
 from app_building import need_pages
 from app_parts import opened, serving
 from browser_parts import until
+from server_parts import wait_for
 from typer.testing import CliRunner
 
 from ml_debugger.evaluator import Evaluator
@@ -39,6 +40,14 @@ class UMAP:
         return np.stack([points[:, 1], -points[:, 0]], axis=1)
     transform = fit_transform
 '''
+
+FATAL = """
+import os
+
+class UMAP:
+    def __init__(self, **options):
+        os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.fixture
@@ -126,6 +135,62 @@ def test_a_field_of_its_name_stays_the_users_own(store, package):
         made_by.make_umap(last(store, "classes"), Reporter(enabled=False).stage)
 
 
+def passes(records, root, **data):
+    """An evaluated run whose splits hold these data, and its passes."""
+    factory = records.StoreFactory(root)
+    run = factory.run("small", "v1")
+    for split, own in data.items():
+        factory.add_pass(run, split, own)
+    options = {"progress": False, "threads": 1}
+    result = Evaluator("small", "v1", store=root).request_evaluation("one", options=options)
+    return {one.dataset: one for one in passes_of(result)}
+
+
+def test_what_can_have_no_map_is_refused_and_nothing_is_left(records, package, monkeypatch, tmp_path):
+    """One that ended as if it were made showed an empty map."""
+    same, few, lost = (records.make_data(rows, seed=1) for rows in (60, 7, 60))
+    same.features[:] = 0.5
+    there = passes(records, tmp_path / "store", val=same, test=few, train=lost)
+    stage = Reporter(enabled=False).stage
+    with pytest.raises(made_by.NoUmapError, match="features of all 60 units of val are the same"):
+        made_by.make_umap(there["val"], stage)
+    with pytest.raises(made_by.NoUmapError, match="test has 7 units with features: a map needs at least 8"):
+        made_by.make_umap(there["test"], stage)
+    import umap
+
+    with monkeypatch.context() as patch:
+        patch.setattr(umap.UMAP, "fit_transform", lambda self, points: np.full((len(points), 2), np.nan))
+        with pytest.raises(made_by.NoUmapError, match="no finite coordinates for train"):
+            made_by.make_umap(there["train"], stage)
+    full = OSError(28, "No space left on device")
+    write = pq.write_table
+
+    def broken(table, path, **options):
+        write(table, path, **options)
+        raise full
+
+    monkeypatch.setattr(pq, "write_table", broken)
+    with pytest.raises(OSError, match="No space left"):
+        made_by.make_umap(there["train"], stage)
+    assert [one.name for one in there["train"].path.parent.iterdir() if "umap" in one.name] == []
+
+
+@pytest.mark.processes
+def test_a_job_says_of_which_pass_it_is_and_that_a_map_ended(store, package, tmp_path):
+    (tmp_path / "package" / "umap.py").write_text(FATAL)
+    of = {"result": "all", "split": "test", "epoch": "0"}
+    with opened(store) as client:
+        job = client.post("jobs", {"model": "net <i>", "version": "v/1", "umap": of}).json()
+        assert (job["kind"], job["umap"]) == ("umap", of)
+
+        def look():
+            now = client.get(f"jobs/{job['job_id']}")
+            return now if now["state"] == "failed" else None
+
+        reason = wait_for(look, 120)["reason"]
+    assert reason == "the map ended with code -9: it was killed, perhaps for want of memory"
+
+
 def test_of_many_units_some_are_fitted_and_the_others_placed_among_them(store, package, monkeypatch):
     monkeypatch.setattr(made_by, "MOST_FITTED", 150)
     pass_ = last(store, "classes")
@@ -197,7 +262,7 @@ def test_the_page_makes_it_by_a_job_and_a_lasso_on_it_is_a_filter(browser, store
         axes.select_option("")
         until(page, "!location.search.includes('inside')")
         page.get_by_role("link", name="Jobs").click()
-        page.get_by_text("UMAP", exact=True).wait_for()
+        page.get_by_text("UMAP val, epoch 1", exact=True).wait_for()
         assert "600" in page.locator("tr", has_text="UMAP").inner_text()
         assert wrong == []
         context.close()

@@ -42,6 +42,10 @@ class _Work:
     process: subprocess.Popen[str] | None = None
 
     @property
+    def what(self) -> str:
+        return "evaluation" if self.wish.umap is None else "map"
+
+    @property
     def active(self) -> bool:
         return self.state in {"queued", "running"}
 
@@ -49,7 +53,7 @@ class _Work:
         until = self.ended if self.ended is not None else time.monotonic()
         seconds = None if self.begun is None else until - self.begun
         told = (self.stage, self.progress, seconds, self.result, self.reason, self.rows)
-        return Job(self.job_id, self.wish.run, self.state, *told, self.wish.kind)
+        return Job(self.job_id, self.wish.run, self.state, *told, self.wish.umap)
 
     def end(self, state: JobState, reason: str | None = None) -> None:
         self.state, self.reason, self.ended, self.process = state, reason, time.monotonic(), None
@@ -130,11 +134,11 @@ class LocalJobs:
                     self._run(work, errors)
             except OSError as error:
                 with self._lock:
-                    work.end("failed", f"the evaluation could not be started: {error}")
+                    work.end("failed", f"the {work.what} could not be started: {error}")
 
     def _run(self, work: _Work, errors: IO[bytes]) -> None:
         order = {**vars(work.wish.run), "root": str(self._store.root), "request": work.wish.request()}
-        order["umap"] = work.wish.umap
+        order["umap"] = None if work.wish.umap is None else (work.wish.umap.result, work.wish.umap.place)
         command = [sys.executable, "-m", "mld_core.app.jobs.child", json.dumps(order)]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process:  # noqa: S603 - our own module
@@ -176,7 +180,7 @@ class LocalJobs:
             errors.seek(max(0, errors.seek(0, os.SEEK_END) - _TAIL))
             tail = errors.read().decode("utf-8", "replace").strip().splitlines()
             why = tail[-1] if tail else "it was killed, perhaps for want of memory" if code < 0 else "no word"
-            work.end("failed", f"the evaluation ended with code {code}: {why}")
+            work.end("failed", f"the {work.what} ended with code {code}: {why}")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -14,6 +14,23 @@ JobKind = Literal["evaluation", "umap"]
 
 
 @dataclass(frozen=True)
+class OfPass:
+    """A pass that a map is made of.
+
+    Attributes:
+        result: Its result.
+        place: Which of the result's passes.
+        split: Its split.
+        epoch: Its epoch, as an address names it.
+    """
+
+    result: str
+    place: int
+    split: str
+    epoch: str
+
+
+@dataclass(frozen=True)
 class Wish:
     """An evaluation that somebody wants, with the arguments of `Evaluator.request_evaluation`; or a map.
 
@@ -22,19 +39,14 @@ class Wish:
         n_epoch: "latest", an epoch, or None for all.
         method_name: The method.
         options: Its options.
-        umap: The coordinates of a UMAP instead: of which result, and of which of its passes.
+        umap: The coordinates of a UMAP instead: of which pass.
     """
 
     run: RunKey
     n_epoch: int | str | None = "latest"
     method_name: str = "default"
     options: Mapping[str, Any] = field(default_factory=dict)
-    umap: tuple[str, int] | None = None
-
-    @property
-    def kind(self) -> JobKind:
-        """What is wanted."""
-        return "evaluation" if self.umap is None else "umap"
+    umap: OfPass | None = None
 
     def request(self) -> dict[str, Any]:
         """As it is handed on, in builtin types."""
@@ -56,7 +68,7 @@ class Job:
         result: The result's name, once it is done.
         reason: Why it failed, in words.
         rows: Sample rows of the passes that it looks at; None = not known.
-        kind: What is made: an evaluation, or the coordinates of a map.
+        umap: The pass whose coordinates are made; None = an evaluation.
     """
 
     job_id: str
@@ -68,7 +80,12 @@ class Job:
     result: str | None = None
     reason: str | None = None
     rows: int | None = None
-    kind: JobKind = "evaluation"
+    umap: OfPass | None = None
+
+    @property
+    def kind(self) -> JobKind:
+        """What is made."""
+        return "evaluation" if self.umap is None else "umap"
 
 
 def rows_asked(store: Store, run: RunKey, request: Mapping[str, Any]) -> int | None:

@@ -88,13 +88,22 @@ def make_umap(units: PassUnits, stage: Staged) -> dict[str, Any]:
     placed, fitted = _placed(points, stage)
     made = np.full((units.rows, 2), np.nan, np.float32)
     made[rows >= 0] = placed
+    finite = int(np.isfinite(placed).all(axis=1).sum())
+    if not finite:
+        raise NoUmapError(
+            f"UMAP gave no finite coordinates for {units.dataset}: look at its recorded features"
+        )
     columns = {"unit_id": units.column("unit_id").cast(pa.string())}
     columns |= {name: pa.array(made[:, at], from_pandas=True) for at, name in enumerate(UMAP_AXES)}
-    said = {"rows": len(placed), "fitted": fitted, "seconds": round(time.perf_counter() - begun, 1)}
+    said = {"rows": finite, "fitted": fitted, "seconds": round(time.perf_counter() - begun, 1)}
     table = pa.table(columns).replace_schema_metadata({name: str(value) for name, value in said.items()})
     beside = units.path.with_name(tmp_name(units.beside.name))
-    pq.write_table(table, beside, compression="zstd")
-    beside.replace(units.beside)
+    try:
+        pq.write_table(table, beside, compression="zstd")
+        beside.replace(units.beside)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     return said
 
 
@@ -143,12 +152,21 @@ def _points(units: PassUnits, selection: PassSelection, rows: NDArray[np.int64])
     names = [item.name for item in schema if is_vector(item) and vector_width(selection, item.name)]
     names = [name for name in names if name != "logits"] or names
     there = rows[rows >= 0]
-    if not names or len(there) < LEAST:
+    if not names or not len(there):
         raise NoUmapError(f"{units.dataset} has no recorded features: name a layer at the recorder")
+    if len(there) < LEAST:
+        raise NoUmapError(
+            f"{units.dataset} has {len(there)} units with features: a map needs at least {LEAST}"
+        )
     features = {name: _taken(selection, name, there) for name in names}
     workers = Workers(1)
     with workers:
-        return project(fit_space(features, workers), features, workers)
+        points = project(fit_space(features, workers), features, workers)
+    if not np.ptp(points, axis=0).any():
+        raise NoUmapError(
+            f"the features of all {len(there):,} units of {units.dataset} are the same: record another layer"
+        )
+    return points
 
 
 def _taken(selection: PassSelection, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:

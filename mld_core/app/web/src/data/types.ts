@@ -585,6 +585,8 @@ export interface TrainedRun {
 /** An evaluation that was begun from a page. */
 export interface Job {
   kind: "evaluation" | "umap";
+  /** The pass whose coordinates are made. */
+  umap: { result: string; split: string; epoch: string } | null;
   job_id: string;
   model: string;
   version: string;

@@ -8,9 +8,13 @@ class Jobs {
   all = $state.raw<Job[]>([]);
   #looking = false;
 
-  /** The last evaluation, or map, of a run. */
-  of(model: string, version: string, kind: Job["kind"] = "evaluation"): Job | undefined {
-    return this.all.find((one) => one.model === model && one.version === version && one.kind === kind);
+  /** The last evaluation of a run, or map of one of its passes. */
+  of(model: string, version: string, umap: Job["umap"]): Job | undefined {
+    const made = (one: Job["umap"]): string =>
+      one ? JSON.stringify([one.result, one.split, one.epoch]) : "";
+    return this.all.find(
+      (one) => one.model === model && one.version === version && made(one.umap) === made(umap),
+    );
   }
 
   async start(model: string, version: string, what: Record<string, unknown>): Promise<Job> {
