@@ -82,6 +82,20 @@ def test_an_array_is_read_and_what_is_not_finite_left_out(tmp_path):
     np.testing.assert_allclose(read_points(tmp_path / "a.npy"), np.delete(XYZ, 3, axis=0), rtol=1e-6)
 
 
+def test_an_organised_cloud_of_mostly_nothing_and_one_without_points_are_clouds(tmp_path):
+    held = XYZ.copy()
+    held[: len(held) * 6 // 10] = np.nan  # a pixel that no beam came back to
+    np.save(tmp_path / "a.npy", held)
+    np.testing.assert_array_equal(read_points(tmp_path / "a.npy"), held[len(held) * 6 // 10 :])
+    np.save(tmp_path / "b.npy", np.full((100, 3), np.nan))
+    (tmp_path / "a.bin").write_bytes(b"")
+    for kind in ("ascii", "binary"):
+        head, _, _ = pcd(kind).replace(b"POINTS 1000", b"POINTS 0").partition(f"DATA {kind}\n".encode())
+        (tmp_path / f"{kind}.pcd").write_bytes(head + f"DATA {kind}\n".encode())
+    for name in ("a.bin", "b.npy", "ascii.pcd", "binary.pcd"):
+        assert read_points(tmp_path / name).shape == (0, 3), name
+
+
 def test_columns_are_asked_for_where_nothing_tells_them(tmp_path):
     file = tmp_path / "a.bin"
     file.write_bytes(with_more(100 * SHARE).tobytes())

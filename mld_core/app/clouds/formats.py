@@ -72,7 +72,8 @@ def read_points(path: Path, columns: int | None = None) -> Points:
         found = _raw(data, path, columns)
     xyz = np.ascontiguousarray(found[:, :3], np.float32)
     good = np.isfinite(xyz).all(axis=1)
-    if len(xyz) and (np.abs(xyz[good]) < FAR).all(axis=1).sum() < 0.5 * len(xyz):
+    # Of an organised cloud most may be nothing: pixels that no beam came back to.
+    if good.any() and (np.abs(xyz[good]) < FAR).all(axis=1).mean() < 0.5:
         raise CloudError(f"{path.name}: most of its numbers are no metres; expected x, y, z, as float32")
     return xyz if good.all() else xyz[good]
 
@@ -89,7 +90,7 @@ def columns_of_size(size: int) -> frozenset[int]:
 
 def _raw(data: bytes, path: Path, columns: int | None) -> NDArray[Any]:
     if columns is None:
-        columns = _columns(data, path)
+        columns = _columns(data, path) if data else CANDIDATES[0]
     if len(data) % (4 * columns):
         raise CloudError(
             f"{path.name}: {len(data):,} bytes are no whole number of points of {columns} float32 columns; "
@@ -193,8 +194,10 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _texts(data: bytes, rows: int) -> NDArray[Any]:
+def _texts(data: bytes, rows: int, columns: int) -> NDArray[Any]:
     """(rows, columns) numbers of the lines of an ascii file."""
+    if not rows:
+        return np.empty((0, columns))
     # NumPy makes room for as many rows as it is told; a line has more than one byte.
     found = np.loadtxt(io.BytesIO(data), max_rows=min(rows, len(data)), ndmin=2)
     if len(found) != rows:
@@ -219,7 +222,7 @@ def _pcd(data: bytes, name: str) -> NDArray[Any]:
         formats = [f"<{_PCD_KINDS[a]}{int(b)}" for a, b in zip(head["TYPE"], head["SIZE"], strict=True)]
         rows = _whole(head["POINTS"][0])
         if kind == "ascii":
-            text = _texts(data[at:], rows)
+            text = _texts(data[at:], rows, sum(counts))
             places = np.cumsum([0, *counts])
             return np.stack([text[:, places[fields.index(one)]] for one in "xyz"], axis=1)
         if kind == "binary":
