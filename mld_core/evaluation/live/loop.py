@@ -33,7 +33,7 @@ from mld_core.evaluation.live.inbox import Inbox
 from mld_core.evaluation.live.measuring import Analysed, analyse_samples, scalar_metrics
 from mld_core.records.format.attempts import chain, list_attempts, read_rank
 from mld_core.records.format.layout import PassKey, RunKey, Store
-from mld_core.records.format.manifest import utc_now
+from mld_core.records.format.manifest import SEAL_FILE, utc_now
 from mld_core.records.read.reader import PassSelection
 from mld_core.records.write.reseal import locked
 
@@ -43,6 +43,9 @@ _LOOK_SECONDS = 0.2
 _PARENT_SECONDS = 2.0
 _LINGER_SECONDS = 120.0
 """How long the process works on when the training is over."""
+
+_LAST_SECONDS = 10.0
+"""How long the other ranks are waited for of a pass that was sealed as the training died."""
 
 _TURN_SECONDS = 15.0
 """How long it waits then for the analyses of other trainings."""
@@ -99,6 +102,7 @@ class Evaluation:
         self._analysed: dict[str, float] = {}
         self._working = False
         self._heard = time.monotonic()
+        self._since = float("inf")  # when the first of what it was told was sealed, by the disk's clock
         self._ended: float | None = None
         self._measured = False
         self._failed: BaseException | None = None
@@ -139,18 +143,33 @@ class Evaluation:
                     self._hear(lines)
                     if self._idle() and not self._inbox.waits():
                         self._inbox.close()  # the training hears of it, and tells another process
+                        self._since = float("inf")
                         break
         with self._changed:
+            for folder in self._untold():
+                self._told.setdefault(folder, time.monotonic() + _LAST_SECONDS)
             self._ended = time.monotonic()
             self._changed.notify_all()
 
     def _hear(self, lines: list[bytes]) -> None:
         """The folder of a sealed rank each."""
         for line in lines:
-            self._told.setdefault(Path(json.loads(line)), time.monotonic() + RANKS_SECONDS)
+            folder = Path(json.loads(line))
+            self._told.setdefault(folder, time.monotonic() + RANKS_SECONDS)
             self._heard = time.monotonic()
+            with contextlib.suppress(OSError):  # it was removed meanwhile
+                self._since = min(self._since, (folder / SEAL_FILE).stat().st_mtime)
         if lines:
             self._changed.notify_all()
+
+    def _untold(self) -> list[Path]:
+        """Ranks sealed since the first it was told of: a training may be killed between a seal and its telling."""
+        found = []
+        with contextlib.suppress(OSError):
+            for seal in self._store.run_dir(self._run).rglob(SEAL_FILE):
+                if seal.stat().st_mtime > self._since and seal.parent.parent not in self._taken:
+                    found.append(seal.parent)
+        return found
 
     def _idle(self) -> bool:
         busy = self._told or self._due or self._working

@@ -53,6 +53,19 @@ def test_a_pass_sealed_as_the_process_ends_gets_its_figures(made, seconds: float
     assert {row["n_epoch"] for row in complete(store, 2, run, 30.0)} == {0, 1}
 
 
+def test_a_pass_sealed_as_the_training_is_killed_gets_its_figures(made) -> None:
+    store, run, seal = made
+    seal(0)  # before this training, which was not evaluated as it happened
+    time.sleep(0.05)
+    helper = started(store, run)
+    helper.sealed(seal(1))
+    complete(store, 1, run, 30.0)
+    seal(2)  # and there it dies, before it tells of it
+    helper._process.leave()
+    assert {row["n_epoch"] for row in complete(store, 2, run, 30.0)} == {1, 2}
+    wait_until(lambda: not processes(store))
+
+
 def test_what_did_not_fit_into_the_pipe_is_told_later(made) -> None:
     store, run, seal = made
     helper = started(store, run)
