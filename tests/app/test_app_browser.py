@@ -20,6 +20,8 @@ pytestmark = pytest.mark.processes
 CARD = "[role=option]"
 RUNS = {"classes": ("net <i>", "v/1"), "boxes": ("boxes", "v1"), "roads": ("lidar", "v1")}
 PAGES = ("evaluation", "samples", "map", "review")
+BUILT_OF_NAMES = "main i:text-is('walker'), main b:text-is('cat'), main script"
+"""What the page would hold if names and ids of the records were taken for HTML."""
 
 
 @pytest.fixture(scope="module")
@@ -79,27 +81,23 @@ def current(page):
     ],
 )
 def test_every_page_is_whole_and_asks_nobody_else(opened, task, width, scheme):
+    """Nothing overflows, nothing is fetched elsewhere, axe finds nothing serious, and names are only text."""
     one = opened(of(task), viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = one.page
-    for query in [*(of(task, name) for name in PAGES), of(task, "samples", sel=3), {"page": "home"}]:
+    for query in [*(of(task, name) for name in PAGES), of(task, "samples", sel=1), {"page": "home"}]:
         one.go(query)
         assert page.locator("h1").first.inner_text() != ""
         assert page.locator("[role=alert]").all_inner_texts() == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width, query
+        assert "broken" not in page.title()
+        assert page.locator(BUILT_OF_NAMES).count() == 0
+        if AXE.exists() and (width > 400 or task == "boxes"):  # the same elements as at the other width
+            assert one.serious() == [], query
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(value) for value in re.findall(r"\d+", background)[:3]) / 3
     assert (brightness > 200) == (scheme == "light")
     assert one.problems == []
     assert one.outside() == []
-
-
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: npm ci in mld_core/app/web")
-@pytest.mark.parametrize("task", ["classes", "boxes", "roads"])
-def test_axe_finds_nothing_serious(opened, task):
-    one = opened(of(task), viewport={"width": 1280, "height": 900})
-    for query in [*(of(task, name) for name in PAGES), of(task, "samples", sel=3), {"page": "home"}]:
-        one.go(query)
-        assert one.serious() == [], query
 
 
 def test_the_first_minute(opened):
@@ -215,8 +213,8 @@ def test_a_million_rows_are_a_scroll_away_and_little_memory(opened):
     page.wait_for_selector(f"{CARD}.here .unseen:has-text('row 999999:')")
     page.keyboard.press("Home")
     page.wait_for_selector(f"{CARD}.here .unseen:has-text('row 0:')")
-    for step in range(1, 40):
-        page.get_by_role("listbox").evaluate("(box, at) => box.scrollTop = at * box.scrollHeight / 40", step)
+    for step in range(1, 12):
+        page.get_by_role("listbox").evaluate("(box, at) => box.scrollTop = at * box.scrollHeight / 12", step)
         settled(page)
     page.wait_for_selector(f"{CARD} .card")
     assert page.locator(CARD).count() < 200
@@ -312,18 +310,6 @@ def test_a_run_is_evaluated_from_its_page(opened, served):
     assert "mld evaluate" not in page.locator("main").inner_text()
     assert one.problems == []
     shutil.rmtree(folder)
-
-
-def test_hostile_names_are_only_text(opened):
-    for task in RUNS:
-        one = opened(of(task))
-        for name in PAGES:
-            one.go(of(task, name, sel=1))
-            assert "broken" not in one.page.title()
-            assert (
-                one.page.locator("main i:text-is('walker'), main b:text-is('cat'), main script").count() == 0
-            )
-        assert one.problems == []
 
 
 def test_what_is_not_there_says_what_to_do(opened, served):

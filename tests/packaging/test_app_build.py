@@ -123,7 +123,7 @@ def test_sources_that_do_not_build_are_said(node, tmp_path):
         app_build.bundle(node, tmp_path / "made", web=web)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_builds_of_the_pages_have_the_same_bytes(node, tmp_path):
     need_pages()
     app_build.fetch(node)

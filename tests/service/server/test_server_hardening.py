@@ -273,9 +273,10 @@ def test_removing_goes_on_beside_uploads_and_loses_nothing_that_was_sealed(
     done, removed = threading.Event(), []
 
     def remove():
-        while not done.is_set():
+        pause = 0.05
+        while not done.wait(pause):
             removed.append(collect(database, storage, 0.0)[0])
-            time.sleep(0.05)
+            pause *= 1.2 if removed[-1] else 1.0  # a slow machine would never get through between two removals
 
     thread = threading.Thread(target=remove)
     thread.start()
@@ -290,6 +291,7 @@ def test_removing_goes_on_beside_uploads_and_loses_nothing_that_was_sealed(
     finally:
         done.set()
         thread.join()
+    assert not left
     assert sum(removed) > 0
     api = process.api()
     found = 0

@@ -230,7 +230,7 @@ def test_results_count_in_the_quota(parts, recorded, tmp_path):
         api = process.api()
         run_id = api.sync(*recorded)
         before = api.get("/v1/organizations")["items"][0]["blob_bytes"]
-        job = api("POST", f"/v1/runs/{run_id}/evaluations", json={}).json()
+        job = api("POST", f"/v1/runs/{run_id}/evaluations", json={"options": {"repeats": 1}}).json()
         job = api.finished(job["job_id"], 180)
         assert job["state"] == "done", job
         files = api.get(f"/v1/results/{job['result_id']}/files")["items"]
@@ -240,7 +240,8 @@ def test_results_count_in_the_quota(parts, recorded, tmp_path):
         process.stop()
         process.env["MLD_SERVER_QUOTA_GB"] = str(after / (1 << 30))
         process.start()
-        job = api("POST", f"/v1/runs/{run_id}/evaluations", json={"result_name": "too much"}).json()
+        again = {"result_name": "too much", "options": {"repeats": 1}}
+        job = api("POST", f"/v1/runs/{run_id}/evaluations", json=again).json()
         job = api.finished(job["job_id"], 180)
         assert (job["state"], "quota" in job["reason"]) == ("failed", True)
     finally:
