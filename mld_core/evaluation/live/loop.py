@@ -163,13 +163,12 @@ class Evaluation:
             self._changed.notify_all()
 
     def _untold(self) -> list[Path]:
-        """Ranks sealed since the first it was told of: a training may be killed between a seal and its telling."""
-        found = []
+        """Ranks sealed since the first it was told of: a training can die between sealing and telling."""
         with contextlib.suppress(OSError):
-            for seal in self._store.run_dir(self._run).rglob(SEAL_FILE):
-                if seal.stat().st_mtime > self._since and seal.parent.parent not in self._taken:
-                    found.append(seal.parent)
-        return found
+            seals = [*self._store.run_dir(self._run).rglob(SEAL_FILE)]
+            found = {seal.parent: seal.stat().st_mtime for seal in seals}
+            return [one for one, at in found.items() if at > self._since and one.parent not in self._taken]
+        return []
 
     def _idle(self) -> bool:
         busy = self._told or self._due or self._working

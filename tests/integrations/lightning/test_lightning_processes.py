@@ -28,7 +28,11 @@ def finish(process: Process, code: int | None = 0) -> str:
 
 @pytest.mark.parametrize(
     "strategy",  # "ddp" starts the script again: so do the ranks of test_run_command's launcher
-    [pytest.param("ddp", marks=pytest.mark.heavy), "ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.heavy)],
+    [
+        pytest.param("ddp", marks=pytest.mark.heavy),
+        "ddp_fork",
+        pytest.param("ddp_spawn", marks=pytest.mark.heavy),
+    ],
 )
 def test_11_12_two_ranks_together_record_the_whole_dataset(
     store: Path, tmp_path: Path, strategy: str

@@ -276,7 +276,9 @@ def test_removing_goes_on_beside_uploads_and_loses_nothing_that_was_sealed(
         pause = 0.05
         while not done.wait(pause):
             removed.append(collect(database, storage, 0.0)[0])
-            pause *= 1.2 if removed[-1] else 1.0  # a slow machine would never get through between two removals
+            pause *= (
+                1.2 if removed[-1] else 1.0
+            )  # a slow machine would never get through between two removals
 
     thread = threading.Thread(target=remove)
     thread.start()
