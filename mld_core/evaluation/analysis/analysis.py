@@ -228,7 +228,7 @@ def judge(made: Estimated, reference: Reference | None) -> Judged:
             looks, errors[known], kept[:, known], used, own=reference is None, workers=work.workers
         )
         lows = halves.replay_density(around, errors, known, kept, density, state, work.workers)
-        steady = halves.steady_low(lows)
+        steady = halves.steady_density(lows, density, used)
         flags = _flags(made, density, steady, view, used, risk_low, frequent)
         labelled = errors >= 0
         replays = halves.replay(flags, lows, estimate.looks, used, kept, labelled, state, work.workers)

@@ -155,12 +155,26 @@ def lows_of(
     """(halves, n) lower bounds of the local error rate of some units, from what each half counts."""
     made = np.empty((len(state.thresholds), len(rows)), np.float32)
     if np.isinf(density.m):
-        made[:] = np.array([limits.pi for limits in state.thresholds])[:, None]
+        made[:] = flat_lows(state)[:, None]
         return made
     wrong, size = counted(rows)
     for half, limits in enumerate(state.thresholds):
         made[half] = density_of(wrong[half], size[half], density.k, density.m, limits.pi).low
     return made
+
+
+def flat_lows(state: Halves) -> NDArray[np.float64]:
+    """(halves,) lower bound of each half where errors have no spatial structure: nowhere above its threshold."""
+    return np.array([min(limits.pi, limits.t2) for limits in state.thresholds])
+
+
+def steady_density(lows: NDArray[np.float32], density: Density, used: Thresholds) -> NDArray[np.float64]:
+    """(N,) the lower bound that three in four halves reach; without spatial structure none is dense.
+
+    There the overall rate of a half may be above that of all units by chance, and would be so everywhere.
+    """
+    low = steady_low(lows)
+    return np.minimum(low, used.t2) if np.isinf(density.m) else low
 
 
 def steady_low(lows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from mld_core.evaluation.analysis.stack_features import (
     fixed_columns,
     has_epoch_columns,
 )
-from mld_core.evaluation.codes.categories import Flags, projected
+from mld_core.evaluation.codes.categories import Flags, Thresholds, projected
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.arrays import SplitArrays
@@ -71,7 +71,7 @@ def project_units(
         around = look(points, codes, base, K_GRID[-1], pool)
         inputs = _inputs(work, fitted, around, points)
         proba = score_units(model, fitted.inputs, inputs, work.scores.msp)
-        density, steady = _density(around, fitted, reference.used.pi)
+        density, steady = _density(around, fitted, reference.used)
         view, close = count_labels(around, fitted.labels, arrays.n_class, arrays.rows, pool)
         frequent = rate_at_most(around, fitted.inputs.errors[fitted.inputs.base_rows], view.k)
     risk_low = reference.reference.risk.lower_bound(proba)
@@ -130,12 +130,12 @@ def _with_mean_epochs(
     return np.asarray(np.insert(fixed, [place] * EPOCH_COLUMNS, means, axis=1))
 
 
-def _density(around: Nearest, fitted: Fitted, pi: float) -> tuple[Density, NDArray[np.float64]]:
+def _density(around: Nearest, fitted: Fitted, used: Thresholds) -> tuple[Density, NDArray[np.float64]]:
     """Density of the new units, and the lower bound that three in four halves of the reference reach."""
     k, m = fitted.density.k, fitted.density.m
     errors = fitted.inputs.errors[fitted.inputs.base_rows]
     total, count = around.sums(errors.astype(np.float32), (k,))
-    density = density_of(total[:, 0], count[:, 0], k, m, pi)
+    density = density_of(total[:, 0], count[:, 0], k, m, used.pi)
     rows = np.arange(len(around.index))
     lows = halves.half_densities(around, errors, fitted.kept, density, fitted.halves, rows)
-    return density, halves.steady_low(lows)
+    return density, halves.steady_density(lows, density, used)

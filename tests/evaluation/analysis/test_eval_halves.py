@@ -10,6 +10,7 @@ import pytest
 
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.halves import HALVES, kept_groups, steady_low
+from mld_core.evaluation.analysis.projection import project_units
 from mld_core.evaluation.codes.diagnosis import GRAVE, Diagnosis, diagnose, repeats
 from mld_core.evaluation.space.arrays import SplitArrays
 
@@ -148,3 +149,32 @@ def test_without_any_error_nothing_moves():
     arrays = SplitArrays(np.eye(3, dtype=np.float32)[np.arange(90) % 3] * 9, np.arange(90) % 3)
     made = analyse(arrays, options=strangers.QUICK)
     assert (made.membership == 1).all()
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.05])
+def test_without_spatial_structure_no_half_makes_everything_dense(records, tolerance):
+    """A half's error rate may be above that of all units; that is no reason to call all of them dense."""
+    data = records.make_data(300, classes=2)
+    arrays = SplitArrays(data.logits, data.labels, {"pool": data.features}, hashes=np.array(data.hashes))
+    options = replace(strangers.QUICK, risk_tolerance=tolerance, keep_model=True)
+    found = analyse(arrays, options=options)
+    assert np.isinf(found.density.m)
+    assert not found.flags.dense.any()
+    assert not found.diagnoses.counts.get("C10")
+    new = records.make_data(100, classes=2, seed=1)
+    other = SplitArrays(
+        new.logits, np.full(100, -1), {"pool": new.features}, hashes=np.array(new.hashes), name="new"
+    )
+    assert not project_units(other, found, options=options).flags.dense.any()
+
+
+def test_thresholds_of_another_split_do_not_make_everything_dense(records):
+    """Single precision may round the reference's error rate up, above the threshold it is equal to."""
+    data = records.make_data(300, classes=2)
+    arrays = SplitArrays(data.logits, data.labels, {"pool": data.features})
+    reference = analyse(arrays, options=strangers.QUICK).reference
+    for pi in np.linspace(0.09, 0.1, 8):
+        limits = replace(reference.thresholds, pi=float(pi), t2=float(pi))
+        found = analyse(arrays, reference=replace(reference, thresholds=limits), options=strangers.QUICK)
+        assert np.isinf(found.density.m)
+        assert not found.flags.dense.any()

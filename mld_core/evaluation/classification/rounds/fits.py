@@ -198,6 +198,8 @@ def _densities(
     for half, limits in enumerate(state.thresholds):
         figures = around.own(around.halves[half][:, steps[place]])
         lows[half] = _table_density(*figures, k, m, limits.pi).low
+    if np.isinf(m):
+        lows[:] = halves.flat_lows(state)[:, None, None]
     frequent = np.stack([_highest(*around.own(around.counts[:, around.reach(k)])) for k in AMBIGUITY_KS])
     return density, lows, frequent, state
 

@@ -192,7 +192,8 @@ def judge(placed: Placed, fits: Fits, workers: Workers) -> Judged:
     here = np.where(kept, mine, 2)
     lows = fits.lows[np.arange(len(fits.lows))[:, None], cell, here]
     rate, low = fits.density.rate[cell, mine], fits.density.low[cell, mine]
-    steady, risk_low = halves.steady_low(lows), fits.own.risk.lower_bound(placed.proba)
+    steady = halves.steady_density(lows, fits.density, used)
+    risk_low = fits.own.risk.lower_bound(placed.proba)
     looked = look_around(block, cell, fits.around, fits.labels.sizes)
     view = looked.view
     place = np.searchsorted(AMBIGUITY_KS, np.maximum(view.k, AMBIGUITY_KS[0]))
