@@ -148,7 +148,7 @@ class Evaluator:
             NotFoundError: The model, version, epoch or split is not in the store.
             ResultExistsError: `result_name` is taken.
             ValueError: An unknown method or option.
-            ConnectionError: A service was named and cannot be reached.
+            ConnectionError: A service or a Ray cluster was named and cannot be reached.
             AuthenticationError: The service did not accept the key.
         """
         chosen = _check_options(dict(options or {}))
@@ -308,6 +308,11 @@ def _with_engine(options: dict[str, Any], method: str) -> dict[str, Any]:
                 f"leave it out for {method}"
             )
         wished = "memory"
+    if "ray_address" in options and wished != "ray":
+        raise ValueError(
+            f"option ray_address={options['ray_address']!r}: engine={wished!r} joins no cluster; give "
+            "engine='ray', or leave the address out"
+        )
     rest = {name: value for name, value in options.items() if name != "engine"}
     return rest if wished == "memory" else {**rest, "engine": wished}
 

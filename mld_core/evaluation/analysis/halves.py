@@ -164,7 +164,7 @@ def lows_of(
 
 
 def flat_lows(state: Halves) -> NDArray[np.float64]:
-    """(halves,) lower bound of each half where errors have no spatial structure: nowhere above its threshold."""
+    """(halves,) lower bounds where errors have no spatial structure: nowhere above the half's threshold."""
     return np.array([min(limits.pi, limits.t2) for limits in state.thresholds])
 
 

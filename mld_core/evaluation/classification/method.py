@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,17 @@ def evaluate_classification(
 ) -> dict[str, Any]:
     """Evaluate some passes of a run; see `evaluate_passes`."""
     info = results.store.run_info(results.run)
-    method = Method(
-        lambda group: [_evaluate_pass(results, one, engine, info, options) for one in group.splits], stages
-    )
-    if options.get("engine", "memory") != "memory":
-        rounds = rounds_of(engine, options)
-        method = Method(lambda group: _in_rounds(results, group, rounds, info), (Found(),))
-    found = evaluate_passes(method, selections, folder, engine, info=info, options=options)
+    evaluated = partial(evaluate_passes, info=info, options=options)
+    if options.get("engine", "memory") == "memory":
+        method = Method(
+            lambda group: [_evaluate_pass(results, one, engine, info, options) for one in group.splits],
+            stages,
+        )
+        found = evaluated(method, selections, folder, engine)
+    else:
+        with rounds_of(engine, options) as rounds:
+            method = Method(lambda group: _in_rounds(results, group, rounds, info), (Found(),))
+            found = evaluated(method, selections, folder, engine)
     return {**found, "task": "classification", "problems": found["problems"] + _unused_options(options)}
 
 

@@ -8,17 +8,29 @@ parts and are folded as the threads of one machine fold them.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mld_core.evaluation.engine.executor import Round, State, Workers, enter_worker
-from mld_core.evaluation.engine.rounds import Cost, PartWalk, Walked, cost_of, target_of, walk_part
+from mld_core.evaluation.engine.rounds import (
+    Cost,
+    Folded,
+    PartWalk,
+    Walked,
+    cost_of,
+    folded,
+    target_of,
+    walk_part,
+)
 
 S = TypeVar("S", bound=State)
 
@@ -27,17 +39,23 @@ RETRIES = 4
 
 MISSING = "engine='ray' needs Ray: pip install 'ml-debugger[ray]'"
 
+_ANSWER_SECONDS = 10
+_CANCEL_SECONDS = 30
+_CLIENT = "ray://"
+
 
 class RayRounds:
-    """Rounds on a cluster.
+    """Rounds on a cluster. A cluster that is joined or started here is left at the end of the context.
 
     Args:
         workers: Threads of this machine, for what is not done over parts.
-        address: Of the cluster; None = `RAY_ADDRESS`, else a cluster of this machine.
+        address: Of the cluster; None = the one this process is connected to, else `RAY_ADDRESS`, else a
+            cluster of this machine.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
         ConnectionError: There is no cluster at that address.
+        ValueError: That is no address, or this process is connected to another cluster.
     """
 
     def __init__(self, workers: Workers, address: str | None = None) -> None:
@@ -48,33 +66,77 @@ class RayRounds:
         self.workers = workers
         self.costs: list[Cost] = []
         self._ray: Any = ray
-        if not ray.is_initialized():
-            ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        self._joined = not ray.is_initialized()
+        if self._joined:
+            _join(ray, address)
+        else:
+            _check_same(ray, address)
         self._walk: Any = ray.remote(max_retries=RETRIES, num_cpus=1)(run_part)
 
-    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> list[Walked[S]]:
+    def __enter__(self) -> RayRounds:  # noqa: PYI034  typing.Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What the user's own program is connected to stays as it is.
+        if self._joined:
+            self._ray.shutdown()
+
+    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> Folded[S]:
         """See `Rounds.over`."""
-        start, found = time.perf_counter(), []
+        start = time.perf_counter()
+        cost = cost_of(work, walks, len(pickle.dumps(work, protocol=5)))
+        with self.workers.stage(work.name, len(walks)) as stage:
+            walked = self._walked(work, walks, folder)
+            with contextlib.closing(walked):
+                found = folded(work, walked, cost, stage)
+        cost.seconds = time.perf_counter() - start
+        self.costs.append(cost)
+        return found
+
+    def _walked(
+        self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None
+    ) -> Generator[Walked[S], None, None]:
+        """What comes of each part, in their order; few are begun before they are asked for."""
         shipped = self._ray.put(work)
         ahead = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         waiting: deque[Any] = deque()
         left = deque(walks)
-        with self.workers.stage(work.name, len(walks)) as stage:
-            try:
-                while left or waiting:
-                    while left and len(waiting) < ahead:
-                        walk = left.popleft()
-                        waiting.append(self._walk.remote(walk, shipped, target_of(walk, folder)))
-                    found.append(self._ray.get(waiting[0]))
-                    waiting.popleft()
-                    stage.advance(1)
-            finally:
-                for one in waiting:
-                    with contextlib.suppress(Exception):
-                        self._ray.cancel(one, force=False)
-        size = len(pickle.dumps(work, protocol=5))
-        self.costs.append(cost_of(work, walks, found, time.perf_counter() - start, size))
+        try:
+            while left or waiting:
+                while left and len(waiting) < ahead:
+                    walk = left.popleft()
+                    waiting.append(self._walk.remote(walk, shipped, target_of(walk, folder)))
+                yield self._got(waiting[0], work)
+                waiting.popleft()
+        finally:
+            self._cancel(list(waiting))
+
+    def _got(self, ticket: Any, work: Round[S]) -> Walked[S]:
+        """What came of a part; what went wrong in its task as if it had gone wrong here."""
+        errors = self._ray.exceptions
+        try:
+            found: Walked[S] = self._ray.get(ticket)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
+        except errors.RayError as error:
+            why = (str(error).strip().splitlines() or [""])[0]
+            raise ConnectionError(
+                f"{work.name}: a part was given up after its worker was lost {RETRIES + 1} times "
+                f"({type(error).__name__}: {why}); see to the cluster's machines and their memory"
+            ) from error
         return found
+
+    def _cancel(self, tickets: list[Any]) -> None:
+        """End tasks that nobody waits for; once this is over none of them writes any more."""
+        with contextlib.suppress(Exception):
+            for one in tickets:
+                self._ray.cancel(one, force=False)
+            if tickets:
+                self._ray.wait(tickets, num_returns=len(tickets), timeout=_CANCEL_SECONDS)
 
 
 def run_part(walk: PartWalk, work: Round[S], target: Path | None) -> Walked[S]:
@@ -82,3 +144,65 @@ def run_part(walk: PartWalk, work: Round[S], target: Path | None) -> Walked[S]:
     enter_worker()
     with threadpool_limits(1):
         return walk_part(walk, work, target, measure=True)
+
+
+# -- joining a cluster -----------------------------------------------------------------------------------
+
+
+def _join(ray: Any, address: str | None) -> None:
+    """Join the cluster at an address, or start one of this machine."""
+    wanted = os.environ.get("RAY_ADDRESS") if address in {None, "auto"} else address
+    named = f"RAY_ADDRESS={wanted!r}" if address in {None, "auto"} and wanted else f"ray_address={address!r}"
+    if wanted and wanted not in {"auto", "local"}:
+        _check_answers(wanted, named)
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (Exception, SystemExit) as error:  # Ray ends a process that nobody answers
+        raise ConnectionError(f"{named}: no Ray cluster could be joined or started ({error})") from error
+
+
+def _check_answers(address: str, named: str) -> None:
+    """Refuse an address at which nobody answers: Ray would look for it for nine minutes."""
+    if "://" in address and not address.startswith(_CLIENT):
+        return
+    try:
+        socket.create_connection(_place_of(address, named), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"{named}: nothing answers there ({error}); start a cluster (`ray start --head`), or give the "
+            "address that `ray status` prints on its machines"
+        ) from error
+
+
+def _place_of(address: str, named: str) -> tuple[str, int]:
+    host, _, port = address.removeprefix(_CLIENT).rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"{named}: expected host:port, ray://host:port, 'auto' or 'local'")
+    return host.strip("[]"), int(port)
+
+
+def _check_same(ray: Any, address: str | None) -> None:
+    """Refuse another cluster than the one this process is connected to."""
+    if address in {None, "auto"}:
+        return
+    here = str(ray.get_runtime_context().gcs_address)
+    if address != here and not _is_here(ray, str(address), here):
+        raise ValueError(
+            f"ray_address={address!r}: this process is connected to the Ray cluster {here!r} already; leave "
+            "the address out to use it, or call ray.shutdown() first"
+        )
+
+
+def _is_here(ray: Any, address: str, here: str) -> bool:
+    """Whether an address is another name of the one this process is connected to."""
+    if "://" in address or ":" not in address:
+        return False
+    host, port = _place_of(address, f"ray_address={address!r}")
+    head, same = _place_of(here, here)
+    if port != same:
+        return False
+    try:
+        found = socket.gethostbyname(host)
+    except OSError:
+        return False
+    return found == head or (found.startswith("127.") and head == ray.util.get_node_ip_address())

@@ -2,7 +2,8 @@
 
 One function, `walk_part`, does the work of a part wherever it runs: in a thread here (`PartRounds`), or in a
 task of a cluster (`ray_rounds`). Parts are read in place; what travels is where they lie, the broadcast of
-the round, and the states. A part that has to be walked again gives the same state and the same file.
+the round, and the states. A part that has to be walked again gives the same state and the same file. States
+are folded as they come, in the order of the parts: few are held at once, however many parts there are.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mld_core.evaluation.engine.executor import Round, State, Workers
+from mld_core.evaluation.engine.executor import Round, Stage, State, Workers
 
 if TYPE_CHECKING:
     from mld_core.records.read.parts import PassPart
@@ -67,9 +69,7 @@ class PartWalk:
                 columns += list(right.columns)
                 fields += list(right.schema)
             columns.append(pa.array(np.arange(start, start + left.num_rows), pa.int64()))
-            yield pa.RecordBatch.from_arrays(
-                columns, schema=pa.schema([*fields, pa.field("_row", pa.int64())])
-            )
+            yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*fields, pa.field("_row", pa.int64())]))
             start += left.num_rows
 
 
@@ -104,6 +104,13 @@ class Cost:
     broadcast: int = 0
     states: int = 0
     peak_bytes: int = 0
+
+    def add(self, one: Walked[Any]) -> None:
+        """Count a part."""
+        self.rows += one.rows
+        self.cpu_seconds += one.cpu_seconds
+        self.states += one.sent
+        self.peak_bytes = max(self.peak_bytes, one.peak_bytes)
 
 
 def walk_part(walk: PartWalk, work: Round[S], target: Path | None, *, measure: bool = False) -> Walked[S]:
@@ -147,14 +154,29 @@ def _peak_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
+@dataclass
+class Folded(Generic[S]):
+    """What a round came to: the state of all parts together, and how many rows each of them has."""
+
+    state: S
+    rows: list[int]
+
+
 class Rounds(Protocol):
-    """What walks over parts, and the workers of this machine for everything else."""
+    """What walks over parts, and the workers of this machine for everything else; used as a context."""
 
     workers: Workers
     costs: list[Cost]
 
-    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> list[Walked[S]]:
-        """Run a round over some parts; what came of each, in their order.
+    def __enter__(self) -> Rounds:  # noqa: PYI034  typing.Self needs Python 3.11
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> Folded[S]:
+        """Run a round over some parts.
 
         Args:
             work: The round.
@@ -177,17 +199,24 @@ class PartRounds:
         self.measure = measure
         self.costs: list[Cost] = []
 
-    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> list[Walked[S]]:
+    def __enter__(self) -> PartRounds:  # noqa: PYI034  the same
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is kept from round to round."""
+
+    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> Folded[S]:
         """See `Rounds.over`."""
-        start, found = time.perf_counter(), []
-        with self.workers.stage(work.name, len(walks)) as stage, self.workers:
-            for one in self.workers.map(
-                partial(_walk, work=work, folder=folder, measure=self.measure), walks
-            ):
-                found.append(one)
-                stage.advance(1)
+        start = time.perf_counter()
         size = len(pickle.dumps(work, protocol=5)) if self.measure else 0
-        self.costs.append(cost_of(work, walks, found, time.perf_counter() - start, size))
+        cost = cost_of(work, walks, size)
+        one = partial(_walk, work=work, folder=folder, measure=self.measure)
+        with self.workers.stage(work.name, len(walks)) as stage, self.workers:
+            found = folded(work, self.workers.map(one, walks), cost, stage)
+        cost.seconds = time.perf_counter() - start
+        self.costs.append(cost)
         return found
 
 
@@ -197,6 +226,7 @@ def rounds_of(workers: Workers, options: Mapping[str, Any]) -> Rounds:
     Raises:
         ModuleNotFoundError: Ray is not installed.
         ConnectionError: There is no cluster at `ray_address`.
+        ValueError: `ray_address` is none, or another than the one this process is connected to.
     """
     if options.get("engine") != "ray":
         return PartRounds(workers)
@@ -214,32 +244,28 @@ def target_of(walk: PartWalk, folder: Path | None) -> Path | None:
     return None if folder is None else folder / f"{walk.part.number:06d}.parquet"
 
 
-def folded(work: Round[S], found: Sequence[Walked[S]]) -> S:
-    """The state of all parts together."""
+def folded(
+    work: Round[S], walked: Iterable[Walked[S]], cost: Cost | None = None, stage: Stage | None = None
+) -> Folded[S]:
+    """Fold what comes of the parts, in their order, and count what it took."""
     # What came from another process is read-only: merging begins with a state of our own.
-    state = deepcopy(work.zero)
-    for one in found:
-        state = state.merge(one.state)
-    return state
+    found = Folded(deepcopy(work.zero), [])
+    for one in walked:
+        found.state = found.state.merge(one.state)
+        found.rows.append(one.rows)
+        if cost is not None:
+            cost.add(one)
+        if stage is not None:
+            stage.advance(1)
+    return found
 
 
-def numbered(walks: Sequence[PartWalk], found: Sequence[Walked[Any]]) -> list[PartWalk]:
+def numbered(walks: Sequence[PartWalk], rows: Sequence[int]) -> list[PartWalk]:
     """The same parts, now that their rows are counted: each knows the number of its first row."""
-    starts = np.concatenate([[0], np.cumsum([one.rows for one in found])]).astype(int)
+    starts = np.concatenate([[0], np.cumsum(rows)]).astype(int)
     return [replace(walk, first=int(start)) for walk, start in zip(walks, starts, strict=False)]
 
 
-def cost_of(
-    work: Round[S], walks: Sequence[PartWalk], found: Sequence[Walked[S]], seconds: float, broadcast: int = 0
-) -> Cost:
-    """What a round took."""
-    return Cost(
-        work.name,
-        sum(one.rows for one in found),
-        sum(one.cpu_seconds for one in found),
-        seconds,
-        sum(walk.part.nbytes for walk in walks),
-        broadcast,
-        sum(one.sent for one in found),
-        max((one.peak_bytes for one in found), default=0),
-    )
+def cost_of(work: Round[S], walks: Sequence[PartWalk], broadcast: int = 0) -> Cost:
+    """What a round takes before its parts are walked over."""
+    return Cost(work.name, read=sum(walk.part.nbytes for walk in walks), broadcast=broadcast)

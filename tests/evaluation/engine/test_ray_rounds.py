@@ -58,6 +58,14 @@ def store(records, tmp_path_factory):
     return made.store
 
 
+@pytest.fixture(scope="module")
+def small(records, tmp_path_factory):
+    """400 units in four parts."""
+    made = records.StoreFactory(tmp_path_factory.mktemp("small") / "store")
+    made.add_pass(made.run(), "val", records.make_data(400), world_size=4)
+    return made.store
+
+
 def evaluated(store, name, **options):
     return Evaluator("net", "v1", store=store.root).request_evaluation(
         name, options={"repeats": 2, **options}
@@ -155,3 +163,73 @@ def test_a_driver_that_is_killed_leaves_no_result(store, tmp_path):
             time.sleep(0.05)
         driver.kill()
     assert "half" not in results.list_results()["result_name"].tolist()
+
+
+def test_a_cluster_that_is_joined_is_left_at_the_end(small, cluster):
+    script = f"""
+        import ray
+        from mld_core.evaluation.evaluator import Evaluator
+        run = Evaluator("net", "v1", store={str(small.root)!r}).request_evaluation
+        asked = {{"engine": "ray", "repeats": 1, "ray_address": {cluster.address!r}}}
+        run("left", options=asked)
+        print(ray.is_initialized())
+        try:
+            run("wrong", options={{**asked, "group_key": "nothing"}})
+        except ValueError:
+            print(ray.is_initialized())
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_the_program_is_connected_to_stays_and_no_other_address_is_taken(small, cluster):
+    evaluated(small, "stays", engine="ray", ray_address=cluster.address)
+    assert ray.is_initialized()
+    with pytest.raises(ValueError, match=r"ray_address='other:6379': this process is connected to"):
+        evaluated(small, "other", engine="ray", ray_address="other:6379")
+    assert ray.is_initialized()
+
+
+def test_what_goes_wrong_in_a_task_is_said_as_if_it_had_gone_wrong_here(small, cluster):
+    place = next(small.root.rglob("part-000000"))
+    from mld_core.evaluation.classification.rounds import method
+
+    begin = method.begin
+
+    def gone(split, *more):
+        found = begin(split, *more)
+        place.rename(place.with_name("gone"))
+        return found
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as here:
+        here.setattr("mld_core.evaluation.classification.method.begin", gone)
+        with pytest.raises(FileNotFoundError) as caught:
+            evaluated(small, "gone", engine="ray")
+    place.with_name("gone").rename(place)
+    assert "ray::" not in str(caught.value)
+    assert str(place) in str(caught.value)
+    left = [path.name for path in next(small.root.rglob(".results")).iterdir()]
+    assert not [name for name in left if name.startswith(".")]
+
+
+def test_an_interrupted_driver_leaves_no_task_that_writes(small, cluster):
+    from mld_core.evaluation.engine import ray_rounds
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as here:
+        here.setattr(ray_rounds, "folded", lambda work, walked, *_: (next(walked), interrupt())[0])
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(small, "interrupted", engine="ray")
+    left = [path.name for path in next(small.root.rglob(".results")).iterdir()]
+    assert not [name for name in left if name.startswith(".")]
+    time.sleep(2)
+    assert left == [path.name for path in next(small.root.rglob(".results")).iterdir()]
+    evaluated(small, "after it", engine="ray")
+
+
+def interrupt():
+    raise KeyboardInterrupt

@@ -1,5 +1,7 @@
 """An evaluation in rounds over the parts of a pass, on the threads of one machine."""
 
+import socket
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +17,15 @@ from mld_core.evaluation.classification.rounds.cells import Around, CellTables, 
 from mld_core.evaluation.classification.scalars import ClassificationSplit, ClassificationState
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.engine.executor import Round, Workers
-from mld_core.evaluation.engine.rounds import Walked, folded
+from mld_core.evaluation.engine.ray_rounds import _join
+from mld_core.evaluation.engine.rounds import PartRounds, PartWalk, Walked, folded
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.classification import auroc
 from mld_core.evaluation.space.neighbourhood import surroundings
 from mld_core.evaluation.statistics.folds import assign_folds
 from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.parts import parts_of
+from mld_core.records.read.reader import select
 from mld_core.report import write_report
 
 
@@ -209,9 +214,9 @@ def test_states_that_cannot_be_written_to_are_merged():
 
     zero = counted()
     found = [Walked(counted(), 1, 0.0, 0) for _ in range(3)]
-    assert folded(Round("cells", cells_kernel, replace(zero), None), found[:0]).labels[0, 1] == 1
+    assert folded(Round("cells", cells_kernel, replace(zero), None), found[:0]).state.labels[0, 1] == 1
     empty = CellTables(*(np.zeros_like(value) for value in vars(zero).values()))
-    assert folded(Round("cells", cells_kernel, empty, None), found).labels[0, 1] == 3
+    assert folded(Round("cells", cells_kernel, empty, None), found).state.labels[0, 1] == 3
     assert empty.labels[0, 1] == 0
 
 
@@ -245,3 +250,49 @@ def test_pages_and_the_command_line_read_such_a_result(in_rounds, tmp_path):
     assert shown.exit_code == 0, shown.output
     write_report(in_rounds, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 100_000
+
+
+class Alive:
+    """A state that counts how many of its kind there are."""
+
+    now, most = 0, 0
+
+    def __init__(self) -> None:
+        Alive.now += 1
+        Alive.most = max(Alive.most, Alive.now)
+
+    def __del__(self) -> None:
+        Alive.now -= 1
+
+    def merge(self, other: "Alive") -> "Alive":
+        return self
+
+
+def test_states_of_many_parts_are_not_held_at_once(factory, records):
+    run = factory.run()
+    factory.add_pass(run, "val", records.make_data(120), world_size=40)
+    walks = [PartWalk(part, 0, (), 64) for part in parts_of(select(factory.store, run)[0])]
+    assert len(walks) == 40
+    done = PartRounds(Workers(2)).over(Round("count", lambda *_: (None, Alive()), Alive(), None), walks)
+    assert done.rows == [3] * 40
+    assert Alive.most <= 2 * 2 + 5  # what the pool has on its way, and what it is folded into
+
+
+def test_an_address_without_ray_is_refused(planted_run):
+    with pytest.raises(ValueError, match=r"ray_address='head:6379': engine='rounds' joins no cluster"):
+        evaluated(planted_run[0].store, "no ray", engine="rounds", ray_address="head:6379")
+
+
+def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch):
+    with socket.socket() as held:  # bound, but nobody listens
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        started = time.monotonic()
+        with pytest.raises(ConnectionError, match=rf"ray_address='127.0.0.1:{port}': nothing answers there"):
+            _join(None, f"127.0.0.1:{port}")
+        monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
+        with pytest.raises(ConnectionError, match=r"RAY_ADDRESS='ray://127.0.0.1:\d+': nothing answers"):
+            _join(None, None)
+    assert time.monotonic() - started < 15
+    with pytest.raises(ValueError, match=r"ray_address='head': expected host:port"):
+        _join(None, "head")

@@ -49,7 +49,7 @@ from mld_core.evaluation.classification.scalars import (
 )
 from mld_core.evaluation.engine.executor import Round
 from mld_core.evaluation.engine.passes import PassSource
-from mld_core.evaluation.engine.rounds import PartWalk, Rounds, folded, numbered
+from mld_core.evaluation.engine.rounds import PartWalk, Rounds, numbered
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.records.read.parts import parts_of
@@ -102,7 +102,7 @@ def begin(split: Split, rounds: Rounds, info: Mapping[str, Any], options: Mappin
     (scratch / "keys").mkdir(parents=True)
     work = Round(f"scalars of {split.dataset}", count_kernel, Counted(), context)
     found = rounds.over(work, [_only(walk, ("logits",)) for walk in walks], scratch / "keys")
-    counted = folded(work, found)
+    counted = found.state
     split.n_class, split.rows = n_class, counted.scalars.counts
     split.errors, split.labeled = counted.scalars.errors, counted.scalars.labeled
     analysed = None
@@ -110,7 +110,7 @@ def begin(split: Split, rounds: Rounds, info: Mapping[str, Any], options: Mappin
         key = _group_key(split, context, options.get("group_key"))
         salts = tuple(str(number) for number in range(int(options.get("repeats", 3))))
         analysed = RoundSplit(context, layers, key, salts)
-    return Walking(split, context, numbered(walks, found), scratch, counted, analysed)
+    return Walking(split, context, numbered(walks, found.rows), scratch, counted, analysed)
 
 
 def _only(walk: PartWalk, vectors: tuple[str, ...]) -> PartWalk:
@@ -148,7 +148,7 @@ def finish(
         work = Round(f"units of {split.dataset}", scalars_kernel, ClassificationState(), context)
     folder = walking.scratch / "units"
     folder.mkdir()
-    found = folded(work, rounds.over(work, walking.walks, folder))
+    found = rounds.over(work, walking.walks, folder).state
     _gather_units(folder, split.units, context)
     if context.has_logits and split.labeled:
         walking.ranking = _rank(walking, rounds)
@@ -169,7 +169,7 @@ def _fit(
     split, workers = walking.split, rounds.workers
     draw = Draw.of(analysed, walking.counts, most)
     drawing = Round(f"sample of {split.dataset}", draw_kernel, Drawn(), draw)
-    drawn = folded(drawing, rounds.over(drawing, walking.walks))
+    drawn = rounds.over(drawing, walking.walks).state
     with workers:
         block = joined([read_block(piece, analysed, workers) for piece in drawn.pieces])
         chosen = Sample.of(block, draw)
@@ -182,7 +182,7 @@ def _fit(
         CellTables.empty(analysed, len(ground.flat)),
         Asked(analysed, ground),
     )
-    tables = folded(counting, rounds.over(counting, walking.walks))
+    tables = rounds.over(counting, walking.walks).state
     with workers:
         return fit(chosen, ground, tables, hashed, reference, group.options, workers)
 
@@ -191,7 +191,7 @@ def _rank(walking: Walking, rounds: Rounds) -> Ranking:
     walks = [_only(walk, ("logits",)) for walk in walking.walks]
 
     def run(work: Round[Any]) -> Any:
-        return folded(work, rounds.over(work, walks))
+        return rounds.over(work, walks).state
 
     return rank_by_histograms(run, walking.context, 2 * rounds.workers.threads + 1)
 
