@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.units import unit_ids, unit_name, unit_schema
 from mld_core.evaluation.codes.notation import classification_codes
 from mld_core.evaluation.engine.executor import Round, Sink, Workers
+from mld_core.evaluation.engine.passes import ROW
 from mld_core.evaluation.metrics import classification as metrics
 from mld_core.records.format.vectors import to_numpy
 
@@ -253,7 +254,7 @@ def _unit_batch(
     wrong: NDArray[np.bool_],
 ) -> pa.RecordBatch:
     rows = batch.num_rows
-    first = batch.column("_row")[0].as_py() if rows else 0
+    first = batch.column(ROW)[0].as_py() if rows else 0
     columns: dict[str, pa.Array] = {
         "unit_id": unit_ids(first, rows),
         "dataset": pa.array([split.dataset] * rows, pa.string()),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 CELLS = 2**23
 """Units x classes of one batch: its float64 temporaries stay around 64 MiB each."""
 
+ROW = "\0row"
+"""Column of a batch: the running number of a row in its pass. No column of a user's is called so."""
+
 _OWN_COLUMNS = frozenset(
     [
         *("input_id", "id_source", "input_hash", "label", "soft_label", "prediction", "confidence", "loss"),
@@ -25,6 +28,16 @@ _OWN_COLUMNS = frozenset(
     ]
 )
 """Columns of the sample records that are no user's own."""
+
+
+def layer_column(alias: str) -> str:
+    r"""Column of a batch that holds a layer's vectors: a column of the samples may be called as the layer is.
+
+    Example:
+        >>> layer_column("logits"), layer_column("pool")
+        ('logits', '\x00layer pool')
+    """
+    return alias if alias == "logits" else f"\0layer {alias}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class PassSource:
         return cls(selection, width, rows)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Walk over the pass: all sample columns, `logits` if stored, and `_row`, the running number."""
+        """Walk over the pass: all sample columns, `logits` if stored, and `ROW`."""
         samples = self.selection.batches("samples", None, self.batch_rows)
         pieces: Iterator[tuple[pa.RecordBatch, pa.RecordBatch | None]] = ((batch, None) for batch in samples)
         if self.logits_width is not None:
@@ -58,7 +71,7 @@ class PassSource:
                 columns.append(right.column(place))
                 fields.append(right.schema.field(place))
             columns.append(pa.array(np.arange(start, start + left.num_rows), pa.int64()))
-            fields.append(pa.field("_row", pa.int64()))
+            fields.append(pa.field(ROW, pa.int64()))
             yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
             start += left.num_rows
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mld_core.evaluation.engine.executor import Round, Stage, State, Workers
+from mld_core.evaluation.engine.passes import ROW, layer_column
 
 if TYPE_CHECKING:
     from mld_core.records.read.parts import PassPart
@@ -51,7 +52,7 @@ class PartWalk:
     batch_rows: int
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Batches of all sample columns, the vectors asked for and `_row`, the number of each row."""
+        """Batches of all sample columns, the vectors asked for (as `layer_column`) and `ROW`."""
         from itertools import zip_longest
 
         samples = self.part.batches("samples", None, self.batch_rows)
@@ -67,9 +68,9 @@ class PartWalk:
             columns, fields = list(left.columns), list(left.schema)
             if right is not None:
                 columns += list(right.columns)
-                fields += list(right.schema)
+                fields += [one.with_name(layer_column(one.name)) for one in right.schema]
             columns.append(pa.array(np.arange(start, start + left.num_rows), pa.int64()))
-            yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*fields, pa.field("_row", pa.int64())]))
+            yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*fields, pa.field(ROW, pa.int64())]))
             start += left.num_rows
 
 

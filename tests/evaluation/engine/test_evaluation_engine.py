@@ -17,6 +17,7 @@ from mld_core.evaluation.classification.scalars import (
     scalars_kernel,
 )
 from mld_core.evaluation.engine.executor import Round, Workers
+from mld_core.evaluation.engine.passes import ROW
 from mld_core.records.format.vectors import from_numpy, vector_field
 
 SPLIT = ClassificationSplit("val", 3, 4, {"weather": pa.string()})
@@ -37,7 +38,7 @@ def make_batch(rows, *, seed=0, start=0, classes=4, labels=None, soft=None):
         "confidence": pa.array(np.full(rows, 0.5, np.float32)),
         "loss": pa.array(np.full(rows, 0.25, np.float32)),
         "weather": pa.array(["sun"] * rows),
-        "_row": pa.array(np.arange(start, start + rows)),
+        ROW: pa.array(np.arange(start, start + rows)),
     }
     names, arrays = list(columns), list(columns.values())
     fields = [pa.field(name, array.type) for name, array in zip(names, arrays, strict=True)]

@@ -296,3 +296,21 @@ def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch):
     assert time.monotonic() - started < 15
     with pytest.raises(ValueError, match=r"ray_address='head': expected host:port"):
         _join(None, "head")
+
+
+def test_a_field_may_be_called_as_a_layer_or_as_a_column_of_ours(factory, records):
+    data = records.make_data(120)
+    texts = [f"{place % 3}" for place in range(120)]
+    for version, names in (("plain", ["weather"]), ("taken", ["pool", "_row"])):
+        data.fields = dict.fromkeys(names, texts)
+        factory.add_pass(factory.run("net", version), "val", data, world_size=2)
+    made = {}
+    for version in ("plain", "taken"):
+        for engine in ("memory", "rounds"):
+            options = {"engine": engine, "threads": 1, "repeats": 1}
+            result = Evaluator("net", version, store=factory.store.root).request_evaluation(options=options)
+            made[version, engine] = next(iter(units_of(result).values()))
+    taken = made["taken", "rounds"]
+    assert taken["pool"].tolist() == taken["_row"].tolist() == texts
+    same = ["unit_id", "prediction", "error_proba", "category", "pca_1"]
+    pd.testing.assert_frame_equal(taken[same], made["plain", "rounds"][same])

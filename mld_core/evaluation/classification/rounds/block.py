@@ -18,6 +18,7 @@ from mld_core.evaluation.classification.scalars import (
     scalars_kernel,
 )
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.engine.passes import ROW, layer_column
 from mld_core.evaluation.metrics.classification import finite_rows
 from mld_core.evaluation.space.arrays import LogitScores, score_logits
 from mld_core.evaluation.statistics.folds import folds_of, hash_uniform, key_hashes
@@ -94,12 +95,12 @@ def read_block(batch: pa.RecordBatch, split: RoundSplit, workers: Workers) -> Bl
     logits = read_logits(batch)
     scores = score_logits(logits, workers, sigmoid=split.context.sigmoid)
     errors = np.where(labels < 0, -1, scores.prediction != labels).astype(np.int8)
-    rows = np.asarray(batch.column("_row"), np.int64)
+    rows = np.asarray(batch.column(ROW), np.int64)
     hashes = _texts(batch, "input_hash")
     keys = hashes if split.group_key is None else _texts(batch, split.group_key)
     keys = np.where(keys == None, [f"{split.context.dataset}#{row}" for row in rows], keys)  # noqa: E711
     digests = [key_hashes(keys, salt) for salt in split.salts]
-    layers = {name: _vectors(batch, name) for name in split.layers}
+    layers = {name: _vectors(batch, layer_column(name)) for name in split.layers}
     folds = np.stack([folds_of(one) for one in digests])
     return Block(rows, logits, labels, errors, scores, hashes, digests[0], folds, layers)
 
@@ -215,11 +216,12 @@ def draw_kernel(batch: pa.RecordBatch, draw: Draw) -> tuple[None, Drawn]:
     logits = read_logits(batch)
     wrong = (logits.argmax(axis=1) != labels) | ~finite_rows(logits)
     rate = np.where(wrong, draw.wrong, draw.right)
-    rows = np.asarray(batch.column("_row"), np.uint64)
+    rows = np.asarray(batch.column(ROW), np.uint64)
     kept = (labels >= 0) & (hash_uniform(rows, _STREAM) < rate)
     if not kept.any():
         return None, Drawn()
-    names = dict.fromkeys(["_row", "label", "soft_label", "input_hash", "logits", *draw.split.layers])
+    names = dict.fromkeys([ROW, "label", "soft_label", "input_hash", "logits"])
+    names |= dict.fromkeys(layer_column(name) for name in draw.split.layers)
     names |= {} if draw.split.group_key is None else {draw.split.group_key: None}
     wanted = [name for name in names if name in batch.schema.names]
     return None, Drawn([batch.select(wanted).filter(pa.array(kept))])
