@@ -26,7 +26,7 @@ from mld_core.evaluation.classification.scalars import (
 )
 from mld_core.evaluation.classification.stage import CLASSIFICATION_STAGES
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.engine.passes import PassSource, problem, record_problems
+from mld_core.evaluation.engine.passes import PassSource, count_classes, problem, record_problems
 from mld_core.evaluation.engine.rounds import Rounds, rounds_of
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
@@ -148,18 +148,6 @@ def _evaluated(
     ]
     problems = record_problems(selection) + _value_problems(selection, state, ranking, overflow, context)
     return EvaluatedPass(split, metrics, classes, _confusion(state, context), problems)
-
-
-def count_classes(source: PassSource, info: dict[str, Any]) -> int:
-    """Number of classes where no logits are stored: what the run says, else the largest class seen."""
-    if info.get("n_class"):
-        return int(info["n_class"])
-    largest = -1
-    for batch in source.batches():
-        for name in ("label", "prediction"):
-            top = pc.max(batch.column(name)).as_py()
-            largest = max(largest, -1 if top is None else int(top))
-    return largest + 1
 
 
 def _count_flag(source: PassSource, name: str) -> int:

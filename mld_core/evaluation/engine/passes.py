@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mld_core.records.format.schema import LEFT_OUT
 
@@ -88,6 +89,18 @@ def logits_width(selection: PassSelection) -> int | None:
     """Number of classes of the stored logits; None where the pass has none for its samples."""
     schema = selection.schema("vectors")
     return int(schema.field("logits").type.byte_width) // 4 if "logits" in schema.names else None
+
+
+def count_classes(source: PassSource, info: Mapping[str, Any]) -> int:
+    """Number of classes where no logits are stored: what the run says, else the largest class seen."""
+    if info.get("n_class"):
+        return int(info["n_class"])
+    largest = -1
+    for batch in source.selection.batches("samples", ["label", "prediction"], source.batch_rows):
+        for column in batch.columns:
+            top = pc.max(column).as_py()
+            largest = max(largest, -1 if top is None else int(top))
+    return largest + 1
 
 
 def _together(

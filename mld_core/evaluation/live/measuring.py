@@ -48,7 +48,7 @@ def scalar_metrics(selection: PassSelection, info: Mapping[str, Any]) -> dict[st
     facts = {name: value for name, value in read_facts(selection).items() if name not in _WHERE}
     if selection.task != "classification":
         return {**_box_counts(selection), **facts}
-    from mld_core.evaluation.classification.method import count_classes
+    from mld_core.evaluation.engine.passes import count_classes
 
     source = PassSource(selection, None, 65_536)
     n_class = PassSource.of(selection).logits_width or count_classes(source, dict(info))

@@ -314,3 +314,24 @@ def test_a_field_may_be_called_as_a_layer_or_as_a_column_of_ours(factory, record
     assert taken["pool"].tolist() == taken["_row"].tolist() == texts
     same = ["unit_id", "prediction", "error_proba", "category", "pca_1"]
     pd.testing.assert_frame_equal(taken[same], made["plain", "rounds"][same])
+
+
+def test_a_pass_without_logits_or_rows_needs_no_number_of_classes(factory, records):
+    run = factory.run(n_class=None)
+    factory.add_pass(run, "train", records.make_data(90, classes=3), world_size=2)
+    factory.add_pass(run, "val", records.make_data(60, classes=3), world_size=2, with_vectors=False)
+    factory.add_pass(run, "test", records.make_data(0, classes=3))
+    made = [
+        Evaluator("net", "v1", store=factory.store.root).request_evaluation(
+            options={"engine": engine, "threads": 1, "repeats": 1}
+        )
+        for engine in ("memory", "rounds")
+    ]
+    exact = ["dataset", "counts", "count_labeled", "count_error", "accuracy", "count_distinct_input"]
+    ours, theirs = (one.metrics_summary(full=True)[exact] for one in made)
+    pd.testing.assert_frame_equal(ours, theirs)
+    ours, theirs = (pd.read_parquet(one.folder / "classes.parquet") for one in made)
+    assert ours.groupby("dataset")["class"].count().to_dict() == {"train": 3, "val": 3}
+    pd.testing.assert_frame_equal(
+        ours[["class", "counts", "precision"]], theirs[["class", "counts", "precision"]]
+    )

@@ -48,14 +48,14 @@ from mld_core.evaluation.classification.scalars import (
     scalars_kernel,
 )
 from mld_core.evaluation.engine.executor import Round
-from mld_core.evaluation.engine.passes import PassSource
+from mld_core.evaluation.engine.passes import PassSource, count_classes
 from mld_core.evaluation.engine.rounds import PartWalk, Rounds, numbered
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.records.read.parts import parts_of
 
 SCORED_CELLS = 2**22
-"""Units x classes of a batch of the rounds, at most."""
+"""Units x (classes and features) of a batch of the rounds, at most, but for batches of 1,024."""
 
 
 @dataclass
@@ -80,12 +80,7 @@ class Walking:
 def begin(split: Split, rounds: Rounds, info: Mapping[str, Any], options: Mapping[str, Any]) -> Walking:
     """The first round of a pass: how many units, which are wrong, and the keys of all of them."""
     source = PassSource.of(split.selection)
-    n_class = source.logits_width or int(info.get("n_class") or 0)
-    if not n_class:
-        raise ValueError(
-            f"split {split.dataset!r} has no logits and the run does not say how many classes there are: "
-            "evaluate it with engine='memory'"
-        )
+    n_class = source.logits_width or count_classes(source, info)
     context = ClassificationSplit(
         split.dataset,
         split.n_epoch,
@@ -96,7 +91,8 @@ def begin(split: Split, rounds: Rounds, info: Mapping[str, Any], options: Mappin
     )
     layers = split.features or ("logits",)
     vectors = tuple(dict.fromkeys(["logits", *layers])) if context.has_logits else ()
-    rows = int(np.clip(SCORED_CELLS // n_class, 1_024, 32_768))
+    width = n_class + sum(split.width(name) or 0 for name in vectors if name != "logits")
+    rows = int(np.clip(SCORED_CELLS // max(width, 1), 1_024, 32_768))
     walks = [PartWalk(part, 0, vectors, rows) for part in parts_of(split.selection)]
     scratch = split.units.parent / f".{split.units.stem}"
     (scratch / "keys").mkdir(parents=True)
