@@ -93,6 +93,16 @@ def test_a_result_of_what_was_removed_meanwhile_is_not_published(place):
     assert [one["result_name"] for one in results.all()] == [info["result_name"]]
 
 
+def test_what_was_removed_from_one_split_may_stand_in_the_results_of_another(place):
+    """Indices of two data sets are the same ids of other samples."""
+    results = ResultStore(place, RUN)
+    (info,) = results.all()
+    with results.writing() as folder:
+        shutil.copytree(results.folder(info["result_name"]), folder, dirs_exist_ok=True)
+        Removals(place, RUN).append([id_digest(min(ids(place)))], "another split")
+        assert results.publish(folder, {**info, "result_name": "late"}, numbered=False) == "late"
+
+
 def test_results_are_removed_by_name(mld, place):
     (info,) = ResultStore(place, RUN).all()
     name = info["result_name"]

@@ -116,9 +116,7 @@ class ResultStore:
             ResultExistsError: The name is taken.
             RecordsRemovedError: It tells of samples that were removed while it was made.
         """
-        from mld_core.records.format.removals import Removals
-
-        if mentions(folder, Removals(self.store, self.run).all()):
+        if self._holds_removed(folder, info):
             raise RecordsRemovedError(
                 f"records of {self.run.model_name!r} {self.run.version_name!r} were removed while they were "
                 "evaluated: evaluate again"
@@ -141,6 +139,22 @@ class ResultStore:
                 number += 1
             else:
                 return name
+
+    def _holds_removed(self, folder: Path, info: dict[str, Any]) -> bool:
+        """Whether a sample is there that is removed from every split, or from the one it stands in.
+
+        The ids of one split may be those of other samples in another, as indices of data sets are.
+        """
+        from mld_core.records.format.removals import Removals
+
+        removals = Removals(self.store, self.run)
+        if mentions(folder, removals.everywhere()):
+            return True
+        for one in info.get("passes", []):
+            gone = removals.of_split(one["dataset"])
+            if gone and table_holds(folder / one["units"], gone):
+                return True
+        return False
 
     def mentioning(self, digests: frozenset[str]) -> list[str]:
         """The names of the results that hold one of these samples (`id_digest` of their ids)."""
