@@ -6,7 +6,7 @@ Features are walked over on disk, never held; logits are held as float32, in a f
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,12 +152,15 @@ def _features(split: Split, layers: Sequence[str] | None, notes: list[str]) -> d
         width = split.width(alias)
         if width and (layers is None or alias in layers):
             found[alias] = StoredVectors(split.selection, alias, split.rows, width)
-    if not found:
-        notes.append(
-            "no features are stored (not recorded, or dropped by keep_vectors): the logits stand for the "
-            "feature space, so what separates units of one prediction is seen less well"
-        )
+    notes += feature_notes(found)
     return found
+
+
+def feature_notes(layers: Collection[str]) -> list[str]:
+    """What it means where there are no layers, or the logits stand for them."""
+    text = "no features are stored (not recorded, or dropped by keep_vectors): the logits stand for the "
+    text += "feature space, so what separates units of one prediction is seen less well"
+    return [] if set(layers) - {"logits"} else [text]
 
 
 def _soft_labels(split: Split) -> NDArray[np.floating] | None:
@@ -215,9 +218,15 @@ def _train(split: Split, group: SplitGroup, features: Mapping[str, Vectors]) -> 
         features=layers,
         labels=truth,
         groups=None if own is None else _texts(own, "train"),
-        hashes=read_hashes(np.concatenate(hashes), "train"),
+        hashes=read_hashes(np.concatenate(hashes), "train") if same_hashes(split, selection) else None,
         errors=np.where(truth < 0, -1, said != truth).astype(np.int8),
     )
+
+
+def same_hashes(split: Split, other: PassSelection) -> bool:
+    """Whether equal hashes of two passes mean equal inputs: those of two kinds are never equal."""
+    kind = split.selection.hash_kind
+    return kind is not None and kind == other.hash_kind
 
 
 def _objects(batch: pa.RecordBatch, name: str) -> NDArray[Any]:

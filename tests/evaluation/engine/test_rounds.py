@@ -24,6 +24,8 @@ from mld_core.evaluation.metrics.classification import auroc
 from mld_core.evaluation.space.neighbourhood import surroundings
 from mld_core.evaluation.statistics.folds import assign_folds
 from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.removals import Removals, id_digest
+from mld_core.records.format.schema import HASH_KIND
 from mld_core.records.read.parts import parts_of
 from mld_core.records.read.reader import select
 from mld_core.report import write_report
@@ -335,3 +337,51 @@ def test_a_pass_without_logits_or_rows_needs_no_number_of_classes(factory, recor
     pd.testing.assert_frame_equal(
         ours[["class", "counts", "precision"]], theirs[["class", "counts", "precision"]]
     )
+
+
+def both_engines(store, **options):
+    return [
+        Evaluator("net", "v1", store=store.root).request_evaluation(
+            options={"engine": engine, "threads": 1, "repeats": 1, **options}
+        )
+        for engine in ("memory", "rounds")
+    ]
+
+
+def test_an_input_leaks_from_the_train_rows_that_count_alone(factory, records):
+    run = factory.run()
+    # The same inputs, by their hashes; and the same ids, as indices of two data sets are.
+    train, val = (records.make_data(rows, seed=rows) for rows in (80, 60))
+    factory.add_pass(run, "train", train, world_size=2)
+    factory.add_pass(run, "val", val, world_size=2)
+    Removals(factory.store, run).append(map(id_digest, train.ids[:20]), "train")
+    for made in both_engines(factory.store, dataset_types=["val"]):
+        units = next(iter(units_of(made).values()))
+        leaked = units["input_id"][units["diagnosis"].map(lambda codes: "C04" in codes)]
+        assert sorted(leaked) == val.ids[20:]
+
+
+def test_hashes_of_two_kinds_say_nothing_of_leaks(factory, records):
+    run = factory.run()
+    data = records.make_data(60)
+    factory.add_pass(run, "train", data, meta={HASH_KIND: "xxh3"}, with_vectors=False)
+    factory.add_pass(run, "val", data)
+    for made in both_engines(factory.store, dataset_types=["val"]):
+        facts = next(one for one in made.info["facts"] if one["dataset"] == "val")
+        assert "C04" in facts["not_computable"]
+
+
+def test_ranking_is_exact_up_to_as_many_cells_as_in_memory(factory, records):
+    data = records.make_data(150, strength=60)  # log-odds that histograms cut off
+    data.labels[::3] = (data.labels[::3] + 1) % 5
+    data.features = None
+    factory.add_pass(factory.run(), "val", data, world_size=3)
+    in_memory, in_rounds = both_engines(factory.store)
+    ours, theirs = (one.metrics_summary(full=True)[["auroc", "auprc"]] for one in (in_rounds, in_memory))
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    assert in_rounds.metrics_summary(full=True)["ranking_method"].tolist() == ["exact"]
+    told = " ".join(one["message"] for one in in_rounds.info["problems"])
+    assert "no features are stored" in told
+    assert "metrics of the error probability are from 65,536-bin histograms" in told
+    coarse = both_engines(factory.store, exact_cells=1)[1]
+    assert coarse.metrics_summary(full=True)["ranking_method"].tolist() == ["histogram"]

@@ -127,6 +127,7 @@ class StoreFactory:
         sealing: tuple[int, ...] | None = None,
         batch: int = 64,
         with_vectors: bool = True,
+        meta: dict[str, Any] | None = None,
     ) -> None:
         """Write one pass; the rows are dealt to the ranks in turn, only `sealing` ranks seal it."""
         self._launches += 1
@@ -142,7 +143,9 @@ class StoreFactory:
                 options=WriterOptions(fsync=False),
                 on_problem=_refuse,
             )
-            handle = writer.open(PassKey(dataset, n_epoch, pass_no), meta={"activation": "logits"})
+            handle = writer.open(
+                PassKey(dataset, n_epoch, pass_no), meta={"activation": "logits", **(meta or {})}
+            )
             mine = per_rank[rank]
             for start in range(0, len(mine), batch):
                 rows = mine[start : start + batch]

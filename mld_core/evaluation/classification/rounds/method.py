@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.answers import Reference
 from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
-from mld_core.evaluation.classification.gather import train_selection
-from mld_core.evaluation.classification.ranking import rank_by_histograms
+from mld_core.evaluation.classification.gather import same_hashes, train_selection
+from mld_core.evaluation.classification.ranking import EXACT_CELLS, rank, rank_by_histograms
 from mld_core.evaluation.classification.rounds.block import (
     SAMPLE,
     Counted,
@@ -147,7 +147,7 @@ def finish(
     found = rounds.over(work, walking.walks, folder).state
     _gather_units(folder, split.units, context)
     if context.has_logits and split.labeled:
-        walking.ranking = _rank(walking, rounds)
+        walking.ranking = _rank(walking, rounds, int(group.options.get("exact_cells", EXACT_CELLS)))
     shutil.rmtree(walking.scratch)
     output = output_of(walking.split, walking.counted, fits, found, group.options, results)
     return output, None if fits is None else fits.own
@@ -183,13 +183,18 @@ def _fit(
         return fit(chosen, ground, tables, hashed, reference, group.options, workers)
 
 
-def _rank(walking: Walking, rounds: Rounds) -> Ranking:
+def _rank(walking: Walking, rounds: Rounds, most: int) -> Ranking:
+    """Exact up to `most` units x classes, of which this machine holds the logits; else from histograms."""
+    context = walking.context
+    if walking.counts.counts * context.n_class <= most:
+        batches = PassSource.of(walking.split.selection).batches
+        return rank(rounds.workers, context, batches, walking.counts.counts, exact_cells=most)
     walks = [_only(walk, ("logits",)) for walk in walking.walks]
 
     def run(work: Round[Any]) -> Any:
         return rounds.over(work, walks).state
 
-    return rank_by_histograms(run, walking.context, 2 * rounds.workers.threads + 1)
+    return rank_by_histograms(run, context, 2 * rounds.workers.threads + 1)
 
 
 def _join(walking: Walking, group: SplitGroup, results: ResultStore) -> Joined:
@@ -198,7 +203,7 @@ def _join(walking: Walking, group: SplitGroup, results: ResultStore) -> Joined:
     nothing = np.empty(0, dtype=str)
     if not keys:
         return Joined(nothing, None, hashed=False)
-    train, kind = _train_hashes(walking.split, group)
+    train = _train_hashes(walking, group)
     views = {"train": train} if train else {}
     with database(results.spill, keys=keys, numbered=False, **views) as connection:
 
@@ -216,7 +221,7 @@ def _join(walking: Walking, group: SplitGroup, results: ResultStore) -> Joined:
             "GROUP BY input_hash HAVING count(DISTINCT gt) > 1 ORDER BY input_hash"
         )
         leaked = None
-        if kind and asked("SELECT count(input_hash) FROM train")[0][0]:
+        if train and asked("SELECT count(input_hash) FROM train")[0][0]:
             leaked = asked(
                 "SELECT DISTINCT input_hash FROM keys SEMI JOIN train USING (input_hash) ORDER BY input_hash"
             )
@@ -227,12 +232,18 @@ def _join(walking: Walking, group: SplitGroup, results: ResultStore) -> Joined:
     )
 
 
-def _train_hashes(split: Split, group: SplitGroup) -> tuple[list[Path], bool]:
-    """Files of the train split's samples, and whether its hashes are of the same kind."""
-    other = None if split.dataset == "train" else train_selection(split, group)
-    if other is None:
-        return [], False
-    return other.files("samples"), other.hash_kind == split.selection.hash_kind
+def _train_hashes(walking: Walking, group: SplitGroup) -> list[Path]:
+    """A file with the hashes of the train rows that count, where they are of the same kind; else none."""
+    split = walking.split
+    train = None if split.dataset == "train" else train_selection(split, group)
+    if train is None or not same_hashes(split, train):
+        return []
+    target = walking.scratch / "train.parquet"
+    schema = pa.schema([("input_hash", pa.string())])
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        for batch in train.batches("samples", ["input_hash"], 65_536):
+            writer.write_batch(pa.RecordBatch.from_arrays([batch.column(0).cast(pa.string())], schema=schema))
+    return [target]
 
 
 def _gather_units(folder: Path, target: Path, context: ClassificationSplit) -> None:

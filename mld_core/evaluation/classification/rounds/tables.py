@@ -18,6 +18,7 @@ from mld_core.evaluation.analysis.issue_tables import (
 )
 from mld_core.evaluation.analysis.stages import Split, StageOutput, Value
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES
+from mld_core.evaluation.classification.gather import feature_notes
 from mld_core.evaluation.classification.rounds.block import SAMPLE, Counted
 from mld_core.evaluation.classification.rounds.codes import NOT_IN_ROUNDS, reasons
 from mld_core.evaluation.classification.rounds.outcome import Outcome
@@ -35,6 +36,7 @@ LEFT_OUT = tuple(
         "no list of a unit's neighbours; duplicates and leaks (C03, C04) are those of equal hashes alone",
         "no neighbours in the train split: neither its labels nor its distances enter, and no C30, C31, C33",
         "no 95 % intervals, no metadata slices (C32), no earlier epochs (C40 to C42), no order of data (C05)",
+        "metrics of the error probability are from 65,536-bin histograms of it",
         "regions are cells side by side, named by their first confusion; layers share their cells (no C12)",
     )
 )
@@ -61,7 +63,7 @@ def output_of(
     if found.projected.sum():
         categories |= projected_shares(found.projected / found.projected.sum())
     facts = _facts(fits, found)
-    notes = [*LEFT_OUT]
+    notes = [*LEFT_OUT, *feature_notes(fits.split.layers)]
     if counted.soft:
         notes.append(f"evaluated in rounds: {counted.soft} soft labels count as their largest class in cells")
     if options.get("null_run"):
