@@ -8,6 +8,7 @@ are folded as they come, in the order of the parts: few are held at once, howeve
 
 from __future__ import annotations
 
+import errno
 import pickle
 import sys
 import time
@@ -52,7 +53,20 @@ class PartWalk:
     batch_rows: int
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Batches of all sample columns, the vectors asked for (as `layer_column`) and `ROW`."""
+        """Batches of all sample columns, the vectors asked for (as `layer_column`) and `ROW`.
+
+        Raises:
+            FileNotFoundError: The part is not there any more.
+            ValueError: It has not one vector for each sample.
+        """
+        try:
+            yield from self._batches()
+        except FileNotFoundError as error:
+            where = self.part.source.folder.path / self.part.part.name
+            text = "a part was joined with others or removed since the evaluation began: evaluate again"
+            raise FileNotFoundError(errno.ENOENT, text, str(where)) from error
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
         from itertools import zip_longest
 
         samples = self.part.batches("samples", None, self.batch_rows)

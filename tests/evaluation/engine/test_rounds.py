@@ -385,3 +385,22 @@ def test_ranking_is_exact_up_to_as_many_cells_as_in_memory(factory, records):
     assert "metrics of the error probability are from 65,536-bin histograms" in told
     coarse = both_engines(factory.store, exact_cells=1)[1]
     assert coarse.metrics_summary(full=True)["ranking_method"].tolist() == ["histogram"]
+
+
+def test_a_part_that_goes_meanwhile_is_named_with_what_to_do(factory, records, monkeypatch):
+    factory.add_pass(factory.run(), "val", records.make_data(60), world_size=3)
+    place = sorted(factory.store.root.rglob("part-000000"))[1]
+    begin = rounds_method.begin
+
+    def gone(split, *more):
+        found = begin(split, *more)
+        place.rename(place.with_name("joined"))
+        return found
+
+    monkeypatch.setattr("mld_core.evaluation.classification.method.begin", gone)
+    shown = CliRunner().invoke(app, ["evaluate", "--engine", "rounds", "--store", str(factory.store.root)])
+    assert shown.exit_code == 1
+    text = " ".join(shown.output.split())
+    assert "joined with others or removed since the evaluation began: evaluate again" in text
+    assert str(place) in shown.output.replace("\n", "")
+    assert not list(next(factory.store.root.rglob(".results")).iterdir())
