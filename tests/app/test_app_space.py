@@ -23,6 +23,10 @@ AXE = ROOT / "mld_core" / "app" / "web" / "node_modules" / "axe-core" / "axe.min
 FRAMES, POINTS, BOXES = 100, 40_000, 12
 RUN = {"model": "sweeps", "version": "v1"}
 ANY_CARD = "WebGL2RenderingContext.prototype.getExtension = () => null;"  # who draws is not told
+IPHONE = "Object.defineProperty(Document.prototype, 'fullscreenEnabled', { get: () => false });"
+FLASHES = """window.asked = 0; new MutationObserver(() => {
+  window.asked += [...document.querySelectorAll("summary")].some((one) => one.textContent.includes("No points"));
+}).observe(document, { childList: true, subtree: true });"""
 NO_CARD = """const get = HTMLCanvasElement.prototype.getContext;
 HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
   return kind === "webgl2" ? null : get.call(this, kind, ...more);
@@ -72,7 +76,8 @@ def page_at(browser):
         page.wrong = []
         page.on("console", lambda said: page.wrong.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.add_init_script(ANY_CARD if card else NO_CARD)
+        page.add_init_script(f"{ANY_CARD} {IPHONE}" if card else NO_CARD)
+        page.add_init_script(FLASHES)
         page.goto(f"{base}/ui/?token={token}")
         page.goto(f"{base}/ui/?{urlencode(query)}")
         return page
@@ -174,6 +179,11 @@ def test_a_box_is_the_same_in_every_drawing(page_at, sweeps):
     )
     until(page, f"new URLSearchParams(location.search).get('sel') === '{other}'")
     until(page, f"document.querySelectorAll(\".drawing g.here[data-row='{other}']\").length", 2)
+    assert page.evaluate("window.asked") == 0, "for points that were only on their way"
+    page.get_by_role("button", name="Close the sample").click()
+    page.locator("[role=option]").first.click()
+    drawn(page)
+    assert page.locator(".drawing g.hot").count() == 0
     shown = (
         "['truth', 'said', 'missed'].map(one => document.querySelectorAll(`.space path.${one}`).length > 0)"
     )
@@ -229,6 +239,8 @@ def test_it_turns_by_hand_and_keys_and_is_heard(page_at, sweeps, width, scheme):
     assert page.locator(".space canvas").get_attribute("data-drawn") == "webgl2"
     assert re.search(r"12 boxes and [\d,]+ points in 3D", space.get_attribute("aria-label"))
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.get_by_role("button", name="Object").count() == 1
+    assert page.get_by_role("button", name="Enlarge").count() == 0
     if AXE.exists():
         page.evaluate(AXE.read_text("utf-8") + "; undefined")
         found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]

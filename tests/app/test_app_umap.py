@@ -237,6 +237,7 @@ def test_the_page_makes_it_by_a_job_and_a_lasso_on_it_is_a_filter(browser, store
         page = context.new_page()
         wrong = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("response", lambda one: wrong.append(one.url) if one.status >= 400 else None)
         page.goto(f"{base}/ui/?token={token}")
         page.goto(f"{base}/ui/?{urlencode({'page': 'map', 'model': 'net <i>', 'version': 'v/1'})}")
         axes = page.get_by_label("Axes")
@@ -259,6 +260,14 @@ def test_the_page_makes_it_by_a_job_and_a_lasso_on_it_is_a_filter(browser, store
         )
         page.reload()
         page.locator(".map .chip").wait_for()
+        page.get_by_role("button", name="Select everything again").click()
+        page.get_by_role("slider").fill("0")  # an epoch without UMAP
+        page.get_by_role("button", name="Compute the UMAP (about").wait_for()
+        page.get_by_role("slider").fill("1")
+        page.get_by_role("button", name="Compute the UMAP (about").wait_for(state="detached")
+        page.locator(".plot").focus()
+        page.keyboard.press("Enter")
+        until(page, "location.search.includes('inside(umap_1')")
         axes.select_option("")
         until(page, "!location.search.includes('inside')")
         page.get_by_role("link", name="Jobs").click()

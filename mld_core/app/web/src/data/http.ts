@@ -64,10 +64,10 @@ export class HttpSource implements Source {
     return unpackedColumns(await answer.arrayBuffer());
   }
 
-  async cloud(query: Query & { id: string }): Promise<Swept | null> {
+  async cloud(query: Query & { id: string }, signal?: AbortSignal): Promise<Swept | null> {
     if (!this.#points) return null;
     try {
-      const answer = await this.#ask(`cloud?${queryOf(query)}`, {});
+      const answer = await this.#ask(`cloud?${queryOf(query)}`, { signal: signal ?? null });
       return unpackedCloud(await answer.arrayBuffer());
     } catch (error) {
       if (error instanceof Problem && error.status === 404) return null;

@@ -60,7 +60,7 @@ export interface Source {
   /** Whole columns of a selection. */
   columns(query: Query & { names: string }, signal?: AbortSignal): Promise<Columns>;
   /** The points of a 3D frame; null where there are none. */
-  cloud(query: Query & { id: string }): Promise<Swept | null>;
+  cloud(query: Query & { id: string }, signal?: AbortSignal): Promise<Swept | null>;
   /** Hears what is new of some runs until the function it returns is called; `lost` also where it goes on later. */
   follow(
     query: Query,

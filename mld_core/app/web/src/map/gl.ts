@@ -20,8 +20,13 @@ void main() {
   made = vec4(ink.rgb * ink.a, ink.a);
 }`;
 
+/** A browser holds sixteen contexts, and those of canvases that are gone until it tidies up. */
+const release = (gl: WebGL2RenderingContext): void => gl.getExtension("WEBGL_lose_context")?.loseContext();
+
 /** A program with its attributes, of the map and of the 3D view. */
 export class GlProgram {
+  /** Whether the processor draws for a card here: asked once, since each question is a context. */
+  static #slow = false;
   readonly #buffers = new Map<string, { buffer: WebGLBuffer; bytes: number }>();
 
   private constructor(
@@ -33,11 +38,13 @@ export class GlProgram {
 
   /** null where there is no WebGL2; `solid`: with depth, and not where the processor would have to draw it. */
   static on(canvas: HTMLCanvasElement, vertex: string, fragment: string, solid = false): GlProgram | null {
-    const gl = canvas.getContext("webgl2", { antialias: false, depth: solid });
+    const gl = solid && this.#slow ? null : canvas.getContext("webgl2", { antialias: false, depth: solid });
     if (!gl) return null;
     const told = solid ? gl.getExtension("WEBGL_debug_renderer_info") : null;
-    if (told && /swiftshader|llvmpipe|software/i.test(String(gl.getParameter(told.UNMASKED_RENDERER_WEBGL))))
-      return null;
+    this.#slow ||=
+      told !== null &&
+      /swiftshader|llvmpipe|software/i.test(String(gl.getParameter(told.UNMASKED_RENDERER_WEBGL)));
+    if (solid && this.#slow) return (release(gl), null);
     const program = gl.createProgram();
     for (const [kind, text] of [
       [gl.VERTEX_SHADER, vertex],
@@ -67,6 +74,10 @@ export class GlProgram {
     gl.vertexAttribPointer(place, 1, values instanceof Uint8Array ? gl.UNSIGNED_BYTE : gl.FLOAT, false, 0, 0);
   }
 
+  close(): void {
+    release(this.gl);
+  }
+
   place(name: string): WebGLUniformLocation | null {
     return this.gl.getUniformLocation(this.program, name);
   }
@@ -75,7 +86,7 @@ export class GlProgram {
 export class GlPlot {
   #rows = 0;
 
-  private constructor(private readonly program: GlProgram) {
+  private constructor(readonly program: GlProgram) {
     const { gl } = program;
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);

@@ -6,9 +6,11 @@ import type { Swept } from "../data/points";
 export const KEPT = 6;
 
 export class Clouds {
-  readonly #held = new Map<string, Promise<Swept | null>>();
+  readonly #held = new Map<string, { found: Promise<Swept | null>; asked: AbortController }>();
 
-  constructor(private readonly ask: (query: Query & { id: string }) => Promise<Swept | null>) {}
+  constructor(
+    private readonly ask: (query: Query & { id: string }, signal: AbortSignal) => Promise<Swept | null>,
+  ) {}
 
   get size(): number {
     return this.#held.size;
@@ -17,15 +19,30 @@ export class Clouds {
   /** The points of a frame, asked for once while it is kept; what was used longest ago goes first. */
   of(query: Query & { id: string }): Promise<Swept | null> {
     const key = JSON.stringify(query);
-    const found = this.#held.get(key) ?? this.ask(query);
-    this.#held.delete(key);
-    this.#held.set(key, found);
-    found.catch(() => this.#held.delete(key));
-    for (const one of this.#held.keys()) {
-      if (this.#held.size <= KEPT) break;
-      this.#held.delete(one);
+    let one = this.#held.get(key);
+    if (!one) {
+      const asked = new AbortController();
+      const made = { asked, found: this.ask(query, asked.signal) };
+      made.found.catch(() => this.#held.get(key) === made && this.#held.delete(key));
+      one = made;
     }
-    return found;
+    this.#held.delete(key);
+    this.#held.set(key, one);
+    for (const old of this.#held.keys()) {
+      if (this.#held.size <= KEPT) break;
+      this.#drop(old);
+    }
+    return one.found;
+  }
+
+  /** Ends what is still asked for. */
+  close(): void {
+    for (const key of this.#held.keys()) this.#drop(key);
+  }
+
+  #drop(key: string): void {
+    this.#held.get(key)?.asked.abort();
+    this.#held.delete(key);
   }
 }
 

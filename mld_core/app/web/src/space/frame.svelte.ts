@@ -9,9 +9,15 @@ class Frame {
   /** Sources that are not drawn: `true`, `predicted`, `missed`, `points`; and `labels`, of other boxes, at first. */
   readonly hidden = new SvelteSet<string>(["labels"]);
   points = $state.raw<Swept | null>(null);
+  /** Whether the last frame that answered has none. */
+  none = $state(false);
   /** What follows and what was before: their points are read before they are asked for. */
   beside = $state.raw<Sample[]>([]);
 
+  /** No frame is in sight. */
+  clear(): void {
+    [this.hot, this.points, this.none] = [null, null, false];
+  }
   toggle(source: string): void {
     if (!this.hidden.delete(source)) this.hidden.add(source);
   }

@@ -28,7 +28,7 @@ void main() { made = vec4(ink, 1); }`;
 export class GlSpace {
   #uploaded: Swept | null = null;
 
-  private constructor(private readonly program: GlProgram) {
+  private constructor(readonly program: GlProgram) {
     program.gl.enable(program.gl.DEPTH_TEST);
   }
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { Clouds, heights, KEPT } from "./clouds";
+import { GlSpace } from "./gl";
 import {
   aboveMatrix,
   corners3,
@@ -98,9 +99,52 @@ describe("points in memory", () => {
     await expect(clouds.of({ id: "bad" })).rejects.toThrow("no");
     expect(asked.filter((id) => id === "bad")).toHaveLength(2);
   });
+  it("are no longer waited for once their frame is far behind, or the view is closed", async () => {
+    const signals = new Map<string, AbortSignal>();
+    const clouds = new Clouds(({ id }, signal) => {
+      signals.set(id, signal);
+      return new Promise((_, no) => signal.addEventListener("abort", () => no(new Error("gone"))));
+    });
+    const first = clouds.of({ id: "0" });
+    for (let n = 1; n <= KEPT; n += 1) clouds.of({ id: `${n}` }).catch(() => undefined);
+    await expect(first).rejects.toThrow("gone");
+    expect([...signals.values()].filter((one) => one.aborted)).toHaveLength(1);
+    clouds.close();
+    expect([...signals.values()].every((one) => one.aborted)).toBe(true);
+  });
   it("have colours between the heights that nearly all lie in", () => {
     const z = Float32Array.from({ length: 5000 }, (_, at) => (at === 7 ? 500 : -2 + (at % 100) / 50));
     expect(heights(z)).toEqual([-2, 0]);
     expect(heights(new Float32Array())).toEqual([0, 1]);
+  });
+});
+
+describe("the graphics card", () => {
+  const fakeCanvas = (
+    renderer: string,
+  ): { canvas: HTMLCanvasElement; told: { made: number; lost: number } } => {
+    const told = { made: 0, lost: 0 };
+    const extensions: Record<string, object> = {
+      WEBGL_lose_context: { loseContext: () => (told.lost += 1) },
+      WEBGL_debug_renderer_info: {},
+    };
+    const known: Record<string, unknown> = {
+      getExtension: (name: string) => extensions[name] ?? null,
+      getParameter: () => renderer,
+      getProgramParameter: () => true,
+    };
+    const gl = new Proxy(known, { get: (of, name) => of[String(name)] ?? (() => ({})) });
+    const getContext = (): unknown => ((told.made += 1), gl);
+    return { canvas: { getContext } as unknown as HTMLCanvasElement, told };
+  };
+  it("is given back what a view that is closed held", () => {
+    const { canvas, told } = fakeCanvas("NVIDIA");
+    GlSpace.on(canvas)!.program.close();
+    expect(told).toEqual({ made: 1, lost: 1 });
+  });
+  it("is asked once where the processor draws for it", () => {
+    const { canvas, told } = fakeCanvas("Google SwiftShader");
+    expect([GlSpace.on(canvas), GlSpace.on(canvas), GlSpace.on(canvas)]).toEqual([null, null, null]);
+    expect(told).toEqual({ made: 1, lost: 1 });
   });
 });
