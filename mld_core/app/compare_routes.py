@@ -15,7 +15,7 @@ from mld_core.app.library import Library, Place, epochs_of, first_split
 from mld_core.app.problems import ProblemError
 from mld_core.evaluation.errors import known
 from mld_core.evaluation.results.many import MOST_OTHERS
-from mld_core.views.comparing.many import Together, together
+from mld_core.views.comparing.many import Together, side_by_side, together
 from mld_core.views.comparing.page import TaskError, check_tasks, comparison
 from mld_core.views.comparing.pairs import MOST_AT_ONCE, of_class, pairs
 from mld_core.views.selection import Rows
@@ -162,9 +162,10 @@ def rows_of_many(
     limit: Annotated[int, Query(ge=1, le=MOST_AT_ONCE)] = 24,
 ) -> Response:
     """The same units in every result, side by side."""
-    places, found = several.places, several.found
-    chosen = found.chosen(kind, min(at, len(places) - 1), truth)
-    rows = found.side_by_side(chosen[offset : offset + limit])
+    places = several.places
+    passes = [one.units for one in places]
+    chosen = several.found.chosen(passes, kind, min(at, len(places) - 1), truth)
+    rows = side_by_side(passes, chosen[offset : offset + limit])
     for number, place in enumerate(places):
         own = [row[number] for row in rows]
         pictures.marked(place.run, place.units.dataset, [one for one in own if one is not None])

@@ -115,7 +115,8 @@ def _all_changed(found: Comparisons) -> pd.DataFrame:
 def print_comparison(found: Comparison, *, changed: bool, as_json: bool) -> None:
     """Print a comparison: counts and the main metrics on a terminal or in a pipe, everything as JSON."""
     if as_json:
-        emit_json({name: one if isinstance(one, str) else rows_of(one) for name, one in vars(found).items()})
+        told = {name: one for name, one in vars(found).items() if name != "rows"}
+        emit_json({name: one if isinstance(one, str) else rows_of(one) for name, one in told.items()})
         return
     if changed:
         emit_frame(found.changed, as_json=False, title=f"{found.a} -> {found.b}")

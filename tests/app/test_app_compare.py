@@ -1,5 +1,7 @@
 """Compare: the counts of the page are those of `Comparison`, and every pair is one unit before and after."""
 
+import gc
+import weakref
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -13,6 +15,9 @@ from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.results.result import Result
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.records.format.layout import RunKey
+from mld_core.views.comparing.many import together
+from mld_core.views.selection import held
+from mld_core.views.units import passes_of
 
 AXE = ROOT / "mld_core" / "app" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 RUNS = {
@@ -229,6 +234,22 @@ def test_a_split_is_one_that_all_hold_in_the_epochs_asked_for(small):
     assert client.ask("compare/many", of=of(NET, "b", "a"), split="test").status_code == 404
     nothing = client.ask("compare", **asked(NET, "a", "c"))
     assert (nothing.status_code, "no split in common" in nothing.text) == (404, True)
+
+
+def test_what_is_kept_of_several_is_counted_and_keeps_no_other_pass(small):
+    """A server lets columns go by the bytes it counts."""
+    store, _ = small
+    result = Result(ResultStore(store, RunKey(*NET)), "b", diagnoses=BY_CODE)
+    first, last = (held(one) for one in passes_of(result) if one.dataset == "val")
+    made = together([first, last])
+    before = first.nbytes
+    first.memo["together"] = made
+    assert first.nbytes - before >= first.rows * 2 * 4
+    assert len(made.chosen([first, last], "fixed")) == 3
+    gone = weakref.ref(last)
+    del last
+    gc.collect()
+    assert gone() is None
 
 
 def test_what_cannot_be_compared_together_is_refused_in_words(ann):

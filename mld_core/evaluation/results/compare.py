@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.units import unit_name
 from mld_core.evaluation.engine.executor import Workers
@@ -51,6 +53,8 @@ _KEY = {
     "truth_id": "{0}.truth_id",
 }
 
+Rows = NDArray[np.int32]
+
 _SHOWN = ("prediction", "confidence", "error_code", "category")
 
 
@@ -73,6 +77,8 @@ class Comparison:
         classes: Columns dataset, class, n, delta (error rate in b - in a), p_value (exact McNemar), bh_sig.
         regions: The same for each region of `a`, by region_id.
         codes: Columns dataset, code, counts_a, counts_b, new (occurs in b only).
+        rows: Of each dataset of both sides (n_paired, 2) row numbers of the units that were paired, in the
+            unit table of `a` and in that of `b`.
     """
 
     a: str
@@ -84,6 +90,7 @@ class Comparison:
     classes: pd.DataFrame
     regions: pd.DataFrame
     codes: pd.DataFrame
+    rows: Mapping[str, Rows] = field(repr=False)
 
     @property
     def fixed(self) -> pd.DataFrame:
@@ -161,23 +168,25 @@ def compare_sides(a: Side, b: Side, spill: Path, threads: int | None = None) -> 
     """Compare two results over the datasets they share; a dataset of one side only stands with its counts."""
     found: _Rows = {name: [] for name in _COLUMNS}
     changed: list[pd.DataFrame] = []
+    paired: dict[str, Rows] = {}
     for dataset in list(dict.fromkeys([*a.units, *b.units])):
         if dataset not in a.units or dataset not in b.units:
             side, name = (a, "n_only_a") if dataset in a.units else (b, "n_only_b")
             found["units"].append({"dataset": dataset, name: side.metrics[dataset]["counts"]})
             continue
         with (
-            database(spill, a=[a.units[dataset]], b=[b.units[dataset]]) as connection,
+            database(spill, numbered=True, a=[a.units[dataset]], b=[b.units[dataset]]) as connection,
             Workers(threads) as workers,
         ):
             changed.append(_compare_dataset(connection, dataset, a, b, found, workers))
+            paired[dataset] = _rows(connection)
     frames = {name: pd.DataFrame(rows, columns=list(_COLUMNS[name])) for name, rows in found.items()}
     for name in _COUNTS:
         frames["units"][name] = frames["units"][name].fillna(0).astype("int64")
     some = [frame for frame in changed if len(frame)]
     if some:
         frames["changed"] = pd.concat(some, ignore_index=True)
-    return Comparison(a.name, b.name, **frames)
+    return Comparison(a.name, b.name, **frames, rows=paired)
 
 
 def _compare_dataset(
@@ -282,7 +291,8 @@ def _paired(
     group = "NULL" if key is None else f"CAST(x.{quoted(key)} AS VARCHAR)"
     connection.execute(
         "CREATE TEMP TABLE both_ AS SELECT x.unit_id, x.dataset, x.input_id, x.input_hash, "  # noqa: S608
-        f"coalesce(y.gt, x.gt) AS gt, {group} AS key_, {sides} "
+        f"coalesce(y.gt, x.gt) AS gt, {group} AS key_, {sides}, "
+        "x.file_row_number AS row_a, y.file_row_number AS row_b "
         "FROM side_a x JOIN side_b y ON x.k_ = y.k_ AND x.nth_ = y.nth_"
     )
     paired = _count(connection, "SELECT count(*) FROM both_")
@@ -303,6 +313,11 @@ def _paired(
 
 def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
     return int(connection.execute(sql).fetchall()[0][0] or 0)
+
+
+def _rows(connection: duckdb.DuckDBPyConnection) -> Rows:
+    found = connection.execute("SELECT row_a, row_b FROM both_ ORDER BY row_a").fetchnumpy()
+    return np.stack([np.asarray(found[name], np.int32) for name in ("row_a", "row_b")], axis=1)
 
 
 def _changed(connection: duckdb.DuckDBPyConnection) -> pd.DataFrame:

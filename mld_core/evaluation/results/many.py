@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mld_core.evaluation.results.compare import Comparison, Side, compare_sides
+from mld_core.evaluation.results.compare import Comparison, Rows, Side, compare_sides
 from mld_core.evaluation.statistics.significance import LEVEL, holm
-from mld_core.records.format.schema import INDEX_SOURCES
 
 MOST_OTHERS = 10
 """Results that one is compared with."""
-
-Rows = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -107,24 +103,11 @@ def _tested(units: pd.DataFrame) -> pd.DataFrame:
 def _together(sides: Sequence[Side], against: Sequence[Comparison]) -> pd.DataFrame:
     rows = []
     for dataset in sides[0].units:
-        if not all(dataset in one.units for one in sides):
-            continue
-        maps, errors = [], [_errors(sides[0].units[dataset])]
-        for side, found in zip(sides[1:], against, strict=True):
-            line = found.units[found.units["dataset"] == dataset].iloc[0]
-            key = str(line["joined_on"])
-            tables = [_key_columns(one.units[dataset], key) for one in (sides[0], side)]
-            maps.append(aligned(tables[0], tables[1], key))
-            errors.append(_errors(side.units[dataset]))
-        rows.append(
-            {"dataset": dataset, **counted(wrong_in(errors, in_all(len(errors[0]), maps)), len(sides))}
-        )
+        if all(dataset in one.units for one in sides):
+            errors = [_errors(one.units[dataset]) for one in sides]
+            wrong = wrong_in(errors, rows_of_all(len(errors[0]), [one.rows[dataset] for one in against]))
+            rows.append({"dataset": dataset, **counted(wrong, len(sides))})
     return pd.DataFrame(rows, columns=["dataset", "n_common", "n_all", "n_some", "n_none"])
-
-
-def _key_columns(units: Path, key: str) -> dict[str, Any]:
-    table = pq.read_table(units, columns=list(dict.fromkeys(("unit_id", key, "id_source"))))
-    return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
 def _errors(units: Path) -> NDArray[np.int8]:
@@ -135,62 +118,38 @@ def _errors(units: Path) -> NDArray[np.int8]:
 # -- which rows are one unit ---------------------------------------------------------------------------------
 
 
-def aligned(a: Mapping[str, Any], b: Mapping[str, Any], key: str) -> Rows:
-    """The rows of two unit tables that are one unit, as `Comparison` pairs them.
-
-    Args:
-        a: Columns unit_id, id_source and the key of one table.
-        b: Those of the other.
-        key: What they are paired by: `Comparison.units` says it in joined_on.
-
-    Returns:
-        (N, 2) row numbers.
-    """
-    both = _keyed(a, key).merge(_keyed(b, key), on=["key", "nth"], suffixes=("_a", "_b"))
-    return np.ascontiguousarray(both[["row_a", "row_b"]].to_numpy(), np.int32).reshape(-1, 2)
-
-
-def _keyed(columns: Mapping[str, Any], key: str) -> pd.DataFrame:
-    """Units that have a key; repeats of one are numbered in the order of their ids."""
-    frame = pd.DataFrame(dict(columns))
-    made = frame[key].astype(object)
-    if key == "input_id":
-        # Places in a data set and names are ids of two kinds, hashes of the content are none.
-        places = frame["id_source"].isin(list(INDEX_SOURCES))
-        made = ("place/" + made).where(places, "name/" + made)
-        made = made.where(frame["id_source"] != "content_hash")
-    frame = pd.DataFrame({"unit_id": frame["unit_id"], "key": made, "row": np.arange(len(frame))})
-    frame = frame[frame["key"].notna()].sort_values("unit_id", kind="stable")
-    frame["nth"] = frame.groupby("key").cumcount()
-    return frame.drop(columns="unit_id")
-
-
-def in_all(rows: int, maps: Sequence[Rows]) -> Rows:
-    """(N, 1 + maps) rows of the units of a baseline that are in every other table, its own row first.
+def rows_of_all(rows: int, paired: Sequence[Rows]) -> Rows:
+    """(rows, 1 + others) the row of each unit of a baseline in every table, -1 where one does not hold it.
 
     Args:
         rows: Of the baseline.
-        maps: Rows of it and of each other, as `aligned` gives them.
+        paired: Those of it and of each other table, as `Comparison.rows` has them.
     """
-    found = np.full((rows, 1 + len(maps)), -1, np.int32)
+    found = np.full((rows, 1 + len(paired)), -1, np.int32)
     found[:, 0] = np.arange(rows)
-    for place, one in enumerate(maps, 1):
+    for place, one in enumerate(paired, 1):
         found[one[:, 0], place] = one[:, 1]
-    return found[(found >= 0).all(axis=1)]
+    return found
 
 
-def wrong_in(errors: Sequence[NDArray[np.int8]], rows: Rows) -> NDArray[np.int64]:
-    """(N,) in how many results each unit is wrong, -1 where one of them has no label of it.
+def wrong_in(errors: Sequence[NDArray[np.int8]], rows: Rows) -> NDArray[np.int8]:
+    """(N,) in how many results each unit is wrong, -1 where one of them does not hold it, or has no label.
 
     Args:
         errors: Of each table: 1 wrong, 0 right, -1 unlabelled.
-        rows: As `in_all` gives them.
+        rows: As `rows_of_all` gives them.
     """
-    said = np.stack([own[rows[:, place]] for place, own in enumerate(errors)], axis=1)
-    return np.where((said >= 0).all(axis=1), said.sum(axis=1, dtype=np.int64), -1)
+    wrong = np.zeros(len(rows), np.int8)
+    known = np.ones(len(rows), np.bool_)
+    for place, own in enumerate(errors):
+        # The last entry stands for row -1.
+        said = np.append(own, np.int8(-1))[rows[:, place]]
+        known &= said >= 0
+        wrong += said > 0
+    return np.where(known, wrong, np.int8(-1))
 
 
-def counted(wrong: NDArray[np.int64], results: int) -> dict[str, int]:
+def counted(wrong: NDArray[np.int8], results: int) -> dict[str, int]:
     """How many units are wrong in all results, in some, in none.
 
     Example:

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mld_core.evaluation.results.many import (
     Comparisons,
-    Rows,
     compare_many,
     counted,
-    in_all,
+    rows_of_all,
     wrong_in,
 )
 from mld_core.evaluation.results.result import Result
 from mld_core.views.cards import cards
 from mld_core.views.comparing.page import check_tasks, shown_side, side, spill_of
-from mld_core.views.comparing.pairs import changed_in, rows_of_both
+from mld_core.views.comparing.pairs import changed_rows
 from mld_core.views.evaluation import boxed, metric_texts_of
-from mld_core.views.selection import HeldUnits
+from mld_core.views.selection import HeldUnits, Rows
 from mld_core.views.tables import plain
 
 KINDS = ("some", "all", "none", "regressed", "fixed")
@@ -29,61 +29,60 @@ KINDS = ("some", "all", "none", "regressed", "fixed")
 
 @dataclass(frozen=True)
 class Together:
-    """Several passes over one split, unit by unit.
+    """Several passes over one split, unit by unit; the passes themselves are not kept.
 
     Attributes:
-        passes: The passes, the baseline first.
         page: What the page shows of them but the units.
-        maps: (N, 2) rows of the baseline and of each other that are one unit.
-        rows: (N, passes) rows of the units that all hold.
-        wrong: (N,) in how many each of them is wrong; -1 where one has no label of it.
+        rows: (N, passes) the row of each unit of the baseline in every pass, -1 where one does not hold it.
+        wrong: (N,) in how many each of them is wrong; -1 where one does not hold it, or has no label of it.
     """
 
-    passes: Sequence[HeldUnits]
     page: dict[str, Any]
-    maps: Sequence[Rows]
     rows: Rows
-    wrong: Any
+    wrong: NDArray[np.int8]
 
-    def chosen(self, kind: str, place: int = 1, truth: int | None = None) -> Rows:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return self.rows.nbytes + self.wrong.nbytes
+
+    def chosen(
+        self, passes: Sequence[HeldUnits], kind: str, place: int = 1, truth: int | None = None
+    ) -> Rows:
         """(M, passes) rows of some units, the surest first; -1 where a pass does not hold one.
 
         Args:
+            passes: The passes, the baseline first.
             kind: "all", "some", "none": in which they are wrong, of the units that all hold; "fixed" or
                 "regressed" from the baseline to another.
             place: Which other.
             truth: Only those of this class.
         """
-        base = self.passes[0]
+        base = passes[0]
         if kind in {"fixed", "regressed"}:
-            own = changed_in(base, self.passes[place], self.maps[place - 1])[kind]
-            found = np.full((base.rows, len(self.passes)), -1, np.int32)
-            for at, one in enumerate(self.maps, 1):
-                found[one[:, 0], at] = one[:, 1]
-            found[:, 0] = np.arange(base.rows)
-            rows = found[own[:, 0]]
+            both = self.rows[self.rows[:, place] >= 0][:, [0, place]]
+            rows = self.rows[changed_rows(base, passes[place], both)[kind][:, 0]]
         else:
-            full = len(self.passes)
+            full = len(passes)
             taken = {
                 "all": self.wrong == full,
                 "none": self.wrong == 0,
                 "some": (self.wrong > 0) & (self.wrong < full),
             }[kind]
             rows = self.rows[taken]
-            sure = np.fmax.reduce(
-                [one.floats("confidence")[rows[:, at]] for at, one in enumerate(self.passes)]
-            )
+            sure = np.fmax.reduce([one.floats("confidence")[rows[:, at]] for at, one in enumerate(passes)])
             rows = rows[np.lexsort((rows[:, 0], -sure))]
         return rows if truth is None else rows[base.truth[rows[:, 0]] == truth]
 
-    def side_by_side(self, rows: Rows) -> list[list[dict[str, Any] | None]]:
-        """Some units as the page shows them: a card for each pass, None where it does not hold it."""
-        made: list[list[dict[str, Any] | None]] = [[None] * len(self.passes) for _ in rows]
-        for place, one in enumerate(self.passes):
-            there = np.flatnonzero(rows[:, place] >= 0)
-            for at, card in zip(there.tolist(), cards(one, rows[there, place]), strict=True):
-                made[at][place] = card
-        return made
+
+def side_by_side(passes: Sequence[HeldUnits], rows: Rows) -> list[list[dict[str, Any] | None]]:
+    """Some units as the page shows them: a card for each pass, None where it does not hold it."""
+    made: list[list[dict[str, Any] | None]] = [[None] * len(passes) for _ in rows]
+    for place, one in enumerate(passes):
+        there = np.flatnonzero(rows[:, place] >= 0)
+        for at, card in zip(there.tolist(), cards(one, rows[there, place]), strict=True):
+            made[at][place] = card
+    return made
 
 
 def together(passes: Sequence[HeldUnits]) -> Together:
@@ -96,9 +95,7 @@ def together(passes: Sequence[HeldUnits]) -> Together:
     for one in passes[1:]:
         check_tasks(passes[0].result, one.result)
     found = compare_many([side(one) for one in passes], spill_of(passes[0]))
-    keys = [str(one) for one in found.units["joined_on"]]
-    maps = [rows_of_both(passes[0], one, key) for one, key in zip(passes[1:], keys, strict=True)]
-    rows = in_all(passes[0].rows, maps)
+    rows = rows_of_all(passes[0].rows, [one.rows[passes[0].dataset] for one in found.against])
     wrong = wrong_in([one.errors for one in passes], rows)
     counts = counted(wrong, len(passes))
     lines = found.units.to_dict("records")
@@ -110,7 +107,7 @@ def together(passes: Sequence[HeldUnits]) -> Together:
         **_metrics(found, passes[0].result, len(passes)),
         "against": [_against(one) for one in lines],
     }
-    return Together(passes, page, maps, rows, wrong)
+    return Together(page, rows, wrong)
 
 
 def _against(line: Mapping[Any, Any]) -> dict[str, Any]:

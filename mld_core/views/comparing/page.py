@@ -75,7 +75,7 @@ def comparison(a: HeldUnits, b: HeldUnits) -> tuple[dict[str, Any], dict[str, Ro
     check_tasks(a.result, b.result)
     found = compare_sides(side(a), side(b), spill_of(a))
     counts = {str(key): plain(value) for key, value in found.units.iloc[0].items()}
-    rows = changed_rows(a, b, str(counts["joined_on"]))
+    rows = changed_rows(a, b, found.rows[b.dataset])
     classes = b.result.class_names or a.result.class_names
     page = {
         "task": b.result.task,

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.evaluation.results.many import aligned
 from mld_core.views.cards import cards
 from mld_core.views.selection import HeldUnits, Rows
 
@@ -14,24 +13,17 @@ KINDS = ("regressed", "fixed")
 MOST_AT_ONCE = 200
 
 
-def changed_rows(a: HeldUnits, b: HeldUnits, key: str) -> dict[str, Rows]:
+def changed_rows(a: HeldUnits, b: HeldUnits, both: Rows) -> dict[str, Rows]:
     """The units that were regressed (right in `a`, wrong in `b`) or fixed, the surest first.
-
-    Units are paired as `Comparison` pairs them.
 
     Args:
         a: The pass before.
         b: The pass after.
-        key: What they are paired by, as `Comparison.units` says in `joined_on`.
+        both: (M, 2) rows of the units that were paired, as `Comparison.rows` has them.
 
     Returns:
         (N, 2) row numbers before and after, for each of `KINDS`.
     """
-    return changed_in(a, b, rows_of_both(a, b, key))
-
-
-def changed_in(a: HeldUnits, b: HeldUnits, both: Rows) -> dict[str, Rows]:
-    """As `changed_rows`, of units that are paired already."""
     before, after = a.errors[both[:, 0]], b.errors[both[:, 1]]
     changed = (before >= 0) & (after >= 0) & (before != after)
     both, after = both[changed], after[changed]
@@ -39,13 +31,6 @@ def changed_in(a: HeldUnits, b: HeldUnits, both: Rows) -> dict[str, Rows]:
     order = np.lexsort((both[:, 1], -sure))
     both, after = both[order], after[order]
     return {kind: both[after == number] for kind, number in (("regressed", 1), ("fixed", 0))}
-
-
-def rows_of_both(a: HeldUnits, b: HeldUnits, key: str) -> Rows:
-    """(N, 2) rows of the units that are in both passes, by the key that pairs them."""
-    names = dict.fromkeys(("unit_id", key, "id_source"))
-    before, after = ({name: one.texts(name) for name in names} for one in (a, b))
-    return aligned(before, after, key)
 
 
 def pairs(

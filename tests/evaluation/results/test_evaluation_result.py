@@ -342,6 +342,11 @@ def test_several_results_are_compared_with_the_first(factory, records):
         0 if line.holm_p >= 0.05 else int(np.sign(line.n_fixed - line.n_regressed))
         for line in found.units.itertuples()
     ]
+    for one, two in zip(found.against, others, strict=True):
+        ids = [pd.read_parquet(next(own.folder.glob("units-*")))["input_id"] for own in (first, two)]
+        rows = one.rows["val"]
+        assert (ids[0].to_numpy()[rows[:, 0]] == ids[1].to_numpy()[rows[:, 1]]).all()
+        assert sorted(rows[:, 0]) == list(range(120))
     counts = np.sum(wrong, axis=0)
     together = found.together.iloc[0]
     assert together[["n_common", "n_all", "n_some", "n_none"]].tolist() == [
