@@ -13,10 +13,11 @@ from starlette.responses import Response
 from mld_core.app.asking import Asked, Lib, Name, Named, Pics, answer, asked, result_of
 from mld_core.app.library import Library, Place, epochs_of, first_split
 from mld_core.app.problems import ProblemError
-from mld_core.evaluation.errors import known
+from mld_core.evaluation.errors import TaskError, known
+from mld_core.evaluation.results.compare import check_tasks
 from mld_core.evaluation.results.many import MOST_OTHERS
 from mld_core.views.comparing.many import Together, side_by_side, together
-from mld_core.views.comparing.page import TaskError, check_tasks, comparison
+from mld_core.views.comparing.page import comparison
 from mld_core.views.comparing.pairs import MOST_AT_ONCE, of_class, pairs
 from mld_core.views.selection import Rows
 
@@ -60,9 +61,10 @@ def _places(
     """
     every = [*named, *among]
     results = [result_of(library, one) for one in every]
+    tasks = [(result.result_name, result.task) for result in results]
     try:
-        for result in results[1:]:
-            check_tasks(results[0], result)
+        for other in tasks[1:]:
+            check_tasks(tasks[0], other)
     except TaskError as error:
         raise ProblemError(400, str(error)) from error
     held = [epochs_of(result) for result in results]

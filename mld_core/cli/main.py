@@ -105,7 +105,7 @@ app.command("evaluate", short_help="Evaluate a run and print the summary.")(eval
 app.command("watch", short_help="Watch a training as it is evaluated.")(watch)
 app.command("ui", short_help="Open what was recorded in a browser.")(ui)
 app.command("show", short_help="Print a result, its issues, or a view of it.")(show)
-app.command("compare", short_help="Two results side by side: what got better, what worse.")(compare)
+app.command("compare", short_help="Two results, or more: what got better, what worse.")(compare)
 app.command("map", short_help="Make a map of a result's features by UMAP.")(feature_map)
 app.command("report", short_help="A result as one HTML page, or two compared.")(report)
 app.add_typer(review, name="review", short_help="Verdicts on samples: give, export, apply.")

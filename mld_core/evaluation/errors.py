@@ -27,6 +27,10 @@ class FilterError(ValueError):
     """A filter expression or a view names a column that does not exist, or cannot be read."""
 
 
+class TaskError(ValueError):
+    """Results of different tasks have nothing in common."""
+
+
 class AuthenticationError(PermissionError):
     """The service did not accept the API key."""
 

@@ -76,8 +76,8 @@ class HeldUnits(PassUnits):
     @property
     def nbytes(self) -> int:
         """Bytes of the columns that are held, and of the answers that say theirs."""
-        answers: int = sum(getattr(one, "nbytes", 0) for one in list(self.memo.values()))
-        return answers + sum(column.nbytes for column in list(self._columns.values()))
+        answers = sum(getattr(one, "nbytes", 0) for one in list(self.memo.values()))
+        return int(answers + sum(column.nbytes for column in list(self._columns.values())))
 
     def column(self, name: str) -> pa.ChunkedArray:
         """See `PassUnits`; texts of few values come as dictionaries."""

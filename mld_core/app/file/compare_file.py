@@ -8,8 +8,9 @@ from typing import Any
 
 from mld_core.app.file.one_file import DETAILED, OneFile
 from mld_core.app.file.packing import Block
+from mld_core.evaluation.results.compare import check_tasks
 from mld_core.evaluation.results.result import Result
-from mld_core.views.comparing.page import check_tasks, comparison, last_pass, shared_splits
+from mld_core.views.comparing.page import comparison, last_pass, shared_splits
 from mld_core.views.comparing.pairs import KINDS, pairs
 from mld_core.views.selection import HeldUnits, Rows, held
 
@@ -31,7 +32,8 @@ class CompareFile(OneFile):
     before: Result = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        check_tasks(self.before, self.result)
+        before, after = ((one.result_name, one.task) for one in (self.before, self.result))
+        check_tasks(before, after)
 
     @cached_property
     def compared(self) -> dict[str, tuple[HeldUnits, HeldUnits, dict[str, Any], dict[str, Rows]]]:

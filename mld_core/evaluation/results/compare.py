@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.units import unit_name
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.errors import TaskError
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.expression import quoted
 from mld_core.evaluation.results.frames import fetch
@@ -116,6 +117,7 @@ class Side:
 
     Attributes:
         name: Name of the result.
+        task: What was evaluated.
         metrics: Rows of the metrics table.
         units: Unit tables.
         facts: Thresholds and counts of the analysis.
@@ -125,6 +127,7 @@ class Side:
     """
 
     name: str
+    task: str
     metrics: Mapping[str, Mapping[str, object]]
     units: Mapping[str, Path]
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -155,6 +158,7 @@ def side_of(
     group = info["options"].get("group_key")
     return Side(
         str(info["result_name"]),
+        str(info.get("task", "classification")),
         metrics={name: row for name, _, row, _ in own},
         units={name: folder / str(one["units"]) for name, one, _, _ in own},
         facts={name: fact for name, _, _, fact in own},
@@ -164,8 +168,25 @@ def side_of(
     )
 
 
+def check_tasks(a: tuple[str, str], b: tuple[str, str]) -> None:
+    """Refuse results of different tasks; of each its name and its task.
+
+    Raises:
+        TaskError: They are.
+    """
+    if a[1] != b[1]:
+        raise TaskError(
+            f"results {a[0]!r} ({a[1]}) and {b[0]!r} ({b[1]}): only results of one task are compared"
+        )
+
+
 def compare_sides(a: Side, b: Side, spill: Path, threads: int | None = None) -> Comparison:
-    """Compare two results over the datasets they share; a dataset of one side only stands with its counts."""
+    """Compare two results over the datasets they share; a dataset of one side only stands with its counts.
+
+    Raises:
+        TaskError: They are of different tasks.
+    """
+    check_tasks((a.name, a.task), (b.name, b.task))
     found: _Rows = {name: [] for name in _COLUMNS}
     changed: list[pd.DataFrame] = []
     paired: dict[str, Rows] = {}

@@ -30,8 +30,9 @@ class Comparisons:
         metrics: Columns dataset, metric, place, result, value, and of the others delta, delta_paired,
             delta_lo and delta_hi as in `Comparison`; each interval is one of 95 % by itself.
         units: The columns of `Comparison.units` for each other result by place, with holm_p: mcnemar_p
-            corrected for as many tests as there are other results (Holm), and better: 1 where significantly
-            more units were fixed than regressed at 5 % after that, -1 where fewer, 0 where neither.
+            corrected for as many tests as there are other results with that dataset (Holm), and better: 1
+            where significantly more units were fixed than regressed at 5 % after that, -1 where fewer, 0
+            where neither.
         together: Columns dataset, n_common (labelled units that all results hold), n_all (wrong in all of
             them), n_some, n_none.
     """
@@ -60,6 +61,7 @@ def compare_many(sides: Sequence[Side], spill: Path, threads: int | None = None)
 
     Raises:
         ValueError: None but the baseline, or too many.
+        TaskError: They are of different tasks.
     """
     if not 1 <= len(sides) - 1 <= MOST_OTHERS:
         raise ValueError(f"{len(sides) - 1} results to compare with the first: expected 1 to {MOST_OTHERS}")
@@ -91,8 +93,8 @@ def _metrics(sides: Sequence[Side], against: Sequence[Comparison]) -> pd.DataFra
 
 
 def _tested(units: pd.DataFrame) -> pd.DataFrame:
-    """With McNemar's p corrected within each dataset."""
-    raw = units["mcnemar_p"].astype("float64")
+    """With McNemar's p corrected within each dataset, for the results that hold it."""
+    raw = units.loc[units["joined_on"].notna(), "mcnemar_p"].astype("float64")
     units["holm_p"] = raw.groupby(units["dataset"]).transform(lambda one: holm(one.to_numpy()))
     sign = np.sign(units["n_fixed"] - units["n_regressed"])
     units["better"] = np.where(units["holm_p"] < LEVEL, sign, 0).astype("int64")

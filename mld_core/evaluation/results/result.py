@@ -331,6 +331,7 @@ class Result:
 
         Raises:
             NotFoundError: A split that none of the results holds.
+            TaskError: Results of different tasks.
         """
         others = [other] if isinstance(other, Result) else list(other)
         if dataset_type is not None and not any(dataset_type in one.datasets for one in (self, *others)):

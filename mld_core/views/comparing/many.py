@@ -18,7 +18,7 @@ from mld_core.evaluation.results.many import (
 )
 from mld_core.evaluation.results.result import Result
 from mld_core.views.cards import cards
-from mld_core.views.comparing.page import check_tasks, shown_side, side, spill_of
+from mld_core.views.comparing.page import shown_side, side, spill_of
 from mld_core.views.comparing.pairs import changed_rows
 from mld_core.views.evaluation import boxed, metric_texts_of
 from mld_core.views.selection import HeldUnits, Rows
@@ -92,8 +92,6 @@ def together(passes: Sequence[HeldUnits]) -> Together:
         TaskError: The results are of different tasks.
         ValueError: Too many passes, or one alone.
     """
-    for one in passes[1:]:
-        check_tasks(passes[0].result, one.result)
     found = compare_many([side(one) for one in passes], spill_of(passes[0]))
     rows = rows_of_all(passes[0].rows, [one.rows[passes[0].dataset] for one in found.against])
     wrong = wrong_in([one.errors for one in passes], rows)

@@ -25,23 +25,6 @@ PAIRS = 20
 """Kinds of error whose number changed most that are listed."""
 
 
-class TaskError(ValueError):
-    """Two results of different tasks have nothing in common."""
-
-
-def check_tasks(a: Result, b: Result) -> None:
-    """Refuse results of different tasks.
-
-    Raises:
-        TaskError: They are.
-    """
-    if a.task != b.task:
-        raise TaskError(
-            f"results {a.result_name!r} ({a.task}) and {b.result_name!r} ({b.task}): only results of one "
-            "task are compared"
-        )
-
-
 def shared_splits(a: Result, b: Result) -> list[str]:
     """The splits both results hold, in the order of the first."""
     return [name for name in a.datasets if name in b.datasets]
@@ -72,7 +55,6 @@ def comparison(a: HeldUnits, b: HeldUnits) -> tuple[dict[str, Any], dict[str, Ro
     Raises:
         TaskError: The results are of different tasks.
     """
-    check_tasks(a.result, b.result)
     found = compare_sides(side(a), side(b), spill_of(a))
     counts = {str(key): plain(value) for key, value in found.units.iloc[0].items()}
     rows = changed_rows(a, b, found.rows[b.dataset])

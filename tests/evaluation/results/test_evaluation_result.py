@@ -13,7 +13,7 @@ from rich.console import Console
 from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.codes.notation import classification_code, parse_classification_code
-from mld_core.evaluation.errors import FilterError, NotFoundError
+from mld_core.evaluation.errors import FilterError, NotFoundError, TaskError
 from mld_core.evaluation.results.compare import compare_sides
 from mld_core.evaluation.results.expression import compile_filter
 from mld_core.evaluation.results.paired import mcnemar_exact
@@ -323,7 +323,7 @@ def test_several_results_are_compared_with_the_first(factory, records):
     """Counts and p-values against those of each pair, and what all get wrong against the labels themselves."""
     rng = np.random.default_rng(3)
     wrong, results = [], []
-    for place, moved in enumerate((0, 12, 25)):
+    for place, moved in enumerate((0, 60, 110)):
         data = records.make_data(120, seed=1)
         rows = rng.permutation(120)[:moved]
         data.logits[rows, data.labels[rows]] += 50
@@ -359,12 +359,26 @@ def test_several_results_are_compared_with_the_first(factory, records):
     assert accuracy["place"].tolist() == [0, 1, 2]
     assert accuracy["value"].tolist() == pytest.approx([1 - one.mean() for one in wrong])
     assert accuracy["delta"].isna().tolist() == [True, False, False]
+    # A result that does not hold the split is no test of it.
+    factory.add_pass(factory.run("net", "v3"), "test", records.make_data(30))
+    apart = first.compare([*others, Evaluator("net", "v3").request_evaluation()]).units
+    of_val = apart[apart["dataset"] == "val"]
+    assert of_val["holm_p"].tolist() == pytest.approx([*found.units["holm_p"], np.nan], nan_ok=True)
     assert "holm_p" in repr(found)
     assert "<table" in found._repr_html_()
     with pytest.raises(ValueError, match="expected 1 to 10"):
         first.compare([])
     with pytest.raises(NotFoundError, match="did you mean 'val'"):
         first.compare(others, "vall")
+
+
+def test_results_of_two_tasks_are_refused_in_a_sentence(result, standard_store, monkeypatch):
+    other = Evaluator("net", "v1", store=standard_store.root).get_result(result.result_name)
+    monkeypatch.setitem(other.info, "task", "detection")
+    said = r"\(classification\) and .* \(detection\): only results of one task are compared"
+    for others in (other, [result, other]):
+        with pytest.raises(TaskError, match=said):
+            result.compare(others)
 
 
 def paired(a, b, *kinds):
