@@ -1,8 +1,10 @@
 """What scikit-learn does to the filters of warnings is undone.
 
-Its jobs set the process's filters aside while they run (`warnings.catch_warnings`), which is not safe with
-threads: two that overlap may leave none at all. The user's filters would be gone, and every fit after that
-would warn of it, thousands of times.
+It sets the process's filters aside for a moment (`warnings.catch_warnings`), which is not safe with threads:
+of two that overlap one may put back what the other had set for itself. The user's filters would be gone. Its
+jobs (`sklearn.utils.parallel`) set them aside for every column of every fit, leave none meanwhile, and warn,
+hundreds of times, where they then find none: ours have nothing to hide, so within `filters_kept` they touch
+none.
 """
 
 from __future__ import annotations
@@ -10,12 +12,31 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 _lock = threading.Lock()
 _inside = 0
 _before: list[Any] = []
+
+
+class _Untouched:
+    """Stands for the module `warnings` in scikit-learn's jobs: warns, and leaves the filters as they are."""
+
+    filters = (("default", None, Warning, None, 0),)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    def catch_warnings(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def simplefilter(self, *_: object, **__: object) -> None: ...
+
+    filterwarnings = resetwarnings = simplefilter
+
+    def _get_filters(self) -> Any:  # since Python 3.14
+        return self.filters
 
 
 @contextmanager
@@ -29,10 +50,13 @@ def filters_kept() -> Iterator[None]:
         >>> warnings.filters == before
         True
     """
+    from sklearn.utils import parallel
+
     global _inside, _before  # noqa: PLW0603 - the filters are the process's, so is what is known of them
     with _lock:
         if _inside == 0:
             _before = list(warnings.filters)
+            parallel.warnings = _Untouched()
         elif not warnings.filters:
             _restore()
         _inside += 1
@@ -41,8 +65,10 @@ def filters_kept() -> Iterator[None]:
     finally:
         with _lock:
             _inside -= 1
-            if _inside == 0 and warnings.filters != _before:
-                _restore()
+            if _inside == 0:
+                parallel.warnings = warnings
+                if warnings.filters != _before:
+                    _restore()
 
 
 def _restore() -> None:

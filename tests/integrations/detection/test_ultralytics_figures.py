@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,29 @@ def test_a_validation_within_a_training_records_what_its_metric_sees(
     assert set(samples.score_thresh) == {np.float32(0.001)}
     assert samples.n_epoch.tolist() == [0] * IMAGES
     assert samples.affine.notna().all()
+
+
+def test_what_is_recorded_on_moved_data_pairs_with_what_was_before(
+    store: Path, made: Any, tmp_path: Path
+) -> None:
+    from ml_debugger.evaluator import Evaluator
+    from ml_debugger.ultralytics import attach
+
+    model, data = made("yolov8n.yaml")
+    results = []
+    for version, place in (("here", tmp_path), ("there", tmp_path / "other" / "disk")):
+        if place != tmp_path:
+            place.mkdir(parents=True)
+            for folder in ("images", "labels"):
+                shutil.move(tmp_path / folder, place / folder)
+            data.write_text(data.read_text().replace(f"path: {tmp_path}", f"path: {place}"))
+        attach(model, "net", version)
+        model.val(data=str(data), batch=2, conf=0.01, **QUIET)
+        options = {"progress": False, "repeats": 1}
+        results.append(Evaluator("net", version).request_evaluation(options=options))
+    pairs = results[0].compare(results[1]).units.iloc[0]
+    assert pairs.n_paired > IMAGES
+    assert not pairs[["n_only_a", "n_only_b", "n_fixed", "n_regressed"]].any()
 
 
 def test_the_users_threshold_wins_and_is_recorded(store: Path, made: Any) -> None:
