@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -113,6 +114,21 @@ def _batches(file: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
     for batch in file.iter_batches(batch_size=65_536):
         yield start, pa.Table.from_batches([batch], file.schema_arrow)
         start += batch.num_rows
+
+
+def key_texts(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    """(N,) the texts of a column whose equal values keep units together, None where there is none.
+
+    Example:
+        >>> key_texts(pa.array([3, None, 3])).tolist(), key_texts(pa.array([float("nan"), 0.5])).tolist()
+        (['3', None, '3'], [None, '0.5'])
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    values = column.to_pylist()
+    made: NDArray[Any] = np.empty(len(values), object)
+    made[:] = [None if one is None or one != one else str(one) for one in values]  # noqa: PLR0124  NaN
+    return made
 
 
 def with_columns(batch: pa.RecordBatch, columns: Mapping[str, Column]) -> pa.RecordBatch:

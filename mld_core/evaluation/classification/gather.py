@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.stages import Split, SplitGroup, stored_vectors, vector_width
-from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS, unit_name
+from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS, key_texts, unit_name
 from mld_core.evaluation.classification.earlier_epochs import earlier_epochs
 from mld_core.evaluation.classification.scalars import read_labels
 from mld_core.evaluation.space.arrays import SplitArrays, TrainArrays
@@ -136,12 +135,11 @@ def _groups(split: Split, key: str | None) -> NDArray[Any] | None:
             f"option group_key={key!r}: {split.dataset!r} has no such column of yours (recorded: {users}); "
             "record it with additional_fields"
         )
-    return _texts(split.column(own), split.dataset)
+    return _own_where_missing(key_texts(pq.read_table(split.units, columns=[own]).column(own)), split.dataset)
 
 
-def _texts(values: NDArray[Any], dataset: str) -> NDArray[Any]:
-    missing = pd.isna(values)
-    made = np.array([str(value) for value in values.tolist()], dtype=object)
+def _own_where_missing(made: NDArray[Any], dataset: str) -> NDArray[Any]:
+    missing = pd.isna(made)
     made[missing] = [f"{dataset}#{row}" for row in np.flatnonzero(missing)]
     return made.astype(str)
 
@@ -204,8 +202,8 @@ def _train(split: Split, group: SplitGroup, features: Mapping[str, Vectors]) -> 
         labels.append(read_labels(batch, split.n_class)[0])
         said = batch.column("prediction").cast(pa.int64()).fill_null(-1)
         predictions.append(said.to_numpy(zero_copy_only=False))
-        hashes.append(_objects(batch, "input_hash"))
-        groups.append(_objects(batch, key) if key is not None and key in names else None)
+        hashes.append(key_texts(batch.column("input_hash")))
+        groups.append(key_texts(batch.column(key)) if key is not None and key in names else None)
     truth = np.concatenate(labels)
     said = np.concatenate(predictions)
     own = None if any(one is None for one in groups) else np.concatenate([g for g in groups if g is not None])
@@ -217,7 +215,7 @@ def _train(split: Split, group: SplitGroup, features: Mapping[str, Vectors]) -> 
     return TrainArrays(
         features=layers,
         labels=truth,
-        groups=None if own is None else _texts(own, "train"),
+        groups=None if own is None else _own_where_missing(own, "train"),
         hashes=read_hashes(np.concatenate(hashes), "train") if same_hashes(split, selection) else None,
         errors=np.where(truth < 0, -1, said != truth).astype(np.int8),
     )
@@ -227,13 +225,6 @@ def same_hashes(split: Split, other: PassSelection) -> bool:
     """Whether equal hashes of two passes mean equal inputs: those of two kinds are never equal."""
     kind = split.selection.hash_kind
     return kind is not None and kind == other.hash_kind
-
-
-def _objects(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    column = batch.column(batch.schema.get_field_index(name))
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(object)
 
 
 def train_selection(split: Split, group: SplitGroup) -> PassSelection | None:

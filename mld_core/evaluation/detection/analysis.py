@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.analysis import analyse
 from mld_core.evaluation.analysis.answers import AnalysisOptions, Reference, SplitAnalysis
+from mld_core.evaluation.analysis.units import key_texts
 from mld_core.evaluation.classification.gather import read_hashes
 from mld_core.evaluation.detection.error_probability import BoxProbabilities, BoxRefiner
 from mld_core.evaluation.detection.records import (
@@ -53,8 +54,8 @@ def frame_keys(records: BoxRecords, group_key: str | None) -> NDArray[Any]:
                 f"option group_key={group_key!r}: {records.selection.key.dataset_type!r} has no such column "
                 f"of yours (recorded: {known}); record it with additional_fields"
             )
-        values = own[group_key].to_pylist()
-        return np.array([f"frame#{row}" if one is None else str(one) for row, one in enumerate(values)])
+        values = key_texts(own[group_key])
+        return np.array([f"frame#{row}" if one is None else one for row, one in enumerate(values)])
     hashes = read_hashes(frames["input_hash"].to_numpy().astype(object), records.selection.key.dataset_type)
     if hashes is not None:
         return hashes

@@ -10,6 +10,7 @@ import pytest
 from ml_debugger.evaluator import Evaluator
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.notation import parse_classification_code
+from mld_core.records.format.schema import parse_fields
 
 RATIOS = [f"{name}_ratio" for name in CATEGORIES]
 
@@ -257,3 +258,30 @@ def test_same_figures_on_every_run_and_for_any_number_of_threads(result, planted
     b = again.metrics_summary(full=True).set_index("dataset").loc["val"]
     for name in columns[1:]:
         assert a[name] == b[name] or (pd.isna(a[name]) and pd.isna(b[name])), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("int", [7, None, None, 7]),
+        ("bool", [False, None, None, False]),
+        ("float", [0.5, None, float("nan"), 0.5]),
+    ],
+)
+def test_a_unit_without_a_group_is_one_of_its_own(factory, records, monkeypatch, kind, values):
+    data = records.make_data(4)
+    data.fields = {"scene": values}
+    monkeypatch.setattr(records, "text_fields", lambda _: parse_fields([{"name": "scene", "type": kind}]))
+    factory.add_pass(factory.run(), "val", data)
+    seen = []
+
+    def asked(arrays, **_):
+        seen.append(arrays.group_keys.tolist())
+        raise InterruptedError
+
+    monkeypatch.setattr("mld_core.evaluation.classification.stage.analyse", asked)
+    with pytest.raises(InterruptedError):
+        Evaluator("net", "v1", store=factory.store.root).request_evaluation(options={"group_key": "scene"})
+    first, one, other, last = seen[0]
+    assert first == last
+    assert len({first, one, other}) == 3

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mld_core.evaluation.analysis.units import key_texts
 from mld_core.evaluation.classification.scalars import (
     ClassificationSplit,
     ClassificationState,
@@ -96,20 +97,13 @@ def read_block(batch: pa.RecordBatch, split: RoundSplit, workers: Workers) -> Bl
     scores = score_logits(logits, workers, sigmoid=split.context.sigmoid)
     errors = np.where(labels < 0, -1, scores.prediction != labels).astype(np.int8)
     rows = np.asarray(batch.column(ROW), np.int64)
-    hashes = _texts(batch, "input_hash")
-    keys = hashes if split.group_key is None else _texts(batch, split.group_key)
+    hashes = key_texts(batch.column("input_hash"))
+    keys = hashes if split.group_key is None else key_texts(batch.column(split.group_key))
     keys = np.where(keys == None, [f"{split.context.dataset}#{row}" for row in rows], keys)  # noqa: E711
     digests = [key_hashes(keys, salt) for salt in split.salts]
     layers = {name: _vectors(batch, layer_column(name)) for name in split.layers}
     folds = np.stack([folds_of(one) for one in digests])
     return Block(rows, logits, labels, errors, scores, hashes, digests[0], folds, layers)
-
-
-def _texts(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
-    column = batch.column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return np.array([None if one is None else str(one) for one in column.to_pylist()], object)
 
 
 def _vectors(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
