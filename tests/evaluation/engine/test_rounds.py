@@ -404,3 +404,11 @@ def test_a_part_that_goes_meanwhile_is_named_with_what_to_do(factory, records, m
     assert "joined with others or removed since the evaluation began: evaluate again" in text
     assert str(place) in shown.output.replace("\n", "")
     assert not list(next(factory.store.root.rglob(".results")).iterdir())
+
+
+def test_fewer_groups_than_folds_are_no_reason_to_stop(factory, records):
+    data = records.make_data(300, strength=1)
+    data.fields = {"scene": [f"{place % 2}" for place in range(300)]}
+    factory.add_pass(factory.run(), "val", data, world_size=2)
+    for made in both_engines(factory.store, group_key="scene", repeats=3):
+        assert next(iter(units_of(made).values()))["error_proba"].between(0, 1).all()

@@ -105,6 +105,7 @@ class Estimator:
 
 
 def _turns(folds: NDArray[np.int8]) -> list[tuple[int, int, NDArray[np.int64]]]:
+    """Each repeat and fold and the units in it, but folds in which no unit is: of few groups some are."""
     turns = [
         (repeat, fold, np.flatnonzero(own == fold))
         for repeat, own in enumerate(folds)
@@ -191,11 +192,10 @@ def fit_estimator(
 
     tasks = [(repeat, fold) for repeat in range(len(block.folds)) for fold in range(FOLDS)]
     models = list(workers.map(one, tasks))
-    z = np.zeros(block.folds.shape)
-    for (repeat, fold), model in zip(tasks, models, strict=True):
-        rows = np.flatnonzero(block.folds[repeat] == fold)
+    z, by_turn = np.zeros(block.folds.shape), dict(zip(tasks, models, strict=True))
+    for repeat, fold, rows in _turns(block.folds):
         columns = held_out_columns(block, rows, cell, around, repeat, fold)
-        z[repeat, rows] = model.raw(np.column_stack([fixed[rows], columns]))
+        z[repeat, rows] = by_turn[repeat, fold].raw(np.column_stack([fixed[rows], columns]))
     told = [
         _calibrate(model, z[repeat], block, repeat, fold, weight, workers)
         for (repeat, fold), model in zip(tasks, models, strict=True)

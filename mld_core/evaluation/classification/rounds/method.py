@@ -168,6 +168,7 @@ def _fit(
     drawn = rounds.over(drawing, walking.walks).state
     with workers:
         block = joined([read_block(piece, analysed, workers) for piece in drawn.pieces])
+        drawn.pieces.clear()  # beside the sample itself
         chosen = Sample.of(block, draw)
         with workers.stage(f"cells ({split.dataset})"):
             thin = {name: values[chosen.thin] for name, values in block.layers.items()}
