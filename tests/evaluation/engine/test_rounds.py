@@ -222,7 +222,7 @@ def test_states_that_cannot_be_written_to_are_merged():
     assert empty.labels[0, 1] == 0
 
 
-def test_a_round_that_fails_leaves_nothing(planted_run, monkeypatch):
+def test_a_round_that_fails_leaves_nothing(planted_run, in_rounds, monkeypatch):
     root = planted_run[0].store.results_dir(planted_run[1])
     before = sorted(path.name for path in root.iterdir())
 
