@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mld_core.records.format.schema import LEFT_OUT
 
@@ -95,6 +94,8 @@ def count_classes(source: PassSource, info: Mapping[str, Any]) -> int:
     """Number of classes where no logits are stored: what the run says, else the largest class seen."""
     if info.get("n_class"):
         return int(info["n_class"])
+    import pyarrow.compute as pc  # here: who reads a summary loads this file, and does not wait for it
+
     largest = -1
     for batch in source.selection.batches("samples", ["label", "prediction"], source.batch_rows):
         for column in batch.columns:
