@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
+@pytest.mark.heavy
 def test_two_builds_have_the_same_bytes(build, built, tmp_path):
     again = build(tmp_path)
     digests = [
