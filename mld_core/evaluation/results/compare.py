@@ -302,12 +302,15 @@ def _paired(
         if _count(connection, f"SELECT count(*) FROM (SELECT 1 {pairs} LIMIT 1)"):  # noqa: S608
             best = name
             break
+    wanted = dict.fromkeys((*COLUMNS, *_SHOWN, "flags"))
+    names = ("unit_id", "dataset", "input_id", "input_hash", "file_row_number", *wanted)
+    grouped = [] if key is None else [quoted(key)]
     for side in ("a", "b"):
         connection.execute(
-            f"CREATE TEMP TABLE side_{side} AS SELECT *, {_KEY[best].format(side)} AS k_, row_number() OVER "  # noqa: S608
+            f"CREATE TEMP TABLE side_{side} AS SELECT {', '.join(dict.fromkeys([*names, *grouped]))}, "  # noqa: S608
+            f"{_KEY[best].format(side)} AS k_, row_number() OVER "
             f"(PARTITION BY {_KEY[best].format(side)} ORDER BY unit_id) AS nth_ FROM {side}"
         )
-    wanted = dict.fromkeys((*COLUMNS, *_SHOWN, "flags"))
     sides = ", ".join(f"x.{name} AS {name}_a, y.{name} AS {name}_b" for name in wanted)
     group = "NULL" if key is None else f"CAST(x.{quoted(key)} AS VARCHAR)"
     connection.execute(
