@@ -1,5 +1,6 @@
 """`Result.show()`: in a notebook the page in a frame, elsewhere a file that the browser opens."""
 
+import json
 import sys
 import webbrowser
 from pathlib import Path
@@ -8,6 +9,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 from app_building import need_pages
+from browser_parts import until
 
 from ml_debugger.evaluator import Evaluator
 
@@ -46,7 +48,7 @@ def test_the_page_lives_in_a_frame_of_a_notebook(result, kernel, browser, tmp_pa
     inside.locator("main article, main li, main table").first.wait_for(timeout=60_000)
     first = page.frames[1].evaluate("document.body.innerText")
     inside.get_by_role("link", name="Samples").or_(inside.get_by_role("button", name="Samples")).first.click()
-    page.frames[1].wait_for_function("before => document.body.innerText !== before", arg=first)
+    until(page.frames[1], f"document.body.innerText !== {json.dumps(first)}")
     assert page.frames[1].evaluate("document.documentElement.scrollWidth") <= 1000
     assert page.evaluate("document.querySelector('iframe').getBoundingClientRect().height") >= 700
     assert page.title() == "notebook", "the notebook is out of the page's reach"

@@ -247,7 +247,7 @@ def test_the_page_makes_it_by_a_job_and_a_lasso_on_it_is_a_filter(browser, store
             page,
             "![...document.querySelectorAll('select option')].some((one) => one.text.includes('computes'))",
         )
-        page.wait_for_function("document.querySelectorAll('.plot canvas').length === 1")
+        until(page, "document.querySelectorAll('.plot canvas').length", 1)
         assert page.get_by_role("button", name="Compute the UMAP (about").count() == 0
         page.locator(".plot").focus()
         page.keyboard.press("Enter")

@@ -8,14 +8,6 @@ def settled(page):
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-def all_drawn(page):
-    """Wait until every chart of the page is drawn."""
-    page.wait_for_function(
-        "[...document.querySelectorAll('.plot')].every(one => one.querySelector('svg, canvas'))"
-    )
-    settled(page)
-
-
 def until(page, expression, value=True):
     """Ask until it is so. The page's policy forbids `eval`, which playwright's own wait needs."""
     deadline = time.monotonic() + 60
