@@ -146,8 +146,9 @@ class Evaluation:
                         self._since = float("inf")
                         break
         with self._changed:
-            for folder in self._untold():
-                self._told.setdefault(folder, time.monotonic() + _LAST_SECONDS)
+            with contextlib.suppress(OSError):  # a folder went while it was walked through
+                for folder in self._untold():
+                    self._told.setdefault(folder, time.monotonic() + _LAST_SECONDS)
             self._ended = time.monotonic()
             self._changed.notify_all()
 
@@ -157,18 +158,17 @@ class Evaluation:
             folder = Path(json.loads(line))
             self._told.setdefault(folder, time.monotonic() + RANKS_SECONDS)
             self._heard = time.monotonic()
-            with contextlib.suppress(OSError):  # it was removed meanwhile
-                self._since = min(self._since, (folder / SEAL_FILE).stat().st_mtime)
+            self._since = min(self._since, _sealed_at(folder) or self._since)
         if lines:
             self._changed.notify_all()
 
     def _untold(self) -> list[Path]:
         """Ranks sealed since the first it was told of: a training can die between sealing and telling."""
-        with contextlib.suppress(OSError):
-            seals = [*self._store.run_dir(self._run).rglob(SEAL_FILE)]
-            found = {seal.parent: seal.stat().st_mtime for seal in seals}
-            return [one for one, at in found.items() if at > self._since and one.parent not in self._taken]
-        return []
+        ranks = [seal.parent for seal in self._store.run_dir(self._run).rglob(SEAL_FILE)]
+        # On disks whose clock is coarse the first and the last may have one time.
+        return [
+            one for one in ranks if one.parent not in self._taken and (_sealed_at(one) or 0.0) >= self._since
+        ]
 
     def _idle(self) -> bool:
         busy = self._told or self._due or self._working
@@ -344,6 +344,14 @@ class _Asking(Reporter):
         """Open a line for a stage."""
         self._ask()
         return super().stage(name, total)
+
+
+def _sealed_at(folder: Path) -> float | None:
+    """When a rank was sealed, by the disk's clock; None where it was removed meanwhile."""
+    try:
+        return (folder / SEAL_FILE).stat().st_mtime
+    except OSError:
+        return None
 
 
 def _failure(attempt: Path, what: str, error: Exception) -> str:

@@ -46,6 +46,7 @@ def test_a_pass_sealed_as_the_process_ends_gets_its_figures(made, seconds: float
     second = seal(1)
     helper.sealed(seal(0))
     complete(store, 1, run, 30.0)
+    wait_until(lambda: helper._process.ended() is None, 0.1)
     time.sleep(0.5 + seconds)
     helper.sealed(second)
     helper.finish()
