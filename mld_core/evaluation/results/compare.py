@@ -304,18 +304,17 @@ def _paired(
             break
     wanted = dict.fromkeys((*COLUMNS, *_SHOWN, "flags"))
     names = ("unit_id", "dataset", "input_id", "input_hash", "file_row_number", *wanted)
-    grouped = [] if key is None else [quoted(key)]
-    for side in ("a", "b"):
+    groups = {"a": "NULL" if key is None else f"CAST({quoted(key)} AS VARCHAR)", "b": "NULL"}
+    for side, group in groups.items():
         connection.execute(
-            f"CREATE TEMP TABLE side_{side} AS SELECT {', '.join(dict.fromkeys([*names, *grouped]))}, "  # noqa: S608
-            f"{_KEY[best].format(side)} AS k_, row_number() OVER "
+            f"CREATE TEMP TABLE side_{side} AS SELECT {', '.join(dict.fromkeys(names))}, "  # noqa: S608
+            f"{group} AS key_, {_KEY[best].format(side)} AS k_, row_number() OVER "
             f"(PARTITION BY {_KEY[best].format(side)} ORDER BY unit_id) AS nth_ FROM {side}"
         )
     sides = ", ".join(f"x.{name} AS {name}_a, y.{name} AS {name}_b" for name in wanted)
-    group = "NULL" if key is None else f"CAST(x.{quoted(key)} AS VARCHAR)"
     connection.execute(
         "CREATE TEMP TABLE both_ AS SELECT x.unit_id, x.dataset, x.input_id, x.input_hash, "  # noqa: S608
-        f"coalesce(y.gt, x.gt) AS gt, {group} AS key_, {sides}, "
+        f"coalesce(y.gt, x.gt) AS gt, x.key_, {sides}, "
         "x.file_row_number AS row_a, y.file_row_number AS row_b "
         "FROM side_a x JOIN side_b y ON x.k_ = y.k_ AND x.nth_ = y.nth_"
     )
