@@ -49,8 +49,7 @@ def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
     asked = [] if e.miss_proba is None else [e.spurious]
     if e.answers is not None:
         asked += [e.bad_box, e.wrong_class]
-    if e.unlabelled is not None:
-        asked.append(e.missing_label)
+    asked.append(e.missing_label)
     for suspects in asked:
         there = ~np.isnan(suspects.score)
         suspicion[there] = suspects.score[there]

@@ -164,8 +164,10 @@ class BoxEvidence:
 
     @cached_property
     def missing_label(self) -> Suspects:
-        """D20; needs the objects."""
-        assert self.unlabelled is not None
+        """D20; where too few boxes tell what an object looks like, an order by score and nothing flagged."""
+        if self.unlabelled is None:
+            far = np.where(self.kind == tide.BKG, self.records.predictions.score[self.units.kept], np.nan)
+            return Suspects(self.units.padded(far.astype(np.float64)), np.zeros(self.rows, np.bool_))
         return _missing(self, self.unlabelled)
 
     @cached_property

@@ -23,6 +23,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "parts" / "data"))
 
+from object_lab import as_theirs
 from simulated_detector import FAULTS, Scene, simulate, write
 
 from ml_debugger.evaluator import Evaluator
@@ -128,18 +129,7 @@ def object_lab(scene: Scene, fault: str) -> Ranked:
     """cleanlab's per-box scores on the same boxes."""
     from cleanlab.object_detection import rank
 
-    labels, predictions, where = [], [], []
-    number = _numbered(scene.truth_frame)
-    for frame in range(scene.frames):
-        true = np.flatnonzero(scene.truth_frame == frame)
-        labels.append({"bboxes": scene.truth_box[true].astype(float), "labels": scene.truth_label[true]})
-        rows = np.flatnonzero(scene.frame == frame)
-        by_class = [rows[scene.label[rows] == label] for label in range(scene.n_class)]
-        boxes = [
-            np.column_stack([scene.box[r], scene.score[r]]).astype(float).reshape(-1, 5) for r in by_class
-        ]
-        predictions.append(np.array([*boxes, None], dtype=object)[:-1])
-        where.append(np.concatenate(by_class))
+    labels, predictions, where = as_theirs(scene)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if fault == "missing":
@@ -159,7 +149,6 @@ def object_lab(scene: Scene, fault: str) -> Ranked:
             else:
                 key = (frame, place)
             found.append((value, len(found), key))
-    del number
     return Ranked(list(dict.fromkeys(key for _, _, key in sorted(found, key=lambda one: one[:2]))))
 
 

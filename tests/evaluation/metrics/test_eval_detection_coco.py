@@ -113,3 +113,64 @@ def test_damaged_boxes_match_nothing_and_break_nothing():
     assert found["map"] == pytest.approx(0.5)
     assert found["ar_1"] == 0.0
     assert found["ar_100"] == 1.0
+
+
+def _in_a_row():
+    """Ten people side by side, their areas those of their outlines, before a crowd over the whole image."""
+    rng = np.random.default_rng(9)
+    left = 20 + 46.0 * np.arange(10)
+    one = np.stack(
+        [left, rng.uniform(90, 130, 10), left + rng.uniform(40, 70, 10), rng.uniform(190, 260, 10)], 1
+    )
+    box = np.vstack([one, [0.0, 18.0, 499.0, 281.0]])
+    area = np.append((one[:, 2:] - one[:, :2]).prod(axis=1) * rng.uniform(0.5, 0.7, 10), 87_090.0)
+    crowd = np.arange(11) == 10
+    zero = np.zeros(11, np.int64)
+    near = one + rng.normal(0, 2.5, one.shape)
+    inside = rng.uniform([0, 20, 0, 0], [430, 180, 0, 0], (25, 4))
+    inside[:, 2:] = inside[:, :2] + rng.uniform([25, 60], [60, 100], (25, 2))
+    said = np.vstack([near, inside])
+    score = np.append(rng.uniform(0.3, 0.75, 10), rng.uniform(0.01, 0.7, 25))
+    kept = score >= 0.1
+    none = np.zeros(int(kept.sum()), np.int64)
+    return Predictions(none, none, score[kept], said[kept]), Truths(zero, zero, box, zero > 0, crowd), area
+
+
+def test_boxes_on_a_crowd_are_left_out_as_faster_coco_eval_leaves_them():
+    """The shape of its test of what is ignored."""
+    faster = pytest.importorskip("faster_coco_eval")
+    predictions, truths, area = _in_a_row()
+    dataset, results = sets.as_coco(predictions, truths, 1, 1)
+    for one, size in zip(dataset["annotations"], area.tolist(), strict=True):
+        one["area"] = size
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = faster.COCO(dataset)
+        made = faster.COCOeval_faster(truth, truth.loadRes(results), "bbox", separate_eval=True)
+        made.run()
+    found = coco_metrics(match_coco(predictions, truths, 1, area)).summary()
+    stats = [np.nan if value is None else value for value in found.values()]
+    np.testing.assert_allclose(stats, np.where(made.stats[:12] < 0, np.nan, made.stats[:12]), atol=1e-6)
+    assert 0.2 < found["map"] < 1.0
+    assert found["map_medium"] == found["map"], "all are medium by their outlines"
+    counted = coco_metrics(match_coco(predictions, truths.take(~truths.crowd), 1, area[:-1])).summary()
+    assert counted["map"] < found["map"], "without the crowd what lies on it is wrong"
+
+
+def test_a_truth_marked_to_be_ignored_is_one_which_cocos_own_tools_overwrite():
+    """`ignore` of an annotation: pycocotools and faster-coco-eval read `iscrowd` alone."""
+    faster = pytest.importorskip("faster_coco_eval")
+    predictions, truths, area = _in_a_row()
+    marked = Truths(truths.frame, truths.label, truths.box, np.arange(11) < 3, truths.crowd)
+    dataset, results = sets.as_coco(predictions, marked, 1, 1)
+    for one, size in zip(dataset["annotations"], area.tolist(), strict=True):
+        one["area"] = size
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = faster.COCO(dataset)
+        made = faster.COCOeval_faster(truth, truth.loadRes(results), "bbox")
+        made.run()
+    state = match_coco(predictions, marked, 1, area)
+    assert state.truths[0, 0] == 7, "three of ten are ignored"
+    read = Truths(truths.frame, truths.label, truths.box, truths.crowd, truths.crowd)
+    found = coco_metrics(match_coco(predictions, read, 1, area)).summary()["map"]
+    assert found == pytest.approx(made.stats[0], abs=1e-6), "the marks set aside, the figures are the same"
+    assert coco_metrics(state).summary()["map"] != pytest.approx(found, abs=1e-3)

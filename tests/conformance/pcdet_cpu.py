@@ -1,0 +1,136 @@
+"""OpenPCDet as it stands in a checkout, on a machine without CUDA.
+
+What is replaced is what cannot be there: compiled extensions (suppression and overlaps by mmcv's rotated kernels, the
+others are empty and raise where they are called) and `.cuda()`, which returns the tensor itself.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+EXTENSIONS = ("_cuda", "_ext")
+"""How the names of OpenPCDet's compiled modules end."""
+
+
+class _Compiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the extensions that were not compiled."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if not name.startswith("pcdet.ops.") or not name.endswith(EXTENSIONS):
+            return None
+        return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec: Any) -> Any:
+        return types.ModuleType(spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        if module.__name__.endswith("iou3d_nms_cuda"):
+            module.nms_gpu = _nms
+            module.boxes_overlap_bev_gpu = _overlap
+
+
+def _bev(boxes: torch.Tensor) -> torch.Tensor:
+    return boxes[:, [0, 1, 3, 4, 6]].float()
+
+
+def _nms(boxes: torch.Tensor, keep: torch.Tensor, threshold: float) -> int:
+    """Boxes come by falling score; `keep` takes the rows that stay."""
+    from mmcv.ops import nms_rotated
+
+    order = torch.arange(len(boxes), 0, -1, dtype=torch.float32)
+    kept = nms_rotated(_bev(boxes), order, threshold)[1].sort().values
+    keep[: len(kept)] = kept
+    return len(kept)
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    from mmcv.ops import box_iou_rotated
+
+    iou = box_iou_rotated(_bev(a), _bev(b))
+    area = (a[:, 3] * a[:, 4])[:, None] + (b[:, 3] * b[:, 4])[None]
+    out.copy_(iou * area / (1 + iou))
+
+
+def _sparse(original: Any) -> Any:
+    """spconv fuses bias and activation into its convolutions in evaluation, which its CPU kernels do not: behind them."""
+
+    def convolved(*args: Any, bias: Any = None, act_type: Any = None, **kwargs: Any) -> torch.Tensor:
+        del kwargs["act_alpha"], kwargs["act_beta"]
+        assert act_type is None or int(act_type) == 0, act_type
+        out: torch.Tensor = original(*args, **kwargs)
+        return out if bias is None else out + bias
+
+    return convolved
+
+
+def on_path(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make `pcdet` importable from a checkout; what is imported of it stays until the patch is undone."""
+    patch.syspath_prepend(str(root))
+    version = types.ModuleType("pcdet.version")
+    version.__version__ = "0"  # type: ignore[attr-defined]  # a file that its setup.py writes
+    patch.setitem(sys.modules, "pcdet.version", version)
+    # Needs av2 and kornia, and is imported with every model.
+    other = types.ModuleType("pcdet.datasets.argo2.argo2_dataset")
+    other.Argo2Dataset = None  # type: ignore[attr-defined]
+    patch.setitem(sys.modules, other.__name__, other)
+    patch.setattr(sys, "meta_path", [_Compiled(), *sys.meta_path])
+    patch.setattr(torch.Tensor, "cuda", lambda self, *_, **__: self)
+    patch.setattr(torch.cuda, "FloatTensor", torch.FloatTensor)
+    patch.setattr(np, "int", int, raising=False)  # it is written for a NumPy that had it
+    from spconv.pytorch import ops
+
+    patch.setattr(ops, "indice_conv", _sparse(ops.indice_conv))
+    patch.chdir(root / "tools")  # its configurations name one another from there
+
+
+def configured(path: str, voxel: list[float], **changes: Any) -> Any:
+    """A configuration of the checkout with coarser voxels; `changes`: dotted name -> value, under MODEL."""
+    from easydict import EasyDict
+    from pcdet.config import cfg_from_yaml_file
+
+    config = cfg_from_yaml_file(path, EasyDict())
+    for step in config.DATA_CONFIG.DATA_PROCESSOR:
+        if "VOXEL_SIZE" in step:
+            step.VOXEL_SIZE = voxel
+    for name, value in changes.items():
+        *places, end = name.split("__")
+        holder = config.MODEL
+        for place in places:
+            holder = holder[place]
+        holder[end] = value
+    return config
+
+
+def frames_of(config: Any, count: int) -> Any:
+    """OpenPCDet's own data set template over frames of noise with some true boxes, and its loader."""
+    from pcdet.datasets.dataset import DatasetTemplate
+
+    columns = len(config.DATA_CONFIG.POINT_FEATURE_ENCODING.src_feature_list)
+    low, high = np.reshape(config.DATA_CONFIG.POINT_CLOUD_RANGE, (2, 3))
+
+    class Frames(DatasetTemplate):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return count
+
+        def __getitem__(self, index: int) -> Any:
+            rng = np.random.default_rng(index)
+            points = rng.uniform(0, 1, (4000, columns)).astype(np.float32)
+            points[:, :3] = low + (high - low) * points[:, :3]
+            boxes = np.zeros((5, 9 if config.DATA_CONFIG.get("PRED_VELOCITY") else 7), np.float32)
+            boxes[:, :3] = low + (high - low) * rng.uniform(0.3, 0.7, (5, 3))
+            boxes[:, 3:6], boxes[:, 6] = [4.2, 1.8, 1.6], rng.uniform(-3, 3, 5)
+            names = np.array(self.class_names)[rng.integers(0, len(self.class_names), 5)]
+            one = {"points": points, "frame_id": f"{index:06d}", "gt_boxes": boxes, "gt_names": names}
+            return self.prepare_data(one)
+
+    data = Frames(config.DATA_CONFIG, config.CLASS_NAMES, training=False, root_path=Path())
+    return torch.utils.data.DataLoader(data, batch_size=2, collate_fn=data.collate_batch)
