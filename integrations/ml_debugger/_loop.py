@@ -157,6 +157,7 @@ class LoopRecorder:
                 self.epoch if n_epoch is None else n_epoch,
                 mode="train" if train else "eval",
                 loader=traced.index_loader(),
+                source=traced.dealing(),
                 resume_step=self.resume_step if train else None,
             )
             if train:
@@ -276,6 +277,11 @@ class TracedLoader:
         while not isinstance(inner, DataLoader) and hasattr(inner, "loader"):
             inner = inner.loader  # timm's PrefetchLoader, torchvision's, and other wrappers
         return inner
+
+    def dealing(self) -> Any:
+        """The loader that knows what ranks are dealt: Accelerate's own, behind which rank 0's may lie."""
+        dealt = any(kind.__name__ == "DataLoaderDispatcher" for kind in type(self.loader).__mro__)
+        return self.loader if dealt else self.index_loader()
 
     def set_epoch(self, epoch: int) -> None:
         """The next walk is that of `epoch`."""

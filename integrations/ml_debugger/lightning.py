@@ -4,6 +4,7 @@ Works with `lightning.pytorch` and with `pytorch_lightning`. The callback only t
 recorded, and how, is in `mld_core.tracing.run.recorder`. The order of Lightning's events it relies on:
 
 * `setup` comes before any loader is made: loaders are tapped there, as the strategy processes them;
+* batches come to the events on their device: the strategy, which moves them, shows them as loaders gave them;
 * `load_state_dict` comes between `setup` and `on_fit_start`, so the run's name is settled at the latter;
 * validation runs *inside* the train epoch, so passes nest;
 * `on_train_epoch_start` is not fired on a resume in mid-epoch;
@@ -102,12 +103,25 @@ class MLDebuggerCallback(*(_loaded_bases() or _first_base())):  # type: ignore[m
 
         with self._recorder.guard.catch("tapping the loaders", lost=lost):
             trainer.strategy.process_dataloader = process_and_tap
+            if trainer.strategy.root_device.type != "cpu":
+                self._see_on_host(trainer.strategy)
+
+    def _see_on_host(self, strategy: Any) -> None:
+        """The content's hash is made of what the loader gave, so that the device is not asked for it."""
+        move = strategy.batch_to_device
+
+        def see_and_move(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self._recorder.see_on_host(batch)
+            return move(batch, *args, **kwargs)
+
+        strategy.batch_to_device = see_and_move
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take away what was set on the user's objects; a fit with nothing left to train ends here."""
         self._recorder.finish()
         with self._recorder.guard.catch("removing the loader taps"):
-            vars(trainer.strategy).pop("process_dataloader", None)
+            for name in ("process_dataloader", "batch_to_device"):
+                vars(trainer.strategy).pop(name, None)
             while self._tapped:
                 remove_tap(self._tapped.pop()())
 

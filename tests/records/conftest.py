@@ -37,6 +37,8 @@ def make_tables(
     source: str = "dataset_index",
     batch_idx: int | None = None,
     step: int | None = None,
+    repeats: Sequence[bool] | None = None,
+    without: str = "",
     width: int = WIDTH,
     dtype: str = "float16",
     extra: dict[str, Any] | None = None,
@@ -54,6 +56,7 @@ def make_tables(
         "row": list(range(rows)),
         "global_step": [step] * rows,
         "mode": ["eval"] * rows,
+        "sampler_repeat": [None] * rows if repeats is None else list(repeats),
         "label": units % 3,
         "prediction": units % 2,
         "nonfinite": [False] * rows,
@@ -65,6 +68,7 @@ def make_tables(
         for item in schema
     ]
     samples = pa.Table.from_arrays(arrays, schema=schema)
+    samples = samples.drop_columns([without]) if without else samples
     for name, column in (extra or {}).items():
         samples = samples.append_column(name, pa.array(column))
     stored = np.dtype(dtype)

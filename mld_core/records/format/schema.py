@@ -20,6 +20,8 @@ LOCATION_COLUMNS = ("dataset_type", "n_epoch", "pass_no")
 INDEX_SOURCES = ("dataset_index", "loader_index")
 LEFT_OUT = "rows left out to spare the training"
 """Among the counts of a pass's meta: training rows that were not recorded, as that took too much time."""
+REPEATED = "sampler_repeat"
+"""Of samples: a sampler repeated the sample so that all ranks get as many. Null and false: it did not."""
 HASH_KIND = "hash_kind"
 """In run.json and the meta of a pass: how `input_hash` was made. Hashes compare within one kind only."""
 FIRST_HASH_KIND = "multilinear"
@@ -38,7 +40,7 @@ def _fields(**types: pa.DataType) -> tuple[pa.Field, ...]:
 _KEYS = (*KEY_FIELDS, *_fields(input_id=_TEXT))
 _SAMPLE_FIELDS = _fields(
     id_source=_DICT, input_hash=_TEXT, batch_idx=_INT, row=_INT, global_step=_LONG, mode=_DICT
-)
+) + _fields(**{REPEATED: _BOOL})
 _CLASSIFICATION_FIELDS = _fields(
     label=_LONG, soft_label=pa.list_(_FLOAT), prediction=_LONG, confidence=_FLOAT, loss=_FLOAT
 )

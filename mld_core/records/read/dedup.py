@@ -1,8 +1,9 @@
 """Which sample rows of a pass count: superseded rows of resumed attempts, repeats in evaluation splits.
 
 Splits whose name before the first "/" is val, test or predict are walked once by intent, but distributed
-samplers pad them and some loaders repeat items. There, rows with the same `input_id` count once where the id
-is the data set's own index, whatever the hash of their content says (padding to the longest of a batch,
+samplers pad them and some loaders repeat items. There, rows that a sampler is known to have repeated do not
+count, whatever their ids are. Of the others, those with the same `input_id` count once where the id is the
+data set's own index, whatever the hash of their content says (padding to the longest of a batch,
 augmentation); users' ids count once only with the same `input_hash`. The row with the lowest (batch_idx,
 rank_) stays. The same id with other content stays and is reported. Other splits count as drawn.
 """
@@ -14,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mld_core.records.format.schema import INDEX_SOURCES
+from mld_core.records.format.schema import INDEX_SOURCES, REPEATED
 
 EVALUATION_SPLITS = ("val", "test", "predict")
-KEY_COLUMNS = ("unit", "rank_", "input_id", "id_source", "input_hash", "batch_idx", "global_step")
+KEY_COLUMNS = ("unit", "rank_", "input_id", "id_source", "input_hash", "batch_idx", "global_step", REPEATED)
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -82,22 +83,25 @@ def duplicates(keys: pa.Table) -> tuple[Bools, int]:
         bool (N,), True = leave out, and the number of ids that remain on more than one row.
     """
     count = keys.num_rows
-    drop = np.zeros(count, dtype=np.bool_)
+    padding = np.asarray(pc.fill_null(keys[REPEATED], fill_value=False), dtype=np.bool_)
     if count < 2:
-        return drop, 0
+        return padding, 0
+    drop = np.zeros(count, dtype=np.bool_)
     ids, hashes = _codes(keys["input_id"]), _codes(keys["input_hash"])
     has_id = ids >= 0
     source = keys["id_source"].cast(pa.string())
     by_index = np.asarray(pc.is_in(source, value_set=pa.array(INDEX_SOURCES)), dtype=np.bool_)
-    comparable = has_id & ((hashes >= 0) | by_index)
+    comparable = has_id & ((hashes >= 0) | by_index) & ~padding
     # (id, hash) as one number; a missing hash is a content of its own, and an index is its item's name.
     pair = ids * (int(hashes.max()) + 3) + np.where(by_index, 0, hashes + 2)
+    pair[padding] = -1  # it stands in front of no row
     order = np.lexsort((np.arange(count), _ints(keys["rank_"]), _ints(keys["batch_idx"]), pair))
     sorted_pair = pair[order]
     repeat = np.zeros(count, dtype=np.bool_)
     repeat[1:] = sorted_pair[1:] == sorted_pair[:-1]
     drop[order] = repeat
     drop &= comparable
+    drop |= padding
     left = ids[has_id & ~drop]
     non_unique = int(np.count_nonzero(np.bincount(left) > 1)) if left.size else 0
     return drop, non_unique

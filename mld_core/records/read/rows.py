@@ -18,6 +18,7 @@ from mld_core.records.format.attempts import Attempt, RankFolder
 from mld_core.records.format.manifest import FEATURES_DROPPED, PartInfo
 from mld_core.records.format.parts import damaged, file_name, open_family
 from mld_core.records.format.removals import marks, pending
+from mld_core.records.format.schema import REPEATED
 from mld_core.records.format.vectors import is_vector
 from mld_core.records.read import dedup
 from mld_core.records.read.dedup import DedupReport
@@ -204,6 +205,7 @@ def _of_a_kind(keys: pa.Table, kind: str) -> pa.Table:
 
 def _keys(source: RankRows) -> pa.Table:
     types = {"unit": pa.int64(), "rank_": pa.int32(), "batch_idx": pa.int32(), "global_step": pa.int64()}
+    types[REPEATED] = pa.bool_()
     types["id_source"] = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([(name, types.get(name, pa.string())) for name in dedup.KEY_COLUMNS])
     table = pa.Table.from_batches(read_rows(source, "samples", schema, 1 << 18), schema=schema)

@@ -24,6 +24,7 @@ class Batch:
         answer: `outputs` is what the model returned, not what a step made of it.
         id_column: (ids as they stand in the batch, their source), where there are some.
         searched: whether ids were looked for.
+        repeats: units at its end that the loader's sampler repeated to make ranks even.
     """
 
     inputs: Any = None
@@ -40,6 +41,7 @@ class Batch:
     answer: bool = False
     id_column: tuple[Any, str] | None = None
     searched: bool = False
+    repeats: int = 0
 
 
 def class_count(model: nn.Module) -> int | None:

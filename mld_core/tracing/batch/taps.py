@@ -250,7 +250,7 @@ def install_tap(loader: Any) -> IndexTap | None:
     """
     if not isinstance(loader, DataLoader) or getattr(loader, "skip_batches", False):
         return None
-    target = _innermost(loader)
+    target = innermost(loader)
     if _is_a(loader, "DataLoaderDispatcher", "StatefulDataLoader") or not _ordered(target):
         return None
     current: Any = target.batch_sampler
@@ -263,13 +263,13 @@ def install_tap(loader: Any) -> IndexTap | None:
 
 def remove_tap(loader: Any) -> None:
     """Give a loader its own batch sampler back."""
-    target = _innermost(loader)
+    target = innermost(loader)
     current: Any = getattr(target, "batch_sampler", None)
     if issubclass(type(current), IndexTap):
         object.__setattr__(target, "batch_sampler", current.mld_inner)
 
 
-def _innermost(loader: Any) -> Any:
+def innermost(loader: Any) -> Any:
     """Return the loader that makes the batches: accelerate's prepared ones hold it and pass for it."""
     while "base_dataloader" in getattr(loader, "__dict__", {}):
         loader = loader.base_dataloader

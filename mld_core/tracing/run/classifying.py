@@ -408,5 +408,6 @@ class ClassificationSession(Session):
             activation=captured.source.activation,
             batch_idx=batch.batch_idx,
             global_step=batch.global_step,
+            repeats=batch.repeats,
             images=on_host.get("images"),
         )

@@ -144,7 +144,7 @@ class DetectionSession(Session):
             return super().hashing(batch, n, mode)
         if batch.inputs is None or not (self.options.input_hash or batch.id_source == CONTENT_HASH):
             return None, None
-        fingerprint = Fingerprint(batch.inputs, n, by_frame)
+        fingerprint = Fingerprint(self._to_hash(batch, n), n, by_frame)
         return self._beside(fingerprint, batch.id_source, mode) if fingerprint.on_host else fingerprint, None
 
     def commit(self, open_pass: OpenPass, batch: Batch) -> DetectorCapture | None:
@@ -234,6 +234,7 @@ class DetectionSession(Session):
             user=dict(batch.fields),
             batch_idx=batch.batch_idx,
             global_step=batch.global_step,
+            repeats=batch.repeats,
             images=batch.images,
         )
 

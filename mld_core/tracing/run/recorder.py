@@ -19,6 +19,7 @@ from mld_core.records.format.layout import PassKey
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, row_count
 from mld_core.tracing.batch.identity import LOADER_INDEX, locate_ids, settled_ids
 from mld_core.tracing.batch.labels import find_labels
+from mld_core.tracing.batch.padding import repeats_of
 from mld_core.tracing.batch.stream_keys import stream_keys
 from mld_core.tracing.batch.taps import install_tap, sequential_order
 from mld_core.tracing.capture.compiling import is_compiling
@@ -70,7 +71,7 @@ class Recorder(RunLife):
             max_ahead: batches the framework may fetch beyond the one in hand, where that number varies.
             provisional: the split is a guess; `end_pass` will tell.
             source: the loader where its order is not followed, as batches name their samples: its data set
-                only is looked at.
+                and what its sampler repeats are looked at.
         """
         if self.session is None:
             return
@@ -96,6 +97,7 @@ class Recorder(RunLife):
             if loader is not None:
                 with self.guard.catch("tapping the loader", lost="sample ids fall back to the content hash"):
                     open_pass.tap = install_tap(loader)
+            self._see_repeats(open_pass, loader if source is None else source)
             self._stack.append(open_pass)
             return
         # Events of the pass must still find it, or they would record into the pass around it.
@@ -122,6 +124,15 @@ class Recorder(RunLife):
                 "reading the loader's order", lost="sample ids fall back to the content hash"
             ):
                 self._stack[-1].tap = sequential_order(loader)
+            self._see_repeats(self._stack[-1], loader)
+
+    def _see_repeats(self, open_pass: OpenPass, loader: Any) -> None:
+        """What an evaluation's sampler repeats counts once; a training counts as it is drawn."""
+        if open_pass.mode == "eval" and self._world[1] > 1 and loader is not None:
+            with self.guard.catch(
+                "reading the sampler", lost="the marks on what it repeats to make ranks even"
+            ):
+                open_pass.repeats = repeats_of(loader)
 
     def end_pass(self, split: str | None = None) -> None:
         """The innermost pass is over: it is sealed in the background.
@@ -194,6 +205,11 @@ class Recorder(RunLife):
                 self.session.preview(batch)
         self._spent += time.perf_counter() - begun
 
+    def see_on_host(self, batch: Any) -> None:
+        """The next batch as its loader gave it, about to go to a device: that is what is hashed."""
+        if self.session is not None:
+            self.session.before_device = batch
+
     def record(
         self, batch: Any, outputs: Any = None, *, batch_idx: int, global_step: int | None = None
     ) -> None:
@@ -220,6 +236,7 @@ class Recorder(RunLife):
         if caught.failed:
             self._count_lost(batch)
         self.session.disarm()
+        self.session.before_device = None
         self._spent += time.perf_counter() - begun
         more = self.thinning.note(open_pass, self._spent)
         if more:
@@ -338,6 +355,8 @@ class Recorder(RunLife):
             if open_pass.tap is not None:
                 n = self.session.read(batch).n
                 open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
+                if open_pass.repeats is not None:
+                    open_pass.repeats.pop(n)
         self.session.disarm()
 
     def _count_lost(self, batch: Any) -> None:
@@ -363,6 +382,8 @@ class Recorder(RunLife):
         drawn = (
             None if open_pass.tap is None else open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
         )
+        if open_pass.repeats is not None:
+            batch.repeats = open_pass.repeats.pop(n)
         if n is None:
             return None, CONTENT_HASH
         if batch.id_column is not None or not batch.searched or self.options.id_fn is not None:

@@ -40,7 +40,7 @@ class OpenPass:
     """A pass that has begun. `muted`: its events are followed, nothing is recorded.
 
     `dataset`: the loader's, and `size`, its samples, where the loader tells. `settled`: how its batches are
-    read, once known.
+    read, once known. `repeats`: what its loader's sampler repeats, where that is known.
     """
 
     key: PassKey
@@ -49,6 +49,7 @@ class OpenPass:
     continues: str | None = None
     resume_step: int | None = None
     tap: Any = None
+    repeats: Any = None
     max_ahead: int | None = None
     provisional: bool = False
     final_key: PassKey | None = None

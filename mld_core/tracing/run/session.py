@@ -18,7 +18,7 @@ from mld_core.records.format.schema import HASH_KIND, INDEX_SOURCES
 from mld_core.records.write.writer import Account
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, count_rows
 from mld_core.tracing.batch.fingerprint import LATE, Fingerprint, HashThread
-from mld_core.tracing.batch.hashing import hash_kind, input_hash_of
+from mld_core.tracing.batch.hashing import hash_kind, input_hash_of, on_host
 from mld_core.tracing.batch.hashing_host import INLINE_BYTES, QUICK_BYTES
 from mld_core.tracing.batch.identity import find_id_column
 from mld_core.tracing.batch.labels import find_inputs, find_labels
@@ -52,6 +52,7 @@ class Session(RunWriter, ABC):
         self._stager = Stager()
         self.reading = BatchPlan(self._search)
         self._hasher = HashThread()
+        self.before_device: Any = None  # the batch in hand as the loader gave it, where a wrapper saw that
         self.pictures = Pictures(self.options.image_fn, self.guard)
 
     # -- hooks -----------------------------------------------------------------------------------------------
@@ -199,15 +200,24 @@ class Session(RunWriter, ABC):
     def hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Tensor | None]:
         """The hash of the inputs, made by whoever has the time, or queued on their device."""
         wanted = self.options.input_hash or batch.id_source == CONTENT_HASH
-        if not wanted or batch.inputs is None:
+        inputs = self._to_hash(batch, n) if wanted else None
+        if inputs is None:
             return None, None
-        fingerprint = Fingerprint(batch.inputs, n)
+        fingerprint = Fingerprint(inputs, n)
         if fingerprint.on_host:
             return self._beside(fingerprint, batch.id_source, mode), None
         if n is None:
             return None, None
         with torch.no_grad():
-            return None, input_hash_of(batch.inputs, n)
+            return None, input_hash_of(inputs, n)
+
+    def _to_hash(self, batch: Batch, n: int | None) -> Any:
+        """The inputs that are hashed: the loader's own where the batch went to a device since."""
+        if self.before_device is None or on_host(batch.inputs):
+            return batch.inputs
+        own = self.read(self.before_device)
+        same = own.inputs is not None and own.n == n and on_host(own.inputs)
+        return own.inputs if same else batch.inputs
 
     def _beside(self, fingerprint: Fingerprint, id_source: str, mode: str) -> Fingerprint:
         """Has the hash made: here where it is quick and ids may need it, else on the thread for that.
@@ -230,7 +240,9 @@ class Session(RunWriter, ABC):
 
     def _kind_of(self, batch: Batch) -> dict[str, str]:
         """How the inputs of a pass are hashed, by its first batch."""
-        return {HASH_KIND: hash_kind(batch.inputs)} if self.options.input_hash else {}
+        if not self.options.input_hash:
+            return {}
+        return {HASH_KIND: hash_kind(self._to_hash(batch, batch.n))}
 
     def tell_id_source(self, source: str) -> None:
         """Says once where ids come from."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mld_core.records.format.schema import AdditionalField, additional_column
+from mld_core.records.format.schema import REPEATED, AdditionalField, additional_column
 from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
 from mld_core.tracing.batch.hashing_numpy import hex_digits
 from mld_core.tracing.guard import Guard
@@ -60,6 +60,7 @@ class Origin:
         id_source, batch_idx, global_step: as in `samples`.
         hashes: the content's hash of each row, as text or as (n, 2) int64; None where there is none.
         user: the user's own columns by name, see `user_columns`.
+        repeats: rows at the end that the loader's sampler repeated.
     """
 
     n: int
@@ -68,6 +69,7 @@ class Origin:
     global_step: int | None
     hashes: list[str] | npt.NDArray[np.int64] | None
     user: Columns
+    repeats: int = 0
 
 
 def user_columns(context: PassState, given: Mapping[str, Any], n: int) -> Columns:
@@ -97,6 +99,10 @@ def sample_columns(context: PassState, own: Columns, batches: Sequence[Origin]) 
         columns["global_step"] = pa.array(steps.astype(np.int64), mask=unknown if unknown.any() else None)
     if context.store_hash and any(batch.hashes is not None for batch in batches):
         columns["input_hash"] = _hash_column(batches)
+    if any(batch.repeats for batch in batches):
+        columns[REPEATED] = pa.array(
+            np.concatenate([np.arange(batch.n) >= batch.n - batch.repeats for batch in batches])
+        )
     for spec in context.fields:
         columns[spec.name] = pa.concat_arrays([batch.user[spec.name] for batch in batches])
     return columns

@@ -128,6 +128,7 @@ class Job:
     batch_idx: int
     global_step: int | None
     images: Any = None
+    repeats: int = 0
     kind: str = ""
 
     @property
@@ -146,6 +147,8 @@ class Job:
         fingerprint, self.hash_from = self.hash_from, None
         self.kind = KIND if fingerprint is None else fingerprint.kind
         if fingerprint is None:
+            if isinstance(on_device, torch.Tensor):
+                on_device = on_device.cpu()
             return None if on_device is None or len(on_device) != n else np.asarray(on_device)
         hashes = fingerprint.read(n)
         if fingerprint.missing:
@@ -168,6 +171,7 @@ class Job:
             global_step=self.global_step,
             hashes=self._of_a_kind(context, hashes, n),
             user=user_columns(context, self.user, n),
+            repeats=self.repeats,
         )
 
     def _given_ids(self, ids: Any, n: int) -> list[str]:

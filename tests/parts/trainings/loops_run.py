@@ -42,7 +42,7 @@ def _run(root: Path, *runs: str) -> None:
 def _all(root: Path) -> None:
     names = ",".join(installed())
     tokens = ",tokens" if "huggingface" in names else ""
-    _run(root, f"1:{names}", f"2:{names},uneven,unchanged{tokens}", f"4:{FRAMEWORKS[0]}")
+    _run(root, f"1:{names}", f"2:{names},uneven,unchanged,repeated{tokens}", f"4:{FRAMEWORKS[0]}")
 
 
 def loops(world: int) -> Path:

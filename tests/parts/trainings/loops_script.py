@@ -270,6 +270,13 @@ def run_unchanged(root: Path) -> None:
     unchanged.run(root)
 
 
+def run_repeated(root: Path) -> None:
+    """Evaluations whose samplers repeat samples."""
+    import repeated
+
+    repeated.run(root)
+
+
 IMPORTED = {
     "lightning": ("lightning.pytorch", "ml_debugger.lightning"),
     "huggingface": ("hf_parts",),

@@ -30,6 +30,7 @@ WAYS = {
     "accelerate": ("accelerate",),
     "lightning": ("fabric", "lightning"),
     "transformers": ("huggingface",),
+    "mmengine": ("mmengine",),
 }
 """Package -> the ways of training that need it."""
 
@@ -223,6 +224,57 @@ def huggingface(root: Path, ours: bool) -> nn.Module:
     return inner
 
 
+def mmengine(root: Path, ours: bool, losses: list[float]) -> nn.Module:
+    """A Runner that evaluates after each epoch and accumulates gradients."""
+    from mmengine.model import BaseModel
+    from mmengine_parts import runner
+
+    from ml_debugger.mmengine import MLDebuggerHook
+
+    class Model(BaseModel):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Dropping()
+
+        def forward(self, x: Any, labels: Any = None, mode: str = "tensor") -> Any:
+            out = self.net(x, labels)
+            losses.append(out["loss"].item())
+            return {"loss": out["loss"]} if mode == "loss" else out["logits"]
+
+    def loader(size: int, *, shuffle: bool) -> dict[str, Any]:
+        return {
+            "dataset": Indexed(size),
+            "batch_size": 2,
+            "num_workers": 0,
+            "sampler": {"type": "DefaultSampler", "shuffle": shuffle},
+            "collate_fn": {"type": "default_collate"},
+        }
+
+    made = runner(
+        root / f"mmengine-{ours}",
+        *([MLDebuggerHook(model_name="un mmengine")] if ours else []),
+        model=Model(),
+        train_dataloader=loader(12, shuffle=True),
+        val_dataloader=loader(8, shuffle=False),
+        optim_wrapper={
+            "type": "OptimWrapper",
+            "optimizer": {"type": "SGD", "lr": 0.05, "momentum": 0.9},
+            "accumulative_counts": 2,
+        },
+        launcher="pytorch",
+        cfg={
+            "model_wrapper_cfg": {
+                "type": "MMDistributedDataParallel",
+                "broadcast_buffers": False,
+                "device_ids": None,
+            }
+        },
+    )
+    made.train()
+    inner: nn.Module = made.model.module.net
+    return inner
+
+
 def _digest(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
@@ -248,6 +300,8 @@ def left_behind(root: Path, way: str, *, ours: bool) -> dict[str, Any]:
         model, graphs = loop(way, ours, losses)
     elif way == "huggingface":
         model = huggingface(root, ours)
+    elif way == "mmengine":
+        model = mmengine(root, ours, losses)
     else:
         frameworks: dict[str, Callable[..., nn.Module]] = {
             "accelerate": accelerate,

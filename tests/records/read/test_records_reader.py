@@ -99,6 +99,7 @@ ROWS = st.lists(
         st.sampled_from(["user", "dataset_index"]),
         st.integers(0, 3),
         st.integers(0, 2),
+        st.sampled_from([None, False, False, True]),
     ),
     max_size=30,
 )
@@ -107,7 +108,7 @@ ROWS = st.lists(
 @settings(deadline=None)
 @given(ROWS)
 def test_duplicates_agree_with_the_rule_spelled_out(rows):
-    columns = list(zip(*rows, strict=True)) if rows else [[]] * 5
+    columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
     keys = pa.table(
         {
             "unit": pa.array(range(len(rows)), pa.int64()),
@@ -116,12 +117,16 @@ def test_duplicates_agree_with_the_rule_spelled_out(rows):
             "id_source": pa.array(columns[2], pa.string()).dictionary_encode(),
             "input_hash": pa.array(columns[1], pa.string()),
             "batch_idx": pa.array(columns[3], pa.int32()),
+            "sampler_repeat": pa.array(columns[5], pa.bool_()),
         }
     )
     drop, non_unique = dedup.duplicates(keys)
     kept = [index for index in range(len(rows)) if not drop[index]]
     groups: dict[tuple[str, str | None], list[int]] = {}
-    for index, (name, content, source, _, _) in enumerate(rows):
+    for index, (name, content, source, _, _, repeat) in enumerate(rows):
+        if repeat:
+            assert drop[index]
+            continue
         groups.setdefault((name, "an index" if source == "dataset_index" else content), []).append(index)
     for (_, content), members in groups.items():
         best = min(members, key=lambda index: (rows[index][3], rows[index][4], index))

@@ -1,0 +1,130 @@
+"""What a sampler repeats so that every rank gets as many samples: read off the sampler, no row is compared.
+
+Samplers that deal a data set out to ranks fill up behind its last sample, so on each rank repeats come last:
+it is enough to know how many of its samples are its own. Of samplers that are not known here nothing is said.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader
+
+from mld_core.tracing.batch.taps import IndexTap, innermost
+
+# Each rank takes every so-many-th of the samples, in whatever order they are.
+_STRIDED = {
+    ("torch.utils.data.distributed", "DistributedSampler"),
+    ("lightning.fabric.utilities.distributed", "DistributedSamplerWrapper"),
+    ("lightning_fabric.utilities.distributed", "DistributedSamplerWrapper"),
+    ("mmengine.dataset.sampler", "DefaultSampler"),
+    ("timm.data.distributed_sampler", "OrderedDistributedSampler"),
+    ("pcdet.datasets", "DistributedSampler"),
+}
+# These draw as many as they say.
+_PLAIN = {
+    ("torch.utils.data.sampler", "SequentialSampler"),
+    ("torch.utils.data.sampler", "RandomSampler"),
+    ("torch.utils.data.sampler", "SubsetRandomSampler"),
+    ("torch.utils.data.sampler", "WeightedRandomSampler"),
+    ("accelerate.data_loader", "SeedableRandomSampler"),
+    ("transformers.trainer_pt_utils", "LengthGroupedSampler"),
+}
+_SHARD = ("accelerate.data_loader", "BatchSamplerShard")
+
+
+class Repeats:
+    """Counts a rank's samples as its loader delivers them.
+
+    Args:
+        own: how many come before the first repeat.
+
+    >>> repeats = Repeats(3)
+    >>> repeats.pop(2), repeats.pop(2)
+    (0, 1)
+    """
+
+    def __init__(self, own: int) -> None:
+        self._left: int | None = own  # None: lost count
+
+    def pop(self, n: int | None) -> int:
+        """How many samples at the end of the next batch are repeats.
+
+        Args:
+            n: samples in it; None: not known, and nothing is said of what follows.
+        """
+        if n is None or self._left is None:
+            self._left = None
+            return 0
+        own = min(self._left, n)
+        self._left -= own
+        return n - own
+
+
+class Dealt:
+    """The same of batches that rank 0 draws and slices for all: the last one tells how many were drawn.
+
+    Args:
+        loader: Accelerate's dispatching loader, walked one batch at a time.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def pop(self, n: int | None) -> int:
+        """As of `Repeats`; the batch is the one in hand."""
+        loader = self._loader
+        if n is None or not loader.end_of_dataloader or loader.remainder <= 0:
+            return 0
+        drawn, rank = int(loader.remainder), int(loader.state.process_index)
+        return n - min(n, max(0, drawn - rank * n))
+
+
+def repeats_of(loader: Any) -> Repeats | Dealt | None:
+    """What a walk over a loader that begins now repeats; None where that is nothing, or not known."""
+    if any(kind.__name__ == "DataLoaderDispatcher" for kind in type(loader).__mro__):
+        return Dealt(loader)
+    target = innermost(loader)
+    if not isinstance(target, DataLoader):
+        return None
+    batches = _real(target.batch_sampler)
+    if _name(batches) == _SHARD:
+        return _of_shard(batches)
+    return _of_strides(batches.sampler) if type(batches) is BatchSampler else None
+
+
+def _name(value: Any) -> tuple[str, str]:
+    return type(value).__module__, type(value).__name__
+
+
+def _real(batches: Any) -> Any:
+    """The batch sampler behind the taps that stand in for it."""
+    while issubclass(type(batches), IndexTap):
+        batches = batches.mld_inner
+    return batches
+
+
+def _of_strides(sampler: Any) -> Repeats | None:
+    """Ranks that take turns, sample by sample."""
+    if _name(sampler) not in _STRIDED:
+        return None
+    ranks = getattr(sampler, "num_replicas", None) or sampler.world_size
+    size = len(sampler.dataset)
+    if sampler.total_size <= size or sampler.total_size != sampler.num_samples * ranks:
+        return None  # drops what does not come out even, or was made for another data set
+    return Repeats(len(range(sampler.rank, size, ranks)))
+
+
+def _of_shard(shard: Any) -> Repeats | None:
+    """Ranks that take turns, batch by batch, or each a part of every batch."""
+    inner: Any = _real(shard.batch_sampler)
+    sampler: Any = getattr(inner, "sampler", None)
+    if type(inner) is not BatchSampler or _name(sampler) not in _PLAIN:
+        return None
+    if not shard.even_batches or shard.drop_last:
+        return None
+    ranks, size, whole = shard.num_processes, len(sampler), inner.batch_size
+    rows = whole // ranks if shard.split_batches else whole
+    round_ = whole if shard.split_batches else whole * ranks
+    last = size % round_  # samples of the last round, which is filled up
+    return Repeats(size // round_ * rows + min(rows, max(0, last - shard.process_index * rows)))
