@@ -29,6 +29,7 @@ from mld_core.tracing.tables.box_tables import (
     stacked,
 )
 from mld_core.tracing.tables.convention import ConventionProbe
+from mld_core.tracing.tables.device import beside_captures, wait_for
 from mld_core.tracing.tables.layers import Ground, layer_features, of_range, shape_of
 from mld_core.tracing.tables.media import DETECTION_LONG_SIDE, media_table
 from mld_core.tracing.tables.rows import Job
@@ -103,10 +104,10 @@ class Source:
             if self.stream is None:
                 yield
                 return
-            with torch.cuda.stream(self.stream):
+            with beside_captures(), torch.cuda.stream(self.stream):
                 self.stream.wait_event(self.event)
                 yield
-                self.stream.synchronize()
+                wait_for(self.stream.record_event())
 
     def parse(self, truth: Any) -> Parsed | None:
         """The final detections; `truth` came beside the call.
