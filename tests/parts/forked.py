@@ -10,6 +10,7 @@ is not safe (macOS), pytest-xdist does the same with processes that each collect
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -259,6 +260,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         for name in ON_THEIR_WAY:
             with suppress(ImportError):
                 importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # as after the collection (conftest): the workers' collectors need not walk through it
     pool.run()
     if session.shouldfail:
         raise session.Failed(session.shouldfail)

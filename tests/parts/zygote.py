@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import importlib
 import os
 import runpy
@@ -224,5 +225,7 @@ if __name__ == "__main__":
     for name in IMPORTED[sys.argv[1]]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a script that ends need not walk through what it never made: 0.7 instead of 3.3 s of CPU
     if found := _orders(Path(sys.argv[2]), int(sys.argv[3])):
         _follow(found)
