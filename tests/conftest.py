@@ -72,7 +72,6 @@ BROWSERS = (
 """The first that is there. A new context and page cost the shell, the same engine without a window's parts, a fifth."""
 
 
-
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium, one for all tests of a process: playwright starts once. Skipped where it is missing."""

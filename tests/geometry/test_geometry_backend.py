@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_without_numba_all_works_and_asking_for_it_says_what_to_install():
 
 
 @pytest.mark.processes
-def test_warm_up_in_the_background_then_auto_is_compiled(tmp_path):
+def test_warm_up_in_the_background_then_auto_is_compiled():
     pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
     code = """
     import sys, time
@@ -82,8 +83,10 @@ def test_warm_up_in_the_background_then_auto_is_compiled(tmp_path):
     after = iou.bev_iou(rows, rows)
     print(len(calls), float(np.abs(after - before).max()) <= 1e-6)
     """
-    assert python(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["1", "True"]
-    assert list(tmp_path.rglob("*.nbi"))  # later processes load it from disk
+    # Compiled where every other test reads it: in a fresh clone this is who makes it, or waits beside those who do.
+    assert python(code, NUMBA_CACHE_DIR="").split() == ["1", "True"]
+    compiled = Path(backend.__file__).parent / "kernels" / "__pycache__"
+    assert list(compiled.glob("engine_numba._pairwise-*.nbi"))  # later processes load it from disk
 
 
 def test_auto_does_not_compile_before_warm_up(monkeypatch):

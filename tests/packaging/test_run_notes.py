@@ -19,7 +19,8 @@ def test_reasons_are_counted_and_packages_named_once():
         "no browser at /usr/bin/chromium: install the package chromium-headless-shell",
     ]
     assert (
-        "40 for want of the system package chromium-headless-shell, 7 for want of the system package postgresql" in made[-1]
+        "40 for want of the system package chromium-headless-shell, 7 for want of the system package postgresql"
+        in made[-1]
     )
     assert made[-1].endswith("apt-get install -y --no-install-recommends chromium-headless-shell postgresql")
 
