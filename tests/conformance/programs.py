@@ -158,6 +158,25 @@ def hf_texts(folder: Path) -> None:
     BertForSequenceClassification(config).save_pretrained(place)
 
 
+def squares(folder: Path) -> None:
+    """`images/{train,val}` with squares of two colours in noise, `labels/`, and `data.yaml`: Ultralytics' form."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 5)):
+        for part in ("images", "labels"):
+            (folder / part / split).mkdir(parents=True)
+        for number in range(count):
+            image = rng.integers(0, 120, (64, 64, 3), np.uint8)
+            lines = []
+            for box in range(1 + number % 3):
+                x, y = 4 + 20 * box, int(rng.integers(4, 40))
+                image[y : y + 16, x : x + 16, number % 2] = 250
+                lines.append(f"{number % 2} {(x + 8) / 64} {(y + 8) / 64} 0.25 0.25")
+            Image.fromarray(image).save(folder / "images" / split / f"{number}.png")
+            (folder / "labels" / split / f"{number}.txt").write_text("\n".join(lines) + "\n")
+    names = "names: [red, green]\n"
+    (folder / "data.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\n{names}")
+
+
 EXAMPLES = "77f55b912142e11fcfdf5b530231fb9c52f181e8"
 ACCELERATE = "16cb6eb80dd9aa8b4df1a63ef57863e455d53b83"
 LIGHTNING = "7f0c3436cd3f6ad3753125672024fc415cbcb414"
@@ -475,3 +494,29 @@ PROGRAMS = (
         {"train": True, "val": False},
     ),
 )
+
+BOXES = (
+    Program(
+        "ultralytics-train",
+        "hoanglvuit/VN-LICENSE-SEG",
+        "train.py",
+        "470cceb6782bada6bd7e65184b7626effbc4d7fb",
+        "2983f41624dfa8e650be094fb640c1299ab441f9",
+        (
+            (
+                "model = YOLO(args.model)\n",
+                ("model = YOLO(args.model)\nfrom ml_debugger.ultralytics import attach\nattach(model)\n"),
+            ),
+            ("imgsz=640", "imgsz=64, workers=0, plots=False, project='{out}'"),
+            ("batch=32", "batch=2"),
+            ("device=0", "device='cpu'"),
+        ),
+        "--model yolov8n.yaml --data {data}/data.yaml --epochs 2",
+        squares,
+        "DetectionModel",
+        {"val": False},
+        {"YOLO_OFFLINE": "true"},
+        needs=("ultralytics", "polars"),
+    ),
+)
+"""Detectors: what is recorded of an image is compared with the scores that the loss was given of its places."""

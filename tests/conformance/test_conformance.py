@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision", exc_type=ImportError)
-from programs import PROGRAMS  # noqa: E402
+from programs import BOXES, PROGRAMS  # noqa: E402
 
 from ml_debugger.records import load  # noqa: E402
 
@@ -46,7 +46,7 @@ def _edited(program, source, data):
     for old, new in program.edits:
         assert old in text, f"{source}: {old!r} is not there"
         text = text.replace(old, new)
-    return text.replace("{data}", str(data))
+    return text.replace("{data}", str(data)).replace("{out}", str(data.with_name("out")))
 
 
 def _run(program, tmp_path):
@@ -77,10 +77,13 @@ def _run(program, tmp_path):
     )  # fmt: skip
     said = done.stdout[-3000:] + done.stderr[-6000:]
     assert done.returncode == 0, said
-    parts = [np.load(path) for path in sorted(spied.glob("*.npz"))]
+    return home, spied, said
+
+
+def _seen(spied, said):
+    parts = [np.load(path) for path in sorted(spied.glob("[0-9]*.npz"))]
     assert parts, said
-    seen = {name: np.concatenate([part[name] for part in parts]) for name in ("logits", "target", "train")}
-    return home, seen, said
+    return {name: np.concatenate([part[name] for part in parts]) for name in ("logits", "target", "train")}
 
 
 def _recorded(home, program, split):
@@ -109,7 +112,8 @@ def _those_of(logits, seen, target):
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda one: one.name)
 def test_records_are_what_the_losses_saw(program, tmp_path):
-    home, seen, said = _run(program, tmp_path)
+    home, spied, said = _run(program, tmp_path)
+    seen = _seen(spied, said)
     for split, train in program.splits.items():
         logits, labels, samples = _recorded(home, program, split)
         assert len(logits), f"{split}: nothing recorded\n{said}"
@@ -136,3 +140,45 @@ def test_records_are_what_the_losses_saw(program, tmp_path):
         got, expected = _sorted(logits, labels), _sorted(*wanted)
         np.testing.assert_allclose(got[0], expected[0], atol=2e-4, err_msg=f"{split}\n{said}")
         np.testing.assert_array_equal(got[1], expected[1], err_msg=f"{split}: labels")
+
+
+@pytest.mark.parametrize("program", BOXES, ids=lambda one: one.name)
+def test_boxes_are_of_the_places_that_the_loss_saw(program, tmp_path):
+    """Each image once an epoch; each box has the logits of one place of its image; the truths are the files'."""
+    home, spied, said = _run(program, tmp_path)
+    (path,) = spied.glob("boxes-*.npz")
+    scores, counts = (np.load(path)[name] for name in ("scores", "counts"))
+    images = sorted((tmp_path / "data" / "images" / "val").iterdir())
+    tables = [
+        load(program.model, "v1", table=t, store=home).to_pandas() for t in ("samples", "vectors", "truths")
+    ]
+    samples, vectors, truths = (table[table.dataset_type == "val"] for table in tables)
+    boxes = load(program.model, "v1", table="detections", store=home).to_pandas()
+    boxes = boxes[boxes.dataset_type == "val"]
+    epochs = sorted(samples.n_epoch.unique())
+    assert len(epochs) == 2, said
+    assert len(scores) == len(epochs) * len(images) == len(samples), said
+    per_epoch = [int(count) for count in counts[: len(counts) // 2]]
+    starts = np.concatenate([[0], np.cumsum(per_epoch)[:-1]])
+    assert len(boxes) == len(vectors) > 0, said
+    for epoch in epochs:
+        for sample in samples[samples.n_epoch == epoch].itertuples():
+            place = epoch * len(images) + starts[sample.batch_idx] + sample.row
+            own = (vectors.n_epoch == epoch) & (vectors.unit == sample.unit)
+            logits = np.array(vectors[own].logits.tolist(), np.float32)
+            found = boxes[(boxes.n_epoch == epoch) & (boxes.unit == sample.unit)]
+            nearest = np.abs(scores[place][None] - logits[:, None]).max(axis=2).min(axis=1)
+            np.testing.assert_allclose(nearest, 0, atol=1e-4, err_msg=said)
+            best = 1 / (1 + np.exp(-logits[np.arange(len(found)), found.label]))
+            np.testing.assert_allclose(found.score, best, atol=1e-4)
+            number = Path(sample.input_id).stem
+            lines = (tmp_path / "data" / "labels" / "val" / f"{number}.txt").read_text().split("\n")[:-1]
+            wanted = [line.split() for line in lines]
+            true = truths[(truths.n_epoch == epoch) & (truths.unit == sample.unit)]
+            assert sorted(true.label) == sorted(int(words[0]) for words in wanted)
+            centres = [[64 * float(x) for x in words[1:3]] for words in wanted]
+            way = np.reshape(sample.affine, (2, 3))  # from the batch's pixels to the file's
+            middles = [
+                (way @ [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, 1.0]).tolist() for box in true.box
+            ]
+            np.testing.assert_allclose(sorted(middles), sorted(centres), atol=0.51)

@@ -1,7 +1,8 @@
 """Loaded by the interpreter of a program under test: notes what its losses are given, and nothing else.
 
 Rows go to `MLD_SPY_OUT/<pid>.npz` when the process ends: `logits` (log-softmax of each row), `target` (-1 where it is
-no class), `train` (whether gradients were on).
+no class), `train` (whether gradients were on). Of a detector's loss, which is given the class scores of every place of
+every image, to `boxes-<pid>.npz`: `scores` of the evaluation's images one after another, and of how many each call was.
 """
 
 import atexit
@@ -13,7 +14,7 @@ if os.environ.get("MLD_SPY_OUT"):
     import torch
     from torch.nn import functional
 
-    rows, inside = [], []
+    rows, inside, boxes = [], [], []
 
     def _note(logits, target):
         flat = logits.detach().float().reshape(-1, logits.shape[-1])
@@ -39,7 +40,21 @@ if os.environ.get("MLD_SPY_OUT"):
     for _name in ("cross_entropy", "nll_loss", *(["log_softmax"] if os.environ.get("MLD_SPY_SOFT") else [])):
         _spied(_name)
 
+    def _of_boxes(plain):
+        def loss(scores, *more, **named):
+            if scores.ndim == 3 and not torch.is_grad_enabled():
+                boxes.append(scores.detach().float().numpy().copy())
+            return plain(scores, *more, **named)
+
+        return loss
+
+    functional.binary_cross_entropy_with_logits = _of_boxes(functional.binary_cross_entropy_with_logits)
+
     def _write():
+        if boxes:
+            counts = [len(one) for one in boxes]
+            out = Path(os.environ["MLD_SPY_OUT"]) / f"boxes-{os.getpid()}.npz"
+            np.savez(out, scores=np.concatenate(boxes), counts=counts)
         if rows:
             parts = [np.concatenate(part) for part in list(zip(*rows, strict=True))[:2]]
             train = np.repeat([one[2] for one in rows], [len(one[1]) for one in rows])
