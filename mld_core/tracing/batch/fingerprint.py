@@ -56,13 +56,14 @@ class Fingerprint:
         self._versions: list[tuple[torch.Tensor, int]] = []
         for tensor in tensors:
             self.on_host = self.on_host and tensor.is_cpu
-            if not tensor.is_inference():
-                self._versions.append((tensor, tensor._version))  # noqa: SLF001
+            version = _version(tensor)
+            if version is not None:
+                self._versions.append((tensor, version))
         self.kind = hashing_host.KIND if self.on_host else KIND
         self.missing = ""
         self.aside = False
         self._tensors = tensors
-        self._glance: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._glance: list[tuple[torch.Tensor, bytes]] = []
         self._inputs = inputs
         self._divided = divided
         self._hashes: Any = None
@@ -108,7 +109,7 @@ class Fingerprint:
     def _changed(self) -> bool:
         if any(tensor._version != version for tensor, version in self._versions):  # noqa: SLF001
             return True
-        return any(not torch.equal(_glance(tensor), before) for tensor, before in self._glance)
+        return any(_glance(tensor) != before for tensor, before in self._glance)
 
     def _let_go(self) -> None:
         self._inputs, self._versions, self._divided, self._made = None, [], None, True
@@ -135,11 +136,33 @@ class Fingerprint:
         return self._hashes if self._hashes is not None and len(self._hashes) == n else None
 
 
-def _glance(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a few numbers spread over a tensor; another batch hardly has the same."""
-    with torch.no_grad():
-        flat = tensor.detach().view(-1) if tensor.is_contiguous() else tensor.detach()[:1].reshape(-1)
-        return flat[:: max(1, flat.numel() // _GLANCE)].clone().view(torch.uint8)
+def _version(tensor: torch.Tensor) -> int | None:
+    """The in-place counter; None of inference tensors, which have none.
+
+    To ask a tensor whether it is one would let other threads take the interpreter.
+    """
+    try:
+        return tensor._version  # noqa: SLF001
+    except RuntimeError:
+        return None
+
+
+def _glance(tensor: torch.Tensor) -> bytes:
+    """The bytes of a few numbers spread over a tensor; another batch hardly has the same.
+
+    numpy reads them: every function of PyTorch lets other threads take the interpreter.
+    """
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    whole = plain.is_contiguous()
+    try:
+        values = plain.numpy()
+        flat = values.reshape(-1) if whole else values[:1].reshape(-1)
+        return flat[:: max(1, flat.size // _GLANCE)].tobytes()
+    except (TypeError, RuntimeError):  # bfloat16, a conjugate's view
+        with torch.no_grad():
+            some = (plain if whole else plain[:1]).reshape(-1)
+            some = some[:: max(1, some.numel() // _GLANCE)].resolve_conj().resolve_neg().clone()
+            return some.view(torch.uint8).numpy().tobytes()
 
 
 def weight(inputs: Any) -> int:

@@ -61,7 +61,8 @@ def stage_cpu(tensors: Sequence[Tensor]) -> CpuStaged:
     """Clones `tensors`: a slice lets go of its storage, an inference tensor becomes a plain one."""
     clones, nbytes = [], 0
     for tensor in tensors:
-        clone = tensor.detach().clone(memory_format=torch.contiguous_format)
+        plain = tensor.detach() if tensor.requires_grad else tensor
+        clone = plain.clone(memory_format=torch.contiguous_format)
         clones.append(clone)
         nbytes += clone.numel() * clone.element_size()  # `nbytes` of a tensor is of PyTorch 2.1
     return CpuStaged(clones, nbytes)

@@ -200,9 +200,11 @@ class Session(RunWriter, ABC):
     def hashing(self, batch: Batch, n: int | None, mode: str) -> tuple[Fingerprint | None, Tensor | None]:
         """The hash of the inputs, made by whoever has the time, or queued on their device."""
         wanted = self.options.input_hash or batch.id_source == CONTENT_HASH
-        inputs = self._to_hash(batch, n) if wanted else None
-        if inputs is None:
+        inputs = batch.inputs
+        if not wanted or inputs is None:
             return None, None
+        if self.before_device is not None:
+            inputs = self._to_hash(batch, n)
         fingerprint = Fingerprint(inputs, n)
         if fingerprint.on_host:
             return self._beside(fingerprint, batch.id_source, mode), None

@@ -83,6 +83,15 @@ def test_what_was_written_to_has_none(thread, gate):
         assert one.missing == CHANGED
 
 
+def test_a_buffer_of_a_type_that_numpy_does_not_know_is_looked_at_too(thread):
+    memory = np.zeros((4, 3, 16, 16), np.int16)
+    inputs = torch.from_numpy(memory).view(torch.bfloat16)
+    assert thread.take(one := Fingerprint(inputs, 4))
+    memory[:] = np.random.default_rng(0).integers(0, 999, memory.shape)
+    assert one.read(4) is None
+    assert one.missing == CHANGED
+
+
 def test_a_buffer_that_a_loader_wrote_to_without_pytorch_has_no_hash(thread):
     inputs = torch.rand(4, 3, 16, 16)
     assert thread.take(one := Fingerprint(inputs, 4))
@@ -97,10 +106,13 @@ def test_a_buffer_that_a_loader_wrote_to_without_pytorch_has_no_hash(thread):
 @pytest.mark.parametrize("inputs", [
     torch.full((4, 3), float("nan")),
     torch.rand(4, 6, 6).transpose(1, 2),
+    torch.rand(4, 3, dtype=torch.complex64).conj(),
+    torch.rand(4, 3, requires_grad=True),
+    torch.rand(4, 3).bfloat16().t().contiguous().t(),
     torch.eye(4).to_sparse(),
     torch.zeros(4, 0),
     {"a": torch.zeros(4, dtype=torch.bool), "b": torch.zeros(4, dtype=torch.complex64)},
-], ids=["nan", "strided", "sparse", "empty", "kinds"])  # fmt: skip
+], ids=["nan", "strided", "conjugate", "gradient", "strided halves", "sparse", "empty", "kinds"])  # fmt: skip
 def test_inputs_that_nobody_wrote_to_are_not_taken_for_changed(thread, inputs):
     one = Fingerprint(inputs, 4)
     assert thread.take(one)

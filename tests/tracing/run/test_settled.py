@@ -7,6 +7,7 @@ import pytest
 import torch
 from recorder_parts import K, rows, started
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from mld_core.tracing.batch.labels import normalise_labels
@@ -122,6 +123,49 @@ def test_a_loaders_order_gives_ids_in_both_ways(tmp_path):
         if family == "samples":
             assert table["input_id"] == [str(i) for i in range(N)]
             assert set(table["id_source"]) == {"loader_index"}
+
+
+class _Asked(TorchFunctionMode):
+    """Notes the functions of PyTorch that are called on this thread, but for what only reads a property."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+QUIET = {"__get__", "numel", "element_size", "numpy", "is_contiguous", "_set_grad_enabled"}
+"""These do not let go of the interpreter."""
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_settled_batch_hands_the_interpreter_over_once_a_tensor(tmp_path, mode):
+    """Most functions of PyTorch let other threads take the interpreter, and then wait to get it back."""
+    data = TensorDataset(torch.randn(N, 6), torch.randint(0, K, (N,)))
+    model = Net().train(mode == "train")
+    recorder = started(tmp_path, model)
+    loader = DataLoader(data, batch_size=7)
+    recorder.begin_pass("train" if mode == "train" else "val", 0, mode=mode, loader=loader)
+    found = []
+    for index, batch in enumerate(loader):
+        with _Asked() as before:
+            recorder.begin_batch(batch)
+        with torch.set_grad_enabled(mode == "train"):
+            loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+        if mode == "train":
+            recorder.see_loss(loss)
+            loss.backward()
+        with _Asked() as after:
+            recorder.record(batch, batch_idx=index)
+        found.append([name for name in before.names + after.names if name not in QUIET])
+    recorder.end_pass()
+    assert recorder.finish().rows_written == N
+    detached = ["detach"] * 2 if mode == "train" else []
+    for names in found[4:]:
+        assert sorted(names) == sorted(["clone"] * 3 + detached), "logits, features and labels"
 
 
 def test_batches_of_another_look_between_settled_ones_are_read_from_the_start(tmp_path):
