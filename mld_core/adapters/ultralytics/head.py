@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mld_core.adapters.finals import Finals, clipped, rows_by_value
+from mld_core.adapters.ultralytics.rotated import around, suppressed_turned, turned
 from mld_core.geometry.boxes import convert_boxes
 from mld_core.geometry.nms import nms
 
@@ -31,6 +32,7 @@ class Raw:
         final: (B, N, 6) final rows xyxy, score, class of an end-to-end head in eval.
         end2end: whether the head needs no suppression.
         corners: whether `decoded` holds corners instead of centre and size.
+        angle: (B, A) radians by which boxes are turned, None of upright ones.
     """
 
     logits: Tensor
@@ -41,6 +43,7 @@ class Raw:
     final: Tensor | None = None
     end2end: bool = False
     corners: bool = False
+    angle: Tensor | None = None
     _boxes: dict[int, Tensor] = field(default_factory=dict)
 
     def count(self) -> int:
@@ -56,7 +59,9 @@ class Raw:
     def boxes(self, image: int) -> Tensor:
         """(A, 4) xyxy pixels of the network's input."""
         if image not in self._boxes:
-            if self.decoded is None:
+            if self.angle is not None:
+                boxes = around(self.rotated(image))
+            elif self.decoded is None:
                 boxes = self._from_distances(image)
             elif self.corners:
                 boxes = self.decoded[image, :4].T
@@ -65,16 +70,31 @@ class Raw:
             self._boxes[image] = boxes
         return self._boxes[image]
 
+    def rotated(self, image: int) -> Tensor:
+        """(A, 5) cx, cy, w, h, angle in pixels of the network's input."""
+        assert self.angle is not None
+        angle = self.angle[image]
+        if self.decoded is not None:
+            return torch.cat([self.decoded[image, :4].T, angle[:, None]], 1)
+        centres, strides = self._cells(self.distances.device)
+        found = turned(self._sides(image).T, angle.float(), centres)
+        return torch.cat([found[:, :4] * strides, found[:, 4:]], 1)
+
     def _from_distances(self, image: int) -> Tensor:
         """Expected distance of each side, from the centre of the cell, times the stride (Li et al. 2020)."""
+        sides = self._sides(image)
+        centres, strides = self._cells(sides.device)
+        return torch.cat((centres - sides[:2].T, centres + sides[2:].T), 1) * strides
+
+    def _sides(self, image: int) -> Tensor:
+        """(4, A) cells."""
         raw = self.distances[image].float()
         bins = raw.shape[0] // 4
         sides = raw
         if bins > 1:
             weights = raw.view(4, bins, -1).softmax(1)
             sides = (weights * torch.arange(bins, device=raw.device)[None, :, None]).sum(1)
-        centres, strides = self._cells(raw.device)
-        return torch.cat((centres - sides[:2].T, centres + sides[2:].T), 1) * strides
+        return sides
 
     def _cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Centres (A, 2) in cells and strides (A, 1)."""
@@ -124,6 +144,8 @@ def raw_output(output: Any, head: Any) -> Raw | None:
     else:
         return None
     out = Raw(logits, distances, sizes, strides, end2end=end2end, corners=bool(getattr(head, "xyxy", False)))
+    if isinstance(raw, Mapping) and isinstance(raw.get("angle"), Tensor):
+        out.angle = raw["angle"].flatten(1)
     if decoded is not None and decoded.shape[-1] == logits.shape[-1]:
         out.decoded, out.end2end = decoded, False
     elif decoded is not None:
@@ -138,12 +160,19 @@ def suppressed(raw: Raw, image: int, score: float, iou: float, most: int | None)
     if len(above) > _MOST:
         above = above[scores[above].argsort(descending=True)[:_MOST]]
     scores, labels = scores[above], labels[above]
+    rotated = None if raw.angle is None else raw.rotated(image)[above].float()
     boxes = raw.boxes(image)[above]
     if torch.float32 in {boxes.dtype, scores.dtype} or scores.device.type == "cpu":
         boxes, scores = boxes.float(), scores.float()  # one type for the kernel, on a CPU no half precision
-    kept = _nms(boxes, scores, labels, iou)
+    if rotated is None:
+        kept = _nms(boxes, scores, labels, iou)
+    else:
+        apart = torch.cat([rotated[:, :2] + labels[:, None] * _APART, rotated[:, 2:]], 1)
+        kept = suppressed_turned(apart, scores, iou)
     final = kept[:most]
-    return Finals(boxes[final], scores[final], labels[final], source=above[final], cut=len(kept) > len(final))
+    made = Finals(boxes[final], scores[final], labels[final], source=above[final], cut=len(kept) > len(final))
+    made.rotated = None if rotated is None else rotated[final]
+    return made
 
 
 def _nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Ultralytics' detectors (v5u, v8 to v12): the `YOLO` wrapper and the bare `DetectionModel`.
 
 Of models for segmentation and pose the boxes are read, as of any other; masks and keypoints are left out.
-Rotated boxes (OBB) are read where the library's own validator or predictor made them.
+Rotated boxes (OBB) stand beside the upright ones around them.
 
 A bare model returns every anchor: thresholds and non-maximum suppression are run here, as the library's
 predictor runs them (best class of each anchor, boxes of different classes moved apart). The wrapper returns
@@ -52,7 +52,7 @@ LIMITS: Final = ("conf", "iou", "max_det")  # the library's names, in the order 
 _NETS: Final = ("ultralytics.nn.tasks", "ultralytics.yolo.nn.tasks")
 _WRAPPERS: Final = ("ultralytics.engine.model", "ultralytics.yolo.engine.model")
 _LEFT_OUT: Final = {"Segment": "masks", "YOLOESegment": "masks", "Pose": "keypoints"}
-_KEPT: Final = ("boxes", "scores", "one2one", "one2many")
+_KEPT: Final = ("boxes", "scores", "angle", "one2one", "one2many")
 
 
 class Heads(Protocol):
@@ -275,11 +275,12 @@ class YOLOAdapter(UltralyticsBase):
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """See `UltralyticsBase`; says what is left out.
 
-        Rotated boxes are recorded as the library's validator and predictor have them; what a bare network
-        puts out is not suppressed here.
+        Rotated boxes of a bare network are read where its output names their angles.
         """
         if head_is(self.model, "OBB") and call.final is None and result_rows(call.output) is None:
-            return None
+            raw = self._raw(call)
+            if not isinstance(raw, Raw) or raw.angle is None or raw.end2end:
+                return None
         made = super().parse(call, limits)
         found = [part for name, part in _LEFT_OUT.items() if head_is(self.model, name)]
         if made is not None and found:

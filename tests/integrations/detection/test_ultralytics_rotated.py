@@ -12,6 +12,7 @@ from shapely.geometry import Polygon
 
 from ml_debugger.evaluator import Evaluator
 from ml_debugger.records import load
+from ml_debugger.training import ObjectDetectionTracer
 from mld_core.evaluation.metrics.boxes import Predictions, Truths, image_pairs
 
 ultralytics = pytest.importorskip("ultralytics", reason="a test dependency: see the Makefile")
@@ -141,3 +142,75 @@ def test_what_predict_answers_is_recorded(made: Any, tmp_path: Path) -> None:
     found = load("net", "v", "detections", "predict")
     expected = torch.cat([result.obb.xywhr for result in results]).numpy()
     np.testing.assert_allclose(np.stack(found["rotated"].to_pylist()), expected, atol=1e-5)
+
+
+def test_a_call_of_the_network_is_recorded_as_the_library_would_suppress_it(made: Any) -> None:
+    from ultralytics.utils.nms import non_max_suppression
+
+    model, _ = made
+    net = model.model.eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    tracer = ObjectDetectionTracer(
+        net, "bare", "v", score_thresh=0.01, iou_thresh=0.3, max_detections_per_image=90
+    )
+    with torch.no_grad():
+        output = tracer(images, None, ["a", "b"], "val", 0)
+    tracer.wait_for_save(0)
+    rows, anchors = non_max_suppression(
+        output[0].clone(), 0.01, 0.3, max_det=90, nc=2, rotated=True, return_idxs=True
+    )
+    found = load("bare", "v", "detections", "val").to_pandas()
+    logits = np.stack(load("bare", "v", "vectors", "val").to_pandas()["logits"])
+    expected = torch.cat(rows)
+    assert found["input_id"].value_counts().to_dict() == {n: len(r) for n, r in zip("ab", rows, strict=True)}
+    assert 20 < len(found) < output[0].shape[-1]
+    np.testing.assert_allclose(np.stack(found["rotated"]), expected[:, [0, 1, 2, 3, 6]], atol=1e-5)
+    np.testing.assert_allclose(found["score"], expected[:, 4], atol=1e-7)
+    assert found["label"].tolist() == expected[:, 5].int().tolist()
+    assert found["source_index"].tolist() == torch.cat(anchors).tolist()
+    own = 1 / (1 + np.exp(-logits[np.arange(len(found)), found["label"]].astype(float)))
+    np.testing.assert_allclose(own, found["score"], atol=2e-3)
+
+
+def test_a_training_is_recorded_with_the_boxes_that_its_own_validation_would_show(
+    made: Any, tmp_path: Path
+) -> None:
+    """In training the head decodes nothing: here its distances and angles are, to what it decodes in evaluation."""
+    from mld_core.adapters.registry import find_adapter
+
+    model, _ = made
+    net = model.model.eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    head = net.model[-1]
+    adapter = find_adapter(net)
+    with torch.no_grad():
+        decoded, raw = net(images)
+    both = [adapter._read(one, head) for one in ((decoded, raw), raw)]
+    for image in range(2):
+        np.testing.assert_allclose(both[1].rotated(image), both[0].rotated(image), atol=2e-4)
+        np.testing.assert_allclose(both[1].scores(image), both[0].scores(image), atol=1e-6)
+
+
+def test_both_splits_of_a_training_hold_rotated_boxes(made: Any, tmp_path: Path) -> None:
+    from ml_debugger.ultralytics import attach
+
+    model, data = made
+    attach(model, "net", "v", score_thresh=0.0, max_detections=30)
+    options = {
+        **QUIET,
+        "amp": False,
+        "mosaic": 0.0,
+        "epochs": 1,
+        "batch": 2,
+        "warmup_epochs": 0,
+        "conf": 1e-5,
+    }
+    model.train(data=str(data), project=str(tmp_path), name="run", exist_ok=True, pretrained=False, **options)
+    for split in ("train", "val"):
+        found, true = (load("net", "v", family, split) for family in ("detections", "truths"))
+        assert len(found) > 0, split
+        turned = np.stack(found["rotated"].to_pylist())
+        boxes = np.stack([np.r_[corners(box).min(0), corners(box).max(0)] for box in turned])
+        np.testing.assert_allclose(np.stack(found["box"].to_pylist()), boxes, atol=1e-3)
+        assert np.abs(turned[:, 4]).max() > 0.01
+        assert true["rotated"].null_count == 0, split
