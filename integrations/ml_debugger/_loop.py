@@ -48,11 +48,15 @@ class LoopArguments(RecorderOptions, _Loaders):
 
 @dataclass(eq=False)
 class _Walk:
-    """One iteration of a traced loader. `pending`: its batch in hand is not committed yet."""
+    """One iteration of a traced loader. `pending`: its batch in hand is not committed yet.
+
+    `unheard`: batches in which the traced model made no forward.
+    """
 
     split: str
     batch: Any = None
     batch_idx: int = 0
+    unheard: int = 0
     pending: bool = False
 
 
@@ -190,6 +194,7 @@ class LoopRecorder:
         batch, walk.batch, walk.pending = walk.batch, None, False
         if not self.recorder.heard and not self.recorder.muted:
             self.recorder.skip_batch(batch)
+            walk.unheard += 1
             return
         self.recorder.record(batch, batch_idx=walk.batch_idx, global_step=self.steps)
         walk.batch_idx += 1
@@ -205,7 +210,19 @@ class LoopRecorder:
             self._drop(self._walks[-1], "left inside another pass")
         self._commit(walk)
         self._walks.remove(walk)
+        if walk.unheard and not walk.batch_idx:
+            self._tell_unheard(walk)
         close()
+
+    def _tell_unheard(self, walk: _Walk) -> None:
+        """A walk of which nothing is recorded is said: the loop may call another model there."""
+        split, name = walk.split, type(self._model).__name__
+        self.recorder.guard.tell_once(
+            f"unheard:{split}",
+            f"The traced {name} made no forward in the {walk.unheard} batches of a walk over {split!r}: "
+            "nothing of that walk is recorded. If the loop calls another model there (an average of weights, "
+            "a copy), trace that one, too, with a loader of its own and another model_name.",
+        )
 
     def _leave(self) -> None:
         self._left.append(self.recorder.leave_pass())

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from loop_parts import Indexed, Net  # noqa: E402
+from torch.optim.swa_utils import AveragedModel  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from ml_debugger.records import load  # noqa: E402
@@ -54,6 +55,33 @@ def test_a_loop_as_it_stands_is_recorded() -> None:
     train.recording.finish()
     assert _ids("train") == {0: "0 1 2 3 4 5 6", 1: "0 1 2 3 4 5 6"}
     assert _ids("val") == {0: "0 1 2", 1: "0 1 2"}
+
+
+@pytest.mark.parametrize("kind", ["average", "both"])
+def test_a_walk_by_another_model_is_said(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An average of the weights is validated, alone or beside the model: nothing is passed over in silence."""
+    net = Net()
+    average = AveragedModel(net).eval()
+    val: Any = DataLoader(Indexed(6), 2)
+    model, val = trace(net, val=val, model_name="plain")
+    model.eval()
+    with torch.no_grad():
+        for called in (average, model) if kind == "both" else (average,):
+            for batch in val:
+                called(**batch)
+    val.recording.finish()
+    [told] = [r.getMessage() for r in caplog.records if "made no forward" in r.getMessage()]
+    assert "Net" in told
+    assert "3 batches" in told
+    assert "another model_name" in told
+    assert load("plain", "v1", dataset_type="val").num_rows == (6 if kind == "both" else 0)
+    # As it says:
+    model, val = trace(average, val=DataLoader(Indexed(6), 2), model_name="average")
+    with torch.no_grad():
+        for batch in val:
+            average(**batch)
+    val.recording.finish()
+    assert load("average", "v1", dataset_type="val").num_rows == 6
 
 
 def test_a_compiled_model_is_seen_through() -> None:
