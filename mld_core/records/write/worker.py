@@ -162,21 +162,21 @@ class Worker:
     def _build(self) -> None:
         """Make tables of the batches that were taken: one set for neighbours in a pass that can be joined."""
         taken, self._taken = self._taken, []
-        groups: dict[int, list[Taken]] = {}
+        groups: dict[int, tuple[Any, list[Taken]]] = {}
         for batch in taken:
             time.sleep(0)  # lets go of the interpreter's lock: the training thread may be waiting for it
             batch.made = self._made(batch)
             if batch.made is None:
                 continue
-            group = groups.get(batch.handle)
-            if group is not None and batch.key == group[0].key:
-                group.append(batch)
+            key, group = batch.key, groups.get(batch.handle)
+            if group is not None and key == group[0]:
+                group[1].append(batch)
                 continue
             if group is not None:
-                self._append(group)
-            groups[batch.handle] = [batch]
-        for group in groups.values():
-            self._append(group)
+                self._append(group[1])
+            groups[batch.handle] = key, [batch]
+        for _, neighbours in groups.values():
+            self._append(neighbours)
 
     def _made(self, batch: Taken) -> Tables | Rows | None:
         """What a batch's own code makes of it; None where there are no rows, or they are lost."""

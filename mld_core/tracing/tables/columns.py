@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mld_core.records.format.schema import REPEATED, AdditionalField, additional_column
 from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
@@ -110,9 +111,14 @@ def sample_columns(context: PassState, own: Columns, batches: Sequence[Origin]) 
 
 def _hash_column(batches: Sequence[Origin]) -> pa.Array:
     """The hashes as text, 32 hexadecimal digits; null where there is none."""
-    digests = [batch.hashes for batch in batches if isinstance(batch.hashes, np.ndarray)]
-    if len(digests) == len(batches):
-        return hex_column(np.concatenate(digests))
+    if not any(isinstance(batch.hashes, list) for batch in batches):
+        none = [batch.hashes is None for batch in batches]
+        found = [np.zeros((b.n, 2), np.int64) if b.hashes is None else np.asarray(b.hashes) for b in batches]
+        column = hex_column(np.concatenate(found))
+        if not any(none):
+            return column
+        missing = pa.array(np.repeat(none, [batch.n for batch in batches]))
+        return pc.if_else(missing, pa.scalar(None, pa.string()), column)
     texts: list[str | None] = []
     for batch in batches:
         own = batch.hashes

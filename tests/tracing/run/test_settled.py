@@ -10,6 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
 
+from mld_core.tracing.batch import fingerprint
 from mld_core.tracing.batch.labels import normalise_labels
 from mld_core.tracing.batch.places import look_of
 from mld_core.tracing.run import settled
@@ -166,6 +167,30 @@ def test_a_settled_batch_hands_the_interpreter_over_once_a_tensor(tmp_path, mode
     detached = ["detach"] * 2 if mode == "train" else []
     for names in found[4:]:
         assert sorted(names) == sorted(["clone"] * 3 + detached), "logits, features and labels"
+
+
+def test_batches_whose_hash_was_late_stand_among_the_others(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(N, 6), torch.randint(0, K, (N,)))
+
+    def hashes(folder):
+        _, tables, _ = _recorded(tmp_path / folder, None, loader=DataLoader(data, batch_size=8))
+        return [
+            table["input_hash"]
+            for key, family, table in tables
+            if (family, key.dataset_type) == ("samples", "train")
+        ]
+
+    every = hashes("every")
+    assert every
+    assert not any(None in one for one in every)
+    take, turn = fingerprint.HashThread.take, iter(range(10**6))
+    monkeypatch.setattr(
+        fingerprint.HashThread, "take", lambda self, one: next(turn) % 2 == 0 and take(self, one)
+    )
+    for some, whole in zip(hashes("some"), every, strict=True):
+        assert {found is None or found == wanted for found, wanted in zip(some, whole, strict=True)} == {True}
+        assert 8 <= some.count(None) < N
 
 
 def test_batches_of_another_look_between_settled_ones_are_read_from_the_start(tmp_path):
