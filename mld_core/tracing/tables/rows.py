@@ -147,12 +147,13 @@ class Job:
         fingerprint, self.hash_from = self.hash_from, None
         self.kind = KIND if fingerprint is None else fingerprint.kind
         if fingerprint is None:
-            if isinstance(on_device, torch.Tensor):
-                on_device = on_device.cpu()
-            return None if on_device is None or len(on_device) != n else np.asarray(on_device)
-        hashes = fingerprint.read(n)
-        if fingerprint.missing:
-            context.count(fingerprint.missing, n)
+            hashes = None if on_device is None or len(on_device) != n else on_device
+        else:
+            hashes = fingerprint.read(n)  # of frames that lie on a device, too
+            if fingerprint.missing:
+                context.count(fingerprint.missing, n)
+        if isinstance(hashes, torch.Tensor):
+            hashes = hashes.cpu()
         return None if hashes is None else np.asarray(hashes)
 
     def _of_a_kind(self, context: PassState, hashes: Hashes, n: int) -> Hashes:

@@ -13,6 +13,8 @@ import torch
 from detection_parts import CornerAdapter, CornerNet, frames, image, recorder, registered, truth
 
 from mld_core.adapters.base import Thresholds
+from mld_core.tracing.batch import fingerprint
+from mld_core.tracing.batch.fingerprint import Fingerprint
 from mld_core.tracing.capture.holding import Holder
 from mld_core.tracing.tables import device
 from mld_core.tracing.tables.columns import PassState
@@ -126,9 +128,13 @@ class StandInOnDevice(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-def test_a_hash_made_on_a_device_is_brought_to_the_host() -> None:
-    """Detectors' rows have it beside what they read there; classifiers' comes with their other tensors."""
-    job = Job(ids=None, id_source="content_hash", hash_from=None, user={}, batch_idx=0, global_step=None)
+@pytest.mark.parametrize("read", ["beside the batch", "with the frames"])
+def test_a_hash_made_on_a_device_is_brought_to_the_host(read: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images' hashes are queued on their device at the event, those of 3D frames by the writer thread."""
+    digests: Any = torch.tensor([[1, -1], [2, 3]]).as_subclass(StandInOnDevice)
+    held = Fingerprint(torch.zeros(2, 3), 2) if read == "with the frames" else None
+    monkeypatch.setattr(fingerprint, "input_hash_of", lambda *args, **kwargs: digests)
+    job = Job(ids=None, id_source="content_hash", hash_from=held, user={}, batch_idx=0, global_step=None)
     state = PassState(
         rank=0,
         mode="eval",
@@ -137,9 +143,10 @@ def test_a_hash_made_on_a_device_is_brought_to_the_host() -> None:
         fields=(),
         guard=None,  # type: ignore[arg-type]
     )
-    digests = torch.tensor([[1, -1], [2, 3]]).as_subclass(StandInOnDevice)
-    assert job._hashes(state, 2, digests) == ["0" * 15 + "1" + "f" * 16, "0" * 15 + "2" + "0" * 15 + "3"]
-    assert job._hashes(state, 3, digests) is None
+    expected = ["0" * 15 + "1" + "f" * 16, "0" * 15 + "2" + "0" * 15 + "3"]
+    assert job._hashes(state, 2, None if held else digests) == expected
+    if not held:
+        assert job._hashes(state, 3, digests) is None
 
 
 @pytest.mark.gpu
