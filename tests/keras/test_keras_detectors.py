@@ -1,4 +1,4 @@
-"""KerasCV's detectors with random weights, exported models by a stand-in, one's own models, the callback.
+"""KerasCV's and KerasHub's detectors with random weights, models exported by TensorFlow, one's own models, the callback.
 
 Runs in .venv-keras (`.ci/keras-env` builds it; there is no PyTorch) and is skipped elsewhere.
 """
@@ -6,6 +6,7 @@ Runs in .venv-keras (`.ci/keras-env` builds it; there is no PyTorch) and is skip
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
 
 CLASSES, SIDE = 4, 64
-FORMATS = {"retinanet": "xywh", "yolo": "xyxy"}
+FORMATS = {"retinanet": "xywh", "yolo": "xyxy", "hub": "xyxy"}
+"""The last one is KerasHub's RetinaNet, the others are KerasCV's."""
 _made: dict[str, Any] = {}
 
 
@@ -47,6 +49,20 @@ def _backbone() -> Any:
     )
 
 
+def _hub() -> Any:
+    hub = pytest.importorskip("keras_hub")
+    layers = {
+        "stackwise_num_blocks": [1] * 4,
+        "stackwise_num_strides": [1, 2, 2, 2],
+        "block_type": "basic_block",
+    }
+    stem = {"input_conv_filters": [64], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64] * 4}
+    encoder = hub.models.ResNetBackbone(**stem, **layers, image_shape=(SIDE, SIDE, 3))
+    return hub.models.RetinaNetBackbone(
+        image_encoder=encoder, min_level=3, max_level=5, use_p5=False, image_shape=(SIDE, SIDE, 3)
+    )
+
+
 @pytest.fixture
 def build() -> Any:
     """One model per family; class biases vary, so that scores are no ties."""
@@ -56,14 +72,20 @@ def build() -> Any:
             pytest.skip(f"KerasCV's RetinaNet fails in a Reshape of its own with TensorFlow {tf.__version__}")
         if name not in _made:
             keras.utils.set_random_seed(0)
-            settings = {"backbone": _backbone(), "num_classes": CLASSES, "bounding_box_format": FORMATS[name]}
-            if name == "yolo":
+            body = _hub() if name == "hub" else _backbone()
+            settings = {"backbone": body, "num_classes": CLASSES, "bounding_box_format": FORMATS[name]}
+            if name == "hub":
+                model = sys.modules["keras_hub"].models.RetinaNetObjectDetector(**settings)
+            elif name == "yolo":
                 model = keras_cv.models.YOLOV8Detector(fpn_depth=1, **settings)
             else:
                 model = keras_cv.models.RetinaNet(**settings)
             generator = np.random.default_rng(1)
             for weight in model.trainable_weights:
-                if any(part in weight.path for part in ("class_3", "prediction_head")):
+                if "head/logits_layer" in weight.path:
+                    # Untrained, on images without its preprocessing, it puts out thousands.
+                    weight.assign(weight.numpy() / 2000)
+                elif any(part in weight.path for part in ("class_3", "prediction_head")):
                     noise = generator.normal(0, 0.3 if name == "yolo" else 0.02, weight.shape).astype(
                         "float32"
                     )
@@ -168,51 +190,74 @@ def test_true_boxes(name: str, build: Any) -> None:
         "boxes": tf.RaggedTensor.from_tensor(truth["boxes"], lengths=[1, 0]),
         "classes": tf.RaggedTensor.from_tensor(truth["classes"], lengths=[1, 0]),
     }
-    for given in (truth, ragged):
+    hub = {"boxes": truth["boxes"], "labels": truth["classes"]}  # as KerasHub names them
+    for given in (truth, ragged, hub):
         found = find_adapter(model).truths(call, given)
         np.testing.assert_allclose(found[0].boxes, [[4, 8, 24, 40]])
         assert found[0].labels.tolist() == [3]
         assert len(found[1].labels) == 0
 
 
-class FakeServing:
-    """The serving signature of an exported model, with the outputs it names."""
+class Detections(tf.Module):
+    """What the Object Detection API exports: images of uint8 in, its names out; classes from 1, background first.
 
-    def __init__(self, outputs: dict[str, Any]) -> None:
-        self.structured_outputs = outputs
+    Two boxes in fixed places, scored by the colours of the image.
+    """
 
+    PLACES = ((0.1, 0.2, 0.5, 0.6), (0.0, 0.0, 1.0, 1.0))
 
-class FakeSavedModel:
-    """Laid out as a SavedModel of the TensorFlow Object Detection API: classes from 1, background first."""
-
-    def __init__(self) -> None:
-        scores = np.array([[[0.1, 0.7, 0.2], [0.6, 0.1, 0.3]]], "float32")
-        self.outputs = {
-            "detection_boxes": np.array([[[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]]], "float32"),
-            "detection_scores": np.array([[0.7, 0.3]], "float32"),
-            "detection_classes": np.array([[1.0, 2.0]], "float32"),
-            "detection_multiclass_scores": scores,
-            "detection_anchor_indices": np.array([[5.0, 9.0]], "float32"),
-            "num_detections": np.array([2.0], "float32"),
-        }
-        self.signatures = {"serving_default": FakeServing(self.outputs)}
-
+    @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8)])
     def __call__(self, images: Any) -> dict[str, Any]:
-        return self.outputs
+        colour = tf.reduce_mean(tf.cast(images, tf.float32) / 255, axis=[1, 2])
+        logits = tf.stack([colour * [1.0, 8.0, 1.0], colour[:, ::-1]], axis=1)
+        table = tf.nn.softmax(logits)
+        scores = tf.reduce_max(table[..., 1:], axis=-1)
+        order = tf.argsort(scores, direction="DESCENDING")
+        places = tf.gather(tf.constant(self.PLACES)[None], order, batch_dims=1)
+        classes = tf.gather(tf.argmax(table[..., 1:], axis=-1), order, batch_dims=1) + 1
+        return {
+            "detection_boxes": places,
+            "detection_scores": tf.gather(scores, order, batch_dims=1),
+            "detection_classes": tf.cast(classes, tf.float32),
+            "detection_multiclass_scores": tf.gather(table, order, batch_dims=1),
+            "detection_anchor_indices": tf.cast(order * 4 + 5, tf.float32),
+            "num_detections": tf.constant([2.0]),
+        }
 
 
-def test_exported_models_of_the_object_detection_api() -> None:
-    model = FakeSavedModel()
-    adapter = find_adapter(model)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Written and read by TensorFlow."""
+    folder = str(tmp_path_factory.mktemp("exported") / "saved_model")
+    module = Detections()
+    tf.saved_model.save(module, folder, signatures=module.__call__)
+    return tf.saved_model.load(folder)
+
+
+def _pictures(count: int) -> Any:
+    rng = np.random.default_rng(2)
+    return rng.integers(0, 255, (count, 1, 10, 20, 3)) * [0.3, 1, 0.5] // 1
+
+
+def test_exported_models_of_the_object_detection_api(exported: Any) -> None:
+    adapter = find_adapter(exported)
     assert isinstance(adapter, TensorFlowDetectionAdapter)
     assert adapter.n_class() == 2
-    images = np.zeros((1, 10, 20, 3), "uint8")
-    parsed = adapter.parse(ModelCall((images,), {}, model(images)), Thresholds(0.2))
-    np.testing.assert_allclose(parsed.output.boxes[0], [[4, 1, 12, 5], [0, 0, 20, 10]], rtol=1e-6)
-    assert parsed.output.labels[0].tolist() == [0, 1]
+    images = _pictures(1)[0].astype("uint8")
+    answer = {
+        name: value.numpy()[0] for name, value in exported(tf.constant(images)).items() if value.ndim > 1
+    }
+    parsed = adapter.parse(ModelCall((images,), {}, exported(tf.constant(images))), Thresholds(0.2))
+    high, wide = 10, 20
+    expected = [[x0 * wide, y0 * high, x1 * wide, y1 * high] for y0, x0, y1, x1 in answer["detection_boxes"]]
+    np.testing.assert_allclose(parsed.output.boxes[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(parsed.output.scores[0], answer["detection_scores"])
+    assert parsed.output.labels[0].tolist() == [int(c) - 1 for c in answer["detection_classes"]]
     assert (parsed.activation, parsed.background) == ("softmax", 0)
-    np.testing.assert_allclose(np.exp(parsed.output.logits[0][0]), [0.1, 0.7, 0.2], rtol=1e-5)
-    assert parsed.output.source_index[0].tolist() == [5, 9]
+    np.testing.assert_allclose(
+        np.exp(parsed.output.logits[0]), answer["detection_multiclass_scores"], rtol=1e-5
+    )
+    assert parsed.output.source_index[0].tolist() == answer["detection_anchor_indices"].tolist()
     truth = {
         "groundtruth_boxes": np.array([[[0.1, 0.2, 0.5, 0.6], [0, 0, 0, 0]]]),
         "groundtruth_classes": np.array([[[0, 1], [0, 0]]]),
@@ -220,6 +265,27 @@ def test_exported_models_of_the_object_detection_api() -> None:
     found = adapter.truths(ModelCall((images,), {}, None), truth)
     np.testing.assert_allclose(found[0].boxes, [[4, 1, 12, 5]], rtol=1e-6)
     assert found[0].labels.tolist() == [1]
+
+
+def test_an_exported_model_is_recorded_by_hand(
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLD_HOME", str(tmp_path))
+    tracer = FromTraining(exported, "exported", "v1", score_thresh=0.0)
+    said = []
+    for number, image in enumerate(_pictures(3).astype("uint8")):
+        truth = {
+            "groundtruth_boxes": np.array([[[0.1, 0.2, 0.5, 0.6]]]),
+            "groundtruth_classes": np.array([[[0, 1]]]),
+        }
+        answer = tracer(tf.constant(image), truth, np.array([number]), "val")
+        said += answer["detection_scores"].numpy()[0].tolist()
+    tracer.wait_for_save(timeout=30)
+    rows, truths = load("exported", "v1", "detections", "val"), load("exported", "v1", "truths", "val")
+    np.testing.assert_allclose(rows["score"].to_pylist(), said, rtol=1e-6)
+    assert len(set(said)) == 6
+    assert truths["label"].to_pylist() == [1, 1, 1]
+    np.testing.assert_allclose(truths["box"].to_pylist(), [[4, 1, 12, 5]] * 3, rtol=1e-6)
 
 
 def test_callback_records_every_epoch(build: Any, tmp_path: Path) -> None:

@@ -271,7 +271,8 @@ def _signature_outputs(model: Any) -> Mapping[str, Any]:
 
 
 def _sigmoid(x: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-x)), np.float32)
+    with np.errstate(over="ignore"):  # beyond what float32 holds: 0
+        return np.asarray(1 / (1 + np.exp(-x)), np.float32)
 
 
 def _logit(p: Array) -> Array:

@@ -57,6 +57,9 @@ class ObjectDetectionTrainingKerasTracer:
         self.recorder = KerasRecorder(task="detection", **given.for_recorder())
         atexit.register(_finish, weakref.ref(self.recorder))
         self.model = given.model
+        # An exported function takes the images alone.
+        alone = TensorFlowDetectionAdapter.detect(given.model) and not hasattr(given.model, "call")
+        self._mode = {} if alone else {"training": False}
         self.recorder.start(given.model)
 
     def __call__(
@@ -69,7 +72,7 @@ class ObjectDetectionTrainingKerasTracer:
         **kwargs: Any,
     ) -> Any:
         """Runs the model in inference mode on images (B, H, W, C), records, returns its raw output."""
-        output = self.model(model_input, training=False)
+        output = self.model(model_input, **self._mode)
         recorder = self.recorder
         with recorder.guard.catch("beginning a pass", lost="the records of that pass"):
             if not recorder.is_open(dataset_type) or recorder.open_epoch(dataset_type) != n_epoch:
