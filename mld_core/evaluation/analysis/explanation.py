@@ -36,7 +36,6 @@ from mld_core.evaluation.space.regions import CellGrid, cut_cells, describe_regi
 from mld_core.evaluation.space.slices import find_slices, slices_of
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import group_codes
-from mld_core.evaluation.statistics.kmeans import assign
 
 SHOWN_NEIGHBOURS = 8
 
@@ -105,7 +104,7 @@ def facts(made: Estimated, judged: Judged, posterior: LabelPosterior, found: Dia
 def _cells(made: Estimated) -> tuple[CellGrid, CellEvidence]:
     workers, train = made.work.workers, made.work.arrays.train
     grid = cut_cells(made.points, workers)
-    train_cell = None if made.train_points is None else assign(made.train_points, grid.centroids, workers)
+    train_cell = None if made.train_points is None else grid.cells_of(made.train_points, workers)
     train_errors = None if train is None or train_cell is None else train.errors
     return grid, CellEvidence(grid.cell, len(grid.centroids), train_cell, train_errors)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search
@@ -118,21 +119,20 @@ class Nearest:
         """See `Neighbourhood.within`."""
         # Eight counts in one number: k is at most 128, so the sums stay apart.
         lanes = [range(first, min(first + _LANES, len(kept))) for first in range(0, len(kept), _LANES)]
-        tables = np.zeros((len(lanes), len(wrong) + 1), np.uint64)
-        for table, halves in zip(tables, lanes, strict=True):
+        table = np.zeros((len(wrong) + 1, len(lanes)), np.uint64)  # the place of -1 is the last: nobody
+        for lane, halves in enumerate(lanes):
             for place, half in enumerate(halves):
                 one = kept[half] * np.uint64(1) + (kept[half] & wrong) * np.uint64(_APART)
-                table[:-1] |= one << np.uint64(2 * _BITS * place)
+                table[:-1, lane] |= one << np.uint64(2 * _BITS * place)
 
         def counted(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             size = np.empty((len(kept), len(rows)), np.float32)
             bad = np.empty((len(kept), len(rows)), np.float32)
             for span in spans(len(rows), _SUMMED):
-                near = self.index[rows[span], :k]
-                for table, halves in zip(tables, lanes, strict=True):
-                    sums = table[near].sum(axis=1)
+                sums = _summed(self.index[rows[span], :k], table)
+                for lane, halves in enumerate(lanes):
                     for place, half in enumerate(halves):
-                        both = (sums >> np.uint64(2 * _BITS * place)).astype(np.uint16)
+                        both = (sums[:, lane] >> np.uint64(2 * _BITS * place)).astype(np.uint16)
                         size[half, span], bad[half, span] = both % _APART, both // _APART
             return bad, size
 
@@ -154,6 +154,15 @@ class Nearest:
         near = self.index[rows, :k]
         padded = np.concatenate([weights, np.zeros((1, weights.shape[1]), weights.dtype)])
         return np.asarray(padded[near].sum(axis=1), dtype=np.float32)
+
+
+def _summed(near: NDArray[np.int32], table: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(n, L) sums of the rows of a table that (n, k) numbers name; one look into memory fetches all L."""
+    rows, k = near.shape
+    named = np.where(near < 0, len(table) - 1, near).ravel()
+    begins = np.arange(0, rows * k + 1, k, dtype=np.int32)
+    chosen = csr_array((np.ones(rows * k, table.dtype), named, begins), shape=(rows, len(table)))
+    return np.asarray(chosen @ table)
 
 
 def _last_within(running: NDArray[np.uint16], k: int) -> NDArray[np.uint16]:

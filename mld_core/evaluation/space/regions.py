@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.cells import beta_quantile
-from mld_core.evaluation.space.neighbourhood import CELL_SIZE, two_level_centroids
+from mld_core.evaluation.space.neighbourhood import (
+    CELL_SIZE,
+    TwoLevel,
+    two_level_assign,
+    two_level_centroids,
+)
 from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
@@ -62,10 +67,17 @@ class Region:
 
 @dataclass(frozen=True)
 class CellGrid:
-    """The feature space cut into cells: `cell` is (N,), `centroids` (J, D)."""
+    """The feature space cut into cells: `cell` (N,), `centroids` (J, D), and `levels` where there are two."""
 
     cell: NDArray[np.int32]
     centroids: NDArray[np.float32]
+    levels: TwoLevel | None = None
+
+    def cells_of(self, points: NDArray[np.float32], workers: Workers) -> NDArray[np.int32]:
+        """(n,) cells of other points of the same space."""
+        if self.levels is not None:
+            return two_level_assign(points, self.levels, workers)
+        return assign(points, self.centroids, workers)
 
 
 def cut_cells(points: NDArray[np.float32], workers: Workers) -> CellGrid:
@@ -74,9 +86,9 @@ def cut_cells(points: NDArray[np.float32], workers: Workers) -> CellGrid:
     count = min(MAX_CELLS, max(1, len(points) // size))
     if count > 1_024:
         # One level of so many would cost more than all neighbours do.
-        centroids = np.concatenate(two_level_centroids(points, count, workers)[1])
-    else:
-        centroids = fit_centroids(points, count, workers)
+        levels = two_level_centroids(points, count, workers)
+        return CellGrid(two_level_assign(points, levels, workers), np.concatenate(levels[1]), levels)
+    centroids = fit_centroids(points, count, workers)
     return CellGrid(assign(points, centroids, workers), centroids)
 
 

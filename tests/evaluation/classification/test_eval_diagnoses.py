@@ -323,6 +323,18 @@ def test_regions_have_size_rate_and_a_name():
     assert table[0].top_codes == ["C10"]
 
 
+def test_cells_of_two_levels_are_small_and_other_points_find_theirs():
+    points = np.random.default_rng(5).normal(size=(270_000, 2)).astype(np.float32)
+    with Workers(2) as workers:
+        grid = cut_cells(points, workers)
+        assert (grid.cells_of(points[:5_000], workers) == grid.cell[:5_000]).all()
+    assert grid.levels is not None
+    gap = ((points[:5_000, None] - grid.centroids[None]) ** 2).sum(axis=2)
+    own = np.take_along_axis(gap, grid.cell[:5_000, None].astype(np.int64), axis=1)[:, 0]
+    assert (own == gap.min(axis=1)).mean() > 0.9  # a few lie at the edge of a coarse cell
+    assert np.bincount(grid.cell, minlength=len(grid.centroids)).max() < 20 * 256
+
+
 def test_no_error_no_region():
     points = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
     grid = CellGrid(np.zeros(200, np.int32), np.zeros((1, 2), np.float32))
