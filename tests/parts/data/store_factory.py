@@ -79,6 +79,7 @@ def tables(
         "loss": pa.nulls(rows, pa.float32()),
         "nonfinite": ~finite,
         "overflow": np.zeros(rows, bool),
+        "sampler_repeat": pa.nulls(rows, pa.bool_()),
         **{name: values[part] for name, values in data.fields.items()},
     }
     schema = samples_schema("classification", text_fields(data))
