@@ -86,7 +86,7 @@ class Counted(nn.Module):
 
 @pytest.fixture
 def bevfusion(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The model."""
+    """A function that makes the model with a head, and the class of its boxes."""
     mmcv, structures = pytest.importorskip("mmcv.cnn"), pytest.importorskip("mmdet3d.structures")
     places = [Path(CHECKOUTS or "") / name for name in ("mit-han-lab/bevfusion", "bevfusion")]
     root = next((place for place in places if (place / "mmdet3d/models/heads/bbox").is_dir()), None)
@@ -107,27 +107,55 @@ def bevfusion(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("mmdet3d", "mmdet3d.models.heads", "mmdet3d.models.heads.bbox", "mmdet3d.core.bbox.coders"):
         _stub(monkeypatch, name)
     _stub(monkeypatch, "mmdet3d.models.fusion_models")
-    coder = _read(monkeypatch, root, "core/bbox/coders/transfusion_bbox_coder.py").TransFusionBBoxCoder
+    coders = {
+        name: getattr(_read(monkeypatch, root, f"core/bbox/coders/{file}.py"), name)
+        for name, file in (
+            ("TransFusionBBoxCoder", "transfusion_bbox_coder"),
+            ("CenterPointBBoxCoder", "centerpoint_bbox_coders"),
+        )
+    }
     absent = dict.fromkeys(("AssignResult", "build_assigner", "build_sampler"))
-    built = {"build_bbox_coder": lambda config: coder(**config), "multi_apply": multi_apply}
+    built = {"build_bbox_coder": lambda config: _built(coders, config), "multi_apply": multi_apply}
     _stub(monkeypatch, "mmdet.core", **absent, **built)
-    shapes = ("PseudoSampler", "circle_nms", "draw_heatmap_gaussian", "gaussian_radius", "xywhr2xyxyr")
-    _stub(monkeypatch, "mmdet3d.core", **dict.fromkeys(shapes))
     _stub(monkeypatch, "mmdet3d.ops", Voxelization=None, DynamicScatter=None)
     _stub(monkeypatch, "mmdet3d.ops.iou3d")
-    _stub(monkeypatch, "mmdet3d.ops.iou3d.iou3d_utils", nms_gpu=None)
-    _stub(monkeypatch, "mmdet3d.models", FUSIONMODELS=Registry())
+    _stub(monkeypatch, "mmdet3d.ops.iou3d.iou3d_utils", nms_gpu=None, nms_normal_gpu=None)
+    circle = _read(monkeypatch, root, "core/post_processing/box3d_nms.py").circle_nms
+    shapes = ("PseudoSampler", "draw_heatmap_gaussian", "gaussian_radius", "xywhr2xyxyr")
+    _stub(monkeypatch, "mmdet3d.core", circle_nms=circle, **dict.fromkeys(shapes))
+    known: dict[str, Any] = {}
+    builders = {
+        **dict.fromkeys(("build_backbone", "build_neck"), lambda made: made),
+        "build_head": lambda made: made if isinstance(made, nn.Module) else _built(known, made),
+        "build_loss": lambda _: nn.Identity(),
+    }
     _stub(
-        monkeypatch, "mmdet3d.models.builder", HEADS=Registry(), build_loss=lambda _: nn.Identity(),
-        build_fuser=None, build_vtransform=None,
-        **dict.fromkeys(("build_backbone", "build_neck", "build_head"), lambda made: made),
-    )  # fmt: skip
+        monkeypatch,
+        "mmdet3d.models.builder",
+        HEADS=Registry(),
+        build_fuser=None,
+        build_vtransform=None,
+        **builders,
+    )
+    builder = sys.modules["mmdet3d.models.builder"]
+    _stub(monkeypatch, "mmdet3d.models", FUSIONMODELS=Registry(), builder=builder)
     parts = _read(monkeypatch, root, "models/utils/transformer.py")
     _stub(monkeypatch, "mmdet3d.models.utils", **{name: getattr(parts, name) for name in parts.__all__})
-    head = _read(monkeypatch, root, "models/heads/bbox/transfusion.py").TransFusionHead
+    queries = _read(monkeypatch, root, "models/heads/bbox/transfusion.py")
+    centres = _read(monkeypatch, root, "models/heads/bbox/centerpoint.py")
+    known["SeparateHead"] = centres.SeparateHead
     _read(monkeypatch, root, "models/fusion_models/base.py")
     fusion = _read(monkeypatch, root, "models/fusion_models/bevfusion.py").BEVFusion
-    return _made(fusion, head), structures.LiDARInstance3DBoxes
+    heads = {
+        "transfusion": lambda: _queries(queries.TransFusionHead),
+        "center": lambda: _centres(centres.CenterHead),
+    }
+    return lambda kind: (_model(fusion, heads[kind]()), structures.LiDARInstance3DBoxes)
+
+
+def _built(known: dict[str, Any], config: dict[str, Any]) -> Any:
+    """Of the class that `type` names."""
+    return known[config["type"]](**{name: value for name, value in config.items() if name != "type"})
 
 
 class _Base(nn.Module):
@@ -138,28 +166,53 @@ class _Base(nn.Module):
         self.init_cfg = init_cfg
 
 
-def _made(fusion: Any, head: Any) -> Any:
+PLACE = {"out_size_factor": STRIDE, "voxel_size": [VOXEL, VOXEL]}
+LIMITS = {"post_center_range": [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0], "score_threshold": 0.0}
+BRANCHES = {"height": [1, 2], "dim": [3, 2], "rot": [2, 2], "vel": [2, 2]}
+
+
+def _queries(head: Any) -> Any:
     torch.manual_seed(0)
-    grid = CELLS * STRIDE
-    place = {"pc_range": RANGE[:2], "out_size_factor": STRIDE, "voxel_size": [VOXEL, VOXEL]}
-    limits = {
-        "post_center_range": [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
-        "score_threshold": 0.0,
-        "code_size": 10,
-    }
-    branches = {"center": [2, 2], "height": [1, 2], "dim": [3, 2], "rot": [2, 2], "vel": [2, 2]}
+    grid, place = CELLS * STRIDE, {**PLACE, "pc_range": RANGE[:2]}
     made = head(
         num_proposals=40, auxiliary=True, in_channels=DEPTH, hidden_channel=DEPTH, num_classes=10,
-        num_decoder_layers=1, num_heads=2, nms_kernel_size=3, ffn_channel=32, common_heads=branches,
-        loss_cls={"use_sigmoid": True}, bbox_coder={**place, **limits},
+        num_decoder_layers=1, num_heads=2, nms_kernel_size=3, ffn_channel=32,
+        common_heads={"center": [2, 2], **BRANCHES}, loss_cls={"use_sigmoid": True},
+        bbox_coder={"type": "TransFusionBBoxCoder", **place, **LIMITS, "code_size": 10},
         test_cfg={**place, "dataset": "nuScenes", "grid_size": [grid, grid, 1], "nms_type": None},
     )  # fmt: skip
-    one = {"backbone": nn.Identity(), "neck": nn.Identity()}
-    model = fusion(encoders={}, fuser=None, decoder=one, heads={"object": made, "map": None})
-    model.encoders["lidar"] = nn.ModuleDict({"backbone": Counted()})
-    model.extract_features = lambda points, sensor: model.encoders[sensor]["backbone"](points)
     for layer in (made.heatmap_head[-1], made.prediction_heads[0].heatmap[-1]):
         layer.weight.data.mul_(10)
+    return made
+
+
+def _centres(head: Any) -> Any:
+    torch.manual_seed(0)
+    tasks = [
+        ["car"],
+        ["truck", "construction_vehicle"],
+        ["bus", "trailer"],
+        ["barrier"],
+        ["motorcycle", "bicycle"],
+    ]
+    made = head(
+        in_channels=DEPTH, tasks=[*tasks, ["pedestrian", "traffic_cone"]], share_conv_channel=DEPTH,
+        common_heads={"reg": [2, 2], **BRANCHES},
+        bbox_coder={
+            "type": "CenterPointBBoxCoder", **PLACE, "pc_range": RANGE, **LIMITS, "max_num": 60, "code_size": 9,
+        },
+        test_cfg={**PLACE, "nms_type": "circle", "min_radius": [4, 12, 10, 1, 0.85, 0.175], "post_max_size": 83},
+    )  # fmt: skip
+    for task in made.task_heads:
+        task.heatmap[-1].weight.data.mul_(10)
+    return made
+
+
+def _model(fusion: Any, head: Any) -> Any:
+    one = {"backbone": nn.Identity(), "neck": nn.Identity()}
+    model = fusion(encoders={}, fuser=None, decoder=one, heads={"object": head, "map": None})
+    model.encoders["lidar"] = nn.ModuleDict({"backbone": Counted()})
+    model.extract_features = lambda points, sensor: model.encoders[sensor]["backbone"](points)
     return model.eval()
 
 
@@ -183,27 +236,29 @@ def watched_call(model: Any, *args: Any) -> Any:
     return adapter, output, ModelCall(own.args, own.kwargs, own.output, seen, False, adapter.thresholds())
 
 
-def test_every_row_and_the_query_it_is_of(bevfusion: Any) -> None:
-    model, boxes_type = bevfusion
-    cloud = torch.rand(3000, 5, generator=torch.Generator().manual_seed(1)) * 100 - 50
-    metas = [{"box_type_3d": boxes_type, "token": "a"}]
+@pytest.mark.parametrize("kind", ["transfusion", "center"])
+def test_every_row_and_the_place_it_is_of(kind: str, bevfusion: Any) -> None:
+    model, boxes_type = bevfusion(kind)
+    clouds = [torch.rand(3000, 5, generator=torch.Generator().manual_seed(n)) * 100 - 50 for n in (1, 2)]
+    clouds = clouds[: 1 if kind == "transfusion" else 2]  # that head takes one frame at a time
+    metas = [{"box_type_3d": boxes_type, "token": str(number)} for number in range(len(clouds))]
     nothing: list[Any] = [None] * 8
-    adapter, output, call = watched_call(model, torch.zeros(1), [cloud], *nothing, metas, None)
-    assert (adapter.identity.layout.name, adapter.identity.head.kind) == ("mit_bevfusion", "transfusion")
-    parsed = adapter.parse(call, Thresholds(0.0, None, 500))
+    adapter, output, call = watched_call(model, torch.zeros(1), clouds, *nothing, metas, None)
+    assert (adapter.identity.layout.name, adapter.identity.head.kind) == ("mit_bevfusion", kind)
+    parsed = adapter.parse(call, Thresholds(0.0, None, 1000))
     assert parsed is not None
-    own = output[0]
-    rows = own["boxes_3d"].tensor.numpy()
-    assert len(parsed.output.boxes[0]) == len(rows) > 20
-    np.testing.assert_allclose(parsed.output.scores[0], own["scores_3d"], atol=1e-6)
-    assert parsed.output.labels[0].tolist() == own["labels_3d"].tolist()
-    # Its boxes: place, then the three sizes as the coder was trained to give them, and the angle.
-    np.testing.assert_allclose(parsed.output.boxes[0][:, :2], rows[:, :2], atol=1e-4)
-    np.testing.assert_allclose(parsed.output.boxes[0][:, 2], rows[:, 2], atol=1e-4)
-    np.testing.assert_allclose(
-        np.sort(parsed.output.boxes[0][:, 3:6], axis=1), np.sort(rows[:, 3:6], axis=1), rtol=1e-4
-    )
-    logits = np.asarray(parsed.output.logits[0])
-    assert np.isfinite(logits).all()
-    chosen = 1 / (1 + np.exp(-logits[np.arange(len(rows)), parsed.output.labels[0]].astype(float)))
-    np.testing.assert_allclose(chosen * parsed.quality[0], own["scores_3d"], rtol=1e-4)
+    assert len(output) == len(parsed.output.boxes) == len(clouds)
+    for frame, own in enumerate(output):
+        rows, boxes = own["boxes_3d"].tensor.numpy(), parsed.output.boxes[frame]
+        labels = parsed.output.labels[frame]
+        assert len(boxes) == len(rows) > 20
+        np.testing.assert_allclose(parsed.output.scores[frame], own["scores_3d"], atol=1e-6)
+        assert labels.tolist() == own["labels_3d"].tolist()
+        np.testing.assert_allclose(boxes[:, :3], rows[:, :3], atol=1e-4)
+        np.testing.assert_allclose(np.sort(boxes[:, 3:6], axis=1), np.sort(rows[:, 3:6], axis=1), rtol=1e-4)
+        np.testing.assert_allclose(parsed.output.velocities[frame], rows[:, 7:9], atol=1e-4)
+        logits = np.asarray(parsed.output.logits[frame])
+        assert np.isfinite(logits).all()
+        chosen = 1 / (1 + np.exp(-logits[np.arange(len(rows)), labels].astype(float)))
+        factor = 1.0 if parsed.quality is None else parsed.quality[frame]
+        np.testing.assert_allclose(chosen * factor, own["scores_3d"], rtol=1e-4)
