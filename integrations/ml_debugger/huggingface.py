@@ -71,14 +71,13 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._forward = LatestForward(self._forward_begins)
         self._trainer: weakref.ref[Any] | None = None
         self._args: Any = None
+        self._compiled = False  # by Accelerate, as the arguments or its launcher say
         self._epoch: int | None = None  # the epoch being trained or trained last
         self._training = False  # between on_train_begin and on_train_end
         self._in_step = False  # between on_step_begin and on_pre_optimizer_step
         self._evaluating = False  # an evaluation pass is open
         self._replaying = False  # the walk over the training data after an epoch
-        self._step = 0
-        self._batch = 0
-        self._outer_batch = 0
+        self._step = self._batch = self._outer_batch = 0
         self._saved: dict[str, dict[str, Any]] = {}  # optimizer steps at a checkpoint -> the state then
         atexit.register(_at_exit, weakref.ref(self))
 
@@ -89,14 +88,14 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         with self._recorder.guard.catch("setting up", lost="all records of this run"):
             self._meet_trainer()
             self._attach(args, model)
-            if _is_compiled(args) and model is not None:
+            if self._compiled and model is not None:
                 self._start(model)  # hooks set after the first compiled call never fire
                 self._expect_evaluation()
 
     def _attach(self, args: Any, model: Any) -> None:
-        self._args = args
+        self._args, self._compiled = args, _is_compiled(args)
         if isinstance(model, torch.nn.Module) and not self._recorder.disabled:
-            if _is_compiled(args):
+            if self._compiled:
                 say_compiled(model)
             self._forward.attach(model)
             self._recorder.attach(model)
@@ -182,8 +181,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._drop_evaluation()
         self._forward.take()  # of a step that failed
         self._in_step, self._step = True, state.global_step
-        self._recorder.begin_batch()
-        self._see_next()
+        self._begin_micro_batch()
         if self._logs:
             self._hand_over(args, state, control)
 
@@ -196,11 +194,15 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         # A copy: who logs answers by taking back that something is to be logged.
         self._recorder.hand_over(lambda figures: handler.on_log(args, state, copy(control), figures))
 
+    def _begin_micro_batch(self) -> None:
+        if self._compiled:  # any other forward says itself that it begins
+            self._recorder.begin_batch()
+        self._see_next()
+
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A micro-batch of several is through."""
         self._end_batch()
-        self._recorder.begin_batch()
-        self._see_next()
+        self._begin_micro_batch()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The last micro-batch of an optimizer step is through."""
@@ -257,7 +259,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def _pause(self) -> None:
         """Nothing is under way: the rows are made durable, and the account is given."""
         self._see_no_more()
-        if _is_compiled(self._args):  # the hooks must stay: new ones would never fire
+        if self._compiled:  # the hooks must stay: new ones would never fire
             self._recorder.wait_for_save(self._epoch)
         else:
             self._recorder.finish()
@@ -292,7 +294,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _expect_evaluation(self) -> None:
         """A compiled forward cannot tell that it begins: its pass is opened wherever one may come."""
-        if _is_compiled(self._args) and not self._evaluating:
+        if self._compiled and not self._evaluating:
             self._begin_evaluation()
             self._recorder.begin_batch()
             self._see_next()
@@ -312,7 +314,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if self._batch == 0:
                 self._recorder.use_loader(kwargs.get("eval_dataloader"))
             self._commit()
-            if _is_compiled(args):
+            if self._compiled:
                 self._recorder.begin_batch()
             if self._batch < _length(kwargs.get("eval_dataloader")):
                 self._see_next()

@@ -159,7 +159,8 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Arm the capture; the loss of the first batches is seen as the optimizer's wrapper is given it."""
         self._recorder.begin_batch(data_batch)
-        if not is_compiled(runner.model):  # `update_params` is a part of what is compiled
+        # `update_params` is a part of what is compiled; whether it is takes some asking.
+        if self._recorder.wants_loss and not is_compiled(runner.model):
             self._recorder.watch_loss(getattr(runner, "optim_wrapper", None), "update_params")
 
     before_val_iter = before_test_iter = before_train_iter
