@@ -210,7 +210,7 @@ class LoopRecorder:
             self._drop(self._walks[-1], "left inside another pass")
         self._commit(walk)
         self._walks.remove(walk)
-        if walk.unheard and not walk.batch_idx:
+        if walk.unheard and not walk.batch_idx and self.recorder.listens:
             self._tell_unheard(walk)
         close()
 

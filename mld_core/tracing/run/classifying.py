@@ -108,6 +108,12 @@ class ClassificationSession(Session):
         """Whether the model made a forward since `arm`."""
         return self.capture is not None and self.capture.heard
 
+    @property
+    def listens(self) -> bool:
+        """Whether a forward of the model would be heard."""
+        hooks = self.capture
+        return hooks is not None and (bool(hooks.probes) or hooks.watcher is not None)
+
     # -- batches ---------------------------------------------------------------------------------------------
 
     def _find_labels(self, batch: Any) -> Any:

@@ -120,6 +120,11 @@ class DetectionSession(Session):
         return self.capture is not None and self.capture.heard
 
     @property
+    def listens(self) -> bool:
+        """Whether a call of the detector would be heard."""
+        return self.capture is not None
+
+    @property
     def heard_input(self) -> Any:
         """The first argument of the detector's latest call."""
         held = None if self.capture is None else self.capture.take()

@@ -335,6 +335,12 @@ class Recorder(RunLife):
         return self.session is not None and self.session.heard
 
     @property
+    def listens(self) -> bool:
+        """Whether a forward of the model would be heard, and recorded."""
+        session = self.session
+        return session is not None and not session.unsupported and session.listens
+
+    @property
     def muted(self) -> bool:
         """Whether the innermost pass is followed without being recorded."""
         return bool(self._stack) and self._stack[-1].muted

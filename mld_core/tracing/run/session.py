@@ -98,6 +98,11 @@ class Session(RunWriter, ABC):
         """Whether the model made a forward since `arm`."""
 
     @property
+    @abstractmethod
+    def listens(self) -> bool:
+        """Whether a forward of the model would be heard."""
+
+    @property
     def heard_input(self) -> Any:
         """The first argument of the model's latest call, where the hooks keep it."""
         return None

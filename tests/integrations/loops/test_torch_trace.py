@@ -84,6 +84,24 @@ def test_a_walk_by_another_model_is_said(kind: str, caplog: pytest.LogCaptureFix
     assert load("average", "v1", dataset_type="val").num_rows == 6
 
 
+def test_where_nothing_is_listened_for_no_other_model_is_guessed(caplog: pytest.LogCaptureFixture) -> None:
+    """A regression is refused in its first batch; the walks after it have nothing to be heard."""
+    net, criterion = torch.nn.Linear(4, 1), torch.nn.MSELoss()
+    model, train, val = trace(
+        net,
+        train=DataLoader(Indexed(6), 2),
+        val=DataLoader(Indexed(4), 2),
+        criterion=criterion,
+        model_name="plain",
+    )
+    for loader in (train, val, train, val):
+        for batch in loader:
+            criterion(model(batch["x"]), batch["labels"].float()[:, None]).backward()
+    train.recording.finish()
+    assert any("looks like regression" in record.getMessage() for record in caplog.records)
+    assert not any("made no forward" in record.getMessage() for record in caplog.records)
+
+
 def test_a_compiled_model_is_seen_through() -> None:
     model, train, val = trace(
         torch.compile(Net(), backend="eager"), train=DataLoader(Indexed(4), 2), val=DataLoader(Indexed(2), 2)

@@ -72,7 +72,6 @@ def tables(
         "row": np.arange(rows),
         "global_step": np.full(rows, first_unit),
         "mode": ["eval"] * rows,
-        "sampler_repeat": pa.nulls(rows, pa.bool_()),
         "label": [int(label) if label >= -100 else None for label in labels],
         "soft_label": soft,
         "prediction": pa.array(wide.argmax(axis=1), mask=~finite),
