@@ -177,7 +177,9 @@ def suspected_bad_box_label(e: BoxEvidence) -> Bools:
     return e.bad_box.flagged
 
 
-@diagnosis("D22", "Suspected wrong class label", 4, "Relabel (the suggested label is shown).", "answers")
+@diagnosis(
+    "D22", "Suspected wrong class label", 4, "Relabel (the suggested label is shown).", "answers", "pairs"
+)
 def suspected_wrong_class_label(e: BoxEvidence) -> Bools:
     """Boxes on it say another class, whatever their score, and the two are seldom confused."""
     return e.wrong_class.flagged

@@ -93,11 +93,28 @@ class BoxEvidence:
             if self.unlabelled is None
             else "",
             "truths": "no truth counts" if self.miss_proba is None else "",
+            "pairs": "" if self.answers is None else self._too_few_pairs(),
             "epochs": ""
             if self.epochs.count >= AGREEING_EPOCHS
             else "fewer than three epochs are recorded: a truth missed by chance looks the same",
         }
         return {name: why for name, why in absent.items() if why}
+
+    def _too_few_pairs(self) -> str:
+        """Why confusions do not tell which labels are wrong: nearly all pairs of classes never occur."""
+        _, over, usual, _ = self.other_class
+        count = int(over.sum())
+        if count == 0 or usual > 0:
+            return ""
+        return (
+            f"boxes say another class on {count} truths, in so few pairs of classes that it is unknown how "
+            "often a pair is confused: look at them by their suspicion"
+        )
+
+    @cached_property
+    def other_class(self) -> tuple[Floats, Bools, float, Floats]:
+        """What `_confused` says."""
+        return _confused(self, self.known)
 
     def predicted(self, mask: Bools) -> Bools:
         """(N + M,) from a mask of the kept predictions."""
@@ -271,12 +288,12 @@ def _robust_z(quality: Floats, label: Ints, right: Bools) -> Floats:
     return np.where(label >= 0, np.nan_to_num((middle - quality) / np.maximum(spread, 1e-3)), 0.0)
 
 
-def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
-    """Boxes on the truth, whatever their score, say another class, and the two are seldom confused.
+def _confused(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools, float, Floats]:
+    """Of the truths whose boxes may say another class: how much more they do, and how often that happens.
 
-    How much more the epochs believe in the other class than in the truth's, how little the label posterior
-    gives the truth's class, and how rare the confusion of the two is, as log-odds. As many are expected to be
-    mislabelled as boxes would say another class were every pair confused no more than the usual one.
+    Returns:
+        (G,) log-odds, NaN out of the question; (G,) those above 0; the rate of the usual pair of classes;
+        (G,) that of the truth's pair.
     """
     truths, count = e.records.truths, len(e.units.kept)
     told = np.mean([_margin(one) for one in (e.match.said, *e.epochs.said)], axis=0)
@@ -287,7 +304,19 @@ def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     told[cls] -= logit(given[row[cls]])
     over = asked & (told > 0)
     rate, usual = _confusions(truths.label, e.match.said.label, over, e.records.n_class)
-    score = np.where(asked, told - 2 * np.log(np.maximum(rate, _EDGE)), np.nan)
+    return np.where(asked, told, np.nan), over, usual, rate
+
+
+def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+    """Boxes on the truth, whatever their score, say another class, and the two are seldom confused.
+
+    How much more the epochs believe in the other class than in the truth's, how little the label posterior
+    gives the truth's class, and how rare the confusion of the two is, as log-odds. As many are expected to be
+    mislabelled as boxes would say another class were every pair confused no more than the usual one.
+    """
+    told, over, usual, rate = e.other_class
+    row = e.judged_by(tide.CLS)
+    score = told - 2 * np.log(np.maximum(rate, _EDGE))
     expected = float(np.minimum(1.0, usual / np.maximum(rate, _EDGE))[over].sum())
     flagged = _top(score, over, min(_at_least(expected), answers.analysis.posterior.n_hat))
     # Only the order counts: the sum of four log-odds is brought to 0 to 1.
