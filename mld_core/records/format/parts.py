@@ -209,6 +209,10 @@ def read_part_info(part_dir: Path) -> PartInfo | None:
         return None
 
 
+UNDECODABLE = (pa.ArrowException, UnicodeDecodeError, OSError)
+"""What Arrow says of bytes that were changed; a name in a footer may be no text any more."""
+
+
 def torn_reason(part_dir: Path, info: PartInfo | None) -> str | None:
     """Why a part does not count, by sizes and footers; None if it looks whole."""
     if info is None:
@@ -225,7 +229,7 @@ def _torn_file(path: Path, expected: FileInfo) -> str | None:
         rows = pq.read_metadata(str(path)).num_rows
     except OSError as error:
         return f"{path}: {error.strerror or error}"
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         return f"{path}: the Parquet footer can not be read ({error})"
     return None if rows == expected.rows else f"{path}: {rows} rows, expected {expected.rows}"
 
@@ -248,7 +252,7 @@ def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
     path = part_dir / file_name(family)
     try:
         return pq.ParquetFile(str(path))
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNDECODABLE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's word, not Arrow's
             raise
         raise damaged(path, error) from error
@@ -271,5 +275,5 @@ def read_family(part_dir: Path, family: str, columns: list[str] | None = None) -
     with open_family(part_dir, family) as file:
         try:
             return file.read(columns=columns, use_threads=False)
-        except (pa.ArrowInvalid, OSError) as error:
+        except UNDECODABLE as error:
             raise damaged(part_dir / file_name(family), error) from error

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from mld_core.records.format.attempts import Attempt, RankFolder
 from mld_core.records.format.manifest import FEATURES_DROPPED, PartInfo
-from mld_core.records.format.parts import damaged, file_name, open_family
+from mld_core.records.format.parts import UNDECODABLE, damaged, file_name, open_family
 from mld_core.records.format.removals import marks, pending
 from mld_core.records.format.schema import REPEATED
 from mld_core.records.format.vectors import is_vector
@@ -274,7 +274,7 @@ def _part_batches(
         while True:
             try:
                 batch = next(reading, None)
-            except (pa.ArrowInvalid, OSError) as error:
+            except UNDECODABLE as error:
                 raise damaged(folder / file_name(family), error) from error
             if batch is None:
                 return
