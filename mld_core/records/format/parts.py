@@ -37,6 +37,10 @@ _WORTH = 0.85
 _NO_DICTIONARY = frozenset({"input_id", "input_hash"})
 
 
+UNDECODABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError)
+"""What Arrow says of changed bytes: a name in a footer may be no text. That memory ran out is no damage."""
+
+
 class DamagedPartError(ValueError):
     """A part whose content can not be read although its size is right."""
 
@@ -209,10 +213,6 @@ def read_part_info(part_dir: Path) -> PartInfo | None:
         return None
 
 
-UNDECODABLE = (pa.ArrowException, UnicodeDecodeError, OSError)
-"""What Arrow says of bytes that were changed; a name in a footer may be no text any more."""
-
-
 def torn_reason(part_dir: Path, info: PartInfo | None) -> str | None:
     """Why a part does not count, by sizes and footers; None if it looks whole."""
     if info is None:
@@ -229,7 +229,7 @@ def _torn_file(path: Path, expected: FileInfo) -> str | None:
         rows = pq.read_metadata(str(path)).num_rows
     except OSError as error:
         return f"{path}: {error.strerror or error}"
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         return f"{path}: the Parquet footer can not be read ({error})"
     return None if rows == expected.rows else f"{path}: {rows} rows, expected {expected.rows}"
 
