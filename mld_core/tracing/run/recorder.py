@@ -358,11 +358,8 @@ class Recorder(RunLife):
             return
         open_pass = self._stack[-1]
         with self.guard.catch("passing over a batch", lost="the loader's order as sample ids"):
-            if open_pass.tap is not None:
-                n = self.session.read(batch).n
-                open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
-                if open_pass.repeats is not None:
-                    open_pass.repeats.pop(n)
+            if open_pass.tap is not None or open_pass.repeats is not None:
+                open_pass.draw(self.session.read(batch).n)
         self.session.disarm()
 
     def _count_lost(self, batch: Any) -> None:
@@ -385,11 +382,7 @@ class Recorder(RunLife):
     def identify(self, batch: Batch, open_pass: OpenPass) -> tuple[Any, str]:
         """The batch's ids and their source, best source first; the content hash is the last resort."""
         n = batch.n
-        drawn = (
-            None if open_pass.tap is None else open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
-        )
-        if open_pass.repeats is not None:
-            batch.repeats = open_pass.repeats.pop(n)
+        drawn, batch.repeats = open_pass.draw(n)
         if n is None:
             return None, CONTENT_HASH
         if batch.id_column is not None or not batch.searched or self.options.id_fn is not None:

@@ -61,6 +61,15 @@ class OpenPass:
     size: int | None = None
     dataset: Any = None
 
+    def draw(self, n: int | None) -> tuple[Any, int]:
+        """The next batch leaves the loader: ids by the loader's order, and how many at its end are repeats.
+
+        Args:
+            n: samples in it; None: not known.
+        """
+        ids = None if self.tap is None else self.tap.pop(-1 if n is None else n, self.max_ahead)
+        return ids, 0 if self.repeats is None else self.repeats.pop(n)
+
 
 class RunWriter:
     """Writer, seals and uploads of one run on this rank, and the evaluation beside it.

@@ -94,10 +94,8 @@ class Settled:
 
     def _identify(self, batch: Batch) -> None:
         """The batch's ids, from where they came before."""
-        tap, session, n = self._open_pass.tap, self._session, batch.n
-        drawn = None if tap is None else tap.pop(n, self._open_pass.max_ahead)
-        if self._open_pass.repeats is not None:
-            batch.repeats = self._open_pass.repeats.pop(n)
+        session, n = self._session, batch.n
+        drawn, batch.repeats = self._open_pass.draw(n)
         if batch.id_column is not None and n is not None:
             ids = settled_ids(batch.id_column[0], n)
             if ids is not None:

@@ -84,8 +84,7 @@ class Thinning:
     def leave_out(self, session: Any, open_pass: OpenPass, batch: Any) -> None:
         """Passes over the batch in hand: its place in the loader's order is taken, its rows are counted."""
         n = session.read(batch).n
-        if open_pass.tap is not None:
-            open_pass.tap.pop(-1 if n is None else n, open_pass.max_ahead)
+        open_pass.draw(n)
         self.rows += n or 0
         if open_pass.context is not None:
             open_pass.context.count(LEFT_OUT, n or 0)

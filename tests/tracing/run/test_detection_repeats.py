@@ -59,3 +59,23 @@ def test_images_that_a_sampler_repeats_count_once(tmp_path: Path) -> None:
     boxes = selection.table("detections").to_pandas()
     assert boxes.groupby("input_id").size().to_dict() == {str(100 + i): 1 + i % 2 for i in range(SIZE)}
     assert selection.table("truths").num_rows == SIZE, "the repeat's true boxes are left out with it"
+
+
+def test_a_batch_without_a_forward_has_its_place_before_the_repeats(tmp_path: Path) -> None:
+    """Also where the order of the loader is not followed, as batches name their samples."""
+    with registered(CornerAdapter):
+        model = CornerNet().eval()
+        made = Recorder(model_name="net", version_name="v", store=str(tmp_path))
+        made.start(model, made.resolve_names(model), rank=1, world_size=2, framework="")
+        loader = DataLoader(
+            Images(), 2, sampler=DistributedSampler(Images(), 2, 1, shuffle=False), collate_fn=padded
+        )
+        made.begin_pass("val", 0, mode="eval", source=loader)
+        own, repeated = loader
+        made.begin_batch(own)
+        made.skip_batch(own)
+        made.begin_batch(repeated)
+        made.record(repeated, model(repeated[0]), batch_idx=1)
+        made.end_pass()
+        assert made.finish().rows_written == 1
+    assert run(tmp_path).table("samples").num_rows == 0
