@@ -13,14 +13,20 @@ from mld_core.cli.output import note
 from mld_core.evaluation.errors import FilterError, NotFoundError, ResultExistsError
 from mld_core.evaluation.results.store import find_run
 from mld_core.explained import explained
-from mld_core.records.format.layout import RunKey, Store, subfolders
+from mld_core.records.format.bucket import BucketPath, check_answers
+from mld_core.records.format.layout import RunKey, Store, store_root, subfolders
 
 OK, FAILED, USAGE, NOTHING = 0, 1, 2, 3
 
 StoreOption = Annotated[
     Path | None,
     typer.Option(
-        "--store", metavar="DIR", help="The store. Default: MLD_HOME, else ~/.mld.", show_default=False
+        "--store",
+        metavar="DIR",
+        parser=store_root,
+        help="The store: a folder or, where records are read alone, s3://bucket/prefix. "
+        "Default: MLD_HOME, else ~/.mld.",
+        show_default=False,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -62,13 +68,26 @@ def _stop(message: object, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-def open_store(path: Path | None) -> Store:
+def open_store(path: Path | None, *, reads: bool = False) -> Store:
     """The store, which must hold at least one run.
+
+    Args:
+        path: Its folder; None = the default.
+        reads: Records are read and nothing else: it may lie in a bucket.
 
     Raises:
         NotFoundError: The folder is missing, or holds no runs.
+        ValueError: It lies in a bucket, and more is wanted than to read its records.
+        UnreachableStoreError: The bucket does not answer.
     """
     store = Store(path)
+    if isinstance(store.root, BucketPath) and not reads:
+        raise ValueError(
+            f"{store.root}: this command works on a folder; of a store in a bucket `mld ls`, `mld show`, "
+            "`mld evaluate`, `mld compare` and `mld report` read. Copy it to a folder first (e.g. with "
+            "rclone or `aws s3 sync`) and give that with --store DIR"
+        )
+    check_answers(store.root)
     if not store.root.is_dir():
         raise NotFoundError(
             f"there is no store at {store.root}: record a training first, or say where it is with --store "

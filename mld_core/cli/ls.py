@@ -68,7 +68,7 @@ def ls(
             else:
                 _remote(place, model, version, tag=tag, most=most, as_json=as_json)
             return
-        opened = open_store(store)
+        opened = open_store(store, reads=True)
         if results:
             here = StoreSource(opened)
             _results(here, here.run(model, version), as_json=as_json)

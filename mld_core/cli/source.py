@@ -110,7 +110,7 @@ def source(store: Path | None) -> Source:
         ValueError: There is a key but no endpoint.
     """
     service = resolve_endpoint() if store is None else None
-    return StoreSource(open_store(store)) if service is None else ServiceSource(service)
+    return StoreSource(open_store(store, reads=True)) if service is None else ServiceSource(service)
 
 
 class StoreSource(Source):

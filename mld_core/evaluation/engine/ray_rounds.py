@@ -1,8 +1,9 @@
 """Rounds on a Ray cluster: each part is a task, retried elsewhere where its worker is lost.
 
-Tasks read their part and write their output in place: the store has to be mounted at the same path on every
-machine. The broadcast of a round is put into the object store once; states come back in the order of the
-parts and are folded as the threads of one machine fold them.
+Tasks read their part in place: a folder has to be mounted at the same path on every machine, a bucket has to
+answer there. The broadcast of a round is put into the object store once; states and unit tables come back in
+the order of the parts, so that the results are written by the driver alone, and are folded as the threads of
+one machine fold them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import pickle
 import socket
+import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mld_core.evaluation.engine.executor import Round, State, Workers, enter_worker
@@ -107,11 +110,13 @@ class RayRounds:
             while left or waiting:
                 while left and len(waiting) < ahead:
                     walk = left.popleft()
-                    waiting.append(self._walk.remote(walk, shipped, target_of(walk, folder)))
-                yield self._got(waiting[0], work)
+                    waiting.append((self._walk.remote(walk, shipped, folder is not None), walk))
+                ticket, walk = waiting[0]
+                yield _kept(self._got(ticket, work), target_of(walk, folder))
                 waiting.popleft()
+                del ticket  # what it stands for stays in the object store as long as it is named
         finally:
-            self._cancel(list(waiting))
+            self._cancel([ticket for ticket, _ in waiting])
 
     def _got(self, ticket: Any, work: Round[S]) -> Walked[S]:
         """What came of a part; what went wrong in its task as if it had gone wrong here."""
@@ -139,11 +144,25 @@ class RayRounds:
                 self._ray.wait(tickets, num_returns=len(tickets), timeout=_CANCEL_SECONDS)
 
 
-def run_part(walk: PartWalk, work: Round[S], target: Path | None) -> Walked[S]:
+def run_part(walk: PartWalk, work: Round[S], tables: bool) -> Walked[S]:
     """One part, in a process of the cluster, with one thread as in a pool of threads."""
     enter_worker()
-    with threadpool_limits(1):
-        return walk_part(walk, work, target, measure=True)
+    with threadpool_limits(1), tempfile.TemporaryDirectory(prefix="mld-part-") as folder:
+        target = target_of(walk, Path(folder) if tables else None)
+        walked = walk_part(walk, work, target, measure=True)
+        if target is not None and target.exists():
+            walked.table = np.fromfile(target, np.uint8)
+    return walked
+
+
+def _kept(walked: Walked[S], target: Path | None) -> Walked[S]:
+    """Write what a part gave back as a file, which is there only once it is whole."""
+    if walked.table is not None and target is not None:
+        beside = target.with_name(f".{target.name}")
+        walked.table.tofile(beside)
+        beside.replace(target)
+        walked.table = None
+    return walked
 
 
 # -- joining a cluster -----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Round, Stage, State, Workers
 from mld_core.evaluation.engine.passes import ROW, layer_column
@@ -98,6 +99,8 @@ class Walked(Generic[S]):
         cpu_seconds: Processor time of the walk.
         peak_bytes: Largest resident memory of the process so far.
         sent: Bytes of the state, as another process would send it; 0 where none does.
+        written: Bytes of the file of its output.
+        table: That file, where it was made on another machine.
     """
 
     state: S
@@ -105,6 +108,8 @@ class Walked(Generic[S]):
     cpu_seconds: float
     peak_bytes: int
     sent: int = 0
+    written: int = 0
+    table: NDArray[np.uint8] | None = None
 
 
 @dataclass
@@ -118,6 +123,7 @@ class Cost:
     read: int = 0
     broadcast: int = 0
     states: int = 0
+    written: int = 0
     peak_bytes: int = 0
 
     def add(self, one: Walked[Any]) -> None:
@@ -125,6 +131,7 @@ class Cost:
         self.rows += one.rows
         self.cpu_seconds += one.cpu_seconds
         self.states += one.sent
+        self.written += one.written
         self.peak_bytes = max(self.peak_bytes, one.peak_bytes)
 
 
@@ -138,7 +145,7 @@ def walk_part(walk: PartWalk, work: Round[S], target: Path | None, *, measure: b
         measure: Also tell how large the state is.
     """
     clock = time.thread_time()
-    state, rows = work.zero, 0
+    state, rows, written = work.zero, 0, 0
     begun, writer = False, None
     beside = None if target is None else target.with_name(f".{target.name}.{time.time_ns()}")
     try:
@@ -151,12 +158,13 @@ def walk_part(walk: PartWalk, work: Round[S], target: Path | None, *, measure: b
                 writer.write_batch(output)
         if writer is not None and beside is not None and target is not None:
             writer.close()
+            written = beside.stat().st_size
             beside.replace(target)
     finally:
         if beside is not None:
             beside.unlink(missing_ok=True)
     sent = len(pickle.dumps(state, protocol=5)) if measure else 0
-    return Walked(state, rows, time.thread_time() - clock, _peak_bytes(), sent)
+    return Walked(state, rows, time.thread_time() - clock, _peak_bytes(), sent, written)
 
 
 def _peak_bytes() -> int:

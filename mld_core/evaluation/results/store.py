@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from mld_core.evaluation.errors import NotFoundError, RecordsRemovedError, ResultExistsError, known, near
 from mld_core.records.format import names
-from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.format.bucket import BucketPath, UnreachableStoreError
+from mld_core.records.format.layout import RESULTS_DIR, RunKey, Store, subfolders
 from mld_core.records.format.manifest import fsync_dir, tmp_name
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class ResultStore:
         self.store = store
         self.run = run
         self.root = store.results_dir(run)
+        # Results that lie in a bucket beside the records are copied here when they are read.
+        own = store.run_dir(run) / RESULTS_DIR
+        self._bucket = own if isinstance(own, BucketPath) else None
 
     @property
     def spill(self) -> Path:
@@ -55,6 +59,10 @@ class ResultStore:
         if self.root.is_dir():
             folders = [folder for folder in self.root.iterdir() if not folder.name.startswith(".")]
             found = [info for folder in folders if (info := _read(folder)) is not None]
+        if self._bucket is not None:
+            here = {info["result_name"] for info in found}
+            there = (_read(folder) for folder in subfolders(self._bucket))
+            found += [info for info in there if info is not None and info["result_name"] not in here]
         return sorted(found, key=lambda info: (str(info["completed_at"]), str(info["result_name"])))
 
     def folder(self, result_name: str) -> Path:
@@ -69,6 +77,14 @@ class ResultStore:
         """
         folder = self.folder(result_name)
         info = _read(folder)
+        if info is None and self._bucket is not None and _read(self._bucket / folder.name) is not None:
+            with self.writing() as made:
+                for path in (self._bucket / folder.name).iterdir():
+                    with path.source() as source, (made / path.name).open("xb") as target:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                _make_durable(made)
+                made.replace(folder)
+            info = _read(folder)
         if info is None:
             there = [str(one["result_name"]) for one in self.all()]
             raise NotFoundError(
@@ -95,7 +111,8 @@ class ResultStore:
         Raises:
             ResultExistsError: A result of that name exists.
         """
-        if self.folder(result_name).exists():
+        there = self._bucket is not None and (self._bucket / names.encode(result_name)).exists()
+        if there or self.folder(result_name).exists():
             raise ResultExistsError(
                 f"result {result_name!r} exists and results are never changed: read it with "
                 f"get_result({result_name!r}), or pass another result_name (None makes one)"
@@ -256,6 +273,8 @@ def no_such_run(runs: Sequence[RunKey], where: str, run: RunKey) -> NotFoundErro
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
         info = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except UnreachableStoreError:
+        raise
     except (OSError, ValueError):
         return None
     return (

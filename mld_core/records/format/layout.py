@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mld_core.records.format import names
+from mld_core.records.format.bucket import BucketPath, bucket_path, is_bucket
 from mld_core.records.format.manifest import FORMAT, make_dirs, read_json, utc_now, write_json
 
 RUN_FILE = "run.json"
 RESULTS_DIR = ".results"
+BUCKETS_DIR = ".buckets"
+"""In the store of this machine: results of stores in buckets, to which nothing is written."""
 _GENERATION = re.compile(r"\.generation-(\d+)")
 _EPOCH = re.compile(r"epoch-(none|-?\d+)")
 _PASS = re.compile(r"pass-(\d+)")
@@ -42,9 +45,20 @@ class PassKey:
 
 
 def store_root(root: str | Path | None = None) -> Path:
-    """The absolute path of the store: the argument, else `MLD_HOME`, else `~/.mld`."""
+    """The absolute path of the store: the argument, else `MLD_HOME`, else `~/.mld`; or a place in a bucket.
+
+    Raises:
+        ValueError: `s3:` and no address of a bucket.
+    """
     chosen = root if root is not None else os.environ.get("MLD_HOME") or "~/.mld"
-    return Path(chosen).expanduser().absolute()
+    return bucket_path(chosen) if is_bucket(chosen) else Path(chosen).expanduser().absolute()
+
+
+def _beside(root: BucketPath) -> Path:
+    """The folder of this machine for what belongs to a store in a bucket."""
+    home = os.environ.get("MLD_HOME")
+    here = store_root("~/.mld" if is_bucket(home) else home)
+    return here / BUCKETS_DIR / names.encode(root.address)
 
 
 def epoch_folder(n_epoch: int | None) -> str:
@@ -71,7 +85,13 @@ def parse_pass(folder: str) -> int | None:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """The visible folders in `path`, sorted by name; none when it is missing or unreadable."""
+    """The visible folders in `path`, sorted by name; none when it is missing or unreadable.
+
+    Raises:
+        UnreachableStoreError: it lies in a bucket that does not answer.
+    """
+    if isinstance(path, BucketPath):
+        return [path / name for name, is_folder in path.entries() if is_folder and not name.startswith(".")]
     try:
         with os.scandir(path) as entries:
             found = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
@@ -81,7 +101,10 @@ def subfolders(path: Path) -> list[Path]:
 
 
 class Store:
-    """A folder that holds the records of any number of runs. Cheap, picklable, holds nothing open."""
+    """A folder, or a place in a bucket, that holds the records of any number of runs.
+
+    Cheap, picklable, holds nothing open. In a bucket it is read and never written.
+    """
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = store_root(root)
@@ -102,8 +125,11 @@ class Store:
         return self.root / names.encode(run.model_name) / names.encode(run.version_name)
 
     def results_dir(self, run: RunKey) -> Path:
-        """The folder of a run's evaluation results (not created here)."""
-        return self.run_dir(run) / RESULTS_DIR
+        """The folder of a run's evaluation results (not created here), always one of this machine."""
+        own = self.run_dir(run)
+        if isinstance(self.root, BucketPath):
+            own = _beside(self.root) / names.encode(run.model_name) / names.encode(run.version_name)
+        return own / RESULTS_DIR
 
     def split_dir(self, run: RunKey, dataset_type: str) -> Path:
         """The folder of one split."""
@@ -210,6 +236,9 @@ def generation_in(folder: Path | str) -> int:
     Raises:
         OSError: the folder is there and can not be listed.
     """
+    if isinstance(folder, BucketPath):
+        found = [name for name, _ in folder.entries()]
+        return max((int(match[1]) for name in found if (match := _GENERATION.fullmatch(name))), default=0)
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if entry.name.startswith(".generation-")]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mld_core.explained import explained
+from mld_core.records.format.bucket import UnreachableStoreError
 
 T = TypeVar("T")
 FORMAT = 1
@@ -189,9 +190,15 @@ def write_json(path: Path, data: dict[str, Any], *, fsync: bool = True) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None when the file is missing, unreadable, torn or not an object."""
+    """Read a JSON object; None when the file is missing, unreadable, torn or not an object.
+
+    Raises:
+        UnreachableStoreError: it lies in a bucket that does not answer, and may well be there.
+    """
     try:
         data = json.loads(path.read_bytes())
+    except UnreachableStoreError:
+        raise
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None

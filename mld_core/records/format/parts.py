@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mld_core.records.format.bucket import BucketPath, UnreachableStoreError
 from mld_core.records.format.manifest import (
     FORMAT,
     PART_FILE,
@@ -226,7 +227,10 @@ def _torn_file(path: Path, expected: FileInfo) -> str | None:
         size = path.stat().st_size
         if size != expected.bytes:
             return f"{path}: {size} bytes, expected {expected.bytes}"
-        rows = pq.read_metadata(str(path)).num_rows
+        with _parquet(path) as file:
+            rows = file.metadata.num_rows
+    except UnreachableStoreError:
+        raise
     except OSError as error:
         return f"{path}: {error.strerror or error}"
     except UNDECODABLE as error:
@@ -251,15 +255,29 @@ def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
     """
     path = part_dir / file_name(family)
     try:
-        return pq.ParquetFile(str(path))
+        return _parquet(path)
+    except UnreachableStoreError:
+        raise
     except UNDECODABLE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's word, not Arrow's
             raise
         raise damaged(path, error) from error
 
 
-def damaged(path: Path, error: Exception) -> DamagedPartError:
-    """The error for a part that is there but can not be decoded."""
+def _parquet(path: Path) -> pq.ParquetFile:
+    if not isinstance(path, BucketPath):
+        return pq.ParquetFile(str(path))
+    try:
+        return pq.ParquetFile(path.source())
+    except OSError as error:
+        raise path.unreachable(error) or error from error
+
+
+def damaged(path: Path, error: Exception) -> DamagedPartError | UnreachableStoreError:
+    """The error for a part that is there but can not be decoded, or whose bucket went away meanwhile."""
+    gone = path.unreachable(error) if isinstance(path, BucketPath) else None
+    if gone is not None:
+        return gone
     return DamagedPartError(
         f"{path} is damaged ({error}); `mld doctor` lists damaged parts, and moving the folder {path.parent} "
         "away lets the rest be read"

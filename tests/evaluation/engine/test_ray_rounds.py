@@ -1,6 +1,7 @@
 """The same rounds on a Ray cluster: two nodes of one CPU each, workers that are lost, a driver that is killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import server_parts
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.evaluator import Evaluator
+from mld_core.records.format.layout import Store
 
 ray = pytest.importorskip("ray", reason="the cluster's tests need Ray: pip install 'ml-debugger[ray]'")
 
@@ -29,7 +32,11 @@ def cluster():
     # Workers look for the package and the kernels of these tests where this process does.
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150_000_000})
     made.add_node(num_cpus=1, object_store_memory=150_000_000)
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    keys = {
+        "AWS_ACCESS_KEY_ID": server_parts.S3Server.key,
+        "AWS_SECRET_ACCESS_KEY": server_parts.S3Server.secret,
+    }
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), **keys}}
     ray.init(made.address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
@@ -100,16 +107,13 @@ def test_a_worker_that_is_killed_costs_time_alone(store, cluster, on_threads, tm
     from mld_core.evaluation.engine import ray_rounds
 
     killed = tmp_path / "killed"
-    walk_part = ray_rounds.walk_part
+    run_part = ray_rounds.run_part
 
-    def fragile(walk, work, target, **more):
+    def task(walk, work, tables):
         if work.name.startswith("units") and not killed.exists():
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return walk_part(walk, work, target, **more)
-
-    def task(walk, work, target):
-        return fragile(walk, work, target, measure=True)
+        return run_part(walk, work, tables)
 
     patch = pytest.MonkeyPatch()
     with patch.context() as here:
@@ -142,6 +146,26 @@ def test_memory_of_a_worker_is_that_of_a_batch(store, cluster):
         )
     assert {one.name.split()[0] for one in costs} == {"scalars", "sample", "cells", "units", "ranking"}
     assert all(0 < one.peak_bytes < 700 * 2**20 for one in costs)
+
+
+def test_a_store_in_a_bucket_is_walked_over_in_place(small, cluster, tmp_path, monkeypatch):
+    """Workers have the keys of their own machine and the endpoint from the path; tables come back to the driver."""
+    server = server_parts.S3Server(tmp_path / "s3")
+    if server.missing:
+        pytest.skip(server.missing)
+    names = shutil.ignore_patterns(".results")
+    shutil.copytree(small.root, server.folder / "objects" / server.bucket / "store", ignore=names)
+    server.start()
+    try:
+        for name, value in {**server.env, "MLD_HOME": str(tmp_path / "home")}.items():
+            monkeypatch.setenv(name, value)
+        store = Store(f"s3://{server.bucket}/store?endpoint_override={server.url}")
+        made = evaluated(store, "bucket", engine="ray", repeats=1)
+    finally:
+        server.stop()
+    own = evaluated(small, "folder", engine="rounds", repeats=1, threads=2)
+    pd.testing.assert_frame_equal(units_of(made), units_of(own), rtol=1e-6)
+    assert made.folder.is_relative_to(tmp_path / "home")
 
 
 def test_a_driver_that_is_killed_leaves_no_result(store, tmp_path):
