@@ -68,6 +68,22 @@ def _stop(message: object, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
+def store_in_folder(path: Path | None) -> Store:
+    """The store, which may hold nothing yet.
+
+    Raises:
+        ValueError: It lies in a bucket.
+    """
+    store = Store(path)
+    if isinstance(store.root, BucketPath):
+        raise ValueError(  # noqa: TRY004  a value of a path that the user gave
+            f"{store.root}: this command works on a folder; of a store in a bucket `mld ls`, `mld show`, "
+            "`mld evaluate`, `mld compare` and `mld report` read. Copy it to a folder first (e.g. with "
+            "rclone or `aws s3 sync`) and give that with --store DIR"
+        )
+    return store
+
+
 def open_store(path: Path | None, *, reads: bool = False) -> Store:
     """The store, which must hold at least one run.
 
@@ -80,13 +96,7 @@ def open_store(path: Path | None, *, reads: bool = False) -> Store:
         ValueError: It lies in a bucket, and more is wanted than to read its records.
         UnreachableStoreError: The bucket does not answer.
     """
-    store = Store(path)
-    if isinstance(store.root, BucketPath) and not reads:
-        raise ValueError(
-            f"{store.root}: this command works on a folder; of a store in a bucket `mld ls`, `mld show`, "
-            "`mld evaluate`, `mld compare` and `mld report` read. Copy it to a folder first (e.g. with "
-            "rclone or `aws s3 sync`) and give that with --store DIR"
-        )
+    store = Store(path) if reads else store_in_folder(path)
     check_answers(store.root)
     if not store.root.is_dir():
         raise NotFoundError(

@@ -11,7 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from mld_core.cli.common import FAILED, NOTHING, JsonOption, StoreOption, clear_errors
+from mld_core.cli.common import (
+    FAILED,
+    NOTHING,
+    JsonOption,
+    StoreOption,
+    clear_errors,
+    store_in_folder,
+)
 from mld_core.cli.output import cell, emit, emit_json, note
 from mld_core.records.format.layout import Store
 
@@ -43,7 +50,7 @@ def doctor(
     with clear_errors():
         from mld_core.records.read.check import check_store
 
-        place = Store(store)
+        place = store_in_folder(store)
         facts = _store_facts(place, store)
         there = place.root.is_dir() and bool(place.runs())
         findings = [] if not there else [asdict(one) for one in check_store(place, digests=not quick)]

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mld_core.cli.common import StoreOption, clear_errors
+from mld_core.cli.common import StoreOption, clear_errors, store_in_folder
 from mld_core.cli.output import note
-from mld_core.records.format.layout import Store
 from mld_core.records.store.verdict import default_author
 
 
@@ -85,7 +84,7 @@ def ui(
       mld ui --no-browser --port 8800      on a remote machine, with ssh -L 8800:127.0.0.1:8800
     """  # noqa: D301  click reads the mark
     with clear_errors():
-        opened = Store(store)
+        opened = store_in_folder(store)
         if not opened.root.is_dir():
             if store is not None:
                 raise FileNotFoundError(f"there is no store at {opened.root}: give the folder of one")
