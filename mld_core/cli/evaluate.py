@@ -61,7 +61,7 @@ def evaluate(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="memory; rounds (parts and a sample at a time); ray (the same on a Ray cluster). "
+            help="memory; rounds (parts and a sample at a time; not 3D); ray (the same on a Ray cluster). "
             "Default: MLD_ENGINE, else memory.",
             show_default=False,
         ),

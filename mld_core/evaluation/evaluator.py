@@ -30,6 +30,9 @@ METHODS: Mapping[str, str] = {
 }
 """Task of a run and the method that `method_name="default"` stands for."""
 
+IN_ROUNDS = (METHODS["classification"], METHODS["detection"])
+"""Methods that can be evaluated in rounds over the parts of a pass."""
+
 STAGES = 16
 """Stages a method goes through for one pass, at most; only the figures of progress depend on it."""
 
@@ -138,7 +141,7 @@ class Evaluator:
                 cross-fit is repeated with other folds, default 3); `null_run` (bool: also analyse shuffled
                 errors, which doubles the time, for `null_hotspot_ratio`); `error_proba_thresh` (detection
                 only, default 0.8); `threads`; `exact_cells` (up to this many units x classes the ranking
-                metrics are exact); `progress` (bool; default: on a terminal); `engine` (classification:
+                metrics are exact); `progress` (bool; default: on a terminal); `engine` (not of 3D boxes:
                 "memory", the default; "rounds" walks over the parts of a pass and holds a sample alone, with
                 cells in place of neighbours; "ray" does the same on a Ray cluster; `MLD_ENGINE` is the
                 default where it is set); `ray_address` (of the cluster; default `RAY_ADDRESS`, else a
@@ -301,10 +304,10 @@ def _with_engine(options: dict[str, Any], method: str) -> dict[str, Any]:
     if wished not in ENGINES:
         where = "option engine" if "engine" in options else "MLD_ENGINE"
         raise ValueError(f"{where}={wished!r}{near(wished, ENGINES)}: expected one of {known(ENGINES)}")
-    if method != METHODS["classification"] and wished != "memory":
+    if method not in IN_ROUNDS and wished != "memory":
         if "engine" in options:
             raise ValueError(
-                f"option engine={wished!r}: {METHODS['classification']} alone is evaluated in rounds; "
+                f"option engine={wished!r}: {known(IN_ROUNDS)} alone are evaluated in rounds; "
                 f"leave it out for {method}"
             )
         wished = "memory"
@@ -320,9 +323,9 @@ def _with_engine(options: dict[str, Any], method: str) -> dict[str, Any]:
 def _engine_notes(options: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
     """That `MLD_ENGINE` was not heeded, where the method has no rounds."""
     wished = os.environ.get("MLD_ENGINE") or "memory"
-    if wished == "memory" or method == METHODS["classification"] or "engine" in options:
+    if wished == "memory" or method in IN_ROUNDS or "engine" in options:
         return []
-    alone = f"{METHODS['classification']} alone is evaluated in rounds"
+    alone = f"{known(IN_ROUNDS)} alone are evaluated in rounds"
     text = f"MLD_ENGINE={wished}: {alone}; {method} ran in memory"
     return [problem("option", text, severity="note")]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.profile import coco_state
 from mld_core.evaluation.detection.records import BoxRecords, read_boxes
-from mld_core.evaluation.detection3d.profile import nuscenes_figures
+from mld_core.evaluation.detection3d.profile import nuscenes_figures, nuscenes_state
 from mld_core.evaluation.metrics.coco import (
     RECALLS,
     CocoState,
@@ -99,9 +99,10 @@ def _flat_figures(records: BoxRecords) -> _Figures | None:
 
 
 def _solid_figures(records: BoxRecords) -> _Figures | None:
-    found = nuscenes_figures(records) if len(records.predictions) else None
-    if found is None:
+    state = nuscenes_state(records) if len(records.predictions) else None
+    if state is None:
         return None
+    found = nuscenes_figures([state], records.class_names)
     known = [name for name in ERRORS if name != "ave" or found.velocities]
     errors = {name: found.curve[ERRORS.index(name)] for name in known}
     return [f"{one:g} m" for one in DISTANCES], found.truths, found.ap, found.precision, errors

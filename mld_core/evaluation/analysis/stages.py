@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,9 @@ REFERENCE_MINIMUM = 30
 REFERENCE_ORDER = ("val", "test")
 
 Value = float | int | str | None
+
+Rows: TypeAlias = list[dict[str, Any]] | pa.Table
+"""Rows of a table: one dict each, or a table where there are many."""
 
 
 @dataclass
@@ -132,7 +135,7 @@ class StageOutput:
     categories: Mapping[str, Value] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: Mapping[str, Rows] = field(default_factory=dict)
 
 
 class SplitStage(Protocol):

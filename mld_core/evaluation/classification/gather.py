@@ -109,17 +109,17 @@ def read_all_logits(split: Split) -> NDArray[np.float32]:
     return made
 
 
-def read_hashes(column: NDArray[Any], dataset: str) -> NDArray[Any] | None:
+def read_hashes(column: NDArray[Any], dataset: str, first: int = 0) -> NDArray[Any] | None:
     """(N,) hashes as texts; None where no unit has one.
 
-    A unit without a hash among units with one stands for itself.
+    A unit without a hash among units with one stands for itself: by its number, from `first` on.
     """
     missing = pd.isna(column)
     if missing.all():
         return None
     if missing.any():
         column = column.copy()
-        column[missing] = [f"{dataset}#{row}" for row in np.flatnonzero(missing)]
+        column[missing] = [f"{dataset}#{first + row}" for row in np.flatnonzero(missing)]
     return column.astype(str)
 
 

@@ -149,7 +149,7 @@ def diagnose(
     for one in registry:
         absent = [missing[need] for need in one.needs if need in missing]
         if absent or one.predicate is None:
-            reasons[one.code] = "not computable: " + "; ".join(absent)
+            reasons[one.code] = "not computable: " + "; ".join(dict.fromkeys(absent))
             continue
         masks[one.code] = one.predicate(evidence)
         if one.varies and one.severity >= GRAVE and halves and masks[one.code].any():

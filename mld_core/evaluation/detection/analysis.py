@@ -18,10 +18,9 @@ from mld_core.evaluation.detection.records import (
     BoxRecords,
     class_logits,
     feature_vectors,
-    user_columns,
     vector_rows,
 )
-from mld_core.evaluation.detection.units import BoxUnits, box_size, corners
+from mld_core.evaluation.detection.units import BoxUnits, box_size, corners, user_columns
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Floats, Ints, Predictions, ordinal, overlap_blocks
 from mld_core.evaluation.metrics.classification import entropy, log_softmax
@@ -39,8 +38,13 @@ class BoxAnswers:
     probabilities: BoxProbabilities
 
 
-def frame_keys(records: BoxRecords, group_key: str | None) -> NDArray[Any]:
+def frame_keys(records: BoxRecords, group_key: str | None, first: int = 0) -> NDArray[Any]:
     """(F,) texts that keep boxes together: the user's column, else the input hash, else the input id.
+
+    Args:
+        records: A pass, or a part of it.
+        group_key: The user's column.
+        first: Number of its first frame in the pass.
 
     Raises:
         ValueError: The user's column is not recorded.
@@ -55,12 +59,13 @@ def frame_keys(records: BoxRecords, group_key: str | None) -> NDArray[Any]:
                 f"of yours (recorded: {known}); record it with additional_fields"
             )
         values = key_texts(own[group_key])
-        return np.array([f"frame#{row}" if one is None else one for row, one in enumerate(values)])
-    hashes = read_hashes(frames["input_hash"].to_numpy().astype(object), records.selection.key.dataset_type)
+        return np.array([f"frame#{row}" if one is None else one for row, one in enumerate(values, first)])
+    dataset = records.selection.key.dataset_type
+    hashes = read_hashes(frames["input_hash"].to_numpy().astype(object), dataset, first)
     if hashes is not None:
         return hashes
     ids = frames["input_id"].to_pylist()
-    return np.array([f"frame#{row}" if one is None else one for row, one in enumerate(ids)])
+    return np.array([f"frame#{row}" if one is None else one for row, one in enumerate(ids, first)])
 
 
 def box_arrays(
@@ -70,6 +75,7 @@ def box_arrays(
     *,
     group_key: str | None = None,
     train: TrainArrays | None = None,
+    first_frame: int = 0,
 ) -> SplitArrays:
     """The arrays of the kept predictions as the analysis takes them.
 
@@ -80,7 +86,7 @@ def box_arrays(
     logits = class_logits(records, kept, vectors, folder)
     label = np.where(events.said_of >= 0, events.said_of, records.n_class)
     predictions = records.predictions.take(kept)
-    keys = frame_keys(records, group_key)
+    keys = frame_keys(records, group_key, first_frame)
     own = user_columns(records)
     metadata = None
     if own.num_columns:
@@ -178,3 +184,11 @@ def logit_figures(logits: NDArray[np.floating], labels: Ints) -> dict[str, Float
         loss[span] = np.where(known, own, np.nan)
         spread[span] = entropy(log_q)
     return {"loss": loss, "entropy": spread}
+
+
+def label_for_loss(records: BoxRecords, units: BoxUnits) -> Ints:
+    """(N,) class of each kept prediction for the loss, -1 where it is not judged."""
+    # A box that found nothing is background, however close the next truth.
+    events = units.events
+    label = np.where(events.matched & (events.said_of >= 0), events.said_of, records.n_class)
+    return np.where(units.judged, label, -1)

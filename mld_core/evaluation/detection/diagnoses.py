@@ -47,8 +47,9 @@ def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
     """Ask every diagnosis about every unit."""
     count, suspicion = len(e.units.kept), np.full(e.rows, np.nan)
     asked = [] if e.miss_proba is None else [e.spurious]
+    pairs = e.answers is not None and (e.usual is None or e.usual.confused is not None)
     if e.answers is not None:
-        asked += [e.bad_box, e.wrong_class]
+        asked += [e.bad_box, e.wrong_class] if pairs else [e.bad_box]
     asked.append(e.missing_label)
     for suspects in asked:
         there = ~np.isnan(suspects.score)
@@ -56,7 +57,7 @@ def diagnose_boxes(e: BoxEvidence) -> BoxDiagnoses:
     twice = e.on_rows(e.row_of, e.labels.twice, e.labels.duplicate)
     suspicion = np.fmax(suspicion, np.where(twice.flagged, twice.score, np.nan))
     suggested = np.full(e.rows, -1, np.int64)
-    if e.answers is not None:
+    if pairs:
         missed = e.units.missed
         rows = slice(count, count + len(missed))
         said = ~np.isnan(e.wrong_class.score[rows])
@@ -144,6 +145,11 @@ def missed_in_a_crowd(e: BoxEvidence) -> Bools:
     return e.missed((e.alone | e.below) & dense)
 
 
+def small_limit(area: Floats) -> float:
+    """The area that one in ten lies below."""
+    return float(np.quantile(area, SMALL_QUANTILE))
+
+
 @diagnosis("D09", "Small or cut off", 2, "Higher resolution, tiling.")
 def small_or_cut_off(e: BoxEvidence) -> Bools:
     """Not found, and smaller than 9 in 10 of its class or touching the image's border."""
@@ -151,8 +157,11 @@ def small_or_cut_off(e: BoxEvidence) -> Bools:
 
     missed, truths = e.units.missed, e.records.truths
     area = box_size(truths.box)[0]
-    counted = np.where(truths.counts, area, np.nan)
-    limit = by_class(truths.label, counted, lambda known: np.quantile(known, SMALL_QUANTILE), -np.inf)
+    if e.usual is None:
+        counted = np.where(truths.counts, area, np.nan)
+        limit = by_class(truths.label, counted, small_limit, -np.inf)
+    else:
+        limit = e.usual.small_of(truths.label)
     small = (area < limit)[missed]
     return e.missed(small | e.records.border[missed])
 

@@ -6,6 +6,7 @@ models that saw neither it nor another box of its frame or group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
-from mld_core.evaluation.statistics.logistic import fit_logistic
+from mld_core.evaluation.statistics.logistic import Logistic, fit_logistic
 from mld_core.evaluation.statistics.warned import filters_kept
 
 TRAIN_CAP = 20_000
@@ -65,76 +66,150 @@ class BoxRefiner:
         workers: Workers = work.workers
         # U stands for "none of the others": no probability of its own.
         codes = np.where(self.code == U, -1, self.code)
-        of_code = class_probabilities(inputs, folds, codes, U, workers)
-        of_class = class_probabilities(inputs, folds, self.wrong_class, 2, workers)
-        self.found = BoxProbabilities(1 - of_code[:, A], of_class[:, 1], of_code.max(axis=1))
+
+        def columns(rows: Ints, fold: int) -> NDArray[np.float32]:
+            return np.column_stack([inputs.fixed[rows], fold_columns(inputs, rows, folds, fold)])
+
+        _, self.found = fit_parts(columns, folds, codes, self.wrong_class, workers)
         return recalibrated(estimate, self.found, inputs, folds, workers)
 
 
-def class_probabilities(
-    inputs: StackInputs, folds: NDArray[np.int8], target: Ints, count: int, workers: Workers
-) -> Floats:
-    """(N, count) cross-fitted probabilities of a target, calibrated by a temperature fitted out of fold.
+ColumnsOf = Callable[[Ints, int], NDArray[np.float32]]
+"""Rows and the fold that is kept out -> the columns of the error estimator."""
+
+
+@dataclass(frozen=True)
+class ClassModels:
+    """What gives any box its probabilities of some outcomes; small, and plain data.
+
+    Attributes:
+        prior: (count,) shares of the outcomes.
+        trees: One set for each fold; None where the other folds hold too little.
+        powers: (folds,) inverse temperatures.
+    """
+
+    prior: Floats
+    trees: tuple[Any, ...]
+    powers: Floats
+
+    def raw(self, columns: ColumnsOf, folds: NDArray[np.int8]) -> Floats:
+        """(n, count) before the temperature; each box by the trees that did not see its fold."""
+        made = np.tile(self.prior, (len(folds), 1))
+        for fold, trees in enumerate(self.trees):
+            test = np.flatnonzero(folds == fold)
+            for span in spans(len(test), _ROWS) if trees is not None else ():
+                p = np.zeros((len(test[span]), len(self.prior)))
+                p[:, trees.classes_] = trees.predict_proba(columns(test[span], fold))
+                made[test[span]] = p
+        return made
+
+    def tempered(self, raw: Floats, folds: NDArray[np.int8]) -> Floats:
+        """(n, count) each fold's probabilities at its temperature."""
+        made = raw.copy()
+        for fold, power in enumerate(self.powers):
+            mine = folds == fold
+            if mine.any() and not np.isnan(power):
+                made[mine] = _softmax(np.log(np.maximum(raw[mine], _EDGE)) * power)
+        return made
+
+
+@dataclass(frozen=True)
+class PartModels:
+    """The models of the error codes and of a wrong class."""
+
+    code: ClassModels
+    wrong_class: ClassModels
+
+    def score(self, columns: ColumnsOf, folds: NDArray[np.int8]) -> BoxProbabilities:
+        """What is estimated about (n,) boxes."""
+        both = (one.tempered(one.raw(columns, folds), folds) for one in (self.code, self.wrong_class))
+        return _probabilities(*both)
+
+
+def _probabilities(of_code: Floats, of_class: Floats) -> BoxProbabilities:
+    return BoxProbabilities(1 - of_code[:, A], of_class[:, 1], of_code.max(axis=1))
+
+
+def fit_parts(
+    columns: ColumnsOf,
+    folds: NDArray[np.int8],
+    code: Ints,
+    wrong_class: Ints,
+    workers: Workers,
+    weight: Floats | None = None,
+) -> tuple[PartModels, BoxProbabilities]:
+    """Fit both, and say what they say of the boxes they were fitted on, out of fold."""
+    codes, of_code = fit_classes(columns, folds, code, U, workers, weight)
+    classes, of_class = fit_classes(columns, folds, wrong_class, 2, workers, weight)
+    return PartModels(codes, classes), _probabilities(of_code, of_class)
+
+
+def fit_classes(
+    columns: ColumnsOf,
+    folds: NDArray[np.int8],
+    target: Ints,
+    count: int,
+    workers: Workers,
+    weight: Floats | None = None,
+) -> tuple[ClassModels, Floats]:
+    """Models of a target, and (N, count) cross-fitted probabilities, calibrated by a temperature.
 
     Args:
-        inputs: Columns of the error estimator.
+        columns: Of the error estimator.
         folds: (N,) folds.
         target: (N,) 0 to count - 1, -1 = unknown: scored, never fitted on.
         count: Number of outcomes.
         workers: Open pool.
+        weight: (N,) how many boxes each stands for; None = itself.
     """
     known = np.flatnonzero(target >= 0)
-    prior = (np.bincount(target[known], minlength=count) + 1 / count) / (len(known) + 1)
-    made = np.tile(prior, (len(target), 1))
+    mass = np.ones(len(known)) if weight is None else weight[known]
+    size = np.bincount(target[known], weights=mass, minlength=count)
+    prior = (size + 1 / count) / (mass.sum() + 1)
+    nothing = ClassModels(prior, (None,) * FOLDS, np.full(FOLDS, np.nan))
     if len(known) - np.bincount(target[known], minlength=count).max(initial=0) < MINIMUM:
-        return made
+        return nothing, np.tile(prior, (len(target), 1))
 
-    def one(fold: int) -> None:
+    def one(fold: int) -> Any:
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        test = np.flatnonzero(folds == fold)
         train = known[folds[known] != fold]
         keep = hash_uniform(train.astype(np.uint64), 501 + fold) < TRAIN_CAP / max(len(train), 1)
         rows = train[keep]
-        if len(test) == 0 or len(np.unique(target[rows])) < 2:
-            return
+        if len(np.unique(target[rows])) < 2:
+            return None
         trees = HistGradientBoostingClassifier(**_TREES, early_stopping=False, random_state=0)
-        table = _columns(inputs, rows, folds, fold)
         with filters_kept():
-            model = trees.fit(table, target[rows])
-        for span in spans(len(test), _ROWS):
-            p = np.zeros((len(test[span]), count))
-            p[:, model.classes_] = model.predict_proba(_columns(inputs, test[span], folds, fold))
-            made[test[span]] = p
+            return trees.fit(
+                columns(rows, fold), target[rows], sample_weight=None if weight is None else weight[rows]
+            )
 
-    workers.each(one, range(FOLDS))
-    return _tempered(made, target, folds)
-
-
-def _columns(inputs: StackInputs, rows: Ints, folds: NDArray[np.int8], held_out: int) -> NDArray[np.float32]:
-    return np.column_stack([inputs.fixed[rows], fold_columns(inputs, rows, folds, held_out)])
+    fitted = replace(nothing, trees=tuple(workers.map(one, range(FOLDS))))
+    raw = fitted.raw(columns, folds)
+    made = replace(fitted, powers=_powers(raw, target, folds, weight))
+    return made, made.tempered(raw, folds)
 
 
-def _tempered(p: Floats, target: Ints, folds: NDArray[np.int8]) -> Floats:
-    """Each fold's probabilities at the temperature that suits the other folds best."""
+def _powers(p: Floats, target: Ints, folds: NDArray[np.int8], weight: Floats | None) -> Floats:
+    """(folds,) the power of each fold's probabilities that suits the other folds best."""
     z = np.log(np.maximum(p, _EDGE))
-    made = p.copy()
+    made = np.full(FOLDS, np.nan)
     known = target >= 0
     for fold in range(FOLDS):
         train = np.flatnonzero(known & (folds != fold))
-        mine = folds == fold
-        if len(train) and mine.any():
-            made[mine] = _softmax(z[mine] * _best_power(z[train], target[train]))
+        if len(train):
+            made[fold] = _best_power(z[train], target[train], None if weight is None else weight[train])
     return made
 
 
-def _best_power(z: Floats, target: Ints) -> float:
+def _best_power(z: Floats, target: Ints, weight: Floats | None) -> float:
     from scipy.optimize import minimize_scalar
 
     here = np.arange(len(target))
 
     def loss(power: float) -> float:
-        return -float(np.log(np.maximum(_softmax(z * power)[here, target], _EDGE)).mean())
+        own = np.log(np.maximum(_softmax(z * power)[here, target], _EDGE))
+        return -float(np.average(own, weights=weight))
 
     return float(minimize_scalar(loss, bounds=(0.2, 3.0), method="bounded", options={"xatol": 0.01}).x)
 
@@ -151,33 +226,63 @@ def recalibrated(
     folds: NDArray[np.int8],
     workers: Workers,
 ) -> ErrorProbability:
-    """The error probability with 1 - (1 - det)(1 - cls) as a second opinion.
+    """The error probability with 1 - (1 - det)(1 - cls) as a second opinion; see `fit_opinions`.
 
-    A logistic regression of two log-odds, fitted out of fold on the event errors; kept where it lowers the
-    log-loss, and not tried where the plain estimate already fell back to the confidence.
+    Not tried where the plain estimate already fell back to the confidence.
     """
-    known = inputs.base_rows
     if estimate.source != CSE:
         return estimate
+    both = opinions(estimate.error_proba, parts)
+    models = fit_opinions(both, inputs.errors, inputs.base_rows, folds, workers)
+    return estimate if models is None else replace(estimate, error_proba=opined(models, both, folds))
+
+
+def opinions(proba: Floats, parts: BoxProbabilities) -> Floats:
+    """(N, 2) log-odds of the plain estimate and of the product of both parts."""
     product = 1 - (1 - parts.det_error) * (1 - parts.cls_error)
-    columns = np.column_stack([_log_odds(estimate.error_proba), _log_odds(product)])
-    proba = estimate.error_proba.copy()
+    return np.column_stack([_log_odds(proba), _log_odds(product)])
+
+
+def fit_opinions(
+    both: Floats,
+    errors: NDArray[np.int8],
+    known: Ints,
+    folds: NDArray[np.int8],
+    workers: Workers,
+    weight: Floats | None = None,
+) -> tuple[Logistic | None, ...] | None:
+    """For each fold a logistic regression of two log-odds, fitted out of fold on the event errors.
+
+    None where that does not lower the log-loss; of a fold None where the other folds do not tell.
+    """
+    mass = np.ones(len(errors)) if weight is None else weight
+    made: list[Logistic | None] = []
     for fold in range(FOLDS):
-        train, test = known[folds[known] != fold], np.flatnonzero(folds == fold)
-        errors = inputs.errors[train]
-        if len(test) and len(train) and errors.min() != errors.max():
-            fitted = fit_logistic(columns[train], errors, np.ones(len(train)), c=1e3, workers=workers)
-            proba[test] = expit(fitted.logit(columns[test]))
-    wrong = inputs.errors[known] == 1
-    if _log_loss(proba[known], wrong) >= _log_loss(estimate.error_proba[known], wrong):
-        return estimate
-    return replace(estimate, error_proba=proba)
+        train = known[folds[known] != fold]
+        here = errors[train]
+        told = len(train) > 0 and here.min() != here.max()
+        made.append(fit_logistic(both[train], here, mass[train], c=1e3, workers=workers) if told else None)
+    wrong = errors[known] == 1
+    before = expit(both[known, 0])
+    after = opined(tuple(made), both, folds)[known]
+    worse = _log_loss(after, wrong, mass[known]) >= _log_loss(before, wrong, mass[known])
+    return None if worse else tuple(made)
+
+
+def opined(models: tuple[Logistic | None, ...], both: Floats, folds: NDArray[np.int8]) -> Floats:
+    """(N,) recalibrated error probabilities."""
+    proba = np.asarray(expit(both[:, 0]))
+    for fold, model in enumerate(models):
+        test = np.flatnonzero(folds == fold)
+        if len(test) and model is not None:
+            proba[test] = expit(model.logit(both[test]))
+    return proba
 
 
 def _log_odds(p: Floats) -> Floats:
     return np.asarray(logit(np.clip(p, _EDGE, 1 - _EDGE)))
 
 
-def _log_loss(p: Floats, wrong: Bools) -> float:
+def _log_loss(p: Floats, wrong: Bools, weight: Floats) -> float:
     held = np.clip(p, _EDGE, 1 - _EDGE)
-    return -float(np.where(wrong, np.log(held), np.log1p(-held)).mean())
+    return -float(np.average(np.where(wrong, np.log(held), np.log1p(-held)), weights=weight))

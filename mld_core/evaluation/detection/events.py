@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.detection.codes import BoxEvents, find_events
 from mld_core.evaluation.detection.epochs import Said, said_about
 from mld_core.evaluation.detection.records import BoxRecords
+from mld_core.evaluation.detection.units import BoxUnits
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import NO_PAIRS, Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.metrics.matching import BoxGeometry, match_events
@@ -81,7 +82,7 @@ class PassMatch:
         near: (G,) closeness of the closest prediction of any class and score.
         closest: (N,) closeness of the closest truth of any class.
         said: What the recorded boxes say about each truth.
-        costs: TIDE costs.
+        tide: What the TIDE costs are computed from; None without frames, or where it was not asked for.
     """
 
     right: Bools
@@ -90,11 +91,21 @@ class PassMatch:
     near: Floats
     closest: Floats
     said: Said
-    costs: dict[str, float | None]
+    tide: tide.TideState | None
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """TIDE costs."""
+        return costs_of(self.tide)
 
 
-def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
-    """Match every recorded prediction of labelled frames."""
+def costs_of(state: tide.TideState | None) -> dict[str, float | None]:
+    """TIDE costs of some frames; None throughout without any."""
+    return dict.fromkeys(("ap", *tide.TYPES)) if state is None else tide.tide_costs(state)
+
+
+def match_pass(records: BoxRecords, geometry: BoxGeometry, *, costs: bool = True) -> PassMatch:
+    """Match every recorded prediction of labelled frames; `costs`: whether TIDE costs will be asked for."""
     right = np.zeros(len(records.predictions), np.bool_)
     ignored = np.ones(len(records.predictions), np.bool_)
     found, near = np.zeros(len(records.truths), np.bool_), np.zeros(len(records.truths))
@@ -110,10 +121,11 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry) -> PassMatch:
         np.maximum.at(near[step.span], pairs.right, pairs.value)
         np.maximum.at(closest, step.rows[pairs.left], pairs.value)
         said.append(said_about(step.predictions, step.truths, pairs, geometry))
-        tides.append(_tide(step.predictions, step.truths, geometry, records.n_class))
-    costs = tide.tide_costs(tide.TideState.merge(tides)) if tides else dict.fromkeys(("ap", *tide.TYPES))
+        if costs:
+            tides.append(_tide(step.predictions, step.truths, geometry, records.n_class))
+    merged = tide.TideState.merge(tides) if tides else None
     nothing = said_about(records.predictions.take(slice(0)), records.truths, NO_PAIRS, geometry)
-    return PassMatch(right, ignored, found, near, closest, Said.merge(said or [nothing]), costs)
+    return PassMatch(right, ignored, found, near, closest, Said.merge(said or [nothing]), merged)
 
 
 def _tide(p: Predictions, t: Truths, geometry: BoxGeometry, n_class: int) -> tide.TideState:
@@ -168,3 +180,19 @@ def events_of(records: BoxRecords, kept: Ints, geometry: BoxGeometry) -> BoxEven
         found = find_events(step.predictions, step.truths, geometry)
         parts.append(replace(found, truth=np.where(found.truth >= 0, found.truth + step.span.start, -1)))
     return BoxEvents.merge(parts or [find_events(predictions, truths, geometry)])
+
+
+def for_classes(thresholds: Floats, n_class: int) -> Floats:
+    """(K,) score thresholds, the default one for classes that the reference split does not know."""
+    return np.append(thresholds, np.full(max(0, n_class - len(thresholds)), DEFAULT_THRESHOLD))
+
+
+def judged_units(records: BoxRecords, thresholds: Floats, geometry: BoxGeometry) -> BoxUnits:
+    """The units at the operating thresholds, without weak boxes."""
+    predictions = records.predictions
+    inside = (predictions.label >= 0) & (predictions.label < records.n_class)
+    limit = thresholds[np.clip(predictions.label, 0, records.n_class - 1)]
+    kept = np.flatnonzero(inside & (predictions.score >= limit))
+    events = events_of(records, kept, geometry)
+    judged = ~events.ignored & records.labelled[predictions.frame[kept]]
+    return BoxUnits(kept, np.flatnonzero(records.truths.counts & ~events.met), judged, events)

@@ -6,7 +6,7 @@ else the missed truth.
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,25 +17,33 @@ from scipy.special import expit, logit
 from mld_core.evaluation.detection.analysis import BoxAnswers
 from mld_core.evaluation.detection.epochs import OtherEpochs, Said
 from mld_core.evaluation.detection.events import PassMatch
-from mld_core.evaluation.detection.labels import LabelFaults, label_faults
+from mld_core.evaluation.detection.labels import (
+    NOT_IN_ROUNDS,
+    LabelFaults,
+    Spread,
+    Usual,
+    at_least,
+    class_sizes,
+    confusion_scores,
+    confusions,
+    label_faults,
+    mislabelled,
+    rate_of,
+)
 from mld_core.evaluation.detection.objects import Unlabelled
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits
 from mld_core.evaluation.metrics import tide
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, by_class
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Truths
 from mld_core.evaluation.metrics.matching import ALIGNED_IOU, BACKGROUND_IOU, EVENT_IOU
 
 ROBUST_Z = 3.0
-MAD_TO_SIGMA = 1.4826
 AGREEING_EPOCHS = 2
 BELIEVED = 0.5
 """Probability from which on a box without a truth is said to be an object."""
 
 FAINT = 0.01
 """Score of a class that no box says."""
-
-TYPICAL = 0.9
-"""Share of the pairs of classes that are confused no more than by chance; the others are confusable."""
 
 _EDGE = 1e-6
 
@@ -54,6 +62,34 @@ class Suspects:
 
 
 @dataclass(frozen=True)
+class Judgements:
+    """What the analysis found out about (N,) kept predictions, as far as the diagnoses read it.
+
+    Attributes:
+        error_proba: Probability that the box is wrong.
+        det_error: That it is not aligned with a truth.
+        label_quality: q of the given label.
+        n_hat: Estimated number of wrong labels.
+    """
+
+    error_proba: Floats
+    det_error: Floats
+    label_quality: NDArray[np.floating]
+    n_hat: int
+
+    @classmethod
+    def of(cls, answers: BoxAnswers) -> Judgements:
+        """Of an analysis in memory."""
+        analysis = answers.analysis
+        return cls(
+            analysis.error_proba,
+            answers.probabilities.det_error,
+            analysis.label_quality,
+            analysis.posterior.n_hat,
+        )
+
+
+@dataclass(frozen=True)
 class BoxEvidence:
     """Everything the predicates read.
 
@@ -67,17 +103,19 @@ class BoxEvidence:
         t2: Threshold of risk of the kept predictions.
         miss_t2: Threshold of risk of the truths.
         unlabelled: Which boxes without a truth look like objects; None where too few tell.
+        usual: What is usual for the classes of the pass, where this is a part of it; None: it is all of it.
     """
 
     records: BoxRecords
     units: BoxUnits
     match: PassMatch
-    answers: BoxAnswers | None
+    answers: Judgements | None
     miss_proba: Floats | None
     epochs: OtherEpochs
     t2: float
     miss_t2: float
     unlabelled: Unlabelled | None = None
+    usual: Usual | None = None
 
     @property
     def rows(self) -> int:
@@ -93,11 +131,13 @@ class BoxEvidence:
             if self.unlabelled is None
             else "",
             "truths": "no truth counts" if self.miss_proba is None else "",
-            "pairs": "" if self.answers is None else self._too_few_pairs(),
+            "pairs": "" if self.answers is None or self.usual is not None else self._too_few_pairs(),
             "epochs": ""
             if self.epochs.count >= AGREEING_EPOCHS
             else "fewer than three epochs are recorded: a truth missed by chance looks the same",
         }
+        if self.usual is not None:
+            absent |= dict.fromkeys(self.usual.absent, NOT_IN_ROUNDS)
         return {name: why for name, why in absent.items() if why}
 
     def _too_few_pairs(self) -> str:
@@ -140,7 +180,7 @@ class BoxEvidence:
         return np.asarray(self.match.found[self.units.missed])
 
     @property
-    def known(self) -> BoxAnswers:
+    def known(self) -> Judgements:
         """The answers, where a need has made sure of them."""
         assert self.answers is not None
         return self.answers
@@ -206,7 +246,7 @@ class BoxEvidence:
     @cached_property
     def labels(self) -> LabelFaults:
         """What the labels show by themselves."""
-        return label_faults(self.records)
+        return label_faults(self.records, None if self.usual is None else self.usual.sizes)
 
 
 def _missing(e: BoxEvidence, found: Unlabelled) -> Suspects:
@@ -225,7 +265,7 @@ def _looked_at(e: BoxEvidence, found: Unlabelled) -> tuple[Ints, Ints]:
     return there, row[there]
 
 
-def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+def _misplaced(e: BoxEvidence, answers: Judgements) -> Suspects:
     """The boxes of all epochs, whatever their score, agree with each other and not with the truth.
 
     Of each epoch the closest box of the class counts, of these the median. The box that is judged by the
@@ -234,23 +274,31 @@ def _misplaced(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     truths = e.records.truths
     boxes = np.stack([one.box for one in (e.match.said, *e.epochs.said)])
     seen = (~np.isnan(boxes[..., 0])).sum(axis=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        middle = np.nanmedian(boxes, axis=0)
-        spread = np.nanmax(np.abs(boxes - middle), axis=(0, 2))
-        agreed = np.nanmin([_iou(one, middle) for one in boxes], axis=0)
+    boxes[:, seen == 0] = 0.0  # asked about below no more
+    middle = np.nanmedian(boxes, axis=0)
+    spread = np.nanmax(np.abs(boxes - middle), axis=(0, 2))
+    agreed = np.nanmin([_iou(one, middle) for one in boxes], axis=0)
     size = np.maximum(truths.box[:, 2:] - truths.box[:, :2], 1.0).astype(np.float64)
     spread = spread / np.sqrt(size.prod(axis=1))
     overlap = _iou(middle, truths.box.astype(np.float64))
     usual = truths.counts & (seen > 0)
-    far = _robust_z(np.where(usual, overlap, np.nan), truths.label, usual) > ROBUST_Z
+    told = None if e.usual is None else e.usual.overlaps
+    far = _robust_z(np.where(usual, overlap, np.nan), truths.label, usual, told) > ROBUST_Z
     score = np.where(usual, (1 - overlap) / (1 + spread), np.nan)
     row = e.judged_by(tide.LOC)
-    placed = e.units.padded(1 - answers.probabilities.det_error, 0.0)
+    placed = e.units.padded(1 - answers.det_error, 0.0)
     flagged = far & (overlap < EVENT_IOU) & (placed[row] > 0.5)
     if e.epochs.count >= AGREEING_EPOCHS:
         flagged &= (agreed >= ALIGNED_IOU) & (seen == len(boxes))
     return e.on_rows(row, score, np.asarray(flagged))
+
+
+def overlaps_of(truths: Truths, said: Said) -> Floats:
+    """(G,) overlap of each truth that counts with the box of its class on it, NaN without (and of 3D)."""
+    if truths.box.shape[1] != 4:
+        return np.full(len(truths), np.nan)
+    near = truths.counts & ~np.isnan(said.box[:, 0])
+    return np.where(near, _iou(said.box, truths.box.astype(np.float64)), np.nan)
 
 
 def _iou(a: Floats, b: Floats) -> Floats:
@@ -260,15 +308,16 @@ def _iou(a: Floats, b: Floats) -> Floats:
     return np.asarray(shared / np.maximum(whole, 1e-12))
 
 
-def _far_off(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+def _far_off(e: BoxEvidence, answers: Judgements) -> Suspects:
     """3D: overlap far below what such a box usually has, and the box itself looks well placed."""
     events = e.units.events
     loose = e.units.judged & events.right & (events.quality < ALIGNED_IOU)
     loc = (e.kind == tide.LOC) & _not_found(e)
     asked = loc | loose
-    placed = 1 - answers.probabilities.det_error
+    placed = 1 - answers.det_error
     score = np.where(asked, placed * (1 - events.quality), np.nan)
-    distance = _robust_z(events.quality, events.said_of, e.units.judged & events.right)
+    told = None if e.usual is None else e.usual.overlaps
+    distance = _robust_z(events.quality, events.said_of, e.units.judged & events.right, told)
     flagged = asked & (distance > ROBUST_Z) & (placed > 0.5)
     if e.epochs.count >= AGREEING_EPOCHS:
         flagged |= loc & (e.epochs.agree >= AGREEING_EPOCHS)
@@ -280,15 +329,14 @@ def _not_found(e: BoxEvidence) -> Bools:
     return ~np.append(e.units.events.found, True)[e.units.events.truth]
 
 
-def _robust_z(quality: Floats, label: Ints, right: Bools) -> Floats:
+def _robust_z(quality: Floats, label: Ints, right: Bools, told: Spread | None) -> Floats:
     """How many robust deviations each overlap lies below the median of the right boxes of its class."""
-    usual = np.where(right, quality, np.nan)
-    middle = by_class(label, usual, np.median, np.nan)
-    spread = MAD_TO_SIGMA * by_class(label, np.abs(usual - middle), np.median, np.nan)
+    told = told or Spread.of(label, np.where(right, quality, np.nan))
+    middle, spread = told.middle_of(label), told.spread_of(label)
     return np.where(label >= 0, np.nan_to_num((middle - quality) / np.maximum(spread, 1e-3)), 0.0)
 
 
-def _confused(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools, float, Floats]:
+def _confused(e: BoxEvidence, answers: Judgements) -> tuple[Floats, Bools, float, Floats]:
     """Of the truths whose boxes may say another class: how much more they do, and how often that happens.
 
     Returns:
@@ -296,18 +344,24 @@ def _confused(e: BoxEvidence, answers: BoxAnswers) -> tuple[Floats, Bools, float
         (G,) that of the truth's pair.
     """
     truths, count = e.records.truths, len(e.units.kept)
-    told = np.mean([_margin(one) for one in (e.match.said, *e.epochs.said)], axis=0)
+    told = margins(e.match.said, e.epochs.said)
     asked = truths.counts & ~e.units.events.found & (e.match.said.other > 0)
     row = e.judged_by(tide.CLS)
-    given = np.clip(answers.analysis.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
+    given = np.clip(answers.label_quality.astype(np.float64), _EDGE, 1 - _EDGE)
     cls = np.flatnonzero(asked & (row < count) & (e.kind[np.minimum(row, count - 1)] == tide.CLS))
     told[cls] -= logit(given[row[cls]])
     over = asked & (told > 0)
-    rate, usual = _confusions(truths.label, e.match.said.label, over, e.records.n_class)
+    known = None if e.usual is None else e.usual.confused
+    if known is None:
+        sizes = class_sizes(truths.label, e.records.n_class)
+        rates, usual = confusions(truths.label, e.match.said.label, over, sizes)
+    else:
+        rates, usual = known.rate, known.usual
+    rate = rate_of(rates, truths.label, e.match.said.label)
     return np.where(asked, told, np.nan), over, usual, rate
 
 
-def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
+def _mislabelled(e: BoxEvidence, answers: Judgements) -> Suspects:
     """Boxes on the truth, whatever their score, say another class, and the two are seldom confused.
 
     How much more the epochs believe in the other class than in the truth's, how little the label posterior
@@ -316,35 +370,25 @@ def _mislabelled(e: BoxEvidence, answers: BoxAnswers) -> Suspects:
     """
     told, over, usual, rate = e.other_class
     row = e.judged_by(tide.CLS)
-    score = told - 2 * np.log(np.maximum(rate, _EDGE))
-    expected = float(np.minimum(1.0, usual / np.maximum(rate, _EDGE))[over].sum())
-    flagged = _top(score, over, min(_at_least(expected), answers.analysis.posterior.n_hat))
+    score = confusion_scores(told, rate)
+    known = None if e.usual is None else e.usual.confused
+    if known is None:
+        flagged = _top(score, over, min(mislabelled(rate[over], usual), answers.n_hat))
+    else:
+        flagged = over & (score >= known.least)
     # Only the order counts: the sum of four log-odds is brought to 0 to 1.
     return e.on_rows(row, expit(score / 4 - 2), flagged)
 
 
-def _at_least(expected: float) -> int:
-    """What a count of that expectation hardly falls below: two deviations of a Poisson count less."""
-    return max(int(expected - 2 * expected**0.5), 0)
+def margins(here: Said, elsewhere: Sequence[Said] = ()) -> Floats:
+    """(G,) log-odds by which the boxes of all epochs say another class rather than the truth's."""
+    return np.asarray(np.mean([_margin(one) for one in (here, *elsewhere)], axis=0))
 
 
 def _margin(said: Said) -> Floats:
     """(G,) log-odds by which the boxes say another class rather than the truth's."""
     other, own = (np.clip(one, FAINT, 1 - _EDGE) for one in (said.other, said.own))
     return np.asarray(logit(other) - logit(own))
-
-
-def _confusions(label: Ints, said: Ints, over: Bools, n_class: int) -> tuple[Floats, float]:
-    """(G,) how often a truth of that class is said to be that other one, and the rate of the usual pair."""
-    inside = over & (label >= 0) & (label < n_class) & (said >= 0) & (said < n_class)
-    pair = np.zeros((n_class, n_class))
-    np.add.at(pair, (label[inside], said[inside]), 1)
-    known = np.bincount(label[(label >= 0) & (label < n_class)], minlength=n_class)[:, None]
-    different = ~np.eye(n_class, dtype=np.bool_) & (known > 0)
-    shares = np.sort((pair / np.maximum(known, 1))[different])
-    usual = float(shares[: int(np.ceil(TYPICAL * len(shares)))].mean()) if len(shares) else 0.0
-    smooth = (pair + 1) / (known + n_class)
-    return smooth[np.clip(label, 0, n_class - 1), np.clip(said, 0, n_class - 1)], usual
 
 
 def _spurious(e: BoxEvidence) -> Suspects:
@@ -359,7 +403,7 @@ def _spurious(e: BoxEvidence) -> Suspects:
     score = (1 - proba) * (1 - support)
     told = e.epochs.count >= AGREEING_EPOCHS
     asked = np.asarray((proba <= e.miss_t2) & (support < BACKGROUND_IOU) & told)
-    flagged = _top(score, asked, _at_least(float((1 - proba[asked]).sum())))
+    flagged = _top(score, asked, at_least(float((1 - proba[asked]).sum())))
     made = np.full(e.rows, np.nan)
     made[len(e.units.kept) :][: len(missed)] = score
     return Suspects(made, e.missed(flagged))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,9 @@ class Profile:
         name: `profile` in the metrics table: whose metrics they are.
         geometry: How close two boxes are.
         columns: What the unit table says about a box.
-        figures: The metrics of a pass over every recorded prediction; None without frames.
+        state: What the metrics of some frames, a pass or a part of it, are computed from, over every recorded
+            prediction; None without frames.
+        figures: The metrics of the frames of some states, in their order, given the names of the classes.
         diagnose: Given the evidence and what applies to boxes of any kind, what applies to these.
         keep_epochs: Whether `diagnose` reads the boxes of other epochs.
         weak: Whether boxes below the threshold that may be objects without a label are units too.
@@ -54,10 +56,16 @@ class Profile:
     name: str
     geometry: BoxGeometry
     columns: BoxColumns
-    figures: Callable[[BoxRecords], Figures | None]
+    state: Callable[[BoxRecords], Any]
+    figures: Callable[[Sequence[Any], Sequence[str]], Figures]
     diagnose: Callable[[BoxEvidence, BoxDiagnoses], Findings]
     keep_epochs: bool = False
     weak: bool = False
+
+    def figures_of(self, records: BoxRecords) -> Figures | None:
+        """The metrics of a pass; None without frames."""
+        state = self.state(records)
+        return None if state is None else self.figures([state], records.class_names)
 
 
 def areas_of(records: BoxRecords) -> NDArray[np.float64] | None:
@@ -86,17 +94,22 @@ def coco_state(records: BoxRecords) -> CocoState | None:
     return CocoState.merge(states) if states else None
 
 
-def coco_figures(records: BoxRecords) -> CocoMetrics | None:
-    """COCO's metrics of a pass; None without frames."""
-    state = coco_state(records)
-    return None if state is None else coco_metrics(state)
+def coco_figures(states: Sequence[CocoState], class_names: Sequence[str]) -> CocoMetrics:  # noqa: ARG001
+    """COCO's metrics of some frames."""
+    return coco_metrics(CocoState.merge(states))
+
+
+def found_alone(evidence: BoxEvidence, found: BoxDiagnoses) -> Findings:  # noqa: ARG001
+    """Nothing beside what applies to boxes of any kind."""
+    return Findings(found)
 
 
 IMAGES = Profile(
     "coco",
     ImageBoxes(),
     IMAGE_COLUMNS,
+    coco_state,
     coco_figures,
-    lambda _, found: Findings(found),
+    found_alone,
     weak=True,
 )

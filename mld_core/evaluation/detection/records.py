@@ -29,11 +29,21 @@ IN_MEMORY = 2**28
 KNOWN = ("difficulty", "occlusion", "truncation", "n_points")
 """What the records may know of a truth beside its box."""
 
-_ONE_SIDE = "only predictions or only truths have rotated boxes: the upright boxes around them are matched"
+ONE_SIDE = "only predictions or only truths have rotated boxes: the upright boxes around them are matched"
 
 UNIT_BITS = 40
 DET_BITS = 32
 _ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class BoxHead:
+    """What the whole pass has, where a part of it is read; `rotated`: every box of it is a rotated one."""
+
+    n_class: int
+    activation: str
+    background: int | None
+    rotated: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class BoxRecords:
         border: (G,) truths that touch the border of their image.
         outside: (G,) share of the truth that lies outside the image, 0 where its size is not known.
         calibration: (F,) texts of the 3D frames' calibration, None where there is none.
+        turned: Whether all predictions, and whether all truths, have rotated boxes.
     """
 
     selection: PassSelection
@@ -86,6 +97,7 @@ class BoxRecords:
     border: Bools = field(default_factory=lambda: np.empty(0, np.bool_))
     outside: Floats = field(default_factory=lambda: np.empty(0))
     calibration: Sequence[str | None] = ()
+    turned: tuple[bool, bool] = (False, False)
 
     @property
     def task(self) -> str:
@@ -107,12 +119,13 @@ class BoxRecords:
         return "logits" in self.selection.schema("vectors").names
 
 
-def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
+def read_boxes(selection: PassSelection, info: dict[str, Any], head: BoxHead | None = None) -> BoxRecords:
     """Read the boxes of a pass.
 
     Args:
         selection: The pass, of a detection task.
         info: The run's info (`n_class`).
+        head: What the pass has of which `selection` is a part; None: `selection` is all of it.
     """
     schema = selection.schema("samples")
     names = [item.name for item in schema if not pa.types.is_nested(item.type)]
@@ -128,7 +141,7 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     center, truth_center = canvas.center(predictions), canvas.center(true)
     border, outside = canvas.border(true), canvas.outside(true)
     turned = _rotated(detections, det_rows), _rotated(truths, gt_rows)
-    if turned[0] is not None and turned[1] is not None:
+    if turned[0] is not None and turned[1] is not None and (head is None or head.rotated):
         predictions = replace(predictions, rotated=canvas.turned(turned[0], predictions.frame))
         true = replace(true, rotated=canvas.turned(turned[1], true.frame))
     one_side = (turned[0] is None) != (turned[1] is None) and len(predictions) > 0 and len(true) > 0
@@ -137,8 +150,11 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
     stored = {*base_schema("truths", selection.task).names} - {*KNOWN, AREA}
     stored |= {ROTATED} if true.rotated is not None else set()
     own = [name for name in truths.column_names if name not in stored]
-    activation, background = _head(selection, info)
-    n_class = _count_classes(selection, info, predictions, true, background)
+    if head is None:
+        activation, background = head_of(selection, info)
+        n_class = count_box_classes(selection, info, largest_label(predictions, true), background)
+        head = BoxHead(n_class, activation, background, rotated=True)
+    n_class = head.n_class
     given = list(info.get("class_names") or ())
     return BoxRecords(
         selection,
@@ -151,18 +167,19 @@ def read_boxes(selection: PassSelection, info: dict[str, Any]) -> BoxRecords:
         truths.select(own).take(pa.array(gt_rows)),
         n_class,
         tuple(str(given[k]) if k < len(given) else f"class_{k}" for k in range(n_class)),
-        activation,
-        background,
+        head.activation,
+        head.background,
         _list_column(detections, "velocity", 2, det_rows) if "velocity" in more else None,
         _list_column(truths, "velocity", 2, gt_rows) if "velocity" in truths.column_names else None,
         _attributes(detections, det_rows),
         _attributes(truths, gt_rows),
-        notes=(_ONE_SIDE,) if one_side else (),
+        notes=(ONE_SIDE,) if one_side else (),
         center=center,
         truth_center=truth_center,
         border=border,
         outside=outside,
         calibration=frames["calibration"].to_pylist() if "calibration" in frames.column_names else (),
+        turned=(turned[0] is not None, turned[1] is not None),
     )
 
 
@@ -229,9 +246,8 @@ def _attributes(table: pa.Table, rows: Ints) -> Ints | None:
 
 def _predictions(table: pa.Table, frames: pa.Table, width: int) -> tuple[Predictions, Ints]:
     frame, rows = _by_frame(frames, table)
-    score = np.asarray(table["score"].to_numpy(), np.float32)[rows]
-    box = _list_column(table, "box", width, rows)
-    return Predictions(frame, _ints(table, "label")[rows], score, box), rows
+    score, box = np.asarray(table["score"].to_numpy(), np.float32), _list_column(table, "box", width, rows)
+    return Predictions(frame, _ints(table, "label")[rows], score[rows], box), rows
 
 
 def _truths(table: pa.Table, frames: pa.Table, labelled: Bools, width: int) -> tuple[Truths, Ints]:
@@ -319,7 +335,7 @@ class _Canvas:
         return np.concatenate([low, high], axis=1).astype(np.float32)
 
 
-def _head(selection: PassSelection, info: dict[str, Any]) -> tuple[str, int | None]:
+def head_of(selection: PassSelection, info: dict[str, Any]) -> tuple[str, int | None]:
     """Activation and background column: of the pass, else of the run, else of the first prediction."""
     activation = selection.meta.get("activation") or info.get("activation")
     background = selection.meta.get("background", info.get("background"))
@@ -330,16 +346,19 @@ def _head(selection: PassSelection, info: dict[str, Any]) -> tuple[str, int | No
     return str(activation or "none"), None if background is None else int(background)
 
 
-def _count_classes(
-    selection: PassSelection, info: dict[str, Any], predictions: Predictions, truths: Truths, background: Any
-) -> int:
+def largest_label(predictions: Predictions, truths: Truths) -> int:
+    """The largest class that is said or true, -1 without boxes."""
+    return max(int(predictions.label.max(initial=-1)), int(truths.label.max(initial=-1)))
+
+
+def count_box_classes(selection: PassSelection, info: dict[str, Any], largest: int, background: Any) -> int:
+    """Number of classes: what the run says, or as many as labels and logits need."""
     known = [int(info.get("n_class") or 0), len(info.get("class_names") or ())]
     schema = selection.schema("vectors")
     if "logits" in schema.names:
         width = int(schema.field("logits").type.byte_width) // 4
         known.append(width - (background is not None))
-    said = [int(predictions.label.max(initial=-1)) + 1, int(truths.label.max(initial=-1)) + 1]
-    return max(*known, *said, 1)
+    return max(*known, largest + 1, 1)
 
 
 # --- vectors of kept predictions ----------------------------------------------------------------------------
@@ -421,16 +440,3 @@ def feature_vectors(records: BoxRecords, vectors: Ints, folder: Path) -> dict[st
     if (vectors < 0).all():
         return {}
     return {alias: read_vectors(records, alias, vectors, folder) for alias in records.features}
-
-
-def user_columns(records: BoxRecords) -> pa.Table:
-    """The user's own columns of the frames, dictionaries as what they hold."""
-    own = set(base_schema("samples", records.task).names)
-    names = [name for name in records.frames.column_names if name not in own]
-    columns = {}
-    for name in names:
-        column = records.frames[name]
-        if pa.types.is_dictionary(column.type):
-            column = pc.cast(column, column.type.value_type)
-        columns[name] = column
-    return pa.table(columns) if columns else pa.table({"_": pa.nulls(records.frames.num_rows)}).select([])

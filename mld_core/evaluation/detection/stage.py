@@ -30,7 +30,7 @@ from mld_core.evaluation.detection.codes import A
 from mld_core.evaluation.detection.diagnoses import DETAILS, BoxDiagnoses, diagnose_boxes
 from mld_core.evaluation.detection.epochs import OtherEpochs
 from mld_core.evaluation.detection.events import PassMatch
-from mld_core.evaluation.detection.evidence import BoxEvidence
+from mld_core.evaluation.detection.evidence import BoxEvidence, Judgements
 from mld_core.evaluation.detection.metrics import wrong_frames
 from mld_core.evaluation.detection.misses import estimate_misses
 from mld_core.evaluation.detection.objects import Unlabelled
@@ -38,17 +38,20 @@ from mld_core.evaluation.detection.profile import Profile
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits, error_codes
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.metrics.boxes import Bools, Floats
+from mld_core.evaluation.metrics.boxes import Bools, Floats, FrameState
 from mld_core.evaluation.metrics.classification import auroc, average_precision
 from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.regions import Region
 from mld_core.evaluation.statistics.bootstrap import bootstrap
 from mld_core.evaluation.statistics.folds import FOLDS, SALTS, folds_of, group_codes, key_hashes
+from mld_core.records.format.layout import PassKey
 
 ERROR_PROBA_THRESH = 0.8
 """Below it no error code is certain enough: the code carries a `*`."""
 
 NO_T2 = 0.5
+NO_TRUTH = "the truth of no frame is known: errors, codes and diagnoses need it"
+NONE_JUDGED = "no kept prediction can be judged: there are no error probabilities and categories"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class BoxPass:
     unlabelled: Unlabelled | None
 
 
+def miss_t2_of(truths: int, missed: int, tolerance: float | None) -> float:
+    """Threshold of risk of the truths: their rate of misses, at most a half, or the user's."""
+    return min((missed + 1) / (truths + 2), 0.5) if tolerance is None else float(tolerance)
+
+
 class BoxAnalysis:
     """Error probabilities, categories, codes, diagnoses and regions of the boxes of a split."""
 
@@ -75,7 +83,7 @@ class BoxAnalysis:
         if made.units.rows == 0:
             return StageOutput()
         if not made.records.labelled.any():
-            return StageOutput(notes=("the truth of no frame is known: errors, codes and diagnoses need it",))
+            return StageOutput(notes=(NO_TRUTH,))
         return _Run(split, group, engine, made).output()
 
 
@@ -103,7 +111,7 @@ class _Run:
             self.records,
             self.units,
             self.match,
-            answers,
+            None if answers is None else Judgements.of(answers),
             None if misses is None else misses.error_proba,
             epochs,
             NO_T2 if answers is None else answers.analysis.used.t2,
@@ -128,7 +136,7 @@ class _Run:
             tables["regions"] = region_rows(self.split, self.regions(analysis, found))
             tables["slices"] = slice_rows(self.split, analysis.slices)
         else:
-            notes = ("no kept prediction can be judged: there are no error probabilities and categories",)
+            notes = (NONE_JUDGED,)
         facts["not_computable"] = dict(found.found.not_computable)
         facts["code_counts"] = dict(found.found.counts)
         facts |= plain_facts(more.facts)
@@ -170,12 +178,9 @@ class _Run:
 
     def miss_t2(self) -> float:
         """Threshold of risk of the truths: their rate of misses, at most a half, or the user's."""
-        tolerance = self.group.options.get("risk_tolerance")
-        if tolerance is not None:
-            return float(tolerance)
         counts = self.records.truths.counts
         missed = int((counts & ~self.units.events.found).sum())
-        return min((missed + 1) / (int(counts.sum()) + 2), 0.5)
+        return miss_t2_of(int(counts.sum()), missed, self.group.options.get("risk_tolerance"))
 
     # -- columns -------------------------------------------------------------------------------------------
 
@@ -207,7 +212,7 @@ class _Run:
             "code_certainty": parts.certainty,
         }
         others = self.units.rows - len(self.units.kept)
-        return {name: _padded(column, others) for name, column in made.items()} | {
+        return {name: padded(column, others) for name, column in made.items()} | {
             "suggested_label": pa.array(best, pa.int32(), mask=best < 0),
             "error_code": error_codes(self.records, self.units, parts.certainty < thresh),
             "frame_error_proba": self.frame_column(analysis),
@@ -215,39 +220,15 @@ class _Run:
 
     def frame_column(self, analysis: SplitAnalysis) -> NDArray[np.float64]:
         """(U,) probability that the unit's frame holds an error."""
-        self.frame_proba = frame_error_proba(self.records, self.units, analysis.error_proba, self.keys)
+        self.frame_errors = FrameErrors.of(self.records, self.units, analysis.error_proba, self.keys)
+        self.frame_proba = self.frame_errors.proba()
         return self.frame_proba[self.units.frame(self.records)]
 
     def frames(self, columns: Mapping[str, Column]) -> list[dict[str, Any]]:
         """One row for each frame: its boxes, errors and probabilities."""
-        records, units = self.records, self.units
-        count = records.frames.num_rows
-        frame = records.predictions.frame[units.kept]
-
-        def per_frame(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.bincount(rows, minlength=count)
-
-        truths = records.truths
-        use = truths.counts
-        table = pd.DataFrame(
-            {
-                "dataset": self.split.dataset,
-                "n_epoch": self.split.n_epoch,
-                "input_id": records.frames["input_id"].to_pylist(),
-                "labelled": records.labelled,
-                "n_gt": per_frame(truths.frame[use]),
-                "n_pred": per_frame(frame),
-                "n_tp": per_frame(frame[units.judged & units.events.right]),
-                "n_fp": per_frame(frame[units.wrong]),
-                "n_fn": per_frame(truths.frame[use & ~units.events.found]),
-            }
-        )
-        table["frame_error_proba"] = getattr(self, "frame_proba", np.full(count, np.nan))
-        for name in ("error_proba", "det_error_proba", "cls_error_proba"):
-            if name in columns:
-                values = pd.Series(np.asarray(columns[name], np.float64)[: len(frame)]).groupby(frame)
-                table[f"{name}_mean"] = values.mean().reindex(range(count)).to_numpy()
-                table[f"{name}_max"] = values.max().reindex(range(count)).to_numpy()
+        table = frame_rows(self.records.selection.key, self.records, self.units, columns)
+        if hasattr(self, "frame_proba"):
+            table["frame_error_proba"] = self.frame_proba
         return table.to_dict("records")  # type: ignore[return-value]
 
     def regions(self, analysis: SplitAnalysis, found: BoxDiagnoses) -> list[Region]:
@@ -258,7 +239,7 @@ class _Run:
             counts = {code: int((mask & inside).sum()) for code, mask in found.found.masks.items()}
             top = sorted((code for code in counts if counts[code]), key=lambda code: (-counts[code], code))
             classes = [number for number in one.top_classes if number < self.records.n_class]
-            label = _named_background(one.label, self.records.n_class)
+            label = named_background(one.label, self.records.n_class)
             made.append(replace(one, top_codes=top[:3], top_classes=classes, label=label))
         return made
 
@@ -278,10 +259,7 @@ class _Run:
             met = judged & events.matched
             confused = events.said_of[met] != self.records.predictions.label[self.units.kept[met]]
             made["cls_error_proba_auroc"] = auroc(parts.cls_error[met], confused)
-            wrong = np.zeros(self.records.frames.num_rows, np.bool_)
-            wrong[wrong_frames(self.records, self.units)] = True
-            labelled = self.records.labelled
-            made["frame_error_proba_auroc"] = auroc(self.frame_proba[labelled], wrong[labelled])
+            made["frame_error_proba_auroc"] = self.frame_errors.auroc(self.frame_proba)
         if misses is not None:
             use = self.records.truths.counts
             missed = ~events.found[use]
@@ -309,40 +287,99 @@ class _Run:
         return {"accuracy_lo": low, "accuracy_hi": high}
 
 
-def _named_background(label: str, background: int) -> str:
+def named_background(label: str, background: int) -> str:
     """A region's "truth->prediction @ metadata" with `bg` for the background's number."""
     pair, at, where = label.partition(" @ ")
     sides = ["bg" if side == str(background) else side for side in pair.split("->")]
     return "->".join(sides) + at + where
 
 
-def _padded(column: Column, others: int) -> Column:
+def padded(column: Column, others: int) -> Column:
     """A column of the kept predictions with nothing for the other units."""
     if isinstance(column, np.ndarray):
         return np.append(column.astype(np.float64), np.full(others, np.nan))
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return pa.chunked_array([*chunks, pa.nulls(others, column.type)], column.type)
+    return pa.concat_arrays([*chunks, pa.nulls(others, column.type)])
 
 
-def frame_error_proba(
-    records: BoxRecords, units: BoxUnits, proba: Floats, keys: NDArray[np.generic]
-) -> Floats:
-    """(F,) probability that a frame holds an error: isotonic of 1 - prod(1 - proba), cross-fitted."""
-    from sklearn.isotonic import IsotonicRegression
-
+def frame_rows(
+    key: PassKey, records: BoxRecords, units: BoxUnits, columns: Mapping[str, Column]
+) -> pd.DataFrame:
+    """One row for each frame of a pass, or of a part of it; `frame_error_proba` is not filled in."""
     count = records.frames.num_rows
     frame = records.predictions.frame[units.kept]
-    fine = np.bincount(frame, weights=np.log1p(-np.clip(proba, 0, 1 - 1e-9)), minlength=count)
-    raw = 1 - np.exp(fine)
-    wrong = np.zeros(count, np.bool_)
-    wrong[wrong_frames(records, units)] = True
-    labelled: Bools = records.labelled
-    names, groups = group_codes(keys)
-    folds = folds_of(key_hashes(names, "0"))[groups]
-    made = raw.copy()
-    for fold in range(FOLDS):
-        train, test = np.flatnonzero(labelled & (folds != fold)), np.flatnonzero(folds == fold)
-        if len(train) and len(test):
-            model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-            made[test] = model.fit(raw[train], wrong[train]).predict(raw[test])
-    return made
+
+    def per_frame(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.bincount(rows, minlength=count)
+
+    truths = records.truths
+    use = truths.counts
+    table = pd.DataFrame(
+        {
+            "dataset": key.dataset_type,
+            "n_epoch": key.n_epoch,
+            "input_id": records.frames["input_id"].to_pylist(),
+            "labelled": records.labelled,
+            "n_gt": per_frame(truths.frame[use]),
+            "n_pred": per_frame(frame),
+            "n_tp": per_frame(frame[units.judged & units.events.right]),
+            "n_fp": per_frame(frame[units.wrong]),
+            "n_fn": per_frame(truths.frame[use & ~units.events.found]),
+        }
+    )
+    table["frame_error_proba"] = np.full(count, np.nan)
+    for name in ("error_proba", "det_error_proba", "cls_error_proba"):
+        if name in columns:
+            values = pd.Series(np.asarray(columns[name], np.float64)[: len(frame)]).groupby(frame)
+            table[f"{name}_mean"] = values.mean().reindex(range(count)).to_numpy()
+            table[f"{name}_max"] = values.max().reindex(range(count)).to_numpy()
+    return table
+
+
+@dataclass(frozen=True)
+class FrameErrors(FrameState):
+    """What the probability that a frame holds an error is made from; (F,) frames.
+
+    Attributes:
+        raw: 1 - prod(1 - error probability) over its kept predictions.
+        wrong: Whether it holds one.
+        labelled: Whether that is known.
+        fold: Its fold.
+    """
+
+    summed = ()
+
+    raw: Floats
+    wrong: Bools
+    labelled: Bools
+    fold: NDArray[np.int8]
+
+    @classmethod
+    def of(
+        cls, records: BoxRecords, units: BoxUnits, proba: Floats, keys: NDArray[np.generic]
+    ) -> FrameErrors:
+        """Of a pass, or of a part of it, given the error probabilities of the kept predictions."""
+        count = records.frames.num_rows
+        frame = records.predictions.frame[units.kept]
+        fine = np.bincount(frame, weights=np.log1p(-np.clip(proba, 0, 1 - 1e-9)), minlength=count)
+        wrong = np.zeros(count, np.bool_)
+        wrong[wrong_frames(records, units)] = True
+        names, groups = group_codes(keys)
+        return cls(1 - np.exp(fine), wrong, records.labelled, folds_of(key_hashes(names, "0"))[groups])
+
+    def proba(self) -> Floats:
+        """(F,) probability that a frame holds an error: isotonic, cross-fitted."""
+        from sklearn.isotonic import IsotonicRegression
+
+        made = self.raw.copy()
+        for fold in range(FOLDS):
+            train = np.flatnonzero(self.labelled & (self.fold != fold))
+            test = np.flatnonzero(self.fold == fold)
+            if len(train) and len(test):
+                model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+                made[test] = model.fit(self.raw[train], self.wrong[train]).predict(self.raw[test])
+        return made
+
+    def auroc(self, proba: Floats) -> float | None:
+        """How well that ranks the frames whose truth is known."""
+        return auroc(proba[self.labelled], self.wrong[self.labelled])

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.issue_columns import named
 from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS, unit_ids
 from mld_core.evaluation.detection.codes import CODES, NO_PREDICTION, BoxEvents, box_codes
-from mld_core.evaluation.detection.records import BoxRecords, user_columns
+from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
 from mld_core.evaluation.metrics.coco import AREA_BOUNDS, AREAS
+from mld_core.records.format.schema import base_schema
 
 TIDE_NAMES = ("right", *tide.TYPES)
 
@@ -128,6 +130,19 @@ class BoxColumns:
         return pa.schema(list(made.values()))
 
 
+def user_columns(records: BoxRecords) -> pa.Table:
+    """The user's own columns of the frames, dictionaries as what they hold."""
+    own = set(base_schema("samples", records.task).names)
+    names = [name for name in records.frames.column_names if name not in own]
+    columns = {}
+    for name in names:
+        column = records.frames[name]
+        if pa.types.is_dictionary(column.type):
+            column = pc.cast(column, column.type.value_type)
+        columns[name] = column
+    return pa.table(columns) if columns else pa.table({"_": pa.nulls(records.frames.num_rows)}).select([])
+
+
 def size_buckets(area: Floats) -> pa.Array:
     """COCO's small, medium or large of (N,) areas in square pixels.
 
@@ -139,9 +154,14 @@ def size_buckets(area: Floats) -> pa.Array:
     return pa.array(AREAS[1:], pa.string()).take(pa.array(place))
 
 
-IMAGE_COLUMNS = BoxColumns(
-    ("x1", "y1", "x2", "y2"), lambda *of: {"size_bucket": size_buckets(of[3])}, (), near_is_iou=True
-)
+def image_place(
+    _records: BoxRecords, _frame: Ints, _box: NDArray[np.floating], area: Floats
+) -> dict[str, pa.Array]:
+    """The size bucket of (U,) boxes in an image."""
+    return {"size_bucket": size_buckets(area)}
+
+
+IMAGE_COLUMNS = BoxColumns(("x1", "y1", "x2", "y2"), image_place, (), near_is_iou=True)
 
 
 def unit_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,8 +48,8 @@ def points_in(records: BoxRecords) -> NDArray[np.integer] | None:
     return np.asarray(records.truth_columns["n_points"].fill_null(-1).to_numpy())
 
 
-def nuscenes_figures(records: BoxRecords) -> NuscenesMetrics | None:
-    """NuScenes' metrics of a pass; None without frames."""
+def nuscenes_state(records: BoxRecords) -> NuscenesState | None:
+    """NuScenes' matches of every recorded prediction of a pass; None without frames."""
     profile = NuscenesProfile.of(records.class_names)
     points, said, true = points_in(records), records.velocity, records.truth_velocity
     kinds, true_kinds = records.attribute, records.truth_attribute
@@ -67,7 +68,12 @@ def nuscenes_figures(records: BoxRecords) -> NuscenesMetrics | None:
         )
         for step in walk(records)
     ]
-    return nuscenes_metrics(NuscenesState.merge(states), profile) if states else None
+    return NuscenesState.merge(states) if states else None
+
+
+def nuscenes_figures(states: Sequence[NuscenesState], class_names: Sequence[str]) -> NuscenesMetrics:
+    """NuScenes' metrics of some frames."""
+    return nuscenes_metrics(NuscenesState.merge(states), NuscenesProfile.of(class_names))
 
 
 def road_evidence(e: BoxEvidence) -> RoadEvidence:
@@ -88,7 +94,7 @@ def road_evidence(e: BoxEvidence) -> RoadEvidence:
         velocity=None if records.velocity is None else records.velocity[kept],
         true_velocity=records.truth_velocity,
         n_points=points_in(records),
-        error_proba=None if e.answers is None else e.answers.analysis.error_proba,
+        error_proba=None if e.answers is None else e.answers.error_proba,
         likely=e.t2,
         epochs=e.epochs.predictions,
         objects=None if e.unlabelled is None else e.missing_odds[: len(kept)],
@@ -247,6 +253,7 @@ ROADS = Profile(
         ),
         near_is_iou=False,
     ),
+    nuscenes_state,
     nuscenes_figures,
     diagnose,
     keep_epochs=True,

@@ -59,13 +59,14 @@ class Round(Generic[S]):
 
     Attributes:
         name: What the progress bar shows, e.g. "scalars".
-        kernel: `(batch, broadcast) -> (output batch or None, state)`; a module-level function.
+        kernel: `(batch, broadcast) -> (output batch or None, state)`; a module-level function. A batch is
+            whatever a walk gives.
         zero: The state of no rows at all.
         broadcast: What every call of the kernel is given: plain data from earlier rounds.
     """
 
     name: str
-    kernel: Callable[[pa.RecordBatch, Any], tuple[pa.RecordBatch | None, S]]
+    kernel: Callable[[Any, Any], tuple[pa.RecordBatch | None, S]]
     zero: S
     broadcast: Any = None
 

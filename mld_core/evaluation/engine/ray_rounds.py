@@ -27,7 +27,7 @@ from mld_core.evaluation.engine.executor import Round, State, Workers, enter_wor
 from mld_core.evaluation.engine.rounds import (
     Cost,
     Folded,
-    PartWalk,
+    Walk,
     Walked,
     cost_of,
     folded,
@@ -86,7 +86,7 @@ class RayRounds:
         if self._joined:
             self._ray.shutdown()
 
-    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> Folded[S]:
+    def over(self, work: Round[S], walks: Sequence[Walk], folder: Path | None = None) -> Folded[S]:
         """See `Rounds.over`."""
         start = time.perf_counter()
         cost = cost_of(work, walks, len(pickle.dumps(work, protocol=5)))
@@ -99,7 +99,7 @@ class RayRounds:
         return found
 
     def _walked(
-        self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None
+        self, work: Round[S], walks: Sequence[Walk], folder: Path | None
     ) -> Generator[Walked[S], None, None]:
         """What comes of each part, in their order; few are begun before they are asked for."""
         shipped = self._ray.put(work)
@@ -144,7 +144,7 @@ class RayRounds:
                 self._ray.wait(tickets, num_returns=len(tickets), timeout=_CANCEL_SECONDS)
 
 
-def run_part(walk: PartWalk, work: Round[S], tables: bool) -> Walked[S]:
+def run_part(walk: Walk, work: Round[S], tables: bool) -> Walked[S]:
     """One part, in a process of the cluster, with one thread as in a pool of threads."""
     enter_worker()
     with threadpool_limits(1), tempfile.TemporaryDirectory(prefix="mld-part-") as folder:

@@ -13,6 +13,7 @@ import pickle
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,24 @@ ENGINES = ("memory", "rounds", "ray")
 """Values of the option `engine`: all in this process's memory; in rounds on its threads; on a Ray cluster."""
 
 
+class Walk(Protocol):
+    """What a round walks over one at a time, shipped as plain data: a part, or what is in it."""
+
+    @property
+    def number(self) -> int:
+        """Its place among the walks of a round."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read."""
+        ...
+
+    def batches(self) -> Iterator[Any]:
+        """What the kernel is given, one after the other; each has `num_rows`."""
+        ...
+
+
 @dataclass(frozen=True)
 class PartWalk:
     """How the batches of a part are read: plain data.
@@ -53,6 +72,16 @@ class PartWalk:
     vectors: tuple[str, ...]
     batch_rows: int
 
+    @property
+    def number(self) -> int:
+        """See `Walk`."""
+        return self.part.number
+
+    @property
+    def nbytes(self) -> int:
+        """See `Walk`."""
+        return self.part.nbytes
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Batches of all sample columns, the vectors asked for (as `layer_column`) and `ROW`.
 
@@ -60,12 +89,8 @@ class PartWalk:
             FileNotFoundError: The part is not there any more.
             ValueError: It has not one vector for each sample.
         """
-        try:
+        with gone_is_told(self.part):
             yield from self._batches()
-        except FileNotFoundError as error:
-            where = self.part.source.folder.path / self.part.part.name
-            text = "a part was joined with others or removed since the evaluation began: evaluate again"
-            raise FileNotFoundError(errno.ENOENT, text, str(where)) from error
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         from itertools import zip_longest
@@ -87,6 +112,21 @@ class PartWalk:
             columns.append(pa.array(np.arange(start, start + left.num_rows), pa.int64()))
             yield pa.RecordBatch.from_arrays(columns, schema=pa.schema([*fields, pa.field(ROW, pa.int64())]))
             start += left.num_rows
+
+
+@contextmanager
+def gone_is_told(part: PassPart) -> Iterator[None]:
+    """Say what to do where a part is not there any more.
+
+    Raises:
+        FileNotFoundError: So it is.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        where = part.source.folder.path / part.part.name
+        text = "a part was joined with others or removed since the evaluation began: evaluate again"
+        raise FileNotFoundError(errno.ENOENT, text, str(where)) from error
 
 
 @dataclass
@@ -135,11 +175,11 @@ class Cost:
         self.peak_bytes = max(self.peak_bytes, one.peak_bytes)
 
 
-def walk_part(walk: PartWalk, work: Round[S], target: Path | None, *, measure: bool = False) -> Walked[S]:
+def walk_part(walk: Walk, work: Round[S], target: Path | None, *, measure: bool = False) -> Walked[S]:
     """Walk over one part: fold the states of its batches in their order, write what the kernel gives back.
 
     Args:
-        walk: The part.
+        walk: The part, or another walk.
         work: The round.
         target: Parquet file for the kernel's batches; there only once it is whole.
         measure: Also tell how large the state is.
@@ -198,7 +238,7 @@ class Rounds(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> Folded[S]:
+    def over(self, work: Round[S], walks: Sequence[Walk], folder: Path | None = None) -> Folded[S]:
         """Run a round over some parts.
 
         Args:
@@ -230,7 +270,7 @@ class PartRounds:
     ) -> None:
         """Nothing is kept from round to round."""
 
-    def over(self, work: Round[S], walks: Sequence[PartWalk], folder: Path | None = None) -> Folded[S]:
+    def over(self, work: Round[S], walks: Sequence[Walk], folder: Path | None = None) -> Folded[S]:
         """See `Rounds.over`."""
         start = time.perf_counter()
         size = len(pickle.dumps(work, protocol=5)) if self.measure else 0
@@ -258,13 +298,13 @@ def rounds_of(workers: Workers, options: Mapping[str, Any]) -> Rounds:
     return RayRounds(workers, options.get("ray_address"))
 
 
-def _walk(walk: PartWalk, work: Round[S], folder: Path | None, *, measure: bool) -> Walked[S]:
+def _walk(walk: Walk, work: Round[S], folder: Path | None, *, measure: bool) -> Walked[S]:
     return walk_part(walk, work, target_of(walk, folder), measure=measure)
 
 
-def target_of(walk: PartWalk, folder: Path | None) -> Path | None:
+def target_of(walk: Walk, folder: Path | None) -> Path | None:
     """The file of a part's output."""
-    return None if folder is None else folder / f"{walk.part.number:06d}.parquet"
+    return None if folder is None else folder / f"{walk.number:06d}.parquet"
 
 
 def folded(
@@ -289,6 +329,6 @@ def numbered(walks: Sequence[PartWalk], rows: Sequence[int]) -> list[PartWalk]:
     return [replace(walk, first=int(start)) for walk, start in zip(walks, starts, strict=False)]
 
 
-def cost_of(work: Round[S], walks: Sequence[PartWalk], broadcast: int = 0) -> Cost:
+def cost_of(work: Round[S], walks: Sequence[Walk], broadcast: int = 0) -> Cost:
     """What a round takes before its parts are walked over."""
-    return Cost(work.name, read=sum(walk.part.nbytes for walk in walks), broadcast=broadcast)
+    return Cost(work.name, read=sum(walk.nbytes for walk in walks), broadcast=broadcast)

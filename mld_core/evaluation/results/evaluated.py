@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.error_probability import MINIMUM
-from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput, run_stages
+from mld_core.evaluation.analysis.stages import Rows, Split, SplitGroup, SplitStage, StageOutput, run_stages
 from mld_core.evaluation.analysis.units import rewrite_units
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import describe, problem
@@ -169,10 +169,19 @@ def _write_tables(
     pq.write_table(pa.Table.from_pylist(classes, method.class_schema), folder / "classes.parquet")
     schemas = {"regions": REGION_SCHEMA, "slices": SLICE_SCHEMA, **dict.fromkeys(method.tables)}
     for name, schema in schemas.items():
-        rows = [row for output in outputs for row in output.tables.get(name, [])]
-        pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"{name}.parquet")
+        found = _together([output.tables.get(name, []) for output in outputs], schema)
+        pq.write_table(found, folder / f"{name}.parquet")
     confusion = pa.concat_tables([one.confusion for one in done])
     pq.write_table(confusion, folder / "confusion.parquet")
+
+
+def _together(parts: Sequence[Rows], schema: pa.Schema | None) -> pa.Table:
+    """One table of what the stages found about several splits."""
+    tables = [one for one in parts if isinstance(one, pa.Table)]
+    rows = [row for one in parts if not isinstance(one, pa.Table) for row in one]
+    if not tables:
+        return pa.Table.from_pylist(rows, schema)
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _pass_info(one: EvaluatedPass, units: str) -> dict[str, Any]:

@@ -48,9 +48,9 @@ class PassPart:
         yield from rebatch(pieces, schema, batch_rows)
 
 
-def parts_of(selection: PassSelection) -> list[PassPart]:
-    """The parts of a classifier's pass, in the order of its rows."""
-    schemas = {family: selection.schema(family) for family in ("samples", "vectors")}
+def parts_of(selection: PassSelection, families: tuple[str, ...] = ("samples", "vectors")) -> list[PassPart]:
+    """The parts of a pass, in the order of its rows, of which some families are read."""
+    schemas = {family: selection.schema(family) for family in families}
     made: list[PassPart] = []
     for source in selection.sources:
         slim = _without_lists(source)

@@ -10,7 +10,7 @@ from boxes_store import write
 
 from mld_core.evaluation.detection.records import read_boxes
 from mld_core.evaluation.detection3d.places import ego_places, image_boxes_of
-from mld_core.evaluation.detection3d.profile import nuscenes_figures, place_columns
+from mld_core.evaluation.detection3d.profile import nuscenes_state, place_columns
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
 
@@ -44,7 +44,7 @@ def test_range_is_the_vehicles(records):
     columns = place_columns(records, frame, box, np.zeros(2))
     assert columns["range"].to_pylist() == [35, 55]
     assert columns["range_bin"].to_pylist() == ["30-40 m", "50-60 m"]
-    assert nuscenes_figures(records).truths.tolist() == [1], "nuScenes asks for cars up to 50 m"
+    assert nuscenes_state(records).truths.tolist() == [1], "nuScenes asks for cars up to 50 m"
 
 
 def test_predictions_outside_the_image_are_none_of_kittis(records):

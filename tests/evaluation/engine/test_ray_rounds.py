@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import server_parts
+import simulated_detector
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.records.format.layout import Store
+from mld_core.records.format.layout import RunKey, Store
 
 ray = pytest.importorskip("ray", reason="the cluster's tests need Ray: pip install 'ml-debugger[ray]'")
 
@@ -100,6 +101,24 @@ def test_both_engines_say_the_same(store, cluster, on_threads):
     pd.testing.assert_frame_equal(
         made.regions("val")[["n", "errors"]], on_threads.regions("val")[["n", "errors"]]
     )
+
+
+def test_boxes_come_out_the_same_on_both_engines(cluster, tmp_path):
+    store, run = Store(tmp_path / "boxes"), RunKey("net", "v1")
+    store.ensure_run(run, {"task": "detection", "n_class": 6})
+    scene = simulated_detector.simulate(300, seed=4, faults={"swapped": 0.05, "shifted": 0.05})
+    simulated_detector.write(store, run, "val", scene, world_size=6)
+    made = evaluated(store, "cluster", engine="ray")
+    own = evaluated(store, "threads", engine="rounds", threads=2)
+    ours, theirs = (one.metrics_summary(full=True) for one in (made, own))
+    whole = ours.select_dtypes("integer").columns
+    pd.testing.assert_frame_equal(ours[whole], theirs[whole])
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-9, atol=1e-12)
+    ours, theirs = units_of(made), units_of(own)
+    kept = theirs["unit_kind"] == "pred"
+    assert (ours["category"] == theirs["category"])[kept].mean() >= 0.999
+    np.testing.assert_allclose(ours["error_proba"], theirs["error_proba"], rtol=1e-6)
+    assert ours["diagnosis"].map(list).tolist() == theirs["diagnosis"].map(list).tolist()
 
 
 def test_a_worker_that_is_killed_costs_time_alone(store, cluster, on_threads, tmp_path):

@@ -4,17 +4,17 @@ import socket
 import time
 from dataclasses import replace
 
+import boxes_store
 import numpy as np
 import pandas as pd
 import pytest
-import simulated_detector
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
 from mld_core.evaluation.classification.rounds import method as rounds_method
 from mld_core.evaluation.classification.rounds.block import Draw, RoundSplit
 from mld_core.evaluation.classification.rounds.cells import Around, CellTables, cells_kernel
-from mld_core.evaluation.classification.scalars import ClassificationSplit, ClassificationState
+from mld_core.evaluation.classification.scalars import ClassificationSplit
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.engine.executor import Round, Workers
 from mld_core.evaluation.engine.ray_rounds import _join
@@ -135,14 +135,17 @@ def test_the_engine_may_be_named_by_the_environment(planted_run, monkeypatch):
         evaluated(planted_run[0].store, "unknown")
 
 
-def test_boxes_are_evaluated_in_memory_whatever_the_environment_names_and_say_so(tmp_path, monkeypatch):
+def test_3d_boxes_are_evaluated_in_memory_whatever_the_environment_names_and_say_so(tmp_path, monkeypatch):
     store, run = Store(tmp_path), RunKey("det", "v1")
-    store.ensure_run(run, {"task": "detection", "n_class": 6})
-    simulated_detector.write(store, run, "val", simulated_detector.simulate(20, seed=4), n_epoch=0)
+    box = np.array([[10.0, 5.0, 0.0, 2.0, 4.0, 1.5, 0.0]])
+    found = {"box": box, "label": np.array([0]), "score": np.array([0.9])}
+    frame = {"input_id": "a", "truths": {"box": box, "label": np.array([0])}, "detections": found}
+    boxes_store.write(store, run, "val", [frame], "detection3d", class_names=["car"])
     monkeypatch.setenv("MLD_ENGINE", "rounds")
     made = Evaluator("det", "v1", store=tmp_path).request_evaluation(options={"repeats": 1})
     told = [one["message"] for one in made.info["problems"]]
-    assert "MLD_ENGINE=rounds: classification_v1 alone is evaluated in rounds; od_v1 ran in memory" in told
+    alone = "'classification_v1', 'od_v1' alone are evaluated in rounds"
+    assert f"MLD_ENGINE=rounds: {alone}; od3d_v1 ran in memory" in told
 
 
 def test_a_sample_stands_for_the_pass(planted_run, in_rounds, val, monkeypatch):
@@ -160,12 +163,11 @@ def test_a_sample_stands_for_the_pass(planted_run, in_rounds, val, monkeypatch):
 def test_a_draw_knows_its_weights():
     context = ClassificationSplit("val", 0, 4, {})
     split = RoundSplit(context, ("logits",), None, ("0",))
-    counts = ClassificationState(counts=100_000, labeled=100_000, errors=1_000)
-    draw = Draw.of(split, counts, 10_000)
+    draw = Draw.of(split, 100_000, 1_000, 10_000)
     assert (draw.wrong, draw.right) == (1.0, pytest.approx(9_000 / 99_000))
     weights = draw.weights(np.repeat(np.array([1, 0], np.int8), [1_000, 9_000]))
     assert weights.sum() == pytest.approx(100_000)
-    assert Draw.of(split, counts, 100_000).shift == 0
+    assert Draw.of(split, 100_000, 1_000, 100_000).shift == 0
 
 
 def test_tables_of_cells_say_what_the_cells_in_memory_say():
@@ -235,9 +237,9 @@ def test_a_round_that_fails_leaves_nothing(planted_run, in_rounds, monkeypatch):
     assert sorted(path.name for path in root.iterdir()) == before
 
 
-def test_boxes_are_not_evaluated_in_rounds(planted_run, monkeypatch):
-    monkeypatch.setattr(Evaluator, "_method", lambda *_: "od_v1")
-    with pytest.raises(ValueError, match=r"option engine='rounds': classification_v1 alone"):
+def test_3d_boxes_are_not_evaluated_in_rounds(planted_run, monkeypatch):
+    monkeypatch.setattr(Evaluator, "_method", lambda *_: "od3d_v1")
+    with pytest.raises(ValueError, match=r"option engine='rounds': 'classification_v1', 'od_v1' alone are"):
         evaluated(planted_run[0].store, "boxes", engine="rounds")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,23 @@ class RoundSplit:
         """Whether it is the train split."""
         return self.context.dataset == "train"
 
+    def read(self, batch: pa.RecordBatch, workers: Workers) -> Block:
+        """The units of a batch."""
+        return read_block(batch, self, workers)
+
+    def outcomes(self, batch: pa.RecordBatch) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(n,) units of a batch that are labelled, and those that are wrong; the latter of labelled ones."""
+        labels = read_labels(batch, self.n_class)[0]
+        logits = read_logits(batch)
+        return labels >= 0, (logits.argmax(axis=1) != labels) | ~finite_rows(logits)
+
+    def drawn_columns(self, names: Sequence[str]) -> list[str]:
+        """Columns of a batch that the fits read."""
+        wanted = dict.fromkeys([ROW, "label", "soft_label", "input_hash", "logits"])
+        wanted |= dict.fromkeys(layer_column(name) for name in self.layers)
+        wanted |= {} if self.group_key is None else {self.group_key: None}
+        return [name for name in wanted if name in names]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -72,6 +89,7 @@ class Block:
         digests: Hashes of the group keys.
         folds: (repeats, n) folds.
         layers: Alias -> (n, D) vectors.
+        extra: (n, P) further columns of the error estimator.
     """
 
     rows: NDArray[np.int64]
@@ -83,6 +101,7 @@ class Block:
     digests: NDArray[np.uint64]
     folds: NDArray[np.int8]
     layers: dict[str, NDArray[Any]]
+    extra: NDArray[np.float32]
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -101,20 +120,25 @@ def read_block(batch: pa.RecordBatch, split: RoundSplit, workers: Workers) -> Bl
     keys = hashes if split.group_key is None else key_texts(batch.column(split.group_key))
     keys = np.where(keys == None, [f"{split.context.dataset}#{row}" for row in rows], keys)  # noqa: E711
     digests = [key_hashes(keys, salt) for salt in split.salts]
-    layers = {name: _vectors(batch, layer_column(name)) for name in split.layers}
+    layers = {name: read_vectors(batch, layer_column(name)) for name in split.layers}
     folds = np.stack([folds_of(one) for one in digests])
-    return Block(rows, logits, labels, errors, scores, hashes, digests[0], folds, layers)
+    extra = np.empty((len(rows), 0), np.float32)
+    return Block(rows, logits, labels, errors, scores, hashes, digests[0], folds, layers, extra)
 
 
-def _vectors(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+def read_vectors(batch: pa.RecordBatch, name: str) -> NDArray[Any]:
+    """(n, D) vectors of a column."""
     place = batch.schema.get_field_index(name)
     return np.asarray(to_numpy(batch.column(place), batch.schema.field(place)))
 
 
-def joined(blocks: Sequence[Block]) -> Block:
+B = TypeVar("B", bound=Block)
+
+
+def joined(blocks: Sequence[B]) -> B:
     """Several blocks as one."""
     columns: dict[str, Any] = {}
-    for one in fields(Block):
+    for one in fields(blocks[0]):
         parts = [getattr(block, one.name) for block in blocks]
         if one.name == "scores":
             columns[one.name] = LogitScores(
@@ -127,7 +151,7 @@ def joined(blocks: Sequence[Block]) -> Block:
             columns[one.name] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         else:
             columns[one.name] = np.concatenate(parts, axis=1 if one.name == "folds" else 0)
-    return Block(**columns)
+    return type(blocks[0])(**columns)
 
 
 # -- the first round: counts, and the keys that joins are made on ----------------------------------------
@@ -168,9 +192,9 @@ class Draw:
     right: float
 
     @classmethod
-    def of(cls, split: RoundSplit, counts: ClassificationState, most: int) -> Draw:
+    def of(cls, split: RoundSplit, labelled: int, errors: int, most: int) -> Draw:
         """At most `most` units: the rarer outcome whole, as far as it is no more than half of them."""
-        size = np.array([counts.labeled - counts.errors, counts.errors])
+        size = np.array([labelled - errors, errors])
         if size.sum() <= most:
             return cls(split, 1.0, 1.0)
         fewer = min(int(size.min()), most // 2)
@@ -206,16 +230,11 @@ class Drawn:
 
 def draw_kernel(batch: pa.RecordBatch, draw: Draw) -> tuple[None, Drawn]:
     """Second round: the drawn units with what the fits read of them."""
-    labels = read_labels(batch, draw.split.n_class)[0]
-    logits = read_logits(batch)
-    wrong = (logits.argmax(axis=1) != labels) | ~finite_rows(logits)
+    known, wrong = draw.split.outcomes(batch)
     rate = np.where(wrong, draw.wrong, draw.right)
     rows = np.asarray(batch.column(ROW), np.uint64)
-    kept = (labels >= 0) & (hash_uniform(rows, _STREAM) < rate)
+    kept = known & (hash_uniform(rows, _STREAM) < rate)
     if not kept.any():
         return None, Drawn()
-    names = dict.fromkeys([ROW, "label", "soft_label", "input_hash", "logits"])
-    names |= dict.fromkeys(layer_column(name) for name in draw.split.layers)
-    names |= {} if draw.split.group_key is None else {draw.split.group_key: None}
-    wanted = [name for name in names if name in batch.schema.names]
+    wanted = draw.split.drawn_columns(batch.schema.names)
     return None, Drawn([batch.select(wanted).filter(pa.array(kept))])

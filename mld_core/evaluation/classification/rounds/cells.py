@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis import halves
 from mld_core.evaluation.analysis.stack_features import ERROR_KS, ONE_HOT_CLASSES
-from mld_core.evaluation.classification.rounds.block import Block, RoundSplit, read_block
+from mld_core.evaluation.classification.rounds.block import Block, RoundSplit
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.cells import AMBIGUITY_KS
@@ -146,7 +146,7 @@ class Asked:
 def cells_kernel(batch: pa.RecordBatch, asked: Asked) -> tuple[None, CellTables]:
     """Third round: count the cells of a batch."""
     workers, split = Workers(1), asked.split
-    block = read_block(batch, split, workers)
+    block = split.read(batch, workers)
     cell = asked.ground.place(block.layers, workers)[1].astype(np.int64)
     made = CellTables.empty(split, len(asked.ground.flat))
     known = np.flatnonzero(block.known)

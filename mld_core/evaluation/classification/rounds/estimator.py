@@ -124,7 +124,7 @@ def fixed_columns(
 ) -> NDArray[np.float32]:
     """The columns that no error enters."""
     same = around.same_share(cell, block.scores.prediction, block.known)
-    return joined_columns(block.scores, n_class, same, distance, points)
+    return joined_columns(block.scores, n_class, same, distance, points, extra=block.extra)
 
 
 def held_out_columns(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,12 @@ from mld_core.evaluation.analysis.label_quality import (
 from mld_core.evaluation.classification.rounds.block import Block, Draw
 from mld_core.evaluation.classification.rounds.cells import Around, CellTables, Ground
 from mld_core.evaluation.classification.rounds.codes import CodeFits, pairs_of, stable_codes
-from mld_core.evaluation.classification.rounds.estimator import fit_estimator, fixed_columns
+from mld_core.evaluation.classification.rounds.estimator import (
+    Estimator,
+    fit_estimator,
+    fixed_columns,
+    held_out_columns,
+)
 from mld_core.evaluation.classification.rounds.scoring import (
     Fits,
     LabelFits,
@@ -96,26 +101,62 @@ class Joined:
         return CodeFits(n_class, (), self.conflicting, self.leaked, miscalibrated, self.hashed)
 
 
-def fit(
-    sample: Sample,
-    ground: Ground,
-    tables: CellTables,
-    joined: Joined,
-    reference: Reference | None,
-    options: Mapping[str, Any],
-    workers: Workers,
-) -> Fits:
-    """Fit everything to the sample and the tables.
+@dataclass(frozen=True)
+class Fitting:
+    """What everything is fitted on.
 
-    Args:
+    Attributes:
         sample: Of the labelled units.
         ground: Space and cells.
         tables: What the cells hold, of all units.
         joined: What joins found.
         reference: Thresholds of the reference split, None = this one is it.
         options: Of the request.
-        workers: Open pool.
     """
+
+    sample: Sample
+    ground: Ground
+    tables: CellTables
+    joined: Joined
+    reference: Reference | None
+    options: Mapping[str, Any]
+
+
+class Refine(Protocol):
+    """What a task makes of the error estimator: another one, and its error probabilities of the sample."""
+
+    def __call__(
+        self,
+        estimator: Estimator,
+        proba: NDArray[np.float64],
+        columns: Callable[[NDArray[np.int64], int], NDArray[np.float32]],
+        sample: Sample,
+        workers: Workers,
+    ) -> tuple[Estimator, NDArray[np.float64]]:
+        """`columns` are those of some units of the sample with a fold kept out, in the first repeat."""
+        ...
+
+
+def fit(fitting: Fitting, workers: Workers) -> Fits:
+    """Fit everything to the sample and the tables, and what the diagnoses need."""
+    fits, placed = fit_scores(fitting, workers)
+    judged = judge(placed, fits, workers)
+    found = evidence(placed, judged, fits)
+    codes = replace(fits.codes, pairs=pairs_of(found, judged.replays.kept, fits.split.n_class))
+    regions = int(fits.region.max(initial=-1)) + 1
+    codes = stable_codes(found, judged.replays, judged.posterior, judged.region, codes, regions)
+    return replace(fits, codes=codes)
+
+
+def fit_scores(fitting: Fitting, workers: Workers, refine: Refine | None = None) -> tuple[Fits, Placed]:
+    """Fit all that scores units, and score the sample.
+
+    Args:
+        fitting: What it is fitted on.
+        workers: Open pool.
+        refine: What the task makes of the error estimator.
+    """
+    sample, ground, tables, reference = fitting.sample, fitting.ground, fitting.tables, fitting.reference
     block, split = sample.block, sample.draw.split
     points, cell = ground.place(block.layers, workers)
     around = Around.of(tables, ground.near)
@@ -125,7 +166,14 @@ def fit(
         estimator, proba, looks = fit_estimator(
             block, fixed, cell, around, sample.draw, sample.weight, workers
         )
-    own = _own_reference(sample, tables, proba, options)
+        if refine is not None:
+
+            def columns(rows: NDArray[np.int64], fold: int) -> NDArray[np.float32]:
+                return np.column_stack([fixed[rows], held_out_columns(block, rows, cell, around, 0, fold)])
+
+            estimator, proba = refine(estimator, proba, columns, sample, workers)
+            looks = (proba,)
+    own = _own_reference(sample, tables, proba, fitting.options)
     used = own.thresholds if reference is None else reference.thresholds
     density, lows, frequent, state = _densities(
         sample, tables, around, used, looks, own=reference is None, workers=workers
@@ -144,14 +192,9 @@ def fit(
         state,
         _label_fits(sample, tables, placed, around, workers),
         regions_of(tables, ground.near, used.t2),
-        joined.codes(split.n_class, _miscalibrated(tables)),
+        fitting.joined.codes(split.n_class, _miscalibrated(tables)),
     )
-    judged = judge(placed, fits, workers)
-    found = evidence(placed, judged, fits)
-    codes = replace(fits.codes, pairs=pairs_of(found, judged.replays.kept, split.n_class))
-    regions = int(fits.region.max(initial=-1)) + 1
-    codes = stable_codes(found, judged.replays, judged.posterior, judged.region, codes, regions)
-    return replace(fits, codes=codes)
+    return fits, placed
 
 
 def _own_reference(

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.answers import Reference
 from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
+from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.classification.gather import same_hashes, train_selection
 from mld_core.evaluation.classification.ranking import EXACT_CELLS, rank, rank_by_histograms
 from mld_core.evaluation.classification.rounds.block import (
@@ -29,7 +30,6 @@ from mld_core.evaluation.classification.rounds.block import (
     count_kernel,
     draw_kernel,
     joined,
-    read_block,
 )
 from mld_core.evaluation.classification.rounds.cells import (
     Asked,
@@ -37,7 +37,7 @@ from mld_core.evaluation.classification.rounds.cells import (
     Ground,
     cells_kernel,
 )
-from mld_core.evaluation.classification.rounds.fits import Joined, Sample, fit
+from mld_core.evaluation.classification.rounds.fits import Fitting, Joined, Sample, fit
 from mld_core.evaluation.classification.rounds.outcome import Outcome
 from mld_core.evaluation.classification.rounds.scoring import Fits, score_kernel
 from mld_core.evaluation.classification.rounds.tables import output_of
@@ -139,7 +139,9 @@ def finish(
     fits: Fits | None = None
     if walking.analysed is not None:
         fits = _fit(walking, walking.analysed, hashed, group, rounds, reference, sample)
-        work: Round[Any] = Round(f"units of {split.dataset}", score_kernel, Outcome.empty(fits.region), fits)
+        work: Round[Any] = Round(
+            f"units of {split.dataset}", score_kernel, Outcome.empty(fits.region, DIAGNOSES), fits
+        )
     else:
         work = Round(f"units of {split.dataset}", scalars_kernel, ClassificationState(), context)
     folder = walking.scratch / "units"
@@ -163,11 +165,11 @@ def _fit(
     most: int,
 ) -> Fits:
     split, workers = walking.split, rounds.workers
-    draw = Draw.of(analysed, walking.counts, most)
+    draw = Draw.of(analysed, walking.counts.labeled, walking.counts.errors, most)
     drawing = Round(f"sample of {split.dataset}", draw_kernel, Drawn(), draw)
     drawn = rounds.over(drawing, walking.walks).state
     with workers:
-        block = joined([read_block(piece, analysed, workers) for piece in drawn.pieces])
+        block = joined([analysed.read(piece, workers) for piece in drawn.pieces])
         drawn.pieces.clear()  # beside the sample itself
         chosen = Sample.of(block, draw)
         with workers.stage(f"cells ({split.dataset})"):
@@ -181,7 +183,7 @@ def _fit(
     )
     tables = rounds.over(counting, walking.walks).state
     with workers:
-        return fit(chosen, ground, tables, hashed, reference, group.options, workers)
+        return fit(Fitting(chosen, ground, tables, hashed, reference, group.options), workers)
 
 
 def _rank(walking: Walking, rounds: Rounds, most: int) -> Ranking:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.classification.diagnoses import DIAGNOSES
 from mld_core.evaluation.classification.rounds.block import Block
 from mld_core.evaluation.codes import categories
 from mld_core.evaluation.codes.categories import ALEATORIC, CATEGORIES, OPERATIONAL
-from mld_core.evaluation.codes.diagnosis import Diagnoses
+from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis
 from mld_core.evaluation.statistics.bootstrap import CALIBRATION_BINS, METRICS, metrics_of_counts
 from mld_core.evaluation.statistics.histograms import BINS, log_odds_bin
 
 if TYPE_CHECKING:
     from mld_core.evaluation.classification.rounds.scoring import Judged
-
-_CODES = {one.code: place for place, one in enumerate(DIAGNOSES)}
 
 
 @dataclass
@@ -90,16 +88,16 @@ class Outcome:
             float(proba[known & (judged.category <= OPERATIONAL)].sum()),
             np.bincount(judged.projected[~known], minlength=len(CATEGORIES)),
             float(judged.posterior.wrong[suspect].sum()),
-            _codes_of(found),
-            _of_regions(found, judged.region, inside, regions),
+            codes_of(found),
+            codes_of_regions(found, judged.region, inside, regions),
             _steady(judged, inside, regions),
             _nearest(distance, judged.region, block.rows, inside, regions),
         )
 
     @classmethod
-    def empty(cls, region: NDArray[np.int32]) -> Outcome:
-        """The outcome of no units."""
-        regions, count = int(region.max(initial=-1)) + 1, len(DIAGNOSES)
+    def empty(cls, region: NDArray[np.int32], registry: Sequence[Diagnosis[Any]]) -> Outcome:
+        """The outcome of no units, of which the diagnoses of `registry` are asked."""
+        regions, count = int(region.max(initial=-1)) + 1, len(registry)
         whole = [
             np.zeros(size, np.int64) for size in (BINS, BINS, len(CATEGORIES), ALEATORIC, len(CATEGORIES))
         ]
@@ -147,19 +145,23 @@ class Outcome:
         return made
 
 
-def _codes_of(found: Diagnoses) -> NDArray[np.int64]:
-    made = np.zeros((len(DIAGNOSES), 2), np.int64)
+def codes_of(found: Diagnoses) -> NDArray[np.int64]:
+    """(codes, 2) units that carry each, and that carry it for sure."""
+    place = {one.code: number for number, one in enumerate(found.registry)}
+    made = np.zeros((len(place), 2), np.int64)
     for code, count in found.counts.items():
-        made[_CODES[code]] = count, found.sure[code]
+        made[place[code]] = count, found.sure[code]
     return made
 
 
-def _of_regions(
+def codes_of_regions(
     found: Diagnoses, region: NDArray[np.int32], inside: NDArray[np.int64], regions: int
 ) -> NDArray[np.int64]:
-    made = np.zeros((regions, len(DIAGNOSES)), np.int64)
+    """(regions, codes) units of each region, `inside` being those of one, that carry each."""
+    place = {one.code: number for number, one in enumerate(found.registry)}
+    made = np.zeros((regions, len(place)), np.int64)
     for code, mask in found.masks.items():
-        made[:, _CODES[code]] = np.bincount(region[inside][mask[inside]], minlength=regions)[:regions]
+        made[:, place[code]] = np.bincount(region[inside][mask[inside]], minlength=regions)[:regions]
     return made
 
 

@@ -24,7 +24,7 @@ from mld_core.evaluation.analysis.label_quality import (
     suspected_labels,
 )
 from mld_core.evaluation.analysis.units import with_columns
-from mld_core.evaluation.classification.rounds.block import Block, RoundSplit, read_block
+from mld_core.evaluation.classification.rounds.block import Block, RoundSplit
 from mld_core.evaluation.classification.rounds.cells import Around, Ground, own_part
 from mld_core.evaluation.classification.rounds.codes import CodeFits, diagnosed
 from mld_core.evaluation.classification.rounds.estimator import Estimator, fixed_columns
@@ -279,7 +279,7 @@ def score_kernel(batch: pa.RecordBatch, fits: Fits) -> tuple[pa.RecordBatch, Out
     """Fourth round: the rows of the unit table of a batch, and what they come to."""
     workers, split = Workers(1), fits.split
     units, _ = scalars_kernel(batch, split.context)
-    block = read_block(batch, split, workers)
+    block = split.read(batch, workers)
     placed = place(block, fits, workers)
     judged = judge(placed, fits, workers)
     found = diagnosed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from mld_core.evaluation.classification.rounds.block import SAMPLE, Counted
 from mld_core.evaluation.classification.rounds.codes import NOT_IN_ROUNDS, reasons
 from mld_core.evaluation.classification.rounds.outcome import Outcome
 from mld_core.evaluation.classification.rounds.scoring import Fits
+from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.space.cells import beta_quantile
@@ -55,14 +56,8 @@ def output_of(
     if fits is None or not isinstance(found, Outcome):
         return _without_analysis(split)
     metrics: dict[str, Value] = {**found.metrics(), "error_proba_source": fits.estimator.source}
-    categories: dict[str, Value] = {
-        f"{name.removeprefix('five_way_')}_five_way" if name.startswith("five_way_") else name: value
-        for name, value in found.ratios().items()
-    }
-    categories |= threshold_row(fits.used, fits.density)
-    if found.projected.sum():
-        categories |= projected_shares(found.projected / found.projected.sum())
-    facts = _facts(fits, found)
+    categories = category_cells(fits, found)
+    facts = {**facts_of(fits, found), **_codes(fits, found)}
     notes = [*LEFT_OUT, *feature_notes(fits.split.layers)]
     if counted.soft:
         notes.append(f"evaluated in rounds: {counted.soft} soft labels count as their largest class in cells")
@@ -76,8 +71,20 @@ def output_of(
         categories=categories,
         facts={"labeled": split.labeled, **plain_facts(facts)},
         notes=tuple(notes),
-        tables={"regions": _regions(split, fits, found, results)},
+        tables={"regions": regions_of(split, fits, found, results, DIAGNOSES)},
     )
+
+
+def category_cells(fits: Fits, found: Outcome) -> dict[str, Value]:
+    """Cells of the split's row in the category table."""
+    made: dict[str, Value] = {
+        f"{name.removeprefix('five_way_')}_five_way" if name.startswith("five_way_") else name: value
+        for name, value in found.ratios().items()
+    }
+    made |= threshold_row(fits.used, fits.density)
+    if found.projected.sum():
+        made |= projected_shares(found.projected / found.projected.sum())
+    return made
 
 
 def _without_analysis(split: Split) -> StageOutput:
@@ -90,11 +97,9 @@ def _without_analysis(split: Split) -> StageOutput:
     return StageOutput(notes=(text,))
 
 
-def _facts(fits: Fits, found: Outcome) -> dict[str, Any]:
+def facts_of(fits: Fits, found: Outcome) -> dict[str, Any]:
+    """What was learned of a split, but its diagnoses."""
     estimator = fits.estimator
-    counts = {one.code: found.codes[place] for place, one in enumerate(DIAGNOSES)}
-    absent = reasons(fits.codes, is_train=fits.split.is_train)
-    there = {code: both for code, both in counts.items() if code not in absent}
     return {
         **fitted_facts(fits.used, fits.density, estimator.source, estimator.reason, estimator.guard_z),
         "neighbours": "cells",
@@ -105,13 +110,23 @@ def _facts(fits: Fits, found: Outcome) -> dict[str, Any]:
         "label_weights": fits.labels.pool.weights.mean(axis=0).tolist(),
         "layers": list(fits.ground.space.names),
         "train_reference": False,
+    }
+
+
+def _codes(fits: Fits, found: Outcome) -> dict[str, Any]:
+    counts = {one.code: found.codes[place] for place, one in enumerate(DIAGNOSES)}
+    absent = reasons(fits.codes, is_train=fits.split.is_train)
+    there = {code: both for code, both in counts.items() if code not in absent}
+    return {
         "not_computable": absent,
         "code_counts": {code: int(both[0]) for code, both in there.items()},
         "sure_counts": {code: int(both[1]) for code, both in there.items()},
     }
 
 
-def _regions(split: Split, fits: Fits, found: Outcome, results: ResultStore) -> list[dict[str, Any]]:
+def regions_of(
+    split: Split, fits: Fits, found: Outcome, results: ResultStore, registry: Sequence[Diagnosis[Any]]
+) -> list[dict[str, Any]]:
     """Rows of the table of regions; names and medoids are read off the unit table."""
     inside = np.flatnonzero(fits.region >= 0)
     if not len(inside):
@@ -123,7 +138,7 @@ def _regions(split: Split, fits: Fits, found: Outcome, results: ResultStore) -> 
     passed = benjamini_hochberg(p_values)
     lows = beta_quantile(wrong + 0.5, size - wrong + 0.5)
     names, classes, medoids = _read_regions(split, found, results)
-    codes = [one.code for one in DIAGNOSES]
+    codes = [one.code for one in registry]
     steady = found.steady[:, 1] / np.maximum(found.steady[:, 0], 1)
     made = []
     for number in range(len(size)):
@@ -170,7 +185,9 @@ def _read_regions(
         )
     names: dict[int, str] = {}
     for region, truth, said, _ in pairs:
-        names.setdefault(region, f"{truth}->{-1 if said is None else said}")
+        # No class is background, which classifiers do not have.
+        of = "bg" if truth is None else truth
+        names.setdefault(region, f"{of}->{-1 if said is None else said}")
     for region, label, _ in labels:
         if len(classes[region]) < TOP:
             classes[region].append(label)
