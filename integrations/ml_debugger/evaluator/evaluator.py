@@ -27,7 +27,8 @@ class Evaluator(evaluator.Evaluator):
         version_name: Name of the version.
         api_endpoint: Address of a service; default `MLD_API_ENDPOINT`, else the local store.
         api_key: Its key; default `MLD_API_KEY`.
-        store: Folder of the local store, or `s3://bucket/prefix`, read in place; default `MLD_HOME`, else `~/.mld`. Beats `MLD_API_ENDPOINT`.
+        store: Folder of the local store, or `s3://bucket/prefix`, read in place; default `MLD_HOME`,
+            else `~/.mld`. Beats `MLD_API_ENDPOINT`.
 
     Raises:
         ValueError: A key without an endpoint, or an address that is none.
