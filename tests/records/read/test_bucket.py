@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 import pytest
 import server_parts
 import tracer_parts
+from app_building import need_pages
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
@@ -102,6 +103,20 @@ def test_results_are_those_of_the_folder_and_lie_on_this_machine(folder, url, s3
     code, out, err = mld("ls", "net", "v1", "--results", "--store", url, "--json")
     assert code == 0, err
     assert f"there {engine}" in [one["result_name"] for one in json.loads(out)]
+
+
+def test_its_results_are_compared_and_reported(url, tmp_path):
+    need_pages()
+    for name, repeats in (("one", 1), ("two", 2)):
+        asked = {"repeats": repeats, "threads": 1, "dataset_types": ["val"]}
+        Evaluator("net", "v1", store=url).request_evaluation(name, options=asked)
+    code, out, err = mld("compare", "one", "two", "--store", url, "--json")
+    assert code == 0, err
+    assert "val" in out
+    page = tmp_path / "page.html"
+    code, _, err = mld("report", "one", "-o", str(page), "--store", url)
+    assert code == 0, err
+    assert page.stat().st_size > 100_000
 
 
 def test_parts_are_read_as_they_are_walked_over(url, home):
