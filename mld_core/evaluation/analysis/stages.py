@@ -151,6 +151,17 @@ class SplitStage(Protocol):
         ...
 
 
+class Handed:
+    """The stage of an evaluation in rounds: hands on what the rounds left in `scratch`."""
+
+    name = "rounds"
+
+    def __call__(self, split: Split, group: SplitGroup, engine: Workers) -> StageOutput:  # noqa: ARG002
+        """See `SplitStage`."""
+        found: StageOutput = split.scratch[self.name]
+        return found
+
+
 def run_stages(group: SplitGroup, stages: tuple[SplitStage, ...], engine: Workers) -> dict[str, StageOutput]:
     """Run every stage over every split; the later stage wins where two return the same column or metric."""
     found = {split.dataset: StageOutput() for split in group.splits}

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.answers import Reference
-from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage, StageOutput
+from mld_core.evaluation.analysis.stages import Handed, Split, SplitGroup, SplitStage
 from mld_core.evaluation.classification.ranking import EXACT_CELLS, rank
 from mld_core.evaluation.classification.rounds.method import begin, finish
 from mld_core.evaluation.classification.scalars import (
@@ -55,7 +55,7 @@ def evaluate_classification(
         found = evaluated(method, selections, folder, engine)
     else:
         with rounds_of(engine, options) as rounds:
-            method = Method(lambda group: _in_rounds(results, group, rounds, info), (Found(),))
+            method = Method(lambda group: _in_rounds(results, group, rounds, info), (Handed(),))
             found = evaluated(method, selections, folder, engine)
     return {**found, "task": "classification", "problems": found["problems"] + _unused_options(options)}
 
@@ -109,24 +109,13 @@ def _in_rounds(
         other = group.reference(split)
         known = None if other is split else references.get(other.dataset)
         found, own = finish(begun[id(split)], group, results, rounds, known)
-        references[split.dataset], split.scratch[Found.name] = own, found
+        references[split.dataset], split.scratch[Handed.name] = own, found
     made = []
     for split in group.splits:
         one = begun[id(split)]
         overflow = one.counted.overflow
         made.append(_evaluated(split, one.context, one.counts, one.ranking, overflow, one.distinct))
     return made
-
-
-class Found:
-    """The stage of an evaluation in rounds: hands on what the rounds found."""
-
-    name = "rounds"
-
-    def __call__(self, split: Split, group: SplitGroup, engine: Workers) -> StageOutput:  # noqa: ARG002
-        """See `SplitStage`."""
-        found: StageOutput = split.scratch[self.name]
-        return found
 
 
 def _evaluated(

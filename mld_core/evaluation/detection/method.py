@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mld_core.evaluation.analysis.stages import Split, SplitGroup, SplitStage
+from mld_core.evaluation.analysis.stages import Handed, Split, SplitGroup, SplitStage
 from mld_core.evaluation.detection.analysis import frame_keys, label_for_loss, logit_figures
 from mld_core.evaluation.detection.epochs import OtherEpochs, look_at_epochs
 from mld_core.evaluation.detection.events import (
@@ -33,7 +33,7 @@ from mld_core.evaluation.detection.metrics import (
 from mld_core.evaluation.detection.objects import Unlabelled, candidates, look_for_objects
 from mld_core.evaluation.detection.profile import IMAGES, Profile
 from mld_core.evaluation.detection.records import BoxRecords, class_logits, read_boxes, vector_rows
-from mld_core.evaluation.detection.rounds.method import Handed, evaluate_in_rounds
+from mld_core.evaluation.detection.rounds.method import evaluate_in_rounds
 from mld_core.evaluation.detection.stage import BoxAnalysis, BoxPass
 from mld_core.evaluation.detection.units import unit_table
 from mld_core.evaluation.engine.executor import Workers

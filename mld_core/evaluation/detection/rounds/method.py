@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.answers import Reference
-from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
+from mld_core.evaluation.analysis.stages import Handed, Split, SplitGroup, StageOutput
 from mld_core.evaluation.classification.rounds.block import SAMPLE, Draw, Drawn, draw_kernel, joined
 from mld_core.evaluation.classification.rounds.cells import Asked, CellTables, Ground, cells_kernel
 from mld_core.evaluation.classification.rounds.fits import Fitting, Joined, Sample, fit_scores
@@ -122,17 +122,6 @@ def evaluate_in_rounds(
         remarks = Remarks(walking.notes, has_logits, walking.cuts)
         made.append(evaluated_pass(split, profile.name, measured, judging.thresholds, remarks))
     return made
-
-
-class Handed:
-    """The stage of an evaluation in rounds: hands on what the rounds found."""
-
-    name = "rounds"
-
-    def __call__(self, split: Split, group: SplitGroup, engine: Any) -> StageOutput:  # noqa: ARG002
-        """See `SplitStage`."""
-        found: StageOutput = split.scratch[self.name]
-        return found
 
 
 def begin(
