@@ -275,7 +275,8 @@ def _told(path: BucketPath, said: str) -> str:
         return f"{where}: there is no bucket {path.parts[1].partition('?')[0]!r}; {EXPECTED}"
     why = " ".join(said.rpartition("AWS Error ")[2].split())[:200] or "no reason given"
     named = os.environ.get("AWS_ACCESS_KEY_ID")
-    if any(word in said for word in _DENIED) or (named is None and "NETWORK" not in said):
+    # A request without keys is a bad one (400) to some servers; one that failed otherwise had a role's keys.
+    if any(word in said for word in _DENIED) or (named is None and "HTTP status 400" in said):
         keys = (
             f"AWS_ACCESS_KEY_ID={named!r} may not"
             if named

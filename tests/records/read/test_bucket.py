@@ -105,6 +105,15 @@ def test_results_are_those_of_the_folder_and_lie_on_this_machine(folder, url, s3
     assert f"there {engine}" in [one["result_name"] for one in json.loads(out)]
 
 
+def test_a_server_that_is_overrun_is_not_told_as_missing_keys(monkeypatch):
+    """A machine's role reads without `AWS_ACCESS_KEY_ID`."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    place = bucket_path("s3://records/team")
+    said = str(place.unreachable(OSError("When listing: AWS Error SLOW_DOWN during ListObjectsV2 operation")))
+    assert "SLOW_DOWN" in said
+    assert "AWS_ACCESS_KEY_ID" not in said
+
+
 def test_its_results_are_compared_and_reported(url, tmp_path):
     need_pages()
     for name, repeats in (("one", 1), ("two", 2)):
