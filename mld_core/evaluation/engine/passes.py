@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from mld_core.records.format.schema import LEFT_OUT, REPEATED
+from mld_core.records.format.schema import LEFT_OUT, LOADER_PLACE, REPEATED
 
 if TYPE_CHECKING:
     from mld_core.records.read.reader import PassSelection
@@ -24,7 +24,8 @@ ROW = "\0row"
 _OWN_COLUMNS = frozenset(
     [
         *("input_id", "id_source", "input_hash", "label", "soft_label", "prediction", "confidence", "loss"),
-        *("unit", "rank_", "batch_idx", "row", "global_step", "mode", "nonfinite", "overflow", REPEATED),
+        *("unit", "rank_", "batch_idx", "row", "global_step", "mode", "nonfinite", "overflow"),
+        *(REPEATED, LOADER_PLACE),
     ]
 )
 """Columns of the sample records that are no user's own."""

@@ -22,6 +22,8 @@ LEFT_OUT = "rows left out to spare the training"
 """Among the counts of a pass's meta: training rows that were not recorded, as that took too much time."""
 REPEATED = "sampler_repeat"
 """Of samples: a sampler repeated the sample so that all ranks get as many. Null and false: it did not."""
+LOADER_PLACE = "loader_place"
+"""Of samples whose ids are the user's, in evaluations on several ranks: the place that the loader drew."""
 HASH_KIND = "hash_kind"
 """In run.json and the meta of a pass: how `input_hash` was made. Hashes compare within one kind only."""
 FIRST_HASH_KIND = "multilinear"
@@ -40,7 +42,7 @@ def _fields(**types: pa.DataType) -> tuple[pa.Field, ...]:
 _KEYS = (*KEY_FIELDS, *_fields(input_id=_TEXT))
 _SAMPLE_FIELDS = _fields(
     id_source=_DICT, input_hash=_TEXT, batch_idx=_INT, row=_INT, global_step=_LONG, mode=_DICT
-) + _fields(**{REPEATED: _BOOL})
+) + _fields(**{REPEATED: _BOOL, LOADER_PLACE: _TEXT})
 _CLASSIFICATION_FIELDS = _fields(
     label=_LONG, soft_label=pa.list_(_FLOAT), prediction=_LONG, confidence=_FLOAT, loss=_FLOAT
 )

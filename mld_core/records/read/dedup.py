@@ -4,8 +4,9 @@ Splits whose name before the first "/" is val, test or predict are walked once b
 samplers pad them and some loaders repeat items. There, rows that a sampler is known to have repeated do not
 count, whatever their ids are. Of the others, those with the same `input_id` count once where the id is the
 data set's own index, whatever the hash of their content says (padding to the longest of a batch,
-augmentation); users' ids count once only with the same `input_hash`. The row with the lowest (batch_idx,
-rank_) stays. The same id with other content stays and is reported. Other splits count as drawn.
+augmentation); users' ids count once only with the same `input_hash`, or where the loader drew the same
+place of the data set for them. The row with the lowest (batch_idx, rank_) stays. The same id with other
+content stays and is reported. Other splits count as drawn.
 """
 
 from dataclasses import astuple, dataclass
@@ -15,10 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mld_core.records.format.schema import INDEX_SOURCES, REPEATED
+from mld_core.records.format.schema import INDEX_SOURCES, LOADER_PLACE, REPEATED
 
 EVALUATION_SPLITS = ("val", "test", "predict")
-KEY_COLUMNS = ("unit", "rank_", "input_id", "id_source", "input_hash", "batch_idx", "global_step", REPEATED)
+KEY_COLUMNS = (
+    *("unit", "rank_", "input_id", "id_source", "input_hash", "batch_idx", "global_step"),
+    *(REPEATED, LOADER_PLACE),
+)
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -86,7 +90,6 @@ def duplicates(keys: pa.Table) -> tuple[Bools, int]:
     padding = np.asarray(pc.fill_null(keys[REPEATED], fill_value=False), dtype=np.bool_)
     if count < 2:
         return padding, 0
-    drop = np.zeros(count, dtype=np.bool_)
     ids, hashes = _codes(keys["input_id"]), _codes(keys["input_hash"])
     has_id = ids >= 0
     source = keys["id_source"].cast(pa.string())
@@ -94,14 +97,21 @@ def duplicates(keys: pa.Table) -> tuple[Bools, int]:
     comparable = has_id & ((hashes >= 0) | by_index) & ~padding
     # (id, hash) as one number; a missing hash is a content of its own, and an index is its item's name.
     pair = ids * (int(hashes.max()) + 3) + np.where(by_index, 0, hashes + 2)
-    pair[padding] = -1  # it stands in front of no row
-    order = np.lexsort((np.arange(count), _ints(keys["rank_"]), _ints(keys["batch_idx"]), pair))
-    sorted_pair = pair[order]
-    repeat = np.zeros(count, dtype=np.bool_)
-    repeat[1:] = sorted_pair[1:] == sorted_pair[:-1]
-    drop[order] = repeat
-    drop &= comparable
-    drop |= padding
+    first = (np.arange(count), _ints(keys["rank_"]), _ints(keys["batch_idx"]))
+    drop = padding | _later(np.where(comparable, pair, -1), first)
+    places = _codes(keys[LOADER_PLACE])
+    if (places >= 0).any():
+        drawn = has_id & (places >= 0) & ~padding
+        drop |= _later(np.where(drawn, ids * (int(places.max()) + 1) + places, -1), first)
     left = ids[has_id & ~drop]
     non_unique = int(np.count_nonzero(np.bincount(left) > 1)) if left.size else 0
     return drop, non_unique
+
+
+def _later(values: Ints, first: tuple[Ints, ...]) -> Bools:
+    """Rows whose value stands on an earlier row, by `first`, whose last key counts most; -1 is no value."""
+    order = np.lexsort((*first, values))
+    ordered = values[order]
+    later = np.zeros(len(values), dtype=np.bool_)
+    later[order[1:]] = (ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)
+    return later

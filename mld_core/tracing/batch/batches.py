@@ -25,6 +25,7 @@ class Batch:
         id_column: (ids as they stand in the batch, their source), where there are some.
         searched: whether ids were looked for.
         repeats: units at its end that the loader's sampler repeated to make ranks even.
+        places: where in the data set the loader drew them, in an evaluation that ranks share.
     """
 
     inputs: Any = None
@@ -42,6 +43,7 @@ class Batch:
     id_column: tuple[Any, str] | None = None
     searched: bool = False
     repeats: int = 0
+    places: Any = None
 
 
 def class_count(model: nn.Module) -> int | None:

@@ -6,6 +6,7 @@ it is enough to know how many of its samples are its own. Of samplers that are n
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader
@@ -31,6 +32,11 @@ _PLAIN = {
     ("transformers.trainer_pt_utils", "LengthGroupedSampler"),
 }
 _SHARD = ("accelerate.data_loader", "BatchSamplerShard")
+# Each rank takes its part of every round of a stream; the last round is filled up from the first.
+_STREAMS = {
+    ("accelerate.data_loader", "IterableDatasetShard"),
+    ("transformers.trainer_pt_utils", "IterableDatasetShard"),
+}
 
 
 class Repeats:
@@ -80,13 +86,107 @@ class Dealt:
         return n - min(n, max(0, drawn - rank * n))
 
 
-def repeats_of(loader: Any) -> Repeats | Dealt | None:
-    """What a walk over a loader that begins now repeats; None where that is nothing, or not known."""
+class Drawn:
+    """A stream that stands in its shard's place until the walk over it begins, and counts what is drawn then.
+
+    Args:
+        shard: its stream is put back as soon as it is asked for an iterator.
+
+    Attributes:
+        count: None: the walk has not begun.
+    """
+
+    def __init__(self, shard: Any) -> None:
+        own = shard.dataset
+        self._shard = shard
+        self._own = vars(own)["_own"] if type(own) is Drawn else own  # of a walk that never began
+        self.count: int | None = None
+        shard.dataset = self
+
+    def __iter__(self) -> Iterator[Any]:
+        self._shard.dataset = self._own
+        self.count = 0
+        return _Counting(iter(self._own), self)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in {"_own", "_shard"}:
+            raise AttributeError(name)
+        return getattr(self._own, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._own)
+
+    def __reduce__(self) -> Any:
+        return _itself, (self._own,)
+
+
+class _Counting:
+    """An iterator that counts for a `Drawn`."""
+
+    def __init__(self, inner: Iterator[Any], drawn: Drawn) -> None:
+        self._inner, self._drawn = inner, drawn
+
+    def __iter__(self) -> _Counting:
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._inner)
+        self._drawn.count = (self._drawn.count or 0) + 1
+        return item
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+class Streamed:
+    """The same of a stream: a repeat comes only when all is drawn, which then tells how many are own.
+
+    Args:
+        shard: deals the stream out.
+        drawn: how many samples were drawn from it so far in this walk; None: it has not begun.
+    """
+
+    def __init__(self, shard: Any, drawn: Callable[[], int | None]) -> None:
+        ranks, size = int(shard.num_processes), int(shard.batch_size)
+        split = getattr(shard, "split_batches", False)
+        self._round = size if split else size * ranks
+        self._rows = self._round // ranks
+        self._before = self._rows * int(shard.process_index)
+        self._drawn = drawn
+        self._given: int | None = 0  # None: lost count
+
+    def pop(self, n: int | None) -> int:
+        """As of `Repeats`; call it as soon as the batch is delivered, or later."""
+        drawn = self._drawn()
+        if n is None or drawn is None or self._given is None:
+            self._given = None
+            return 0
+        whole, rest = divmod(drawn, self._round)
+        own = whole * self._rows + min(self._rows, max(0, rest - self._before)) - self._given
+        self._given += n
+        return n - max(0, min(own, n))
+
+
+def repeats_of(loader: Any, *, begun: bool = False) -> Repeats | Dealt | Streamed | None:
+    """What a walk over a loader repeats; None where that is nothing, or not known.
+
+    Args:
+        loader: the loader as the walk has it.
+        begun: the walk has begun, and nothing of it was recorded yet.
+    """
     if any(kind.__name__ == "DataLoaderDispatcher" for kind in type(loader).__mro__):
         return Dealt(loader)
     target = innermost(loader)
     if not isinstance(target, DataLoader):
         return None
+    if _name(target.dataset) in _STREAMS:
+        known = target.num_workers == 0 and not getattr(loader, "skip_batches", 0)
+        return _of_stream(target.dataset, begun) if known else None
     batches = _real(target.batch_sampler)
     if _name(batches) == _SHARD:
         return _of_shard(batches)
@@ -113,6 +213,18 @@ def _of_strides(sampler: Any) -> Repeats | None:
     if sampler.total_size <= size or sampler.total_size != sampler.num_samples * ranks:
         return None  # drops what does not come out even, or was made for another data set
     return Repeats(len(range(sampler.rank, size, ranks)))
+
+
+def _of_stream(shard: Any, begun: bool) -> Streamed | None:
+    """Ranks that take turns in a stream, which is drawn in this process: workers' draws are not seen."""
+    if shard.drop_last:
+        return None
+    if hasattr(shard, "num_examples"):  # transformers' own count
+        return Streamed(shard, lambda: shard.num_examples)
+    if begun:
+        return None
+    drawn = Drawn(shard)
+    return Streamed(shard, lambda: drawn.count)
 
 
 def _of_shard(shard: Any) -> Repeats | None:

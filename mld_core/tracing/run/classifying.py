@@ -415,5 +415,6 @@ class ClassificationSession(Session):
             batch_idx=batch.batch_idx,
             global_step=batch.global_step,
             repeats=batch.repeats,
+            places=batch.places,
             images=on_host.get("images"),
         )

@@ -240,6 +240,7 @@ class DetectionSession(Session):
             batch_idx=batch.batch_idx,
             global_step=batch.global_step,
             repeats=batch.repeats,
+            places=batch.places,
             images=batch.images,
         )
 

@@ -124,15 +124,16 @@ class Recorder(RunLife):
                 "reading the loader's order", lost="sample ids fall back to the content hash"
             ):
                 self._stack[-1].tap = sequential_order(loader)
-            self._see_repeats(self._stack[-1], loader)
+            self._see_repeats(self._stack[-1], loader, begun=True)
 
-    def _see_repeats(self, open_pass: OpenPass, loader: Any) -> None:
+    def _see_repeats(self, open_pass: OpenPass, loader: Any, *, begun: bool = False) -> None:
         """What an evaluation's sampler repeats counts once; a training counts as it is drawn."""
-        if open_pass.mode == "eval" and self._world[1] > 1 and loader is not None:
+        open_pass.shared = open_pass.mode == "eval" and self._world[1] > 1
+        if open_pass.shared and loader is not None:
             with self.guard.catch(
                 "reading the sampler", lost="the marks on what it repeats to make ranks even"
             ):
-                open_pass.repeats = repeats_of(loader)
+                open_pass.repeats = repeats_of(loader, begun=begun)
 
     def end_pass(self, split: str | None = None) -> None:
         """The innermost pass is over: it is sealed in the background.
@@ -382,7 +383,7 @@ class Recorder(RunLife):
     def identify(self, batch: Batch, open_pass: OpenPass) -> tuple[Any, str]:
         """The batch's ids and their source, best source first; the content hash is the last resort."""
         n = batch.n
-        drawn, batch.repeats = open_pass.draw(n)
+        drawn = open_pass.place(batch, n)
         if n is None:
             return None, CONTENT_HASH
         if batch.id_column is not None or not batch.searched or self.options.id_fn is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.schema import HASH_KIND
@@ -19,6 +19,9 @@ from mld_core.tracing.run.beside.live import live_for
 from mld_core.tracing.run.beside.uploads import uploads_for
 from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.tables.columns import PassState
+
+if TYPE_CHECKING:
+    from mld_core.tracing.batch.batches import Batch
 
 
 def new_launch_id() -> str:
@@ -40,7 +43,8 @@ class OpenPass:
     """A pass that has begun. `muted`: its events are followed, nothing is recorded.
 
     `dataset`: the loader's, and `size`, its samples, where the loader tells. `settled`: how its batches are
-    read, once known. `repeats`: what its loader's sampler repeats, where that is known.
+    read, once known. `repeats`: what its loader's sampler repeats, where that is known. `shared`: an
+    evaluation that several ranks walk.
     """
 
     key: PassKey
@@ -50,6 +54,7 @@ class OpenPass:
     resume_step: int | None = None
     tap: Any = None
     repeats: Any = None
+    shared: bool = False
     max_ahead: int | None = None
     provisional: bool = False
     final_key: PassKey | None = None
@@ -69,6 +74,12 @@ class OpenPass:
         """
         ids = None if self.tap is None else self.tap.pop(-1 if n is None else n, self.max_ahead)
         return ids, 0 if self.repeats is None else self.repeats.pop(n)
+
+    def place(self, batch: Batch, n: int | None) -> Any:
+        """`draw` of a batch that is recorded: what it tells is noted there; returns the ids."""
+        drawn, batch.repeats = self.draw(n)
+        batch.places = drawn if self.shared else None
+        return drawn
 
 
 class RunWriter:

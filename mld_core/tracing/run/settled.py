@@ -95,7 +95,7 @@ class Settled:
     def _identify(self, batch: Batch) -> None:
         """The batch's ids, from where they came before."""
         session, n = self._session, batch.n
-        drawn, batch.repeats = self._open_pass.draw(n)
+        drawn = self._open_pass.place(batch, n)
         if batch.id_column is not None and n is not None:
             ids = settled_ids(batch.id_column[0], n)
             if ids is not None:
@@ -133,6 +133,7 @@ class Settled:
             batch_idx=batch.batch_idx,
             global_step=batch.global_step,
             repeats=batch.repeats,
+            places=batch.places,
         )
 
 

@@ -11,7 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mld_core.records.format.schema import REPEATED, AdditionalField, additional_column
+from mld_core.records.format.schema import (
+    INDEX_SOURCES,
+    LOADER_PLACE,
+    REPEATED,
+    AdditionalField,
+    additional_column,
+)
 from mld_core.records.format.vectors import cast_vectors, from_numpy, nonfinite_rows
 from mld_core.tracing.batch.hashing_numpy import hex_digits
 from mld_core.tracing.guard import Guard
@@ -62,6 +68,7 @@ class Origin:
         hashes: the content's hash of each row, as text or as (n, 2) int64; None where there is none.
         user: the user's own columns by name, see `user_columns`.
         repeats: rows at the end that the loader's sampler repeated.
+        places: where in the data set the loader drew the rows; not stored where that is their id.
     """
 
     n: int
@@ -71,6 +78,7 @@ class Origin:
     hashes: list[str] | npt.NDArray[np.int64] | None
     user: Columns
     repeats: int = 0
+    places: Sequence[str] | None = None
 
 
 def user_columns(context: PassState, given: Mapping[str, Any], n: int) -> Columns:
@@ -104,9 +112,20 @@ def sample_columns(context: PassState, own: Columns, batches: Sequence[Origin]) 
         columns[REPEATED] = pa.array(
             np.concatenate([np.arange(batch.n) >= batch.n - batch.repeats for batch in batches])
         )
+    if any(batch.places is not None and batch.id_source not in INDEX_SOURCES for batch in batches):
+        columns[LOADER_PLACE] = _place_column(batches)
     for spec in context.fields:
         columns[spec.name] = pa.concat_arrays([batch.user[spec.name] for batch in batches])
     return columns
+
+
+def _place_column(batches: Sequence[Origin]) -> pa.Array:
+    """The places as text; null where they are not known, or are the id."""
+    drawn: list[str | None] = []
+    for batch in batches:
+        known = None if batch.id_source in INDEX_SOURCES else batch.places
+        drawn += [None] * batch.n if known is None else known
+    return pa.array(drawn, pa.string())
 
 
 def _hash_column(batches: Sequence[Origin]) -> pa.Array:

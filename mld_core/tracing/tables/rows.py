@@ -129,6 +129,7 @@ class Job:
     global_step: int | None
     images: Any = None
     repeats: int = 0
+    places: Any = None
     kind: str = ""
 
     @property
@@ -173,6 +174,7 @@ class Job:
             hashes=self._of_a_kind(context, hashes, n),
             user=user_columns(context, self.user, n),
             repeats=self.repeats,
+            places=self.places,
         )
 
     def _given_ids(self, ids: Any, n: int) -> list[str]:

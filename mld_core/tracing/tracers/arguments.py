@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from mld_core.tracing.guard import ConfigurationProblem
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,19 @@ class Detection3DArguments(DetectorArguments):
     max_detections_per_frame: int | None = None
     pc_range: Sequence[float] | None = None
     ground_truth_provider: Any = None
+
+
+def epoch_number(n_epoch: Any) -> int | None:
+    """The epoch as an int: numpy's and one-element tensors' integers too, which are no equal keys.
+
+    Raises:
+        ConfigurationProblem: neither an integer nor None.
+    """
+    if n_epoch is None:
+        return None
+    try:
+        return operator.index(n_epoch)
+    except TypeError:
+        raise ConfigurationProblem(
+            f"n_epoch={n_epoch!r}: expected an integer, or None without epochs; give int(...) of it."
+        ) from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import operator
 import os
 import time
 import weakref
@@ -32,7 +31,8 @@ from mld_core.tracing.run.options import RecorderOptions
 from mld_core.tracing.run.recorder import Recorder
 from mld_core.tracing.run.sealing import OpenPass, check_traced
 from mld_core.tracing.run.session import Session
-from mld_core.tracing.tracers.arguments import TracerArguments
+from mld_core.tracing.tracers.arguments import TracerArguments, epoch_number
+from mld_core.tracing.tracers.loader_order import LoaderOrder
 
 GIVEN: Final = "input_id"  # the id source of ids that were handed over
 
@@ -128,11 +128,12 @@ class TrainingTracer(TorchTracer):
         self._open: dict[tuple[str, int | None], OpenPass] = {}
         self._traced: set[int | None] = set()
         self._default: tuple[str, int | None] | None = None
+        self._order: LoaderOrder | None = None
         self._pid = os.getpid()
         atexit.register(_at_exit, weakref.ref(self))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_open": {}}
+        return {**super().__getstate__(), "_open": {}, "_order": None}
 
     def __del__(self) -> None:
         # It was local to a function that is over: unsealed passes are still told of at the end.
@@ -263,6 +264,9 @@ class TrainingTracer(TorchTracer):
             whole=model_input,
             answer=True,
         )
+        if self._order is not None and key == self._default:
+            n = session.count(model_input, ground_truth, inputs)
+            self._order.place(batch, n, evaluates=open_pass.mode == "eval")
         self._keep_features(session.commit(open_pass, batch))
 
     def _inputs(self, model_input: Any) -> Any:
@@ -314,13 +318,23 @@ class TrainingTracer(TorchTracer):
     # -- end of an epoch -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def epoch(self, n_epoch: int | None, dataset_type: str = "train") -> Iterator[TrainingTracer]:
+    def epoch(
+        self, n_epoch: int | None, dataset_type: str = "train", *, loader: Any = None
+    ) -> Iterator[TrainingTracer]:
         """Calls inside go to this pass without naming it; it is sealed at the end, left partial on an error.
 
         Sealing goes on in the background; `wait_for_save(n_epoch)` waits for it.
+
+        Args:
+            n_epoch: as in a call.
+            dataset_type: likewise.
+            loader: the DataLoader whose batches the calls bring, one call a batch: its order gives the ids
+                where a call gives none, and what its sampler repeats to make ranks even counts once.
         """
         n_epoch = epoch_number(n_epoch)
-        before, self._default = self._default, (dataset_type, n_epoch)
+        before, self._default = (self._default, self._order), (dataset_type, n_epoch)
+        follow = loader is not None and not self.recorder.disabled
+        self._order = LoaderOrder(loader, self.guard) if follow else None
         try:
             yield self
         except BaseException:
@@ -329,7 +343,7 @@ class TrainingTracer(TorchTracer):
         else:
             self._close_pass((dataset_type, n_epoch), seal=True)
         finally:
-            self._default = before
+            self._default, self._order = before
 
     def _close_pass(self, key: tuple[str, int | None], *, seal: bool) -> None:
         open_pass, session = self._open.pop(key, None), self.recorder.session
@@ -420,19 +434,3 @@ def _at_exit(reference: weakref.ref[TrainingTracer]) -> None:
     tracer = reference()
     if tracer is not None:
         tracer._at_exit()  # noqa: SLF001 - module's own
-
-
-def epoch_number(n_epoch: Any) -> int | None:
-    """The epoch as an int: numpy's and one-element tensors' integers too, which are no equal keys.
-
-    Raises:
-        ConfigurationProblem: neither an integer nor None.
-    """
-    if n_epoch is None:
-        return None
-    try:
-        return operator.index(n_epoch)
-    except TypeError:
-        raise ConfigurationProblem(
-            f"n_epoch={n_epoch!r}: expected an integer, or None without epochs; give int(...) of it."
-        ) from None

@@ -80,6 +80,7 @@ def tables(
         "nonfinite": ~finite,
         "overflow": np.zeros(rows, bool),
         "sampler_repeat": pa.nulls(rows, pa.bool_()),
+        "loader_place": pa.nulls(rows, pa.string()),
         **{name: values[part] for name, values in data.fields.items()},
     }
     schema = samples_schema("classification", text_fields(data))

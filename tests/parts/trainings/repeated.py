@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
 SIZE = 7
 WAYS = {
-    "torch": ("torch", "one by one"),
-    "accelerate": ("accelerate", "split", "dispatched"),
+    "torch": ("torch", "one by one", "own sampler", "by hand", "by hand, own sampler"),
+    "accelerate": ("accelerate", "split", "dispatched", "stream", "split stream"),
     "lightning": ("fabric", "lightning", "predicting"),
-    "transformers": ("huggingface", "by length"),
+    "transformers": ("huggingface", "by length", "stream of transformers"),
     "mmengine": ("mmengine",),
 }
 """Package -> the ways of dealing out samples that need it."""
@@ -47,6 +47,29 @@ class Sequences(torch.utils.data.Dataset[dict[str, Any]]):
         if self.ids:
             sample["input_id"] = index
         return sample
+
+
+class Stream(IterableDataset[dict[str, Any]]):
+    """The same samples, one after the other; nobody knows how many."""
+
+    def __iter__(self) -> Any:
+        return iter([Sequences()[index] for index in range(SIZE)])
+
+
+class FrontFirst(Sampler[int]):
+    """A sampler of one's own with the attributes of torch's `DistributedSampler`: the repeat comes first."""
+
+    def __init__(self) -> None:
+        self.num_replicas, self.rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        self.num_samples, self.drop_last = -(-SIZE // self.num_replicas), False
+        self.total_size = self.num_samples * self.num_replicas
+
+    def __iter__(self) -> Any:
+        drawn = [0] * (self.total_size - SIZE) + list(range(SIZE))
+        return iter(drawn[self.rank :: self.num_replicas])
+
+    def __len__(self) -> int:
+        return self.num_samples
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -84,10 +107,24 @@ def _walk(model: Any, loader: Any) -> None:
     loader.recording.finish()
 
 
+def _by_hand(loader: Any, name: str) -> None:
+    from ml_debugger.training import ClassificationTracer
+
+    tracer = ClassificationTracer(Summing().eval(), name, "v1")
+    with torch.no_grad(), tracer.epoch(0, "val", loader=loader):
+        for batch in loader:
+            tracer({"x": batch["x"]}, batch["labels"], batch["input_id"])
+    tracer.wait_for_save(0)
+
+
 def torch_(way: str, name: str) -> None:
     from ml_debugger.torch import trace
 
-    sampler = DistributedSampler(Sequences(), shuffle=way != "torch")
+    own = "own sampler" in way
+    sampler = FrontFirst() if own else DistributedSampler(Sequences(), shuffle=way != "torch")
+    if way.startswith("by hand"):
+        _by_hand(_loader(sampler=sampler), name)
+        return
     _walk(*trace(Summing(), val=_loader(1 if way == "one by one" else 2, sampler=sampler), model_name=name))
 
 
@@ -96,10 +133,14 @@ def accelerate(way: str, name: str) -> None:
 
     from ml_debugger.accelerate import trace
 
-    split, dispatch = way == "split", way == "dispatched"
+    split, dispatch = way.startswith("split"), way == "dispatched"
     config = DataLoaderConfiguration(split_batches=split, dispatch_batches=dispatch)
     accelerator = Accelerator(cpu=True, dataloader_config=config)
-    loader = accelerator.prepare(_loader(4 if split else 2, even=dispatch, shuffle=way == "accelerate"))
+    size = 4 if split else 2
+    if way.endswith("stream"):
+        loader = accelerator.prepare(DataLoader(Stream(), size, collate_fn=collate))
+    else:
+        loader = accelerator.prepare(_loader(size, even=dispatch, shuffle=way == "accelerate"))
     _walk(*trace(accelerator, Summing(), val=loader, model_name=name, input_hash=not dispatch))
 
 
@@ -143,6 +184,16 @@ def lightning(way: str, name: str) -> None:
         trainer.predict(Module(), _loader(), return_predictions=False)
     else:
         trainer.validate(Module(), _loader(), verbose=False)
+
+
+def stream_of_transformers(name: str) -> None:
+    from transformers.trainer_pt_utils import IterableDatasetShard
+
+    from ml_debugger.torch import trace
+
+    ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    shard = IterableDatasetShard(Stream(), 2, num_processes=ranks, process_index=rank)
+    _walk(*trace(Summing(), val=DataLoader(shard, 2, collate_fn=collate), model_name=name))
 
 
 def huggingface(way: str, name: str, root: Path) -> None:
@@ -220,7 +271,9 @@ def run(root: Path) -> None:
             continue
         for way in ways:
             name = f"repeated {way}"
-            if package in {"transformers", "mmengine"}:
+            if way == "stream of transformers":
+                stream_of_transformers(name)
+            elif package in {"transformers", "mmengine"}:
                 {"transformers": huggingface, "mmengine": mmengine}[package](way, name, root)
             elif package == "lightning":
                 (fabric if way == "fabric" else lightning)(way, name)

@@ -100,6 +100,7 @@ ROWS = st.lists(
         st.integers(0, 3),
         st.integers(0, 2),
         st.sampled_from([None, False, False, True]),
+        st.sampled_from([None, "0", "1"]),
     ),
     max_size=30,
 )
@@ -108,7 +109,7 @@ ROWS = st.lists(
 @settings(deadline=None)
 @given(ROWS)
 def test_duplicates_agree_with_the_rule_spelled_out(rows):
-    columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
+    columns = list(zip(*rows, strict=True)) if rows else [[]] * 7
     keys = pa.table(
         {
             "unit": pa.array(range(len(rows)), pa.int64()),
@@ -118,21 +119,25 @@ def test_duplicates_agree_with_the_rule_spelled_out(rows):
             "input_hash": pa.array(columns[1], pa.string()),
             "batch_idx": pa.array(columns[3], pa.int32()),
             "sampler_repeat": pa.array(columns[5], pa.bool_()),
+            "loader_place": pa.array(columns[6], pa.string()),
         }
     )
     drop, non_unique = dedup.duplicates(keys)
     kept = [index for index in range(len(rows)) if not drop[index]]
-    groups: dict[tuple[str, str | None], list[int]] = {}
-    for index, (name, content, source, _, _, repeat) in enumerate(rows):
-        if repeat:
-            assert drop[index]
-            continue
-        groups.setdefault((name, "an index" if source == "dataset_index" else content), []).append(index)
-    for (_, content), members in groups.items():
-        best = min(members, key=lambda index: (rows[index][3], rows[index][4], index))
-        comparable = [m for m in members if content is not None or rows[m][2] == "dataset_index"]
-        for member in members:
-            assert bool(drop[member]) == (member in comparable and member != best)
+    for index, (name, content, source, batch, rank, repeat, place) in enumerate(rows):
+        before = [
+            other
+            for at, other in enumerate(rows)
+            if (other[3], other[4], at) < (batch, rank, index) and other[0] == name and not other[5]
+        ]
+        by_index = source == "dataset_index"
+        same = any(
+            (by_index and other[2] == source)
+            or (not by_index and content is not None and other[2] != "dataset_index" and other[1] == content)
+            or (place is not None and other[6] == place)
+            for other in before
+        )
+        assert bool(drop[index]) == bool(repeat or same)
     counts = Counter(rows[index][0] for index in kept)
     assert non_unique == sum(count > 1 for count in counts.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -77,6 +79,73 @@ def test_timms_and_mmengines_samplers() -> None:
         sampler.rank, sampler.world_size, sampler.num_samples, sampler.total_size = rank, 2, 4, 8
         loaders.append(DataLoader(data, 2, sampler=sampler))
     assert kept(loaders) == list(range(7))
+
+
+class Stream(IterableDataset[int]):
+    """Tells nobody how many samples it has."""
+
+    generator = None
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.walks = 0
+
+    def __iter__(self) -> Any:
+        self.walks += 1
+        return iter(range(self.size))
+
+
+def streams(size: int, ranks: int, split: bool) -> list[Any]:
+    """Of each rank the loader over its shard of a stream."""
+    shard = pytest.importorskip("accelerate.data_loader").IterableDatasetShard
+    batch = 2 * ranks if split else 2
+    shards = [shard(Stream(size), batch, False, ranks, rank, split) for rank in range(ranks)]
+    return [DataLoader(one, 2) for one in shards]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("split", [False, True])
+def test_accelerates_streams(size: int, ranks: int, split: bool) -> None:
+    loaders = streams(size, ranks, split)
+    own = [loader.dataset.dataset for loader in loaders]
+    assert kept(loaders) == list(range(size))
+    assert kept(loaders) == list(range(size)), "the next walk, too"
+    assert [loader.dataset.dataset for loader in loaders] == own, "the stream stands in its own place again"
+    assert [stream.walks for stream in own] == [2] * ranks
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_streams_of_transformers(size: int) -> None:
+    shard = pytest.importorskip("transformers.trainer_pt_utils").IterableDatasetShard
+    loaders = [DataLoader(shard(Stream(size), 2, False, 2, rank), 2) for rank in (0, 1)]
+    assert kept(loaders) == list(range(size))
+
+
+def test_a_stream_looks_like_itself_until_its_walk_begins() -> None:
+    loader = streams(7, 2, False)[0]
+    own = loader.dataset.dataset
+    assert repeats_of(loader) is not None
+    assert repeats_of(loader) is not None, "a walk that never began"
+    seen = loader.dataset.dataset
+    assert isinstance(seen, Stream)
+    assert seen.size == 7
+    assert pickle.loads(pickle.dumps(seen)).size == 7
+    with pytest.raises(TypeError):
+        len(seen)
+    list(loader)
+    assert loader.dataset.dataset is own
+
+
+def test_of_a_stream_that_is_drawn_elsewhere_or_already_nothing_is_said() -> None:
+    loader = streams(7, 2, False)[1]
+    assert repeats_of(loader, begun=True) is None
+    assert repeats_of(DataLoader(loader.dataset, 2, num_workers=1)) is None
+    walk = iter(loader)
+    next(walk)
+    repeats = repeats_of(loader)  # somebody asks too late and does not say so
+    assert repeats is not None
+    assert [repeats.pop(2), repeats.pop(2)] == [0, 0]
 
 
 class Unknown(Sampler[int]):
