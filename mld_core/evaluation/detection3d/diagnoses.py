@@ -93,10 +93,7 @@ def size_error(r: RoadEvidence) -> Bools:
 @diagnosis("T05", "Yaw error", 2, "Orientation loss.")
 def yaw_error(r: RoadEvidence) -> Bools:
     """Turned by more than the class's robust bound, less than a quarter turn."""
-    from mld_core.evaluation.detection3d.evidence import robust_bound
-
-    small = r.turned < np.pi / 2
-    return r.of_pairs(small & (r.turned > robust_bound(np.where(small, r.turned, np.nan), r.pairs.label)))
+    return r.of_pairs((r.turned < np.pi / 2) & r.beyond(r.turned, r.bounds.yaw))
 
 
 @diagnosis("T06", "Yaw flip", 3, "Direction classifier; look at T22 first.")
@@ -108,10 +105,7 @@ def yaw_flip(r: RoadEvidence) -> Bools:
 @diagnosis("T07", "Velocity error", 2, "More sweeps; check the synchronisation.", "velocity")
 def velocity_error(r: RoadEvidence) -> Bools:
     """The velocity is off by more than the class's robust bound."""
-    from mld_core.evaluation.detection3d.evidence import robust_bound
-
-    error = np.where(r.profile.moves[r.pairs.label], r.pairs.errors[:, 3], np.nan)
-    return r.of_pairs(error > robust_bound(error, r.pairs.label))
+    return r.of_pairs(r.beyond(r.pairs.velocity(r.profile), r.bounds.velocity))
 
 
 @diagnosis("T10", "Few-point miss", 2, "More sweeps or fusion; may be out of specification.", "n_points")

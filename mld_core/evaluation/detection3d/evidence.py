@@ -1,7 +1,4 @@
-"""What the 3D diagnoses read: boxes, matched pairs and their offsets, other epochs, suspected labels.
-
-A robust bound is the class median + 3 x 1.4826 x MAD over the matched pairs.
-"""
+"""What the 3D diagnoses read: boxes, matched pairs and their offsets, other epochs, suspected labels."""
 
 from __future__ import annotations
 
@@ -12,32 +9,26 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.detection3d.bins import polar
 from mld_core.evaluation.detection3d.diagnoses_sensor import (
+    BinCounts,
     RangeBins,
     SectorDropouts,
-    range_drop_off,
-    sector_dropout,
+    SectorView,
 )
+from mld_core.evaluation.detection3d.offsets import DEVIATIONS, Bounds, Offsets, UsualOffsets, offsets_of
+from mld_core.evaluation.detection3d.usual import RoadUsual
 from mld_core.evaluation.detection3d.votes import Votes, nearest_of_class, votes_of
 from mld_core.evaluation.metrics.boxes import (
     Bools,
+    ByClass,
     Floats,
     Ints,
     Predictions,
     Truths,
-    by_class,
     footprints,
 )
-from mld_core.evaluation.metrics.nuscenes import NuscenesProfile, tp_errors
-from mld_core.evaluation.statistics.folds import FOLDS, assign_folds
-from mld_core.evaluation.statistics.warned import filters_kept
+from mld_core.evaluation.metrics.nuscenes import NuscenesProfile
 from mld_core.geometry.iou import bev_iou_aligned
-
-MAD_TO_SIGMA = 1.4826
-DEVIATIONS = 3.0
-OFFSET_FLOOR = 0.5
-"""Metres below which no offset is an error: nuScenes' smallest matching distance."""
 
 MOVING = 1.0
 """m/s from which the motion tells the heading."""
@@ -45,9 +36,6 @@ MOVING = 1.0
 AGREEING_EPOCHS = 2
 LEAST_OVERLAP = 0.1
 """Footprint IoU from which a prediction is about a truth that is there."""
-
-LEAST_PAIRS = 50
-"""Matched pairs below which offsets are judged by the class alone."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +61,8 @@ class RoadEvidence:
         epochs: predictions of other epochs under the same frame numbers.
         objects: (N,) odds that a box far from every truth is an object, NaN elsewhere, or None.
         believed: (N,) boxes far from every truth that are rather objects, or None.
+        usual: what the whole pass says, where this is a part of it; None: it is all of it.
+        first_frame: number of its first frame in the pass.
     """
 
     predictions: Predictions
@@ -93,6 +83,8 @@ class RoadEvidence:
     epochs: Sequence[Predictions] = ()
     objects: Floats | None = None
     believed: Bools | None = None
+    usual: RoadUsual | None = None
+    first_frame: int = 0
 
     @property
     def rows(self) -> int:
@@ -133,8 +125,18 @@ class RoadEvidence:
     def of_pairs(self, mask: Bools) -> Bools:
         """(N + G,) from a mask of the matched pairs: their predictions."""
         made = np.zeros(self.rows, np.bool_)
-        made[self.pairs.row[mask]] = True
+        made[self.pair_row[mask]] = True
         return made
+
+    @cached_property
+    def pair_row(self) -> Ints:
+        """(P,) predictions of the matched pairs."""
+        return np.flatnonzero(self.truth >= 0)
+
+    @cached_property
+    def pair_truth(self) -> Ints:
+        """(P,) their truths."""
+        return self.truth[self.pair_row]
 
     @cached_property
     def pairs(self) -> Offsets:
@@ -142,14 +144,23 @@ class RoadEvidence:
         return offsets_of(self)
 
     @cached_property
+    def bounds(self) -> Bounds:
+        """What the classes' pairs are judged by."""
+        return Bounds.of(self.pairs, self.profile) if self.usual is None else self.usual.bounds
+
+    def beyond(self, values: Floats, bound: ByClass) -> Bools:
+        """(P,) values above the bound of their class."""
+        return np.asarray(values > bound.rows(self.pairs.label))
+
+    @cached_property
     def off_along(self) -> Bools:
         """(P,) beyond the bound along the sensor's ray."""
-        return self.pairs.along > robust_bound(self.pairs.along, self.pairs.label, OFFSET_FLOOR)
+        return self.beyond(self.pairs.along, self.bounds.along)
 
     @cached_property
     def off_across(self) -> Bools:
         """(P,) beyond the bound across the ray."""
-        return self.pairs.across > robust_bound(self.pairs.across, self.pairs.label, OFFSET_FLOOR)
+        return self.beyond(self.pairs.across, self.bounds.across)
 
     @cached_property
     def further(self) -> Bools:
@@ -159,27 +170,27 @@ class RoadEvidence:
     @cached_property
     def off_up(self) -> Bools:
         """(P,) beyond the bound in height."""
-        return self.pairs.up > robust_bound(self.pairs.up, self.pairs.label)
+        return self.beyond(self.pairs.up, self.bounds.up)
 
     @cached_property
     def off_size(self) -> Bools:
         """(P,) beyond the bound in size."""
-        return self.pairs.errors[:, 1] > robust_bound(self.pairs.errors[:, 1], self.pairs.label)
+        return self.beyond(self.pairs.errors[:, 1], self.bounds.size)
 
     @cached_property
     def turned(self) -> Floats:
         """(P,) radians, NaN in classes without a front."""
-        return np.where(self.profile.oriented[self.pairs.label], self.pairs.errors[:, 2], np.nan)
+        return self.pairs.turned(self.profile)
 
     @cached_property
     def flips(self) -> Bools:
         """(P,) turned by a quarter or more although the class has a front."""
-        return (self.turned >= np.pi / 2) & (self.pairs.period > 1.5 * np.pi)
+        return self.pairs.flips(self.profile)
 
     @cached_property
     def swapped(self) -> Bools:
         """(N,) size errors whose width and length fit the truth's the other way round."""
-        said, true = self.predictions.box[self.pairs.row], self.truths.box[self.pairs.truth]
+        said, true = self.predictions.box[self.pair_row], self.truths.box[self.pair_truth]
         with np.errstate(divide="ignore", invalid="ignore"):
             straight = np.abs(np.log(said[:, 3:5] / true[:, 3:5])).sum(axis=1)
             crossed = np.abs(np.log(said[:, 3:5] / true[:, 4:2:-1])).sum(axis=1)
@@ -188,9 +199,9 @@ class RoadEvidence:
     @cached_property
     def votes(self) -> Votes:
         """Of other epochs."""
-        pairs = self.pairs
-        said, true = self.predictions.box[pairs.row], self.truths.box[pairs.truth]
-        return votes_of(said, true, self.predictions.frame[pairs.row], pairs.label, self.epochs)
+        row = self.pair_row
+        said, true = self.predictions.box[row], self.truths.box[self.pair_truth]
+        return votes_of(said, true, self.predictions.frame[row], self.pairs.label, self.epochs)
 
     @cached_property
     def alone(self) -> Bools:
@@ -200,13 +211,17 @@ class RoadEvidence:
     @cached_property
     def bins(self) -> RangeBins:
         """Range bins in which a class fails."""
-        return range_drop_off(self.predictions, self.wrong, self.counted, self.truths, self.missed)
+        boxes = self.predictions, self.wrong, self.counted, self.truths, self.missed
+        flagged = BinCounts.of(*boxes).flagged() if self.usual is None else self.usual.bins
+        return flagged.of_boxes(*boxes)
 
     @cached_property
     def sectors(self) -> SectorDropouts:
         """Sectors that fall silent."""
-        found = self.silent, self.missed, self.recorded
-        return sector_dropout(self.truths, *found, self.frames, self.n_points)
+        if self.usual is not None:
+            return self.usual.sectors.of_truths(self.truths, self.missed, self.first_frame)
+        view = SectorView.of(self.truths, self.silent, self.recorded, self.frames, self.n_points)
+        return view.dead().of_truths(self.truths, self.missed)
 
     @cached_property
     def unlabelled(self) -> tuple[Floats, Bools]:
@@ -224,73 +239,6 @@ class RoadEvidence:
     def flipped(self) -> tuple[Floats, Bools]:
         """(N,) suspicion and mask of T22."""
         return _flipped(self)
-
-
-@dataclass(frozen=True)
-class Offsets:
-    """(P,) differences of matched pairs.
-
-    Attributes:
-        row: prediction.
-        truth: truth.
-        along: metres along the ray from the sensor, absolute.
-        across: metres across it, absolute.
-        up: metres of height, absolute.
-        flat: distance in the ground plane.
-        errors: (P, 4) as `metrics.nuscenes.tp_errors`.
-        period: radians after which the class looks the same.
-        label: class.
-    """
-
-    row: Ints
-    truth: Ints
-    along: Floats
-    across: Floats
-    up: Floats
-    flat: Floats
-    errors: Floats
-    period: Floats
-    label: Ints
-
-
-def offsets_of(e: RoadEvidence) -> Offsets:
-    """Differences of the matched pairs, seen from the sensor."""
-    row = np.flatnonzero(e.truth >= 0)
-    truth = e.truth[row]
-    said, true = e.predictions.box[row].astype(np.float64), e.truths.box[truth].astype(np.float64)
-    gap = said[:, :3] - true[:, :3]
-    far = np.hypot(true[:, 0], true[:, 1])
-    ray = np.divide(
-        true[:, :2], far[:, None], out=np.tile([1.0, 0.0], (len(true), 1)), where=far[:, None] > 0
-    )
-    along = np.abs((gap[:, :2] * ray).sum(axis=1))
-    across = np.abs(gap[:, 1] * ray[:, 0] - gap[:, 0] * ray[:, 1])
-    label = e.truths.label[truth]
-    period = e.profile.period[label]
-    errors = tp_errors(
-        said,
-        true,
-        period,
-        e.velocity[row] if e.velocity is not None else None,
-        e.true_velocity[truth] if e.true_velocity is not None else None,
-    )
-    flat = np.hypot(gap[:, 0], gap[:, 1])
-    return Offsets(row, truth, along, across, np.abs(gap[:, 2]), flat, errors, period, label)
-
-
-def robust_bound(values: Floats, label: Ints, floor: float = 0.0) -> Floats:
-    """(P,) class median + 3 x 1.4826 x MAD of each value's class, at least `floor`; NaN values are left out.
-
-    Example:
-        >>> robust_bound(np.array([1.0, 2, 3, 4, 5]), np.zeros(5, int)).round(2).tolist()[0]
-        7.45
-    """
-
-    def bound(known: Floats) -> float:
-        middle = float(np.median(known))
-        return max(middle + DEVIATIONS * MAD_TO_SIGMA * float(np.median(np.abs(known - middle))), floor)
-
-    return by_class(label, values, bound, np.inf)
 
 
 # --- suspected labels ---------------------------------------------------------------------------------------
@@ -338,59 +286,22 @@ def _belief(e: RoadEvidence, rows: Ints) -> Floats:
     return 1 - e.error_proba[rows]
 
 
-def expected_offsets(e: RoadEvidence) -> Floats:
-    """(P,) metres by which such a prediction usually lies off its truth, from what does not see the truth.
-
-    Cross-fitted boosted trees over range, azimuth, class, size, score and points of the truth, on the log of
-    the distance; the class median with fewer than 50 pairs.
-    """
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    pairs = e.pairs
-    target = np.log(np.maximum(pairs.flat, 0.01))
-    if len(target) < LEAST_PAIRS:
-        return np.exp(by_class(pairs.label, target, np.median, 0.0))
-    box = e.predictions.box[pairs.row].astype(np.float64)
-    distance, azimuth = polar(box)
-    columns = [distance, azimuth, pairs.label, np.log(np.maximum(box[:, 3:6], 1e-3)).sum(axis=1)]
-    columns.append(e.predictions.score[pairs.row])
-    if e.n_points is not None:
-        columns.append(np.log1p(np.maximum(e.n_points[pairs.truth], 0)))
-    table = np.column_stack(columns)
-    folds = assign_folds(e.predictions.frame[pairs.row], "0")
-    made = np.empty(len(target))
-    for fold in range(FOLDS):
-        held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        if len(held) == 0:
-            continue
-        if len(rest) < LEAST_PAIRS:
-            made[held] = np.median(target)
-            continue
-        trees = HistGradientBoostingRegressor(
-            max_iter=60, max_leaf_nodes=15, min_samples_leaf=40, early_stopping=False, random_state=0
-        )
-        with filters_kept():
-            trees.fit(table[rest], target[rest])
-        made[held] = trees.predict(table[held])
-    return np.exp(made)
-
-
 def _shifted(e: RoadEvidence, offset: Bools) -> tuple[Floats, Bools]:
     """The offset is far beyond the usual, steadily so in other epochs, and the prediction is believed.
 
     `offset` (P,) are the pairs of T01 to T03.
     """
     pairs, votes = e.pairs, e.votes
-    usual = expected_offsets(e)
+    usual = (UsualOffsets.fit(pairs) if e.usual is None else e.usual.offsets).of(pairs)
     surprise = votes.steady / np.maximum(usual, 0.05)
     suspicion = np.full(len(e.predictions), np.nan)
-    suspicion[pairs.row] = _belief(e, pairs.row) * surprise / (surprise + DEVIATIONS)
+    suspicion[e.pair_row] = _belief(e, e.pair_row) * surprise / (surprise + DEVIATIONS)
     if votes.epochs >= AGREEING_EPOCHS:
         agreed = (votes.place >= AGREEING_EPOCHS) & (votes.place * 2 > votes.seen)
     else:
-        agreed = (surprise > DEVIATIONS) & (_belief(e, pairs.row) > 1 - e.likely)
+        agreed = (surprise > DEVIATIONS) & (_belief(e, e.pair_row) > 1 - e.likely)
     mask = np.zeros(len(e.predictions), np.bool_)
-    mask[pairs.row[offset & agreed]] = True
+    mask[e.pair_row[offset & agreed]] = True
     return suspicion, mask
 
 
@@ -402,24 +313,24 @@ def _flipped(e: RoadEvidence) -> tuple[Floats, Bools]:
     """
     pairs, votes, asked = e.pairs, e.votes, e.flips
     # How far the front is told from the rear in a class: 1 always, 0 not better than a coin.
-    share_flipped = by_class(pairs.label, asked.astype(np.float64), np.mean, 0.0)
+    share_flipped = e.bounds.flipped.rows(pairs.label)
     known = np.maximum(1 - 2 * share_flipped, 0.0)
-    towards = np.full(len(pairs.row), np.nan)
+    towards = np.full(len(e.pair_row), np.nan)
     if e.true_velocity is not None:
-        velocity = e.true_velocity[pairs.truth].astype(np.float64)
+        velocity = e.true_velocity[e.pair_truth].astype(np.float64)
         speed = np.hypot(velocity[:, 0], velocity[:, 1])
         heading = np.arctan2(velocity[:, 1], velocity[:, 0])
         moving = np.nan_to_num(speed) > MOVING
-        towards[moving] = np.cos(heading - e.predictions.box[pairs.row, 6].astype(np.float64))[moving]
+        towards[moving] = np.cos(heading - e.predictions.box[e.pair_row, 6].astype(np.float64))[moving]
     share = np.divide(votes.heading, votes.seen, out=np.full(len(asked), 0.5), where=votes.seen > 0)
     opposite = np.clip(pairs.errors[:, 2] / np.pi * 2 - 1, 0, 1)
     # The motion decides where there is one; else the epochs, one doubtful vote added to either side.
     smoothed = (votes.heading + 1.0) / (votes.seen + 2.0)
     heading_share = np.where(np.isnan(towards), known * smoothed, (1 + np.nan_to_num(towards)) / 2)
     suspicion = np.full(len(e.predictions), np.nan)
-    suspicion[pairs.row[asked]] = (heading_share * (0.5 + 0.25 * (opposite + _belief(e, pairs.row))))[asked]
+    suspicion[e.pair_row[asked]] = (heading_share * (0.5 + 0.25 * (opposite + _belief(e, e.pair_row))))[asked]
     voted = (votes.heading >= AGREEING_EPOCHS) & (share > 0.5) & (known > 0.5)
     sure = np.where(np.isnan(towards), voted, np.nan_to_num(towards) > 0.5)
     mask = np.zeros(len(e.predictions), np.bool_)
-    mask[pairs.row[asked & sure]] = True
+    mask[e.pair_row[asked & sure]] = True
     return suspicion, mask

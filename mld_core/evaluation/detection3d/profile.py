@@ -23,7 +23,7 @@ from mld_core.evaluation.detection3d.evidence import RoadEvidence
 from mld_core.evaluation.detection3d.geometry import RoadBoxes
 from mld_core.evaluation.detection3d.places import ego_places, image_boxes_of
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
-from mld_core.evaluation.metrics.kitti import KittiFrames, kitti_metrics
+from mld_core.evaluation.metrics.kitti import KittiFrames, KittiState, kitti_precisions
 from mld_core.evaluation.metrics.nuscenes import (
     ERRORS,
     NuscenesMetrics,
@@ -39,6 +39,9 @@ REPLACED = ("D20",)
 
 NEAR = 0.5
 """Closeness of 2 m."""
+
+NO_DIFFICULTY = -2
+"""In place of a difficulty that is not recorded; counts as harder than hard."""
 
 
 def points_in(records: BoxRecords) -> NDArray[np.integer] | None:
@@ -185,29 +188,30 @@ def road_columns(records: BoxRecords, units: BoxUnits) -> dict[str, pa.Array]:
     return made
 
 
-def kitti_figures(records: BoxRecords) -> dict[str, float | None]:
-    """KITTI's AP40 of the pass where the truths' difficulty is recorded, else nothing.
+def kitti_state(records: BoxRecords) -> KittiState | None:
+    """What KITTI's metrics are computed from; None where the truths' difficulty is not recorded.
 
     Image boxes are not recorded: there is no image metric. Where every judged frame has its calibration,
     predictions are projected as KITTI's tools do: what lies outside the image is left out, what is too low
     in it is ignored.
     """
     if "difficulty" not in records.truth_columns.column_names:
-        return {}
-    level = records.truth_columns["difficulty"]
-    if level.null_count == len(level):
-        return {}
-    judged = np.flatnonzero(records.labelled[records.predictions.frame])
-    predictions = records.predictions.take(judged)
+        return None
+    level = records.truth_columns["difficulty"].fill_null(NO_DIFFICULTY).to_numpy().astype(np.int64)
+    predictions = records.predictions.take(np.flatnonzero(records.labelled[records.predictions.frame]))
     image, inside = image_boxes_of(records, predictions)
-    frames = KittiFrames(
-        predictions.take(inside),
-        records.truths,
-        level.fill_null(-1).to_numpy().astype(np.int64),
-        records.class_names,
-        None if image is None else image[inside],
-    )
-    found = kitti_metrics(frames).summary()
+    if image is None and not records.labelled.any():
+        image = np.zeros((0, 4))  # a part without judged frames lacks no camera
+    frames = KittiFrames(predictions, records.truths, level, records.class_names, image)
+    return KittiState.of(frames, number=records.frames.num_rows, seen=inside)
+
+
+def kitti_figures(states: Sequence[KittiState | None], class_names: Sequence[str]) -> dict[str, float | None]:
+    """KITTI's AP40 of some frames, nothing where no truth has a difficulty."""
+    known = [one for one in states if one is not None]
+    if not any((one.level != NO_DIFFICULTY).any() for one in known):
+        return {}
+    found = kitti_precisions(KittiState.merge(known), class_names).summary()
     return {name: value for name, value in found.items() if "image" not in name}
 
 
@@ -231,8 +235,8 @@ def place_columns(
 def diagnose(e: BoxEvidence, found: BoxDiagnoses) -> Findings:
     """The 3D codes beside those of boxes of any kind, and what 3D boxes add to the tables."""
     both, road = with_roads(e, found)
-    columns, figures = road_columns(e.records, e.units), kitti_figures(e.records)
-    return Findings(both, columns, figures, road_facts(e.records, road))
+    figures = kitti_figures([kitti_state(e.records)], e.records.class_names)
+    return Findings(both, road_columns(e.records, e.units), figures, road_facts(e.records, road))
 
 
 def _float32(values: NDArray[np.floating]) -> pa.Array:

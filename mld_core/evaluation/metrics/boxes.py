@@ -316,6 +316,41 @@ def measured(measure: Measure, a: NDArray[np.floating], b: NDArray[np.floating])
     return made
 
 
+@dataclass(frozen=True)
+class ByClass:
+    """A statistic of the values of each class; (K,) classes of which any value is known.
+
+    Attributes:
+        label: (K,) classes, rising.
+        value: (K,) their statistic.
+        otherwise: that of any other class.
+    """
+
+    label: Ints
+    value: Floats
+    otherwise: float
+
+    @classmethod
+    def of(
+        cls, label: Ints, values: NDArray[np.floating], statistic: Callable[[Floats], float], otherwise: float
+    ) -> ByClass:
+        """Of (N,) values, NaN left out."""
+        known = np.flatnonzero(~np.isnan(values))
+        known = known[np.argsort(label[known], kind="stable")]
+        classes, starts = np.unique(label[known], return_index=True)
+        parts = np.split(values[known], starts[1:]) if len(classes) else []
+        return cls(
+            classes.astype(np.int64), np.array([statistic(one) for one in parts], np.float64), otherwise
+        )
+
+    def rows(self, label: NDArray[np.integer]) -> Floats:
+        """(N,) the statistic of each row's class."""
+        place = np.searchsorted(self.label, label)
+        there = np.append(self.label, -1)[place] == label
+        there &= place < len(self.label)
+        return np.append(self.value, self.otherwise)[np.where(there, place, len(self.label))]
+
+
 def by_class(
     label: Ints, values: NDArray[np.floating], statistic: Callable[[Floats], float], otherwise: float
 ) -> Floats:
@@ -325,13 +360,7 @@ def by_class(
         >>> by_class(np.array([0, 0, 1]), np.array([1.0, 3, np.nan]), np.median, 0.0).tolist()
         [2.0, 2.0, 0.0]
     """
-    made = np.full(len(label), otherwise, np.float64)
-    for one in np.unique(label):
-        mine = label == one
-        known = values[mine & ~np.isnan(values)]
-        if len(known):
-            made[mine] = statistic(known)
-    return made
+    return ByClass.of(label, values, statistic, otherwise).rows(label)
 
 
 def ordinal(groups: Ints) -> Ints:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,9 @@ MIN_OVERLAP: Mapping[str, tuple[float, float, float]] = {
 """Overlap a match must exceed in the image, in bird's-eye view and in 3D."""
 
 OTHER_OVERLAP = (0.5, 0.5, 0.5)
+LEAST_OVERLAP = 0.5
+"""No class asks for less: pairs below it are not kept."""
+
 NEIGHBOURS: Mapping[str, str] = {"car": "van", "pedestrian": "person_sitting"}
 """Classes whose truths are ignored rather than background."""
 
@@ -166,6 +170,90 @@ def image_boxes(box: Floats, to_camera: Floats, project: Floats) -> Floats:
     return np.asarray(np.where(before.any(axis=1, keepdims=True), made, 0.0))
 
 
+@dataclass(frozen=True)
+class KittiState:
+    """What the average precisions of some frames are computed from; states of further frames are appended.
+
+    Attributes:
+        label: (N,) classes of the predictions.
+        score: (N,) their scores.
+        turned: (N,) their angles.
+        height: (N,) pixels of their image boxes; None: it ignores none of them.
+        seen: (N,) predictions that take part: those that lie in the image, all where a height is not known.
+        stuff: (N,) largest share of the image box inside a DontCare region; None without image boxes.
+        frame: (G,) frames of the truths, rising.
+        true_label: (G,) their classes.
+        counts: (G,) truths that must be found.
+        level: (G,) their difficulties.
+        true_turned: (G,) their angles.
+        pairs: of `METRICS`, pairs of a frame that overlap enough for some class; None without image boxes.
+        frames: how many.
+    """
+
+    label: NDArray[np.int32]
+    score: NDArray[np.floating]
+    turned: NDArray[np.floating]
+    height: Floats | None
+    seen: NDArray[np.bool_]
+    stuff: Floats | None
+    frame: Ints
+    true_label: NDArray[np.int32]
+    counts: NDArray[np.bool_]
+    level: NDArray[np.int8]
+    true_turned: NDArray[np.floating]
+    pairs: tuple[Pairs | None, Pairs, Pairs]
+    frames: int
+
+    @classmethod
+    def of(cls, frames: KittiFrames, *, number: int, seen: NDArray[np.bool_] | None = None) -> KittiState:
+        """That of `number` frames, of which the predictions in `seen` take part; None: all of them."""
+        found, truths, image = frames.predictions, frames.truths, frames.image_box
+        height = None if image is None else np.abs(image[:, 3] - image[:, 1]).astype(np.float64)
+        return cls(
+            found.label.astype(np.int32),
+            found.score,
+            found.box[:, 6] if frames.alpha is None else frames.alpha,
+            height,
+            np.ones(len(found), np.bool_) if seen is None else seen,
+            _in_dontcare(frames),
+            truths.frame,
+            truths.label.astype(np.int32),
+            truths.counts,
+            np.clip(frames.difficulty, -2, 3).astype(np.int8),
+            truths.box[:, 6] if frames.true_alpha is None else frames.true_alpha,
+            _all_pairs(frames),
+            number,
+        )
+
+    @classmethod
+    def merge(cls, states: Sequence[KittiState]) -> KittiState:
+        """The state of all frames, in the order given."""
+        if len(states) == 1:
+            return states[0]
+        every = {name: [getattr(one, name) for one in states] for name in vars(states[0])}
+        made: dict[str, Any] = {
+            name: None if any(part is None for part in parts) else np.concatenate(parts)
+            for name, parts in every.items()
+            if name not in {"frame", "frames", "pairs"}
+        }
+        if made["height"] is None:
+            made["seen"] = np.ones(len(made["label"]), np.bool_)
+        first, left, right = (
+            np.cumsum([0, *(len(one) for one in sizes)])
+            for sizes in (map(range, every["frames"]), every["label"], every["frame"])
+        )
+        pairs = [
+            None if None in parts else Pairs.of(map(_moved, parts, left, right))
+            for parts in zip(*every["pairs"], strict=True)
+        ]
+        made["frame"] = np.concatenate([one + at for one, at in zip(every["frame"], first, strict=False)])
+        return cls(**made, frames=int(first[-1]), pairs=tuple(pairs))  # type: ignore[arg-type]
+
+
+def _moved(pairs: Pairs, left: int, right: int) -> Pairs:
+    return Pairs(pairs.left + left, pairs.right + right, pairs.value)
+
+
 def kitti_metrics(frames: KittiFrames) -> KittiMetrics:
     """Average precision of every class, metric and difficulty.
 
@@ -178,27 +266,31 @@ def kitti_metrics(frames: KittiFrames) -> KittiMetrics:
         >>> made.summary()["ap40_3d_easy"], made.summary()["ap40_image_easy"]
         (1.0, None)
     """
-    n_class = len(frames.class_names)
+    return kitti_precisions(KittiState.of(frames, number=0), frames.class_names)
+
+
+def kitti_precisions(state: KittiState, class_names: Sequence[str]) -> KittiMetrics:
+    """Average precision of every class, metric and difficulty, from the pairs of some frames."""
+    n_class = len(class_names)
     shape = (len(METRICS), n_class, len(DIFFICULTIES))
     ap, aos = np.full(shape, np.nan), np.full(shape, np.nan)
     precision = np.full((*shape, POSITIONS), np.nan)
     truths = np.zeros((n_class, len(DIFFICULTIES)), np.int64)
-    pairs = _all_pairs(frames)
-    turned = frames.predictions.box[:, 6] if frames.alpha is None else frames.alpha
-    true_turned = frames.truths.box[:, 6] if frames.true_alpha is None else frames.true_alpha
     for c in range(n_class):
         for d in range(len(DIFFICULTIES)):
-            case = _case(frames, c, d)
+            case = _case(state, class_names, c, d)
             truths[c, d] = int((case.truth_state == 0).sum())
             if truths[c, d] == 0:
                 continue
-            for m, name in enumerate(METRICS):
-                if pairs[m] is None:
+            for m, (name, pairs) in enumerate(zip(METRICS, state.pairs, strict=True)):
+                if pairs is None:
                     continue
-                usable = _usable(pairs[m], case, _overlap(frames.class_names[c])[m])
-                weight = (1 + np.cos(true_turned[usable.right] - turned[usable.left])) / 2
-                stuff = _in_dontcare(frames, case) if name == "image" else None
-                curve = _curves(usable, case, frames, weight, stuff)
+                usable = _usable(pairs, case, _overlap(class_names[c])[m])
+                weight = (1 + np.cos(state.true_turned[usable.right] - state.turned[usable.left])) / 2
+                stuff = None
+                if name == "image" and state.stuff is not None:
+                    stuff = np.flatnonzero((case.found_state == 0) & (state.stuff > case.overlap))
+                curve = _curves(usable, case, state, weight, stuff)
                 precision[m, c, d] = curve[0]
                 ap[m, c, d], aos[m, c, d] = (float(one[1:].mean()) for one in curve)
     return KittiMetrics(ap, aos, precision, truths)
@@ -217,62 +309,59 @@ class _Case:
     overlap: float
 
 
-def _case(frames: KittiFrames, label: int, level: int) -> _Case:
-    names = [str(name).lower() for name in frames.class_names]
-    truths, found = frames.truths, frames.predictions
-    state = np.full(len(truths), -1, np.int8)
+def _case(boxes: KittiState, class_names: Sequence[str], label: int, level: int) -> _Case:
+    names = [str(name).lower() for name in class_names]
+    state = np.full(len(boxes.true_label), -1, np.int8)
     beside = NEIGHBOURS.get(names[label])
     if beside in names:
-        state[truths.label == names.index(beside)] = 1
-    own = truths.label == label
-    fits = (frames.difficulty >= 0) & (frames.difficulty <= level) & truths.counts
+        state[boxes.true_label == names.index(beside)] = 1
+    own = boxes.true_label == label
+    fits = (boxes.level >= 0) & (boxes.level <= level) & boxes.counts
     state[own] = np.where(fits[own], 0, 1)
-    found_state = np.where(found.label == label, 0, -1).astype(np.int8)
-    if frames.image_box is not None:
+    found_state = np.where(boxes.label == label, 0, -1).astype(np.int8)
+    if boxes.height is not None:
         # As in the kit, whatever its class: a small box may only be matched, never be false.
-        height = np.abs(frames.image_box[:, 3] - frames.image_box[:, 1])
-        found_state[height < MIN_HEIGHT[level]] = 1
-    found_state[np.isnan(found.score)] = -1
-    return _Case(state, found_state, _overlap(frames.class_names[label])[0])
+        found_state[boxes.height < MIN_HEIGHT[level]] = 1
+    found_state[np.isnan(boxes.score) | ~boxes.seen] = -1
+    return _Case(state, found_state, _overlap(class_names[label])[0])
 
 
-def _all_pairs(frames: KittiFrames) -> list[Pairs | None]:
+def _all_pairs(frames: KittiFrames) -> tuple[Pairs | None, Pairs, Pairs]:
     """Pairs of a frame that overlap, for each metric; left the prediction, right the truth."""
     found, truths = frames.predictions, frames.truths
-    made: list[Pairs | None] = [None]
+    image = None
     if frames.image_box is not None and frames.true_image_box is not None:
-        made = [overlapping(frames.image_box, found.frame, frames.true_image_box, truths.frame, 1e-9)]
+        image = overlapping(frames.image_box, found.frame, frames.true_image_box, truths.frame, 1e-9)
+        image = image.take(image.value > LEAST_OVERLAP)
     turned = footprints(found.box, found.frame, truths.box, truths.frame, bev_iou_aligned, iou_3d_aligned)
-    return made + [pairs.take(pairs.value > 0) for pairs in turned]
+    bev, space = (pairs.take(pairs.value > LEAST_OVERLAP) for pairs in turned)
+    return image, bev, space
 
 
-def _usable(pairs: Pairs | None, case: _Case, least: float) -> Pairs:
-    assert pairs is not None
+def _usable(pairs: Pairs, case: _Case, least: float) -> Pairs:
     part = (case.found_state[pairs.left] >= 0) & (case.truth_state[pairs.right] >= 0)
     return pairs.take(part & (pairs.value > least))
 
 
-def _in_dontcare(frames: KittiFrames, case: _Case) -> Ints:
-    """Rows of predictions that count and lie in a DontCare region by more than the class's overlap."""
-    if frames.image_box is None or len(frames.dontcare) == 0:
-        return np.empty(0, np.int64)
-    rows = np.flatnonzero(case.found_state == 0)
+def _in_dontcare(frames: KittiFrames) -> Floats | None:
+    """(N,) the largest share of each prediction's image box that lies in a DontCare region of its frame."""
+    if frames.image_box is None:
+        return None
+    found = frames.predictions
+    many = np.ones(len(frames.dontcare), np.bool_)
     shared = overlapping(
-        frames.image_box[rows],
-        frames.predictions.frame[rows],
-        frames.dontcare,
-        frames.dontcare_frame,
-        case.overlap,
-        crowd=np.ones(len(frames.dontcare), np.bool_),
+        frames.image_box, found.frame, frames.dontcare, frames.dontcare_frame, LEAST_OVERLAP, crowd=many
     )
-    return np.unique(rows[shared.left[shared.value > case.overlap]])
+    made = np.zeros(len(found))
+    np.maximum.at(made, shared.left, shared.value)
+    return made
 
 
 def _curves(
-    pairs: Pairs, case: _Case, frames: KittiFrames, weight: Floats, stuff: Ints | None
+    pairs: Pairs, case: _Case, boxes: KittiState, weight: Floats, stuff: Ints | None
 ) -> tuple[Floats, Floats]:
     """(41,) precision and orientation similarity at the recall positions, falling."""
-    score, frame = frames.predictions.score, frames.truths.frame
+    score, frame = boxes.score, boxes.frame
     counting = (case.truth_state[pairs.right] == 0) & (case.found_state[pairs.left] == 0)
     by_score = np.lexsort((pairs.left, -score[pairs.left], pairs.right))
     one = np.ones(len(pairs), np.uint64)

@@ -22,7 +22,7 @@ import road_simulation as roads
 from _table import markdown, write_section
 
 from mld_core.evaluation.detection3d.diagnoses import diagnose_roads
-from mld_core.evaluation.detection3d.evidence import offsets_of
+from mld_core.evaluation.detection3d.offsets import offsets_of
 from mld_core.evaluation.metrics.nuscenes import match_by_distance
 
 
@@ -78,7 +78,7 @@ def shifted(epochs):
         made, pairs, hit = diagnose_roads(evidence), offsets_of(evidence), pair_hits(road, evidence)
         k = int(hit.sum())
         offset = np.full(len(hit), np.nan)
-        offset[pairs.row] = pairs.flat
+        offset[evidence.pair_row] = pairs.flat
         name = f"boxes shifted by 1 m, 5%{'' if epochs else ', one epoch'}"
         target = 0.70 if epochs else None
         yield (
@@ -100,10 +100,11 @@ def flips(seed):
     evidence = roads.evidence(road)
     made, pairs, hit = diagnose_roads(evidence), offsets_of(evidence), pair_hits(road, evidence)
     turned = np.full(len(hit), np.nan)
-    oriented = evidence.profile.oriented[pairs.label] & (pairs.period > 4)
-    turned[pairs.row[oriented]] = pairs.errors[oriented, 2]
+    profile = evidence.profile
+    oriented = profile.oriented[pairs.label] & (profile.period[pairs.label] > 4)
+    turned[evidence.pair_row[oriented]] = pairs.errors[oriented, 2]
     speed = np.zeros(len(hit))
-    speed[pairs.row] = np.hypot(*road.true_velocity[pairs.truth].T)
+    speed[evidence.pair_row] = np.hypot(*road.true_velocity[evidence.pair_truth].T)
     for who, rows, target in (("moving", speed > 1, 0.90), ("all", speed >= 0, 0.70)):
         k = int((hit & rows).sum())
         ours, theirs = (np.where(rows, one, np.nan) for one in (made.suspicion["T22"], turned))

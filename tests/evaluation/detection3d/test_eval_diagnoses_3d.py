@@ -22,8 +22,9 @@ from mld_core.evaluation.detection3d.bins import (
     speed_names,
 )
 from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, diagnose_roads
-from mld_core.evaluation.detection3d.diagnoses_sensor import range_drop_off
-from mld_core.evaluation.detection3d.evidence import RoadEvidence, offsets_of, robust_bound
+from mld_core.evaluation.detection3d.diagnoses_sensor import BinCounts, SectorView
+from mld_core.evaluation.detection3d.evidence import RoadEvidence
+from mld_core.evaluation.detection3d.offsets import offsets_of, robust_bound
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile
@@ -301,7 +302,8 @@ def test_range_drop_off_of_one_class_only() -> None:
     for name, road in (("plain", plain), ("faulty", faulty)):
         e = roads.evidence(road, objects=False)
         wrong = e.counted & (e.truth < 0)
-        made = range_drop_off(e.predictions, wrong, e.counted, e.truths, e.missed)
+        boxes = e.predictions, wrong, e.counted, e.truths, e.missed
+        made = BinCounts.of(*boxes).flagged().of_boxes(*boxes)
         cells[name] = {(row["class"], row["range_bin"]) for row in made.rows}
         inside = e.truths.label[made.truths], range_bin(np.hypot(*e.truths.box[made.truths, :2].T))
         assert set(zip(*(part.tolist() for part in inside), strict=True)) <= cells[name]
@@ -378,3 +380,45 @@ def test_the_evaluator_shows_it(tmp_path, monkeypatch) -> None:
     assert errors["0"] > errors["21-100"]
     assert set(result.get_view("speed_bin")["speed_bin"].dropna()) >= {"0-0.5 m/s"}
     assert_array_equal(np.sort(result.get_view("range_bin")["range_bin"])[0], "0-10 m")
+
+
+# --- a pass in parts --------------------------------------------------------------------------------------------
+
+
+def part_of(road, first, stop):
+    """Some frames of a road, numbered from 0; the epoch that is evaluated alone."""
+    found, true = road.epochs[-1], road.truths
+    said, rows = ((one.frame >= first) & (one.frame < stop) for one in (found, true))
+    found, true = found.take(said), true.take(rows)
+    return (
+        replace(found, frame=found.frame - first),
+        replace(true, frame=true.frame - first),
+        road.n_points[rows],
+    )
+
+
+def test_sectors_and_bins_of_parts_come_to_those_of_the_pass() -> None:
+    road = roads.sector_dropout(roads.simulate(frames=60, seed=22, clutter=60), share=0.1, degrees=90, seed=2)
+    road = roads.range_dropout(road, label=0, metres=30)
+    cuts = [(0, 20), (20, 20), (20, 21), (21, 60)]
+    views, counts = [], []
+    for first, stop in [(0, 60), *cuts]:
+        found, true, points = part_of(road, first, stop)
+        near = [
+            np.hypot(*(found.box[found.frame == f, :2] - box[:2]).T)
+            for f, box in zip(true.frame, true.box, strict=True)
+        ]
+        silent = np.array([len(one) == 0 or one.min() >= 2 for one in near], bool)
+        views.append(SectorView.of(true, silent, found, stop - first, points))
+        wrong = np.zeros(len(found), bool)
+        counts.append(BinCounts.of(found, wrong, np.ones(len(found), bool), true, silent & true.counts))
+    whole, parts = views[0].dead(), SectorView.merge(views[1:]).dead()
+    assert whole.rows == parts.rows
+    assert len(whole.rows) > 2
+    _, true, _ = part_of(road, *cuts[-1])
+    missed = np.ones(len(true), bool)
+    inside = whole.of_truths(road.truths, np.ones(len(road.truths), bool)).truths
+    assert_array_equal(whole.of_truths(true, missed, cuts[-1][0]).truths, inside[-len(true) :])
+    whole, parts = counts[0].flagged(), BinCounts.merge(counts[1:]).flagged()
+    assert whole.rows == parts.rows
+    assert len(whole.rows) > 0

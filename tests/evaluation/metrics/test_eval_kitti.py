@@ -13,8 +13,10 @@ from mld_core.evaluation.metrics.kitti import (
     DIFFICULTIES,
     METRICS,
     KittiFrames,
+    KittiState,
     difficulties,
     kitti_metrics,
+    kitti_precisions,
     recall_thresholds,
 )
 
@@ -49,6 +51,47 @@ def test_equal_to_the_slow_implementation(setting) -> None:
                 compared += 1
     assert compared >= 12
     assert made.ap[2, 0, 2] > 0.05, "a comparison of zeros would say nothing"
+
+
+def some_frames(data, first, stop):
+    """The frames of a pass from `first` to `stop`, numbered from 0."""
+
+    def rows(frame):
+        return np.flatnonzero((frame >= first) & (frame < stop))
+
+    said, true, regions = rows(data.predictions.frame), rows(data.truths.frame), rows(data.dontcare_frame)
+    found, truths = data.predictions.take(said), data.truths.take(true)
+    return replace(
+        data,
+        predictions=replace(found, frame=found.frame - first),
+        truths=replace(truths, frame=truths.frame - first),
+        difficulty=data.difficulty[true],
+        image_box=None if data.image_box is None else data.image_box[said],
+        true_image_box=None if data.true_image_box is None else data.true_image_box[true],
+        dontcare_frame=data.dontcare_frame[regions] - first,
+        dontcare=data.dontcare[regions],
+    )
+
+
+@pytest.mark.parametrize("setting", [{"seed": 0}, {"seed": 1, "ties": True}, {"seed": 2, "images": False}])
+def test_parts_of_a_pass_come_to_the_same_to_the_last_bit(setting) -> None:
+    data, _ = make_kitti(30, **setting)
+    cuts = [(0, 7), (7, 7), (7, 8), (8, 30)]
+    parts = [KittiState.of(some_frames(data, *cut), number=cut[1] - cut[0]) for cut in cuts]
+    made, whole = kitti_precisions(KittiState.merge(parts), data.class_names), kitti_metrics(data)
+    for name in ("ap", "aos", "precision", "truths"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(whole, name))
+    assert np.nanmax(whole.ap[2]) > 0.05
+
+
+def test_image_boxes_that_a_part_lacks_ignore_nothing_in_the_others() -> None:
+    data, _ = make_kitti(20, seed=4)
+    data = replace(data, true_image_box=None)
+    first, rest = some_frames(data, 0, 10), some_frames(data, 10, 20)
+    hidden = KittiState.of(first, number=10, seen=np.zeros(len(first.predictions), bool))
+    made = KittiState.merge([hidden, KittiState.of(replace(rest, image_box=None), number=10)])
+    whole = kitti_metrics(replace(data, image_box=None))
+    np.testing.assert_array_equal(kitti_precisions(made, data.class_names).ap, whole.ap)
 
 
 COPIES = 60

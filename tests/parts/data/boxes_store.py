@@ -6,7 +6,14 @@ import numpy as np
 import pyarrow as pa
 
 from mld_core.records.format.layout import PassKey
-from mld_core.records.format.schema import detections_schema, parse_fields, samples_schema, truths_schema
+from mld_core.records.format.schema import (
+    detections_schema,
+    parse_fields,
+    samples_schema,
+    truths_schema,
+    vectors_schema,
+)
+from mld_core.records.format.vectors import from_numpy
 from mld_core.records.write.writer import Writer, WriterOptions
 
 
@@ -34,31 +41,67 @@ def rows_of(part, key, place):
     return made
 
 
-def write(store, run, dataset, frames, task, *, class_names=None, n_epoch=0, label_fields=()):
-    """One sealed pass. A frame: input_id, image?, affine?, calibration?, ego_pose?, score_thresh?, truths, detections."""
+def write(
+    store,
+    run,
+    dataset,
+    frames,
+    task,
+    *,
+    class_names=None,
+    n_epoch=0,
+    label_fields=(),
+    world_size=1,
+):
+    """One sealed pass, whose frames are dealt in turn to the ranks.
 
+    A frame: input_id, image?, affine?, calibration?, ego_pose?, score_thresh?, truths, detections; detections may
+    have `logits`.
+    """
+    store.ensure_run(run, {"task": task, "class_names": class_names, "n_class": len(class_names or [])})
+    for rank in range(world_size):
+        _write_rank(store, run, PassKey(dataset, n_epoch, 0), frames, task, label_fields, rank, world_size)
+
+
+def _write_rank(store, run, key, frames, task, label_fields, rank, world_size):
     def refuse(key, message):
         raise AssertionError(f"{key}: {message}")
 
-    store.ensure_run(run, {"task": task, "class_names": class_names, "n_class": len(class_names or [])})
-    options = WriterOptions(fsync=False)
     writer = Writer(
-        store, run, attempt=f"20261121T{n_epoch + 10:06d}-{'ab' * 3}-000", options=options, on_problem=refuse
+        store,
+        run,
+        attempt=f"20261121T{key.n_epoch + 10:06d}-{'ab' * 3}-000",
+        rank=rank,
+        world_size=world_size,
+        options=WriterOptions(fsync=False),
+        on_problem=refuse,
     )
-    handle = writer.open(PassKey(dataset, n_epoch, 0), meta={"task": task, "activation": "sigmoid"})
-    samples, found, true = [], [], []
-    for unit, frame in enumerate(frames):
-        key = {"unit": unit, "rank_": 0, "input_id": frame["input_id"]}
+    handle = writer.open(key, meta={"task": task, "activation": "sigmoid"})
+    tables, mine = _tables(frames, task, label_fields, rank, world_size), len(frames[rank::world_size])
+    assert writer.put(handle, lambda: tables, rows=mine, nbytes=1 << 16)
+    writer.seal(handle)
+    assert writer.wait(None, 30)
+    account = writer.close(30)
+    assert account.rows_lost == 0, account
+
+
+def _tables(frames, task, label_fields, rank, world_size):
+    samples, found, true, logits = [], [], [], []
+    for unit, frame in enumerate(frames[rank::world_size]):
+        key = {"unit": unit, "rank_": rank, "input_id": frame["input_id"]}
         image = frame.get("image", (None, None))
         samples.append(
             {
                 **key,
-                **{name: frame.get(name) for name in ("affine", "calibration", "ego_pose", "score_thresh")},
+                **{
+                    name: frame.get(name)
+                    for name in ("affine", "calibration", "ego_pose", "score_thresh", "input_hash")
+                },
                 "id_source": "input_id",
                 "mode": "eval",
                 "batch_idx": unit,
                 "row": 0,
-                "labelled": True,
+                "labelled": frame.get("labelled", True),
                 "image_height": image[0],
                 "image_width": image[1],
                 "n_detections": len(frame["detections"]["box"]),
@@ -68,16 +111,21 @@ def write(store, run, dataset, frames, task, *, class_names=None, n_epoch=0, lab
                 "cap_hit": False,
             }
         )
-        found += rows_of(frame["detections"], key, "det_idx")
+        said = dict(frame["detections"])
+        logits.append(said.pop("logits", None))
+        found += rows_of(said, key, "det_idx")
         true += rows_of(frame["truths"], key, "gt_idx")
     tables = {
         "samples": table(samples, samples_schema(task)),
         "detections": table(found, detections_schema(task)),
         "truths": table(true, truths_schema(task, parse_fields(label_fields))),
     }
-    assert writer.put(handle, lambda: tables, rows=len(frames), nbytes=1 << 16)
-    writer.seal(handle)
-    assert writer.wait(None, 30)
-    account = writer.close(30)
-    assert account.rows_lost == 0, account
+    if all(one is not None for one in logits):
+        every = np.ascontiguousarray(np.concatenate(logits), np.float32)
+        arrays = [
+            tables["detections"][name].combine_chunks() for name in ("unit", "rank_", "input_id", "det_idx")
+        ]
+        schema = vectors_schema(task, every.shape[1], {})
+        tables["vectors"] = pa.Table.from_arrays([*arrays, from_numpy(every)], schema=schema)
     assert np.all([one.num_rows >= 0 for one in tables.values()])
+    return tables
