@@ -14,7 +14,6 @@ import pandas as pd
 from mld_core import __version__
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.engine.executor import Reporter, Workers
-from mld_core.evaluation.engine.passes import problem
 from mld_core.evaluation.engine.rounds import ENGINES
 from mld_core.evaluation.errors import NotFoundError, known, near
 from mld_core.evaluation.results.result import PageWriter, Result
@@ -29,9 +28,6 @@ METHODS: Mapping[str, str] = {
     "detection3d": "od3d_v1",
 }
 """Task of a run and the method that `method_name="default"` stands for."""
-
-IN_ROUNDS = (METHODS["classification"], METHODS["detection"])
-"""Methods that can be evaluated in rounds over the parts of a pass."""
 
 STAGES = 16
 """Stages a method goes through for one pass, at most; only the figures of progress depend on it."""
@@ -141,8 +137,8 @@ class Evaluator:
                 cross-fit is repeated with other folds, default 3); `null_run` (bool: also analyse shuffled
                 errors, which doubles the time, for `null_hotspot_ratio`); `error_proba_thresh` (detection
                 only, default 0.8); `threads`; `exact_cells` (up to this many units x classes the ranking
-                metrics are exact); `progress` (bool; default: on a terminal); `engine` (not of 3D boxes:
-                "memory", the default; "rounds" walks over the parts of a pass and holds a sample alone, with
+                metrics are exact); `progress` (bool; default: on a terminal); `engine`
+                ("memory", the default; "rounds" walks over the parts of a pass and holds a sample alone, with
                 cells in place of neighbours; "ray" does the same on a Ray cluster; `MLD_ENGINE` is the
                 default where it is set); `ray_address` (of the cluster; default `RAY_ADDRESS`, else a
                 cluster of this machine).
@@ -165,7 +161,7 @@ class Evaluator:
             results.check_free(result_name)
         method = self._method(results, method_name)
         selections = self._select(results, n_epoch, chosen.get("dataset_types"))
-        chosen = _with_engine(chosen, method)
+        chosen = _with_engine(chosen)
         created = utc_now()
         today = datetime.now(timezone.utc).strftime("%Y%m%d")
         wanted = result_name or f"{self.model_name}_{self.version_name}_{method}_{today}"
@@ -173,7 +169,6 @@ class Evaluator:
         with results.writing() as folder, told(STAGES * len(selections)) as reporter:
             engine = Workers(chosen.get("threads"), reporter)
             found = _function_of(method)(results, selections, folder, engine, options=chosen)
-            found["problems"] = [*found["problems"], *_engine_notes(chosen, method)]
             info = {
                 "format": FORMAT,
                 "result_name": wanted,
@@ -298,19 +293,12 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
-def _with_engine(options: dict[str, Any], method: str) -> dict[str, Any]:
-    """The options with the engine that `MLD_ENGINE` names, where they name none and the method has it."""
+def _with_engine(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the engine that `MLD_ENGINE` names, where they name none."""
     wished = options.get("engine") or os.environ.get("MLD_ENGINE") or "memory"
     if wished not in ENGINES:
         where = "option engine" if "engine" in options else "MLD_ENGINE"
         raise ValueError(f"{where}={wished!r}{near(wished, ENGINES)}: expected one of {known(ENGINES)}")
-    if method not in IN_ROUNDS and wished != "memory":
-        if "engine" in options:
-            raise ValueError(
-                f"option engine={wished!r}: {known(IN_ROUNDS)} alone are evaluated in rounds; "
-                f"leave it out for {method}"
-            )
-        wished = "memory"
     if "ray_address" in options and wished != "ray":
         raise ValueError(
             f"option ray_address={options['ray_address']!r}: engine={wished!r} joins no cluster; give "
@@ -318,16 +306,6 @@ def _with_engine(options: dict[str, Any], method: str) -> dict[str, Any]:
         )
     rest = {name: value for name, value in options.items() if name != "engine"}
     return rest if wished == "memory" else {**rest, "engine": wished}
-
-
-def _engine_notes(options: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
-    """That `MLD_ENGINE` was not heeded, where the method has no rounds."""
-    wished = os.environ.get("MLD_ENGINE") or "memory"
-    if wished == "memory" or method in IN_ROUNDS or "engine" in options:
-        return []
-    alone = f"{known(IN_ROUNDS)} alone are evaluated in rounds"
-    text = f"MLD_ENGINE={wished}: {alone}; {method} ran in memory"
-    return [problem("option", text, severity="note")]
 
 
 def _check_range(name: str, value: Any) -> None:

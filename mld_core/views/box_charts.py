@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.profile import coco_state
 from mld_core.evaluation.detection.records import BoxRecords, read_boxes
-from mld_core.evaluation.detection3d.profile import nuscenes_figures, nuscenes_state
+from mld_core.evaluation.detection3d.figures import nuscenes_figures, nuscenes_state
 from mld_core.evaluation.metrics.coco import (
     RECALLS,
     CocoState,

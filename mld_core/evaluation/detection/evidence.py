@@ -104,6 +104,7 @@ class BoxEvidence:
         miss_t2: Threshold of risk of the truths.
         unlabelled: Which boxes without a truth look like objects; None where too few tell.
         usual: What is usual for the classes of the pass, where this is a part of it; None: it is all of it.
+        first_frame: Number of its first frame in the pass.
     """
 
     records: BoxRecords
@@ -116,6 +117,7 @@ class BoxEvidence:
     miss_t2: float
     unlabelled: Unlabelled | None = None
     usual: Usual | None = None
+    first_frame: int = 0
 
     @property
     def rows(self) -> int:

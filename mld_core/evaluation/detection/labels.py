@@ -147,6 +147,7 @@ class Usual:
         small: (K,) area below which one in ten truths of a class lie.
         confused: How often classes are confused; None where that is not known.
         absent: Needs of diagnoses that nothing is known of in a part.
+        own: What the diagnoses of the kind of boxes read, see `profile.Told`.
     """
 
     sizes: tuple[Spread, Spread]
@@ -154,6 +155,7 @@ class Usual:
     small: Floats
     confused: Confused | None
     absent: tuple[str, ...]
+    own: Any = None
 
     def small_of(self, label: Ints) -> Floats:
         """(N,) that area of each row's class."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis.units import Column
-from mld_core.evaluation.detection.diagnoses import BoxDiagnoses
-from mld_core.evaluation.detection.events import Figures, walk
+from mld_core.evaluation.codes.diagnosis import Diagnosis
+from mld_core.evaluation.detection.diagnoses import DIAGNOSES, BoxDiagnoses
+from mld_core.evaluation.detection.events import Figures, PassMatch, walk
 from mld_core.evaluation.detection.evidence import BoxEvidence
+from mld_core.evaluation.detection.labels import Spread
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection.units import IMAGE_COLUMNS, BoxColumns
+from mld_core.evaluation.detection.units import IMAGE_COLUMNS, BoxColumns, BoxUnits
 from mld_core.evaluation.metrics.coco import CocoMetrics, CocoState, coco_metrics, match_coco
 from mld_core.evaluation.metrics.matching import BoxGeometry, ImageBoxes
 
@@ -37,6 +39,45 @@ class Findings:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _no_facts(_input_ids: Sequence[str | None]) -> Mapping[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What parts of a pass are told of all of it, and what there is to say of all of it.
+
+    Attributes:
+        geometry: How close boxes are, by what is usual in the pass.
+        overlaps: Of right boxes with their truths.
+        own: What the kind's own diagnoses read.
+        metrics: See `Findings`.
+        facts: Likewise, given the input ids of the frames.
+    """
+
+    geometry: BoxGeometry
+    overlaps: Spread
+    own: Any
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    facts: Callable[[Sequence[str | None]], Mapping[str, Any]] = _no_facts
+
+
+class Gathering(Protocol):
+    """How it is gathered what a kind of boxes reads of a whole pass; one object, plain data."""
+
+    def recorded(self, records: BoxRecords, match: PassMatch) -> Any:
+        """What every recorded box of a part says."""
+        ...
+
+    def kept(self, records: BoxRecords, units: BoxUnits, first_frame: int) -> Any:
+        """What the kept predictions of a part say, whose first frame has that number in the pass."""
+        ...
+
+    def told(self, recorded: Sequence[Any], kept: Sequence[Any], class_names: Sequence[str]) -> Told:
+        """What that of all parts comes to, in their order; there is one at least."""
+        ...
+
+
 @dataclass(frozen=True)
 class Profile:
     """One kind of boxes.
@@ -49,8 +90,11 @@ class Profile:
             prediction; None without frames.
         figures: The metrics of the frames of some states, in their order, given the names of the classes.
         diagnose: Given the evidence and what applies to boxes of any kind, what applies to these.
+        registry: Every diagnosis that is asked.
         keep_epochs: Whether `diagnose` reads the boxes of other epochs.
         weak: Whether boxes below the threshold that may be objects without a label are units too.
+        gathering: How parts are told what is usual in a pass; None: no more than of any boxes.
+        not_in_rounds: What is not computed where a pass is evaluated in rounds over its parts, in words.
     """
 
     name: str
@@ -59,8 +103,11 @@ class Profile:
     state: Callable[[BoxRecords], Any]
     figures: Callable[[Sequence[Any], Sequence[str]], Figures]
     diagnose: Callable[[BoxEvidence, BoxDiagnoses], Findings]
+    registry: Sequence[Diagnosis[Any]]
     keep_epochs: bool = False
     weak: bool = False
+    gathering: Gathering | None = None
+    not_in_rounds: tuple[str, ...] = ()
 
     def figures_of(self, records: BoxRecords) -> Figures | None:
         """The metrics of a pass; None without frames."""
@@ -111,5 +158,10 @@ IMAGES = Profile(
     coco_state,
     coco_figures,
     found_alone,
+    DIAGNOSES,
     weak=True,
+    not_in_rounds=(
+        "boxes below the score thresholds are no units",
+        "no suspected missing labels (D20), wrong classes (D22) and spurious labels (D23)",
+    ),
 )

@@ -155,7 +155,6 @@ def read_boxes(selection: PassSelection, info: dict[str, Any], head: BoxHead | N
         n_class = count_box_classes(selection, info, largest_label(predictions, true), background)
         head = BoxHead(n_class, activation, background, rotated=True)
     n_class = head.n_class
-    given = list(info.get("class_names") or ())
     return BoxRecords(
         selection,
         frames,
@@ -166,7 +165,7 @@ def read_boxes(selection: PassSelection, info: dict[str, Any], head: BoxHead | N
         _ints(truths, "gt_idx")[gt_rows],
         truths.select(own).take(pa.array(gt_rows)),
         n_class,
-        tuple(str(given[k]) if k < len(given) else f"class_{k}" for k in range(n_class)),
+        names_of_classes(info, n_class),
         head.activation,
         head.background,
         _list_column(detections, "velocity", 2, det_rows) if "velocity" in more else None,
@@ -181,6 +180,12 @@ def read_boxes(selection: PassSelection, info: dict[str, Any], head: BoxHead | N
         calibration=frames["calibration"].to_pylist() if "calibration" in frames.column_names else (),
         turned=(turned[0] is not None, turned[1] is not None),
     )
+
+
+def names_of_classes(info: dict[str, Any], n_class: int) -> tuple[str, ...]:
+    """(K,) names of the classes, `class_<k>` where the run has none."""
+    given = list(info.get("class_names") or ())
+    return tuple(str(given[k]) if k < len(given) else f"class_{k}" for k in range(n_class))
 
 
 def _rows_of(stored: Ints, wanted: Ints) -> Ints:

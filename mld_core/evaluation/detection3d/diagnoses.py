@@ -136,7 +136,7 @@ def ghost(r: RoadEvidence) -> Bools:
     return r.of(r.alone & (r.points_inside > 0))
 
 
-@diagnosis("T20", "Suspected missing 3D label", 4, "Add the box.", "answers")
+@diagnosis("T20", "Suspected missing 3D label", 4, "Add the box.", "answers", "pass")
 def suspected_missing_3d_label(r: RoadEvidence) -> Bools:
     """Overlaps no truth, looks like an object, its error probability is low, and other epochs have it."""
     return r.of(r.unlabelled[1])

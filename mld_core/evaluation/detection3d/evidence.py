@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from mld_core.evaluation.detection.labels import NOT_IN_ROUNDS
 from mld_core.evaluation.detection3d.diagnoses_sensor import (
     BinCounts,
     RangeBins,
@@ -95,10 +96,13 @@ class RoadEvidence:
     def missing(self) -> dict[str, str]:
         """What is not there, and why a code that needs it cannot be computed."""
         points = self.n_points is not None and bool((self.n_points >= 0).any())
+        if self.usual is not None:
+            points = self.usual.points
         speeds = self.velocity is not None and self.true_velocity is not None
         inside = self.points_inside is not None
         told = self.votes.epochs >= AGREEING_EPOCHS or self.true_velocity is not None
         needs = [
+            ("pass", self.usual is None, NOT_IN_ROUNDS),
             ("answers", self.error_proba is not None, "the error probability was not estimated"),
             ("velocity", speeds, "velocities are not recorded"),
             ("headings", told, "neither velocities nor other epochs are recorded"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.metrics.boxes import (
     Bools,
+    ByClass,
     Floats,
     Ints,
     Pairs,
@@ -27,8 +28,16 @@ ALIGNED_METRES = 0.5
 ALIGNED_SHARE = 0.75
 
 
+@dataclass(frozen=True)
 class RoadBoxes:
-    """Boxes [cx, cy, cz, w, l, h, yaw]: closeness is 1 - distance / 4 m, so 2 m is 0.5 and 3.6 m is 0.1."""
+    """Boxes [cx, cy, cz, w, l, h, yaw]: closeness is 1 - distance / 4 m, so 2 m is 0.5 and 3.6 m is 0.1.
+
+    Attributes:
+        usual: The median aligned IoU of each class in the pass of which some frames are looked at; None: it
+            is that of the frames that are given.
+    """
+
+    usual: ByClass | None = None
 
     event = 0.5 + 1e-9
     background = 0.1
@@ -46,10 +55,22 @@ class RoadBoxes:
     def aligned(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Bools:
         """See `BoxGeometry.aligned`: within 0.5 m, and 0.75 of the class's median aligned IoU."""
         value = self.quality(predictions, truths, pairs)
-        met = np.where(pairs.value > self.event, value, np.nan)
-        usual = by_class(truths.label[pairs.right], met, np.median, 1.0)
+        label = truths.label[pairs.right]
+        if self.usual is None:
+            met = np.where(pairs.value > self.event, value, np.nan)
+            usual = by_class(label, met, np.median, 1.0)
+        else:
+            usual = self.usual.rows(label)
         near = pairs.value > 1 - ALIGNED_METRES / (2 * EVENT_METRES)
         return np.asarray(near & (value >= ALIGNED_SHARE * usual))
+
+    def met(self, predictions: Predictions, truths: Truths, truth: Ints) -> tuple[Ints, Floats]:
+        """Class and aligned IoU of predictions whose truth, (N,) rows or -1, is close enough to be found."""
+        rows = np.flatnonzero(truth >= 0)
+        said, true = (box.astype(np.float64) for box in (predictions.box[rows], truths.box[truth[rows]]))
+        dx, dy = said[:, 0] - true[:, 0], said[:, 1] - true[:, 1]
+        close = 1 - np.sqrt(dx * dx + dy * dy) / (2 * EVENT_METRES) > self.event
+        return truths.label[truth[rows[close]]], aligned_iou(said[close], true[close])
 
     def covered(self, predictions: Predictions, truths: Truths, pairs: Pairs) -> Floats:
         """See `BoxGeometry.covered`: share of the truth's footprint."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import simulated_detector as simulation
 from app_building import need_pages
+from rounds_parts import evaluated, measured, tables_of, units_of
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
@@ -28,31 +29,7 @@ from mld_core.report import write_report
 
 FAULTS = {"missing": 0.05, "shifted": 0.04, "swapped": 0.05, "spurious": 0.03}
 FRAMES = 220
-BY_ANALYSIS = ("_lo", "_hi")
-"""Ends of the columns that an evaluation in rounds has no value of, or from histograms."""
-
 FROM_RANKS = ["auroc", "auprc", "brier", "ece", "aurc", "augrc"]
-
-
-def evaluated(root, name, version="v1", **options):
-    chosen = {"threads": 2, "repeats": 1, **options}
-    return Evaluator("det", version, store=root).request_evaluation(name, options=chosen)
-
-
-def units_of(result, dataset="val"):
-    path = next(one["units"] for one in result.info["passes"] if one["dataset"] == dataset)
-    return pd.read_parquet(result.folder / path)
-
-
-def measured(result):
-    """The metrics that no model of errors enters."""
-    table = result.metrics_summary(full=True).set_index("dataset")
-    left = [name for name in table if "proba" in name or name.endswith(BY_ANALYSIS) or "aurc" in name]
-    return table.drop(columns=[*left, "augrc"])
-
-
-def tables_of(result, *names):
-    return {name: pd.read_parquet(result.folder / f"{name}.parquet") for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 from boxes_store import write
 
 from mld_core.evaluation.detection.records import read_boxes
+from mld_core.evaluation.detection3d.figures import nuscenes_state
 from mld_core.evaluation.detection3d.places import ego_places, image_boxes_of
-from mld_core.evaluation.detection3d.profile import nuscenes_state, place_columns
+from mld_core.evaluation.detection3d.profile import place_columns
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
 

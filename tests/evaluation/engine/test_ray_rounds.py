@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import road_records
+import road_simulation as roads
 import server_parts
 import simulated_detector
 
@@ -109,7 +111,11 @@ def test_boxes_come_out_the_same_on_both_engines(cluster, tmp_path):
     scene = simulated_detector.simulate(300, seed=4, faults={"swapped": 0.05, "shifted": 0.05})
     simulated_detector.write(store, run, "val", scene, world_size=6)
     made = evaluated(store, "cluster", engine="ray")
-    own = evaluated(store, "threads", engine="rounds", threads=2)
+    same_boxes(made, evaluated(store, "threads", engine="rounds", threads=2))
+
+
+def same_boxes(made, own):
+    """Counts are equal, sums to 1e-9, categories of nearly all kept predictions, diagnoses of all units."""
     ours, theirs = (one.metrics_summary(full=True) for one in (made, own))
     whole = ours.select_dtypes("integer").columns
     pd.testing.assert_frame_equal(ours[whole], theirs[whole])
@@ -119,6 +125,20 @@ def test_boxes_come_out_the_same_on_both_engines(cluster, tmp_path):
     assert (ours["category"] == theirs["category"])[kept].mean() >= 0.999
     np.testing.assert_allclose(ours["error_proba"], theirs["error_proba"], rtol=1e-6)
     assert ours["diagnosis"].map(list).tolist() == theirs["diagnosis"].map(list).tolist()
+
+
+def test_3d_boxes_come_out_the_same_on_both_engines(cluster, tmp_path):
+    store, run = Store(tmp_path / "roads"), RunKey("net", "v1")
+    road = roads.flipped_labels(roads.simulate(frames=60, seed=5, clutter=25, objects=20), share=0.1, seed=3)
+    road = roads.sector_dropout(road, share=0.1, degrees=90, seed=2)
+    road_records.write(store, run, "val", road_records.road_frames(road), roads.CLASSES, world_size=4)
+    made = evaluated(store, "cluster", engine="ray")
+    own = evaluated(store, "threads", engine="rounds", threads=2)
+    same_boxes(made, own)
+    facts = [one.info["facts"][0] for one in (made, own)]
+    assert facts[0]["code_counts"] == facts[1]["code_counts"]
+    assert min(facts[0]["code_counts"][code] for code in ("T01", "T06", "T12", "T22")) > 0
+    assert facts[0]["sector_dropouts"] == facts[1]["sector_dropouts"]
 
 
 def test_a_worker_that_is_killed_costs_time_alone(store, cluster, on_threads, tmp_path):

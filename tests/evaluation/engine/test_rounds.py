@@ -135,7 +135,7 @@ def test_the_engine_may_be_named_by_the_environment(planted_run, monkeypatch):
         evaluated(planted_run[0].store, "unknown")
 
 
-def test_3d_boxes_are_evaluated_in_memory_whatever_the_environment_names_and_say_so(tmp_path, monkeypatch):
+def test_the_environment_names_the_engine_of_one_frame_of_3d_boxes_too(tmp_path, monkeypatch):
     store, run = Store(tmp_path), RunKey("det", "v1")
     box = np.array([[10.0, 5.0, 0.0, 2.0, 4.0, 1.5, 0.0]])
     found = {"box": box, "label": np.array([0]), "score": np.array([0.9])}
@@ -144,8 +144,9 @@ def test_3d_boxes_are_evaluated_in_memory_whatever_the_environment_names_and_say
     monkeypatch.setenv("MLD_ENGINE", "rounds")
     made = Evaluator("det", "v1", store=tmp_path).request_evaluation(options={"repeats": 1})
     told = [one["message"] for one in made.info["problems"]]
-    alone = "'classification_v1', 'od_v1' alone are evaluated in rounds"
-    assert f"MLD_ENGINE=rounds: {alone}; od3d_v1 ran in memory" in told
+    assert made.info["options"]["engine"] == "rounds"
+    assert any(one.startswith("evaluated in rounds: ") for one in told)
+    assert made.info["facts"][0]["not_computable"]["T12"] == "not computable: fewer than 20 frames"
 
 
 def test_a_sample_stands_for_the_pass(planted_run, in_rounds, val, monkeypatch):

@@ -14,15 +14,17 @@ PROJECT = [[700, 0, 600], [0, 700, 180], [0, 0, 1.0]]
 
 
 def road_frames(road, epoch=-1, *, velocity=True):
-    """The frames of one epoch of a `Road`, as `boxes_store.write` takes them; logits are the score's log-odds."""
+    """The frames of one epoch of a `Road`, as `boxes_store.write` takes them; logits are about the score's log-odds."""
     found, frames = road.epochs[epoch], []
     last = epoch in {-1, len(road.epochs) - 1}
     for number in range(road.frames):
         a, b = found.frame == number, road.truths.frame == number
         score = np.clip(found.score[a].astype(float), 1e-4, 1 - 1e-4)
         said = {"box": found.box[a], "label": found.label[a], "score": found.score[a]}
-        said["logits"] = np.full((len(score), len(road_simulation.CLASSES)), -5.0)
-        said["logits"][np.arange(len(score)), said["label"]] = np.log(score / (1 - score))
+        own = np.log(score / (1 - score))
+        others = np.random.default_rng(number).normal(-5, 1, (len(score), len(road_simulation.CLASSES)))
+        said["logits"] = np.minimum(others, own[:, None] - 0.1)
+        said["logits"][np.arange(len(score)), said["label"]] = own
         true = {"box": road.truths.box[b], "label": road.truths.label[b], "n_points": road.n_points[b]}
         if velocity:
             true["velocity"] = road.true_velocity[b]

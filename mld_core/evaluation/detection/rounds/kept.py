@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +52,7 @@ class Kept:
         truths: Truths that count, and those of them that were not found in their class.
         featured: Whether features are stored for any kept prediction.
         by_part: Kept predictions of each part.
+        own: What the kind of boxes gathers of each, see `Gathering`.
     """
 
     events: Events
@@ -59,6 +61,7 @@ class Kept:
     truths: tuple[int, int] = (0, 0)
     featured: bool = False
     by_part: list[int] = field(default_factory=list)
+    own: list[Any] = field(default_factory=list)
 
     def merge(self, other: Kept) -> Kept:
         """Of both."""
@@ -69,6 +72,7 @@ class Kept:
             (self.truths[0] + other.truths[0], self.truths[1] + other.truths[1]),
             self.featured or other.featured,
             self.by_part + other.by_part,
+            self.own + other.own,
         )
 
 
@@ -78,7 +82,8 @@ def keep_kernel(walk: BoxWalk, asked: Judging) -> tuple[None, Kept]:
     units = judged_units(records, asked.thresholds, asked.profile.geometry)
     arrays = _arrays(walk, records, units, asked)
     figures = logit_figures(np.asarray(arrays.logits), label_for_loss(records, units))
-    counts = records.truths.counts
+    counts, gathering = records.truths.counts, asked.profile.gathering
+    own = [] if gathering is None else [gathering.kept(records, units, walk.first_frame)]
     return None, Kept(
         Events.of(records, units, figures),
         int(units.judged.sum()),
@@ -86,6 +91,7 @@ def keep_kernel(walk: BoxWalk, asked: Judging) -> tuple[None, Kept]:
         (int(counts.sum()), int((counts & ~units.events.found).sum())),
         bool(arrays.features),
         [len(units.kept)],
+        own,
     )
 
 

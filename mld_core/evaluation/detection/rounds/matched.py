@@ -14,7 +14,7 @@ from mld_core.evaluation.detection.events import PassMatch, best_thresholds, cos
 from mld_core.evaluation.detection.evidence import overlaps_of
 from mld_core.evaluation.detection.labels import Confused, Spread, Usual, class_sizes, sizes_of
 from mld_core.evaluation.detection.metrics import Recorded, score_cuts
-from mld_core.evaluation.detection.profile import Profile
+from mld_core.evaluation.detection.profile import Profile, Told
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.rounds.parts import BoxWalk
 from mld_core.evaluation.detection.units import box_size
@@ -76,6 +76,7 @@ class Found:
         figures: What the profile's metrics are computed from; None without frames.
         tide: What TIDE's costs are; likewise.
         cuts: Scores below which boxes were left out, of the frames that tell.
+        own: What the kind of boxes gathers of them, see `Gathering`.
     """
 
     frames: int
@@ -84,6 +85,7 @@ class Found:
     figures: Any
     tide: TideState | None
     cuts: Floats
+    own: Any = None
 
 
 @dataclass
@@ -113,6 +115,10 @@ class Matched:
         """What the profile's metrics are computed from."""
         return [one.figures for one in self.parts if one.figures is not None]
 
+    def own(self) -> list[Any]:
+        """What the kind of boxes gathered."""
+        return [one.own for one in self.parts]
+
     def cuts(self) -> Floats:
         """Scores below which boxes were left out."""
         return np.concatenate([one.cuts for one in self.parts] or [np.empty(0)])
@@ -129,6 +135,7 @@ def match_kernel(walk: BoxWalk, profile: Profile) -> tuple[pa.RecordBatch, Match
         profile.state(records),
         match.tide,
         score_cuts(records),
+        None if profile.gathering is None else profile.gathering.recorded(records, match),
     )
     keys = records.frames.select(["input_id", "input_hash"]).cast(
         pa.schema([("input_id", pa.string()), ("input_hash", pa.string())])
@@ -149,8 +156,10 @@ def thresholds_of(recorded: Recorded, truths: TruthSizes, n_class: int) -> Float
     )
 
 
-def usual_of(truths: TruthSizes, n_class: int, confused: Confused | None = None) -> Usual:
-    """What is usual for the classes of a pass."""
+def usual_of(
+    truths: TruthSizes, n_class: int, told: Told | None = None, confused: Confused | None = None
+) -> Usual:
+    """What is usual for the classes of a pass, and what else its parts are told."""
     label: Ints = truths.label.astype(np.int64)
     small = np.full(n_class, -np.inf)
     for one in range(n_class):
@@ -160,8 +169,9 @@ def usual_of(truths: TruthSizes, n_class: int, confused: Confused | None = None)
     absent = tuple(name for name in ABSENT if name != "pairs" or confused is None)
     return Usual(
         (Spread.of(label, truths.size), Spread.of(label, truths.aspect)),
-        Spread.of(label, truths.overlap),
+        Spread.of(label, truths.overlap) if told is None else told.overlaps,
         small,
         confused,
         absent,
+        None if told is None else told.own,
     )

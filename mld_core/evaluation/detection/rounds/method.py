@@ -1,4 +1,4 @@
-"""`od_v1` in rounds: what the pass has, matches, kept predictions, sample, cells, units; fits in between.
+"""Boxes in rounds: what the pass has, matches, kept predictions, sample, cells, units; fits in between.
 
 What a machine holds at once is a part, the sample, the tables of the cells, and what metrics over every
 recorded box are computed from. The result is the same kind of result; what this way does not compute, its
@@ -24,8 +24,8 @@ from mld_core.evaluation.classification.rounds.scoring import Fits
 from mld_core.evaluation.classification.scalars import ClassificationSplit
 from mld_core.evaluation.detection.events import for_classes
 from mld_core.evaluation.detection.metrics import Events, Measured, Recorded, Remarks, evaluated_pass
-from mld_core.evaluation.detection.profile import Profile
-from mld_core.evaluation.detection.records import BoxHead, BoxRecords, read_boxes
+from mld_core.evaluation.detection.profile import Profile, Told
+from mld_core.evaluation.detection.records import BoxHead, BoxRecords, names_of_classes, read_boxes
 from mld_core.evaluation.detection.rounds.block import BoxBlock, BoxSplit
 from mld_core.evaluation.detection.rounds.estimator import refine
 from mld_core.evaluation.detection.rounds.kept import Judging, Kept, KeptWalk, keep_kernel
@@ -61,22 +61,28 @@ class Walking:
         walks: Its parts.
         scratch: Folder of what rounds write.
         head: What all of it has.
+        class_names: (K,) names of the classes.
         notes: What there is to say about that.
         recorded: Its recorded predictions.
         truths: Its truths.
         measured: The metrics over all recorded predictions, as a `Measured` without events.
         cuts: Scores below which boxes were left out.
+        own: What the kind of boxes gathered of them, of each part.
+        told: What parts are told of the pass; None where the kind of boxes gathers nothing.
     """
 
     split: Split
     walks: list[BoxWalk]
     scratch: Path
     head: BoxHead
+    class_names: tuple[str, ...]
     notes: tuple[str, ...]
     recorded: Recorded
     truths: TruthSizes
     measured: Measured
     cuts: Floats
+    own: list[Any]
+    told: Told | None = None
 
     def one_part(self) -> BoxRecords:
         """The boxes of one part: every part has the same columns."""
@@ -86,6 +92,16 @@ class Walking:
     def thresholds(self) -> Floats:
         """(K,) its own operating score thresholds."""
         return thresholds_of(self.recorded, self.truths, self.head.n_class)
+
+    def tell(self, judging: Judging, kept: Kept) -> Judging:
+        """By what parts are judged once all of them are known."""
+        gathering = judging.profile.gathering
+        if gathering is None or not self.walks:
+            return judging
+        self.told = gathering.told(self.own, kept.own, self.class_names)
+        kept.own.clear()
+        self.own.clear()
+        return replace(judging, profile=replace(judging.profile, geometry=self.told.geometry))
 
 
 def evaluate_in_rounds(
@@ -100,7 +116,8 @@ def evaluate_in_rounds(
         walking = begun[id(split)]
         thresholds = for_classes(limits[id(split)], walking.head.n_class)
         judging = Judging(profile, thresholds, _layers(split), group.options.get("group_key"))
-        kept[id(split)] = judging, keep(walking, rounds, judging)
+        found = keep(walking, rounds, judging)
+        kept[id(split)] = walking.tell(judging, found), found
     for split in group.splits:
         found = kept[id(split)][1]
         split.rows, split.labeled, split.errors = (
@@ -140,8 +157,7 @@ def begin(
     walks = [replace(walk, first_frame=start) for walk, start in zip(walks, starts, strict=False)]
     recorded, truths = found.recorded(), found.truths()
     states = found.figures()
-    names = tuple(info.get("class_names") or ())
-    names = tuple(str(names[k]) if k < len(names) else f"class_{k}" for k in range(head.n_class))
+    names = names_of_classes(info, head.n_class)
     measured = Measured(
         Events.none(head.n_class),
         recorded,
@@ -152,7 +168,19 @@ def begin(
     split.n_class = head.n_class
     counted = ~recorded.ignored
     split.labeled, split.errors = int(counted.sum()), int((counted & ~recorded.right).sum())
-    return Walking(split, walks, scratch, head, seen.notes, recorded, truths, measured, found.cuts())
+    return Walking(
+        split,
+        walks,
+        scratch,
+        head,
+        names,
+        seen.notes,
+        recorded,
+        truths,
+        measured,
+        found.cuts(),
+        found.own(),
+    )
 
 
 def _distinct(keys: Path, results: ResultStore) -> int:
@@ -216,7 +244,7 @@ def finish(
         boxes,
         fits,
         rows,
-        usual_of(walking.truths, n_class),
+        usual_of(walking.truths, n_class, walking.told),
         NO_T2 if fits is None else fits.used.t2,
         miss_t2_of(*kept.truths, tolerance),
         float(options.get("error_proba_thresh") or ERROR_PROBA_THRESH),
@@ -235,9 +263,8 @@ def finish(
         return StageOutput(), None
     if kept.events.labelled == 0:
         return StageOutput(notes=(NO_TRUTH,)), None
-    return output_of(
-        split, fits, found, judging.thresholds, proba, results
-    ), None if fits is None else fits.own
+    output = output_of(split, fits, found, judging, proba, results, walking.told)
+    return output, None if fits is None else fits.own
 
 
 def _fit(

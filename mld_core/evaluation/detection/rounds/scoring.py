@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,10 @@ from mld_core.evaluation.analysis.units import Column, with_columns
 from mld_core.evaluation.classification.rounds.estimator import fixed_columns
 from mld_core.evaluation.classification.rounds.outcome import Outcome, codes_of, codes_of_regions
 from mld_core.evaluation.classification.rounds.scoring import Fits, Judged, Placed, judge
-from mld_core.evaluation.codes.diagnosis import Diagnoses, ranked
+from mld_core.evaluation.codes.diagnosis import Diagnoses, Diagnosis, ranked
 from mld_core.evaluation.detection.analysis import frame_keys, logit_figures
 from mld_core.evaluation.detection.codes import A
-from mld_core.evaluation.detection.diagnoses import DETAILS, DIAGNOSES, diagnose_boxes
+from mld_core.evaluation.detection.diagnoses import DETAILS, diagnose_boxes
 from mld_core.evaluation.detection.epochs import OtherEpochs
 from mld_core.evaluation.detection.error_probability import BoxProbabilities
 from mld_core.evaluation.detection.events import judged_units, match_pass
@@ -155,8 +155,9 @@ def box_kernel(walk: BoxWalk, asked: Scoring) -> tuple[pa.RecordBatch | None, Sc
     blocks = [asked.split.read(batch, workers) for batch in batches]
     scored, columns = Scored(), dict[str, Column]()
     if asked.labelled:
-        answers = None if asked.fits is None else _answers(blocks, asked.fits, workers)
-        found = _diagnosed(records, units, answers, asked)
+        registry = asked.judging.profile.registry
+        answers = None if asked.fits is None else _answers(blocks, asked.fits, registry, workers)
+        found = _diagnosed(walk, records, units, answers, asked)
         proba = None if answers is None else _frame_errors(walk, records, units, answers, asked)
         columns = _columns(records, units, answers, found, asked)
         scored = _scored(records, units, answers, found.diagnoses.found)
@@ -192,11 +193,13 @@ def _rows(
 # -- kept predictions ------------------------------------------------------------------------------------
 
 
-def _answers(blocks: list[BoxBlock], fits: Fits, workers: Workers) -> _Answers:
+def _answers(
+    blocks: list[BoxBlock], fits: Fits, registry: Sequence[Diagnosis[Any]], workers: Workers
+) -> _Answers:
     """Score and judge the kept predictions of a part."""
     estimator = fits.estimator
     assert isinstance(estimator, BoxEstimator)
-    outcome = Outcome.empty(fits.region, DIAGNOSES)
+    outcome = Outcome.empty(fits.region, registry)
     made: list[tuple[Placed, BoxProbabilities, Judged]] = []
     for block in blocks:
         points, cell = fits.ground.place(block.layers, workers)
@@ -206,7 +209,7 @@ def _answers(blocks: list[BoxBlock], fits: Fits, workers: Workers) -> _Answers:
         placed = Placed(block, points, cell, proba, (proba,))
         judged = judge(placed, fits, workers)
         gap = points - fits.ground.flat[cell]
-        none = ranked(DIAGNOSES, {}, {}, len(proba))
+        none = ranked(registry, {}, {}, len(proba))
         outcome = outcome.merge(Outcome.of(block, judged, none, (gap * gap).sum(axis=1), fits.region))
         made.append((placed, parts, judged))
 
@@ -247,7 +250,9 @@ def _frame_errors(
 # -- units -----------------------------------------------------------------------------------------------
 
 
-def _diagnosed(records: BoxRecords, units: BoxUnits, answers: _Answers | None, asked: Scoring) -> Findings:
+def _diagnosed(
+    walk: BoxWalk, records: BoxRecords, units: BoxUnits, answers: _Answers | None, asked: Scoring
+) -> Findings:
     """The diagnoses of a part, by what is usual in the pass."""
     match = match_pass(records, asked.judging.profile.geometry, costs=False)
     judgements = None
@@ -267,6 +272,7 @@ def _diagnosed(records: BoxRecords, units: BoxUnits, answers: _Answers | None, a
         asked.t2,
         asked.miss_t2,
         usual=asked.usual,
+        first_frame=walk.first_frame,
     )
     return asked.judging.profile.diagnose(evidence, diagnose_boxes(evidence))
 

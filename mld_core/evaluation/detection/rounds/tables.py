@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,25 @@ from mld_core.evaluation.analysis.units import unit_ids
 from mld_core.evaluation.classification.rounds.block import SAMPLE
 from mld_core.evaluation.classification.rounds.scoring import Fits
 from mld_core.evaluation.classification.rounds.tables import category_cells, facts_of, regions_of
-from mld_core.evaluation.detection.diagnoses import DIAGNOSES
+from mld_core.evaluation.codes.diagnosis import Diagnosis
 from mld_core.evaluation.detection.labels import NOT_IN_ROUNDS
+from mld_core.evaluation.detection.profile import Told
+from mld_core.evaluation.detection.rounds.kept import Judging
 from mld_core.evaluation.detection.rounds.scoring import FRAME, Scored
 from mld_core.evaluation.detection.stage import NONE_JUDGED, FrameErrors, named_background
 from mld_core.evaluation.metrics.boxes import Floats
 from mld_core.evaluation.results.store import ResultStore
 
-LEFT_OUT = tuple(
-    f"evaluated in rounds: {what}"
-    for what in (
-        f"cells of boxes stand for neighbours, and fits are made on at most {SAMPLE:,} judged boxes",
-        "no list of a unit's neighbours, and no neighbours in the train split",
-        "no 95 % intervals, no metadata slices, no other epochs: nothing is said of what they agree on",
-        "boxes below the score thresholds are no units, and missed truths have no miss_proba",
-        "no suspected missing labels (D20), wrong classes (D22) and spurious labels (D23)",
-        "suspicion ranks boxes that found nothing by their scores alone",
-        "metrics of error probabilities are from 65,536-bin histograms of them, but that of frames",
-        "regions are cells side by side, named by their first confusion; layers share their cells",
-    )
+LEFT_OUT = (
+    f"cells of boxes stand for neighbours, and fits are made on at most {SAMPLE:,} judged boxes",
+    "no list of a unit's neighbours, and no neighbours in the train split",
+    "no 95 % intervals, no metadata slices, no other epochs: nothing is said of what they agree on",
+    "missed truths have no miss_proba",
+    "suspicion ranks boxes that found nothing by their scores alone",
+    "metrics of error probabilities are from 65,536-bin histograms of them, but that of frames",
+    "regions are cells side by side, named by their first confusion; layers share their cells",
 )
-"""What an evaluation of boxes in rounds does not compute, a sentence each."""
+"""What an evaluation of boxes of any kind in rounds does not compute, in words."""
 
 
 def write_units(parts: Path, target: Path, proba: Floats | None) -> int:
@@ -88,9 +86,10 @@ def output_of(
     split: Split,
     fits: Fits | None,
     found: Scored,
-    thresholds: Floats,
+    judging: Judging,
     proba: Floats | None,
     results: ResultStore,
+    told: Told | None,
 ) -> StageOutput:
     """What the rounds found of a split; its unit table is there.
 
@@ -98,14 +97,16 @@ def output_of(
         split: The split.
         fits: What was fitted; None where no kept prediction is judged.
         found: By the last round.
-        thresholds: (K,) operating score thresholds.
+        judging: By what parts are judged.
         proba: (F,) probability of each frame to hold an error, or None.
         results: Where the result goes.
+        told: What the kind of boxes gathered of the pass, or None.
     """
     frames = pa.concat_tables(found.frames)
     facts: dict[str, Any] = {"labeled": split.labeled, "other_epochs": 0}
-    facts["score_thresholds"] = [round(float(value), 6) for value in thresholds]
-    notes = list(LEFT_OUT)
+    facts["score_thresholds"] = [round(float(value), 6) for value in judging.thresholds]
+    registry = judging.profile.registry
+    notes = [f"evaluated in rounds: {what}" for what in (*LEFT_OUT, *judging.profile.not_in_rounds)]
     metrics: dict[str, Any] = {}
     categories: dict[str, Any] = {"counts": split.labeled}
     tables: dict[str, Any] = {}
@@ -123,19 +124,24 @@ def output_of(
         notes += notes_of(
             split, fits.estimator, fits.used, fits.density, found.absent, known=(NOT_IN_ROUNDS,)
         )
-        tables["regions"] = _regions(split, fits, found, results)
+        tables["regions"] = _regions(split, fits, found, results, registry)
     else:
         notes.append(NONE_JUDGED)
     tables["frames"] = frames
     facts["not_computable"] = {code: found.absent[code] for code in sorted(found.absent)}
-    facts["code_counts"] = {one.code: found.codes[one.code] for one in DIAGNOSES if one.code in found.codes}
+    facts["code_counts"] = {one.code: found.codes[one.code] for one in registry if one.code in found.codes}
+    if told is not None:
+        metrics |= told.metrics
+        facts |= plain_facts(told.facts(frames["input_id"].to_pylist()))
     return StageOutput({}, metrics, categories, facts, tuple(notes), tables)
 
 
-def _regions(split: Split, fits: Fits, found: Scored, results: ResultStore) -> list[dict[str, Any]]:
+def _regions(
+    split: Split, fits: Fits, found: Scored, results: ResultStore, registry: Sequence[Diagnosis[Any]]
+) -> list[dict[str, Any]]:
     assert found.outcome is not None
     background = fits.split.n_class - 1
-    rows = regions_of(split, fits, found.outcome, results, DIAGNOSES)
+    rows = regions_of(split, fits, found.outcome, results, registry)
     return [
         {
             **row,

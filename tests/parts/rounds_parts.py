@@ -1,0 +1,44 @@
+"""What tests of evaluations of boxes in rounds compare: units, tables, and metrics that no model of errors enters."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from mld_core.evaluation.evaluator import Evaluator
+
+BY_ANALYSIS = ("_lo", "_hi")
+"""Ends of the columns that an evaluation in rounds has no value of, or from histograms."""
+
+
+def evaluated(root, name, version="v1", **options):
+    """The run "det" evaluated with a single repeat."""
+    chosen = {"threads": 2, "repeats": 1, **options}
+    return Evaluator("det", version, store=root).request_evaluation(name, options=chosen)
+
+
+def units_of(result, dataset="val"):
+    """The unit table of a split."""
+    path = next(one["units"] for one in result.info["passes"] if one["dataset"] == dataset)
+    return pd.read_parquet(result.folder / path)
+
+
+def measured(result):
+    """The metrics that no model of errors enters."""
+    table = result.metrics_summary(full=True).set_index("dataset")
+    left = [name for name in table if "proba" in name or name.endswith(BY_ANALYSIS) or "aurc" in name]
+    return table.drop(columns=[*left, "augrc"])
+
+
+def tables_of(result, *names):
+    """Tables of a result by their names."""
+    return {name: pd.read_parquet(result.folder / f"{name}.parquet") for name in names}
+
+
+def facts_of(result, dataset="val"):
+    """The facts of a split."""
+    return next(one for one in result.info["facts"] if one["dataset"] == dataset)
+
+
+def told_by(result):
+    """What a result says of itself, in one text."""
+    return " ".join(one["message"] for one in result.info["problems"])
