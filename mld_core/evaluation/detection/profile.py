@@ -90,7 +90,7 @@ class Profile:
             prediction; None without frames.
         figures: The metrics of the frames of some states, in their order, given the names of the classes.
         diagnose: Given the evidence and what applies to boxes of any kind, what applies to these.
-        registry: Every diagnosis that is asked.
+        registry: Answers with every diagnosis that is asked; predicates cannot be sent to another process.
         keep_epochs: Whether `diagnose` reads the boxes of other epochs.
         weak: Whether boxes below the threshold that may be objects without a label are units too.
         gathering: How parts are told what is usual in a pass; None: no more than of any boxes.
@@ -103,7 +103,7 @@ class Profile:
     state: Callable[[BoxRecords], Any]
     figures: Callable[[Sequence[Any], Sequence[str]], Figures]
     diagnose: Callable[[BoxEvidence, BoxDiagnoses], Findings]
-    registry: Sequence[Diagnosis[Any]]
+    registry: Callable[[], Sequence[Diagnosis[Any]]]
     keep_epochs: bool = False
     weak: bool = False
     gathering: Gathering | None = None
@@ -151,6 +151,11 @@ def found_alone(evidence: BoxEvidence, found: BoxDiagnoses) -> Findings:  # noqa
     return Findings(found)
 
 
+def box_registry() -> Sequence[Diagnosis[Any]]:
+    """The diagnoses of boxes of any kind."""
+    return DIAGNOSES
+
+
 IMAGES = Profile(
     "coco",
     ImageBoxes(),
@@ -158,7 +163,7 @@ IMAGES = Profile(
     coco_state,
     coco_figures,
     found_alone,
-    DIAGNOSES,
+    box_registry,
     weak=True,
     not_in_rounds=(
         "boxes below the score thresholds are no units",

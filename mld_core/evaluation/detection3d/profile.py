@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +138,11 @@ def _float32(values: NDArray[np.floating]) -> pa.Array:
     return pa.array(values.astype(np.float32), pa.float32(), from_pandas=True)
 
 
+def road_registry() -> Sequence[Diagnosis[Any]]:
+    """Every diagnosis that 3D boxes are asked."""
+    return REGISTRY
+
+
 ROADS = Profile(
     "nuscenes",
     RoadBoxes(),
@@ -154,7 +160,7 @@ ROADS = Profile(
     nuscenes_state,
     nuscenes_figures,
     diagnose,
-    REGISTRY,
+    road_registry,
     keep_epochs=True,
     gathering=RoadGathering(),
     not_in_rounds=(

@@ -276,6 +276,22 @@ def test_frames_without_truths_are_predictions_that_nobody_judges(written):
     assert units["is_error"].isna().all()
 
 
+def test_what_a_round_ships_and_brings_is_plain_data(written, monkeypatch):
+    """Else the rounds would end at the border of a process, as they do on a cluster."""
+    over, kernels = PartRounds.over, set()
+
+    def elsewhere(rounds, work, walks, folder=None):
+        kernels.add(work.kernel.__name__)
+        shipped, walks = pickle.loads(pickle.dumps((work, list(walks)), protocol=5))
+        return pickle.loads(pickle.dumps(over(rounds, shipped, walks, folder), protocol=5))
+
+    monkeypatch.setattr(PartRounds, "over", elsewhere)
+    frames = road_records.road_frames(faulty_road(frames=24))
+    made = evaluated(written(frames, roads.CLASSES, world_size=3), "shipped", engine="rounds")
+    assert {"look_kernel", "match_kernel", "keep_kernel", "box_kernel"} <= kernels
+    assert facts_of(made)["code_counts"]["T06"] > 0
+
+
 def test_every_epoch_and_what_the_others_say_is_not_asked(written):
     road = faulty_road(frames=24)
     first = replace(road, epochs=[Predictions(*vars(road.epochs[1]).values())], velocity=road.velocity)

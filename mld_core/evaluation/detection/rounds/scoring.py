@@ -155,7 +155,7 @@ def box_kernel(walk: BoxWalk, asked: Scoring) -> tuple[pa.RecordBatch | None, Sc
     blocks = [asked.split.read(batch, workers) for batch in batches]
     scored, columns = Scored(), dict[str, Column]()
     if asked.labelled:
-        registry = asked.judging.profile.registry
+        registry = asked.judging.profile.registry()
         answers = None if asked.fits is None else _answers(blocks, asked.fits, registry, workers)
         found = _diagnosed(walk, records, units, answers, asked)
         proba = None if answers is None else _frame_errors(walk, records, units, answers, asked)

@@ -105,7 +105,7 @@ def output_of(
     frames = pa.concat_tables(found.frames)
     facts: dict[str, Any] = {"labeled": split.labeled, "other_epochs": 0}
     facts["score_thresholds"] = [round(float(value), 6) for value in judging.thresholds]
-    registry = judging.profile.registry
+    registry = judging.profile.registry()
     notes = [f"evaluated in rounds: {what}" for what in (*LEFT_OUT, *judging.profile.not_in_rounds)]
     metrics: dict[str, Any] = {}
     categories: dict[str, Any] = {"counts": split.labeled}
