@@ -145,7 +145,7 @@ def test_the_environment_names_the_engine_of_one_frame_of_3d_boxes_too(tmp_path,
     made = Evaluator("det", "v1", store=tmp_path).request_evaluation(options={"repeats": 1})
     told = [one["message"] for one in made.info["problems"]]
     assert made.info["options"]["engine"] == "rounds"
-    assert any(one.startswith("evaluated in rounds: ") for one in told)
+    assert any("evaluated in rounds: " in one for one in told)
     assert made.info["facts"][0]["not_computable"]["T12"] == "not computable: fewer than 20 frames"
 
 
@@ -236,12 +236,6 @@ def test_a_round_that_fails_leaves_nothing(planted_run, in_rounds, monkeypatch):
     with pytest.raises(RuntimeError, match="the disk is full"):
         evaluated(planted_run[0].store, "broken", engine="rounds")
     assert sorted(path.name for path in root.iterdir()) == before
-
-
-def test_3d_boxes_are_not_evaluated_in_rounds(planted_run, monkeypatch):
-    monkeypatch.setattr(Evaluator, "_method", lambda *_: "od3d_v1")
-    with pytest.raises(ValueError, match=r"option engine='rounds': 'classification_v1', 'od_v1' alone are"):
-        evaluated(planted_run[0].store, "boxes", engine="rounds")
 
 
 def test_ray_that_is_not_there_is_said_with_the_command(planted_run, monkeypatch):
