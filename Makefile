@@ -31,7 +31,7 @@ export UV_CACHE_DIR ?= $(HOME)/.cache/uv
 export YOLO_CONFIG_DIR := $(CURDIR)/.tmp/ultralytics
 export YOLO_OFFLINE := True
 
-.PHONY: help demo app test test-all environments lowest quick check lint types pytest dist docs bench bench-steps clean
+.PHONY: help demo app test test-all environments in-mmdet3d in-keras in-lowest in-exchange lowest quick check lint types pytest dist docs bench bench-steps clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -72,12 +72,20 @@ test-all: MARKED =
 test-all: LOWEST =
 test-all: test environments  ## make test with what is heavy by nature, and the further environments
 
-environments:  ## MMDetection3D, Keras, the base install's lowest versions, exports' readers: environments and their tests
+environments: in-mmdet3d in-keras in-lowest in-exchange  ## MMDetection3D, Keras, the base install's lowest versions, exports' readers: environments and their tests (-j2: two at a time)
+
+in-mmdet3d:
 	.ci/mmdet3d-env
 	.venv-mmdet3d/bin/python -m pytest -q tests/mmdet3d tests/evaluation/detection/test_eval_detection_codes.py
+
+in-keras:
 	.ci/keras-env
 	.venv-keras/bin/python -m pytest -q tests/keras integrations/ml_debugger/keras.py
+
+in-lowest:
 	$(PYTHON) .ci/lowest $(LOWEST)
+
+in-exchange:
 	.ci/exchange-env
 	.venv-exchange/bin/python -m pytest -q tests/exchange
 
