@@ -236,8 +236,10 @@ def tables(
     unit_of = {int(number): first_unit + place for place, number in enumerate(frames)}
     ids = [f"img{start + number:06d}" for number in frames]
     rows = len(frames)
-    dets = np.flatnonzero(np.isin(scene.frame, frames))
-    trues = np.flatnonzero(np.isin(scene.truth_frame, frames) & labelled)
+    dets, det_idx, n_detections = _rows_of(scene.frame, frames)
+    trues, gt_idx, n_truths = _rows_of(scene.truth_frame, frames)
+    if not labelled:
+        trues, gt_idx = trues[:0], gt_idx[:0]
     samples = {
         "unit": np.arange(first_unit, first_unit + rows),
         "rank_": np.full(rows, rank),
@@ -248,8 +250,8 @@ def tables(
         "row": np.arange(rows),
         "global_step": np.zeros(rows, int),
         "mode": ["eval"] * rows,
-        "n_detections": [int((scene.frame == number).sum()) for number in frames],
-        "n_truths": [int((scene.truth_frame == number).sum()) for number in frames],
+        "n_detections": n_detections,
+        "n_truths": n_truths,
         "labelled": np.full(rows, labelled),
         "image_height": np.full(rows, HEIGHT),
         "image_width": np.full(rows, WIDTH),
@@ -261,7 +263,7 @@ def tables(
         "unit": [unit_of[int(number)] for number in scene.frame[dets]],
         "rank_": np.full(len(dets), rank),
         "input_id": [f"img{start + number:06d}" for number in scene.frame[dets]],
-        "det_idx": _numbered(scene.frame)[dets],
+        "det_idx": det_idx,
         "label": scene.label[dets],
         "score": scene.score[dets],
         "activation": ["sigmoid" if sigmoid else "none"] * len(dets),
@@ -272,7 +274,7 @@ def tables(
         "unit": [unit_of[int(number)] for number in scene.truth_frame[trues]],
         "rank_": np.full(len(trues), rank),
         "input_id": [f"img{start + number:06d}" for number in scene.truth_frame[trues]],
-        "gt_idx": _numbered(scene.truth_frame)[trues],
+        "gt_idx": gt_idx,
         "label": scene.truth_label[trues],
         "box": scene.truth_box[trues].tolist(),
         "ignore": np.zeros(len(trues), bool),
@@ -294,9 +296,13 @@ def tables(
     return made
 
 
-def _numbered(frame: np.ndarray) -> np.ndarray:
-    first = np.searchsorted(frame, frame)
-    return np.arange(len(frame)) - first
+def _rows_of(frame: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of some frames in order, each one's number in its frame, and how many each frame has."""
+    every = np.unique(frames)
+    first, count = np.searchsorted(frame, every), np.searchsorted(frame, every, "right")
+    count -= first
+    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    return np.repeat(first, count) + number, number, count[np.searchsorted(every, frames)]
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
