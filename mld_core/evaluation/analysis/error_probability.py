@@ -42,7 +42,7 @@ CALIBRATION_BINS = 4_096
 MINIMUM = 30
 
 _PREDICT_ROWS = 65_536
-_TREE_ROWS = 2_048
+TREE_ROWS = 2_048
 """Rows that stay in a core's cache while one tree after the other walks over them."""
 
 CSE = "cse"
@@ -300,7 +300,7 @@ def fit_pair(
 def tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:
     """(n,) log-odds of the trees."""
     made = np.empty(len(columns))
-    for span in spans(len(columns), _TREE_ROWS):
+    for span in spans(len(columns), TREE_ROWS):
         made[span] = trees.decision_function(columns[span])
     return made
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from mld_core.evaluation.analysis.error_probability import CSE, MINIMUM, ErrorProbability
+from mld_core.evaluation.analysis.error_probability import CSE, MINIMUM, TREE_ROWS, ErrorProbability
 from mld_core.evaluation.analysis.stack_features import StackInputs, fold_columns
 from mld_core.evaluation.detection.codes import A, U
 from mld_core.evaluation.engine.executor import Workers
@@ -28,7 +28,7 @@ TRAIN_CAP = 20_000
 """Boxes a model of the error codes is fitted on: it has one set of trees for each code."""
 
 _TREES = {"max_iter": 60, "max_leaf_nodes": 15, "min_samples_leaf": 40, "l2_regularization": 5}
-_ROWS = 65_536
+_ROWS = 16_384
 _EDGE = 1e-6
 
 
@@ -92,15 +92,30 @@ class ClassModels:
     trees: tuple[Any, ...]
     powers: Floats
 
-    def raw(self, columns: ColumnsOf, folds: NDArray[np.int8]) -> Floats:
-        """(n, count) before the temperature; each box by the trees that did not see its fold."""
+    def raw(self, columns: ColumnsOf, folds: NDArray[np.int8], workers: Workers | None = None) -> Floats:
+        """(n, count) before the temperature; each box by the trees that did not see its fold.
+
+        Without workers on this thread.
+        """
         made = np.tile(self.prior, (len(folds), 1))
-        for fold, trees in enumerate(self.trees):
-            test = np.flatnonzero(folds == fold)
-            for span in spans(len(test), _ROWS) if trees is not None else ():
-                p = np.zeros((len(test[span]), len(self.prior)))
-                p[:, trees.classes_] = trees.predict_proba(columns(test[span], fold))
-                made[test[span]] = p
+
+        def one(task: tuple[int, Ints]) -> None:
+            fold, rows = task
+            trees, own = self.trees[fold], columns(rows, fold)
+            p = np.zeros((len(rows), len(self.prior)))
+            for span in spans(len(rows), TREE_ROWS):
+                p[span, trees.classes_] = trees.predict_proba(own[span])
+            made[rows] = p
+
+        tasks = (
+            (fold, test[span])
+            for fold, trees in enumerate(self.trees)
+            if trees is not None
+            for test in [np.flatnonzero(folds == fold)]
+            for span in spans(len(test), _ROWS)
+        )
+        for _ in (map if workers is None else workers.map)(one, tasks):
+            pass
         return made
 
     def tempered(self, raw: Floats, folds: NDArray[np.int8]) -> Floats:
@@ -185,7 +200,7 @@ def fit_classes(
             )
 
     fitted = replace(nothing, trees=tuple(workers.map(one, range(FOLDS))))
-    raw = fitted.raw(columns, folds)
+    raw = fitted.raw(columns, folds, workers)
     made = replace(fitted, powers=_powers(raw, target, folds, weight))
     return made, made.tempered(raw, folds)
 

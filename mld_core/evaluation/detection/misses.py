@@ -18,6 +18,9 @@ from mld_core.evaluation.statistics.folds import folds_of, group_codes, key_hash
 
 CLOSE_LENGTHS = 2.0
 
+EXACT_LIMIT = 50_000
+"""Truths up to which their surroundings are searched in full: all that is read of them is error rates."""
+
 
 def truth_columns(records: BoxRecords) -> NDArray[np.float32]:
     """(G, P) columns: log size, log aspect, centre, border, truths around, recorded properties."""
@@ -87,7 +90,7 @@ def estimate_misses(
     points = ((columns - columns.mean(axis=0)) / np.where(spread > 0, spread, 1)).astype(np.float32)
     names, groups = group_codes(keys[truths.frame])
     folds = [folds_of(key_hashes(names, salt))[groups] for salt in salts]
-    around = surroundings(points, groups, known, workers)
+    around = surroundings(points, groups, known, workers, exact_limit=EXACT_LIMIT)
     parts: list[NDArray[np.generic]] = [columns]
     if records.n_class <= ONE_HOT_CLASSES:
         parts.append(truths.label[:, None] == np.arange(records.n_class))
