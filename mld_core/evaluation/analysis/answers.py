@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.error_probability import ErrorProbability
 from mld_core.evaluation.analysis.evidence import Evidence
 from mld_core.evaluation.analysis.halves import Halves, Replays
-from mld_core.evaluation.analysis.label_quality import LabelPosterior
+from mld_core.evaluation.analysis.labels.quality import LabelPosterior
 from mld_core.evaluation.analysis.stack_features import StackInputs
 from mld_core.evaluation.analysis.train_reference import TrainReference
 from mld_core.evaluation.codes.categories import Flags, Thresholds

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.answers import Estimated, Explanation, Judged
 from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
 from mld_core.evaluation.analysis.halves import Replays
-from mld_core.evaluation.analysis.label_quality import (
+from mld_core.evaluation.analysis.labels.quality import (
     PROBE_CLASSES,
     LabelPosterior,
     Member,
@@ -42,15 +42,15 @@ SHOWN_NEIGHBOURS = 8
 _ROWS = 65_536
 
 
-def _label_members(made: Estimated) -> tuple[list[Member], list[bool]]:
-    """The witnesses of the labels, and which of them are of the split itself."""
+def _label_members(made: Estimated, near: Member) -> tuple[list[Member], list[bool]]:
+    """The witnesses of the labels, and which of them are of the split itself; `near` are its neighbours."""
     work, arrays = made.work, made.work.arrays
     net = log_softmax_member(arrays.logits)
     if arrays.is_train and arrays.epochs is not None and arrays.epochs.mean_probability is not None:
         net = probability_member(arrays.epochs.mean_probability)
     if made.train is not None and not arrays.is_train:
         return [net, train_member(made.train.labels, arrays.n_class)], [False, False]
-    members = [net, neighbour_member(made.around.around, arrays.labels[work.known], arrays.n_class)]
+    members = [net, near]
     if arrays.is_train and arrays.n_class <= PROBE_CLASSES:
         members.append(probe_member(made.points, arrays.labels, work.folds[0], arrays.n_class))
     return members, [False] + [True] * (len(members) - 1)
@@ -59,9 +59,11 @@ def _label_members(made: Estimated) -> tuple[list[Member], list[bool]]:
 def pooled_labels(made: Estimated) -> LabelPosterior:
     """The label posterior of every unit."""
     work, arrays = made.work, made.work.arrays
-    members, of_split = _label_members(made)
     labels, folds, n_class = arrays.labels, work.folds[0], arrays.n_class
-    pooled = label_posterior(members, labels, folds, n_class, work.workers, own=of_split)
+    near = neighbour_member(made.around.around, labels[work.known], n_class)
+    members, of_split = _label_members(made, near)
+    around = None if near in members else near
+    pooled = label_posterior(members, labels, folds, n_class, work.workers, own=of_split, around=around)
     return judged_by(members[1], pooled, labels, folds, n_class, work.workers) if arrays.is_train else pooled
 
 

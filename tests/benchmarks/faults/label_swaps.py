@@ -29,7 +29,7 @@ def plant(seed: int, units: int, pairs: int, stray: float, skill: float):
 def main() -> int:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    from mld_core.evaluation.analysis import label_quality
+    from mld_core.evaluation.analysis.labels import quality as label_quality
     from mld_core.evaluation.engine.executor import Workers
     from mld_core.evaluation.statistics.folds import assign_folds
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mld_core.evaluation.analysis.label_quality import (
+from mld_core.evaluation.analysis.labels.quality import (
     fit_pool,
     label_posterior,
     log_softmax_member,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mld_core.evaluation.analysis.label_quality import fit_posterior, judged_labels
-from mld_core.evaluation.analysis.label_swaps import fit_swaps, of_pairs, swapped_share
+from mld_core.evaluation.analysis.labels.quality import fit_posterior, judged_labels
+from mld_core.evaluation.analysis.labels.swaps import fit_swaps, of_pairs, swapped_share
 
 N, K = 3_000, 6
 

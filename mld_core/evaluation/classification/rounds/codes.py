@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.evidence import NEEDS, Evidence
 from mld_core.evaluation.analysis.explanation import asked_again
 from mld_core.evaluation.analysis.halves import Replays
-from mld_core.evaluation.analysis.label_quality import LabelPosterior
+from mld_core.evaluation.analysis.labels.quality import LabelPosterior
 from mld_core.evaluation.classification.diagnoses import DIAGNOSES, significant_pairs
 from mld_core.evaluation.codes.diagnosis import (
     GRAVE,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis import halves
 from mld_core.evaluation.analysis.answers import Reference
-from mld_core.evaluation.analysis.label_quality import (
+from mld_core.evaluation.analysis.labels.quality import (
     FIT_UNITS,
     LabelPosterior,
     PoolState,
@@ -316,7 +316,7 @@ def _label_fits(
 def _witness(
     sample: Sample, looked: Looked, pooled: LabelPosterior, state: PoolState, gain: float, workers: Workers
 ) -> dict[str, Any]:
-    """What the labels around say of wrong ones, by label quality; see `label_quality.judged_by`."""
+    """What the labels around say of wrong ones, by label quality; see `labels.quality.judged_by`."""
     from scipy.optimize import isotonic_regression
 
     block = sample.block

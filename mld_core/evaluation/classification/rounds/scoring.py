@@ -15,7 +15,7 @@ from mld_core.evaluation.analysis.answers import Reference, UnitAnswers
 from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
 from mld_core.evaluation.analysis.halves import Halves, Replays
 from mld_core.evaluation.analysis.issue_columns import answer_columns, diagnosis_columns, judged_columns
-from mld_core.evaluation.analysis.label_quality import (
+from mld_core.evaluation.analysis.labels.quality import (
     LabelPosterior,
     PoolState,
     log_softmax_member,

@@ -4,7 +4,8 @@ The label posterior q is a log-opinion pool, q ~ prod_m p_m^w_m, of the network'
 the nearest train units. A given label is drawn from q, or is, with a probability of its own, any label at
 all: weights and that probability are fitted together, out of fold. What the model does not know makes q flat,
 not labels wrong; and whether any label is wrong is asked by the likelihood. Which labels get mistaken for
-which follows from both (`label_swaps`).
+which follows from both (`swaps`). Where labels of any kind are not found wrong, pairs of classes are asked
+one by one (`pairs`), and only their labels can be wrong then.
 
 Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
 logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network. In the
@@ -21,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, ndtr
 
-from mld_core.evaluation.analysis.label_swaps import (
+from mld_core.evaluation.analysis.labels.pairs import find_pairs
+from mld_core.evaluation.analysis.labels.pool import FLOOR, Pair, Pool, fit_pool, normalised, pool
+from mld_core.evaluation.analysis.labels.swaps import (
     MOST_CLASSES,
     alike,
     fit_swaps,
@@ -39,14 +42,9 @@ NEIGHBOURS = 32
 PSEUDO_COUNTS = 1.5
 """Spread over the classes of the neighbours' labels."""
 
-OWN_SHARE = 0.1
-"""How much a witness out of the split itself may count beside the independent ones."""
-
 FIT_UNITS = 20_000
 PROBE_UNITS = 20_000
 PROBE_CLASSES = 200
-FLOOR = 1e-6
-_START, _MOST = 0.05, 0.6
 _CELLS = 2**22
 
 Member = Callable[[NDArray[np.int64]], NDArray[np.floating]]
@@ -95,7 +93,7 @@ def log_softmax_member(logits: NDArray[Any]) -> Member:
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
         z = np.asarray(logits[rows], dtype=np.float64)
         z = np.where(np.isfinite(z).all(axis=1, keepdims=True), z, 0.0)
-        return _floored(_normalised(z))
+        return _floored(normalised(z))
 
     return member
 
@@ -167,86 +165,6 @@ def _floored(p: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.asarray(np.log(np.maximum(p, FLOOR)))
 
 
-def pool(members: Sequence[NDArray[np.floating]], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Q of a log-opinion pool.
-
-    Example:
-        >>> half = np.log([[0.5, 0.5]])
-        >>> pool([half, np.log([[0.8, 0.2]])], np.array([1.0, 1.0])).round(3).tolist()
-        [[0.8, 0.2]]
-    """
-    z = np.zeros(members[0].shape)
-    for w, member in zip(weights, members, strict=True):
-        z += w * member
-    return _normalised(z)
-
-
-def _normalised(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The distributions of (n, K) log-odds, in their place."""
-    z -= z.max(axis=1, keepdims=True)
-    np.exp(z, out=z)
-    z /= z.sum(axis=1, keepdims=True)
-    return z
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Fitted weights of the members, the share of wrong labels, and the mean log-likelihood they reach."""
-
-    weights: NDArray[np.float64]
-    noise: float
-    value: float
-
-
-def fit_pool(
-    members: Sequence[NDArray[np.floating]],
-    labels: NDArray[np.int64],
-    own: Sequence[bool],
-    *,
-    noise: bool = True,
-) -> Pool:
-    """Weights >= 0 and a share of wrong labels that maximise mean ln((1 - share) q[y] + share / K).
-
-    Args:
-        members: (n, K) log-probabilities of each member.
-        labels: (n,) given labels.
-        own: Which members are of the split itself: they weigh at most a tenth of the others together.
-        noise: Whether labels may be wrong at all.
-    """
-    from scipy.optimize import minimize
-
-    here, stacked = np.arange(len(labels)), np.stack(members)
-    product = np.empty(stacked.shape)
-    bound, n_class = np.array(own), stacked.shape[2]
-
-    def unpacked(point: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-        weights = point[:-1].copy()
-        weights[bound] *= weights[~bound].sum()
-        return weights, float(point[-1])
-
-    def loss(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        weights, share = unpacked(point)
-        q = pool(members, weights)
-        given = q[here, labels]
-        mixed = (1 - share) * given + share / n_class
-        mean = np.multiply(stacked, q, out=product).sum(axis=2)
-        slope = -((1 - share) * given * (stacked[:, here, labels] - mean) / mixed).mean(axis=1)
-        free = np.where(bound, slope * weights[~bound].sum(), slope + (slope * point[:-1])[bound].sum())
-        return -float(np.log(mixed).mean()), np.append(free, -((1 / n_class - given) / mixed).mean())
-
-    start = np.where(bound, OWN_SHARE / 2, 1 / max(1, int((~bound).sum())))
-    limits = [(0, OWN_SHARE) if one else (0, None) for one in own]
-    shares = (FLOOR, _MOST) if noise else (FLOOR, FLOOR)
-    found = minimize(
-        loss,
-        np.append(start, _START if noise else FLOOR),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[*limits, shares],
-    )
-    return Pool(*unpacked(found.x), -float(found.fun))
-
-
 @dataclass(frozen=True)
 class PoolState:
     """What is fitted on a sample of the labelled units, one of each for every held-out fold.
@@ -256,12 +174,14 @@ class PoolState:
         noise: (5,) share of wrong labels.
         swaps: 5 of (K, K) factors, see `fit_swaps`.
         gain: Log-likelihood per unit that wrong labels explain.
+        pairs: Where only labels of these pairs are found wrong, (given, true); else none.
     """
 
     weights: NDArray[np.float64]
     noise: NDArray[np.float64]
     swaps: tuple[NDArray[np.float32], ...]
     gain: float
+    pairs: tuple[Pair, ...] = ()
 
 
 def fit_posterior(
@@ -269,6 +189,7 @@ def fit_posterior(
     labels: NDArray[np.int64],
     folds: NDArray[np.int8],
     own: Sequence[bool],
+    around: NDArray[np.floating] | None = None,
 ) -> PoolState:
     """Fit the pool of each fold on the sampled units of the other folds.
 
@@ -277,31 +198,49 @@ def fit_posterior(
         labels: (n,) given labels.
         folds: (n,) folds.
         own: Which members are of the split itself.
+        around: (n, K) log-probabilities of the split's own neighbours, where they are no member.
     """
     n_class = values[0].shape[1]
-    fitted = [Pool(np.full(len(values), 1 / len(values)), 0.0, 0.0)] * FOLDS
+    fitted = [Pool(np.full(len(values), 1 / len(values)), 0.0, np.zeros(0), 0.0)] * FOLDS
     swaps = [alike(n_class)] * FOLDS
     counts, expected = np.broadcast_to(0.0, (n_class, n_class)), np.zeros(n_class)
+    pairs, gain = _asked_of_all(values, labels, own, around)
+    noise = np.zeros(FOLDS)
     for fold in range(FOLDS):
         train = folds != fold
-        if train.any():
-            some = [value[train] for value in values]
-            fitted[fold] = fit_pool(some, labels[train], own)
-            found = fit_swaps(pool(some, fitted[fold].weights), labels[train], fitted[fold].noise)
-            swaps[fold], expected = found.factors, expected + found.expected
-            counts = counts + found.counts if n_class <= MOST_CLASSES else counts
+        if not train.any():
+            continue
+        some = [value[train] for value in values]
+        fitted[fold] = fit_pool(some, labels[train], own, noise=not pairs, pairs=pairs)
+        q = pool(some, fitted[fold].weights)
+        if pairs:
+            noise[fold], swaps[fold] = fitted[fold].swaps(q, pairs)
+            continue
+        noise[fold] = fitted[fold].noise
+        found = fit_swaps(q, labels[train], noise[fold])
+        swaps[fold], expected = found.factors, expected + found.expected
+        counts = counts + found.counts if n_class <= MOST_CLASSES else counts
     # Asked once, of everyone: folds that answered differently would judge like labels differently.
-    if not of_pairs(counts / (FOLDS - 1), expected / (FOLDS - 1)):
+    if not pairs and not of_pairs(counts / (FOLDS - 1), expected / (FOLDS - 1)):
         swaps = [alike(n_class)] * FOLDS
-    gain = 0.0
-    if len(labels):
-        gain = fit_pool(values, labels, own).value - fit_pool(values, labels, own, noise=False).value
-    return PoolState(
-        np.stack([one.weights for one in fitted]),
-        np.array([one.noise for one in fitted]),
-        tuple(swaps),
-        gain,
-    )
+    return PoolState(np.stack([one.weights for one in fitted]), noise, tuple(swaps), gain, tuple(pairs))
+
+
+def _asked_of_all(
+    values: Sequence[NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    own: Sequence[bool],
+    around: NDArray[np.floating] | None,
+) -> tuple[list[Pair], float]:
+    """Pairs that get mistaken for each other, where labels of any kind are not; what wrong labels gain."""
+    if not len(labels):
+        return [], 0.0
+    right, any_label = (fit_pool(values, labels, own, noise=noise) for noise in (False, True))
+    gain = any_label.value - right.value
+    if gain * len(labels) >= BOUNDARY_GAIN:
+        return [], gain
+    pairs, known = find_pairs(values, labels, own, right, around)
+    return pairs, known.value - right.value if pairs else gain
 
 
 def label_posterior(
@@ -312,6 +251,7 @@ def label_posterior(
     workers: Workers,
     *,
     own: Sequence[bool] | None = None,
+    around: Member | None = None,
 ) -> LabelPosterior:
     """Pool the members, weights fitted for each fold on the labelled units of the other folds.
 
@@ -323,12 +263,14 @@ def label_posterior(
         n_class: Number of classes.
         workers: Open pool.
         own: Which members are of the split itself; None = none.
+        around: The split's own neighbours, where they are no member.
     """
     known = np.flatnonzero(labels >= 0)
     keep = hash_uniform(known.astype(np.uint64), 401) < FIT_UNITS / max(len(known), 1)
     sample = known[keep]
     values = [member(sample) for member in members]
-    state = fit_posterior(values, labels[sample], folds[sample], own or [False] * len(members))
+    near = None if around is None else around(sample)
+    state = fit_posterior(values, labels[sample], folds[sample], own or [False] * len(members), near)
     return posterior_of(members, labels, folds, n_class, state, state.gain * len(known), workers)
 
 
@@ -350,7 +292,7 @@ def posterior_of(
         z = np.zeros((len(rows), n_class))
         for at, member in enumerate(members):
             z += member(rows) * state.weights[folds[rows], at][:, None]
-        q = _normalised(z)
+        q = normalised(z)
         best[span] = q.argmax(axis=1)
         best_proba[span] = q.max(axis=1)
         for fold in range(FOLDS):
@@ -362,6 +304,9 @@ def posterior_of(
     workers.each(one, spans(len(labels), max(64, _CELLS // max(n_class, 1))))
     if gain < BOUNDARY_GAIN:
         wrong[:] = 0
+    elif state.pairs:
+        named = [given_label * n_class + true for given_label, true in state.pairs]
+        wrong[~np.isin(labels * n_class + best, named)] = 0
     count = round(float(wrong[(labels >= 0) & (best != labels)].sum()))
     return LabelPosterior(given, best, best_proba, state.weights, wrong, count, gain)
 

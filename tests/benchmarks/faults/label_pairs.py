@@ -1,0 +1,84 @@
+"""Labels of one class given to another, and models that confuse two: `python tests/benchmarks/faults/label_pairs.py`.
+
+A pair of classes is planted in each set: a share of the one's test labels becomes the other's (wrong labels), or of its
+train labels while the test labels are right (a model that errs). Five seeds, MLP and linear model, with and without a
+recorded train split: what C01 flags, and what it flags where pairs are not asked for. Names of sets choose among them.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+from strangers import ap, f1, run, strangers
+
+from mld_core.evaluation.analysis.labels import quality
+
+SEEDS = range(5)
+SETS = {"digits": (2, 3), "wine": (1, 2), "cancer": (0, 1), "snippets": (2, 3)}
+CASES = [
+    ("wrong labels", 0.4),
+    ("wrong labels", 0.2),
+    ("model taught", 0.8),
+    ("model taught", 0.4),
+    ("neither", 0.0),
+]
+
+
+def planted(name: str, seed: int, kind: str, what: str, share: float):
+    flip = strangers.class_noise(*SETS[name], share)
+    key = {"wrong labels": "flip", "model taught": "flip_train"}.get(what)
+    return strangers.recorded(name, seed, kind=kind, **({key: flip} if key else {}))
+
+
+def figures(arrays, hit) -> tuple[float, ...]:
+    made = run(arrays)
+    flagged = made.diagnoses.masks["C01"]
+    right = hit[flagged].mean() if flagged.any() else np.nan
+    return (
+        float(flagged.sum()),
+        right,
+        flagged[hit].mean() if hit.any() else np.nan,
+        f1(flagged, hit),
+        ap(-made.label_quality, hit),
+    )
+
+
+def main() -> int:
+    warnings.simplefilter("ignore")
+    asked = quality.find_pairs
+    print(
+        "| set | planted | share | wrong labels | flagged | precision | recall | F1 | AUPRC | without: flagged | F1 | AUPRC |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for name in sys.argv[1:] or SETS:
+        for what, share in CASES:
+            found: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
+            wrong = []
+            for seed in SEEDS:
+                for kind in ("mlp", "linear"):
+                    arrays, hit = planted(name, seed, kind, what, share)
+                    for one in (arrays, replace(arrays, train=None)):
+                        wrong.append(hit.sum())
+                        for pairs, rows in found.items():
+                            quality.find_pairs = (
+                                asked if pairs else (lambda values, labels, own, start, around: ([], start))
+                            )
+                            rows.append(figures(one, hit))
+            quality.find_pairs = asked
+            with_pairs, without = (np.nanmean(np.array(found[pairs]), axis=0) for pairs in found)
+            row = [
+                *(f"{with_pairs[0]:.1f} {without[0]:.1f}".split()),
+                *(f"{x:.3f}" for x in (*with_pairs[1:], *without[3:])),
+            ]
+            print(
+                f"| {name} | {what} | {share} | {np.mean(wrong):.1f} | {row[0]} | {' | '.join(row[2:6])} | {row[1]} | {' | '.join(row[6:])} |",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
