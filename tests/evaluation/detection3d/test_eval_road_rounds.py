@@ -9,8 +9,11 @@ import pandas as pd
 import pytest
 import road_records
 import road_simulation as roads
+from app_building import need_pages
 from rounds_parts import evaluated, facts_of, measured, tables_of, told_by, units_of
+from typer.testing import CliRunner
 
+from mld_core.cli.main import app
 from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.detection.rounds.matched import Matched, match_kernel
 from mld_core.evaluation.detection.rounds.parts import Seen, look_kernel, walks_of
@@ -22,6 +25,7 @@ from mld_core.evaluation.metrics.boxes import Predictions
 from mld_core.evaluation.metrics.classification import auroc
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
+from mld_core.report import write_report
 
 RUN = RunKey("det", "v1")
 FRAMES = 60
@@ -303,3 +307,21 @@ def test_every_epoch_and_what_the_others_say_is_not_asked(written):
     assert [one["n_epoch"] for one in made.info["passes"]] == [0, 1]
     assert all(one["other_epochs"] == 0 for one in made.info["facts"])
     assert "no other epochs" in told_by(made)
+
+
+def test_pages_and_the_command_line_make_and_read_such_a_result(road, tmp_path):
+    need_pages()
+    asked = ["det", "v1", "--store", str(road), "--dataset", "val"]
+    made = CliRunner().invoke(app, ["evaluate", *asked, "--engine", "rounds", "--name", "by hand", "--json"])
+    assert made.exit_code == 0, made.output
+    shown = CliRunner().invoke(app, ["show", "det", "v1", "--store", str(road), "--json"])
+    assert shown.exit_code == 0, shown.output
+    result = Evaluator("det", "v1", store=road).get_result("by hand")
+    assert len(result.frames("val")) == FRAMES
+    issues = result.get_issues("val", code="T06", limit=10)
+    assert len(issues) == 10
+    assert (issues["aoe"] > np.pi / 2).all()
+    errors = result.get_view("range_bin", metrics=["mean_ate"])
+    assert {"0-10 m", "40-50 m"} <= {*errors["range_bin"]}
+    write_report(result, tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size > 100_000
