@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
-from mld_core.adapters.outputs import Array, Detection3DOutput, DetectionOutput
+import numpy as np
+
+from mld_core.adapters.outputs import Array, Detection3DOutput, DetectionOutput, as_array
 from mld_core.adapters.settings import Setting, changed
 
 
@@ -118,7 +120,8 @@ class FramePlace:
         ego_pose: (16,) row by row, the transform to the global frame, to be applied after `lidar2ego` where
             `calibration` has it; None: not known.
         calibration: plain lists by name: `lidar2ego`, `lidar2cam` (4x4), `cam2img` (3x3 to 4x4),
-            `image_size` (height, width); with several cameras `cameras`, a list of such dicts by camera.
+            `image_size` (height, width), `dont_care` (image boxes of KITTI's regions without labels); with
+            several cameras `cameras`, a list of such dicts by camera.
     """
 
     ego_pose: tuple[float, ...] | None = None
@@ -217,7 +220,8 @@ class Truth:
         input_id: the id the framework has for the frame, None if it has none.
         velocities: (N, 2) m/s or None.
         columns: further columns of the truths table, (N,) each: ignore, crowd, difficulty, occlusion,
-            truncation, n_points; in 2D area (of the segment, in pixels of the original image).
+            truncation, n_points; in 2D area (of the segment, in pixels of the original image); of 3D boxes
+            image_box (N, 4), xyxy in pixels of the camera's image.
         rotated: (N, 5) of rotated 2D boxes, as `DetectionOutput.rotated`; None where they are upright.
     """
 
@@ -227,6 +231,17 @@ class Truth:
     velocities: Array | None = None
     columns: dict[str, Array] = field(default_factory=dict)
     rotated: Array | None = None
+
+
+def image_box_column(given: Any, n: int) -> dict[str, Array]:
+    """The column of `n` true boxes' image boxes; none where they are not given, or are none of (n, 4).
+
+    >>> image_box_column([[0, 0, 4, 3]], 1), image_box_column(None, 1), image_box_column([[0, 0, 4]], 1)
+    ({'image_box': array([[0., 0., 4., 3.]], dtype=float32)}, {}, {})
+    """
+    found = None if given is None else as_array(given)
+    fits = found is not None and found.shape == (n, 4) and found.dtype.kind in "fiu"
+    return {"image_box": found.astype(np.float32)} if found is not None and fits else {}
 
 
 class Adapter(ABC):

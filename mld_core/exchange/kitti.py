@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.evaluation.metrics.kitti import image_boxes, projection
+from mld_core.evaluation.metrics.kitti import image_boxes, observation_angles, projection
 from mld_core.exchange.frames import Boxes, Floats, Frame, calibration, flags, frames_of, write_json
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
@@ -160,10 +160,7 @@ def _kitti_lines(
     box = boxes.box
     bottom = box[:, :3] - np.array([0, 0, 0.5]) * box[:, 5:6]
     location = bottom @ to_camera[:3, :3].T + to_camera[:3, 3]
-    heading = np.stack([np.cos(box[:, 6]), np.sin(box[:, 6]), np.zeros(len(box))], axis=1)
-    turned = heading @ to_camera[:3, :3].T
-    rotation = np.arctan2(-turned[:, 2], turned[:, 0])
-    alpha = _wrapped(rotation - np.arctan2(location[:, 0], location[:, 2]))
+    rotation, alpha = observation_angles(box, to_camera)
     image = image_boxes(box, to_camera, project)
     ignore = flags(boxes, "ignore")
     lines = []
@@ -176,10 +173,6 @@ def _kitti_lines(
         first = f"{name.replace(' ', '_')} {-1 if score else cut or 0:g} {-1 if score else int(hidden or 0)}"
         lines.append(f"{first} {' '.join(f'{value:.6f}' for value in numbers)}\n")
     return lines
-
-
-def _wrapped(angle: Floats) -> Floats:
-    return np.asarray((angle + np.pi) % (2 * np.pi) - np.pi)
 
 
 def _kitti_calibration(to_camera: Floats, project: Floats) -> str:

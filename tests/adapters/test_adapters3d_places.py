@@ -33,6 +33,7 @@ class _Infos:
             "ego2global": (2 * np.eye(4)).tolist(),
             "lidar_points": {"lidar2ego": np.eye(4).tolist()},
             "images": {"CAM2": camera},
+            "instances": [{"bbox_label": 0, "bbox": [0, 0, 9, 9]}, {"bbox_label": -1, "bbox": [1, 2, 3, 4]}],
         }
 
 
@@ -71,7 +72,8 @@ def test_what_the_batch_lacks_is_asked_of_the_data_set() -> None:
     found = _placed({"lidar_path": "3.bin", "sample_idx": 3}, SimpleNamespace(dataset=_Infos()))
     assert found.ego_pose == tuple((2 * np.eye(4)).ravel())
     assert found.calibration["image_size"] == [370, 1224]
-    assert sorted(found.calibration) == ["cam2img", "image_size", "lidar2cam", "lidar2ego"]
+    assert sorted(found.calibration) == ["cam2img", "dont_care", "image_size", "lidar2cam", "lidar2ego"]
+    assert found.calibration["dont_care"] == [[1, 2, 3, 4]], "KITTI's regions without labels"
     assert _placed({"lidar_path": "other.bin", "sample_idx": 3}, _Infos()) is None, "another frame's"
 
 

@@ -389,6 +389,7 @@ def test_what_mmdet3ds_data_sets_say_of_true_boxes_is_read() -> None:
         "truncated": np.array([0.25, 0.0]),
         "depths": np.zeros(7),
         "attr_labels": np.array([6, 8]),  # 8: none
+        "gt_bboxes": np.array([[0.0, 1, 2, 3], [4, 5, 6, 7]]),
     }
     model = mm.FakeNewDetector(mm.FakeCenterHead())
     sample = SimpleNamespace(eval_ann_info=info, metainfo={"lidar_path": "a.bin"})
@@ -399,7 +400,18 @@ def test_what_mmdet3ds_data_sets_say_of_true_boxes_is_read() -> None:
         "occlusion": [1, 3],
         "truncation": [0.25, 0.0],
         "attribute": [6, -1],
+        "image_box": [[0, 1, 2, 3], [4, 5, 6, 7]],
     }
+
+
+def test_openpcdets_image_boxes_are_read_with_their_boxes() -> None:
+    model, truth = _truth("openpcdet")
+    truth["gt_boxes2d"] = torch.tensor([[[1.0, 2, 3, 4], [0, 0, 0, 0]]])
+    (found,) = find_adapter(model, "detection3d").truths(ModelCall((), {}, None), truth)
+    assert found.columns["image_box"].tolist() == [[1, 2, 3, 4]]
+    truth["gt_boxes2d"] = truth["gt_boxes2d"][:, :1]  # not one for each row
+    (found,) = find_adapter(model, "detection3d").truths(ModelCall((), {}, None), truth)
+    assert "image_box" not in found.columns
 
 
 @pytest.mark.parametrize("name", ["openpcdet", "det3d"])

@@ -80,6 +80,25 @@ def test_velocities_are_optional_and_unlabelled_frames_are_recorded() -> None:
     assert not tracer.guard.problems, tracer.guard.tracebacks
 
 
+def test_image_boxes_of_true_boxes_are_recorded_where_there_are_some() -> None:
+    model = mm.FakeOldDetector(mm.FakeCenterHead()).eval()
+    tracer = ObjectDetection3DTracer(model, "net", "v")
+    batch = {"points": clouds(2), "img_metas": metas(2)}
+    tracer(batch, [truth(1), truth(1)], ["a", "b"], "val", 0)
+    drawn = {**truth(2), "image_boxes": torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])}
+    tracer(batch, [drawn, truth(1)], ["c", "d"], "val", 0)
+    tracer(
+        batch, [{**truth(1), "image_boxes": np.zeros((2, 4))}, truth(0)], ["e", "f"], "val", 0
+    )  # not (1, 4)
+    tracer.wait_for_save(0)
+    assert not tracer.guard.problems, tracer.guard.tracebacks
+    rows = load("net", "v", "truths").to_pylist()
+    assert {row["input_id"]: row["image_box"] for row in rows if row["input_id"] != "c"} == dict.fromkeys(
+        "abde"
+    )
+    assert [row["image_box"] for row in rows if row["input_id"] == "c"] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
 def test_a_provider_is_asked_for_frames_without_truth() -> None:
     asked: list[Any] = []
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 import types
 from pathlib import Path
@@ -21,6 +22,7 @@ pytest.importorskip("mmdet3d", reason="mmdet3d is not installed: run this in .ve
 import mmdet3d_parts as parts
 import torch
 from kitti_frames import camera_iou
+from mmdet3d.evaluation.metrics import kitti_metric
 from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -43,6 +45,7 @@ P2 = np.array(
     ]
 )
 SIZE = (375, 1242)
+DONT_CARE = (0.0, 150.0, 500.0, 375.0)  # in which some of the false boxes lie
 
 
 def write_kitti(folder: Path) -> None:
@@ -66,6 +69,9 @@ def write_kitti(folder: Path) -> None:
         }
         for thing, box in zip(things, in_camera, strict=True)
     ]
+    no_label = {"bbox_label": -1, "bbox_label_3d": -1, "bbox_3d": [-1000.0, -1000, -1000, -1, -1, -1, -10]}
+    facts = {"difficulty": -1, "truncated": -1.0, "occluded": -1, "num_lidar_pts": -1}
+    instances.append({**facts, **no_label, "bbox": list(DONT_CARE), "alpha": -10.0, "score": 0.0})
     camera = {"img_path": "none.png", "height": SIZE[0], "width": SIZE[1], "cam2img": P2.tolist()}
     camera |= {"lidar2cam": lidar2cam.tolist(), "lidar2img": frame["lidar2img"]}
     points = folder / "points"
@@ -78,7 +84,7 @@ def write_kitti(folder: Path) -> None:
             {"sample_idx": index, "lidar_points": lidar, "images": {"CAM2": camera}, "instances": instances}
         )
     content = {
-        "metainfo": {"categories": {name: k for k, name in enumerate(parts.KITTI)}},
+        "metainfo": {"categories": {**{name: k for k, name in enumerate(parts.KITTI)}, "DontCare": -1}},
         "data_list": infos,
     }
     with (folder / "infos.pkl").open("wb") as file:
@@ -103,6 +109,20 @@ def about(samples: Any, rng: Any) -> Any:
     return samples
 
 
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What KittiMetric prints; its orientation similarity is in no figure that it returns."""
+    texts: list[str] = []
+    own = kitti_metric.kitti_eval
+
+    def listened(*args: Any, **options: Any) -> Any:
+        found = own(*args, **options)
+        texts.append(found[0])
+        return found
+
+    monkeypatch.setattr(kitti_metric, "kitti_eval", listened)
+    return texts
+
+
 def test_a_kitti_run_has_its_facts_and_kittis_own_ap40(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +139,13 @@ def test_a_kitti_run_has_its_facts_and_kittis_own_ap40(
     runner = Runner.from_cfg(cfg)
     rng = np.random.default_rng(0)
     monkeypatch.setattr(runner.model, "predict", lambda _, data_samples, **__: about(data_samples, rng))
-    theirs = runner.val()
+    with monkeypatch.context() as spying:
+        texts = spied(spying)
+        theirs = runner.val()
+    aos = [
+        float(part)
+        for part in re.search(r"Car AP40@.*?aos  AP40:(.*?)\n", texts[0], re.DOTALL).group(1).split(", ")
+    ]
 
     samples = load("VoxelNet", "v1", "samples", "val").to_pylist()
     assert [row["input_id"] for row in samples] == [f"points/{index:06d}.bin" for index in range(FRAMES)]
@@ -127,6 +153,7 @@ def test_a_kitti_run_has_its_facts_and_kittis_own_ap40(
     known = json.loads(samples[0]["calibration"])
     np.testing.assert_allclose(known["cam2img"], P2, atol=1e-6)
     assert known["image_size"] == list(SIZE)
+    assert known["dont_care"] == [list(DONT_CARE)]
     truths = load("VoxelNet", "v1", "truths", "val").to_pydict()
     real = parts.frame_of("kitti")["objects"]
     for ours, name in (
@@ -137,11 +164,20 @@ def test_a_kitti_run_has_its_facts_and_kittis_own_ap40(
         assert truths[ours][: len(real)] == [one[name] for one in real]
     np.testing.assert_allclose(truths["truncation"][: len(real)], [one["truncated"] for one in real])
 
+    for drawn, one in zip(truths["image_box"], real, strict=False):
+        np.testing.assert_allclose(drawn, one["bbox_2d"], rtol=1e-6)
+
     result = Evaluator("VoxelNet", "v1").request_evaluation(n_epoch=None)
     ours = result.metrics_summary(full=True).iloc[0]
+    # The image's are measured in its pixels by both; only predictions are projected, in single precision there.
+    for level, angle in zip(("easy", "moderate", "hard"), aos, strict=True):
+        expected = theirs[f"Kitti metric/pred_instances_3d/KITTI/Car_2D_AP40_{level}_strict"] / 100
+        assert ours[f"ap40_image_{level}"] == pytest.approx(expected, abs=1e-4), level
+        assert ours[f"aos40_{level}"] == pytest.approx(angle / 100, abs=1e-3), level
     for metric, name in (("3d", "3D"), ("bev", "BEV")):
         for level in ("easy", "moderate", "hard"):
             expected = theirs[f"Kitti metric/pred_instances_3d/KITTI/Car_{name}_AP40_{level}_strict"] / 100
             # Theirs are measured in the camera's frame, which is tilted by half a degree against the LiDAR's.
             assert ours[f"ap40_{metric}_{level}"] == pytest.approx(expected, abs=0.002), (name, level)
     assert 0.1 < ours["ap40_3d_moderate"] < 0.95
+    assert 0.1 < ours["ap40_image_moderate"] < 0.99

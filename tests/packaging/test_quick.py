@@ -28,7 +28,8 @@ def test_the_tests_of_the_room_come_first_and_strangers_not_at_all():
 
 def test_a_helper_of_tests_brings_those_that_use_it():
     near = near_tests([ROOT / "tests" / "parts" / "data" / "kitti_frames.py"], {})
-    wanted = {"test_eval_kitti.py", "test_mmdet3d_kitti_metrics.py", "test_mmdet3d_kitti_run.py"}
+    wanted = {"test_eval_kitti.py", "test_eval_kitti_figures.py", "test_eval_road_rounds.py"}
+    wanted |= {"test_ray_rounds.py", "test_mmdet3d_kitti_metrics.py", "test_mmdet3d_kitti_run.py"}
     assert {one.path.name for one in near} == wanted
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mld_core.adapters.base import Call, Truth
+from mld_core.adapters.base import Call, Truth, image_box_column
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import flat_names
 from mld_core.adapters.outputs import as_array
@@ -186,6 +186,7 @@ def facts_of(info: Mapping[str, Any], n: int) -> dict[str, Any]:
     attributes = None if info.get("attr_labels") is None else as_array(info["attr_labels"])
     if attributes is not None and attributes.shape == (n,):
         found["attribute"] = np.where(attributes < N_ATTRIBUTES, attributes, -1)
+    found |= image_box_column(info.get("gt_bboxes"), n)
     counts = [known[key] for key in _POINTS if key in known]
     return {**found, "n_points": sum(counts)} if counts else found
 

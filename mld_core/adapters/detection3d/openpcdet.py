@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mld_core.adapters.base import Call, Truth
+from mld_core.adapters.base import Call, Truth, image_box_column
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import flat_names, has
 from mld_core.adapters.detection3d.layouts import Layout, points_of, tensor, truth_of
@@ -56,16 +56,23 @@ class OpenPcdet(Layout):
         return found
 
     def truths(self, truth: Any) -> list[Truth] | None:
-        """`gt_boxes` (B, M, 8 or 10): the class from 1 is the last column, rows of zeros fill up."""
+        """`gt_boxes` (B, M, 8 or 10): the class from 1 is the last column, rows of zeros fill up.
+
+        `gt_boxes2d` (B, M, 4) where the data set is asked for them.
+        """
         boxes = truth.get("gt_boxes") if isinstance(truth, Mapping) else None
         if boxes is None or getattr(boxes, "ndim", 0) != 3 or boxes.shape[-1] not in {8, 10}:
             return None
         ids = list(frame_ids(truth, len(boxes)))
+        flat = truth.get("gt_boxes2d")
+        of_image = None if flat is None or flat.shape[:2] != boxes.shape[:2] else as_array(flat)
         frames = []
         for frame, (rows, name) in enumerate(zip(as_array(boxes), ids, strict=True)):
             real = rows[rows[:, -1] > 0]
             points = points_of(truth, frame, real[:, :-1], "openpcdet")
-            frames.append(truth_of(real[:, :-1], real[:, -1] - 1, "openpcdet", name, n_points=points))
+            seen = None if of_image is None else of_image[frame][rows[:, -1] > 0]
+            columns = {"n_points": points, **image_box_column(seen, len(real))}
+            frames.append(truth_of(real[:, :-1], real[:, -1] - 1, "openpcdet", name, **columns))
         return frames
 
     def truth_in(self, call: Call) -> Any:
@@ -143,7 +150,7 @@ def truth_part(batch: Any, boxes: str) -> dict[str, Any] | None:
     """Of a batch that every module wrote into, true boxes (cloned: a training writes to them) and names."""
     if not isinstance(batch, Mapping) or not isinstance(batch.get(boxes), Tensor):
         return None
-    names = {key: batch[key] for key in ("frame_id", "metadata") if key in batch}
+    names = {key: batch[key] for key in ("frame_id", "metadata", "gt_boxes2d") if key in batch}
     return {boxes: batch[boxes].detach().clone(), **names}
 
 

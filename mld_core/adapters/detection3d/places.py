@@ -57,6 +57,8 @@ def place_of(known: Mapping[str, Any], meta: Any) -> FramePlace | None:
             {name: value[k].tolist() for name, value in cameras.items() if value.ndim == 3}
             for k in range(count)
         ]
+    if known.get("dont_care") and "lidar2cam" in calibration:
+        calibration["dont_care"] = known["dont_care"]
     size = None if known.get("image_size") is None else _numbers(known["image_size"])
     if size is not None and size.size >= 2:
         calibration["image_size"] = [int(one) for one in size.reshape(-1)[:2]]
@@ -115,4 +117,12 @@ def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
     found |= {name: camera.get(name, info.get(name)) for name in ("lidar2cam", "cam2img")}
     if camera.get("height") and camera.get("width"):
         found["image_size"] = [camera["height"], camera["width"]]
+    found["dont_care"] = _dont_care(info.get("instances"))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _dont_care(instances: Any) -> list[list[float]]:
+    """Image boxes of the regions in which KITTI's annotators named no objects: MMDetection3D's class -1."""
+    given = instances if isinstance(instances, list) else []
+    boxes = [_numbers(one.get("bbox")) for one in given if read(one, "bbox_label") == -1]
+    return [box.tolist() for box in boxes if box is not None and box.shape == (4,)]

@@ -31,12 +31,14 @@ class Findings:
         columns: Further columns of the unit table.
         metrics: Further cells of the row in the metrics table.
         facts: Further facts of the split.
+        notes: Further sentences about it.
     """
 
     diagnoses: BoxDiagnoses
     columns: Mapping[str, Column] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def _no_facts(_input_ids: Sequence[str | None]) -> Mapping[str, Any]:
@@ -53,6 +55,7 @@ class Told:
         own: What the kind's own diagnoses read.
         metrics: See `Findings`.
         facts: Likewise, given the input ids of the frames.
+        notes: See `Findings`.
     """
 
     geometry: BoxGeometry
@@ -60,6 +63,7 @@ class Told:
     own: Any
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     facts: Callable[[Sequence[str | None]], Mapping[str, Any]] = _no_facts
+    notes: tuple[str, ...] = ()
 
 
 class Gathering(Protocol):

@@ -140,7 +140,7 @@ class _Run:
         facts["not_computable"] = dict(found.found.not_computable)
         facts["code_counts"] = dict(found.found.counts)
         facts |= plain_facts(more.facts)
-        return StageOutput(columns, metrics, categories, facts, notes, tables)
+        return StageOutput(columns, metrics, categories, facts, (*notes, *more.notes), tables)
 
     def analysis(self) -> tuple[SplitArrays | None, BoxAnswers | None]:
         """The analysis of the kept predictions; None where none is judged."""

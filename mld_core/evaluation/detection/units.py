@@ -18,7 +18,7 @@ from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
 from mld_core.evaluation.metrics.coco import AREA_BOUNDS, AREAS
-from mld_core.records.format.schema import base_schema
+from mld_core.records.format.schema import IMAGE_BOX, IMAGE_BOX_TYPE, base_schema
 
 TIDE_NAMES = ("right", *tide.TYPES)
 
@@ -123,7 +123,7 @@ class BoxColumns:
     def schema(self, records: BoxRecords) -> pa.Schema:
         """Schema of the unit table: ours, then the user's columns of frames and of truths."""
         made = {item.name: item for item in (*BASE_FIELDS, *STAGE_FIELDS, *self.every)}
-        for table in (user_columns(records), records.truth_columns):
+        for table in (user_columns(records), _of_truths(records)):
             for item in table.schema:
                 kind = item.type.value_type if pa.types.is_dictionary(item.type) else item.type
                 made.setdefault(self.own_name(item.name), pa.field(self.own_name(item.name), kind))
@@ -184,13 +184,20 @@ def unit_table(
         columns[ours.own_name(name)] = column.take(pa.array(frame))
     truth = units.truth
     place = pa.array(truth, pa.int64(), mask=truth < 0)
-    for name, column in zip(*_named_columns(records.truth_columns), strict=True):
+    for name, column in zip(*_named_columns(_of_truths(records)), strict=True):
         columns.setdefault(ours.own_name(name), column.take(place))
     made = [
         _cast(columns[item.name], item.type) if item.name in columns else pa.nulls(units.rows, item.type)
         for item in schema
     ]
     return pa.Table.from_arrays(made, schema=schema)
+
+
+def _of_truths(records: BoxRecords) -> pa.Table:
+    """The columns of truths that are values of a unit: image boxes are for the metrics alone."""
+    table = records.truth_columns
+    ours = IMAGE_BOX in table.column_names and table.schema.field(IMAGE_BOX).type == IMAGE_BOX_TYPE
+    return table.drop_columns([IMAGE_BOX]) if ours else table
 
 
 def _named_columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:

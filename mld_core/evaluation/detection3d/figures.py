@@ -1,4 +1,4 @@
-"""The metrics of a pass of 3D boxes, nuScenes' and KITTI's, and the states of parts that they come from."""
+"""NuScenes' metrics of a pass of 3D boxes, and the states of parts that they come from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.events import walk
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection3d.places import ego_places, image_boxes_of
-from mld_core.evaluation.metrics.kitti import KittiFrames, KittiState, kitti_precisions
+from mld_core.evaluation.detection3d.places import ego_places
 from mld_core.evaluation.metrics.nuscenes import (
     NuscenesMetrics,
     NuscenesProfile,
@@ -18,9 +17,6 @@ from mld_core.evaluation.metrics.nuscenes import (
     match_nuscenes,
     nuscenes_metrics,
 )
-
-NO_DIFFICULTY = -2
-"""In place of a difficulty that is not recorded; counts as harder than hard."""
 
 
 def points_in(records: BoxRecords) -> NDArray[np.integer] | None:
@@ -56,30 +52,3 @@ def nuscenes_state(records: BoxRecords) -> NuscenesState | None:
 def nuscenes_figures(states: Sequence[NuscenesState], class_names: Sequence[str]) -> NuscenesMetrics:
     """NuScenes' metrics of some frames."""
     return nuscenes_metrics(NuscenesState.merge(states), NuscenesProfile.of(class_names))
-
-
-def kitti_state(records: BoxRecords) -> KittiState | None:
-    """What KITTI's metrics are computed from; None where the truths' difficulty is not recorded.
-
-    Image boxes are not recorded: there is no image metric. Where every judged frame has its calibration,
-    predictions are projected as KITTI's tools do: what lies outside the image is left out, what is too low
-    in it is ignored.
-    """
-    if "difficulty" not in records.truth_columns.column_names:
-        return None
-    level = records.truth_columns["difficulty"].fill_null(NO_DIFFICULTY).to_numpy().astype(np.int64)
-    predictions = records.predictions.take(np.flatnonzero(records.labelled[records.predictions.frame]))
-    image, inside = image_boxes_of(records, predictions)
-    if image is None and not records.labelled.any():
-        image = np.zeros((0, 4))  # a part without judged frames lacks no camera
-    frames = KittiFrames(predictions, records.truths, level, records.class_names, image)
-    return KittiState.of(frames, number=records.frames.num_rows, seen=inside)
-
-
-def kitti_figures(states: Sequence[KittiState | None], class_names: Sequence[str]) -> dict[str, float | None]:
-    """KITTI's AP40 of some frames, nothing where no truth has a difficulty."""
-    known = [one for one in states if one is not None]
-    if not any((one.level != NO_DIFFICULTY).any() for one in known):
-        return {}
-    found = kitti_precisions(KittiState.merge(known), class_names).summary()
-    return {name: value for name, value in found.items() if "image" not in name}

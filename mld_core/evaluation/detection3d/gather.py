@@ -18,8 +18,9 @@ from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits
 from mld_core.evaluation.detection3d.diagnoses_sensor import BinCounts, SectorView
 from mld_core.evaluation.detection3d.evidence import RoadEvidence
-from mld_core.evaluation.detection3d.figures import kitti_figures, kitti_state, points_in
+from mld_core.evaluation.detection3d.figures import points_in
 from mld_core.evaluation.detection3d.geometry import RoadBoxes
+from mld_core.evaluation.detection3d.kitti import kitti_figures, kitti_state
 from mld_core.evaluation.detection3d.offsets import Bounds, Offsets, UsualOffsets
 from mld_core.evaluation.detection3d.usual import RoadUsual
 from mld_core.evaluation.metrics.boxes import Bools, ByClass, Floats, Ints
@@ -161,12 +162,14 @@ class RoadGathering:
             SectorView.merge([one.sectors for one in recorded]).dead(),
             any(one.points for one in recorded),
         )
+        figures, notes = kitti_figures([one.kitti for one in recorded], class_names)
         return Told(
             RoadBoxes(ByClass.of(*_together([one.met for one in kept]), np.median, 1.0)),
             Spread.of(*_together([one.right for one in kept])),
             own,
-            kitti_figures([one.kitti for one in recorded], class_names),
+            figures,
             partial(road_facts, tuple(class_names), own.bins.rows, own.sectors.rows),
+            notes,
         )
 
 

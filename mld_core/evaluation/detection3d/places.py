@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions
-from mld_core.evaluation.metrics.kitti import image_boxes, projection
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
+from mld_core.evaluation.metrics.kitti import image_boxes, observation_angles, projection
+from mld_core.records.format.schema import IMAGE_BOX, IMAGE_BOX_TYPE
 
 MOST_PIXELS = 1_000_000
 """More of them on a side is no image."""
@@ -54,6 +57,51 @@ def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | No
             every[rows] = (box[:, 0] < width) & (box[:, 1] < height) & (box[:, 2] > 0) & (box[:, 3] > 0)
             made[rows] = np.concatenate([box[:, :2].clip(0), np.minimum(box[:, 2:], (width, height))], axis=1)
     return made, every
+
+
+def true_image_boxes(records: BoxRecords) -> NDArray[np.float64] | None:
+    """(G, 4) image boxes of the truths as recorded, NaN where one has none; None where none has one."""
+    table = records.truth_columns
+    if IMAGE_BOX not in table.column_names or table.schema.field(IMAGE_BOX).type != IMAGE_BOX_TYPE:
+        return None
+    column = table[IMAGE_BOX].combine_chunks()
+    there = np.asarray(pc.equal(pc.list_value_length(column), 4).fill_null(False))
+    made = np.full((len(column), 4), np.nan)
+    made[there] = np.asarray(column.filter(pa.array(there)).flatten(), np.float64).reshape(-1, 4)
+    return made if there.any() else None
+
+
+def angles_of(records: BoxRecords, boxes: Predictions | Truths) -> Floats:
+    """(N,) KITTI's observation angle of boxes in frames that have a camera."""
+    to_camera = _matrices(records, "lidar2cam")
+    every = np.tile(np.eye(4), (records.frames.num_rows, 1, 1))
+    for number, matrix in to_camera.items():
+        every[number] = matrix
+    return observation_angles(boxes.box.astype(np.float64), every[boxes.frame])[1]
+
+
+def dont_care_of(records: BoxRecords) -> tuple[Ints, Floats]:
+    """Frames (R,) and image boxes (R, 4) of the regions without labels, as far as calibrations name them."""
+    frame: list[int] = []
+    box: list[Floats] = []
+    for number in range(len(records.calibration)):
+        for one in _boxes_in(_said(records, number).get("dont_care")):
+            frame.append(number)
+            box.append(one)
+    return np.array(frame, np.int64), np.array(box, np.float64).reshape(-1, 4)
+
+
+def _boxes_in(said: Any) -> list[Floats]:
+    """The image boxes in a calibration's list; what is none is left out."""
+    found = []
+    for one in said if isinstance(said, list) else []:
+        try:
+            box = np.array(one, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if box.shape == (4,) and np.isfinite(box).all():
+            found.append(box)
+    return found
 
 
 def read_calibration(text: str | None) -> dict[str, Any]:

@@ -170,6 +170,22 @@ def image_boxes(box: Floats, to_camera: Floats, project: Floats) -> Floats:
     return np.asarray(np.where(before.any(axis=1, keepdims=True), made, 0.0))
 
 
+def observation_angles(box: Floats, to_camera: Floats) -> tuple[Floats, Floats]:
+    """(N,) rotation around the camera's axis that points down, and how an object is seen: KITTI's alpha.
+
+    Args:
+        box: (N, 7) in the LiDAR's frame.
+        to_camera: (4, 4) or (N, 4, 4) LiDAR to rectified camera.
+    """
+    turn, shift = to_camera[..., :3, :3], to_camera[..., :3, 3]
+    center = np.einsum("...ij,...j->...i", turn, box[:, :3] - np.array([0, 0, 0.5]) * box[:, 5:6]) + shift
+    ahead = np.stack([np.cos(box[:, 6]), np.sin(box[:, 6]), np.zeros(len(box))], axis=1)
+    turned = np.einsum("...ij,...j->...i", turn, ahead)
+    rotation = np.asarray(np.arctan2(-turned[:, 2], turned[:, 0]))
+    alpha = rotation - np.arctan2(center[:, 0], center[:, 2])
+    return rotation, np.asarray((alpha + np.pi) % (2 * np.pi) - np.pi)
+
+
 @dataclass(frozen=True)
 class KittiState:
     """What the average precisions of some frames are computed from; states of further frames are appended.
@@ -177,7 +193,8 @@ class KittiState:
     Attributes:
         label: (N,) classes of the predictions.
         score: (N,) their scores.
-        turned: (N,) their angles.
+        turned: (N,) their yaws.
+        alpha: (N,) their observation angles, which count in place of yaws where all are known; or None.
         height: (N,) pixels of their image boxes; None: it ignores none of them.
         seen: (N,) predictions that take part: those that lie in the image, all where a height is not known.
         stuff: (N,) largest share of the image box inside a DontCare region; None without image boxes.
@@ -185,7 +202,9 @@ class KittiState:
         true_label: (G,) their classes.
         counts: (G,) truths that must be found.
         level: (G,) their difficulties.
-        true_turned: (G,) their angles.
+        true_turned: (G,) their yaws.
+        true_alpha: (G,) their observation angles, or None.
+        drawn: (G,) truths with an image box.
         pairs: of `METRICS`, pairs of a frame that overlap enough for some class; None without image boxes.
         frames: how many.
     """
@@ -193,6 +212,7 @@ class KittiState:
     label: NDArray[np.int32]
     score: NDArray[np.floating]
     turned: NDArray[np.floating]
+    alpha: NDArray[np.floating] | None
     height: Floats | None
     seen: NDArray[np.bool_]
     stuff: Floats | None
@@ -201,18 +221,31 @@ class KittiState:
     counts: NDArray[np.bool_]
     level: NDArray[np.int8]
     true_turned: NDArray[np.floating]
+    true_alpha: NDArray[np.floating] | None
+    drawn: NDArray[np.bool_]
     pairs: tuple[Pairs | None, Pairs, Pairs]
     frames: int
 
     @classmethod
-    def of(cls, frames: KittiFrames, *, number: int, seen: NDArray[np.bool_] | None = None) -> KittiState:
-        """That of `number` frames, of which the predictions in `seen` take part; None: all of them."""
+    def of(
+        cls,
+        frames: KittiFrames,
+        *,
+        number: int,
+        seen: NDArray[np.bool_] | None = None,
+        drawn: NDArray[np.bool_] | None = None,
+    ) -> KittiState:
+        """That of `number` frames, of which the predictions in `seen` take part; None: all of them.
+
+        `drawn`: the truths with an image box, where not all have one; None: as `frames` has it.
+        """
         found, truths, image = frames.predictions, frames.truths, frames.image_box
         height = None if image is None else np.abs(image[:, 3] - image[:, 1]).astype(np.float64)
         return cls(
             found.label.astype(np.int32),
             found.score,
-            found.box[:, 6] if frames.alpha is None else frames.alpha,
+            found.box[:, 6],
+            frames.alpha,
             height,
             np.ones(len(found), np.bool_) if seen is None else seen,
             _in_dontcare(frames),
@@ -220,7 +253,9 @@ class KittiState:
             truths.label.astype(np.int32),
             truths.counts,
             np.clip(frames.difficulty, -2, 3).astype(np.int8),
-            truths.box[:, 6] if frames.true_alpha is None else frames.true_alpha,
+            truths.box[:, 6],
+            frames.true_alpha,
+            np.full(len(truths), frames.true_image_box is not None) if drawn is None else drawn,
             _all_pairs(frames),
             number,
         )
@@ -276,6 +311,9 @@ def kitti_precisions(state: KittiState, class_names: Sequence[str]) -> KittiMetr
     ap, aos = np.full(shape, np.nan), np.full(shape, np.nan)
     precision = np.full((*shape, POSITIONS), np.nan)
     truths = np.zeros((n_class, len(DIFFICULTIES)), np.int64)
+    turned, true_turned = state.turned, state.true_turned
+    if state.alpha is not None and state.true_alpha is not None:
+        turned, true_turned = state.alpha, state.true_alpha
     for c in range(n_class):
         for d in range(len(DIFFICULTIES)):
             case = _case(state, class_names, c, d)
@@ -286,7 +324,7 @@ def kitti_precisions(state: KittiState, class_names: Sequence[str]) -> KittiMetr
                 if pairs is None:
                     continue
                 usable = _usable(pairs, case, _overlap(class_names[c])[m])
-                weight = (1 + np.cos(state.true_turned[usable.right] - state.turned[usable.left])) / 2
+                weight = (1 + np.cos(true_turned[usable.right] - turned[usable.left])) / 2
                 stuff = None
                 if name == "image" and state.stuff is not None:
                     stuff = np.flatnonzero((case.found_state == 0) & (state.stuff > case.overlap))

@@ -282,6 +282,10 @@ ROTATED: Final = "rotated"
 """Of rotated 2D boxes, in detections and truths: cx, cy, w, h in pixels, the angle of w from x towards y."""
 
 ROTATED_TYPE: Final = pa.list_(_FLOAT, 5)
+IMAGE_BOX: Final = "image_box"
+"""Of true 3D boxes whose data set has one: xyxy in pixels of the camera's image; null: not of this one."""
+
+IMAGE_BOX_TYPE: Final = pa.list_(_FLOAT)
 ATTRIBUTE: Final = "attribute"  # of 3D boxes, a number: in detections and truths where there are any
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from mld_core.adapters.base import Adapter, ModelCall, Truth
+from mld_core.adapters.base import Adapter, ModelCall, Truth, image_box_column
 from mld_core.adapters.outputs import as_array
 from mld_core.tracing.batch.labels import INPUT_KEYS, find_inputs
 
@@ -153,12 +153,15 @@ def _plain_truth(frame: Mapping[str, Any], suffix: str, width: int) -> Truth:
     columns = {ours: as_array(frame[key]) for key, ours in _COLUMNS.items() if frame.get(key) is not None}
     if width == 7 and frame.get("attributes") is not None:
         columns["attribute"] = as_array(frame["attributes"])
+    columns = {key: value for key, value in columns.items() if value.shape == (len(boxes),)}
+    if width == 7:
+        columns |= image_box_column(frame.get("image_boxes"), len(boxes))
     return Truth(
         boxes.astype(np.float32),
         labels.astype(np.int64),
         None,
         None if velocities is None else as_array(velocities).reshape(-1, 2).astype(np.float32),
-        {key: value for key, value in columns.items() if value.shape == (len(boxes),)},
+        columns,
     )
 
 

@@ -16,6 +16,8 @@ from mld_core.adapters.base import FramePlace, Parsed, Truth
 from mld_core.adapters.outputs import as_array
 from mld_core.records.format.schema import (
     ATTRIBUTE,
+    IMAGE_BOX,
+    IMAGE_BOX_TYPE,
     ROTATED,
     ROTATED_TYPE,
     AdditionalField,
@@ -46,6 +48,7 @@ _TRUTH_TYPES: Final = {
     "n_points": pa.int32(),
     "area": pa.float32(),
     ATTRIBUTE: pa.int32(),
+    IMAGE_BOX: IMAGE_BOX_TYPE,
 }
 Vectors = Mapping[str, npt.NDArray[np.float32]]
 
@@ -388,10 +391,10 @@ def _fixed_lists(values: npt.NDArray[Any]) -> pa.Array:
 def _box_table(columns: Columns, schema: pa.Schema, n: int) -> pa.Table:
     """As `table_of`. Without velocities there is no such column: pyarrow < 26 cannot read null lists back.
 
-    Attributes of 3D boxes and rotated boxes are columns where there are any, unless a user's own field has
-    that name.
+    Attributes and image boxes of 3D boxes and rotated boxes are columns where there are any, unless a user's
+    own field has that name.
     """
-    for name, kind in ((ATTRIBUTE, pa.int32()), (ROTATED, ROTATED_TYPE)):
+    for name, kind in ((ATTRIBUTE, pa.int32()), (ROTATED, ROTATED_TYPE), (IMAGE_BOX, IMAGE_BOX_TYPE)):
         if name in columns and name not in schema.names:
             schema = schema.append(pa.field(name, kind))
     if "velocity" not in columns and "velocity" in schema.names:

@@ -7,6 +7,8 @@ import pyarrow as pa
 
 from mld_core.records.format.layout import PassKey
 from mld_core.records.format.schema import (
+    IMAGE_BOX,
+    IMAGE_BOX_TYPE,
     detections_schema,
     parse_fields,
     samples_schema,
@@ -115,10 +117,13 @@ def _tables(frames, task, label_fields, rank, world_size):
         logits.append(said.pop("logits", None))
         found += rows_of(said, key, "det_idx")
         true += rows_of(frame["truths"], key, "gt_idx")
+    truths = truths_schema(task, parse_fields(label_fields))
+    if any(row.get(IMAGE_BOX) is not None for row in true) and IMAGE_BOX not in truths.names:
+        truths = truths.append(pa.field(IMAGE_BOX, IMAGE_BOX_TYPE))
     tables = {
         "samples": table(samples, samples_schema(task)),
         "detections": table(found, detections_schema(task)),
-        "truths": table(true, truths_schema(task, parse_fields(label_fields))),
+        "truths": table(true, truths),
     }
     if all(one is not None for one in logits):
         every = np.ascontiguousarray(np.concatenate(logits), np.float32)

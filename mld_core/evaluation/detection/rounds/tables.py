@@ -132,6 +132,7 @@ def output_of(
     facts["code_counts"] = {one.code: found.codes[one.code] for one in registry if one.code in found.codes}
     if told is not None:
         metrics |= told.metrics
+        notes += told.notes
         facts |= plain_facts(told.facts(frames["input_id"].to_pylist()))
     return StageOutput({}, metrics, categories, facts, tuple(notes), tables)
 

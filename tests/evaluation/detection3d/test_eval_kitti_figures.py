@@ -1,0 +1,175 @@
+"""KITTI's figures from records: the image metric where there are image boxes, difficulty by rule, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from boxes_store import write
+from kitti_frames import NAMES, make_kitti
+
+from mld_core.evaluation.detection.records import read_boxes
+from mld_core.evaluation.detection3d.kitti import kitti_figures, kitti_state, levels
+from mld_core.evaluation.detection3d.places import true_image_boxes
+from mld_core.evaluation.evaluator import Evaluator
+from mld_core.evaluation.metrics.kitti import (
+    KittiFrames,
+    difficulties,
+    image_boxes,
+    kitti_metrics,
+    observation_angles,
+)
+from mld_core.records.format.layout import RunKey, Store
+from mld_core.records.read.reader import select
+
+FRAMES = 60
+CAMERA = np.array([[0, -1, 0, 0], [0, 0, -1, -0.1], [1, 0, 0, -0.3], [0, 0, 0, 1.0]])
+PROJECT = np.array([[700, 0, 600, 40], [0, 700, 180, 0.2], [0, 0, 1, 0.003]])
+
+
+def made() -> tuple[KittiFrames, Any, Any]:
+    """The frames, with image boxes of the truths as an annotator draws them: the projected ones, not quite."""
+    data, (occlusion, truncation) = make_kitti(FRAMES, seed=3)
+    drawn = image_boxes(data.truths.box, CAMERA, PROJECT)
+    drawn += np.random.default_rng(0).normal(0, 0.5, drawn.shape)
+    level = difficulties(drawn[:, 3] - drawn[:, 1], occlusion, truncation)
+    return replace(data, true_image_box=drawn, difficulty=level), occlusion, truncation
+
+
+def recorded(
+    tmp_path: Any,
+    *,
+    leave_out: tuple[str, ...] = (),
+    calibrated: bool = True,
+    part: range = range(FRAMES),
+) -> Any:
+    """The frames of `make_kitti` as records; the predictions' image boxes are what the camera makes of them."""
+    data, occlusion, truncation = made()
+    frames = []
+    for k in part:
+        t, p = data.truths.frame == k, data.predictions.frame == k
+        said: dict[str, Any] = {"lidar2cam": CAMERA.tolist(), "cam2img": PROJECT.tolist()}
+        said["dont_care"] = data.dontcare[data.dontcare_frame == k].tolist()
+        true = {
+            "box": data.truths.box[t],
+            "label": data.truths.label[t],
+            "ignore": data.truths.ignore[t],
+            "difficulty": data.difficulty[t],
+            "occlusion": occlusion[t].astype(float),
+            "truncation": truncation[t],
+            "image_box": data.true_image_box[t],
+        }
+        found = {
+            "box": data.predictions.box[p],
+            "label": data.predictions.label[p],
+            "score": data.predictions.score[p],
+        }
+        frames.append(
+            {
+                "input_id": f"f{k:03d}",
+                "truths": {name: values for name, values in true.items() if name not in leave_out},
+                "detections": found,
+                **({"calibration": json.dumps(said)} if calibrated else {}),
+            }
+        )
+    store, run = Store(tmp_path), RunKey("cars", "v1")
+    write(store, run, "val", frames, "detection3d", class_names=list(NAMES))
+    (selection,) = select(store, run, n_epoch=0)
+    return read_boxes(selection, store.run_info(run))
+
+
+def expected(*, regions: bool = True) -> dict[str, float | None]:
+    """The figures of the same frames, computed from the arrays."""
+    data, _, _ = made()
+    box = data.predictions.box.astype(np.float32).astype(float)
+    true = data.truths.box.astype(np.float32).astype(float)
+    frames = KittiFrames(
+        data.predictions,
+        data.truths,
+        data.difficulty,
+        NAMES,
+        image_boxes(box, CAMERA, PROJECT),
+        data.true_image_box,
+        observation_angles(box, CAMERA)[1],
+        observation_angles(true, CAMERA)[1],
+        *((data.dontcare_frame, data.dontcare) if regions else ()),
+    )
+    return kitti_metrics(frames).summary()
+
+
+def figures(records: Any) -> Any:
+    """Of a pass as it is."""
+    return kitti_figures([kitti_state(records)], records.class_names)
+
+
+def test_image_boxes_give_the_image_metric(tmp_path: Any) -> None:
+    found, notes = figures(recorded(tmp_path))
+    assert found == pytest.approx(expected(), abs=1e-6)
+    assert 0.01 < found["ap40_image_moderate"] < 1
+    assert found["ap40_image_moderate"] != pytest.approx(
+        expected(regions=False)["ap40_image_moderate"], abs=1e-4
+    )
+    assert [note[:40] for note in notes] == ["KITTI's figures: person_sitting is no cl"]
+
+
+def test_difficulty_follows_from_image_box_occlusion_and_truncation(tmp_path: Any) -> None:
+    records = recorded(tmp_path, leave_out=("difficulty",))
+    np.testing.assert_array_equal(levels(records, true_image_boxes(records)), made()[0].difficulty)
+    assert figures(records)[0] == pytest.approx(expected(), abs=1e-6)
+
+
+def test_parts_of_a_pass_come_to_the_figures_of_the_whole(tmp_path: Any) -> None:
+    """As rounds over its parts do; where one part has no image boxes the whole has no image metric."""
+    half = FRAMES // 2
+    first, second = (
+        recorded(tmp_path / name, part=part)
+        for name, part in (("a", range(half)), ("b", range(half, FRAMES)))
+    )
+    found, _ = kitti_figures([kitti_state(first), kitti_state(second)], NAMES)
+    assert found == pytest.approx(expected(), abs=1e-6)
+    bare = recorded(tmp_path / "c", part=range(half, FRAMES), leave_out=("image_box",))
+    found, notes = kitti_figures([kitti_state(first), kitti_state(bare)], NAMES)
+    assert not [name for name in found if "image" in name]
+    assert found["ap40_3d_moderate"] == pytest.approx(expected()["ap40_3d_moderate"], abs=1e-6)
+    assert (
+        f"{len(bare.truths)} of {len(first.truths) + len(bare.truths)} true boxes have no image box"
+        in notes[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "calibrated", "said"),
+    [
+        (("image_box",), True, "no true box has an image box"),
+        ((), False, "not every judged frame has its calibration"),
+    ],
+)
+def test_without_image_boxes_the_rest_is_computed_and_the_reason_said(
+    tmp_path: Any, leave_out: tuple[str, ...], calibrated: bool, said: str
+) -> None:
+    found, notes = figures(recorded(tmp_path, leave_out=leave_out, calibrated=calibrated))
+    assert 0 < found["ap40_3d_moderate"] < 1
+    assert not [name for name in found if "image" in name]
+    assert said in notes[0]
+
+
+def test_where_no_difficulty_is_known_that_is_said(tmp_path: Any) -> None:
+    found, (note,) = figures(recorded(tmp_path, leave_out=("difficulty", "truncation")))
+    assert found == {}
+    assert "neither the difficulty is recorded nor" in note
+    assert figures(recorded(tmp_path / "b", leave_out=("difficulty", "image_box"))) == ({}, ())
+
+
+def test_a_result_has_the_figures_and_no_column_of_image_boxes(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLD_HOME", str(tmp_path))
+    recorded(tmp_path)
+    result = Evaluator("cars", "v1").request_evaluation(options={"repeats": 1})
+    (row,) = result.metrics_summary(full=True).to_dict("records")
+    assert row["ap40_image_moderate"] == pytest.approx(expected()["ap40_image_moderate"], abs=1e-6)
+    assert not {"image_box", "field_image_box"} & set(result.get_issues("val").columns)
+    assert any("person_sitting is no class" in one["message"] for one in result.problems)
