@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mld_core.evaluation.metrics.kitti import image_boxes, observation_angles, projection
+from mld_core.evaluation.metrics.camera import image_boxes, observation_angles, projection
 from mld_core.exchange.frames import Boxes, Floats, Frame, calibration, flags, frames_of, write_json
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select

@@ -13,7 +13,7 @@ from mld_core.evaluation.analysis.units import BASE_FIELDS, STAGE_FIELDS
 from mld_core.evaluation.detection3d.places import image_size, matrix_in, read_calibration
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import NotFoundError
-from mld_core.evaluation.metrics.kitti import projection
+from mld_core.evaluation.metrics.camera import projection
 from mld_core.evaluation.results.result import Result
 from mld_core.records.store.verdict import Subject
 from mld_core.views.cards import Told, canvas_of, cards, named_class, spoken, subject_columns, subject_of

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
-from mld_core.evaluation.metrics.kitti import image_boxes
+from mld_core.evaluation.metrics.camera import image_boxes
 from mld_core.exchange.export import export_passes
 from mld_core.geometry.conventions import to_standard
 from mld_core.records.format.layout import RunKey, Store

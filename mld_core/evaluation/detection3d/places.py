@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
-from mld_core.evaluation.metrics.kitti import image_boxes, observation_angles, projection
+from mld_core.evaluation.metrics.camera import image_boxes, observation_angles, projection
 from mld_core.records.format.schema import IMAGE_BOX, IMAGE_BOX_TYPE
 
 MOST_PIXELS = 1_000_000

@@ -15,13 +15,8 @@ from mld_core.evaluation.detection.records import read_boxes
 from mld_core.evaluation.detection3d.kitti import kitti_figures, kitti_state, levels
 from mld_core.evaluation.detection3d.places import true_image_boxes
 from mld_core.evaluation.evaluator import Evaluator
-from mld_core.evaluation.metrics.kitti import (
-    KittiFrames,
-    difficulties,
-    image_boxes,
-    kitti_metrics,
-    observation_angles,
-)
+from mld_core.evaluation.metrics.camera import image_boxes, observation_angles
+from mld_core.evaluation.metrics.kitti import KittiFrames, difficulties, kitti_metrics
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
 

@@ -1,0 +1,52 @@
+"""3D boxes as KITTI's camera has them: where in the image, and at which angle they are seen."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mld_core.evaluation.metrics.boxes import Floats
+
+
+def projection(matrix: NDArray[np.floating]) -> Floats:
+    """(3, 4) camera to image, of a matrix (3, 3), (3, 4) or (4, 4)."""
+    project = np.zeros((3, 4))
+    given = matrix[:3]
+    project[:, : given.shape[1]] = given
+    return project
+
+
+def image_boxes(box: Floats, to_camera: Floats, project: Floats) -> Floats:
+    """(N, 4) xyxy image boxes around the corners of 3D boxes that lie before the camera; else zeros."""
+    along = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * 0.5
+    aside = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * 0.5
+    up = np.array([-1, -1, -1, -1, 1, 1, 1, 1]) * 0.5
+    cos, sin = np.cos(box[:, 6:7]), np.sin(box[:, 6:7])
+    ahead, left = along * box[:, 4:5], aside * box[:, 3:4]
+    x, y = box[:, 0:1] + ahead * cos - left * sin, box[:, 1:2] + ahead * sin + left * cos
+    points = np.stack([x, y, box[:, 2:3] + up * box[:, 5:6]], axis=-1)
+    seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
+    before = np.asarray(seen[..., 2] > 0.1)
+    flat = seen @ project[:, :3].T + project[:, 3]
+    depth = np.where(before, flat[..., 2], 1.0)
+    pixel = flat[..., :2] / depth[..., None]
+    low = np.where(before[..., None], pixel, np.inf).min(axis=1)
+    high = np.where(before[..., None], pixel, -np.inf).max(axis=1)
+    made = np.concatenate([low, high], axis=1)
+    return np.asarray(np.where(before.any(axis=1, keepdims=True), made, 0.0))
+
+
+def observation_angles(box: Floats, to_camera: Floats) -> tuple[Floats, Floats]:
+    """(N,) rotation around the camera's axis that points down, and how an object is seen: KITTI's alpha.
+
+    Args:
+        box: (N, 7) in the LiDAR's frame.
+        to_camera: (4, 4) or (N, 4, 4) LiDAR to rectified camera.
+    """
+    turn, shift = to_camera[..., :3, :3], to_camera[..., :3, 3]
+    center = np.einsum("...ij,...j->...i", turn, box[:, :3] - np.array([0, 0, 0.5]) * box[:, 5:6]) + shift
+    ahead = np.stack([np.cos(box[:, 6]), np.sin(box[:, 6]), np.zeros(len(box))], axis=1)
+    turned = np.einsum("...ij,...j->...i", turn, ahead)
+    rotation = np.asarray(np.arctan2(-turned[:, 2], turned[:, 0]))
+    alpha = rotation - np.arctan2(center[:, 0], center[:, 2])
+    return rotation, np.asarray((alpha + np.pi) % (2 * np.pi) - np.pi)
