@@ -175,11 +175,21 @@ def best_thresholds(
 def events_of(records: BoxRecords, kept: Ints, geometry: BoxGeometry) -> BoxEvents:
     """Judge the kept predictions of a pass; `truth` counts over the truths of the pass."""
     predictions, truths = records.predictions.take(kept), records.truths
+    some = list(steps(records.frames.num_rows, predictions, truths))
+    if len(some) < 2:
+        return find_events(predictions, truths, geometry)
+    # What is usual in a class is that of the pass, which is known once every prediction has its truth.
+    found = _step_by_step(some, geometry)
+    whole = geometry.of_pass(predictions, truths, found.truth)
+    return found if whole is geometry else _step_by_step(some, whole)
+
+
+def _step_by_step(some: list[Step], geometry: BoxGeometry) -> BoxEvents:
     parts = []
-    for step in steps(records.frames.num_rows, predictions, truths):
+    for step in some:
         found = find_events(step.predictions, step.truths, geometry)
         parts.append(replace(found, truth=np.where(found.truth >= 0, found.truth + step.span.start, -1)))
-    return BoxEvents.merge(parts or [find_events(predictions, truths, geometry)])
+    return BoxEvents.merge(parts)
 
 
 def for_classes(thresholds: Floats, n_class: int) -> Floats:

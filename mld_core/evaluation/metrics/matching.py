@@ -63,6 +63,13 @@ class BoxGeometry(Protocol):
         """(len(rows),) whether a prediction overlaps another of its frame at IoU 0.3 or more."""
         ...
 
+    def of_pass(self, predictions: Predictions, truths: Truths, truth: Ints) -> BoxGeometry:
+        """By what some frames of a pass are judged, once (N,) the truth of each of its predictions is known.
+
+        Itself, where nothing that `aligned` asks for is a matter of the pass.
+        """
+        ...
+
 
 class ImageBoxes:
     """Axis-aligned boxes in pixels: closeness is IoU."""
@@ -103,6 +110,10 @@ class ImageBoxes:
         made = np.zeros(len(rows), np.bool_)
         made[pairs.left[other]] = True
         return made
+
+    def of_pass(self, predictions: Predictions, truths: Truths, truth: Ints) -> ImageBoxes:  # noqa: ARG002
+        """See `BoxGeometry.of_pass`."""
+        return self
 
 
 def _area(boxes: Predictions | Truths) -> Floats:

@@ -15,8 +15,12 @@ from typer.testing import CliRunner
 
 from mld_core.cli.main import app
 from mld_core.evaluation.codes.categories import CATEGORIES
+from mld_core.evaluation.detection import events
+from mld_core.evaluation.detection.events import judged_units
+from mld_core.evaluation.detection.records import read_boxes
 from mld_core.evaluation.detection.rounds.matched import Matched, match_kernel
 from mld_core.evaluation.detection.rounds.parts import Seen, look_kernel, walks_of
+from mld_core.evaluation.detection3d.geometry import RoadBoxes
 from mld_core.evaluation.detection3d.profile import ROADS
 from mld_core.evaluation.engine.executor import Round, Workers
 from mld_core.evaluation.engine.rounds import PartRounds
@@ -325,3 +329,14 @@ def test_pages_and_the_command_line_make_and_read_such_a_result(road, tmp_path):
     assert {"0-10 m", "40-50 m"} <= {*errors["range_bin"]}
     write_report(result, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size > 100_000
+
+
+def test_what_is_usual_is_that_of_the_pass_however_many_boxes_are_judged_at_a_time(road, monkeypatch):
+    selection = select(Store(road), RUN, dataset_type="val")[0]
+    records = read_boxes(selection, {"n_class": len(roads.CLASSES)})
+    limits = np.full(records.n_class, 0.05)
+    whole = judged_units(records, limits, RoadBoxes())
+    monkeypatch.setattr(events, "CHUNK_BOXES", 300)
+    pieces = judged_units(records, limits, RoadBoxes())
+    for name in ("code", "truth", "right", "quality"):
+        np.testing.assert_array_equal(getattr(pieces.events, name), getattr(whole.events, name), err_msg=name)
