@@ -39,6 +39,24 @@ def facts_of(result, dataset="val"):
     return next(one for one in result.info["facts"] if one["dataset"] == dataset)
 
 
+EXACT = ("map", "ar_", "nds", "mat", "mas", "mao", "mav", "dap_", "auprc", "auroc", "ap40", "aos40")
+"""How the metrics begin that are the same to the last bit; the others are sums, in another order."""
+
+
+def same_figures(ours, theirs):
+    """Metrics, classes, confusions and thresholds of two results are the same."""
+    here, there = measured(ours), measured(theirs)
+    whole = there.select_dtypes("integer").columns
+    pd.testing.assert_frame_equal(here[whole], there[whole])
+    exact = [name for name in there if name.startswith(EXACT)]
+    pd.testing.assert_frame_equal(here[exact], there[exact], check_exact=True)
+    pd.testing.assert_frame_equal(here, there, rtol=1e-12)
+    here, there = (tables_of(one, "classes", "confusion") for one in (ours, theirs))
+    for name in here:
+        pd.testing.assert_frame_equal(here[name], there[name], check_exact=True)
+    assert facts_of(ours)["score_thresholds"] == facts_of(theirs)["score_thresholds"]
+
+
 def told_by(result):
     """What a result says of itself, in one text."""
     return " ".join(one["message"] for one in result.info["problems"])

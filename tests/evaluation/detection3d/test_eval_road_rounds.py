@@ -10,7 +10,7 @@ import pytest
 import road_records
 import road_simulation as roads
 from app_building import need_pages
-from rounds_parts import evaluated, facts_of, measured, tables_of, told_by, units_of
+from rounds_parts import evaluated, facts_of, measured, same_figures, tables_of, told_by, units_of
 from typer.testing import CliRunner
 
 from mld_core.cli.main import app
@@ -69,21 +69,6 @@ def in_rounds(road):
 @pytest.fixture(scope="module")
 def in_memory(road):
     return evaluated(road, "in memory")
-
-
-def same_figures(ours, theirs):
-    """Metrics, classes, confusions and thresholds of two results are the same."""
-    here, there = measured(ours), measured(theirs)
-    whole = there.select_dtypes("integer").columns
-    pd.testing.assert_frame_equal(here[whole], there[whole])
-    starts = ("map", "nds", "mat", "mas", "mao", "mav", "dap_", "auprc", "auroc", "ap40", "aos40")
-    exact = [name for name in there if name.startswith(starts)]
-    pd.testing.assert_frame_equal(here[exact], there[exact], check_exact=True)
-    pd.testing.assert_frame_equal(here, there, rtol=1e-12)
-    here, there = (tables_of(one, "classes", "confusion") for one in (ours, theirs))
-    for name in here:
-        pd.testing.assert_frame_equal(here[name], there[name], check_exact=True)
-    assert facts_of(ours)["score_thresholds"] == facts_of(theirs)["score_thresholds"]
 
 
 def carriers(result, code):
