@@ -92,20 +92,19 @@ class Drawn:
     Args:
         shard: its stream is put back as soon as it is asked for an iterator.
 
-    Attributes:
-        count: None: the walk has not begun.
+    `_so_far` is how many; None: the walk has not begun. It has no public name that is not the stream's.
     """
 
     def __init__(self, shard: Any) -> None:
         own = shard.dataset
-        self._shard = shard
-        self._own = vars(own)["_own"] if type(own) is Drawn else own  # of a walk that never began
-        self.count: int | None = None
+        own = vars(own)["_own"] if type(own) is Drawn else own  # of a walk that never began
+        # Its own names go past `__setattr__`: what anybody else sets is the stream's.
+        self.__dict__.update(_shard=shard, _own=own, _so_far=None)
         shard.dataset = self
 
     def __iter__(self) -> Iterator[Any]:
         self._shard.dataset = self._own
-        self.count = 0
+        self.__dict__["_so_far"] = 0
         return _Counting(iter(self._own), self)
 
     def __len__(self) -> int:
@@ -115,6 +114,12 @@ class Drawn:
         if name in {"_own", "_shard"}:
             raise AttributeError(name)
         return getattr(self._own, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._own, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._own, name)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -135,7 +140,7 @@ class _Counting:
 
     def __next__(self) -> Any:
         item = next(self._inner)
-        self._drawn.count = (self._drawn.count or 0) + 1
+        vars(self._drawn)["_so_far"] += 1
         return item
 
 
@@ -224,7 +229,7 @@ def _of_stream(shard: Any, begun: bool) -> Streamed | None:
     if begun:
         return None
     drawn = Drawn(shard)
-    return Streamed(shard, lambda: drawn.count)
+    return Streamed(shard, lambda: vars(drawn)["_so_far"])
 
 
 def _of_shard(shard: Any) -> Repeats | None:

@@ -89,6 +89,7 @@ class Stream(IterableDataset[int]):
     def __init__(self, size: int) -> None:
         self.size = size
         self.walks = 0
+        self.count = "its own"
 
     def __iter__(self) -> Any:
         self.walks += 1
@@ -130,10 +131,16 @@ def test_a_stream_looks_like_itself_until_its_walk_begins() -> None:
     seen = loader.dataset.dataset
     assert isinstance(seen, Stream)
     assert seen.size == 7
+    assert seen.count == "its own"
     assert pickle.loads(pickle.dumps(seen)).size == 7
     with pytest.raises(TypeError):
         len(seen)
-    list(loader)
+    seen.size = 5
+    assert own.size == 5, "what is set on it is set on the stream"
+    del seen.walks
+    assert "walks" not in vars(own)
+    own.walks = 0
+    assert sum(len(batch) for batch in loader) == 4, "two rounds, of which this rank has two samples each"
     assert loader.dataset.dataset is own
 
 
