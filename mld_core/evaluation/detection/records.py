@@ -154,7 +154,6 @@ def read_boxes(selection: PassSelection, info: dict[str, Any], head: BoxHead | N
         activation, background = head_of(selection, info)
         n_class = count_box_classes(selection, info, largest_label(predictions, true), background)
         head = BoxHead(n_class, activation, background, rotated=True)
-    n_class = head.n_class
     return BoxRecords(
         selection,
         frames,
@@ -164,8 +163,8 @@ def read_boxes(selection: PassSelection, info: dict[str, Any], head: BoxHead | N
         true,
         _ints(truths, "gt_idx")[gt_rows],
         truths.select(own).take(pa.array(gt_rows)),
-        n_class,
-        names_of_classes(info, n_class),
+        head.n_class,
+        names_of_classes(info, head.n_class),
         head.activation,
         head.background,
         _list_column(detections, "velocity", 2, det_rows) if "velocity" in more else None,
