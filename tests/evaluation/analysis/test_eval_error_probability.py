@@ -72,6 +72,19 @@ def test_permuted_errors_make_no_hotspot(split):
     assert null.errors.sum() == (null.prediction != split[0].labels).sum()
 
 
+@pytest.mark.parametrize(("permuted", "fits"), [(False, 15), (True, 5)])
+def test_what_loses_at_the_first_repeat_is_not_repeated(split, monkeypatch, permuted, fits):
+    made = []
+    real = error_probability.fit_pair
+    monkeypatch.setattr(error_probability, "fit_pair", lambda *args: made.append(1) or real(*args))
+    thrice = replace(QUICK, salts=("0", "1", "2"), permute_errors=permuted)
+    found = analyse(split[0], options=thrice)
+    assert len(made) == fits
+    assert found.estimate.source == ("msp_isotonic" if permuted else "cse")
+    assert (found.estimate.guard_z < 0) == permuted
+    assert len(found.estimate.looks) == (1 if permuted else 3)
+
+
 def test_no_errors():
     n = 200
     labels = np.arange(n) % 3
