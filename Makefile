@@ -125,8 +125,11 @@ dist: $(VENV)/.test-ready  ## wheel and source distribution in dist/, the same b
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(PY) -m build -q --outdir dist .
 	$(PY) -m twine check --strict dist/*
 
-docs: $(VENV)/.test-ready  ## the documentation as a site in .site/, pages of findings, commands and Python made of the code
-	@$(PY) -c "import mkdocstrings_handlers.python, material" 2>/dev/null || $(INSTALL) $(PY) -e ".[docs]"
+$(VENV)/.docs-ready: pyproject.toml $(VENV)/.test-ready | $(PY)
+	$(INSTALL) $(PY) -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs-ready  ## the documentation as a site in .site/, pages of findings, commands and Python made of the code
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q --strict -f docs/site/mkdocs.yml
 	@echo "to read it with its search: $(PY) -m http.server -d .site"
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ IMPORTED = {
         *("torch._dynamo", "pandas", "pyarrow.parquet"),  # which training and recording load when they begin
     ),
     "server": ("mld_core.service.server.run", "mld_core.cli.serve"),
+    "records": ("record_writer_process", "mld_core.records.write.removal"),
 }
 """Kind -> what its scripts import; where a framework is missing, nobody asks for its script."""
 
@@ -111,6 +113,21 @@ class Process:
     def kill(self) -> None:
         """SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+    def lines(self) -> Iterator[str]:
+        """What it prints line by line, as it comes, until it has ended."""
+        with self._files[0].open(encoding="utf-8") as file:
+            begun = ""
+            while True:
+                ended = self.poll() is not None
+                begun += file.readline()
+                if begun.endswith("\n"):
+                    yield begun
+                    begun = ""
+                elif ended:
+                    return
+                else:
+                    time.sleep(0.002)
 
     @property
     def stdout(self) -> str:

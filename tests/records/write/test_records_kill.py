@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import record_writer_process
+from zygote import Process
 
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.read.check import check_store
@@ -22,13 +23,8 @@ RUN = RunKey("m", "v1")
 pytestmark = pytest.mark.processes
 
 
-def start(
-    store: Store, mode: str, attempt: str = "20260101T000000.000000Z-aaaaaa-000"
-) -> subprocess.Popen[str]:
-    command = [sys.executable, SCRIPT, str(store.root), attempt, mode]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def start(store: Store, mode: str, attempt: str = "20260101T000000.000000Z-aaaaaa-000") -> Process:
+    return Process(SCRIPT, store.root, attempt, mode, kind="records")
 
 
 def check_rows(store: Store, flushed: int, sealed: bool) -> None:
@@ -76,20 +72,20 @@ def test_killed_between_two_steps_of_the_protocol(tmp_path, step, count):
     store = Store(tmp_path)
     process = start(store, f"pause:{step}:{count}")
     flushed, paused = 0, False
-    for line in process.stdout:
+    for line in process.lines():
         if line.startswith("flushed"):
             flushed = int(line.split()[1])
         if line.startswith("paused"):
             paused = True
             break
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait(30)
     assert paused, f"step {step} was never reached {count} times"
     check_rows(store, flushed, sealed=step in {"seal:stale", "seal:done"})
     # A new attempt wins once it is sealed, whatever the killed one left.
     process = start(store, "pass", "20260102T000000.000000Z-bbbbbb-000")
-    output, _ = process.communicate(timeout=60)
-    assert output.splitlines()[-1] == "sealed"
+    process.wait(60)
+    assert process.stdout.splitlines()[-1] == "sealed"
     (selection,) = select(store, RUN)
     assert selection.attempt.startswith("20260102")
     assert selection.table()["unit"].to_pylist() == list(range(400))
@@ -101,16 +97,16 @@ def test_killed_at_random_times(tmp_path):
         store = Store(tmp_path / str(turn))
         process = start(store, "run")
         flushed, limit = 0, chance.randrange(1, 40)
-        for number, line in enumerate(process.stdout):
+        for number, line in enumerate(process.lines()):
             flushed = int(line.split()[1])
             if number >= limit:
                 break
         # Not at a boundary of ours: somewhere in the next ten milliseconds.
         signal.sigtimedwait([], chance.random() * 0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        tail = process.stdout.read().split()
-        flushed = max([flushed, *(int(item) for item in tail if item.isdigit())])
+        process.kill()
         process.wait(30)
+        whole = [line for line in process.stdout.splitlines(keepends=True) if line.endswith("\n")]
+        flushed = max(flushed, int(whole[-1].split()[1]))
         check_rows(store, flushed, sealed=False)
 
 

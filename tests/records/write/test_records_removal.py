@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
+from zygote import Process
 
 from mld_core.records.format.attempts import list_attempts, list_passes
 from mld_core.records.format.layout import PassKey
@@ -122,10 +121,11 @@ remove_samples(Store(sys.argv[1]), RunKey("model.a", "v1"), ["id-3", "id-7"], op
 
 @pytest.mark.processes
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_in_the_middle_it_is_the_old_or_the_new(recorded, run, step):
+def test_killed_in_the_middle_it_is_the_old_or_the_new(recorded, run, step, tmp_path):
     expected = [one for one in ids(recorded, run) if one not in GONE]
-    command = [sys.executable, "-c", KILLED, str(recorded.root), step]
-    assert subprocess.run(command, check=False, timeout=300).returncode == -signal.SIGKILL
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    assert Process(script, recorded.root, step, kind="records").wait(300) == -signal.SIGKILL
     for family in ("samples", "vectors"):
         assert ids(recorded, run, family) == expected
     assert [one for one in check_store(recorded) if one.severity == "error"] == []

@@ -111,7 +111,7 @@ def test_a_job_survives_one_killed_worker_but_not_two(place, worker, recorded, p
     assert (job["state"], job["error"], job["attempts"]) == ("failed", "WorkerDied", 2)
     assert "the worker died while it ran this" in job["reason"]
     # The server is well, and so is the next job, even when its evaluation is killed once.
-    _, job_id = asked(place, recorded, options=SLOW)
+    _, job_id = asked(place, recorded, options={"repeats": 6})
     os.kill(halted_at_work(place, worker(), lambda: state(api, job_id), parts), signal.SIGKILL)
     job = api.finished(job_id)
     assert (job["state"], job["attempts"]) == ("done", 2), job
