@@ -2,6 +2,7 @@
 
     python tests/benchmarks/faults/strangers.py --seeds 10 --rows rows.jsonl            # resumes what is missing
     python tests/benchmarks/faults/strangers.py --rows rows.jsonl --table               # as it stands
+    python tests/benchmarks/faults/strangers.py --rows rows.jsonl --cases labels:       # only cases named so
 
 Sets of scikit-learn, sentences of docstrings, mixtures, small models; see `tests/evaluation/analysis/strangers.py`.
 A row is (case, metric): our figure and those of the public methods on the same arrays, mean and 95 % interval of the
@@ -331,6 +332,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rows", type=Path, default=Path("strangers.jsonl"))
+    parser.add_argument("--cases", default="", help="only cases with this in their name")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -338,7 +340,7 @@ def main() -> None:
         done = measured(chosen.rows)
         for seed in range(chosen.seeds):
             for case, rows_of in cases().items():
-                if (case, seed) in done:
+                if (case, seed) in done or chosen.cases not in case:
                     continue
                 rows = [
                     (metric, {k: None if np.isnan(v) else float(v) for k, v in values.items()})

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, gammaincc, ndtri
 
-from mld_core.evaluation.analysis.labels.pool import Pair, Pool, fit_pool, pool
+from mld_core.evaluation.analysis.labels.pool import Pair, Pool, fit_pool, handed_on, pool
 from mld_core.evaluation.analysis.labels.swaps import MOST_CLASSES
 from mld_core.evaluation.statistics.significance import LEVEL
 
@@ -34,6 +34,7 @@ def find_pairs(
     own: Sequence[bool],
     start: Pool,
     around: NDArray[np.floating] | None = None,
+    confused: Sequence[Pair] = (),
 ) -> tuple[list[Pair], Pool]:
     """Pairs whose labels are mistaken for each other, one after the other, and the pool that knows them.
 
@@ -46,6 +47,7 @@ def find_pairs(
         own: Which members are of the split itself.
         start: The pool to which every label is right.
         around: (n, K) log-probabilities of the split's own neighbours, where they are no member.
+        confused: Pairs that `start` knows the model to confuse: their labels are right.
     """
     n_class = values[0].shape[1]
     pairs: list[Pair] = []
@@ -55,13 +57,15 @@ def find_pairs(
     told = values if around is None else [*values, around]
     least = ndtri(1 - LEVEL / (n_class * (n_class - 1))) ** 2 / 2
     while len(pairs) < _MOST_PAIRS:
-        q = pool(values, known.weights)
+        q = handed_on(pool(values, known.weights), confused, known.shares[: len(confused)])
         asked = [
             pair
-            for pair in likeliest_pairs(q, labels, known, pairs)
+            for pair in likeliest_pairs(q, labels, known, [*confused, *pairs])
             if evenness(told, q, labels, pair) <= LEVEL / _ASKED
         ]
-        fitted = [fit_pool(values, labels, own, noise=False, pairs=[*pairs, pair]) for pair in asked]
+        fitted = [
+            fit_pool(values, labels, own, noise=False, pairs=[*confused, *pairs, pair]) for pair in asked
+        ]
         at = int(np.argmax([one.value for one in fitted])) if fitted else 0
         if not fitted or (fitted[at].value - known.value) * len(labels) < least:
             break

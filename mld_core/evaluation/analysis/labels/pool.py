@@ -45,6 +45,31 @@ def normalised(z: NDArray[np.float64]) -> NDArray[np.float64]:
     return z
 
 
+def handed_on(
+    q: NDArray[np.float64], pairs: Sequence[Pair], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The distributions of (n, K) q in their place, the true class of each pair handing its share on.
+
+    Args:
+        q: (n, K), sums to 1.
+        pairs: Of classes.
+        shares: (pairs,), or (n, pairs).
+
+    Example:
+        >>> handed_on(np.array([[0.1, 0.9]]), [(0, 1)], np.array([0.5])).round(3).tolist()
+        [[0.55, 0.45]]
+    """
+    if not len(pairs):
+        return q
+    moved = [np.asarray(shares)[..., at] * q[:, true] for at, (_, true) in enumerate(pairs)]
+    for passed, (given, true) in zip(moved, pairs, strict=True):
+        q[:, given] += passed
+        q[:, true] -= passed
+    np.maximum(q, 0, out=q)
+    q /= q.sum(axis=1, keepdims=True)
+    return q
+
+
 @dataclass(frozen=True)
 class Pool:
     """A fitted pool.
@@ -67,12 +92,11 @@ class Pool:
         As (K, K) factors of any label at random: what `fit_swaps` gives where labels of any kind are wrong.
         """
         n_class = q.shape[1]
-        moved = [
-            float(share * q[:, true].mean()) for share, (_, true) in zip(self.shares, pairs, strict=True)
-        ]
+        shares = self.shares[len(self.shares) - len(pairs) :]
+        moved = [float(share * q[:, true].mean()) for share, (_, true) in zip(shares, pairs, strict=True)]
         wrong = max(sum(moved), FLOOR)
         factors = np.ones((n_class, n_class), np.float32)
-        for share, (given, true) in zip(self.shares, pairs, strict=True):
+        for share, (given, true) in zip(shares, pairs, strict=True):
             factors[given, true] = share * n_class / wrong
         return wrong, factors
 
@@ -150,7 +174,8 @@ class _Likelihood:
             passed.append(moved * q[:, true])
             given = given + share * passed[-1]
             slope += share * passed[-1] * (self.stacked[:, :, true] - mean)
-        mixed = (1 - noise) * given + noise / n_class
+        # Several pairs of one true class may ask for more than it has.
+        mixed = np.maximum((1 - noise) * given + noise / n_class, FLOOR / n_class)
         slope = -((1 - noise) * slope / mixed).mean(axis=1) + 2 * self.tight * weights
         free = np.where(
             bound, slope * weights[~bound].sum(), slope + (slope * point[: len(bound)])[bound].sum()

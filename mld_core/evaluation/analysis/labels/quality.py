@@ -4,8 +4,9 @@ The label posterior q is a log-opinion pool, q ~ prod_m p_m^w_m, of the network'
 the nearest train units. A given label is drawn from q, or is, with a probability of its own, any label at
 all: weights and that probability are fitted together, out of fold. What the model does not know makes q flat,
 not labels wrong; and whether any label is wrong is asked by the likelihood. Which labels get mistaken for
-which follows from both (`swaps`). Where labels of any kind are not found wrong, pairs of classes are asked
-one by one (`pairs`), and only their labels can be wrong then.
+which follows from both (`swaps`). Where labels of any kind are found wrong, pairs that the model confuses are
+taken out of that (`confusions`). Where they are not, pairs of classes are asked one by one (`pairs`), and
+only their labels can be wrong then.
 
 Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
 logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network. In the
@@ -15,15 +16,16 @@ train split the network has learned each of them by heart: there the neighbours 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit, ndtr
 
+from mld_core.evaluation.analysis.labels.confusions import find_confusions
 from mld_core.evaluation.analysis.labels.pairs import find_pairs
-from mld_core.evaluation.analysis.labels.pool import FLOOR, Pair, Pool, fit_pool, normalised, pool
+from mld_core.evaluation.analysis.labels.pool import FLOOR, Pair, Pool, fit_pool, handed_on, normalised, pool
 from mld_core.evaluation.analysis.labels.swaps import (
     MOST_CLASSES,
     alike,
@@ -175,6 +177,8 @@ class PoolState:
         swaps: 5 of (K, K) factors, see `fit_swaps`.
         gain: Log-likelihood per unit that wrong labels explain.
         pairs: Where only labels of these pairs are found wrong, (given, true); else none.
+        confused: Pairs that the model confuses, (given, said): such labels are right.
+        shares: (5, confused) how much of what the pool says is the given one.
     """
 
     weights: NDArray[np.float64]
@@ -182,6 +186,8 @@ class PoolState:
     swaps: tuple[NDArray[np.float32], ...]
     gain: float
     pairs: tuple[Pair, ...] = ()
+    confused: tuple[Pair, ...] = ()
+    shares: NDArray[np.float64] = field(default_factory=lambda: np.zeros((FOLDS, 0)))
 
 
 def fit_posterior(
@@ -204,15 +210,16 @@ def fit_posterior(
     fitted = [Pool(np.full(len(values), 1 / len(values)), 0.0, np.zeros(0), 0.0)] * FOLDS
     swaps = [alike(n_class)] * FOLDS
     counts, expected = np.broadcast_to(0.0, (n_class, n_class)), np.zeros(n_class)
-    pairs, gain = _asked_of_all(values, labels, own, around)
-    noise = np.zeros(FOLDS)
+    pairs, confused, gain = _asked_of_all(values, labels, own, around)
+    noise, shares = np.zeros(FOLDS), np.zeros((FOLDS, len(confused)))
     for fold in range(FOLDS):
         train = folds != fold
         if not train.any():
             continue
         some = [value[train] for value in values]
-        fitted[fold] = fit_pool(some, labels[train], own, noise=not pairs, pairs=pairs)
-        q = pool(some, fitted[fold].weights)
+        fitted[fold] = fit_pool(some, labels[train], own, noise=not pairs, pairs=[*confused, *pairs])
+        shares[fold] = fitted[fold].shares[: len(confused)]
+        q = handed_on(pool(some, fitted[fold].weights), confused, shares[fold])
         if pairs:
             noise[fold], swaps[fold] = fitted[fold].swaps(q, pairs)
             continue
@@ -223,7 +230,15 @@ def fit_posterior(
     # Asked once, of everyone: folds that answered differently would judge like labels differently.
     if not pairs and not of_pairs(counts / (FOLDS - 1), expected / (FOLDS - 1)):
         swaps = [alike(n_class)] * FOLDS
-    return PoolState(np.stack([one.weights for one in fitted]), noise, tuple(swaps), gain, tuple(pairs))
+    return PoolState(
+        np.stack([one.weights for one in fitted]),
+        noise,
+        tuple(swaps),
+        gain,
+        tuple(pairs),
+        tuple(confused),
+        shares,
+    )
 
 
 def _asked_of_all(
@@ -231,16 +246,16 @@ def _asked_of_all(
     labels: NDArray[np.int64],
     own: Sequence[bool],
     around: NDArray[np.floating] | None,
-) -> tuple[list[Pair], float]:
+) -> tuple[list[Pair], list[Pair], float]:
     """Pairs that get mistaken for each other, where labels of any kind are not; what wrong labels gain."""
     if not len(labels):
-        return [], 0.0
-    right, any_label = (fit_pool(values, labels, own, noise=noise) for noise in (False, True))
+        return [], [], 0.0
+    confused, right, any_label = find_confusions(values, labels, own, around)
     gain = any_label.value - right.value
     if gain * len(labels) >= BOUNDARY_GAIN:
-        return [], gain
-    pairs, known = find_pairs(values, labels, own, right, around)
-    return pairs, known.value - right.value if pairs else gain
+        return [], confused, gain
+    pairs, known = find_pairs(values, labels, own, right, around, confused)
+    return pairs, confused, known.value - right.value if pairs else gain
 
 
 def label_posterior(
@@ -292,7 +307,7 @@ def posterior_of(
         z = np.zeros((len(rows), n_class))
         for at, member in enumerate(members):
             z += member(rows) * state.weights[folds[rows], at][:, None]
-        q = normalised(z)
+        q = handed_on(normalised(z), state.confused, state.shares[folds[rows]])
         best[span] = q.argmax(axis=1)
         best_proba[span] = q.max(axis=1)
         for fold in range(FOLDS):
