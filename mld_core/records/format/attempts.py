@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mld_core.records.format import names
+from mld_core.records.format.bucket import each
 from mld_core.records.format.layout import PassKey, RunKey, Store, parse_epoch, parse_pass, subfolders
 from mld_core.records.format.manifest import (
     AttemptManifest,
@@ -47,14 +48,16 @@ class RankFolder:
         """
         listed = self.sealed.parts if self.sealed is not None else self._found()
         whole, torn = [], []
-        for part in listed:
-            info = part if self.sealed is not None else read_part_info(self.path / part.name)
-            reason = torn_reason(self.path / part.name, info)
+        for part, (info, reason) in zip(listed, each(self._look, listed, self.path), strict=True):
             if reason is None and info is not None:
                 whole.append(info)
             else:
                 torn.append(reason or part.name)
         return whole, torn
+
+    def _look(self, part: PartInfo) -> tuple[PartInfo | None, str | None]:
+        info = part if self.sealed is not None else read_part_info(self.path / part.name)
+        return info, torn_reason(self.path / part.name, info)
 
     def _found(self) -> list[PartInfo]:
         found = [path.name for path in subfolders(self.path) if _PART.fullmatch(path.name)]
@@ -153,7 +156,7 @@ def read_attempt_folder(run: RunKey, key: PassKey, path: Path) -> Attempt | None
     Raises:
         UnknownFormatError: written by a newer release.
     """
-    found = [rank for folder in subfolders(path) if (rank := read_rank(folder)) is not None]
+    found = [rank for rank in each(read_rank, subfolders(path), path) if rank is not None]
     return Attempt(run, key, path, sorted(found, key=lambda rank: rank.rank)) if found else None
 
 

@@ -11,15 +11,20 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
     from typing_extensions import Self
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SCHEME = "s3:"
 EXPECTED = (
@@ -27,6 +32,8 @@ EXPECTED = (
 )
 _ENDPOINT, _REGION, _HTTP = "endpoint_override", "region", "scheme"
 _ASK_SECONDS, _READ_SECONDS = 5, 60
+_AT_ONCE = 16
+_pool = threading.local()
 _DENIED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "HTTP status 401", "HTTP status 403")
 _BASE: Any = type(Path())
 
@@ -178,6 +185,24 @@ class BucketPath(_BASE):  # type: ignore[misc]  # of the system's own kind, whic
 
     __fspath__ = mkdir = touch = unlink = rmdir = rename = replace = write_bytes = write_text = _refused
     chmod = symlink_to = hardlink_to = lstat = rglob = _refused
+
+
+def each(ask: Callable[[T], R], items: Sequence[T], place: Path) -> list[R]:
+    """What comes of each item, in their order; where they lie in a bucket several are asked for at once.
+
+    A request waits for the way there and back, whatever it asks for. What is asked inside of `ask` shares the
+    same few threads.
+    """
+    most: int = getattr(_pool, "share", _AT_ONCE)
+    threads = min(most, len(items))
+    if threads < 2 or not isinstance(place, BucketPath):
+        return [ask(item) for item in items]
+
+    def begin() -> None:
+        _pool.share = most // threads
+
+    with ThreadPoolExecutor(threads, "mld-bucket", begin) as pool:
+        return list(pool.map(ask, items))
 
 
 def is_bucket(root: object) -> bool:

@@ -224,10 +224,13 @@ def torn_reason(part_dir: Path, info: PartInfo | None) -> str | None:
 
 def _torn_file(path: Path, expected: FileInfo) -> str | None:
     try:
-        size = path.stat().st_size
-        if size != expected.bytes:
-            return f"{path}: {size} bytes, expected {expected.bytes}"
-        with _parquet(path) as file:
+        with contextlib.ExitStack() as stack:
+            # Opening an object says how large it is: nothing is asked for twice.
+            source = stack.enter_context(path.source()) if isinstance(path, BucketPath) else None
+            size = path.stat().st_size if source is None else source.size()
+            if size != expected.bytes:
+                return f"{path}: {size} bytes, expected {expected.bytes}"
+            file = stack.enter_context(_parquet(path, source))
             rows = file.metadata.num_rows
     except UnreachableStoreError:
         raise
@@ -264,11 +267,11 @@ def open_family(part_dir: Path, family: str) -> pq.ParquetFile:
         raise damaged(path, error) from error
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def _parquet(path: Path, opened: Any = None) -> pq.ParquetFile:
     if not isinstance(path, BucketPath):
         return pq.ParquetFile(str(path))
     try:
-        return pq.ParquetFile(path.source())
+        return pq.ParquetFile(path.source() if opened is None else opened)
     except OSError as error:
         raise path.unreachable(error) or error from error
 

@@ -10,13 +10,14 @@ import contextlib
 import dataclasses
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from mld_core.records.format.attempts import Attempt, chain, choose, list_attempts, list_passes
+from mld_core.records.format.bucket import each
 from mld_core.records.format.layout import PassKey, RunKey, Store
 from mld_core.records.format.parts import file_name
 from mld_core.records.format.removals import Removals
@@ -134,7 +135,8 @@ class PassSelection:
                 type. FileNotFoundError: records were removed since the pass was selected.
         """
         check_family(family)
-        found = [schema for source in self._rows for schema in source.schemas(family)]
+        pieces = each(partial(RankRows.schemas, family=family), self._rows, self.store.root)
+        found = [schema for piece in pieces for schema in piece]
         whole = unify(found, f"{family} of {self.key}") if found else base_schema(family, self.task)
         unknown = [name for name in columns or () if name not in whole.names]
         went = any(source.features_went for source in self._rows)

@@ -5,9 +5,11 @@ sealed parts hold the same rows in the same order, perhaps followed by more; so 
 it stopped, and rows that came after the plan are left out.
 """
 
+import contextlib
 import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mld_core.records.format.attempts import Attempt, RankFolder
+from mld_core.records.format.bucket import each, is_bucket
 from mld_core.records.format.manifest import FEATURES_DROPPED, PartInfo
 from mld_core.records.format.parts import UNDECODABLE, damaged, file_name, open_family
 from mld_core.records.format.removals import marks, pending
@@ -25,6 +28,7 @@ from mld_core.records.read.dedup import DedupReport
 
 Ints = npt.NDArray[np.int64]
 FEATURES_WENT = "feature vectors were dropped since this was selected; select again"
+_WHOLE = 1 << 18  # rows of a batch where all are wanted
 _NONE: Ints = np.empty(0, dtype=np.int64)
 
 
@@ -99,9 +103,10 @@ class RankRows:
             return self._schemas(family)
 
     def _schemas(self, family: str) -> list[pa.Schema]:
-        return [self._schema(part, family) for part in self.parts if family in part.files]
+        held = [part for part in self.parts if family in part.files]
+        return each(partial(self._schema, family=family), held, self.folder.path)
 
-    def _schema(self, part: PartInfo, family: str) -> pa.Schema:
+    def _schema(self, part: PartInfo, *, family: str) -> pa.Schema:
         with open_family(self.folder.path / part.name, family) as file:
             return file.schema_arrow
 
@@ -141,7 +146,7 @@ def plan_rows(
         dataset_type: the split.
         removed: digests of the samples that are removed from it.
     """
-    steps = [[RankRows(*folder.settled(), folder, limit) for folder in one.ranks] for one, limit in attempts]
+    steps = [[RankRows(*now, folder, limit) for folder, now in _settled(one)] for one, limit in attempts]
     sources = [source for step in steps for source in step]
     if not dedup.applies(dataset_type) and len(attempts) == 1:
         for source in sources:
@@ -149,7 +154,7 @@ def plan_rows(
                 source.dropped = np.sort(_take_out(source, _keys(source), removed))
             source.report = DedupReport(rows_read=sum(part.rows_of("samples") for part in source.parts))
         return sources
-    keys = [_keys(source) for source in sources]
+    keys = each(_keys, sources, sources[0].folder.path) if sources else []
     gone = [_take_out(source, table, removed) for source, table in zip(sources, keys, strict=True)]
     whole = keys
     keys = [_without(table, units) for table, units in zip(keys, gone, strict=True)]
@@ -180,6 +185,11 @@ def plan_rows(
     return sources
 
 
+def _settled(attempt: Attempt) -> list[tuple[RankFolder, tuple[RankFolder, list[PartInfo], list[str]]]]:
+    """The ranks of an attempt as they were selected, and as they are now."""
+    return list(zip(attempt.ranks, each(RankFolder.settled, attempt.ranks, attempt.path), strict=True))
+
+
 def _units(keys: pa.Table | pa.RecordBatch) -> Ints:
     return np.asarray(keys["unit"], dtype=np.int64)
 
@@ -208,9 +218,23 @@ def _keys(source: RankRows) -> pa.Table:
     types[REPEATED] = pa.bool_()
     types["id_source"] = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([(name, types.get(name, pa.string())) for name in dedup.KEY_COLUMNS])
-    table = pa.Table.from_batches(read_rows(source, "samples", schema, 1 << 18), schema=schema)
+    table = _whole(source, "samples", schema)
     source.last_unit = int(_units(table).max()) if table.num_rows else -1
     return table
+
+
+def _whole(source: RankRows, family: str, schema: pa.Schema) -> pa.Table:
+    """All rows of one rank that count; parts of a bucket are read at once."""
+
+    def one(part: PartInfo) -> list[pa.RecordBatch]:
+        return list(read_part(source, part, family, schema, _WHOLE))
+
+    if is_bucket(source.folder.path):
+        with contextlib.suppress(FileNotFoundError):  # joined meanwhile: below it is looked for again
+            held = [part for part in source.parts if family in part.files]
+            pieces = each(one, held, source.folder.path)
+            return pa.Table.from_batches([batch for piece in pieces for batch in piece], schema=schema)
+    return pa.Table.from_batches(read_rows(source, family, schema, _WHOLE), schema=schema)
 
 
 def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:

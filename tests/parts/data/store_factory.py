@@ -130,6 +130,7 @@ class StoreFactory:
         batch: int = 64,
         with_vectors: bool = True,
         meta: dict[str, Any] | None = None,
+        roll_mb: float = 64,
     ) -> None:
         """Write one pass; the rows are dealt to the ranks in turn, only `sealing` ranks seal it."""
         self._launches += 1
@@ -142,7 +143,7 @@ class StoreFactory:
                 attempt=attempt,
                 rank=rank,
                 world_size=world_size,
-                options=WriterOptions(fsync=False),
+                options=WriterOptions(fsync=False, roll_mb=roll_mb),
                 on_problem=_refuse,
             )
             handle = writer.open(

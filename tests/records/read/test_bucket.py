@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.fs as pafs
 import pytest
 import server_parts
+import slow_proxy
 import tracer_parts
 from app_building import need_pages
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from mld_core.evaluation.evaluator import Evaluator
 from mld_core.records.format.bucket import UnreachableStoreError, bucket_path
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.format.parts import DamagedPartError, open_family
+from mld_core.records.read.parts import parts_of
 from mld_core.records.read.reader import load, scan, select
 from mld_core.tracing.tracers.classification import ClassificationTracer
 
@@ -306,3 +308,30 @@ def test_a_training_does_not_record_there_and_goes_on(url, s3, monkeypatch, tmp_
     assert "is read in place and never written" in caplog.text
     assert not list(tmp_path.glob("s3*"))
     assert not (s3.folder / "objects" / s3.bucket / "fresh").exists()
+
+
+def test_many_parts_are_asked_for_at_once_and_never_more_than_a_few(s3, home, records, tmp_path, monkeypatch):
+    """The way to a bucket is long: a pass of 24 parts is planned in the time of a few requests, not of all of them."""
+    server = server_parts.S3Server(tmp_path / "s3")
+    made = records.StoreFactory(server.folder / "objects" / server.bucket)
+    for model, ranks in (("parts", 1), ("ranks", 12)):
+        data = records.make_data(240, seed=ranks)
+        made.add_pass(made.run(model), "val", data, world_size=ranks, batch=10, roll_mb=1e-3)
+    server.start()
+    proxy = slow_proxy.SlowProxy(server.url, 0.05)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    try:
+        for model in ("parts", "ranks"):
+            proxy.requests = proxy.most = 0
+            begun = time.monotonic()
+            parts = parts_of(select(Store(f"s3://{server.bucket}"), RunKey(model, "v1"))[0])
+            seconds = time.monotonic() - begun
+            print(f"{model}: {proxy.requests} requests, {proxy.most} at once, {seconds:.1f} s")
+            own = parts_of(select(made.store, RunKey(model, "v1"))[0])
+            assert [one.part for one in parts] == [one.part for one in own]
+            assert len(parts) == 24
+            assert 12 <= proxy.most <= 16
+            assert seconds < proxy.requests * proxy.seconds / 2
+    finally:
+        proxy.stop()
+        server.stop()
