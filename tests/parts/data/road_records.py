@@ -17,8 +17,8 @@ def road_frames(road, epoch=-1, *, velocity=True):
     """The frames of one epoch of a `Road`, as `boxes_store.write` takes them; logits are about the score's log-odds."""
     found, frames = road.epochs[epoch], []
     last = epoch in {-1, len(road.epochs) - 1}
-    for number in range(road.frames):
-        a, b = found.frame == number, road.truths.frame == number
+    rows = _by_frame(found.frame, road.frames), _by_frame(road.truths.frame, road.frames)
+    for number, (a, b) in enumerate(zip(*rows, strict=True)):
         score = np.clip(found.score[a].astype(float), 1e-4, 1 - 1e-4)
         said = {"box": found.box[a], "label": found.label[a], "score": found.score[a]}
         own = np.log(score / (1 - score))
@@ -32,6 +32,12 @@ def road_frames(road, epoch=-1, *, velocity=True):
                 said["velocity"] = road.velocity[a]
         frames.append({"input_id": f"frame{number:04d}", "detections": said, "truths": true})
     return frames
+
+
+def _by_frame(frame, frames):
+    """The rows of each frame."""
+    order = np.argsort(frame, kind="stable")
+    return np.split(order, np.searchsorted(frame[order], np.arange(1, frames)))
 
 
 def kitti_records(count, *, seed=0, cameras=True):
