@@ -65,12 +65,17 @@ def _codes(column: pa.ChunkedArray) -> Ints:
     return np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
 
 
-def _ints(column: pa.ChunkedArray) -> Ints:
+def _ints(column: pa.ChunkedArray | pa.Array) -> Ints:
     """Nulls become the largest number, so that they come last."""
     return np.asarray(column.cast(pa.int64()).fill_null(np.iinfo(np.int64).max), dtype=np.int64)
 
 
-def superseded(keys: pa.Table, limit: int | None) -> Bools:
+def padding(keys: pa.Table | pa.RecordBatch) -> Bools:
+    """Rows that a sampler is known to have repeated, bool (N,)."""
+    return np.asarray(pc.fill_null(keys[REPEATED], fill_value=False), dtype=np.bool_)
+
+
+def superseded(keys: pa.Table | pa.RecordBatch, limit: int | None) -> Bools:
     """Rows that were not trained before step `limit`, bool (N,); rows without a step are among them."""
     if limit is None:
         return np.zeros(keys.num_rows, dtype=np.bool_)
@@ -87,21 +92,21 @@ def duplicates(keys: pa.Table) -> tuple[Bools, int]:
         bool (N,), True = leave out, and the number of ids that remain on more than one row.
     """
     count = keys.num_rows
-    padding = np.asarray(pc.fill_null(keys[REPEATED], fill_value=False), dtype=np.bool_)
+    known = padding(keys)
     if count < 2:
-        return padding, 0
+        return known, 0
     ids, hashes = _codes(keys["input_id"]), _codes(keys["input_hash"])
     has_id = ids >= 0
     source = keys["id_source"].cast(pa.string())
     by_index = np.asarray(pc.is_in(source, value_set=pa.array(INDEX_SOURCES)), dtype=np.bool_)
-    comparable = has_id & ((hashes >= 0) | by_index) & ~padding
+    comparable = has_id & ((hashes >= 0) | by_index) & ~known
     # (id, hash) as one number; a missing hash is a content of its own, and an index is its item's name.
     pair = ids * (int(hashes.max()) + 3) + np.where(by_index, 0, hashes + 2)
     first = (np.arange(count), _ints(keys["rank_"]), _ints(keys["batch_idx"]))
-    drop = padding | _later(np.where(comparable, pair, -1), first)
+    drop = known | _later(np.where(comparable, pair, -1), first)
     places = _codes(keys[LOADER_PLACE])
     if (places >= 0).any():
-        drawn = has_id & (places >= 0) & ~padding
+        drawn = has_id & (places >= 0) & ~known
         drop |= _later(np.where(drawn, ids * (int(places.max()) + 1) + places, -1), first)
     left = ids[has_id & ~drop]
     non_unique = int(np.count_nonzero(np.bincount(left) > 1)) if left.size else 0

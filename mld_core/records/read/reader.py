@@ -24,7 +24,8 @@ from mld_core.records.format.removals import Removals
 from mld_core.records.format.schema import base_schema, check_family
 from mld_core.records.format.vectors import is_vector, to_fixed_size_list, vector_width
 from mld_core.records.read.dedup import DedupReport
-from mld_core.records.read.rows import FEATURES_WENT, RankRows, plan_rows, read_rows, unify
+from mld_core.records.read.plan import plan_rows
+from mld_core.records.read.rows import FEATURES_WENT, RankRows, read_rows, unify
 
 __all__ = ["DedupReport", "PassSelection", "load", "scan", "select"]
 

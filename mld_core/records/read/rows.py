@@ -5,7 +5,6 @@ sealed parts hold the same rows in the same order, perhaps followed by more; so 
 it stopped, and rows that came after the plan are left out.
 """
 
-import contextlib
 import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,21 +13,16 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mld_core.records.format.attempts import Attempt, RankFolder
-from mld_core.records.format.bucket import each, is_bucket
+from mld_core.records.format.attempts import RankFolder
+from mld_core.records.format.bucket import each
 from mld_core.records.format.manifest import FEATURES_DROPPED, PartInfo
 from mld_core.records.format.parts import UNDECODABLE, damaged, file_name, open_family
-from mld_core.records.format.removals import marks, pending
-from mld_core.records.format.schema import REPEATED
 from mld_core.records.format.vectors import is_vector
-from mld_core.records.read import dedup
 from mld_core.records.read.dedup import DedupReport
 
 Ints = npt.NDArray[np.int64]
 FEATURES_WENT = "feature vectors were dropped since this was selected; select again"
-_WHOLE = 1 << 18  # rows of a batch where all are wanted
 _NONE: Ints = np.empty(0, dtype=np.int64)
 
 
@@ -136,105 +130,8 @@ def unify(schemas: Sequence[pa.Schema], what: str) -> pa.Schema:
         ) from error
 
 
-def plan_rows(
-    attempts: list[tuple[Attempt, int | None]], dataset_type: str, removed: frozenset[str] = frozenset()
-) -> list[RankRows]:
-    """Decide for every rank of every attempt of a pass which units count.
-
-    Args:
-        attempts: the attempts with the steps below which their rows count.
-        dataset_type: the split.
-        removed: digests of the samples that are removed from it.
-    """
-    steps = [[RankRows(*now, folder, limit) for folder, now in _settled(one)] for one, limit in attempts]
-    sources = [source for step in steps for source in step]
-    if not dedup.applies(dataset_type) and len(attempts) == 1:
-        for source in sources:
-            if pending(source.folder, removed):
-                source.dropped = np.sort(_take_out(source, _keys(source), removed))
-            source.report = DedupReport(rows_read=sum(part.rows_of("samples") for part in source.parts))
-        return sources
-    keys = each(_keys, sources, sources[0].folder.path) if sources else []
-    gone = [_take_out(source, table, removed) for source, table in zip(sources, keys, strict=True)]
-    whole = keys
-    keys = [_without(table, units) for table, units in zip(keys, gone, strict=True)]
-    if len({source.folder.hash_kind for source in sources}) > 1:
-        keys = [_of_a_kind(table, own.folder.hash_kind) for table, own in zip(keys, sources, strict=True)]
-    offset = 0
-    for step in steps:  # the units of later attempts come after those of earlier ones
-        for source in step:
-            source.offset = offset
-        offset += 1 + max((source.last_unit or 0 for source in step), default=-1)
-    superseded = [dedup.superseded(table, own.limit) for table, own in zip(keys, sources, strict=True)]
-    kept = [table.filter(pa.array(~mask)) for table, mask in zip(keys, superseded, strict=True)]
-    repeated = [np.zeros(table.num_rows, dtype=np.bool_) for table in kept]
-    non_unique = 0
-    if dedup.applies(dataset_type) and kept:
-        drop, non_unique = dedup.duplicates(pa.concat_tables(kept).unify_dictionaries())
-        repeated = np.split(drop, np.cumsum([table.num_rows for table in kept])[:-1])
-    for index, source in enumerate(sources):
-        early = _units(keys[index])[superseded[index]]
-        twice = _units(kept[index])[repeated[index]]
-        source.dropped = np.sort(np.concatenate([early, twice, gone[index]]))
-        source.report = DedupReport(
-            rows_read=whole[index].num_rows,
-            duplicates_dropped=len(twice),
-            non_unique_ids=non_unique if index == 0 else 0,
-            superseded_rows=len(early),
-        )
-    return sources
-
-
-def _settled(attempt: Attempt) -> list[tuple[RankFolder, tuple[RankFolder, list[PartInfo], list[str]]]]:
-    """The ranks of an attempt as they were selected, and as they are now."""
-    return list(zip(attempt.ranks, each(RankFolder.settled, attempt.ranks, attempt.path), strict=True))
-
-
-def _units(keys: pa.Table | pa.RecordBatch) -> Ints:
-    return np.asarray(keys["unit"], dtype=np.int64)
-
-
-def _take_out(source: RankRows, keys: pa.Table, removed: frozenset[str]) -> Ints:
-    """The units of a rank's rows whose samples were removed."""
-    left = pending(source.folder, removed)
-    units = _units(keys)[marks(keys["input_id"], left)] if left else _NONE
-    source.removed = len(units)
-    return units
-
-
-def _without(keys: pa.Table, units: Ints) -> pa.Table:
-    return keys.filter(pa.array(~np.isin(_units(keys), units))) if units.size else keys
-
-
-def _of_a_kind(keys: pa.Table, kind: str) -> pa.Table:
-    """Keys in which equal hashes of two kinds are not equal."""
-    index = keys.schema.get_field_index("input_hash")
-    hashes = pc.binary_join_element_wise(kind, keys["input_hash"], ":")  # null stays null
-    return keys.set_column(index, "input_hash", hashes)
-
-
-def _keys(source: RankRows) -> pa.Table:
-    types = {"unit": pa.int64(), "rank_": pa.int32(), "batch_idx": pa.int32(), "global_step": pa.int64()}
-    types[REPEATED] = pa.bool_()
-    types["id_source"] = pa.dictionary(pa.int32(), pa.string())
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in dedup.KEY_COLUMNS])
-    table = _whole(source, "samples", schema)
-    source.last_unit = int(_units(table).max()) if table.num_rows else -1
-    return table
-
-
-def _whole(source: RankRows, family: str, schema: pa.Schema) -> pa.Table:
-    """All rows of one rank that count; parts of a bucket are read at once."""
-
-    def one(part: PartInfo) -> list[pa.RecordBatch]:
-        return list(read_part(source, part, family, schema, _WHOLE))
-
-    if is_bucket(source.folder.path):
-        with contextlib.suppress(FileNotFoundError):  # joined meanwhile: below it is looked for again
-            held = [part for part in source.parts if family in part.files]
-            pieces = each(one, held, source.folder.path)
-            return pa.Table.from_batches([batch for piece in pieces for batch in piece], schema=schema)
-    return pa.Table.from_batches(read_rows(source, family, schema, _WHOLE), schema=schema)
+def _units(rows: pa.Table | pa.RecordBatch) -> Ints:
+    return np.asarray(rows["unit"], dtype=np.int64)
 
 
 def read_rows(source: RankRows, family: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
