@@ -40,6 +40,7 @@ from mld_core.tracing.tables.media import media_table
 
 Hashes: TypeAlias = list[str] | npt.NDArray[np.int64] | None
 UNLABELLED: Final = "rows without a label"
+_AT_ONCE: Final = 1 << 17  # float64 numbers
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -52,6 +53,30 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     x -= x.max(axis=1, keepdims=True)
     x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
     return x
+
+
+def chosen_and_total(
+    logits: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of each row, less its largest: the chosen logit, and the logarithm of the sum of all exponentials.
+
+    The first less the second is the chosen class's log-softmax, without the other K - 1 being written down:
+    rows go through one buffer of a megabyte, as new memory for all of them costs more than the arithmetic.
+
+    >>> [part.tolist() for part in chosen_and_total(np.zeros((1, 2), np.float32), np.array([1]))]
+    [[0.0], [0.6931471805599453]]
+    """
+    n, k = logits.shape
+    own, total = np.empty(n), np.empty(n)
+    buffer = np.empty((max(1, _AT_ONCE // k), k))
+    for start in range(0, n, len(buffer)):
+        rows = slice(start, start + len(buffer))
+        x = buffer[: len(logits[rows])]
+        np.subtract(logits[rows], logits[rows].max(axis=1, keepdims=True), out=x, dtype=np.float64)
+        own[rows] = x[np.arange(len(x)), chosen[rows]]
+        np.exp(x, out=x)
+        total[rows] = np.log(x.sum(axis=1))
+    return own, total
 
 
 def log_sigmoid(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -88,12 +113,17 @@ class Scores:
     def __init__(self, logits: npt.NDArray[np.float32], labels: Labels, *, sigmoid: bool = False) -> None:
         n = len(logits)
         self.finite = ~nonfinite_rows(logits)
-        z = np.where(self.finite[:, None], logits, np.float32(0))
-        log_p = log_sigmoid(z) if sigmoid else log_softmax(z)
+        z = logits if self.finite.all() else np.where(self.finite[:, None], logits, np.float32(0))
         self.prediction = z.argmax(axis=1)
-        self.confidence = np.exp(log_p.max(axis=1)).astype(np.float32)
         self.has_loss = self.finite & labels.valid
         truth = np.where(labels.valid, labels.hard, 0)
+        if labels.soft is None and not sigmoid:
+            own, total = chosen_and_total(z, truth)
+            self.confidence = np.exp(-total).astype(np.float32)
+            self.loss = (total - own).astype(np.float32)
+            return
+        log_p = log_sigmoid(z) if sigmoid else log_softmax(z)
+        self.confidence = np.exp(log_p.max(axis=1)).astype(np.float32)
         if labels.soft is not None:
             loss = -np.where(labels.soft > 0, labels.soft * log_p, 0.0).sum(axis=1)
         else:
