@@ -1,5 +1,6 @@
 """Slices of both kinds: clusters of their own and parts of a cluster, at least the better way's share of each."""
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -23,9 +24,13 @@ if not hasattr(strangers, "table"):
 KINDS = ("cluster", "direction", "class", "part of a class", "norm")
 
 
+recorded = functools.cache(strangers.recorded)
+"""The model of a set is trained once; what is planted is planted into copies."""
+
+
 def planted(name, kind, seed=0):
     """Hidden features, labels, predictions that fail in one slice, and who is in it."""
-    arrays, _ = strangers.recorded(name, seed)
+    arrays, _ = recorded(name, seed)
     rng = np.random.default_rng(seed)
     x, y, said = arrays.features["hidden"].copy(), arrays.labels, arrays.logits.argmax(axis=1)
     along, common = x @ rng.normal(size=x.shape[1]), int(np.bincount(y).argmax())
