@@ -82,7 +82,7 @@ def test_three_commands_lead_to_a_run_at_the_service(tmp_path):
         passes: list[dict[str, object]] = []
         until = time.monotonic() + 30
         while len(passes) < 5 and time.monotonic() < until:
-            passes = json.loads(run("mld ls MyModel v1 --remote --json"))
+            passes = json.loads(run("sleep 0.5; mld ls MyModel v1 --remote --json"))
         assert [(one["dataset"], one["epoch"], one["rows"]) for one in passes] == [
             ("train", e, 3) for e in range(5)
         ]
