@@ -3,7 +3,7 @@
 A pair of classes is planted in each set: a share of the one's test labels becomes the other's (wrong labels), or of its
 train labels while the test labels are right (a model that errs). Five seeds, MLP and linear model, with and without a
 recorded train split: what C01 flags, and what it flags where pairs are not asked for (of a class taught nearly wholly as
-another: where the model's confusions are not). Names of sets choose among them.
+another: where the model's confusions are not). Names of sets choose among them, and so do shares.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ def main() -> int:
         "| set | planted | share | wrong labels | flagged | precision | recall | F1 | AUPRC | without: flagged | F1 | AUPRC |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    for name in sys.argv[1:] or SETS:
+    shares = [float(word) for word in sys.argv[1:] if word not in SETS]
+    for name in [word for word in sys.argv[1:] if word in SETS] or SETS:
         for what, share in CASES:
-            if (name, share) == ("wine", WHOLLY):
+            if (name, share) == ("wine", WHOLLY) or (shares and share not in shares):
                 continue
             found: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
             wrong = []

@@ -186,7 +186,7 @@ def test_a_model_at_chance_says_nothing_of_labels(seed):
 def test_noise_the_network_learned_is_ranked_by_its_epochs(seed):
     arrays, hit, margin = strangers.memorised("digits", seed)
     made = analyse(arrays, options=QUICK)
-    assert average_precision(-made.label_quality, hit) >= average_precision(-margin.mean(axis=0), hit) - 0.02
+    assert average_precision(-made.label_quality, hit) >= average_precision(-margin.mean(axis=0), hit)
     flagged = made.diagnoses.masks["C01"]
     assert flagged[hit].mean() > 0.6
     assert hit[flagged].mean() > 0.85

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit, ndtr
+from scipy.special import expit, logit, ndtr
 
 from mld_core.evaluation.analysis.labels.confusions import find_confusions
 from mld_core.evaluation.analysis.labels.pairs import find_pairs
@@ -337,8 +337,8 @@ def judged_by(
     """The same posterior, with the number of wrong labels asked of one witness alone.
 
     A network explains the labels it was trained on, wrong ones too, so that a pool it leads knows of none. A
-    witness that never saw a unit's own label says how many are wrong; which ones, the pool's order says: the
-    witness's probabilities are averaged along it, never rising with label quality.
+    witness that never saw a unit's own label says how many are wrong; which ones, the order of both says
+    (`joined`): the witness's probabilities are averaged along it, never rising with label quality.
 
     Args:
         witness: Does not know the unit's own label.
@@ -351,13 +351,35 @@ def judged_by(
     from scipy.optimize import isotonic_regression
 
     alone = label_posterior([witness], labels, folds, n_class, workers)
+    both = joined(pooled, alone, labels)
     wrong = np.zeros(len(labels), np.float32)
     order = np.flatnonzero(labels >= 0)
-    order = order[np.argsort(pooled.given[order], kind="stable")]
+    order = order[np.argsort(both.given[order], kind="stable")]
     if len(order) and alone.gain >= BOUNDARY_GAIN:
         wrong[order] = isotonic_regression(alone.wrong[order].astype(np.float64), increasing=False).x
-    count = round(float(wrong[(labels >= 0) & (pooled.best != labels)].sum()))
-    return replace(pooled, wrong=wrong, n_hat=count, gain=alone.gain)
+    count = round(float(wrong[(labels >= 0) & (both.best != labels)].sum()))
+    return replace(both, wrong=wrong, n_hat=count, gain=alone.gain)
+
+
+def joined(pooled: LabelPosterior, alone: LabelPosterior, labels: NDArray[np.int64]) -> LabelPosterior:
+    """The pool's posterior, the odds of each label times those of a witness that never saw it.
+
+    Two that know a label by other ways are independent evidence. Where the pool says the given label, having
+    seen it, the suggested one is the witness's.
+
+    Args:
+        pooled: The posterior of all members.
+        alone: The posterior of the witness.
+        labels: (N,) given labels, -1 where unlabelled.
+    """
+    odds = [logit(np.clip(one.given.astype(np.float64), FLOOR**2, 1 - FLOOR)) for one in (pooled, alone)]
+    seen = pooled.best == labels
+    return replace(
+        pooled,
+        given=expit(odds[0] + odds[1]).astype(np.float32),
+        best=np.where(seen, alone.best, pooled.best),
+        best_proba=np.where(seen, alone.best_proba, pooled.best_proba),
+    )
 
 
 def judged_labels(

@@ -16,6 +16,7 @@ from mld_core.evaluation.analysis.labels.quality import (
     LabelPosterior,
     PoolState,
     fit_posterior,
+    joined,
     log_softmax_member,
     posterior_of,
 )
@@ -307,7 +308,9 @@ def _label_fits(
     found = posterior(block, looked, fits, split.n_class, workers)
     if split.is_train:
         alone = fit_posterior(values[1:], block.labels[rows], block.folds[0, rows], [False])
-        fits = replace(fits, **_witness(sample, looked, found, alone, alone.gain * units, workers))
+        fits = replace(
+            fits, alone=alone, **_witness(sample, looked, found, alone, alone.gain * units, workers)
+        )
         found = posterior(block, looked, fits, split.n_class, workers)
     suspect = found.best != block.labels
     return replace(fits, n_hat=round(float((sample.raw * found.wrong)[suspect].sum())))
@@ -329,13 +332,14 @@ def _witness(
         gain,
         workers,
     )
-    order = np.argsort(pooled.given, kind="stable")
+    both = joined(pooled, alone, block.labels)
+    order = np.argsort(both.given, kind="stable")
     level = np.zeros(len(order))
     if gain >= BOUNDARY_GAIN:
         wrong, weight = alone.wrong[order].astype(np.float64), sample.raw[order]
         level = isotonic_regression(wrong, weights=weight, increasing=False).x
     shown = np.unique(np.linspace(0, len(order) - 1, _WITNESS).astype(np.int64))
-    return {"gain": gain, "witness": np.stack([pooled.given[order][shown].astype(np.float64), level[shown]])}
+    return {"gain": gain, "witness": np.stack([both.given[order][shown].astype(np.float64), level[shown]])}
 
 
 def _mixed(sample: Sample, looked: Looked) -> Mixed:

@@ -18,6 +18,7 @@ from mld_core.evaluation.analysis.issue_columns import answer_columns, diagnosis
 from mld_core.evaluation.analysis.labels.quality import (
     LabelPosterior,
     PoolState,
+    joined,
     log_softmax_member,
     posterior_of,
     smoothed,
@@ -69,6 +70,7 @@ class LabelFits:
         n_hat: Estimated number of wrong labels.
         witness: (2, m) label quality, and the probability that the label is wrong, which falls with it, where
             the network has learned the labels by heart (train); else None.
+        alone: There the pool of the labels around alone; else None.
     """
 
     sizes: NDArray[np.int64]
@@ -77,6 +79,7 @@ class LabelFits:
     gain: float
     n_hat: int
     witness: NDArray[np.float64] | None = None
+    alone: PoolState | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,9 @@ def posterior(
     members = [log_softmax_member(block.logits), lambda rows: looked.near[looked.where[rows]]]
     labels = np.where(block.known, block.labels, -1)
     made = posterior_of(members, labels, block.folds[0], n_class, fits.pool, fits.gain, workers)
+    if fits.alone is not None:
+        alone = posterior_of(members[1:], labels, block.folds[0], n_class, fits.alone, fits.gain, workers)
+        made = joined(made, alone, labels)
     wrong = made.wrong
     if fits.witness is not None:
         quality, level = fits.witness
