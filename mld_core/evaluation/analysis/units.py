@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mld_core.evaluation.engine.passes import unit_file
+
 Column: TypeAlias = NDArray[Any] | pa.Array | pa.ChunkedArray
 
 BASE_FIELDS: tuple[pa.Field, ...] = (
@@ -100,7 +102,7 @@ def rewrite_units(source: Path, target: Path, columns: Mapping[str, Column]) -> 
     file = pq.ParquetFile(source)
     schema = file.schema_arrow
     new = {name: as_arrow(name, values, schema, file.metadata.num_rows) for name, values in columns.items()}
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+    with unit_file(target, schema) as writer:
         for start, batch in _batches(file):
             done = batch
             for name, values in new.items():

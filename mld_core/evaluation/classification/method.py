@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.answers import Reference
 from mld_core.evaluation.analysis.stages import Handed, Split, SplitGroup, SplitStage
@@ -26,7 +25,7 @@ from mld_core.evaluation.classification.scalars import (
 )
 from mld_core.evaluation.classification.stage import CLASSIFICATION_STAGES
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.engine.passes import PassSource, count_classes, problem, record_problems
+from mld_core.evaluation.engine.passes import PassSource, count_classes, problem, record_problems, unit_file
 from mld_core.evaluation.engine.rounds import Rounds, rounds_of
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
@@ -74,7 +73,7 @@ def measure_units(
         has_logits=source.logits_width is not None,
         sigmoid=selection.sigmoid,
     )
-    with pq.ParquetWriter(split.units, context.schema, compression="zstd") as writer:
+    with unit_file(split.units, context.schema) as writer:
         state = scalars(engine, context, source.batches, int(selection.n_rows), writer.write_batch)
     split.n_class, split.rows, split.errors, split.labeled = (
         n_class,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mld_core.evaluation.analysis.stages import Handed, Split, SplitGroup, SplitStage
 from mld_core.evaluation.detection.analysis import frame_keys, label_for_loss, logit_figures
@@ -37,6 +36,7 @@ from mld_core.evaluation.detection.rounds.method import evaluate_in_rounds
 from mld_core.evaluation.detection.stage import BoxAnalysis, BoxPass
 from mld_core.evaluation.detection.units import unit_table
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.engine.passes import unit_file
 from mld_core.evaluation.engine.rounds import rounds_of
 from mld_core.evaluation.metrics.boxes import Floats, Ints
 from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluate_passes
@@ -123,7 +123,8 @@ def _judge(
     logits = class_logits(records, kept, vector_rows(records, kept), split.units.parent)
     of_logits = logit_figures(logits, label_for_loss(records, units))
     table = unit_table(records, units, profile.columns, of_logits)
-    pq.write_table(table, split.units, compression="zstd", row_group_size=65_536)
+    with unit_file(split.units, table.schema) as writer:
+        writer.write_table(table, row_group_size=65_536)
     split.rows, split.errors = units.rows, int(units.wrong.sum())
     split.labeled = int(units.judged.sum())
     split.scratch["boxes"] = BoxPass(records, units, match, thresholds, profile, epochs, unlabelled)

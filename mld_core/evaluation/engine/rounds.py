@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Round, Stage, State, Workers
-from mld_core.evaluation.engine.passes import ROW, layer_column
+from mld_core.evaluation.engine.passes import ROW, layer_column, unit_file
 
 if TYPE_CHECKING:
     from mld_core.records.read.parts import PassPart
@@ -194,7 +193,7 @@ def walk_part(walk: Walk, work: Round[S], target: Path | None, *, measure: bool 
             state = state.merge(found) if begun else found
             begun, rows = True, rows + batch.num_rows
             if output is not None and beside is not None:
-                writer = writer or pq.ParquetWriter(beside, output.schema, compression="zstd")
+                writer = writer or unit_file(beside, output.schema)
                 writer.write_batch(output)
         if writer is not None and beside is not None and target is not None:
             writer.close()

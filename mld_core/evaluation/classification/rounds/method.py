@@ -48,7 +48,7 @@ from mld_core.evaluation.classification.scalars import (
     scalars_kernel,
 )
 from mld_core.evaluation.engine.executor import Round
-from mld_core.evaluation.engine.passes import PassSource, count_classes
+from mld_core.evaluation.engine.passes import PassSource, count_classes, unit_file
 from mld_core.evaluation.engine.rounds import PartWalk, Rounds, numbered
 from mld_core.evaluation.results.database import database
 from mld_core.evaluation.results.store import ResultStore
@@ -251,7 +251,7 @@ def _train_hashes(walking: Walking, group: SplitGroup) -> list[Path]:
 
 def _gather_units(folder: Path, target: Path, context: ClassificationSplit) -> None:
     """One unit table from those of the parts, a row group at a time."""
-    with pq.ParquetWriter(target, context.schema, compression="zstd") as writer:
+    with unit_file(target, context.schema) as writer:
         for path in sorted(folder.glob("*.parquet")):
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=65_536):

@@ -23,6 +23,7 @@ from mld_core.evaluation.detection.profile import Told
 from mld_core.evaluation.detection.rounds.kept import Judging
 from mld_core.evaluation.detection.rounds.scoring import FRAME, Scored
 from mld_core.evaluation.detection.stage import NONE_JUDGED, FrameErrors, named_background
+from mld_core.evaluation.engine.passes import unit_file
 from mld_core.evaluation.metrics.boxes import Floats
 from mld_core.evaluation.results.store import ResultStore
 
@@ -55,7 +56,7 @@ def write_units(parts: Path, target: Path, proba: Floats | None) -> int:
     schema = pq.read_schema(files[0])
     own = pa.schema([one for one in schema if one.name != FRAME])
     done = 0
-    with pq.ParquetWriter(target, own, compression="zstd") as writer:
+    with unit_file(target, own) as writer:
         for kind in ("pred", "gt"):
             for table in _units_of(files, kind):
                 frame = np.asarray(table[FRAME])
