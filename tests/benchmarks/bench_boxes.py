@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from _table import markdown, write_section
+from _table import markdown, peak_bytes, write_section
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT), str(ROOT / "tests" / "parts" / "data")]
@@ -52,7 +51,7 @@ def measure(folder: Path, engine: str) -> dict[str, float]:
     return {
         "wall": time.perf_counter() - start,
         "cpu": time.process_time(),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak": peak_bytes() / 1e9,
         "load": os.getloadavg()[0],
     }
 

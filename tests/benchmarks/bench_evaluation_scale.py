@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from _table import peak_bytes
 
 WIDTH, CLASSES = 512, 100
 BEGIN, END = "<!-- scale:begin -->", "<!-- scale:end -->"
@@ -92,7 +92,7 @@ def measure(folder: Path, n: int) -> dict[str, object]:
         "n": n,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        "peak_gb": round(peak_bytes() / 1e9, 2),
         "method": made.facts["neighbours"],
         "recall": made.facts["neighbour_recall"],
         "auroc": auroc(made.error_proba, wrong),

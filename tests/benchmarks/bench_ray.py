@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -63,10 +62,9 @@ def on_ray(folder: Path, parts: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, engine: str, parts: int) -> dict[str, Any]:
-    """One evaluation, with the largest memory of this process."""
+    """One evaluation, and how busy the machine was at its end."""
     told = on_threads(folder) if engine == "rounds" else on_ray(folder, parts)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**told, "peak": peak, "load": os.getloadavg()[0]}
+    return {**told, "load": os.getloadavg()[0]}
 
 
 def measured(task: str, units: int) -> dict[str, dict[str, Any]]:
@@ -102,7 +100,7 @@ def tables(found: list[tuple[str, int, dict[str, dict[str, Any]]]]) -> str:
                 f"{one['cpu']:.0f}",
                 f"{one['driver_cpu']:.0f}" if cluster else "-",
             ]
-            row += [f"{one['wall']:.0f}", f"{one['peak']:.0f}", f"{one['worker']:.0f}" if cluster else "-"]
+            row += [f"{one['wall']:.0f}", f"{one['worker']:.0f}" if cluster else "-"]
             rows.append([*row, str(one["killed"]) if cluster else "-", f"{one['load']:.1f}"])
     for task in dict.fromkeys(task for task, _, _ in found):
         units, told = max((units, told["ray"]) for one, units, told in found if one == task)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from _table import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT), str(ROOT / "tests" / "parts" / "data")]
@@ -89,7 +89,7 @@ def measure(folder: Path, engine: str) -> dict[str, object]:
         "units": len(units),
         "seconds": round(seconds, 1),
         "cpu": round(cpu, 1),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        "peak_gb": round(peak_bytes() / 1e9, 2),
         "auroc": float(metrics["error_proba_auroc"]),
         "brier": float(metrics["error_proba_brier"]),
         "ece": float(metrics["error_proba_ece"]),
