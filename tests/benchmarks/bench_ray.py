@@ -115,7 +115,6 @@ def tables(found: list[tuple[str, int, dict[str, dict[str, Any]]]]) -> str:
         "CPU s",
         "of the driver",
         "wall s",
-        "this process, MiB",
         "largest worker, MiB",
     ]
     last = ["task", "round", "CPU s", "wall s", "MB of parts", "MB broadcast", "MB of states", "MB of tables"]
