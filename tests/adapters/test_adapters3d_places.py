@@ -12,7 +12,7 @@ import torch
 from fake_parts3d import FakeNewBoxes
 
 from mld_core.adapters.base import Call, ModelCall, Thresholds
-from mld_core.adapters.detection3d.places import place_of
+from mld_core.adapters.detection3d.places import place_of, places_of
 from mld_core.adapters.registry import find_adapter
 
 
@@ -88,3 +88,48 @@ def test_openpcdets_calibration_is_read() -> None:
     assert found.calibration["image_size"] == [370, 1224]
     (meta,) = layout.metas(Call(({**batch, "flip_x": torch.tensor([True])},), {}, None))
     assert place_of(meta, meta) is None
+
+
+class _Kitti:
+    """OpenPCDet's infos of one frame, as its `get_infos` makes them."""
+
+    def __init__(self) -> None:
+        annos = {
+            "name": np.array(["Car", "Van", "Cyclist", "DontCare"]),
+            "dimensions": np.array([[3.9, 1.5, 1.6], [5, 2, 2], [1.8, 1.7, 0.6], [-1, -1, -1]]),
+            "difficulty": np.array([0, 1, 2, -1], np.int32),
+            "occluded": np.array([0.0, 1, 2, -1]),
+            "truncated": np.array([0.0, 0.3, 0.5, -1]),
+            "bbox": np.array([[0, 0, 60, 40], [9, 9, 50, 50], [70, 0, 90, 30], [1, 2, 3, 4.0]]),
+        }
+        self.kitti_infos = [{"point_cloud": {"lidar_idx": "000000"}, "annos": annos}]
+
+
+def test_openpcdets_infos_are_asked_for_what_its_batch_lacks() -> None:
+    model = pcd.FakeTemplate(pcd.FakeAnchorHead())
+    model.class_names = pcd.CLASSES
+    adapter = find_adapter(model, "detection3d")
+    rows = torch.tensor([[[9.0, 1, 0, 3.9, 1.6, 1.5, 0, 1], [20, 3, 0, 1.8, 0.6, 1.7, 0, 3], [0] * 8]])
+    batch = {"gt_boxes": rows, "frame_id": np.array(["000000"])}
+
+    def asked(batch: Any, dataset: Any) -> dict[str, Any]:
+        (truth,) = adapter.truths(ModelCall((batch,), {}, None, dataset=dataset), batch)
+        return {key: np.asarray(value).tolist() for key, value in truth.columns.items()}
+
+    found = asked(batch, _Kitti())
+    assert found["difficulty"] == [0, 2], "the van is no class of the model's"
+    assert found["occlusion"] == [0, 2]
+    assert found["truncation"] == [0, 0.5]
+    assert found["image_box"] == [[0, 0, 60, 40], [70, 0, 90, 30]]
+    for other in (
+        {**batch, "frame_id": np.array(["000001"])},
+        {**batch, "gt_boxes": rows * torch.tensor([1, 1, 1, 1.05, 1.05, 1.05, 1, 1])},
+        {**batch, "gt_boxes": rows[:, :1]},
+    ):
+        assert "difficulty" not in asked(other, _Kitti()), "boxes that were scaled, or of another frame"
+    assert "difficulty" not in asked(batch, None)
+
+    calib = SimpleNamespace(R0=np.eye(3), V2C=np.eye(4)[:3], P2=np.eye(4)[:3])
+    (meta,) = adapter.identity.layout.metas(Call(({**batch, "calib": [calib]},), {}, None))
+    (place,) = places_of(ModelCall((), {"metas": [meta]}, None, dataset=_Kitti()), 1)
+    assert place.calibration["dont_care"] == [[1, 2, 3, 4]]

@@ -160,12 +160,13 @@ class Detector3D(Adapter):
     def truths(self, call: ModelCall, truth: Any) -> Sequence[Truth | None] | None:
         """True boxes in the framework's own forms; the public form is read by the tracer."""
         layout = self.identity.layout
-        if truth is not None:
-            return layout.truths(truth)
-        own = call.kwargs.get("truth")
+        own = call.kwargs.get("truth") if truth is None else truth
         if own is None:
             own = layout.truth_in(Call(call.args, call.kwargs, None))
-        return None if own is None else layout.truths(own)
+        found = None if own is None else layout.truths(own)
+        if found is not None:
+            layout.complete(found, own, call.dataset)
+        return found
 
     @property
     def one_frame(self) -> bool:

@@ -69,6 +69,10 @@ class Layout(ABC):
         del call
         return None
 
+    def complete(self, found: Sequence[Truth | None], batch: Any, dataset: Any) -> None:
+        """Adds to true boxes what the data set knows of them and the batch does not hold."""
+        del found, batch, dataset
+
     def metas(self, call: Call) -> Any:
         """What a call holds of each frame beside its data: a mapping each, None where there is none."""
         del call

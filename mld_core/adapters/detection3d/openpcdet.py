@@ -12,6 +12,7 @@ from torch import Tensor
 from mld_core.adapters.base import Call, Truth, image_box_column
 from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import flat_names, has
+from mld_core.adapters.detection3d.kitti_infos import add_facts, annotations_of
 from mld_core.adapters.detection3d.layouts import Layout, points_of, tensor, truth_of
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
@@ -75,6 +76,16 @@ class OpenPcdet(Layout):
             frames.append(truth_of(real[:, :-1], real[:, -1] - 1, "openpcdet", name, **columns))
         return frames
 
+    def complete(self, found: Sequence[Truth | None], batch: Any, dataset: Any) -> None:
+        """KITTI's difficulty, occlusion, truncation and image boxes, by the frame's name."""
+        frames = batch.get("frame_id") if isinstance(batch, Mapping) else None
+        if frames is None or dataset is None:
+            return
+        names = self.class_names()
+        for truth, frame in zip(found, frames, strict=False):
+            if truth is not None:
+                add_facts(truth, annotations_of(dataset, frame), names)
+
     def truth_in(self, call: Call) -> Any:
         """The batch."""
         batch = call.args[0] if call.args else call.kwargs.get("batch_dict")
@@ -86,11 +97,12 @@ class OpenPcdet(Layout):
         calibs = batch.get("calib") if isinstance(batch, Mapping) else None
         if calibs is None or batch is None:
             return None
-        sizes = batch.get("image_shape")
+        sizes, frames = batch.get("image_shape"), batch.get("frame_id")
         return [
             {
                 **_calibration(one),
                 "image_size": None if sizes is None else sizes[index],
+                "frame_id": None if frames is None else str(frames[index]),
                 **_moves(batch, index),
             }
             for index, one in enumerate(calibs)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from mld_core.adapters.base import FramePlace, ModelCall
+from mld_core.adapters.detection3d.kitti_infos import annotations_of, dont_care, innermost
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
 
@@ -97,9 +98,11 @@ def _numbers(value: Any) -> Any:
 
 
 def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
-    """What the infos of MMEngine's data sets hold of a frame, {} where they do not hold it."""
-    while read(dataset, "dataset") is not None:  # repeated, balanced
-        dataset = read(dataset, "dataset")
+    """What the infos of MMEngine's data sets, or of KITTI in OpenPCDet, hold of a frame, else {}."""
+    if isinstance(meta, Mapping) and meta.get("frame_id") is not None:
+        regions = dont_care(annotations_of(dataset, meta["frame_id"]))
+        return {"dont_care": regions} if regions else {}
+    dataset = innermost(dataset)
     look_up = read(dataset, "get_data_info")
     index = meta.get("sample_idx") if isinstance(meta, Mapping) else None
     if not callable(look_up) or not isinstance(index, (int, np.integer)) or index < 0:

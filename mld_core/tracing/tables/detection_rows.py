@@ -97,6 +97,11 @@ class Source:
     event: Any = None
     stream: Any = None
 
+    @property
+    def asked(self) -> ModelCall | None:
+        """The call with the data set, which may say of true boxes what the batch does not."""
+        return None if self.call is None else replace(self.call, dataset=self.dataset)
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Within it the tensors may be read; on CUDA on a stream of our own, behind the event."""
@@ -212,7 +217,7 @@ class DetectionJob(Job):
         with context.guard.catch("reading the true boxes", lost="the labels of that batch") as caught:
             if truth is None and context.provider is not None and ids is not None:
                 truth = context.provider(ids)
-            found = read_truths(self.source.adapter, self.source.call, truth, n, context.box_width)
+            found = read_truths(self.source.adapter, self.source.asked, truth, n, context.box_width)
             checked = [
                 None if t is None else check_truth(as_arrays(t), context.n_class, self._size(parsed, i))
                 for i, t in enumerate(found or [None] * n)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_openpcdet as pcd
+import numpy as np
 import pytest
 import torch
 from fake_parts3d import clouds
@@ -152,3 +153,38 @@ def test_an_evaluation_alone_has_no_epoch(attached: Any) -> None:
     recording.finish()
     found = select(Store(), RunKey("voxel-rcnn", "v1"), n_epoch=None, passes="all")
     assert {p.key.n_epoch for p in found} == {None}
+
+
+class Kitti(Frames):
+    """With the infos of KITTI, which say of boxes what the batch does not."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.kitti_infos = [
+            {
+                "point_cloud": {"lidar_idx": f"{index:06d}"},
+                "annos": {
+                    "name": np.array([pcd.CLASSES[k % 3] for k in range(index + 1)] + ["DontCare"]),
+                    "dimensions": np.array([[4.2, 1.5, 1.7]] * (index + 1) + [[-1.0] * 3]),
+                    "difficulty": np.array([*[k % 2 for k in range(index + 1)], -1]),
+                    "occluded": np.array([*[2.0] * (index + 1), -1]),
+                    "truncated": np.array([*[0.25] * (index + 1), -1]),
+                    "bbox": np.array([[0.0, 0, 10 + k, 40] for k in range(index + 2)]),
+                },
+            }
+            for index in range(size)
+        ]
+
+
+def test_what_kittis_infos_say_of_true_boxes_is_recorded(attached: Any) -> None:
+    model = pcd.FakeTemplate(pcd.FakeCenterHead())
+    model.class_names = pcd.CLASSES
+    data = DataLoader(Kitti(3), batch_size=2, collate_fn=Frames.collate_batch)
+    recording = attached(model, None, data)
+    evaluate(model, data)
+    recording.finish()
+    truths = load("FakeTemplate", "v1", "truths", "val").to_pydict()
+    assert truths["difficulty"] == [0, 0, 1, 0, 1, 0]
+    assert truths["occlusion"] == [2.0] * 6
+    assert truths["truncation"] == [0.25] * 6
+    assert [box[2] for box in truths["image_box"]] == [10, 10, 11, 10, 11, 12]

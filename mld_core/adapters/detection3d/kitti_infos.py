@@ -1,0 +1,71 @@
+"""What OpenPCDet's infos of KITTI say of a frame and its batch does not: difficulty, occlusion, regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from mld_core.adapters.base import Truth, image_box_column
+from mld_core.adapters.outputs import as_array
+from mld_core.adapters.settings import read
+
+_FACTS = {"difficulty": "difficulty", "occluded": "occlusion", "truncated": "truncation"}
+_BY_FRAME: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+"""Of data sets that were asked: annotations by the frame's name."""
+
+
+def innermost(dataset: Any) -> Any:
+    """The data set within those that repeat or balance it."""
+    while read(dataset, "dataset") is not None:
+        dataset = read(dataset, "dataset")
+    return dataset
+
+
+def annotations_of(dataset: Any, frame: Any) -> Mapping[str, Any]:
+    """What `kitti_infos` hold of a frame, {} where they hold nothing of it."""
+    dataset = innermost(dataset)
+    infos = read(dataset, "kitti_infos")
+    if not isinstance(infos, list) or frame is None:
+        return {}
+    try:
+        known = _BY_FRAME.get(dataset)
+        if known is None or len(known) != len(infos):
+            known = {str(one["point_cloud"]["lidar_idx"]): one.get("annos") for one in infos}
+            _BY_FRAME[dataset] = known
+    except (TypeError, KeyError):  # a data set of the user's own; what it does not tell is not known
+        return {}
+    found = known.get(str(frame))
+    return found if isinstance(found, Mapping) and "name" in found else {}
+
+
+def add_facts(truth: Truth, known: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
+    """Adds to a frame's true boxes what its annotations say of them.
+
+    Nothing is added where they are not the boxes of the batch, in its order: names and sizes tell
+    (augmentation scales boxes, and takes some from other frames).
+    """
+    if not known or class_names is None:
+        return
+    names = np.asarray(known["name"]).astype(str)
+    rows = np.flatnonzero(np.isin(names, class_names))
+    own = [class_names[label] for label in truth.labels.tolist()]
+    if own != names[rows].tolist():
+        return
+    sizes = as_array(known["dimensions"])[rows]  # length, height, width
+    if not np.allclose(sizes, truth.boxes[:, [4, 5, 3]], atol=0.01):
+        return
+    facts = {ours: as_array(known[key])[rows] for key, ours in _FACTS.items() if known.get(key) is not None}
+    if known.get("bbox") is not None:
+        facts |= image_box_column(as_array(known["bbox"])[rows], len(rows))
+    truth.columns.update({**facts, **truth.columns})
+
+
+def dont_care(known: Mapping[str, Any]) -> list[list[float]]:
+    """Image boxes of the regions in which KITTI's annotators named no objects."""
+    if known.get("bbox") is None:
+        return []
+    rows = np.asarray(known["name"]).astype(str) == "DontCare"
+    return [[float(one) for one in box] for box in as_array(known["bbox"])[rows]]

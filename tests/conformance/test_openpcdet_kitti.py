@@ -1,0 +1,172 @@
+"""OpenPCDet's own KITTI data set: AP40 of a recorded run is that of its `evaluation`.
+
+The checkout lies in the folder that `MLD_CONFORMANCE` names, see `test_openpcdet.py`. The frame is the real one under
+several names; predictions are the true boxes moved about, as a network with random weights finds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import DATA
+
+torch = pytest.importorskip("torch")
+for package in ("mmcv", "spconv", "easydict", "SharedArray", "skimage", "shapely"):
+    pytest.importorskip(package)
+import pcdet_cpu as cpu  # noqa: E402
+from kitti_frames import camera_iou  # noqa: E402
+from skimage import io  # noqa: E402
+
+from ml_debugger.evaluator import Evaluator  # noqa: E402
+from ml_debugger.openpcdet import attach  # noqa: E402
+from ml_debugger.records import load  # noqa: E402
+
+CHECKOUTS = os.environ.get("MLD_CONFORMANCE")
+FRAMES = 20
+P2 = np.array([[721.5377, 0, 609.5593, 44.85728], [0, 721.5377, 172.854, 0.2163791], [0, 0, 1, 0.002745884]])
+SIZE = (375, 1242)
+DONT_CARE = (0.0, 150.0, 500.0, 375.0)
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not CHECKOUTS, reason="MLD_CONFORMANCE names no folder of checkouts (tests/conformance)"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def checkout():
+    """OpenPCDet on the path; its own kernel of rotated overlaps needs a CUDA driver."""
+    places = [Path(CHECKOUTS) / name for name in ("open-mmlab/OpenPCDet", "OpenPCDet")]
+    root = next((place for place in places if (place / "pcdet").is_dir()), None)
+    if root is None or not DATA.is_dir():
+        pytest.skip(f"open-mmlab/OpenPCDet is not in {CHECKOUTS}, or no real frames are at {DATA}")
+    with pytest.MonkeyPatch.context() as patch:
+        cpu.on_path(root, patch)
+        kernel = types.ModuleType("rotate_iou")
+        kernel.rotate_iou_gpu_eval = camera_iou
+        patch.setitem(sys.modules, "pcdet.datasets.kitti.kitti_object_eval_python.rotate_iou", kernel)
+        yield root
+    for name in [name for name in sys.modules if name.split(".")[0] == "pcdet"]:
+        del sys.modules[name]
+
+
+def annotated(frame: dict[str, Any], calib: Any) -> dict[str, np.ndarray]:
+    """As `KittiDataset.get_infos` has it: the cars, one of them as a van, and a region without labels."""
+    from pcdet.utils import box_utils
+
+    things = frame["objects"]
+    rows = np.array([one["box_3d"][:7] for one in things], np.float32)
+    camera = box_utils.boxes3d_lidar_to_kitti_camera(rows[:, [0, 1, 2, 4, 3, 5, 6]].copy(), calib)
+    pad = len(things), -1
+    return {
+        "name": np.array([*["Car"] * (len(things) - 1), "Van", "DontCare"]),
+        "truncated": np.array([*[one["truncated"] for one in things], pad[1]], float),
+        "occluded": np.array([*[one["occluded"] for one in things], pad[1]], float),
+        "difficulty": np.array([*[one["difficulty"] for one in things], pad[1]], np.int32),
+        "bbox": np.array([*[one["bbox_2d"] for one in things], DONT_CARE], np.float32),
+        "alpha": np.array([*(camera[:, 6] - np.arctan2(camera[:, 0], camera[:, 2])), -10]),
+        "dimensions": np.concatenate([camera[:, 3:6], [[-1, -1, -1]]]),
+        "location": np.concatenate([camera[:, :3], [[-1000, -1000, -1000]]]),
+        "rotation_y": np.array([*camera[:, 6], -10]),
+        "score": np.full(len(things) + 1, -1.0),
+    }
+
+
+def write_kitti(root: Path) -> None:
+    """The files that `KittiDataset` reads."""
+    from pcdet.utils import calibration_kitti
+
+    frame = json.loads((DATA / "kitti" / "000008.json").read_text())
+    to_camera = np.linalg.inv(np.vstack([P2, [0, 0, 0, 1]])) @ np.array(frame["lidar2img"])
+    for folder in ("ImageSets", "training/velodyne", "training/image_2", "training/calib"):
+        (root / folder).mkdir(parents=True)
+    names = [f"{index:06d}" for index in range(FRAMES)]
+    (root / "ImageSets" / "val.txt").write_text("\n".join(names))
+    lines = {**{f"P{k}": P2 for k in range(4)}, "R0_rect": np.eye(3), "Tr_velo_to_cam": to_camera[:3]}
+    text = "\n".join(
+        f"{key}: " + " ".join(f"{v:.12e}" for v in value.ravel()) for key, value in lines.items()
+    )
+    for name in names:
+        (root / "training/calib" / f"{name}.txt").write_text(text)
+        (root / "training/velodyne" / f"{name}.bin").symlink_to(DATA / "kitti" / frame["points"])
+        io.imsave(
+            root / "training/image_2" / f"{name}.png", np.zeros((*SIZE, 3), np.uint8), check_contrast=False
+        )
+    annos = annotated(frame, calibration_kitti.Calibration(root / "training/calib" / f"{names[0]}.txt"))
+    infos = [
+        {
+            "point_cloud": {"num_features": 4, "lidar_idx": name},
+            "image": {"image_idx": name, "image_shape": np.array(SIZE, np.int32)},
+            "annos": annos,
+        }
+        for name in names
+    ]
+    with (root / "kitti_infos_val.pkl").open("wb") as file:
+        pickle.dump(infos, file)
+
+
+def about(boxes: torch.Tensor, rng: Any) -> dict[str, torch.Tensor]:
+    """In place of the head's: the true boxes moved about, and false ones."""
+    true = boxes[boxes[:, -1] > 0][:, :7]
+    moved = true + torch.tensor(rng.normal(0, 1, true.shape) * [0.2, 0.1, 0.05, 0.05, 0.1, 0.05, 0.05])
+    false = true[rng.integers(0, len(true), 4)].clone()
+    false[:, :2] += torch.tensor(rng.uniform(-12, 12, (4, 2)))
+    false[:, 0].clamp_(min=8)  # behind the camera theirs projects to anywhere
+    # Beside the image theirs are pressed into its edge and count; we leave them out, as MMDetection3D does.
+    false[:, 1] = torch.minimum(torch.maximum(false[:, 1], -0.5 * false[:, 0]), 0.5 * false[:, 0])
+    closeness = 1 - (moved[:, :2] - true[:, :2]).norm(dim=1)
+    scores = torch.cat([closeness, torch.tensor(rng.random(4))]).clamp(0.05, 0.99)
+    rows = torch.cat([moved, false]).float()
+    return {
+        "pred_boxes": rows,
+        "pred_scores": scores.float(),
+        "pred_labels": torch.ones(len(rows), dtype=torch.long),
+    }
+
+
+def test_ap40_is_its_own(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pcdet.datasets.kitti.kitti_dataset import KittiDataset
+    from pcdet.models import build_network, load_data_to_gpu
+
+    monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
+    write_kitti(tmp_path / "kitti")
+    config = cpu.configured("cfgs/kitti_models/pointpillar.yaml", [0.32, 0.32, 4.0])
+    data = KittiDataset(config.DATA_CONFIG, config.CLASS_NAMES, training=False, root_path=tmp_path / "kitti")
+    loader = torch.utils.data.DataLoader(data, batch_size=2, collate_fn=data.collate_batch)
+    model = build_network(config.MODEL, len(config.CLASS_NAMES), data).eval()
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(
+        model, "post_processing", lambda batch: ([about(rows, rng) for rows in batch["gt_boxes"]], {})
+    )
+    model.module_list = []  # what they would compute is not looked at
+    recording = attach(model, None, loader, "pcdet", "v1")
+    answers: list[Any] = []
+    for batch in loader:
+        load_data_to_gpu(batch)
+        with torch.no_grad():
+            found, _ = model(batch)
+        answers += data.generate_prediction_dicts(batch, found, config.CLASS_NAMES)
+    recording.finish()
+    _, theirs = data.evaluation(answers, config.CLASS_NAMES)
+
+    truths = load("pcdet", "v1", "truths", "val").to_pandas()
+    assert len(set(truths["difficulty"].dropna())) > 1
+    assert truths[["difficulty", "occlusion", "truncation", "image_box"]].notna().all().all()
+    ours = Evaluator("pcdet", "v1").request_evaluation(n_epoch=None).metrics_summary(full=True).iloc[0]
+    assert 0.1 < ours["ap40_3d_moderate"] < 0.95
+    for kind in ("3d", "bev", "image"):
+        for level in ("moderate", "hard"):  # no car of the frame is easy: theirs 0, ours nothing
+            expected = theirs[f"Car_{kind}/{level}_R40"] / 100
+            print(kind, level, expected, ours[f"ap40_{kind}_{level}"])
+            assert ours[f"ap40_{kind}_{level}"] == pytest.approx(expected, abs=0.002), (kind, level)
