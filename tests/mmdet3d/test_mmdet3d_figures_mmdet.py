@@ -72,7 +72,13 @@ def moved(found: Any, shape: tuple[int, int], rng: Any) -> tuple[torch.Tensor, t
     return torch.minimum(boxes.clamp(min=0), limits), labels
 
 
-@pytest.mark.parametrize("name", FILES)
+# One of each kind of head; `make test-all` has the others.
+KINDS = {"faster", "fcos", "detr", "yolox"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=() if one in KINDS else pytest.mark.heavy) for one in FILES]
+)
 def test_map_is_that_of_mmdets_own_metric(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
     made: list[Any] = []
@@ -86,9 +92,8 @@ def test_map_is_that_of_mmdets_own_metric(name: str, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(coco_metric, "COCOeval", Kept)
     model, data, rng = mmdet_detector(name), Pictures(), np.random.default_rng(0)
-    for (
-        part
-    ) in model.modules():  # what is below this is nothing to the model, with random weights nothing is above
+    for part in model.modules():
+        # What is below this is nothing to the model; with random weights nothing is above.
         if (cfg := getattr(part, "test_cfg", None)) is not None and "score_thr" in cfg:
             cfg.score_thr = 0.01
     if name == "centernet":  # with random weights its boxes have next to no extent
