@@ -65,7 +65,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("how", ["attach", "mld run"])
+@pytest.mark.parametrize("how", ["attach", pytest.param("mld run", marks=pytest.mark.heavy)])
 def test_the_processes_of_a_training_on_two_devices_are_recorded(
     torchvision: object, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
