@@ -30,7 +30,9 @@ def test_a_helper_of_tests_brings_those_that_use_it():
     near = near_tests([ROOT / "tests" / "parts" / "data" / "kitti_frames.py"], {})
     wanted = {"test_eval_kitti.py", "test_eval_kitti_figures.py", "test_eval_road_rounds.py"}
     wanted |= {"test_ray_rounds.py", "test_mmdet3d_kitti_metrics.py", "test_mmdet3d_kitti_run.py"}
-    assert {one.path.name for one in near} == wanted
+    names = {one.path.name for one in near}
+    assert wanted <= names
+    assert not names & {"test_eval_detection_coco.py", "test_eval_nuscenes.py", "test_quick.py"}
 
 
 def test_what_does_not_fit_is_left_and_what_is_changed_is_not():
