@@ -224,6 +224,7 @@ def test_nothing_is_said_of_nodes(where, tmp_path, caplog, monkeypatch):
     model = net()
     if where == "an endpoint":
         monkeypatch.setenv("MLD_API_ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setenv("MLD_UPLOAD_LINGER", "1")
     if where == "another rank of the node":
         monkeypatch.setenv("LOCAL_RANK", "1")
     stores = [tmp_path / "a", tmp_path / ("a" if where == "the same folder" else "b")]
