@@ -105,6 +105,48 @@ class _Kitti:
         self.kitti_infos = [{"point_cloud": {"lidar_idx": "000000"}, "annos": annos}]
 
 
+class _Counted(list[Any]):
+    """Says how often it was walked through."""
+
+    walks = 0
+
+    def __iter__(self) -> Any:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_infos_of_ones_own_lose_no_boxes_and_are_walked_through_once() -> None:
+    model = pcd.FakeTemplate(pcd.FakeAnchorHead())
+    model.class_names = pcd.CLASSES
+    adapter = find_adapter(model, "detection3d")
+    batch = {"gt_boxes": torch.tensor([[[9.0, 1, 0, 3.9, 1.6, 1.5, 0, 1]]]), "frame_id": np.array(["000000"])}
+
+    def asked(dataset: Any) -> set[str]:
+        (truth,) = adapter.truths(ModelCall((batch,), {}, None, dataset=dataset), batch)
+        assert truth.labels.tolist() == [0]
+        return set(truth.columns) & {"difficulty", "occlusion", "truncation", "image_box"}
+
+    car = {
+        "name": np.array(["Car"]),
+        "dimensions": np.array([[3.9, 1.5, 1.6]]),
+        "difficulty": np.array([1]),
+        "bbox": np.zeros((2, 4)),
+    }
+    data = _Kitti()
+    info = {"point_cloud": {"lidar_idx": "000000"}}
+    data.kitti_infos = _Counted([{**info, "annos": car}] * 3)  # as a frame stands there more than once
+    for _ in range(5):
+        assert asked(data) == {"difficulty"}
+    assert data.kitti_infos.walks == 1
+    for annos in ({"name": car["name"]}, {**car, "dimensions": car["dimensions"][:0]}, None):
+        other = _Kitti()
+        other.kitti_infos = [{**info, "annos": annos}]
+        assert asked(other) == set()
+    endless = _Kitti()
+    endless.dataset = endless
+    assert asked(endless) == set()
+
+
 def test_openpcdets_infos_are_asked_for_what_its_batch_lacks() -> None:
     model = pcd.FakeTemplate(pcd.FakeAnchorHead())
     model.class_names = pcd.CLASSES

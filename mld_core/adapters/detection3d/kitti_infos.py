@@ -13,14 +13,19 @@ from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
 
 _FACTS = {"difficulty": "difficulty", "occluded": "occlusion", "truncated": "truncation"}
-_BY_FRAME: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
-"""Of data sets that were asked: annotations by the frame's name."""
+_BY_FRAME: WeakKeyDictionary[Any, tuple[int, dict[str, Any]]] = WeakKeyDictionary()
+"""Of data sets that were asked: how many infos they held, and the annotations by the frame's name."""
+
+_DEEPEST = 16
 
 
 def innermost(dataset: Any) -> Any:
     """The data set within those that repeat or balance it."""
-    while read(dataset, "dataset") is not None:
-        dataset = read(dataset, "dataset")
+    for _ in range(_DEEPEST):  # one that names itself as its own has no end
+        inner = read(dataset, "dataset")
+        if inner is None:
+            break
+        dataset = inner
     return dataset
 
 
@@ -31,10 +36,10 @@ def annotations_of(dataset: Any, frame: Any) -> Mapping[str, Any]:
     if not isinstance(infos, list) or frame is None:
         return {}
     try:
-        known = _BY_FRAME.get(dataset)
-        if known is None or len(known) != len(infos):
+        size, known = _BY_FRAME.get(dataset, (-1, {}))
+        if size != len(infos):
             known = {str(one["point_cloud"]["lidar_idx"]): one.get("annos") for one in infos}
-            _BY_FRAME[dataset] = known
+            _BY_FRAME[dataset] = len(infos), known
     except (TypeError, KeyError):  # a data set of the user's own; what it does not tell is not known
         return {}
     found = known.get(str(frame))
@@ -52,20 +57,26 @@ def add_facts(truth: Truth, known: Mapping[str, Any], class_names: Sequence[str]
     names = np.asarray(known["name"]).astype(str)
     rows = np.flatnonzero(np.isin(names, class_names))
     own = [class_names[label] for label in truth.labels.tolist()]
-    if own != names[rows].tolist():
+    # Columns of a data set of the user's own may be missing, or of another length.
+    told = {
+        key: as_array(known[key]) for key in (*_FACTS, "dimensions", "bbox") if known.get(key) is not None
+    }
+    told = {key: value[rows] for key, value in told.items() if len(value) == len(names)}
+    sizes = told.get("dimensions")  # length, height, width
+    if own != names[rows].tolist() or sizes is None:
         return
-    sizes = as_array(known["dimensions"])[rows]  # length, height, width
     if not np.allclose(sizes, truth.boxes[:, [4, 5, 3]], atol=0.01):
         return
-    facts = {ours: as_array(known[key])[rows] for key, ours in _FACTS.items() if known.get(key) is not None}
-    if known.get("bbox") is not None:
-        facts |= image_box_column(as_array(known["bbox"])[rows], len(rows))
+    facts = {ours: told[key] for key, ours in _FACTS.items() if key in told}
+    if "bbox" in told:
+        facts |= image_box_column(told["bbox"], len(rows))
     truth.columns.update({**facts, **truth.columns})
 
 
 def dont_care(known: Mapping[str, Any]) -> list[list[float]]:
     """Image boxes of the regions in which KITTI's annotators named no objects."""
-    if known.get("bbox") is None:
+    rows = np.asarray(known.get("name", ())).astype(str) == "DontCare"
+    boxes = known.get("bbox")
+    if boxes is None or len(boxes) != len(rows):
         return []
-    rows = np.asarray(known["name"]).astype(str) == "DontCare"
-    return [[float(one) for one in box] for box in as_array(known["bbox"])[rows]]
+    return [[float(one) for one in box] for box in as_array(boxes)[rows]]
