@@ -159,16 +159,8 @@ def estimate_errors(
         reason = f"{wrong} wrong and {right} right units: {MINIMUM} of each are needed"
         model = ErrorModel(None, None, None, confidence, constant, MSP_ISOTONIC)
         return ErrorProbability(baseline.copy(), baseline, MSP_ISOTONIC, reason, float("nan"), model)
-    raw: list[NDArray[np.float64]] = []
-    calibrated: list[NDArray[np.float64]] = []
-    for repeats in (folds[:1], folds[1:]):
-        made = _cross_fit(inputs, repeats, len(raw), workers)
-        raw += made
-        calibrated += [_platt(z, inputs, fold, workers) for z, fold in zip(made, repeats, strict=True)]
-        proba = np.array(expit(np.mean(calibrated, axis=0)))
-        gained = guard(proba[known], baseline[known], inputs.errors[known], groups[known])
-        if gained < HOPELESS:
-            break
+    raw, calibrated, gained = _repeated(inputs, baseline, folds, groups, workers)
+    proba = _mean_proba(calibrated)
     source = CSE if gained > NORMAL_95 else MSP_ISOTONIC
     reason = (
         "" if source == CSE else f"log-loss not significantly below the softmax baseline's (z = {gained:.2f})"
@@ -184,6 +176,33 @@ def estimate_errors(
         return ErrorProbability(baseline.copy(), baseline, source, reason, gained, full)
     looks = tuple(np.where(inputs.errors < 0, proba, expit(z)) for z in calibrated)
     return ErrorProbability(proba, baseline, source, reason, gained, full, looks)
+
+
+def _repeated(
+    inputs: StackInputs,
+    baseline: NDArray[np.float64],
+    folds: list[NDArray[np.int8]],
+    groups: NDArray[np.int64],
+    workers: Workers,
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], float]:
+    """Log-odds of each repeat, the same calibrated, and what the guard says; one where it is hopeless."""
+    known = inputs.base_rows
+    raw: list[NDArray[np.float64]] = []
+    calibrated: list[NDArray[np.float64]] = []
+    gained = 0.0
+    for repeats in (folds[:1], folds[1:]):
+        made = _cross_fit(inputs, repeats, len(raw), workers)
+        raw += made
+        calibrated += [_platt(z, inputs, fold, workers) for z, fold in zip(made, repeats, strict=True)]
+        proba = _mean_proba(calibrated)
+        gained = guard(proba[known], baseline[known], inputs.errors[known], groups[known])
+        if gained < HOPELESS:
+            break
+    return raw, calibrated, gained
+
+
+def _mean_proba(log_odds: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.array(expit(np.mean(log_odds, axis=0)))
 
 
 def guard(
