@@ -15,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from mld_core.evaluation.analysis.stack_features import (
-    ENCODING_WEIGHT,
-    ONE_HOT_CLASSES,
-    StackInputs,
-    fold_columns,
-    neighbour_rates,
+from mld_core.evaluation.analysis.error_model import (
+    CONSTANT,
+    CSE,
+    MSP_ISOTONIC,
+    PREDICT_ROWS,
+    ErrorModel,
+    score_rest,
+    tree_logit,
+    unit_columns,
 )
+from mld_core.evaluation.analysis.stack_features import StackInputs
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.confidence import Confidence, fit_confidence
@@ -42,52 +46,6 @@ CALIBRATION_BINS = 4_096
 MINIMUM = 30
 HOPELESS = -0.5
 """The guard's z of one repeat below which there are no more: the mean of three gains less than 2 on it."""
-
-_PREDICT_ROWS = 65_536
-TREE_ROWS = 2_048
-"""Rows that stay in a core's cache while one tree after the other walks over them."""
-
-CSE = "cse"
-MSP_ISOTONIC = "msp_isotonic"
-CONSTANT = "constant"
-
-
-@dataclass(frozen=True)
-class ErrorModel:
-    """What scores units that took no part in the fit: fitted on every labelled unit.
-
-    Attributes:
-        trees: The boosted trees, None where the published score is the baseline or a constant.
-        linear: The logistic regression on the same columns.
-        platt: Calibration of the mean of both log-odds.
-        confidence: Baseline risk from the largest softmax probability, None where it is constant.
-        constant: (E + 1) / (n + 2).
-        source: What `error_proba` is: "cse", "msp_isotonic" or "constant".
-        shift: Added to the mean of both log-odds, which were fitted to a sample drawn by the outcome.
-    """
-
-    trees: Any
-    linear: Logistic | None
-    platt: Logistic | None
-    confidence: Confidence | None
-    constant: float
-    source: str
-    shift: float = 0.0
-
-    def baseline(self, msp: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) risk a monitor of the softmax confidence would see."""
-        return np.full(len(msp), self.constant) if self.confidence is None else self.confidence.risk(msp)
-
-    def error_proba(self, columns: NDArray[np.float32], msp: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N,) error probability of units with all columns of the estimator."""
-        if self.source == CONSTANT:
-            return np.full(len(msp), self.constant)
-        if self.source == MSP_ISOTONIC:
-            return self.baseline(msp)
-        assert self.linear is not None
-        assert self.platt is not None
-        mean = (tree_logit(self.trees, columns) + self.linear.logit(columns)) / 2 + self.shift
-        return np.asarray(expit(self.platt.logit(mean[:, None])))
 
 
 @dataclass(frozen=True)
@@ -171,7 +129,7 @@ def estimate_errors(
     if unlabelled:
         rows = np.flatnonzero(inputs.errors < 0)
         assert full is not None
-        proba[rows] = _score_new(full, inputs, rows, msp)
+        proba[rows] = score_rest(full, inputs, rows, msp)
     if source != CSE:
         return ErrorProbability(baseline.copy(), baseline, source, reason, gained, full)
     looks = tuple(np.where(inputs.errors < 0, proba, expit(z)) for z in calibrated)
@@ -264,16 +222,10 @@ def _fit_fold(
     if not len(rows) or errors.min() == errors.max():
         z[test] = logit((errors.sum() + 1) / (len(errors) + 2))
         return
-    trees, linear = fit_pair(_columns(inputs, rows, folds, fold), errors, _settings(inputs), workers)
-    for span in spans(len(test), _PREDICT_ROWS):
-        columns = _columns(inputs, test[span], folds, fold)
+    trees, linear = fit_pair(unit_columns(inputs, rows, folds, fold), errors, _settings(inputs), workers)
+    for span in spans(len(test), PREDICT_ROWS):
+        columns = unit_columns(inputs, test[span], folds, fold)
         z[test[span]] = (tree_logit(trees, columns) + linear.logit(columns)) / 2 + shift
-
-
-def _columns(
-    inputs: StackInputs, rows: NDArray[np.int64], folds: NDArray[np.int8] | None, held_out: int
-) -> NDArray[np.float32]:
-    return np.column_stack([inputs.fixed[rows], fold_columns(inputs, rows, folds, held_out)])
 
 
 def fit_sample(
@@ -325,14 +277,6 @@ def fit_pair(
     with filters_kept():
         trees.fit(columns, errors)
     return trees, linear
-
-
-def tree_logit(trees: Any, columns: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,) log-odds of the trees."""
-    made = np.empty(len(columns))
-    for span in spans(len(columns), TREE_ROWS):
-        made[span] = trees.decision_function(columns[span])
-    return made
 
 
 def _platt(
@@ -391,64 +335,9 @@ def _full_model(
     if source != CSE:
         return ErrorModel(None, None, None, confidence, constant, source)
     rows, shift = _sampled(inputs, inputs.base_rows, len(SALTS) * FOLDS)
-    columns = _columns(inputs, rows, None, -1)
+    columns = unit_columns(inputs, rows, None, -1)
     trees, linear = fit_pair(columns, inputs.errors[rows], _settings(inputs), workers)
     known = inputs.base_rows
     # The log-odds of new units are as spread as out-of-fold ones: those are what it is fitted to.
     platt = fit_platt(np.mean(raw, axis=0)[known], inputs.errors[known], np.ones(len(known)), workers)
     return ErrorModel(trees, linear, platt, confidence, constant, source, shift)
-
-
-def _score_new(
-    model: ErrorModel, inputs: StackInputs, rows: NDArray[np.int64], msp: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    if model.source != CSE:
-        return model.error_proba(inputs.fixed[:0], msp[rows])
-    parts = [
-        model.error_proba(_columns(inputs, rows[span], None, -1), msp[rows[span]])
-        for span in spans(len(rows), _PREDICT_ROWS)
-    ]
-    return np.concatenate(parts)
-
-
-def score_units(
-    model: ErrorModel, reference: StackInputs, new: StackInputs, msp: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Error probability of units of another split by a model fitted on `reference`.
-
-    Args:
-        model: Fitted on the reference split.
-        reference: What it was fitted on.
-        new: Columns of the new units; `new.around` holds their surroundings among the reference units.
-        msp: (N,) largest softmax probability of the new units.
-    """
-    if model.source != CSE:
-        return model.error_proba(new.fixed[:0], msp)
-    made = [
-        model.error_proba(_new_columns(new, reference, span), msp[span])
-        for span in spans(len(msp), _PREDICT_ROWS)
-    ]
-    return np.concatenate(made) if made else np.empty(0)
-
-
-def _new_columns(new: StackInputs, reference: StackInputs, span: slice) -> NDArray[np.float32]:
-    rows = np.arange(span.start, span.stop)
-    values = reference.errors[reference.base_rows].astype(np.float32)
-    parts = [new.fixed[rows], neighbour_rates(new.around, values, rows)[0]]
-    if new.n_class > ONE_HOT_CLASSES:
-        rate = _class_rates(reference)
-        parts += [rate[0][new.prediction[rows], None], rate[1][new.runner_up[rows], None]]
-    return np.concatenate(parts, axis=1)
-
-
-def _class_rates(reference: StackInputs) -> list[NDArray[np.float32]]:
-    """Error rate of each predicted and each second class among the reference units, prior weight 20."""
-    known = reference.base_rows
-    errors = reference.errors[known].astype(np.float64)
-    made = []
-    for classes in (reference.prediction[known], reference.runner_up[known]):
-        place = classes % (reference.n_class + 1)
-        size = np.bincount(place, minlength=reference.n_class + 1)
-        wrong = np.bincount(place, weights=errors, minlength=reference.n_class + 1)
-        made.append(((wrong + ENCODING_WEIGHT * errors.mean()) / (size + ENCODING_WEIGHT)).astype(np.float32))
-    return made

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis import halves
 from mld_core.evaluation.analysis.analysis import prepare, reference_of, shared_codes
 from mld_core.evaluation.analysis.answers import AnalysisOptions, Fitted, SplitAnalysis, UnitAnswers, Work
-from mld_core.evaluation.analysis.error_probability import score_units
+from mld_core.evaluation.analysis.error_model import score_units
 from mld_core.evaluation.analysis.stack_features import (
     EPOCH_COLUMNS,
     StackInputs,

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from mld_core.evaluation.analysis.error_probability import CSE, MINIMUM, TREE_ROWS, ErrorProbability
+from mld_core.evaluation.analysis.error_model import CSE, TREE_ROWS
+from mld_core.evaluation.analysis.error_probability import MINIMUM, ErrorProbability
 from mld_core.evaluation.analysis.stack_features import StackInputs, fold_columns
 from mld_core.evaluation.detection.codes import A, U
 from mld_core.evaluation.engine.executor import Workers

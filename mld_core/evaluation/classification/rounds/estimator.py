@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from mld_core.evaluation.analysis.error_model import CONSTANT, CSE, MSP_ISOTONIC, tree_logit
 from mld_core.evaluation.analysis.error_probability import (
-    CONSTANT,
-    CSE,
     FIT_ROWS,
     MINIMUM,
-    MSP_ISOTONIC,
     SAMPLED_TREES,
     TREES,
     WHOLE,
@@ -26,7 +24,6 @@ from mld_core.evaluation.analysis.error_probability import (
     fit_platt,
     fit_sample,
     guard,
-    tree_logit,
 )
 from mld_core.evaluation.analysis.stack_features import class_rates, joined_columns, shrunk
 from mld_core.evaluation.classification.rounds.block import Block, Draw

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mld_core.evaluation.analysis.error_probability import CSE
+from mld_core.evaluation.analysis.error_model import CSE
 from mld_core.evaluation.classification.rounds.block import Block
 from mld_core.evaluation.classification.rounds.cells import Around
 from mld_core.evaluation.classification.rounds.estimator import Estimator, held_out_columns
