@@ -12,7 +12,6 @@ import contextlib
 import os
 import pickle
 import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from mld_core.evaluation.engine.executor import Round, State, Workers, enter_worker
+from mld_core.evaluation.engine.folders import work_folder
 from mld_core.evaluation.engine.rounds import (
     Cost,
     Folded,
@@ -147,8 +147,8 @@ class RayRounds:
 def run_part(walk: Walk, work: Round[S], tables: bool) -> Walked[S]:
     """One part, in a process of the cluster, with one thread as in a pool of threads."""
     enter_worker()
-    with threadpool_limits(1), tempfile.TemporaryDirectory(prefix="mld-part-") as folder:
-        target = target_of(walk, Path(folder) if tables else None)
+    with threadpool_limits(1), work_folder("mld-part-") as folder:
+        target = target_of(walk, folder if tables else None)
         walked = walk_part(walk, work, target, measure=True)
         if target is not None and target.exists():
             walked.table = np.fromfile(target, np.uint8)

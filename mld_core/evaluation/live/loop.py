@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mld_core.evaluation.engine.executor import Reporter, Stage, Workers
+from mld_core.evaluation.engine.folders import work_folder
 from mld_core.evaluation.live.figures import (
     ANALYSED,
     LEFT_OUT,
@@ -51,8 +50,6 @@ _TURN_SECONDS = 15.0
 """How long it waits then for the analyses of other trainings."""
 
 _FOLDER = "mld-live-"
-_STALE_SECONDS = 60.0
-"""A folder of nobody's is removed when it is so old; younger, it may be about to be locked."""
 
 
 class TooLateError(Exception):
@@ -117,7 +114,6 @@ class Evaluation:
         """
         threading.Thread(target=self._listen, name="inbox", daemon=True).start()
         threading.Thread(target=self._measure, name="metrics", daemon=True).start()
-        _sweep()
         while (one := self._next()) is not None:
             try:
                 with self._alone():
@@ -325,12 +321,12 @@ class Evaluation:
 
     def _found(self, selection: PassSelection, train: PassSelection | None) -> Analysed:
         engine = Workers(1, _Asking(self._go_on))
-        with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder, locked(Path(folder)):
+        with work_folder(_FOLDER) as folder:
             if selection.task == "classification":
-                return analyse_samples(selection, train, self._info, engine, Path(folder))
+                return analyse_samples(selection, train, self._info, engine, folder)
             from mld_core.evaluation.live.boxes import analyse_boxes
 
-            return analyse_boxes(selection, self._info, engine, Path(folder))
+            return analyse_boxes(selection, self._info, engine, folder)
 
 
 class _Asking(Reporter):
@@ -358,14 +354,3 @@ def _failure(attempt: Path, what: str, error: Exception) -> str:
     if attempt.is_dir():
         return f"{what} failed: {error!r}"
     return f"its records went meanwhile: {error}"
-
-
-def _sweep() -> None:
-    """Remove the folders of processes that were killed: who works in one holds its lock."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
-                continue
-            with locked(folder, wait=False) as mine:
-                if mine:
-                    shutil.rmtree(folder, ignore_errors=True)
