@@ -1,12 +1,22 @@
-"""What a `transformers.Trainer` prepares of a batch, noted on its way to the model."""
+"""Batches on their way to the model, noted by what stands in the place of a framework's own functions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import weakref
+from collections.abc import Callable, Mapping
+from functools import wraps
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from mld_core.tracing.batch.batches import tensors_in
+from mld_core.tracing.batch.fingerprint import moved
 
 if TYPE_CHECKING:
     from mld_core.tracing.capture.forward import LatestForward
+    from mld_core.tracing.run.recorder import Recorder
+
+_watching: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 
 class Prepared:
@@ -25,3 +35,48 @@ class Prepared:
         prepared = type(self.trainer)._prepare_inputs(self.trainer, inputs)  # noqa: SLF001
         self.forward.given = dict(prepared) if isinstance(prepared, Mapping) else {}
         return prepared
+
+
+def leaves_host(device: Any) -> bool:
+    """Whether batches that are moved to this device leave the host."""
+    return getattr(device, "type", "cpu") != "cpu"
+
+
+def watch_moves(recorder: Recorder, device: Any, module: ModuleType, name: str) -> None:
+    """Loaders that give batches on a device: what they were before is noted, and hashed in their stead.
+
+    Args:
+        recorder: for as long as one lives that asked for it, batches are noted.
+        device: where batches go; on the host nothing is done.
+        module: its loaders' `__iter__` calls the function by this name.
+        name: of the function, which moves a batch to a device.
+    """
+    if recorder.disabled or not leaves_host(device):
+        return
+    lost = "nothing; the inputs' hash is made on the device"
+    with recorder.guard.catch("watching how batches go to the device", lost=lost):
+        _watching.add(recorder)
+        move = getattr(module, name)
+        if not hasattr(move, "mld_inner"):
+            setattr(module, name, _noting(move, module, name))
+
+
+def _noting(move: Callable[..., Any], module: ModuleType, name: str) -> Callable[..., Any]:
+    """The function itself, which also notes what it was given and gives; it goes when nobody records."""
+
+    @wraps(move)
+    def noted(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        before = []
+        if _watching:
+            with contextlib.suppress(Exception):  # of the user's batch
+                before = tensors_in(batch)  # first: some batches are moved in place
+        elif getattr(module, name) is noted:
+            setattr(module, name, move)
+        there = move(batch, *args, **kwargs)
+        if before:
+            with contextlib.suppress(Exception):
+                moved.note(before, tensors_in(there))
+        return there
+
+    noted.mld_inner = move  # type: ignore[attr-defined]
+    return noted

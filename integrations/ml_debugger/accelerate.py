@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
+from ml_debugger._prepared import watch_moves
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.tracing.run.arguments import arguments_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 try:
-    from accelerate import tracking
+    from accelerate import data_loader, tracking
     from accelerate.utils import broadcast_object_list
 except ImportError as error:
     raise ImportError(
@@ -88,6 +89,7 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     global _newest  # noqa: PLW0603 - the tracker is made by Accelerate and knows nothing of this call
     accelerator, model = given.accelerator, given.model
     recorder = Recorder(**given.less("accelerator", "model", "train", "val", "test"))
+    watch_moves(recorder, accelerator.device, data_loader, "send_to_device")
     inner = unwrap_to_trace(model)
     names = recorder.resolve_names(inner) if accelerator.is_main_process else {}
     if accelerator.num_processes > 1:

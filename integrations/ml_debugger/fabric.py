@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ml_debugger._loop import LoopArguments, LoopRecorder, traced_loaders
+from ml_debugger._prepared import watch_moves
 from mld_core.tracing.run.arguments import arguments_of
 
 try:
-    from lightning.fabric.wrappers import is_wrapped
+    from lightning.fabric import wrappers
 except ImportError as error:
     raise ImportError("ml_debugger.fabric needs Lightning: pip install 'ml-debugger[lightning]'") from error
 
@@ -61,7 +62,8 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
 
     fabric, model = given.fabric, given.model
     recorder = Recorder(**given.less("fabric", "model", "train", "val", "test"))
-    inner = model.module if is_wrapped(model) else model
+    watch_moves(recorder, fabric.device, wrappers, "move_data_to_device")
+    inner = model.module if wrappers.is_wrapped(model) else model
     inner = unwrap_to_trace(inner, getattr(model, "_forward_module", model))
     names = recorder.resolve_names(inner) if fabric.is_global_zero else {}
     names = fabric.broadcast(names)  # our only collective; every rank is here

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from ml_debugger._prepared import Prepared
+from ml_debugger._prepared import Prepared, watch_moves
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
@@ -39,7 +39,7 @@ from mld_core.tracing.run.leaving import Leaving
 from mld_core.tracing.run.options import WrapperOptions
 
 try:
-    from accelerate.utils import broadcast_object_list
+    from accelerate import data_loader, utils
     from transformers import Trainer, TrainerCallback
 except ImportError as error:
     raise ImportError(
@@ -94,6 +94,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
 
     def _attach(self, args: Any, model: Any) -> None:
         self._args, self._compiled = args, _is_compiled(args)
+        watch_moves(self._recorder, args.device, data_loader, "send_to_device")
         if isinstance(model, torch.nn.Module) and not self._recorder.disabled:
             if self._compiled:
                 say_compiled(model)
@@ -127,7 +128,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
                 self._recorder.restore(_state_at(settled["saved"], resume_step))
                 settled["names"] = self._recorder.resolve_names(model)
             if self._args.world_size > 1:
-                settled = broadcast_object_list([settled])[0]  # our only collective; every rank is here
+                settled = utils.broadcast_object_list([settled])[0]  # our only collective; every rank is here
             self._names, self._saved = settled["names"], settled["saved"]
             self._recorder.restore(_state_at(self._saved, resume_step))
         self._recorder.start(

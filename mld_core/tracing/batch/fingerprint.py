@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +30,7 @@ LATE: Final = "inputs not hashed: the thread that hashes was late"
 _HELD: Final = 2  # batches
 _GLANCE: Final = 61  # numbers of a batch: odd, so that they stand at other places in each row
 _PATIENCE_S: Final = 60.0
+_HELD_BYTES: Final = 16 << 20  # of moved batches; two are held whatever they weigh
 
 
 class Fingerprint:
@@ -233,3 +236,77 @@ def _work(waiting: queue.SimpleQueue[Fingerprint | None], held: list[Fingerprint
         fingerprint.make(aside=True)
         held.remove(fingerprint)
         del fingerprint
+
+
+class Moved:
+    """The host's tensors of batches that went to a device, each for as long as its copy there lives.
+
+    Two batches are held at most, more only while all of them fit into 16 MiB: a step of many micro-batches
+    moves them all before the first is through.
+    """
+
+    def __init__(self) -> None:
+        # By the copy's `id`, which only its own reference proves. Replaced whole: several threads may train.
+        self._batches: tuple[dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]], ...] = ()
+
+    def note(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
+        """A batch was moved.
+
+        Args:
+            before: its tensors as the loader gave them.
+            after: the same in the same order, as they are now.
+        """
+        if len(before) != len(after):
+            return
+        pairs: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
+        for here, there in zip(before, after, strict=True):
+            if here.is_cpu and not there.is_cpu and here.shape == there.shape and here.dtype == there.dtype:
+                key = id(there)
+                pairs[key] = (weakref.ref(there, partial(_forget, pairs, key)), here)
+        kept = [batch for batch in (*self._batches, pairs) if batch]
+        while len(kept) > _HELD and sum(map(_held_by, kept)) > _HELD_BYTES:
+            kept.pop(0).clear()  # each pair's reference holds the whole
+        self._batches = tuple(kept)
+
+    def at_home(self, inputs: Any) -> Any | None:
+        """The same inputs as they lay on the host; None where that is not known of one of their tensors."""
+        batches = self._batches
+        try:
+            return _replaced(inputs, lambda there: _counterpart(batches, there))
+        except LookupError:
+            return None
+
+
+moved: Final = Moved()
+"""Of this process: frameworks move batches by functions of their own, whoever trains."""
+
+
+def _forget(pairs: dict[int, Any], key: int, _: Any) -> None:
+    pairs.pop(key, None)
+
+
+def _held_by(pairs: dict[int, tuple[Any, torch.Tensor]]) -> int:
+    return sum(weight(here) for _, here in list(pairs.values()))
+
+
+def _counterpart(batches: Sequence[dict[int, Any]], there: torch.Tensor) -> torch.Tensor:
+    for pairs in reversed(batches):
+        reference, here = pairs.get(id(there), (None, None))
+        if reference is not None and reference() is there and here is not None:
+            found: torch.Tensor = here
+            return found
+    raise LookupError
+
+
+def _replaced(value: Any, counterpart: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Nested inputs with other tensors in the place of those that lie on a device."""
+    if isinstance(value, torch.Tensor):
+        return value if value.is_cpu else counterpart(value)
+    if isinstance(value, Mapping):
+        return {key: _replaced(part, counterpart) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [_replaced(part, counterpart) for part in value]
+        if isinstance(value, list):
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from mld_core.records.format.schema import HASH_KIND, INDEX_SOURCES
 from mld_core.records.write.writer import Account
 from mld_core.tracing.batch.batches import CONTENT_HASH, Batch, count_rows
-from mld_core.tracing.batch.fingerprint import LATE, Fingerprint, HashThread
+from mld_core.tracing.batch.fingerprint import LATE, Fingerprint, HashThread, moved
 from mld_core.tracing.batch.hashing import hash_kind, input_hash_of, on_host
 from mld_core.tracing.batch.hashing_host import INLINE_BYTES, QUICK_BYTES
+from mld_core.tracing.batch.hashing_numpy import KIND as DEVICE_KIND
 from mld_core.tracing.batch.identity import find_id_column
 from mld_core.tracing.batch.labels import find_inputs, find_labels
 from mld_core.tracing.batch.places import BatchPlan
@@ -53,6 +54,7 @@ class Session(RunWriter, ABC):
         self.reading = BatchPlan(self._search)
         self._hasher = HashThread()
         self.before_device: Any = None  # the batch in hand as the loader gave it, where a wrapper saw that
+        self._hashes_on_device = False  # a pass began so: hashes compare within one kind only
         self.pictures = Pictures(self.options.image_fn, self.guard)
 
     # -- hooks -----------------------------------------------------------------------------------------------
@@ -208,9 +210,11 @@ class Session(RunWriter, ABC):
         inputs = batch.inputs
         if not wanted or inputs is None:
             return None, None
-        if self.before_device is not None:
-            inputs = self._to_hash(batch, n)
         fingerprint = Fingerprint(inputs, n)
+        if not fingerprint.on_host:
+            inputs = self._to_hash(batch, n)
+            if inputs is not batch.inputs:
+                fingerprint = Fingerprint(inputs, n)
         if fingerprint.on_host:
             return self._beside(fingerprint, batch.id_source, mode), None
         if n is None:
@@ -220,17 +224,20 @@ class Session(RunWriter, ABC):
 
     def _to_hash(self, batch: Batch, n: int | None) -> Any:
         """The inputs that are hashed: the loader's own where the batch went to a device since."""
-        if self.before_device is None or on_host(batch.inputs):
+        if self._hashes_on_device or on_host(batch.inputs):
             return batch.inputs
-        own = self.read(self.before_device)
-        same = own.inputs is not None and own.n == n and on_host(own.inputs)
-        return own.inputs if same else batch.inputs
+        if self.before_device is None:
+            own = moved.at_home(batch.inputs)
+            return batch.inputs if own is None else own
+        read = self.read(self.before_device)
+        same = read.inputs is not None and read.n == n and on_host(read.inputs)
+        return read.inputs if same else batch.inputs
 
     def _beside(self, fingerprint: Fingerprint, id_source: str, mode: str) -> Fingerprint:
         """Has the hash made: here where it is quick and ids may need it, else on the thread for that.
 
-        Where that is late there is none, unless rows would have no ids, or an evaluation could count rows
-        twice (users' ids that ranks share are told apart by it).
+        Where that is late there is none, unless it is quick, rows would have no ids, or an evaluation could
+        count rows twice (users' ids that ranks share are told apart by it).
         """
         if fingerprint.n is None:
             return fingerprint
@@ -239,7 +246,8 @@ class Session(RunWriter, ABC):
         if fingerprint.nbytes <= at_once and id_source not in INDEX_SOURCES:
             fingerprint.make()
         elif not self._hasher.take(fingerprint):
-            if id_source == CONTENT_HASH or (mode != "train" and id_source not in INDEX_SOURCES):
+            counts_twice = mode != "train" and id_source not in INDEX_SOURCES
+            if id_source == CONTENT_HASH or counts_twice or fingerprint.nbytes <= QUICK_BYTES:
                 fingerprint.make()
             else:
                 fingerprint.skip(LATE)
@@ -247,9 +255,9 @@ class Session(RunWriter, ABC):
 
     def _kind_of(self, batch: Batch) -> dict[str, str]:
         """How the inputs of a pass are hashed, by its first batch."""
-        if not self.options.input_hash:
-            return {}
-        return {HASH_KIND: hash_kind(self._to_hash(batch, batch.n))}
+        kind = hash_kind(self._to_hash(batch, batch.n))
+        self._hashes_on_device = kind == DEVICE_KIND
+        return {HASH_KIND: kind} if self.options.input_hash else {}
 
     def tell_id_source(self, source: str) -> None:
         """Says once where ids come from."""
