@@ -236,8 +236,8 @@ class Session(RunWriter, ABC):
     def _beside(self, fingerprint: Fingerprint, id_source: str, mode: str) -> Fingerprint:
         """Has the hash made: here where it is quick and ids may need it, else on the thread for that.
 
-        Where that is late there is none, unless it is quick, rows would have no ids, or an evaluation could
-        count rows twice (users' ids that ranks share are told apart by it).
+        Where that is late there is none, unless rows would have no ids, or an evaluation could count rows
+        twice (users' ids that ranks share are told apart by it).
         """
         if fingerprint.n is None:
             return fingerprint
@@ -246,8 +246,7 @@ class Session(RunWriter, ABC):
         if fingerprint.nbytes <= at_once and id_source not in INDEX_SOURCES:
             fingerprint.make()
         elif not self._hasher.take(fingerprint):
-            counts_twice = mode != "train" and id_source not in INDEX_SOURCES
-            if id_source == CONTENT_HASH or counts_twice or fingerprint.nbytes <= QUICK_BYTES:
+            if id_source == CONTENT_HASH or (mode != "train" and id_source not in INDEX_SOURCES):
                 fingerprint.make()
             else:
                 fingerprint.skip(LATE)
@@ -256,7 +255,7 @@ class Session(RunWriter, ABC):
     def _kind_of(self, batch: Batch) -> dict[str, str]:
         """How the inputs of a pass are hashed, by its first batch."""
         kind = hash_kind(self._to_hash(batch, batch.n))
-        self._hashes_on_device = kind == DEVICE_KIND
+        self._hashes_on_device = self._hashes_on_device or kind == DEVICE_KIND
         return {HASH_KIND: kind} if self.options.input_hash else {}
 
     def tell_id_source(self, source: str) -> None:

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from ml_debugger import _prepared, accelerate, fabric
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
-from mld_core.tracing.batch.fingerprint import Moved
+from mld_core.tracing.batch.fingerprint import HashThread, Moved
 from mld_core.tracing.guard import forget_told
 
 pytestmark = [
@@ -44,7 +44,9 @@ MOVERS = {
 
 
 @pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The thread that hashes is never late."""
+    monkeypatch.setattr(HashThread, "take", lambda self, one: one.make() is None)
     forget_told()
     yield
     for state in (AcceleratorState, GradientState, PartialState):
