@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import fake_mmdet3d as mm
 import fake_openpcdet as pcd
@@ -97,11 +97,14 @@ class _Kitti:
         annos = {
             "name": np.array(["Car", "Van", "Cyclist", "DontCare"]),
             "dimensions": np.array([[3.9, 1.5, 1.6], [5, 2, 2], [1.8, 1.7, 0.6], [-1, -1, -1]]),
+            "location": np.array([[9.0, 1, 0], [3, 1, 12], [20, 3, 0], [-1000, -1000, -1000]]),
+            "rotation_y": np.array([0, -np.pi / 2, 0, -10]),
             "difficulty": np.array([0, 1, 2, -1], np.int32),
             "occluded": np.array([0.0, 1, 2, -1]),
             "truncated": np.array([0.0, 0.3, 0.5, -1]),
             "bbox": np.array([[0, 0, 60, 40], [9, 9, 50, 50], [70, 0, 90, 30], [1, 2, 3, 4.0]]),
         }
+        self.class_names = pcd.CLASSES
         self.kitti_infos = [{"point_cloud": {"lidar_idx": "000000"}, "annos": annos}]
 
 
@@ -175,3 +178,38 @@ def test_openpcdets_infos_are_asked_for_what_its_batch_lacks() -> None:
     (meta,) = adapter.identity.layout.metas(Call(({**batch, "calib": [calib]},), {}, None))
     (place,) = places_of(ModelCall((), {"metas": [meta]}, None, dataset=_Kitti()), 1)
     assert place.calibration["dont_care"] == [[1, 2, 3, 4]]
+    # The camera of this test looks along the LiDAR's z; a bottom 1 m below it is lifted by half of the height.
+    (van,) = place.calibration["neighbours"]
+    assert (van["name"], van["row"], van["image_box"]) == ("Van", 1, [9, 9, 50, 50])
+    np.testing.assert_allclose(van["box"], [3, 1, 13, 2, 5, 2, 0], atol=1e-9)
+    own = _Kitti()
+    own.class_names = [*pcd.CLASSES, "Van"]
+    (place,) = places_of(ModelCall((), {"metas": [meta]}, None, dataset=own), 1)
+    assert place.calibration["neighbours"] == [], "a class of the run has true boxes"
+    own.kitti_infos[0]["annos"].pop("location")
+    own.class_names = pcd.CLASSES
+    assert (
+        "neighbours" not in places_of(ModelCall((), {"metas": [meta]}, None, dataset=own), 1)[0].calibration
+    )
+
+
+class _KittiInfos(_Infos):
+    """MMDetection3D's, with boxes in the camera's frame and classes that are none of the run's."""
+
+    metainfo: ClassVar[dict[str, Any]] = {
+        "classes": ["Car", "Pedestrian"],
+        "categories": {"Pedestrian": 0, "Car": 2, "Van": 3, "Person_sitting": 5, "DontCare": -1},
+    }
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        names = {-1: [0.0] * 7, 2: [1, 1, 9, 4, 1.5, 2, 0], 5: [2, 1, 12, 0.8, 1.2, 0.6, 0]}
+        things = [{"bbox_label": k, "bbox": [0, 0, 9, 9 + k], "bbox_3d": box} for k, box in names.items()]
+        return {**super().get_data_info(index), "instances": things}
+
+
+def test_mmdet3ds_infos_name_what_kitti_ignores_beside_a_class() -> None:
+    found = _placed({"lidar_path": "3.bin", "sample_idx": 3}, _KittiInfos()).calibration
+    (sitting,) = found["neighbours"]
+    assert (sitting["name"], sitting["row"], sitting["image_box"]) == ("Person_sitting", 1, [0, 0, 9, 14])
+    np.testing.assert_allclose(sitting["box"], [2, 1, 12.6, 0.6, 0.8, 1.2, -np.pi / 2], atol=1e-9)
+    assert found["dont_care"] == [[0, 0, 9, 8]]

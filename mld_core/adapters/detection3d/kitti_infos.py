@@ -1,8 +1,8 @@
-"""What OpenPCDet's infos of KITTI say of a frame and its batch does not: difficulty, occlusion, regions."""
+"""What infos of KITTI say of a frame and its batch does not: difficulty, occlusion, regions, neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +11,10 @@ import numpy as np
 from mld_core.adapters.base import Truth, image_box_column
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
+from mld_core.geometry.conventions import to_standard
+
+NEIGHBOURS = frozenset({"van", "person_sitting"})
+"""What KITTI ignores beside cars and pedestrians."""
 
 _FACTS = {"difficulty": "difficulty", "occluded": "occlusion", "truncated": "truncation"}
 _BY_FRAME: WeakKeyDictionary[Any, tuple[int, dict[str, Any]]] = WeakKeyDictionary()
@@ -80,3 +84,47 @@ def dont_care(known: Mapping[str, Any]) -> list[list[float]]:
     if boxes is None or len(boxes) != len(rows):
         return []
     return [[float(one) for one in box] for box in as_array(boxes)[rows]]
+
+
+def neighbours(rows: Iterable[tuple[Any, Any, Any]], own: Collection[str]) -> list[dict[str, Any]]:
+    """Of annotations (name, camera box, image box) those of `NEIGHBOURS` that are no class of the run.
+
+    KITTI lets a detection that finds one count neither as right nor as wrong, and goes through true boxes in
+    their order: `row` is how many of the run's classes stand before it.
+    """
+    row, found = 0, []
+    for name, box, drawn in rows:
+        if name in own:
+            row += 1
+        elif str(name).lower() in NEIGHBOURS:
+            found.append({"name": str(name), "row": row, "box": box, "image_box": drawn})
+    return found
+
+
+def neighbours_of(known: Mapping[str, Any], own: Any) -> list[dict[str, Any]] | None:
+    """`neighbours` of OpenPCDet's annotations; None where they do not hold what it takes."""
+    columns = [known.get(name) for name in ("name", "location", "dimensions", "rotation_y", "bbox")]
+    if own is None or any(one is None for one in columns):
+        return None
+    try:
+        names, *sizes, drawn = map(as_array, columns)
+        boxes = np.column_stack(sizes)
+        return neighbours(zip(names.astype(str).tolist(), boxes, drawn, strict=True), own)
+    except (TypeError, ValueError):  # columns of the user's own, of another length
+        return None
+
+
+def in_lidar(found: Sequence[Mapping[str, Any]], lidar2cam: Any) -> list[dict[str, Any]] | None:
+    """Neighbours with boxes of the LiDAR's frame; None where they are no boxes or the matrix no way there."""
+    try:
+        rows = np.array([one["box"] for one in found], np.float64).reshape(-1, 7)
+        drawn = np.array([one["image_box"] for one in found], np.float64).reshape(-1, 4)
+        boxes, _ = to_standard(rows, "kitti_camera", lidar2cam)
+    except (TypeError, ValueError):
+        return None
+    if not (np.isfinite(boxes).all() and np.isfinite(drawn).all()) or len(boxes) != len(found):
+        return None
+    return [
+        {**one, "box": box, "image_box": flat}
+        for one, box, flat in zip(found, boxes.tolist(), drawn.tolist(), strict=True)
+    ]

@@ -8,7 +8,15 @@ from typing import Any, Final
 import numpy as np
 
 from mld_core.adapters.base import FramePlace, ModelCall
-from mld_core.adapters.detection3d.kitti_infos import annotations_of, dont_care, innermost
+from mld_core.adapters.detection3d.kitti_infos import (
+    NEIGHBOURS,
+    annotations_of,
+    dont_care,
+    in_lidar,
+    innermost,
+    neighbours,
+    neighbours_of,
+)
 from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
 
@@ -60,6 +68,9 @@ def place_of(known: Mapping[str, Any], meta: Any) -> FramePlace | None:
         ]
     if known.get("dont_care") and "lidar2cam" in calibration:
         calibration["dont_care"] = known["dont_care"]
+    if known.get("neighbours") is not None and "lidar2cam" in calibration:
+        beside = in_lidar(known["neighbours"], matrices["lidar2cam"])
+        calibration |= {} if beside is None else {"neighbours": beside}
     size = None if known.get("image_size") is None else _numbers(known["image_size"])
     if size is not None and size.size >= 2:
         calibration["image_size"] = [int(one) for one in size.reshape(-1)[:2]]
@@ -100,8 +111,11 @@ def _numbers(value: Any) -> Any:
 def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
     """What the infos of MMEngine's data sets, or of KITTI in OpenPCDet, hold of a frame, else {}."""
     if isinstance(meta, Mapping) and meta.get("frame_id") is not None:
-        regions = dont_care(annotations_of(dataset, meta["frame_id"]))
-        return {"dont_care": regions} if regions else {}
+        known = annotations_of(dataset, meta["frame_id"])
+        beside = neighbours_of(known, read(innermost(dataset), "class_names"))
+        regions = dont_care(known)
+        told: dict[str, Any] = {"dont_care": regions} if regions else {}
+        return told if beside is None else {**told, "neighbours": beside}
     dataset = innermost(dataset)
     look_up = read(dataset, "get_data_info")
     index = meta.get("sample_idx") if isinstance(meta, Mapping) else None
@@ -121,6 +135,7 @@ def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
     if camera.get("height") and camera.get("width"):
         found["image_size"] = [camera["height"], camera["width"]]
     found["dont_care"] = _dont_care(info.get("instances"))
+    found["neighbours"] = _neighbours(info.get("instances"), read(dataset, "metainfo"))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -129,3 +144,15 @@ def _dont_care(instances: Any) -> list[list[float]]:
     given = instances if isinstance(instances, list) else []
     boxes = [_numbers(one.get("bbox")) for one in given if read(one, "bbox_label") == -1]
     return [box.tolist() for box in boxes if box is not None and box.shape == (4,)]
+
+
+def _neighbours(instances: Any, told: Any) -> list[dict[str, Any]] | None:
+    """Of MMDetection3D's instances, whose labels are those of the infos and not the run's."""
+    categories, own = read(told, "categories"), read(told, "classes")
+    if not isinstance(categories, Mapping) or own is None or not isinstance(instances, list):
+        return None
+    names = {str(label): str(name) for name, label in categories.items()}
+    if not NEIGHBOURS & {name.lower() for name in names.values()}:
+        return None  # another data set than KITTI
+    rows = [(str(read(one, "bbox_label")), read(one, "bbox_3d"), read(one, "bbox")) for one in instances]
+    return neighbours(((names.get(label), box, drawn) for label, box, drawn in rows), own)

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection3d.places import (
+    Beside,
     angles_of,
+    beside_of,
     dont_care_of,
     image_boxes_of,
     true_image_boxes,
 )
-from mld_core.evaluation.metrics.boxes import Floats, Ints
+from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Truths
 from mld_core.evaluation.metrics.kitti import (
     NEIGHBOURS,
     KittiFrames,
@@ -60,18 +62,69 @@ def kitti_state(records: BoxRecords) -> KittiState | None:
         true_image = np.full((len(records.truths), 4), np.nan)
     drawn = np.asarray(np.isfinite(true_image).all(axis=1))
     flat = image is not None and bool(drawn.all())
+    beside = beside_of(records)
+    truths, level, true_image = _with_neighbours(records, beside, levels(records, true_image), true_image)
     frames = KittiFrames(
         predictions,
-        records.truths,
-        levels(records, true_image),
-        records.class_names,
+        truths,
+        level,
+        every_class(records.class_names),
         image,
         true_image if flat else None,
         angles_of(records, predictions) if flat else None,
-        angles_of(records, records.truths) if flat else None,
+        angles_of(records, truths) if flat else None,
         *dont_care_of(records),
     )
-    return KittiState.of(frames, number=records.frames.num_rows, seen=inside, drawn=drawn)
+    return KittiState.of(
+        frames,
+        number=records.frames.num_rows,
+        seen=inside,
+        drawn=drawn,
+        told=beside.told | ~records.labelled,
+    )
+
+
+def every_class(class_names: Sequence[str]) -> list[str]:
+    """The run's classes, and behind them what KITTI ignores beside one of them.
+
+    Example:
+        >>> every_class(["Pedestrian", "Car", "Van"])
+        ['Pedestrian', 'Car', 'Van', 'person_sitting']
+    """
+    names = {name.lower() for name in class_names}
+    return [
+        *class_names,
+        *(other for own, other in NEIGHBOURS.items() if own in names and other not in names),
+    ]
+
+
+def _with_neighbours(
+    records: BoxRecords, beside: Beside, level: Ints, image: Floats
+) -> tuple[Truths, Ints, Floats]:
+    """Truths, difficulties and image boxes with the neighbours among them, in the annotations' order."""
+    truths, own = records.truths, len(records.class_names)
+    number = {name: own + at for at, name in enumerate(every_class(records.class_names)[own:])}
+    rows = [at for at, name in enumerate(beside.name) if name in number]
+    if not rows:
+        return truths, level, image
+    frame = np.concatenate([truths.frame, beside.frame[rows]])
+    within = np.arange(len(truths)) - np.searchsorted(truths.frame, truths.frame)
+    order = np.lexsort((np.concatenate([within, beside.row[rows] - 0.5]), frame))
+    ignored = np.ones(len(rows), np.bool_)
+    label = np.array([number[beside.name[at]] for at in rows], truths.label.dtype)
+    every = Truths(
+        frame[order],
+        np.concatenate([truths.label, label])[order],
+        np.concatenate([truths.box, beside.box[rows].astype(truths.box.dtype)])[order],
+        np.concatenate([truths.ignore, ignored])[order],
+        np.concatenate([truths.crowd, ~ignored])[order],
+    )
+    none = np.full(len(rows), NO_DIFFICULTY)
+    return (
+        every,
+        np.concatenate([level, none])[order],
+        np.concatenate([image, beside.image_box[rows]])[order],
+    )
 
 
 def kitti_figures(
@@ -86,9 +139,9 @@ def kitti_figures(
         named = {name.lower() for name in class_names} <= CLASSES
         return {}, (NO_LEVEL,) if named and state.drawn.any() else ()
     flat = state.pairs[0] is not None
-    found = kitti_precisions(state, class_names).summary()
+    found = kitti_precisions(state, every_class(class_names)).summary()
     notes = [] if flat else [_why_no_image(state)]
-    notes += _beside(class_names)
+    notes += _beside(class_names, state.told)
     return {name: value for name, value in found.items() if flat or "image" not in name}, tuple(notes)
 
 
@@ -122,12 +175,14 @@ def _why_no_image(state: KittiState) -> str:
     )
 
 
-def _beside(class_names: Sequence[str]) -> list[str]:
-    """What KITTI ignores beside a class, where it is no class of the run."""
+def _beside(class_names: Sequence[str], told: Bools) -> list[str]:
+    """What KITTI ignores beside a class, where it is no class of the run and not every frame names it."""
     names = {name.lower() for name in class_names}
     missing = [(own, other) for own, other in NEIGHBOURS.items() if own in names and other not in names]
     return [
-        f"KITTI's figures: {other} is no class of this run, so a {own} where there is one is a false alarm; "
-        "KITTI ignores it."
+        f"KITTI's figures: {other} is no class of this run, and of {int((~told).sum()):,} of {len(told):,} "
+        f"frames it is not recorded where there is one. A {own} found there is a false alarm; KITTI ignores "
+        "it. It is recorded where the data set's infos name it, or as `neighbours` of the calibration."
         for own, other in missing
+        if not told.all()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,58 @@ def dont_care_of(records: BoxRecords) -> tuple[Ints, Floats]:
             frame.append(number)
             box.append(one)
     return np.array(frame, np.int64), np.array(box, np.float64).reshape(-1, 4)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Vans and sitting persons that are no class of the run, as far as calibrations name them.
+
+    Attributes:
+        frame: (B,) their frames.
+        name: of each, lower case.
+        row: (B,) true boxes of the frame that stand before it.
+        box: (B, 7) in the frame of the boxes.
+        image_box: (B, 4) xyxy.
+        told: (F,) frames that say which there are, be it none.
+    """
+
+    frame: Ints
+    name: list[str]
+    row: Ints
+    box: Floats
+    image_box: Floats
+    told: Bools
+
+
+def beside_of(records: BoxRecords) -> Beside:
+    """The neighbours of a pass."""
+    frames, names, rows, numbers = [], [], [], []
+    told = np.zeros(records.frames.num_rows, np.bool_)
+    for number in range(len(records.calibration)):
+        said = _said(records, number).get("neighbours")
+        read = [_neighbour(one) for one in said] if isinstance(said, list) else [None]
+        known = [one for one in read if one is not None]
+        told[number] = len(known) == len(read)
+        for name, row, values in known:
+            frames.append(number)
+            names.append(name)
+            rows.append(row)
+            numbers.append(values)
+    both = np.array(numbers, np.float64).reshape(-1, 11)
+    return Beside(np.array(frames, np.int64), names, np.array(rows, np.int64), both[:, :7], both[:, 7:], told)
+
+
+def _neighbour(said: Any) -> tuple[str, int, Floats] | None:
+    """Name, row and the numbers of both boxes; None of what is no neighbour."""
+    match said:
+        case {"name": str() as name, "row": int() as row, "box": [*box], "image_box": [*drawn]} if row >= 0:
+            try:
+                numbers = np.array([*box, *drawn], np.float64)
+            except (TypeError, ValueError, OverflowError):
+                return None
+            fits = (len(box), len(drawn)) == (7, 4) and numbers.shape == (11,)
+            return (name.lower(), row, numbers) if fits and np.isfinite(numbers).all() else None
+    return None
 
 
 def _boxes_in(said: Any) -> list[Floats]:

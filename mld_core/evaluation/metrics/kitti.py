@@ -41,10 +41,10 @@ MAX_TRUNCATION = (0.15, 0.3, 0.5)
 POSITIONS = 41
 MIN_OVERLAP: Mapping[str, tuple[float, float, float]] = {
     "car": (0.7, 0.7, 0.7),
-    "pedestrian": (0.5, 0.5, 0.5),
-    "cyclist": (0.5, 0.5, 0.5),
+    "van": (0.7, 0.7, 0.7),
+    "truck": (0.7, 0.7, 0.7),
 }
-"""Overlap a match must exceed in the image, in bird's-eye view and in 3D."""
+"""Overlap a match must exceed in the image, in bird's-eye view and in 3D; the last two after OpenPCDet."""
 
 OTHER_OVERLAP = (0.5, 0.5, 0.5)
 LEAST_OVERLAP = 0.5
@@ -160,7 +160,8 @@ class KittiState:
         level: (G,) their difficulties.
         true_turned: (G,) their yaws.
         true_alpha: (G,) their observation angles, or None.
-        drawn: (G,) truths with an image box.
+        drawn: truths of the run's classes with an image box.
+        told: (F,) frames whose neighbours of other classes are known.
         pairs: of `METRICS`, pairs of a frame that overlap enough for some class; None without image boxes.
         frames: how many.
     """
@@ -179,6 +180,7 @@ class KittiState:
     true_turned: NDArray[np.floating]
     true_alpha: NDArray[np.floating] | None
     drawn: NDArray[np.bool_]
+    told: NDArray[np.bool_]
     pairs: tuple[Pairs | None, Pairs, Pairs]
     frames: int
 
@@ -190,10 +192,12 @@ class KittiState:
         number: int,
         seen: NDArray[np.bool_] | None = None,
         drawn: NDArray[np.bool_] | None = None,
+        told: NDArray[np.bool_] | None = None,
     ) -> KittiState:
         """That of `number` frames, of which the predictions in `seen` take part; None: all of them.
 
-        `drawn`: the truths with an image box, where not all have one; None: as `frames` has it.
+        `drawn`: the truths with an image box, where not all have one; None: as `frames` has it. `told`: None
+        is none.
         """
         found, truths, image = frames.predictions, frames.truths, frames.image_box
         height = None if image is None else np.abs(image[:, 3] - image[:, 1]).astype(np.float64)
@@ -212,6 +216,7 @@ class KittiState:
             truths.box[:, 6],
             frames.true_alpha,
             np.full(len(truths), frames.true_image_box is not None) if drawn is None else drawn,
+            np.zeros(number, np.bool_) if told is None else told,
             _all_pairs(frames),
             number,
         )

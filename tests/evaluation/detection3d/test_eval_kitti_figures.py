@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,14 +35,10 @@ def made() -> tuple[KittiFrames, Any, Any]:
     return replace(data, true_image_box=drawn, difficulty=level), occlusion, truncation
 
 
-def recorded(
-    tmp_path: Any,
-    *,
-    leave_out: tuple[str, ...] = (),
-    calibrated: bool = True,
-    part: range = range(FRAMES),
-) -> Any:
-    """The frames of `make_kitti` as records; the predictions' image boxes are what the camera makes of them."""
+def frames_of(
+    part: range, leave_out: tuple[str, ...] = (), *, calibrated: bool = True
+) -> list[dict[str, Any]]:
+    """The frames of `make_kitti`; the predictions' image boxes are what the camera makes of them."""
     data, occlusion, truncation = made()
     frames = []
     for k in part:
@@ -70,14 +67,30 @@ def recorded(
                 **({"calibration": json.dumps(said)} if calibrated else {}),
             }
         )
+    return frames
+
+
+def read_of(tmp_path: Any, frames: list[dict[str, Any]], names: Sequence[str]) -> Any:
+    """Frames, written to a store and read."""
     store, run = Store(tmp_path), RunKey("cars", "v1")
-    write(store, run, "val", frames, "detection3d", class_names=list(NAMES))
+    write(store, run, "val", frames, "detection3d", class_names=list(names))
     (selection,) = select(store, run, n_epoch=0)
     return read_boxes(selection, store.run_info(run))
 
 
-def expected(*, regions: bool = True) -> dict[str, float | None]:
-    """The figures of the same frames, computed from the arrays."""
+def recorded(
+    tmp_path: Any,
+    *,
+    leave_out: tuple[str, ...] = (),
+    calibrated: bool = True,
+    part: range = range(FRAMES),
+) -> Any:
+    """The frames of `make_kitti` as records."""
+    return read_of(tmp_path, frames_of(part, leave_out, calibrated=calibrated), NAMES)
+
+
+def expected(*, regions: bool = True, classes: int = len(NAMES)) -> dict[str, float | None]:
+    """The figures of the same frames, computed from the arrays; means are over the first `classes`."""
     data, _, _ = made()
     box = data.predictions.box.astype(np.float32).astype(float)
     true = data.truths.box.astype(np.float32).astype(float)
@@ -92,7 +105,55 @@ def expected(*, regions: bool = True) -> dict[str, float | None]:
         observation_angles(true, CAMERA)[1],
         *((data.dontcare_frame, data.dontcare) if regions else ()),
     )
-    return kitti_metrics(frames).summary()
+    found = kitti_metrics(frames)
+    return replace(found, ap=found.ap[:, :classes], aos=found.aos[:, :classes]).summary()
+
+
+def without_vans(tmp_path: Any, *, named: bool = True) -> Any:
+    """The same frames of a run that has no class of vans; `named`: calibrations name those that are there."""
+    data, _, _ = made()
+    van = NAMES.index("Van")
+    frames = []
+    for one in frames_of(range(FRAMES)):
+        k = int(one["input_id"][1:])
+        rows = np.flatnonzero(data.truths.frame == k)
+        own = data.truths.label[rows] != van
+        said = json.loads(one["calibration"])
+        if named:
+            said["neighbours"] = [
+                {
+                    "name": "Van",
+                    "row": int(own[:at].sum()),
+                    "box": data.truths.box[rows[at]].tolist(),
+                    "image_box": data.true_image_box[rows[at]].tolist(),
+                }
+                for at in np.flatnonzero(~own)
+            ]
+        truths = {name: values[own] for name, values in one["truths"].items()}
+        frames.append({**one, "truths": truths, "calibration": json.dumps(said)})
+    return read_of(tmp_path, frames, NAMES[:van])
+
+
+def test_a_van_is_ignored_where_it_is_no_class_of_the_run(tmp_path: Any) -> None:
+    found, notes = figures(without_vans(tmp_path / "a"))
+    assert found == pytest.approx(expected(classes=NAMES.index("Van")), abs=1e-6)
+    assert [note[:40] for note in notes] == []
+    plain, notes = figures(without_vans(tmp_path / "b", named=False))
+    assert plain["ap40_3d_hard"] < found["ap40_3d_hard"] - 0.001
+    assert "van is no class of this run" in notes[0]
+    assert f"of {FRAMES} of {FRAMES} frames" in notes[0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [7, {"name": "Van"}, {"name": "Van", "row": 0, "box": [1], "image_box": [1]}]
+)
+def test_neighbours_that_are_none_are_said(tmp_path: Any, wrong: Any) -> None:
+    frames = frames_of(range(3))
+    for one in frames:
+        said = {**json.loads(one["calibration"]), "neighbours": [wrong]}
+        one["calibration"] = json.dumps(said)
+    _, notes = figures(read_of(tmp_path, frames, ("Car", "Pedestrian", "Cyclist", "Tram")))
+    assert "of 3 of 3 frames" in notes[0]
 
 
 def figures(records: Any) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 from shapely.geometry import Polygon
 
 from mld_core.evaluation.metrics.boxes import Predictions, Truths
+from mld_core.evaluation.metrics.camera import image_boxes
 from mld_core.evaluation.metrics.kitti import KittiFrames, difficulties
 
 NAMES = ("Car", "Pedestrian", "Cyclist", "Van")
@@ -76,6 +77,26 @@ def make_kitti(frames, *, seed=0, truths=8, detections=14, images=True, ties=Fal
         dontcare_frame=regions,
         dontcare=region,
     ), (occlusion, truncation)
+
+
+BESIDE = {
+    "Pedestrian": [[13.0, 0.6, -0.8, 0.6, 0.8, 1.75, 0.4]],
+    "Van": [[27.0, -3.0, -0.6, 1.9, 5.0, 2.2, 0.1], [22.0, -1.5, -0.7, 1.9, 4.6, 2.1, 2.9]],
+    "Person_sitting": [[11.0, -5.5, -1.0, 0.6, 0.8, 1.2, -1.2], [19.0, 0.9, -1.0, 0.6, 0.8, 1.3, 0.7]],
+}
+"""What `with_neighbours` puts into the real frame."""
+
+
+def with_neighbours(things, to_camera, project):
+    """A real frame's objects among a pedestrian, and vans and sitting persons, which KITTI ignores."""
+    more = []
+    for name, boxes in BESIDE.items():
+        drawn = image_boxes(np.array(boxes), to_camera, project)
+        facts = {"label": name, "difficulty": 0, "truncated": 0.0, "occluded": 0, "num_lidar_pts": 9}
+        more += [
+            {**facts, "box_3d": box, "bbox_2d": flat.tolist()} for box, flat in zip(boxes, drawn, strict=True)
+        ]
+    return [*more[:2], *things, *more[2:]]
 
 
 def polygon(box):
