@@ -6,7 +6,6 @@ Runs in .venv-keras (`.ci/keras-env` builds it; there is no PyTorch) and is skip
 from __future__ import annotations
 
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ import pytest
 pytest.importorskip("keras_cv", reason="KerasCV is not installed: run this in .venv-keras")
 
 import keras
-import keras_cv
 import tensorflow as tf
+from keras_parts import CLASSES, FORMATS, SIDE, detector, images_of
 
 from ml_debugger.keras import MLDebuggerCallback, ObjectDetectionTracer
 from ml_debugger.records import load
@@ -33,71 +32,11 @@ from mld_core.adapters.registry import find_adapter
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
 
-CLASSES, SIDE = 4, 64
-FORMATS = {"retinanet": "xywh", "yolo": "xyxy", "hub": "xyxy"}
-"""The last one is KerasHub's RetinaNet, the others are KerasCV's."""
-_made: dict[str, Any] = {}
-
-
-def _backbone() -> Any:
-    return keras_cv.models.YOLOV8Backbone(
-        stackwise_channels=[8, 16, 32, 64],
-        stackwise_depth=[1, 1, 1, 1],
-        include_rescaling=True,
-        activation="swish",
-        input_shape=(SIDE, SIDE, 3),
-    )
-
-
-def _hub() -> Any:
-    hub = pytest.importorskip("keras_hub")
-    layers = {
-        "stackwise_num_blocks": [1] * 4,
-        "stackwise_num_strides": [1, 2, 2, 2],
-        "block_type": "basic_block",
-    }
-    stem = {"input_conv_filters": [64], "input_conv_kernel_sizes": [7], "stackwise_num_filters": [64] * 4}
-    encoder = hub.models.ResNetBackbone(**stem, **layers, image_shape=(SIDE, SIDE, 3))
-    return hub.models.RetinaNetBackbone(
-        image_encoder=encoder, min_level=3, max_level=5, use_p5=False, image_shape=(SIDE, SIDE, 3)
-    )
-
 
 @pytest.fixture
 def build() -> Any:
-    """One model per family; class biases vary, so that scores are no ties."""
-
-    def make(name: str) -> Any:
-        if name == "retinanet" and tf.__version__.startswith("2.16."):
-            pytest.skip(f"KerasCV's RetinaNet fails in a Reshape of its own with TensorFlow {tf.__version__}")
-        if name not in _made:
-            keras.utils.set_random_seed(0)
-            body = _hub() if name == "hub" else _backbone()
-            settings = {"backbone": body, "num_classes": CLASSES, "bounding_box_format": FORMATS[name]}
-            if name == "hub":
-                model = sys.modules["keras_hub"].models.RetinaNetObjectDetector(**settings)
-            elif name == "yolo":
-                model = keras_cv.models.YOLOV8Detector(fpn_depth=1, **settings)
-            else:
-                model = keras_cv.models.RetinaNet(**settings)
-            generator = np.random.default_rng(1)
-            for weight in model.trainable_weights:
-                if "head/logits_layer" in weight.path:
-                    # Untrained, on images without its preprocessing, it puts out thousands.
-                    weight.assign(weight.numpy() / 2000)
-                elif any(part in weight.path for part in ("class_3", "prediction_head")):
-                    noise = generator.normal(0, 0.3 if name == "yolo" else 0.02, weight.shape).astype(
-                        "float32"
-                    )
-                    weight.assign(weight.numpy() + noise)
-            _made[name] = model
-        return _made[name]
-
-    return make
-
-
-def _images(count: int = 2) -> np.ndarray:
-    return np.random.default_rng(2).uniform(0, 255, (count, SIDE, SIDE, 3)).astype("float32")
+    """One model per family."""
+    return detector
 
 
 def _truth(box_format: str) -> dict[str, np.ndarray]:
@@ -119,7 +58,7 @@ def test_detections_are_the_models_own(name: str, build: Any) -> None:
     adapter = find_adapter(model)
     assert isinstance(adapter, KerasDetectorAdapter)
     assert adapter.n_class() == CLASSES
-    images = _images()
+    images = images_of()
     raw = model(images, training=False)
     own = model.decode_predictions(raw, images)
     decoder = model.prediction_decoder
@@ -152,7 +91,7 @@ def test_detections_are_the_models_own(name: str, build: Any) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_features_are_what_the_class_layer_sees(name: str, build: Any) -> None:
     model = build(name)
-    images = _images()
+    images = images_of()
     parsed = find_adapter(model).parse(
         ModelCall((images,), {}, model(images, training=False)), Thresholds(0.01, 0.5, 20)
     )
@@ -171,7 +110,7 @@ def test_features_are_what_the_class_layer_sees(name: str, build: Any) -> None:
 
 def test_caps_and_nothing_found(build: Any) -> None:
     model = build("retinanet")
-    images = _images()
+    images = images_of()
     call = ModelCall((images,), {}, model(images, training=False))
     few = find_adapter(model).parse(call, Thresholds(0.0, 0.9, 3))
     assert few.cap_hit == [True, True]
@@ -184,7 +123,7 @@ def test_caps_and_nothing_found(build: Any) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_true_boxes(name: str, build: Any) -> None:
     model = build(name)
-    call = ModelCall((_images(),), {}, None)
+    call = ModelCall((images_of(),), {}, None)
     truth = _truth(FORMATS[name])
     ragged = {
         "boxes": tf.RaggedTensor.from_tensor(truth["boxes"], lengths=[1, 0]),
@@ -290,7 +229,7 @@ def test_an_exported_model_is_recorded_by_hand(
 
 def test_callback_records_every_epoch(build: Any, tmp_path: Path) -> None:
     model = build("yolo")
-    named = [{"images": _images(), "bounding_boxes": _truth("xyxy"), "image_id": np.array([70, 71])}]
+    named = [{"images": images_of(), "bounding_boxes": _truth("xyxy"), "image_id": np.array([70, 71])}]
     callback = MLDebuggerCallback(
         "shelf", "v1", data={"val": named}, score_thresh=0.001, max_detections=10, store=tmp_path
     )
@@ -340,9 +279,9 @@ def test_fit_of_a_model_of_ones_own(tmp_path: Path) -> None:
     model.compile(optimizer="sgd", loss="mse")
     truth = [{"boxes": [[0, 0, 8, 8]], "labels": [2]}, None]
     callback = MLDebuggerCallback(
-        "own", data={"val": [(_images(), truth)]}, parse_fn=_parse, n_class=3, store=tmp_path
+        "own", data={"val": [(images_of(), truth)]}, parse_fn=_parse, n_class=3, store=tmp_path
     )
-    model.fit(_images(4), np.zeros((4, 35)), batch_size=2, epochs=2, callbacks=[callback], verbose=0)
+    model.fit(images_of(4), np.zeros((4, 35)), batch_size=2, epochs=2, callbacks=[callback], verbose=0)
     samples = load("own", "v1", store=Store(tmp_path))
     assert samples.column("n_epoch").to_pylist() == [0, 0, 1, 1]
     assert samples.column("global_step").to_pylist() == [2, 2, 4, 4]
@@ -356,7 +295,7 @@ def test_a_model_of_ones_own_by_hand(tmp_path: Path) -> None:
     model = _own_model()
     tracer = ObjectDetectionTracer(model, "own", "v1", n_class=3, parse_fn=_parse, store=tmp_path)
     truth = [{"boxes": [[0, 0, 8, 8]], "labels": [2]}, {"boxes": np.zeros((0, 4)), "labels": []}]
-    raw = tracer(_images(), truth, ["a", "b"], "val", 0)
+    raw = tracer(images_of(), truth, ["a", "b"], "val", 0)
     assert raw.shape == (2, 35)
     tracer.wait_for_save(0, timeout=30)
     samples = load("own", "v1", store=Store(tmp_path))
@@ -371,7 +310,7 @@ def test_a_model_of_ones_own_by_hand(tmp_path: Path) -> None:
 def test_tracer_reads_kerascv_by_hand(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path))
     tracer = FromTraining(build("yolo"), "hand", "v1", score_thresh=0.001)
-    raw = tracer(_images(), _truth("xyxy"), np.array([5, 6]), "test")
+    raw = tracer(images_of(), _truth("xyxy"), np.array([5, 6]), "test")
     assert set(raw) == {"boxes", "classes"}
     assert tracer.get_hooked_features("features")[0].ndim == 2
     tracer.wait_for_save(timeout=30)
