@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mld_core.tracing.batch.batches import tensors_in
 from mld_core.tracing.batch.fingerprint import moved
+from mld_core.tracing.batch.padding import watch_stream
 
 if TYPE_CHECKING:
     from mld_core.tracing.capture.forward import LatestForward
@@ -35,6 +36,28 @@ class Prepared:
         prepared = type(self.trainer)._prepare_inputs(self.trainer, inputs)  # noqa: SLF001
         self.forward.given = dict(prepared) if isinstance(prepared, Mapping) else {}
         return prepared
+
+
+class Preparing:
+    """An accelerator's `prepare_data_loader`, which also has the draws of streams counted.
+
+    An evaluation of the Trainer is known to have begun by its first forward, when samples are drawn already.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        loader = type(self.accelerator).prepare_data_loader(self.accelerator, *args, **kwargs)
+        with contextlib.suppress(Exception):  # what is repeated is not known then
+            watch_stream(loader)
+        return loader
+
+
+def count_draws(accelerator: Any) -> None:
+    """What is drawn from streams that this accelerator deals out is counted; a method the user set stays."""
+    if getattr(accelerator, "num_processes", 1) > 1 and "prepare_data_loader" not in vars(accelerator):
+        accelerator.prepare_data_loader = Preparing(accelerator)
 
 
 def leaves_host(device: Any) -> bool:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from ml_debugger._prepared import Prepared, watch_moves
+from ml_debugger._prepared import Prepared, count_draws, watch_moves
 from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
@@ -102,9 +102,9 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             self._recorder.attach(model)
 
     def _meet_trainer(self) -> None:
-        trainer = None if self._recorder.disabled else owner_on_stack(Trainer)
-        if trainer is not None:
+        if not self._recorder.disabled and (trainer := owner_on_stack(Trainer)) is not None:
             self._trainer = weakref.ref(trainer)
+            count_draws(getattr(trainer, "accelerator", None))
 
     def _see_next(self) -> None:
         """The trainer's next batch is seen as it prepares it; a method that the user set on it stays."""

@@ -6,6 +6,7 @@ it is enough to know how many of its samples are its own. Of samplers that are n
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,10 @@ _STREAMS = {
     ("accelerate.data_loader", "IterableDatasetShard"),
     ("transformers.trainer_pt_utils", "IterableDatasetShard"),
 }
+
+
+# By shard, until the walk after `watch_stream` is asked for.
+_watched: weakref.WeakKeyDictionary[Any, Drawn] = weakref.WeakKeyDictionary()
 
 
 class Repeats:
@@ -99,11 +104,13 @@ class Drawn:
         own = shard.dataset
         own = vars(own)["_own"] if type(own) is Drawn else own  # of a walk that never began
         # Its own names go past `__setattr__`: what anybody else sets is the stream's.
-        self.__dict__.update(_shard=shard, _own=own, _so_far=None)
+        self.__dict__.update(_shard=weakref.ref(shard), _own=own, _so_far=None)
         shard.dataset = self
 
     def __iter__(self) -> Iterator[Any]:
-        self._shard.dataset = self._own
+        shard = self._shard()
+        if shard is not None:
+            shard.dataset = self._own
         self.__dict__["_so_far"] = 0
         return _Counting(iter(self._own), self)
 
@@ -177,6 +184,13 @@ class Streamed:
         return n - max(0, min(own, n))
 
 
+def watch_stream(loader: Any) -> None:
+    """A stream's next walk may be one whose loader is known only after it began: what it draws is counted."""
+    shard = getattr(innermost(loader), "dataset", None)
+    if _name(shard) in _STREAMS and not hasattr(shard, "num_examples"):
+        _watched[shard] = Drawn(shard)
+
+
 def repeats_of(loader: Any, *, begun: bool = False) -> Repeats | Dealt | Streamed | None:
     """What a walk over a loader repeats; None where that is nothing, or not known.
 
@@ -226,9 +240,11 @@ def _of_stream(shard: Any, begun: bool) -> Streamed | None:
         return None
     if hasattr(shard, "num_examples"):  # transformers' own count
         return Streamed(shard, lambda: shard.num_examples)
-    if begun:
+    drawn = _watched.pop(shard, None)  # of one walk, whose count says nothing of the next
+    if not begun:
+        drawn = Drawn(shard)
+    elif drawn is None:
         return None
-    drawn = Drawn(shard)
     return Streamed(shard, lambda: vars(drawn)["_so_far"])
 
 

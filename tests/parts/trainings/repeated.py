@@ -22,8 +22,8 @@ WAYS = {
     "torch": ("torch", "one by one", "own sampler", "by hand", "by hand, own sampler"),
     "accelerate": ("accelerate", "split", "dispatched", "stream", "split stream"),
     "lightning": ("fabric", "lightning", "predicting"),
-    "transformers": ("huggingface", "by length", "stream of transformers"),
-    "mmengine": ("mmengine",),
+    "transformers": ("huggingface", "by length", "stream of transformers", "stream of the Trainer"),
+    "mmengine": ("mmengine", "mmengine, own sampler"),
 }
 """Package -> the ways of dealing out samples that need it."""
 
@@ -203,6 +203,8 @@ def huggingface(way: str, name: str, root: Path) -> None:
     from ml_debugger.huggingface import MLDebuggerCallback
 
     grouped: dict[str, Any] = {}
+    if way == "stream of the Trainer":
+        grouped = {"accelerator_config": {"dispatch_batches": False}}
     if way == "by length":  # renamed in transformers 5
         new = "train_sampling_strategy" in TrainingArguments.__dataclass_fields__
         grouped = {"train_sampling_strategy": "group_by_length"} if new else {"group_by_length": True}
@@ -216,7 +218,7 @@ def huggingface(way: str, name: str, root: Path) -> None:
         root / name,
         MLDebuggerCallback(model_name=name),
         model=Summing(),
-        val=Lengths(ids=way != "by length"),
+        val=Stream() if way == "stream of the Trainer" else Lengths(ids=way != "by length"),
         data_collator=lambda samples: collate(
             [{k: v for k, v in s.items() if k != "input_ids"} for s in samples]
         ),
@@ -244,7 +246,7 @@ def mmengine(way: str, name: str, root: Path) -> None:
         "dataset": Sequences(),
         "batch_size": 2,
         "num_workers": 0,
-        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "sampler": FrontFirst() if "own" in way else {"type": "DefaultSampler", "shuffle": False},
         "collate_fn": collate,
     }
     wrapper = {"type": "MMDistributedDataParallel", "broadcast_buffers": False, "device_ids": None}

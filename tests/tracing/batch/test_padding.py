@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from mld_core.tracing.batch.padding import repeats_of
+from mld_core.tracing.batch.padding import repeats_of, watch_stream
 from mld_core.tracing.batch.taps import install_tap
 
 SIZES = (1, 2, 3, 7, 8, 11, 12)
@@ -153,6 +155,35 @@ def test_of_a_stream_that_is_drawn_elsewhere_or_already_nothing_is_said() -> Non
     repeats = repeats_of(loader)  # somebody asks too late and does not say so
     assert repeats is not None
     assert [repeats.pop(2), repeats.pop(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_watched_stream_is_known_in_its_next_walk_though_that_has_begun(size: int) -> None:
+    found: list[int] = []
+    for loader in streams(size, 2, False):
+        own = loader.dataset.dataset
+        watch_stream(loader)
+        walk = iter(loader)
+        batch = next(walk)
+        repeats = repeats_of(loader, begun=True)
+        while batch is not None:
+            n = len(batch)
+            found += batch[: n - repeats.pop(n)].tolist()
+            batch = next(walk, None)
+        del walk, repeats
+        next(iter(loader))
+        assert repeats_of(loader, begun=True) is None, "nobody counted in this one"
+        assert loader.dataset.dataset is own
+    assert sorted(found) == list(range(size))
+
+
+def test_a_watched_stream_is_not_kept_alive() -> None:
+    loader = streams(7, 2, False)[0]
+    watch_stream(loader)
+    gone = weakref.ref(loader.dataset)
+    del loader
+    gc.collect()
+    assert gone() is None
 
 
 class Unknown(Sampler[int]):
