@@ -180,9 +180,10 @@ def failing_components(
     fitting = hash_uniform(hashes[usable], 43) < 0.5
     rows = usable[fitting]
     rows = np.sort(rows[hash_order(len(rows), 47)[:SAMPLE]])
-    if len(rows) < COMPONENTS * SMALLEST or not (errors[rows] == 1).any():
+    components = min(COMPONENTS, len(rows) // SMALLEST)
+    if components < 2 or not (errors[rows] == 1).any():
         return made
-    state = fit_mixture(points[rows], labels[rows], prediction[rows], n_class)
+    state = fit_mixture(points[rows], labels[rows], prediction[rows], n_class, components)
     member = np.full(len(labels), -1, np.int64)
 
     def one(span: slice) -> None:

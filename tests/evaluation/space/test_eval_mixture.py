@@ -82,7 +82,19 @@ def test_both_together_are_as_good_as_the_better_of_the_two():
     assert gained >= 5
 
 
-@pytest.mark.parametrize("name", ["digits", "mixture", "snippets"])
+@pytest.mark.parametrize("name", ["cancer", "wine"])
+def test_a_small_split_has_fewer_components_instead_of_none(name):
+    """285 and 89 units: no half of them fills twenty components of ten."""
+    ways = []
+    for seed in range(5):
+        x, y, said, hit, n_class = planted(name, "part of a class", seed)
+        cells, _, both = found(x, y, said, n_class, (said != y).astype(np.int8))
+        ways.append((best_f1(cells, hit), best_f1(both, hit)))
+    alone, together = np.mean(ways, axis=0)
+    assert together > alone + 0.03
+
+
+@pytest.mark.parametrize("name", ["digits", "mixture", "snippets", "cancer", "wine"])
 def test_errors_at_random_make_no_component(name):
     x, y, said, _, n_class = planted(name, "direction")
     for seed in range(3):
