@@ -109,16 +109,6 @@ def quiet(arrays: SplitArrays) -> list[Row]:
     ]
 
 
-def instance_noise(arrays: SplitArrays, share: float, seed: int):
-    """The label of a unit becomes the runner-up, more likely the less sure the model is."""
-    rng = np.random.default_rng(seed)
-    order = np.argsort(-arrays.logits, axis=1)
-    second = np.where(order[:, 0] == arrays.labels, order[:, 1], order[:, 0])
-    doubt = baselines.msp(Recorded(arrays.logits, {})) + 0.05
-    hit = rng.random(arrays.rows) < share * doubt / doubt.mean()
-    return replace(arrays, labels=np.where(hit, second, arrays.labels)), hit & (second != arrays.labels)
-
-
 def copies(arrays: SplitArrays, seed: int) -> list[Row]:
     """Near-duplicates of train units."""
     rng = np.random.default_rng(seed)
@@ -284,7 +274,7 @@ def cases() -> dict[str, Callable[[int], list[Row]]]:
                     )
                 )
         made[f"{name}, labels: by instance, 5 %"] = lambda seed, name=name: labels_of(
-            *instance_noise(recorded(name, seed)[0], 0.05, seed)
+            *strangers.instance_noise(recorded(name, seed)[0], 0.05, seed)
         )
         made[f"{name}, labels: learned by heart"] = lambda seed, name=name: memorised(name, seed)
     return made

@@ -8,7 +8,15 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine, make_classification
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_digits,
+    load_wine,
+    make_blobs,
+    make_classification,
+    make_gaussian_quantiles,
+    make_moons,
+)
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -62,6 +70,12 @@ def table(name: str, seed: int) -> tuple[np.ndarray, ...]:
         )
     elif name == "snippets":
         x, y = snippets()
+    elif name == "moons":
+        x, y = make_moons(2_000, noise=0.25, random_state=seed)
+    elif name == "blobs":
+        x, y = make_blobs(3_000, n_features=3, centers=8, cluster_std=2.2, random_state=seed)
+    elif name == "shells":
+        x, y = make_gaussian_quantiles(n_samples=3_000, n_features=4, n_classes=4, random_state=seed)
     else:
         x, y = {"digits": load_digits, "wine": load_wine, "cancer": load_breast_cancer}[name](return_X_y=True)
     parts = train_test_split(x, y, test_size=0.5, random_state=seed, stratify=y)
@@ -153,6 +167,17 @@ def any_noise(share: float):
         return np.where(rng.random(len(labels)) < share, other, labels)
 
     return flip
+
+
+def instance_noise(arrays: SplitArrays, share: float, seed: int) -> tuple[SplitArrays, np.ndarray]:
+    """The label of a unit becomes the runner-up, more likely the less sure the model is; arrays and who was hit."""
+    rng = np.random.default_rng(seed)
+    order = np.argsort(-arrays.logits, axis=1)
+    second = np.where(order[:, 0] == arrays.labels, order[:, 1], order[:, 0])
+    p = np.exp(arrays.logits.astype(np.float64) - arrays.logits.max(axis=1, keepdims=True))
+    doubt = 1 - p.max(axis=1) / p.sum(axis=1) + 0.05
+    hit = rng.random(arrays.rows) < share * doubt / doubt.mean()
+    return replace(arrays, labels=np.where(hit, second, arrays.labels)), hit & (second != arrays.labels)
 
 
 def memorised(

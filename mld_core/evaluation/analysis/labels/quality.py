@@ -6,7 +6,7 @@ all: weights and that probability are fitted together, out of fold. What the mod
 not labels wrong; and whether any label is wrong is asked by the likelihood. Which labels get mistaken for
 which follows from both (`swaps`). Where labels of any kind are found wrong, pairs that the model confuses are
 taken out of that (`confusions`). Where they are not, pairs of classes are asked one by one (`pairs`), and
-only their labels can be wrong then.
+only their labels can be wrong then. Labels that follow the model's doubt show where it is sure (`plateau`).
 
 Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
 logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network. In the
@@ -15,7 +15,7 @@ train split the network has learned each of them by heart: there the neighbours 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from scipy.special import expit, logit, ndtr
 
 from mld_core.evaluation.analysis.labels.confusions import find_confusions
 from mld_core.evaluation.analysis.labels.pairs import find_pairs
+from mld_core.evaluation.analysis.labels.plateau import Plateau, find_plateau
 from mld_core.evaluation.analysis.labels.pool import FLOOR, Pair, Pool, fit_pool, handed_on, normalised, pool
 from mld_core.evaluation.analysis.labels.swaps import (
     MOST_CLASSES,
@@ -179,6 +180,7 @@ class PoolState:
         pairs: Where only labels of these pairs are found wrong, (given, true); else none.
         confused: Pairs that the model confuses, (given, said): such labels are right.
         shares: (5, confused) how much of what the pool says is the given one.
+        plateau: Where labels are found wrong that follow the model's doubt; else None.
     """
 
     weights: NDArray[np.float64]
@@ -188,6 +190,11 @@ class PoolState:
     pairs: tuple[Pair, ...] = ()
     confused: tuple[Pair, ...] = ()
     shares: NDArray[np.float64] = field(default_factory=lambda: np.zeros((FOLDS, 0)))
+    plateau: Plateau | None = None
+
+    def shown(self, units: int) -> bool:
+        """Whether among so many units labels of any kind, or of the pairs, are found wrong."""
+        return self.gain * units >= BOUNDARY_GAIN
 
 
 def fit_posterior(
@@ -230,15 +237,26 @@ def fit_posterior(
     # Asked once, of everyone: folds that answered differently would judge like labels differently.
     if not pairs and not of_pairs(counts / (FOLDS - 1), expected / (FOLDS - 1)):
         swaps = [alike(n_class)] * FOLDS
-    return PoolState(
-        np.stack([one.weights for one in fitted]),
-        noise,
-        tuple(swaps),
-        gain,
-        tuple(pairs),
-        tuple(confused),
-        shares,
-    )
+    weights = np.stack([one.weights for one in fitted])
+    state = PoolState(weights, noise, tuple(swaps), gain, tuple(pairs), tuple(confused), shares)
+    return replace(state, plateau=_plateau(values, labels, folds, own, around, state))
+
+
+def _plateau(
+    values: Sequence[NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int8],
+    own: Sequence[bool],
+    around: NDArray[np.floating] | None,
+    state: PoolState,
+) -> Plateau | None:
+    """Labels that are wrong in step with the model's doubt, where the split's own neighbours can be asked."""
+    near = next((value for value, mine in zip(values, own, strict=True) if mine), around)
+    if near is None or all(own) or not len(labels):
+        return None
+    best, _, _, wrong = _judged(values, labels, folds, values[0].shape[1], state)
+    known = (wrong > 0.5) & (best != labels) & state.shown(len(labels))
+    return find_plateau(values, labels, folds, best, own, near, known, state.confused)
 
 
 def _asked_of_all(
@@ -286,7 +304,7 @@ def label_posterior(
     values = [member(sample) for member in members]
     near = None if around is None else around(sample)
     state = fit_posterior(values, labels[sample], folds[sample], own or [False] * len(members), near)
-    return posterior_of(members, labels, folds, n_class, state, state.gain * len(known), workers)
+    return posterior_of(members, labels, folds, n_class, state, len(known), workers)
 
 
 def posterior_of(
@@ -295,35 +313,51 @@ def posterior_of(
     folds: NDArray[np.int8],
     n_class: int,
     state: PoolState,
-    gain: float,
+    units: int,
     workers: Workers,
 ) -> LabelPosterior:
-    """The label posterior of any units by a fitted pool; `gain` is that of all labelled units together."""
+    """The label posterior of any units by a fitted pool; `units` are all that are labelled, here or not."""
     given, wrong = np.full(len(labels), np.nan, np.float32), np.zeros(len(labels), np.float32)
     best, best_proba = np.empty(len(labels), np.int64), np.empty(len(labels), np.float32)
+    slipped = np.zeros(len(labels), np.float32)
 
     def one(span: slice) -> None:
         rows = np.arange(span.start, span.stop)
-        z = np.zeros((len(rows), n_class))
-        for at, member in enumerate(members):
-            z += member(rows) * state.weights[folds[rows], at][:, None]
-        q = handed_on(normalised(z), state.confused, state.shares[folds[rows]])
-        best[span] = q.argmax(axis=1)
-        best_proba[span] = q.max(axis=1)
-        for fold in range(FOLDS):
-            some = np.flatnonzero((labels[rows] >= 0) & (folds[rows] == fold))
-            given[rows[some]], wrong[rows[some]] = judged_labels(
-                q[some], labels[rows[some]], state.noise[fold], state.swaps[fold]
-            )
+        judged = _judged((member(rows) for member in members), labels[rows], folds[rows], n_class, state)
+        best[span], best_proba[span], given[span], wrong[span] = judged
+        if state.plateau is not None:
+            values = [member(rows) for member in members]
+            slipped[span] = state.plateau.wrong(values, best[span], labels[span], folds[span])
 
     workers.each(one, spans(len(labels), max(64, _CELLS // max(n_class, 1))))
-    if gain < BOUNDARY_GAIN:
+    if not state.shown(units):
         wrong[:] = 0
     elif state.pairs:
         named = [given_label * n_class + true for given_label, true in state.pairs]
         wrong[~np.isin(labels * n_class + best, named)] = 0
+    wrong = np.maximum(wrong, slipped)
     count = round(float(wrong[(labels >= 0) & (best != labels)].sum()))
+    gain = max(state.gain, state.plateau.gain if state.plateau else state.gain) * units
     return LabelPosterior(given, best, best_proba, state.weights, wrong, count, gain)
+
+
+def _judged(
+    values: Iterable[NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int8],
+    n_class: int,
+    state: PoolState,
+) -> tuple[NDArray[Any], ...]:
+    """Of each unit: most plausible label, its q, quality of the given one, probability that it is wrong."""
+    z = np.zeros((len(labels), n_class))
+    for at, value in enumerate(values):
+        z += value * state.weights[folds, at][:, None]
+    q = handed_on(normalised(z), state.confused, state.shares[folds])
+    given, wrong = np.full(len(labels), np.nan), np.zeros(len(labels))
+    for fold in range(FOLDS):
+        some = np.flatnonzero((labels >= 0) & (folds == fold))
+        given[some], wrong[some] = judged_labels(q[some], labels[some], state.noise[fold], state.swaps[fold])
+    return q.argmax(axis=1), q.max(axis=1), given, wrong
 
 
 def judged_by(

@@ -55,7 +55,6 @@ from mld_core.evaluation.space.neighbourhood import K_GRID
 from mld_core.evaluation.statistics.folds import hash_uniform
 from mld_core.evaluation.statistics.risk import RankedRisk
 from mld_core.evaluation.statistics.significance import (
-    BOUNDARY_GAIN,
     LEVEL,
     benjamini_hochberg,
     two_sided_z,
@@ -306,18 +305,17 @@ def _label_fits(
     pool = fit_posterior(values, block.labels[rows], block.folds[0, rows], [False, True])
     fits = LabelFits(sizes, _mixed(sample, looked), pool, pool.gain * units, 1)
     found = posterior(block, looked, fits, split.n_class, workers)
+    fits = replace(fits, gain=found.gain)
     if split.is_train:
         alone = fit_posterior(values[1:], block.labels[rows], block.folds[0, rows], [False])
-        fits = replace(
-            fits, alone=alone, **_witness(sample, looked, found, alone, alone.gain * units, workers)
-        )
+        fits = replace(fits, alone=alone, **_witness(sample, looked, found, alone, units, workers))
         found = posterior(block, looked, fits, split.n_class, workers)
     suspect = found.best != block.labels
     return replace(fits, n_hat=round(float((sample.raw * found.wrong)[suspect].sum())))
 
 
 def _witness(
-    sample: Sample, looked: Looked, pooled: LabelPosterior, state: PoolState, gain: float, workers: Workers
+    sample: Sample, looked: Looked, pooled: LabelPosterior, state: PoolState, units: int, workers: Workers
 ) -> dict[str, Any]:
     """What the labels around say of wrong ones, by label quality; see `labels.quality.judged_by`."""
     from scipy.optimize import isotonic_regression
@@ -329,17 +327,20 @@ def _witness(
         block.folds[0],
         looked.near.shape[1],
         state,
-        gain,
+        units,
         workers,
     )
     both = joined(pooled, alone, block.labels)
     order = np.argsort(both.given, kind="stable")
     level = np.zeros(len(order))
-    if gain >= BOUNDARY_GAIN:
+    if state.shown(units):
         wrong, weight = alone.wrong[order].astype(np.float64), sample.raw[order]
         level = isotonic_regression(wrong, weights=weight, increasing=False).x
     shown = np.unique(np.linspace(0, len(order) - 1, _WITNESS).astype(np.int64))
-    return {"gain": gain, "witness": np.stack([both.given[order][shown].astype(np.float64), level[shown]])}
+    return {
+        "gain": alone.gain,
+        "witness": np.stack([both.given[order][shown].astype(np.float64), level[shown]]),
+    }
 
 
 def _mixed(sample: Sample, looked: Looked) -> Mixed:

@@ -161,16 +161,18 @@ def posterior(
     """The label posterior of a block."""
     members = [log_softmax_member(block.logits), lambda rows: looked.near[looked.where[rows]]]
     labels = np.where(block.known, block.labels, -1)
-    made = posterior_of(members, labels, block.folds[0], n_class, fits.pool, fits.gain, workers)
+    units = int(fits.sizes.sum())
+    made = posterior_of(members, labels, block.folds[0], n_class, fits.pool, units, workers)
     if fits.alone is not None:
-        alone = posterior_of(members[1:], labels, block.folds[0], n_class, fits.alone, fits.gain, workers)
+        alone = posterior_of(members[1:], labels, block.folds[0], n_class, fits.alone, units, workers)
         made = joined(made, alone, labels)
     wrong = made.wrong
     if fits.witness is not None:
         quality, level = fits.witness
         place = np.clip(np.searchsorted(quality, np.nan_to_num(made.given), side="right") - 1, 0, None)
         wrong = np.where(labels >= 0, level[place], 0).astype(np.float32)
-    return LabelPosterior(made.given, made.best, made.best_proba, made.weights, wrong, fits.n_hat, fits.gain)
+    gain = made.gain if fits.alone is None else fits.gain
+    return LabelPosterior(made.given, made.best, made.best_proba, made.weights, wrong, fits.n_hat, gain)
 
 
 @dataclass(frozen=True)
