@@ -24,7 +24,8 @@ from mld_core.evaluation.analysis.labels.pool import fit_pool, normalised
 from mld_core.evaluation.space.arrays import SplitArrays
 
 SETS = ("digits", "wine", "cancer", "snippets", "moons", "blobs", "shells")
-"""The mixture has wrong labels of its own: one in a hundred is drawn at random (`make_classification`)."""
+"""The mixture has wrong labels of its own: one in a hundred is drawn at random (`make_classification`). Sets that the
+rule was not made with: rings, hastie, crowd."""
 
 
 def drawn(arrays: SplitArrays, seed: int) -> SplitArrays:

@@ -13,8 +13,10 @@ from sklearn.datasets import (
     load_digits,
     load_wine,
     make_blobs,
+    make_circles,
     make_classification,
     make_gaussian_quantiles,
+    make_hastie_10_2,
     make_moons,
 )
 from sklearn.decomposition import TruncatedSVD
@@ -74,6 +76,13 @@ def table(name: str, seed: int) -> tuple[np.ndarray, ...]:
         x, y = make_moons(2_000, noise=0.25, random_state=seed)
     elif name == "blobs":
         x, y = make_blobs(3_000, n_features=3, centers=8, cluster_std=2.2, random_state=seed)
+    elif name == "crowd":
+        x, y = make_blobs(4_000, n_features=8, centers=40, cluster_std=2.6, random_state=seed)
+    elif name == "rings":
+        x, y = make_circles(2_400, noise=0.12, factor=0.6, random_state=seed)
+    elif name == "hastie":
+        x, y = make_hastie_10_2(3_000, random_state=seed)
+        y = (y > 0).astype(np.int64)
     elif name == "shells":
         x, y = make_gaussian_quantiles(n_samples=3_000, n_features=4, n_classes=4, random_state=seed)
     else:
