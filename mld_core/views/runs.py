@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,6 +13,7 @@ from mld_core.evaluation.codes.categories import CATEGORIES
 from mld_core.evaluation.codes.diagnosis import shown as shown_as
 from mld_core.evaluation.diagnoses import BY_CODE
 from mld_core.evaluation.errors import FilterError
+from mld_core.evaluation.results.database import connected
 from mld_core.evaluation.results.expression import compile_filter, quoted
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.evaluation.results.tables import split_order
@@ -239,7 +239,7 @@ def find_runs(rows: Sequence[dict[str, Any]], search: str, sort: str) -> list[di
         condition, parameters = compiled.sql, list(compiled.parameters)
         words = ""
     by = ", ".join(_by(name) for name in (sort or "-created_at").split(","))
-    with duckdb.connect(":memory:") as connection:
+    with connected() as connection:
         connection.register("runs", table.append_column("place_", pa.array(range(len(rows)), pa.int64())))
         sql = f"SELECT place_ FROM runs WHERE {condition} ORDER BY {by}, place_"  # noqa: S608  quoted names only
         found = [rows[place] for (place,) in connection.execute(sql, parameters).fetchall()]

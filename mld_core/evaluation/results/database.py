@@ -1,9 +1,15 @@
-"""DuckDB for joins and views over result tables; it never reaches a network and spills inside the store."""
+"""DuckDB for joins and views over result tables; it never reaches a network and spills inside the store.
+
+To make a database costs as much as thirty small queries, so the last few stay and every caller gets a
+connection of its own, whose views and tables are temporary: nobody else sees them, and they end with it.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 import duckdb
@@ -57,7 +63,7 @@ def units_database(spill: Path, files: Sequence[Path]) -> Iterator[duckdb.DuckDB
         views["plain"] = plain
         parts.append("SELECT * EXCLUDE (file_row_number) FROM plain")
     with database(spill, numbered=True, **views) as connection:
-        connection.execute(f"CREATE VIEW units AS {' UNION ALL BY NAME '.join(parts)}")
+        connection.execute(f"CREATE TEMP VIEW units AS {' UNION ALL BY NAME '.join(parts)}")
         yield connection
 
 
@@ -65,23 +71,55 @@ def units_database(spill: Path, files: Sequence[Path]) -> Iterator[duckdb.DuckDB
 def database(
     spill: Path, *, numbered: bool = False, **views: Sequence[Path]
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open an in-memory database with a view over the Parquet files of each keyword.
+    """A connection to an in-memory database, with a view over the Parquet files of each keyword.
 
     Args:
         spill: Folder of the store where large joins spill; made only if one does, removed after.
         numbered: Add `file_row_number`, the number of a row within its file.
         **views: View name and its files, all of one schema.
     """
+    try:
+        with connected(str(spill)) as connection:
+            for name, files in views.items():
+                names = ", ".join(_text(str(path)) for path in files)
+                connection.execute(
+                    f'CREATE TEMP VIEW "{name}" AS SELECT * FROM '  # noqa: S608  quoted
+                    f"read_parquet([{names}], union_by_name=true, file_row_number={numbered})"
+                )
+            yield connection
+    finally:
+        if spill.exists():
+            _instance.cache_clear()  # the folder goes with the database
+
+
+def connected(spill: str | None = None) -> closing[duckdb.DuckDBPyConnection]:
+    """A connection that is closed at the end of the context; what it makes has to be temporary.
+
+    Args:
+        spill: Folder where large joins spill; None where there are none.
+    """
+    return closing(_instance(spill).cursor())
+
+
+@lru_cache(maxsize=4)
+def _instance(spill: str | None) -> duckdb.DuckDBPyConnection:
     config: dict[str, str | bool | int | float | list[str]] = {
-        "temp_directory": str(spill),
+        "temp_directory": spill or "",
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
     }
-    connection = duckdb.connect(":memory:", config=config)
-    try:
-        for name, files in views.items():
-            names = [str(path) for path in files]
-            connection.read_parquet(names, union_by_name=True, file_row_number=numbered).create_view(name)
-        yield connection
-    finally:
-        connection.close()
+    made = duckdb.connect(":memory:", config=config)
+    with suppress(duckdb.Error):  # before 1.3 there is none
+        made.execute(
+            "SET enable_external_file_cache = false"
+        )  # it would hold what was read for as long as it stays
+    return made
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork has none of its threads, and would crash at its end.
+    os.register_at_fork(before=_instance.cache_clear)
