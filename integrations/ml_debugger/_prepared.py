@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -58,6 +59,14 @@ def count_draws(accelerator: Any) -> None:
     """What is drawn from streams that this accelerator deals out is counted; a method the user set stays."""
     if getattr(accelerator, "num_processes", 1) > 1 and "prepare_data_loader" not in vars(accelerator):
         accelerator.prepare_data_loader = Preparing(accelerator)
+
+
+def is_compiled(args: Any) -> bool:
+    """Whether Accelerate compiles the model: by the arguments, or by `accelerate launch --dynamo_backend`."""
+    return bool(args.torch_compile) or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in {
+        "",
+        "no",
+    }
 
 
 def leaves_host(device: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from mld_core.tracing.run.recorder import Recorder
 
 
-__all__ = ["RUN_FILE", "read_run_file", "write_run_file"]
+__all__ = ["RUN_FILE", "read_run_file", "state_at", "write_run_file"]
 
 RUN_FILE = "mld_run.json"
 
@@ -20,6 +21,16 @@ def read_run_file(folder: str | Path) -> dict[str, Any]:
     """What the file in `folder` holds, {} where there is none."""
     path = Path(folder) / RUN_FILE
     return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def state_at(saved: Mapping[str, dict[str, Any]], step: int) -> dict[str, Any]:
+    """The state of a checkpoint; of the one before it, where a kill came before its own was written.
+
+    >>> state_at({"0": {"a": 1}, "4": {"a": 2}}, 6)
+    {'a': 2}
+    """
+    earlier = [int(key) for key in saved if int(key) <= step]
+    return saved[str(max(earlier))] if earlier else {}
 
 
 def write_run_file(recorder: Recorder, folder: str | Path, state: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
 import weakref
 from collections.abc import Mapping
 from copy import copy
@@ -30,8 +29,8 @@ from typing import Any
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from ml_debugger._prepared import Prepared, count_draws, watch_moves
-from ml_debugger._runfile import RUN_FILE, read_run_file, write_run_file
+from ml_debugger._prepared import Prepared, count_draws, is_compiled, watch_moves
+from ml_debugger._runfile import RUN_FILE, read_run_file, state_at, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
 from mld_core.tracing.run.arguments import arguments_of
@@ -70,6 +69,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._names: dict[str, str] = {}
         self._forward = LatestForward(self._forward_begins)
         self._trainer: weakref.ref[Any] | None = None
+        self._loader: weakref.ref[Any] = weakref.ref(self)  # that of the evaluation under way, if known
         self._args: Any = None
         self._compiled = False  # by Accelerate, as the arguments or its launcher say
         self._epoch: int | None = None  # the epoch being trained or trained last
@@ -93,7 +93,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
                 self._expect_evaluation()
 
     def _attach(self, args: Any, model: Any) -> None:
-        self._args, self._compiled = args, _is_compiled(args)
+        self._args, self._compiled = args, is_compiled(args)
         watch_moves(self._recorder, args.device, data_loader, "send_to_device")
         if isinstance(model, torch.nn.Module) and not self._recorder.disabled:
             if self._compiled:
@@ -125,12 +125,12 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             settled: dict[str, Any] = {}
             if self._args.process_index == 0:
                 settled["saved"] = self._read_saved() if resume_step else {}
-                self._recorder.restore(_state_at(settled["saved"], resume_step))
+                self._recorder.restore(state_at(settled["saved"], resume_step))
                 settled["names"] = self._recorder.resolve_names(model)
             if self._args.world_size > 1:
                 settled = utils.broadcast_object_list([settled])[0]  # our only collective; every rank is here
             self._names, self._saved = settled["names"], settled["saved"]
-            self._recorder.restore(_state_at(self._saved, resume_step))
+            self._recorder.restore(state_at(self._saved, resume_step))
         self._recorder.start(
             model,
             self._names,
@@ -152,7 +152,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if failed or self._epoch is not None:
                 self._names = self._recorder.renew(same_run=failed or state.global_step > 0)
                 if state.global_step > 0:
-                    self._recorder.restore(_state_at(self._saved, state.global_step))
+                    self._recorder.restore(state_at(self._saved, state.global_step))
             self._training, self._in_step = True, False
             if not self._recorder.disabled:
                 self._leaving.begin(Trainer)
@@ -282,15 +282,33 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
                 return
             if self._in_step and not self._evaluating:
                 self._commit()  # before this forward takes the place of the step's own
+            if self._evaluating and self._is_another():
+                self._drop_evaluation()
             if not self._evaluating:
                 self._start(module)
                 self._begin_evaluation()
-                self._forward.given = local_on_stack("inputs", _LOOPS)  # prepared before we knew of this walk
+                # Prepared before we knew of this walk.
+                given = local_on_stack("inputs", _LOOPS)
+                self._forward.given = dict(given) if isinstance(given, Mapping) else {}
             self._recorder.begin_batch()
+
+    def _evaluated(self) -> Any:
+        """The loader of the trainer's latest evaluation; this object where none is known."""
+        trainer = None if self._trainer is None else self._trainer()
+        loader = None if trainer is None else trainer.callback_handler.eval_dataloader
+        return self if loader is None else loader
+
+    def _is_another(self) -> bool:
+        """Whether the evaluation under way was left by an exception: this forward belongs to the next one."""
+        if self._evaluated() is not self._loader():
+            return True
+        kept = self._batch and self._args.dataloader_persistent_workers  # its loader is used again
+        return bool(kept) and local_on_stack("step", _LOOPS) != self._batch
 
     def _begin_evaluation(self) -> None:
         self._evaluating, self._outer_batch, self._batch = True, self._batch, 0
         self._meet_trainer()
+        self._loader = weakref.ref(self._evaluated())
         self._recorder.begin_pass("val", self._epoch, mode="eval", provisional=True)
 
     def _expect_evaluation(self) -> None:
@@ -415,24 +433,6 @@ def _length(loader: Any) -> float:
         return len(loader)
     except TypeError:
         return math.inf
-
-
-def _is_compiled(args: Any) -> bool:
-    """Whether Accelerate compiles the model: by the arguments, or by `accelerate launch --dynamo_backend`."""
-    return bool(args.torch_compile) or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in {
-        "",
-        "no",
-    }
-
-
-def _state_at(saved: Mapping[str, dict[str, Any]], step: int) -> dict[str, Any]:
-    """The state of a checkpoint; of the one before it, where a kill came before its own was written.
-
-    >>> _state_at({"0": {"a": 1}, "4": {"a": 2}}, 6)
-    {'a': 2}
-    """
-    earlier = [int(key) for key in saved if int(key) <= step]
-    return saved[str(max(earlier))] if earlier else {}
 
 
 def _split_of(metrics: Mapping[str, Any]) -> str:

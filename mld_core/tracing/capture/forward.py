@@ -103,10 +103,9 @@ def owner_on_stack(kind: type, within: int = 24) -> Any:
     return None
 
 
-def local_on_stack(name: str, functions: Collection[str]) -> dict[str, Any]:
-    """A mapping that the innermost of these functions on the stack has in hand; {} where there is none."""
+def local_on_stack(name: str, functions: Collection[str]) -> Any:
+    """What the innermost of these functions on the stack has under a name; None where there is none."""
     frame: Any = sys._getframe(1)  # noqa: SLF001 - a loop that says nothing before its first forward
     while frame is not None and frame.f_code.co_name not in functions:
         frame = frame.f_back
-    found = None if frame is None else frame.f_locals.get(name)
-    return dict(found) if isinstance(found, Mapping) else {}
+    return None if frame is None else frame.f_locals.get(name)
