@@ -196,6 +196,11 @@ class Guard:
             self.problems[what] = self.problems.get(what, 0) + times
             self.rows_lost += rows
 
+    def forget(self) -> None:
+        """Count from the start: another run begins."""
+        with _lock:
+            self.problems, self.rows_lost, self.tracebacks = {}, 0, {}
+
     def summary(self) -> str:
         """Return one line for the account: each problem with its count, and the rows lost."""
         with _lock:

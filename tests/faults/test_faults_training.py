@@ -128,6 +128,8 @@ def test_a_folder_that_can_not_be_written(
     told = messages(caplog, str(store))
     assert len(told) >= 1
     assert "lost" in " ".join(told)
+    assert "store=" in told[0], "the fix"
+    assert "MLD_HOME" in told[0]
 
 
 def test_a_disk_that_hangs(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

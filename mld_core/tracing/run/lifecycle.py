@@ -96,13 +96,19 @@ class RunLife:
             model_name = (
                 options.model_name or restored.get("model_name") or class_name(options.model or model)
             )
-            version = options.version_name or restored.get("version_name") or store.claim_version(model_name)
-            run = RunKey(model_name, version)
-            if options.force_table_recreate and not restored:
-                store.recreate(run)
-            names = names_of(run, store, new_launch_id())
-            described = architecture_hash(options.model or model)
-            describe_run(store, run, described, options, self.guard)
+            version = options.version_name or restored.get("version_name")
+            try:
+                run = RunKey(model_name, version or store.claim_version(model_name))
+                if options.force_table_recreate and not restored:
+                    store.recreate(run)
+                names = names_of(run, store, new_launch_id())
+                described = architecture_hash(options.model or model)
+                describe_run(store, run, described, options, self.guard)
+            except OSError as error:
+                raise ConfigurationProblem(
+                    f"records can not be written to {str(store.root)!r} ({error}): expected is a folder that "
+                    "is there and writable, or can be made; give store=..., or set MLD_HOME"
+                ) from error
             return names
         return {}
 
@@ -334,6 +340,8 @@ class RunLife:
             if self.session is not None:
                 self.session.close(_WAIT_S)
         self.session = None
+        if not same_run:
+            self.guard.forget()
         self._pass_numbers, self._restored = {}, {}
         self._names = (
             {**self._names, "restart": str(int(self._names["restart"]) + 1)}

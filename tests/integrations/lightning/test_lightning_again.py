@@ -32,7 +32,9 @@ def test_a_second_fit_from_scratch_is_a_run_of_its_own(store: Path, tmp_path: Pa
     assert [k[:3] for k in keys(store)] == [("train", 0, 0), ("train", 1, 0), ("val", 0, 0), ("val", 1, 0)]
 
 
-def test_a_fit_after_an_interrupted_one(store: Path, tmp_path: Path) -> None:
+def test_a_fit_after_an_interrupted_one(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Interrupted(IndexModule):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             if batch_idx == 1:
@@ -42,8 +44,12 @@ def test_a_fit_after_an_interrupted_one(store: Path, tmp_path: Path) -> None:
     callback = MLDebuggerCallback(model_name="IndexModule")
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         quiet_trainer(tmp_path, callback, max_epochs=1).fit(Interrupted(), loader(8))
+    assert "Problems: partial pass" in caplog.text
+    caplog.clear()
     quiet_trainer(tmp_path, callback, max_epochs=1).fit(IndexModule(), loader(8))
     assert keys(store, "v2") == [("train", 0, 0, 8)]
+    assert "8 rows recorded" in caplog.text
+    assert "Problems" not in caplog.text, "those of the run before were told in its own account"
 
 
 def test_a_test_from_a_checkpoint_does_not_make_the_next_fit_a_resume(store: Path, tmp_path: Path) -> None:
