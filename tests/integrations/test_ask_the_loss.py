@@ -83,7 +83,7 @@ class Module(pl.LightningModule):
         return self.criterion(z, y)
 
     def training_step(self, batch, index):
-        return self.loss(batch)
+        return self.loss([part.flip(0) for part in batch] if self.kind == "shuffled" else batch)
 
     def validation_step(self, batch, index):
         self.loss(batch)
@@ -174,6 +174,21 @@ def test_what_is_no_classification_is_one_sentence_and_no_rows(kind: str, caplog
     assert len(told) == 1
     assert records.load("Module", "v1").num_rows == 0
     assert not any("Evaluate with" in r.message for r in caplog.records)
+
+
+def test_a_step_that_shuffles_its_batch_is_no_guess(caplog) -> None:
+    """Its logits are no longer in the order of the batch's ids."""
+    module = fit("shuffled", MLDebuggerCallback())
+    assert recorded("val")[0]["label"].to_pylist() == Y.tolist()
+    np.testing.assert_array_equal(recorded("val")[1], torch.cat(module.seen[N // 8 :]).numpy())
+    assert "train" not in {key.dataset_type for key in _keys()}
+    assert "another order" in caplog.text
+    assert f"{N} lost" in caplog.text
+
+
+def _keys():
+    found = select(Store(), RunKey("Module", "v1"), n_epoch=None, passes="all")
+    return [one.key for one in found if one.n_rows]
 
 
 def test_the_receipt_is_told_once_and_stored(caplog) -> None:

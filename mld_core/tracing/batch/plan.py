@@ -71,6 +71,18 @@ class LabelPlan:
         return "found in the batch" if path is None else "batch" + spelled(path)
 
 
+def reordered(target: Tensor, labels: Any) -> bool:
+    """Whether the loss was compared with the very labels of the batch, in another order.
+
+    >>> reordered(torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2]))
+    True
+    """
+    if not isinstance(labels, Tensor) or labels.numel() != target.numel() or labels.is_complex():
+        return False
+    own, seen = (part.detach().to(target.device).reshape(-1).double() for part in (labels, target))
+    return not torch.equal(own, seen) and torch.equal(own.sort().values, seen.sort().values)
+
+
 def agree(target: Tensor, value: Tensor) -> bool:
     """Whether a tensor of the batch is what the loss was compared with: cast, one-hot, or as it is.
 

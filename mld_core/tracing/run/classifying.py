@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mld_core.records.format.schema import HASH_KIND, media_schema, samples_schema, vectors_schema
 from mld_core.tracing.batch.batches import Batch, class_count, label_range, own_copy, row_count
 from mld_core.tracing.batch.labels import infer_task
-from mld_core.tracing.batch.plan import LabelPlan
+from mld_core.tracing.batch.plan import LabelPlan, reordered
 from mld_core.tracing.capture.capture import Capture
 from mld_core.tracing.capture.heads import MOST_MISSES, Captured, HeadChooser
 from mld_core.tracing.capture.outputs import find_main_tensor
@@ -203,21 +203,26 @@ class ClassificationSession(Session):
         assert self.chooser is not None
         if target is None or self.options.label_fn is not None:
             return True
-        batch.labels = self.labels.settle(batch.whole, batch.labels, target)
+        found, batch.labels = batch.labels, self.labels.settle(batch.whole, batch.labels, target)
         self.chooser.reads_target = self.labels.of_loss
         self.reading.forget()
-        if (
-            self.labels.of_loss
-            and captured.source.is_binary
-            and bool((target == target.reshape(-1)[0]).all())
-        ):
-            self.labels = LabelPlan()
-            self.chooser.unsettle(
+        if not self.labels.of_loss:
+            return True
+        reason = ""
+        if captured.source.is_binary and bool((target == target.reshape(-1)[0]).all()):
+            reason = (
                 "the loss compares one number per sample with one and the same target, which is no part of "
                 "the batch (as of a discriminator): give model=<the classifier> or label_fn(batch)."
             )
-            return False
-        return True
+        elif reordered(target, found):
+            reason = (
+                "the loss's targets are the batch's labels in another order: the step shuffles its batch, so "
+                "nothing tells which sample a row is of. Shuffle in the loader, or record splits=['val']."
+            )
+        if reason:
+            self.labels = LabelPlan()
+            self.chooser.unsettle(reason)
+        return not reason
 
     def _tell_none(self, n: int | None) -> None:
         assert self.chooser is not None
