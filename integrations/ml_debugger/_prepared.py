@@ -10,10 +10,6 @@ from functools import wraps
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mld_core.tracing.batch.batches import tensors_in
-from mld_core.tracing.batch.fingerprint import moved
-from mld_core.tracing.batch.padding import watch_stream
-
 if TYPE_CHECKING:
     from mld_core.tracing.capture.forward import LatestForward
     from mld_core.tracing.run.recorder import Recorder
@@ -51,6 +47,8 @@ class Preparing:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         loader = type(self.accelerator).prepare_data_loader(self.accelerator, *args, **kwargs)
         with contextlib.suppress(Exception):  # what is repeated is not known then
+            from mld_core.tracing.batch.padding import watch_stream
+
             watch_stream(loader)
         return loader
 
@@ -95,6 +93,8 @@ def watch_moves(recorder: Recorder, device: Any, module: ModuleType, name: str) 
 
 def _noting(move: Callable[..., Any], module: ModuleType, name: str) -> Callable[..., Any]:
     """The function itself, which also notes what it was given and gives; it goes when nobody records."""
+    from mld_core.tracing.batch.batches import tensors_in
+    from mld_core.tracing.batch.fingerprint import moved
 
     @wraps(move)
     def noted(batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The long tests: those that took more than about 3 s of CPU, what they start included, but of each file the shortest.
+"""The long tests: those that took more than about 2 s of CPU, what they start included, but of each file the shortest.
 
 They take two thirds of the time of all tests. `make test` leaves them to `make test-long`, so that it stays a loop that
 people use; `make quick` runs those nearest to a change. Two halves, each with whole files, take about as long.
