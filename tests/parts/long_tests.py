@@ -1,7 +1,9 @@
-"""The long tests: those that took more than about 2 s of CPU, what they start included, but of each file the shortest.
+"""The long tests: those that took more than about 2 s of CPU, what they start included.
 
 They take two thirds of the time of all tests. `make test` leaves them to `make test-long`, so that it stays a loop that
-people use; `make quick` runs those nearest to a change. Two halves, each with whole files, take about as long.
+people use; `make quick` runs those nearest to a change. A file keeps its shortest test in `make test`, but for a few of
+which any test costs what all of them do (ranks, a browser's story, evaluations in rounds). Three parts, each with whole
+files, take about as long.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from pathlib import Path
 import pytest
 
 LONG = Path(__file__).with_name("long.json")
-"""[first half, second half]: file -> its long tests, by the names that pytest gives them."""
+"""[first part, second, third]: file -> its long tests, by the names that pytest gives them."""
 
 
-def halves() -> list[dict[str, list[str]]]:
-    """The long tests of either half."""
+def parts() -> list[dict[str, list[str]]]:
+    """The long tests of each part."""
     found: list[dict[str, list[str]]] = json.loads(LONG.read_text("utf-8"))
     return found
 
@@ -25,12 +27,12 @@ def halves() -> list[dict[str, list[str]]]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark them before pytest asks for marks."""
     marks = {
-        f"{file}::{test}": f"half_{number}"
-        for number, half in enumerate(halves(), 1)
-        for file, tests in half.items()
+        f"{file}::{test}": f"part_{number}"
+        for number, part in enumerate(parts(), 1)
+        for file, tests in part.items()
         for test in tests
     }
     for item in items:
-        if half := marks.get(item.nodeid):
+        if part := marks.get(item.nodeid):
             item.add_marker("long")
-            item.add_marker(half)
+            item.add_marker(part)
