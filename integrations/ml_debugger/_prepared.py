@@ -67,6 +67,14 @@ def is_compiled(args: Any) -> bool:
     }
 
 
+def referred(value: Any) -> Callable[[], Any]:
+    """Gives it for as long as somebody else holds it; what takes no weak reference (a list) is held."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
+
+
 def leaves_host(device: Any) -> bool:
     """Whether batches that are moved to this device leave the host."""
     return getattr(device, "type", "cpu") != "cpu"

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from ml_debugger._prepared import Prepared, count_draws, is_compiled, watch_moves
+from ml_debugger._prepared import Prepared, count_draws, is_compiled, referred, watch_moves
 from ml_debugger._runfile import RUN_FILE, read_run_file, state_at, write_run_file
 from mld_core.tracing.capture.capture import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
@@ -69,7 +69,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._names: dict[str, str] = {}
         self._forward = LatestForward(self._forward_begins)
         self._trainer: weakref.ref[Any] | None = None
-        self._loader: weakref.ref[Any] = weakref.ref(self)  # that of the evaluation under way, if known
+        self._loader: Any = None  # gives that of the evaluation under way, if known
         self._args: Any = None
         self._compiled = False  # by Accelerate, as the arguments or its launcher say
         self._epoch: int | None = None  # the epoch being trained or trained last
@@ -308,7 +308,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
     def _begin_evaluation(self) -> None:
         self._evaluating, self._outer_batch, self._batch = True, self._batch, 0
         self._meet_trainer()
-        self._loader = weakref.ref(self._evaluated())
+        self._loader = referred(self._evaluated())
         self._recorder.begin_pass("val", self._epoch, mode="eval", provisional=True)
 
     def _expect_evaluation(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hf_parts import rows, sealed, trainer
 from loop_parts import Indexed, Net
 
+from ml_debugger.huggingface import MLDebuggerCallback
 from mld_core.tracing.guard import forget_told
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -66,3 +68,23 @@ def test_an_evaluation_of_another_set_after_one_that_was_left(tmp_path: Path) ->
     ours.predict(Indexed(5))
     table = rows(model="Raises")
     assert_whole(table[table.dataset_type == "predict"])
+
+
+def test_a_loader_that_cannot_be_referred_to_weakly_is_recorded(tmp_path: Path) -> None:
+    """A list of batches is a loader to the Trainer."""
+    forget_told()
+    ours = trainer(tmp_path, model=Net(), val=5)
+    batches = list(ours.get_eval_dataloader())
+    ours.get_eval_dataloader = lambda *_: batches
+    for _ in range(2):
+        ours.evaluate()
+    done = [key for key, whole in sealed(model="Net").items() if whole]
+    assert [key[0] for key in done] == ["val", "val"]
+    table = rows(model="Net")
+    assert len(table) == 10
+    assert table.label.notna().all()
+
+
+def test_a_callback_that_has_recorded_nothing_can_be_pickled() -> None:
+    """A search of hyperparameters sends its arguments to processes."""
+    assert isinstance(pickle.loads(pickle.dumps(MLDebuggerCallback())), MLDebuggerCallback)
