@@ -110,10 +110,11 @@ lint: $(VENV)/.test-ready
 types: $(VENV)/.test-ready
 	$(VENV)/bin/mypy
 
+# A folder for each run: what an earlier one left running may write into its own once more.
 pytest: $(VENV)/.test-ready
-	@mkdir -p .tmp
+	@rm -rf .tmp/pytest 2>/dev/null; mkdir -p .tmp/pytest
 	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/tests/parts$${PYTHONPATH:+:$$PYTHONPATH}" \
-	$(PY) -m pytest -q $(SPREAD) $(WORKERS) $(MARKED) --basetemp=.tmp/pytest $(ARGS)
+	$(PY) -m pytest -q $(SPREAD) $(WORKERS) $(MARKED) --basetemp=.tmp/pytest/$$$$ $(ARGS)
 
 # The peers of the tracer benchmark pin what we leave open: an environment of their own.
 .venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt

@@ -169,7 +169,8 @@ def main() -> int:
     failed = 0
     if names or doctests:
         spread = ["-p", "forked", "--forks"] if sys.platform == "linux" else ["--dist", "loadfile", "-n"]
-        workers = [*spread, str(given.workers), "--basetemp", ".tmp/pytest"]
+        (ROOT / ".tmp" / "pytest").mkdir(parents=True, exist_ok=True)
+        workers = [*spread, str(given.workers), "--basetemp", f".tmp/pytest/{os.getpid()}"]
         command = [*python, "pytest", "-q", *workers, "-m", "not heavy", *names, *doctests]
         failed = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
     for tool, process in zip(tools, started, strict=True):
