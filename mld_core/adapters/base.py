@@ -120,7 +120,8 @@ class FramePlace:
         ego_pose: (16,) row by row, the transform to the global frame, to be applied after `lidar2ego` where
             `calibration` has it; None: not known.
         calibration: plain lists by name: `lidar2ego`, `lidar2cam` (4x4), `cam2img` (3x3 to 4x4),
-            `image_size` (height, width), `dont_care` (image boxes of KITTI's regions without labels),
+            `image_size` (height, width), `pressed` (true: in KITTI's figures boxes beside the image are
+            pressed into its edge and count), `dont_care` (image boxes of KITTI's regions without labels),
             `neighbours` (KITTI's vans and sitting persons that are no class of the run); with several
             cameras `cameras`, a list of such dicts by camera.
     """

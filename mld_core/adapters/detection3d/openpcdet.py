@@ -102,6 +102,7 @@ class OpenPcdet(Layout):
             {
                 **_calibration(one),
                 "image_size": None if sizes is None else sizes[index],
+                "pressed": True,
                 "frame_id": None if frames is None else str(frames[index]),
                 **_moves(batch, index),
             }

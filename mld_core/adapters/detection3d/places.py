@@ -74,6 +74,7 @@ def place_of(known: Mapping[str, Any], meta: Any) -> FramePlace | None:
     size = None if known.get("image_size") is None else _numbers(known["image_size"])
     if size is not None and size.size >= 2:
         calibration["image_size"] = [int(one) for one in size.reshape(-1)[:2]]
+        calibration |= {"pressed": True} if known.get("pressed") is True else {}
     posed = pose is not None and pose.shape == (4, 4) and "lidar2ego" in calibration
     if not calibration:
         return None
@@ -84,7 +85,7 @@ def _given(meta: Any) -> dict[str, Any]:
     """The matrices in a frame's meta; of an image that was resized its intrinsics as they were."""
     if not isinstance(meta, Mapping):
         return {}
-    found = {name: meta[name] for name in (*_NAMES, "image_size") if meta.get(name) is not None}
+    found = {name: meta[name] for name in (*_NAMES, "image_size", "pressed") if meta.get(name) is not None}
     if meta.get("ori_cam2img") is not None:
         found["cam2img"] = meta["ori_cam2img"]
     return found

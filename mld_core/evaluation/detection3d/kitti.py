@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from mld_core.evaluation.detection3d.places import (
     Beside,
     angles_of,
     beside_of,
+    camera_boxes,
     dont_care_of,
     image_boxes_of,
     true_image_boxes,
@@ -48,8 +50,9 @@ def kitti_state(records: BoxRecords) -> KittiState | None:
     """What KITTI's metrics of a pass, or of a part of it, are computed from.
 
     Where every judged frame has its calibration, predictions are projected as KITTI's tools do: what lies
-    outside the image is left out, what is too low in it is ignored. The image metric needs the truths' image
-    boxes too; what is found in DontCare regions is no false alarm there, where the records name them.
+    outside the image is left out, what is too low in it is ignored, and boxes are compared in the camera's
+    frame. The image metric needs the truths' image boxes too; what is found in DontCare regions is no false
+    alarm there, where the records name them.
     """
     if "difficulty" not in records.truth_columns.column_names:
         return None
@@ -65,8 +68,8 @@ def kitti_state(records: BoxRecords) -> KittiState | None:
     beside = beside_of(records)
     truths, level, true_image = _with_neighbours(records, beside, levels(records, true_image), true_image)
     frames = KittiFrames(
-        predictions,
-        truths,
+        replace(predictions, box=camera_boxes(records, predictions)),
+        replace(truths, box=camera_boxes(records, truths)),
         level,
         every_class(records.class_names),
         image,

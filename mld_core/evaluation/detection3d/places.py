@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
-from mld_core.evaluation.metrics.camera import image_boxes, observation_angles, projection
+from mld_core.evaluation.metrics.camera import image_boxes, in_camera, observation_angles, projection
 from mld_core.records.format.schema import IMAGE_BOX, IMAGE_BOX_TYPE
 
 MOST_PIXELS = 1_000_000
@@ -39,7 +39,8 @@ def ego_places(records: BoxRecords, frame: Ints, box: NDArray[np.floating]) -> F
 def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | None, Bools]:
     """(N, 4) image boxes of predictions, cut to the image where its size is known, and which lie in it.
 
-    None and all of them where a judged frame has no camera.
+    What lies beside it or behind the camera does not, as in MMDetection3D; in runs of OpenPCDet it is pressed
+    into the image's edge and does. None and all of them where a judged frame has no camera.
     """
     every = np.ones(len(found), np.bool_)
     to_camera, project = _matrices(records, "lidar2cam"), _matrices(records, "cam2img")
@@ -49,15 +50,31 @@ def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | No
     made = np.zeros((len(found), 4))
     for number in np.unique(found.frame).tolist():
         rows = np.flatnonzero(found.frame == number)
-        camera = projection(project[number])
-        made[rows] = image_boxes(found.box[rows].astype(np.float64), to_camera[number], camera)
-        size = image_size(_said(records, number))
+        box, camera = found.box[rows].astype(np.float64), projection(project[number])
+        flat = image_boxes(box, to_camera[number], camera, behind=True)
+        said = _said(records, number)
+        size = image_size(said)
         if size is not None:
-            height, width = size
-            box = made[rows]
-            every[rows] = (box[:, 0] < width) & (box[:, 1] < height) & (box[:, 2] > 0) & (box[:, 3] > 0)
-            made[rows] = np.concatenate([box[:, :2].clip(0), np.minimum(box[:, 2:], (width, height))], axis=1)
+            if said.get("pressed") is True:
+                flat = flat.clip(0, np.array(size[::-1] * 2) - 1)
+            else:
+                before = in_camera(box, to_camera[number])[:, 0] > 0
+                every[rows] = before & (flat[:, :2] < size[::-1]).all(axis=1) & (flat[:, 2:] > 0).all(axis=1)
+                flat = np.concatenate([flat[:, :2].clip(0), np.minimum(flat[:, 2:], size[::-1])], axis=1)
+        made[rows] = flat
     return made, every
+
+
+def camera_boxes(records: BoxRecords, boxes: Predictions | Truths) -> Floats:
+    """(N, 7) boxes in the camera's frame, as KITTI's tools compare them; without a camera as they are."""
+    made = boxes.box.astype(np.float64)
+    known = _matrices(records, "lidar2cam")
+    to_camera = np.tile(np.eye(4), (records.frames.num_rows, 1, 1))
+    for number, matrix in known.items():
+        to_camera[number] = matrix
+    rows = np.flatnonzero(np.isin(boxes.frame, list(known)))
+    made[rows] = in_camera(made[rows], to_camera[boxes.frame[rows]])
+    return made
 
 
 def true_image_boxes(records: BoxRecords) -> NDArray[np.float64] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from boxes_store import write
 from kitti_frames import NAMES, make_kitti
+from scipy.spatial.transform import Rotation
 
 from mld_core.evaluation.detection.records import read_boxes
 from mld_core.evaluation.detection3d.kitti import kitti_figures, kitti_state, levels
@@ -18,6 +19,7 @@ from mld_core.evaluation.detection3d.places import true_image_boxes
 from mld_core.evaluation.evaluator import Evaluator
 from mld_core.evaluation.metrics.camera import image_boxes, observation_angles
 from mld_core.evaluation.metrics.kitti import KittiFrames, difficulties, kitti_metrics
+from mld_core.geometry.conventions import to_standard
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
 
@@ -76,6 +78,39 @@ def read_of(tmp_path: Any, frames: list[dict[str, Any]], names: Sequence[str]) -
     write(store, run, "val", frames, "detection3d", class_names=list(names))
     (selection,) = select(store, run, n_epoch=0)
     return read_boxes(selection, store.run_info(run))
+
+
+TILTED = np.eye(4)
+"""LiDAR to camera, the camera looking down by three degrees, half a degree aside."""
+TILTED[:3, :3] = CAMERA[:3, :3] @ Rotation.from_euler("yz", [-3, 0.5], degrees=True).as_matrix()
+TILTED[:3, 3] = 0, -0.1, -0.3
+
+
+def in_lidar(box: np.ndarray) -> np.ndarray:
+    """Boxes upright in the tilted camera (forward, left, up), in the LiDAR's frame as KITTI's tools move them."""
+    x, y, z, w, length, h, yaw = box.T
+    rows = np.column_stack([-y, -(z - h / 2), x, length, h, w, -yaw - np.pi / 2])
+    return to_standard(rows, "kitti_camera", TILTED)[0]
+
+
+def test_boxes_are_compared_upright_in_the_camera(tmp_path: Any) -> None:
+    """As KITTI's tools do: with a tilted camera a LiDAR's upright boxes overlap by another share."""
+    data, _, _ = made()
+    frames = frames_of(range(FRAMES))
+    for one in frames:
+        said = {**json.loads(one["calibration"]), "lidar2cam": TILTED.tolist()}
+        one["calibration"] = json.dumps(said)
+        one["truths"]["box"] = in_lidar(one["truths"]["box"])
+        one["detections"]["box"] = in_lidar(one["detections"]["box"])
+    found, _ = figures(read_of(tmp_path, frames, NAMES))
+    straight = CAMERA.copy()
+    straight[:3, 3] = 0
+    image = image_boxes(data.predictions.box, straight, PROJECT, behind=True)
+    regions = {"dontcare_frame": data.dontcare_frame, "dontcare": data.dontcare}
+    expected = kitti_metrics(replace(data, image_box=image, **regions)).summary()
+    for name in expected:
+        if name.startswith("ap40"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-6), name
 
 
 def recorded(
