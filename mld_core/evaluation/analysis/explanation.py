@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from mld_core.evaluation.analysis.answers import Estimated, Explanation, Judged
 from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
 from mld_core.evaluation.analysis.halves import Replays
+from mld_core.evaluation.analysis.labels.by_heart import judged_by
 from mld_core.evaluation.analysis.labels.quality import (
     PROBE_CLASSES,
     LabelPosterior,
     Member,
-    judged_by,
     label_posterior,
     log_softmax_member,
     neighbour_member,

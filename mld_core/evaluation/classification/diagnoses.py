@@ -80,7 +80,8 @@ def _earlier_right(e: Evidence) -> Mask:
     "Relabel (the suggested label is shown), retrain, re-evaluate.",
     "labels",
     when="wrong (in train: whatever the last epoch says), the label posterior points elsewhere, "
-    "and the label is rather a wrong one than a draw from it",
+    "and the label is rather a wrong one than a draw from it (in train: one of the worst, as many as are "
+    "estimated to be wrong)",
     varies=True,
 )
 def suspected_wrong_label(e: Evidence) -> Mask:

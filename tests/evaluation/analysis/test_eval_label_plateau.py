@@ -30,6 +30,7 @@ def suspected(arrays):
     [
         ("digits", True, 0),
         pytest.param("digits", False, 0, marks=HEAVY),
+        pytest.param("moons", True, 1, marks=HEAVY),
         pytest.param("blobs", False, 1, marks=HEAVY),
     ],
 )

@@ -5,7 +5,6 @@ import pytest
 
 from mld_core.evaluation.analysis.labels.quality import (
     fit_pool,
-    joined,
     label_posterior,
     log_softmax_member,
     pool,
@@ -130,21 +129,3 @@ def test_probe_and_given_probabilities_are_members(noisy):
 def test_nonfinite_logits_say_nothing():
     logits = np.full((4, 3), np.nan)
     assert np.allclose(np.exp(log_softmax_member(logits)(np.arange(4))), 1 / 3)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_network_that_knows_labels_by_heart_and_one_that_never_saw_them_rank_better_together(seed):
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, K, N)
-    labels = np.where(rng.random(N) < 0.1, (truth + rng.integers(1, K, N)) % K, truth)
-    learned, apart = rng.normal(size=(2, N, K))
-    apart[np.arange(N), truth] += 2
-    learned[np.arange(N), truth] += 2
-    learned[np.arange(N), labels] += 2
-    pooled, alone = posterior_of(learned, labels), posterior_of(apart, labels)
-    both = joined(pooled, alone, labels)
-    wrong = (labels != truth).astype(float)
-    each = [auroc(-one.given, wrong) for one in (pooled, alone)]
-    assert auroc(-both.given, wrong) > max(each) + 0.01
-    # What the network says because it has seen it is no suggestion.
-    assert (both.best[pooled.best == labels] == alone.best[pooled.best == labels]).all()

@@ -4,7 +4,8 @@ Annotators slip where an input is hard, and then to the label that is nearly rig
 doubt, such labels are what a model of little knowledge draws, and nothing recorded tells the two apart. They
 differ where the pool is sure: there a model's own errors thin out to none, and wrong labels stay, at a rate
 of their own (a plateau). Only units where that rate exceeds the model's are claimed, and only where it shows
-in the order of the pool and in that of the split's own neighbours, which go by the labels that are there.
+in the order of the split's own neighbours, which go by the labels that are there, and in that and the pool's
+together.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri, expit
+from scipy.special import chdtrc, chdtri, expit
 
 from mld_core.evaluation.analysis.labels.pairs import thins_out
 from mld_core.evaluation.analysis.labels.pool import FLOOR, Pair
@@ -103,7 +104,10 @@ def find_plateau(
     found = inside & differs
     if 2 * (found & known).sum() >= found.sum():
         return None
-    if max(thins_out(one[inside], differs[inside]) for one in (order, margins(around, best))) > LEVEL:
+    # What annotators get wrong is rarer, too, where the pool is sure: the neighbours have to show an even
+    # rate, and both together, by Fisher's method.
+    both, near = (thins_out(one[inside], differs[inside]) for one in (order, margins(around, best)))
+    if near > LEVEL or float(chdtrc(4, -2 * np.log(max(both * near, FLOOR**2)))) > LEVEL:
         return None
     points = [
         fit_plateau(sure[:, folds != fold], differs[folds != fold], start=point)[1] for fold in range(FOLDS)

@@ -10,7 +10,7 @@ only their labels can be wrong then. Labels that follow the model's doubt show w
 
 Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
 logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network. In the
-train split the network has learned each of them by heart: there the neighbours say how many are wrong.
+train split the network has learned each of them by heart, see `by_heart`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, ndtr
+from scipy.special import logit, ndtr
 
 from mld_core.evaluation.analysis.labels.confusions import find_confusions
 from mld_core.evaluation.analysis.labels.pairs import find_pairs
@@ -68,6 +68,8 @@ class LabelPosterior:
             that labels are wrong.
         n_hat: Estimated number of wrong labels: the sum of `wrong` where q points elsewhere.
         gain: Log-likelihood that wrong labels explain; below `BOUNDARY_GAIN` none are claimed.
+        limit: Label quality up to which labels are suspected where the network knows them by heart (see
+            `by_heart`); None: those that are rather wrong than a draw from q.
     """
 
     given: NDArray[np.float32]
@@ -77,6 +79,7 @@ class LabelPosterior:
     wrong: NDArray[np.float32]
     n_hat: int
     gain: float
+    limit: float | None = None
 
     @property
     def certainty(self) -> NDArray[np.float32]:
@@ -360,62 +363,6 @@ def _judged(
     return q.argmax(axis=1), q.max(axis=1), given, wrong
 
 
-def judged_by(
-    witness: Member,
-    pooled: LabelPosterior,
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int8],
-    n_class: int,
-    workers: Workers,
-) -> LabelPosterior:
-    """The same posterior, with the number of wrong labels asked of one witness alone.
-
-    A network explains the labels it was trained on, wrong ones too, so that a pool it leads knows of none. A
-    witness that never saw a unit's own label says how many are wrong; which ones, the order of both says
-    (`joined`): the witness's probabilities are averaged along it, never rising with label quality.
-
-    Args:
-        witness: Does not know the unit's own label.
-        pooled: The posterior of all members.
-        labels: (N,) given labels, -1 where unlabelled.
-        folds: (N,) folds.
-        n_class: Number of classes.
-        workers: Open pool.
-    """
-    from scipy.optimize import isotonic_regression
-
-    alone = label_posterior([witness], labels, folds, n_class, workers)
-    both = joined(pooled, alone, labels)
-    wrong = np.zeros(len(labels), np.float32)
-    order = np.flatnonzero(labels >= 0)
-    order = order[np.argsort(both.given[order], kind="stable")]
-    if len(order) and alone.gain >= BOUNDARY_GAIN:
-        wrong[order] = isotonic_regression(alone.wrong[order].astype(np.float64), increasing=False).x
-    count = round(float(wrong[(labels >= 0) & (both.best != labels)].sum()))
-    return replace(both, wrong=wrong, n_hat=count, gain=alone.gain)
-
-
-def joined(pooled: LabelPosterior, alone: LabelPosterior, labels: NDArray[np.int64]) -> LabelPosterior:
-    """The pool's posterior, the odds of each label times those of a witness that never saw it.
-
-    Two that know a label by other ways are independent evidence. Where the pool says the given label, having
-    seen it, the suggested one is the witness's.
-
-    Args:
-        pooled: The posterior of all members.
-        alone: The posterior of the witness.
-        labels: (N,) given labels, -1 where unlabelled.
-    """
-    odds = [logit(np.clip(one.given.astype(np.float64), FLOOR**2, 1 - FLOOR)) for one in (pooled, alone)]
-    seen = pooled.best == labels
-    return replace(
-        pooled,
-        given=expit(odds[0] + odds[1]).astype(np.float32),
-        best=np.where(seen, alone.best, pooled.best),
-        best_proba=np.where(seen, alone.best_proba, pooled.best_proba),
-    )
-
-
 def judged_labels(
     q: NDArray[np.float64], labels: NDArray[np.int64], noise: float, factors: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -438,7 +385,9 @@ def suspected_labels(
 ) -> NDArray[np.bool_]:
     """(N,) units of code C01: wrong, q points elsewhere, and the label is rather wrong than a draw from q.
 
-    A network fits the wrong labels it was trained on: in the train split its last word does not count.
+    A network fits the wrong labels it was trained on: in the train split its last word does not count, and
+    the worst labels are suspected, about as many as are wrong.
     """
-    asked = (labels >= 0) & (posterior.best != labels) & (posterior.wrong > 0.5)
+    bad = posterior.wrong > 0.5 if posterior.limit is None else posterior.given <= posterior.limit
+    asked = (labels >= 0) & (posterior.best != labels) & bad
     return np.asarray(asked if is_train else asked & (errors == 1))

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.analysis import halves
 from mld_core.evaluation.analysis.answers import Reference
+from mld_core.evaluation.analysis.labels.by_heart import falling, joined, suspected_up_to
 from mld_core.evaluation.analysis.labels.quality import (
     FIT_UNITS,
     LabelPosterior,
     PoolState,
     fit_posterior,
-    joined,
     log_softmax_member,
     posterior_of,
 )
@@ -317,10 +317,8 @@ def _label_fits(
 def _witness(
     sample: Sample, looked: Looked, pooled: LabelPosterior, state: PoolState, units: int, workers: Workers
 ) -> dict[str, Any]:
-    """What the labels around say of wrong ones, by label quality; see `labels.quality.judged_by`."""
-    from scipy.optimize import isotonic_regression
-
-    block = sample.block
+    """What the witness that finds more says of wrong labels, by label quality; see `by_heart.judged_by`."""
+    block, raw = sample.block, sample.raw
     alone = posterior_of(
         [lambda rows: looked.near[looked.where[rows]]],
         block.labels,
@@ -331,15 +329,15 @@ def _witness(
         workers,
     )
     both = joined(pooled, alone, block.labels)
+    count = [float((raw * one.wrong)[one.best != block.labels].sum()) for one in (pooled, alone)]
+    told = pooled if count[0] > count[1] else alone
+    level, asked = falling(both.given, told.wrong, raw), both.best != block.labels
     order = np.argsort(both.given, kind="stable")
-    level = np.zeros(len(order))
-    if state.shown(units):
-        wrong, weight = alone.wrong[order].astype(np.float64), sample.raw[order]
-        level = isotonic_regression(wrong, weights=weight, increasing=False).x
-    shown = np.unique(np.linspace(0, len(order) - 1, _WITNESS).astype(np.int64))
+    shown = order[np.unique(np.linspace(0, len(order) - 1, _WITNESS).astype(np.int64))]
     return {
-        "gain": alone.gain,
-        "witness": np.stack([both.given[order][shown].astype(np.float64), level[shown]]),
+        "gain": told.gain,
+        "witness": np.stack([both.given[shown].astype(np.float64), level[shown]]),
+        "limit": suspected_up_to(both.given[asked], level[asked], raw[asked]),
     }
 
 

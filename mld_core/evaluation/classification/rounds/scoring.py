@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from mld_core.evaluation.analysis.answers import Reference, UnitAnswers
 from mld_core.evaluation.analysis.evidence import CellEvidence, Evidence
 from mld_core.evaluation.analysis.halves import Halves, Replays
 from mld_core.evaluation.analysis.issue_columns import answer_columns, diagnosis_columns, judged_columns
+from mld_core.evaluation.analysis.labels.by_heart import joined
 from mld_core.evaluation.analysis.labels.quality import (
     LabelPosterior,
     PoolState,
-    joined,
     log_softmax_member,
     posterior_of,
     smoothed,
@@ -71,6 +71,7 @@ class LabelFits:
         witness: (2, m) label quality, and the probability that the label is wrong, which falls with it, where
             the network has learned the labels by heart (train); else None.
         alone: There the pool of the labels around alone; else None.
+        limit: There the label quality up to which labels are suspected; else None.
     """
 
     sizes: NDArray[np.int64]
@@ -80,6 +81,7 @@ class LabelFits:
     n_hat: int
     witness: NDArray[np.float64] | None = None
     alone: PoolState | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def posterior(
         place = np.clip(np.searchsorted(quality, np.nan_to_num(made.given), side="right") - 1, 0, None)
         wrong = np.where(labels >= 0, level[place], 0).astype(np.float32)
     gain = made.gain if fits.alone is None else fits.gain
-    return LabelPosterior(made.given, made.best, made.best_proba, made.weights, wrong, fits.n_hat, gain)
+    return replace(made, wrong=wrong, n_hat=fits.n_hat, gain=gain, limit=fits.limit)
 
 
 @dataclass(frozen=True)
