@@ -221,21 +221,45 @@ def merged_regions(
     rate = float((errors[known] == 1).mean()) if known.any() else 0.0
     if not 0 < rate < 1:
         return made
-    left = [found == number for found in (cells, components) for number in np.unique(found[found >= 0])]
-    while left:
-        told = [_told(mask & known, errors, rate) for mask in left]
+    # A unit is of at most one candidate of each way: what a taken one leaves of the others is counted.
+    named = [np.unique(found[found >= 0]) for found in (cells, components)]
+    first = (0, len(named[0]))
+    own = [
+        np.where(found >= 0, np.searchsorted(names, found) + start, -1)
+        for found, names, start in zip((cells, components), named, first, strict=True)
+    ]
+    order = [np.argsort(one, kind="stable") for one in own]
+    count = sum(map(len, named))
+    size, bad = _counted(own, known, count), _counted(own, errors == 1, count)
+    left, asked = np.ones(len(errors), np.bool_), np.ones(count, np.bool_)
+    for number in range(count):
+        told = [_told(n, e, rate) if ask else 0.0 for n, e, ask in zip(size, bad, asked, strict=True)]
         best = int(np.argmax(told))
         if told[best] <= 0:
             break
-        taken = left.pop(best)
-        made[taken] = made.max() + 1
-        left = [rest for mask in left if (rest := mask & ~taken)[known].sum() >= SMALLEST]
+        way = int(best >= first[1])
+        begin, end = np.searchsorted(own[way], (best, best + 1), sorter=order[way])
+        taken = order[way][begin:end]
+        taken = taken[left[taken]]
+        made[taken], left[taken], asked[best] = number, False, False
+        rest = [one[taken] for one in own]
+        size, bad = (
+            size - _counted(rest, known[taken], count),
+            bad - _counted(rest, errors[taken] == 1, count),
+        )
+        asked &= size >= SMALLEST
     return made
 
 
-def _told(mask: NDArray[np.bool_], errors: NDArray[np.int8], rate: float) -> float:
-    n = int(mask.sum())
-    own = float((errors[mask] == 1).mean()) if n else 0.0
+def _counted(own: list[NDArray[np.int64]], which: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """(count,) units of each candidate that are counted."""
+    parts = [one[which & (one >= 0)] for one in own]
+    return np.asarray(np.bincount(np.concatenate(parts), minlength=count), np.int64)
+
+
+def _told(units: np.int64, wrong: np.int64, rate: float) -> float:
+    n = int(units)
+    own = int(wrong) / n if n else 0.0
     if own <= rate:
         return 0.0
     right = (1 - own) * np.log((1 - own) / (1 - rate)) if own < 1 else 0.0

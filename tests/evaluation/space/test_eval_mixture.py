@@ -10,7 +10,13 @@ import pytest
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
-from mld_core.evaluation.space.mixture import failing_components, fit_mixture, merged_regions, score_mixture
+from mld_core.evaluation.space.mixture import (
+    SMALLEST,
+    failing_components,
+    fit_mixture,
+    merged_regions,
+    score_mixture,
+)
 from mld_core.evaluation.space.neighbourhood import surroundings
 from mld_core.evaluation.space.regions import cut_cells, region_numbers
 from mld_core.evaluation.statistics.folds import key_hashes
@@ -116,3 +122,29 @@ def test_a_component_knows_its_members_without_their_predictions():
 def test_no_error_no_region():
     none = np.full(50, -1)
     assert (merged_regions(none, np.zeros(50, np.int64), np.zeros(50, np.int8)) == -1).all()
+
+
+def test_regions_merged_by_counts_are_those_of_masks():
+    def told(mask, errors, rate):
+        own = (errors[mask] == 1).mean() if mask.any() else 0.0
+        if own <= rate:
+            return 0.0
+        right = (1 - own) * np.log((1 - own) / (1 - rate)) if own < 1 else 0.0
+        return mask.sum() ** 0.75 * (own * np.log(own / rate) + right)
+
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        n = int(rng.integers(40, 3_000))
+        cells, parts = rng.integers(-1, 30, n), rng.integers(-1, 9, n) * 7
+        errors = (rng.random(n) < np.where((cells % 3 == 0) & (cells >= 0), 0.7, 0.1)).astype(np.int8)
+        errors[rng.random(n) < 0.1] = -1
+        known, made = errors >= 0, np.full(n, -1)
+        left = [one == number for one in (cells, parts) for number in np.unique(one[one >= 0])]
+        while left:
+            gains = [told(mask & known, errors, (errors[known] == 1).mean()) for mask in left]
+            if max(gains) <= 0:
+                break
+            taken = left.pop(int(np.argmax(gains)))
+            made[taken] = made.max() + 1
+            left = [rest for mask in left if (rest := mask & ~taken)[known].sum() >= SMALLEST]
+        assert np.array_equal(merged_regions(cells, parts, errors), made)
