@@ -29,6 +29,7 @@ from mld_core.evaluation.codes.categories import Thresholds
 from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
 from mld_core.evaluation.space import order
 from mld_core.evaluation.space.cells import Density
+from mld_core.evaluation.space.directions import failing_direction
 from mld_core.evaluation.space.mixture import failing_components, merged_regions
 from mld_core.evaluation.space.neighbourhood import Nearest
 from mld_core.evaluation.space.novelty import novel_units
@@ -119,9 +120,8 @@ def explain(made: Estimated, judged: Judged, posterior: LabelPosterior) -> Expla
     near = made.around.around
     shown = np.append(work.known, -1)[near.index[:, :SHOWN_NEIGHBOURS]] if isinstance(near, Nearest) else None
     links = shown if shown is not None else np.full((arrays.rows, 0), -1, np.int64)
-    region = merged_regions(
-        region_numbers(grid, links, work.errors, judged.used.t2), _components(made, judged), work.errors
-    )
+    dense = region_numbers(grid, links, work.errors, judged.used.t2)
+    region = merged_regions([dense, *_parts(made, judged)], work.errors)
     again = list(asked_again(evidence, judged.replays, posterior))
     found = diagnose(work.options.diagnoses, evidence, again, region)
     regions = describe_regions(
@@ -137,18 +137,21 @@ def explain(made: Estimated, judged: Judged, posterior: LabelPosterior) -> Expla
     return Explanation(shown, region, regions, found, evidence.slices)
 
 
-def _components(made: Estimated, judged: Judged) -> NDArray[np.int64]:
+def _parts(made: Estimated, judged: Judged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Regions that need not be clusters: failing components, and the end of a failing direction."""
     work, arrays = made.work, made.work.arrays
-    return failing_components(
+    hashes, t2 = work.hashes[work.groups], judged.used.t2
+    components = failing_components(
         made.points,
         arrays.labels,
         work.scores.prediction,
         work.errors,
-        work.hashes[work.groups],
-        judged.used.t2,
+        hashes,
+        t2,
         arrays.n_class,
         work.workers,
     )
+    return components, failing_direction(made.points, work.errors, hashes, t2)
 
 
 def asked_again(evidence: Evidence, replays: Replays, posterior: LabelPosterior) -> Iterator[Evidence]:

@@ -10,6 +10,7 @@ import pytest
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
+from mld_core.evaluation.space.directions import failing_direction
 from mld_core.evaluation.space.mixture import (
     SMALLEST,
     failing_components,
@@ -35,7 +36,7 @@ recorded = functools.cache(strangers.recorded)
 
 
 def planted(name, kind, seed=0):
-    """Hidden features, labels, predictions that fail in one slice, and who is in it."""
+    """Hidden features, labels, predictions that fail in one slice, who is in it, and the number of classes."""
     arrays, _ = recorded(name, seed)
     rng = np.random.default_rng(seed)
     x, y, said = arrays.features["hidden"].copy(), arrays.labels, arrays.logits.argmax(axis=1)
@@ -66,7 +67,8 @@ def found(x, y, said, n_class, errors):
         cells = region_numbers(cut_cells(points, workers), near, errors, t2)
         hashes = key_hashes(np.arange(len(y)), "0")
         parts = failing_components(points, y, said, errors, hashes, t2, n_class, workers)
-    return cells, parts, merged_regions(cells, parts, errors)
+        end = failing_direction(points, errors, hashes, t2)
+    return cells, parts, merged_regions([cells, parts, end], errors), end
 
 
 def best_f1(numbers, hit):
@@ -94,10 +96,36 @@ def test_a_small_split_has_fewer_components_instead_of_none(name):
     ways = []
     for seed in range(5):
         x, y, said, hit, n_class = planted(name, "part of a class", seed)
-        cells, _, both = found(x, y, said, n_class, (said != y).astype(np.int8))
+        cells, _, both, _ = found(x, y, said, n_class, (said != y).astype(np.int8))
         ways.append((best_f1(cells, hit), best_f1(both, hit)))
     alone, together = np.mean(ways, axis=0)
     assert together > alone + 0.03
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "gain"),
+    [
+        ("rings", "norm", 0.05),
+        *(
+            pytest.param(name, kind, gain, marks=pytest.mark.heavy)
+            for name, kind, gain in (
+                ("hastie", "direction", 0.05),
+                ("rings", "direction", 0.03),
+                ("mixture", "norm", 0.2),
+                ("hastie", "cluster", -0.01),
+                ("shells", "part of a class", -0.01),
+            )
+        ),
+    ],
+)
+def test_regions_gain_by_it_where_slices_are_no_clusters_and_lose_nothing_where_they_are(name, kind, gain):
+    gained = []
+    for seed in range(3):
+        x, y, said, hit, n_class = planted(name, kind, seed)
+        errors = (said != y).astype(np.int8)
+        cells, parts, both, _ = found(x, y, said, n_class, errors)
+        gained.append(best_f1(both, hit) - best_f1(merged_regions([cells, parts], errors), hit))
+    assert np.mean(gained) >= gain
 
 
 @pytest.mark.parametrize("name", ["digits", "mixture", "snippets", "cancer", "wine"])
@@ -106,7 +134,9 @@ def test_errors_at_random_make_no_component(name):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         said = np.where(rng.random(len(y)) < 0.15, (y + 1) % n_class, y)
-        assert (found(x, y, said, n_class, (said != y).astype(np.int8))[1] >= 0).mean() <= 0.02
+        _, parts, _, end = found(x, y, said, n_class, (said != y).astype(np.int8))
+        assert (parts >= 0).mean() <= 0.02
+        assert (end >= 0).mean() <= 0.02
 
 
 def test_a_component_knows_its_members_without_their_predictions():
@@ -121,7 +151,7 @@ def test_a_component_knows_its_members_without_their_predictions():
 
 def test_no_error_no_region():
     none = np.full(50, -1)
-    assert (merged_regions(none, np.zeros(50, np.int64), np.zeros(50, np.int8)) == -1).all()
+    assert (merged_regions([none, np.zeros(50, np.int64)], np.zeros(50, np.int8)) == -1).all()
 
 
 def test_regions_merged_by_counts_are_those_of_masks():
@@ -136,10 +166,11 @@ def test_regions_merged_by_counts_are_those_of_masks():
     for _ in range(30):
         n = int(rng.integers(40, 3_000))
         cells, parts = rng.integers(-1, 30, n), rng.integers(-1, 9, n) * 7
+        ways = [cells, np.full(n, -1), parts, rng.integers(-1, 1, n)]
         errors = (rng.random(n) < np.where((cells % 3 == 0) & (cells >= 0), 0.7, 0.1)).astype(np.int8)
         errors[rng.random(n) < 0.1] = -1
         known, made = errors >= 0, np.full(n, -1)
-        left = [one == number for one in (cells, parts) for number in np.unique(one[one >= 0])]
+        left = [one == number for one in ways for number in np.unique(one[one >= 0])]
         while left:
             gains = [told(mask & known, errors, (errors[known] == 1).mean()) for mask in left]
             if max(gains) <= 0:
@@ -147,4 +178,4 @@ def test_regions_merged_by_counts_are_those_of_masks():
             taken = left.pop(int(np.argmax(gains)))
             made[taken] = made.max() + 1
             left = [rest for mask in left if (rest := mask & ~taken)[known].sum() >= SMALLEST]
-        assert np.array_equal(merged_regions(cells, parts, errors), made)
+        assert np.array_equal(merged_regions(ways, errors), made)
