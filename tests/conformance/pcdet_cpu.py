@@ -110,6 +110,15 @@ def configured(path: str, voxel: list[float], **changes: Any) -> Any:
     return config
 
 
+def centre_head(config: Any) -> None:
+    """CenterPoint's head, as its configuration for Waymo has it, in the place of an anchor head with one stage."""
+    head = configured("cfgs/waymo_models/centerpoint.yaml", [0.1, 0.1, 0.15]).MODEL.DENSE_HEAD
+    head.CLASS_NAMES_EACH_HEAD = [list(config.CLASS_NAMES)]
+    head.POST_PROCESSING.POST_CENTER_LIMIT_RANGE = [-10, -50, -5, 80, 50, 3]
+    head.POST_PROCESSING.NMS_CONFIG.NMS_PRE_MAXSIZE = 300
+    config.MODEL.NAME, config.MODEL.DENSE_HEAD = "CenterPoint", head
+
+
 def vary(model: Any, factor: float = 30) -> None:
     """Scale the layers that make class logits, so that scores of random weights differ."""
     layers = dict(model.named_modules())
@@ -118,6 +127,19 @@ def vary(model: Any, factor: float = 30) -> None:
         if name.endswith(".bias") and one.numel() and abs(float(one.detach().mean()) + 3.4) < 1.3:
             one.data.zero_()
             layers[name.removesuffix(".bias")].weight.data.mul_(factor)
+
+
+def pooled(head: Any, batch: Any) -> Any:
+    """In place of Voxel R-CNN's pooling, whose search for voxels needs CUDA: features that differ by proposal."""
+    cells = head.pool_cfg.GRID_SIZE**3
+    width = head.shared_fc_layer[0].in_features // cells
+    rows = batch["rois"].reshape(-1, batch["rois"].shape[-1])
+    return (
+        (rows.sum(dim=1)[:, None, None] * torch.linspace(-1, 1, width))
+        .sin()
+        .expand(-1, cells, -1)
+        .contiguous()
+    )
 
 
 def frames_of(config: Any, count: int) -> Any:

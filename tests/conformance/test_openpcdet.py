@@ -96,19 +96,6 @@ CASES = {
 RETURNED = ("pred_boxes", "pred_scores", "pred_labels", "pred_cls_scores")
 
 
-def pooled(head: Any, batch: Any) -> Any:
-    """In place of Voxel R-CNN's pooling, whose search for voxels needs CUDA: features that differ by proposal."""
-    cells = head.pool_cfg.GRID_SIZE**3
-    width = head.shared_fc_layer[0].in_features // cells
-    rows = batch["rois"].reshape(-1, batch["rois"].shape[-1])
-    return (
-        (rows.sum(dim=1)[:, None, None] * torch.linspace(-1, 1, width))
-        .sin()
-        .expand(-1, cells, -1)
-        .contiguous()
-    )
-
-
 @pytest.fixture(scope="module")
 def checkout():
     """OpenPCDet on the path."""
@@ -167,7 +154,7 @@ def test_rows_are_what_the_model_returns(name, checkout, tmp_path, monkeypatch):
     case = CASES[name]
     model, loader = made(case)
     if name.startswith("Voxel R-CNN"):
-        monkeypatch.setattr(type(model.roi_head), "roi_grid_pool", pooled)
+        monkeypatch.setattr(type(model.roi_head), "roi_grid_pool", cpu.pooled)
     identity = find_adapter(model).identity
     assert (identity.head.kind, find_adapter(model).family) == (case.kind, case.family)
     recording = attach(model, None, loader, "pcdet", "v1")

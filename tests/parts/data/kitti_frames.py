@@ -217,9 +217,11 @@ def camera_iou(boxes, others, criterion=-1, device_id=0):
 
     left, right = [shape(row) for row in boxes], [shape(row) for row in others]
     made = np.zeros((len(left), len(right)))
+    reach, beyond = (np.hypot(rows[:, 2], rows[:, 3]) / 2 for rows in (boxes, others))
     for i, a in enumerate(left):
         for j, b in enumerate(right):
-            if np.hypot(boxes[i, 0] - others[j, 0], boxes[i, 1] - others[j, 1]) < 12:
+            apart = np.hypot(boxes[i, 0] - others[j, 0], boxes[i, 1] - others[j, 1])
+            if apart < reach[i] + beyond[j]:
                 shared = a.intersection(b).area
                 made[i, j] = shared if criterion == 2 else shared / (a.area + b.area - shared)
     return made
