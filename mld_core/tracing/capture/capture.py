@@ -27,11 +27,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mld_core.tracing.capture.compiling import is_compiling
-from mld_core.tracing.capture.graph import Graph, Origin
+from mld_core.tracing.capture.graph import Graph, Origin, hangs_on
+from mld_core.tracing.capture.probe import Probe, Switch
 from mld_core.tracing.capture.sweeper import Sweeper, eager_around
 from mld_core.tracing.guard import ConfigurationProblem
 
@@ -39,7 +40,6 @@ _WRAPPER_PARTS: Final = frozenset(
     {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 )
 _KEPT_LEAF_CALLS: Final = 16
-_KEPT_CALLS: Final = 7  # of one module in one step, behind its first
 DEFAULT_ALIAS: Final = "features"
 HEAD_TYPES: Final = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -95,93 +95,6 @@ def find_module(model: nn.Module, path: str) -> tuple[str, nn.Module]:
         f"target_layers: the model {type(model).__name__} has no module {path!r}. Near matches: "
         f"{', '.join(repr(n) for n in near)}. Give one of the names in dict(model.named_modules())."
     )
-
-
-class Switch:
-    """Shared by all hooks of one capture: off between events, so that stray forwards keep nothing alive.
-
-    `streams`: CUDA streams on which hooked layers ran since it went on.
-    """
-
-    def __init__(self) -> None:
-        self.armed = False
-        self.streams: set[Any] = set()
-
-    def saw_call(self) -> None:
-        """A hooked layer ran: on which stream tells what the copy of its output has to wait for."""
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            self.streams.add(torch.cuda.current_stream())
-
-
-class Probe:
-    """The hook of one module and the references of its calls in a step: (positional arguments, output).
-
-    Of several forwards in a step the first is `call`; of a compiled module only the latest is seen.
-    """
-
-    def __init__(self, module: nn.Module, name: str, switch: Switch, *, check_version: bool = False) -> None:
-        self.module: nn.Module | None = module
-        self.name = name
-        self.switch = switch
-        self.call: tuple[Any, Any] | None = None
-        self.later: list[tuple[Any, Any]] = []
-        self.check_version = check_version
-        self.version: int | None = None
-        self.then: Callable[[], None] | None = None
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook; traced by dynamo, hence nothing but attributes."""
-        if module is not self.module:
-            return
-        if is_compiling():
-            self.call = (args, output)
-            return
-        if not self.switch.armed:
-            return
-        if self.call is not None:
-            if len(self.later) < _KEPT_CALLS:
-                self.later.append((args, output))
-            return
-        self.call = (args, output)
-        self.switch.saw_call()
-        if self.check_version:
-            self.version = _version(output)
-        if self.then is not None:
-            self.then()
-
-    def calls(self) -> list[tuple[Any, Any]]:
-        """Every call of the step, in order."""
-        return [] if self.call is None else [self.call, *self.later]
-
-    def changed_in_place(self) -> bool:
-        """Whether the output was written to after the hook saw it (an in-place ReLU behind the layer)."""
-        return self.version is not None and self.call is not None and _version(self.call[1]) != self.version
-
-    def clear(self) -> None:
-        """Lets go of the tensors."""
-        self.call = None
-        self.later = []
-        self.version = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "module": None,
-            "name": self.name,
-            "call": None,
-            "later": [],
-            "version": None,
-            "check_version": False,
-            "then": None,
-        }
-
-
-def _version(value: Any) -> int | None:
-    if not isinstance(value, Tensor) or value.is_inference():
-        return None
-    return value._version  # noqa: SLF001 - torch has no public name for the in-place counter
 
 
 class LeafCall:
@@ -321,6 +234,7 @@ class Capture:
     ) -> None:
         self.model = model
         self.switch = Switch()
+        self.lost_sight = False
         self.ignore_root = ignore_root
         self.targets: dict[str, str] = {}
         self.probes: dict[str, Probe] = {}
@@ -365,9 +279,16 @@ class Capture:
         """The module called `name`."""
         return self._modules[name]
 
-    def begin(self, *, watch: bool) -> None:
-        """Clears the stash and arms the hooks; `watch` adds the hooks on every module for this batch."""
+    def begin(self, *, watch: bool, training: bool = False) -> None:
+        """Clears the stash and arms the hooks for a batch.
+
+        Args:
+            watch: with the hooks on every module.
+            training: the loss tells which call of a module counts; see `Probe`.
+        """
         self.clear()
+        self.switch.training = training
+        self.lost_sight = False
         if watch and self.watcher is None:
             self.watcher = Watcher(self.model, self.switch, ignore_root=self.ignore_root)
         self.switch.armed = True
@@ -385,13 +306,19 @@ class Capture:
             self.watcher = None
 
     def origins(self, loss: Any) -> list[Origin]:
-        """The hooked outputs that a loss was computed from; of a watched batch, before backward."""
-        graph = Graph() if self.watcher is None else self.watcher.graph
+        """The hooked outputs that a loss was computed from; of a watched batch, before backward.
+
+        `lost_sight` says afterwards whether it was computed from an earlier call of what runs compiled.
+        """
+        graph, compiled = Graph() if self.watcher is None else self.watcher.graph, []
         for name, probe in self.probes.items():
             # What runs compiled is seen by its probe alone.
             if probe.call is not None and not graph.knows(name):
                 graph.saw(name, probe.call[1])
-        return graph.origins(loss)
+                compiled.append(probe.call[1])
+        found = graph.origins(loss)
+        self.lost_sight = not found and not hangs_on(loss, compiled)
+        return found
 
     def then(self, name: str, act: Callable[[], None]) -> None:
         """Has something done in each step when the module `name`, or else the last hooked one, has run."""

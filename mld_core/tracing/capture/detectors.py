@@ -18,9 +18,10 @@ from torch.utils.hooks import RemovableHandle
 
 from mld_core.adapters.base import Adapter, Call, ModelCall
 from mld_core.adapters.registry import UnknownDetectorError, families, find_adapter, unwrap
-from mld_core.tracing.capture.capture import Switch, find_module
+from mld_core.tracing.capture.capture import find_module
 from mld_core.tracing.capture.compiling import is_compiling
 from mld_core.tracing.capture.holding import Holder
+from mld_core.tracing.capture.probe import Switch
 from mld_core.tracing.guard import ConfigurationProblem
 
 _DEPTH: Final = 3

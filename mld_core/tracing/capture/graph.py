@@ -8,6 +8,7 @@ the operations between, and often the target itself.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -145,6 +146,26 @@ class Graph:
             known = found.get(id(origin.output.tensor))
             if known is None or (known.kind == "other" and origin.kind != "other"):
                 found[id(origin.output.tensor)] = origin
+
+
+def hangs_on(loss: Any, outputs: Sequence[Any]) -> bool:
+    """Whether a loss was computed from some outputs, or in the same compiled call; True where not known."""
+    made = [tensor.grad_fn for output in outputs for _, tensor in tensors_at(output)]
+    nodes = {id(node) for node in made if node is not None}
+    queue = deque(tensor.grad_fn for _, tensor in tensors_at(loss) if tensor.grad_fn is not None)
+    if not nodes or not queue:
+        return True
+    seen: list[Any] = []  # they stay alive, or their ids could return
+    known: set[int] = set()
+    while queue and len(seen) < _MOST_NODES:
+        node = queue.popleft()
+        if id(node) in nodes:
+            return True
+        if id(node) not in known:
+            known.add(id(node))
+            seen.append(node)
+            queue += [further for further, _ in node.next_functions if further is not None]
+    return bool(queue)
 
 
 def target_of(loss: Tensor) -> Tensor | None:

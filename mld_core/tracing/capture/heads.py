@@ -65,6 +65,12 @@ def _is_activation_of(outer: Tensor, columns: Tensor) -> bool:
     return same(outer, x.softmax(1)) or same(outer, x.log_softmax(1))
 
 
+_OUT_OF_SIGHT: Final = (
+    "The loss is not of the compiled model's last call in the step, and of a compiled model no other is "
+    "seen. Have the call that the loss is of be the last one, or train without torch.compile."
+)
+
+
 class HeadChooser(FeatureRules):
     """Chooses logits and features of one model, and reads them off the capture's stash afterwards.
 
@@ -196,6 +202,8 @@ class HeadChooser(FeatureRules):
         if training and not self._origins and self.capture.watcher is not None:
             self._origins = self.capture.watcher.said
         said = by_loss(self._origins, n_rows) if training else None
+        if said is None and training and self.capture.lost_sight:
+            said = Refusal("", _OUT_OF_SIGHT)
         if said is None and True not in self.sources:
             said = self._unclear  # of the training batches; an evaluation has no loss to ask
         self._unclear = said if isinstance(said, Refusal) else None

@@ -84,7 +84,8 @@ class ClassificationSession(Session):
         """A batch begins: clears the stash, lets the hooks keep references."""
         if self.capture is not None and self.chooser is not None and not self.unsupported:
             self._training = self.capture.model.training
-            self.capture.begin(watch=self.chooser.needs_watch(training=self._training))
+            watch = self.chooser.needs_watch(training=self._training)
+            self.capture.begin(watch=watch, training=self._training)
 
     def disarm(self) -> None:
         """The batch is over: lets go of every reference."""

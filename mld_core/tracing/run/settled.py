@@ -16,9 +16,9 @@ from mld_core.tracing.batch.batches import Batch
 from mld_core.tracing.batch.identity import LOADER_INDEX, settled_ids
 from mld_core.tracing.batch.places import Places, look_of
 from mld_core.tracing.batch.stream_keys import stream_keys
-from mld_core.tracing.capture.capture import Probe
 from mld_core.tracing.capture.features import first_tensor, pool
 from mld_core.tracing.capture.heads import Captured
+from mld_core.tracing.capture.probe import Probe
 from mld_core.tracing.capture.reading import LogitsSource
 from mld_core.tracing.capture.rules import FeatureRule
 from mld_core.tracing.paths import at

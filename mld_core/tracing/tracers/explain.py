@@ -84,7 +84,7 @@ def _taken(
     chooser = HeadChooser(capture, n_class=n_class, known={})
     try:
         model.eval()
-        capture.begin(watch=True)
+        capture.begin(watch=True, training=True)
         with torch.enable_grad():
             output = _called(model, batch)
             loss = getattr(output, "loss", None) if criterion is None else criterion(output, labels)

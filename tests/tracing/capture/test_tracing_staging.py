@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mld_core.tracing.capture.capture import Switch
+from mld_core.tracing.capture.probe import Switch
 from mld_core.tracing.capture.ring import Ring, Slot
 from mld_core.tracing.capture.staging import Stager, gathered, stage_cpu, to_float32
 from mld_core.tracing.tables.rows import BatchJob
