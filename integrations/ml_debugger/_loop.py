@@ -50,7 +50,8 @@ class LoopArguments(RecorderOptions, _Loaders):
 class _Walk:
     """One iteration of a traced loader. `pending`: its batch in hand is not committed yet.
 
-    `unheard`: batches in which the traced model made no forward.
+    `unheard`: batches in which the traced model made no forward. `unclear`: a batch of the walk around it was
+    in hand, without a forward, as it began.
     """
 
     split: str
@@ -58,6 +59,7 @@ class _Walk:
     batch_idx: int = 0
     unheard: int = 0
     pending: bool = False
+    unclear: bool = False
 
 
 class LoopRecorder:
@@ -130,6 +132,7 @@ class LoopRecorder:
                 self._arm(walk, batch)
                 yield batch
                 self._settle()
+                self._part(walk)
                 self._commit(walk)
         except GeneratorExit:
             self._end(walk, self._leave)
@@ -155,6 +158,7 @@ class LoopRecorder:
             if train:
                 after = 0 if self.epoch is None else self.epoch + 1
                 self.epoch = after if n_epoch is None else n_epoch
+            walk.unclear = bool(self._walks) and self._walks[-1].pending
             self._walks.append(walk)
             self.recorder.begin_pass(
                 traced.split,
@@ -203,6 +207,30 @@ class LoopRecorder:
                 self.steps += bool(self._stepped())
             self._hand_over()
 
+    def _part(self, walk: _Walk) -> None:
+        """Goes on with the walk alone where another one began inside it and is not over.
+
+        Of which batch a forward is says the loss, so a training is gone on with; else nothing does.
+        """
+        if walk not in self._walks or walk is self._walks[-1]:
+            return
+        inner = self._walks[self._walks.index(walk) + 1]
+        if inner is self._walks[-1] and not inner.unclear:
+            self._commit(inner)
+        self._drop(inner, "walked at the same time as another")
+        lost = [inner.split] if walk.split == "train" else [walk.split, inner.split]
+        self.recorder.guard.tell_once(
+            f"at once:{walk.split}:{inner.split}",
+            f"The loaders of {walk.split!r} and {inner.split!r} are walked at the same time, so whose batch "
+            f"a forward is of cannot be known: from here on nothing of {' and '.join(map(repr, lost))} is "
+            "recorded. Give trace one of the two.",
+        )
+        if walk.split != "train":
+            self._drop(walk, "walked at the same time as another")
+        elif walk.pending:  # the inner walk's batch was in hand, too
+            self.recorder.skip_batch(walk.batch)
+            walk.batch, walk.pending = None, False
+
     def _end(self, walk: _Walk, close: Callable[[], None]) -> None:
         if walk not in self._walks:
             return  # closed already, with what was around it
@@ -213,6 +241,8 @@ class LoopRecorder:
         if walk.unheard and not walk.batch_idx and self.recorder.listens:
             self._tell_unheard(walk)
         close()
+        if self._walks and self._walks[-1].pending:
+            self._arm(self._walks[-1], self._walks[-1].batch)  # its forward is still to come
 
     def _tell_unheard(self, walk: _Walk) -> None:
         """A walk of which nothing is recorded is said: the loop may call another model there."""
