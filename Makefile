@@ -68,7 +68,7 @@ test: $(VENV)/.test-ready  ## set up, then lint, types, import rules and all tes
 	@$(MAKE) -s check > .tmp/check.log 2>&1 & check=$$!; $(MAKE) pytest; tests=$$?; \
 	wait $$check; checked=$$?; cat .tmp/check.log; exit $$((tests || checked))
 
-test-long: $(VENV)/.test-ready  ## the long tests, those that make test leaves out and that are not heavy (PART=1, 2 or 3: a third of them)
+test-long: $(VENV)/.test-ready  ## the long tests, those that make test leaves out and that are not heavy (PART=1 to 5: a fifth of them)
 	@$(MAKE) pytest MARKED='-m "$(if $(PART),part_$(PART),long) and not heavy"'
 
 test-all: MARKED =

@@ -1,9 +1,9 @@
-"""The long tests: those that took more than about 2 s of CPU, what they start included.
+"""The long tests: those that took more than about 2 s of CPU and run no line of the product that others do not.
 
-They take two thirds of the time of all tests. `make test` leaves them to `make test-long`, so that it stays a loop that
-people use; `make quick` runs those nearest to a change. A file keeps its shortest test in `make test`, but for a few of
-which any test costs what all of them do (ranks, a browser's story, evaluations in rounds). Three parts, each with whole
-files, take about as long.
+They take half of the time of all tests. `make test` leaves them to `make test-long`, so that it stays a loop that people
+use; `make quick` runs those nearest to a change. They are further seeds, sizes, kinds and whole stories; of what only
+they reached the cheapest that reach it came back (coverage by test, the processes that tests start included). Five
+parts, each with whole files, take about as long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 LONG = Path(__file__).with_name("long.json")
-"""[first part, second, third]: file -> its long tests, by the names that pytest gives them."""
+"""[first part, ..., fifth]: file -> its long tests, by the names that pytest gives them."""
 
 
 def parts() -> list[dict[str, list[str]]]:
