@@ -110,13 +110,22 @@ def configured(path: str, voxel: list[float], **changes: Any) -> Any:
     return config
 
 
-def centre_head(config: Any) -> None:
-    """CenterPoint's head, as its configuration for Waymo has it, in the place of an anchor head with one stage."""
-    head = configured("cfgs/waymo_models/centerpoint.yaml", [0.1, 0.1, 0.15]).MODEL.DENSE_HEAD
-    head.CLASS_NAMES_EACH_HEAD = [list(config.CLASS_NAMES)]
-    head.POST_PROCESSING.POST_CENTER_LIMIT_RANGE = [-10, -50, -5, 80, 50, 3]
-    head.POST_PROCESSING.NMS_CONFIG.NMS_PRE_MAXSIZE = 300
-    config.MODEL.NAME, config.MODEL.DENSE_HEAD = "CenterPoint", head
+def borrowed(config: Any, path: str) -> None:
+    """Another configuration's model, made for another data set, for the classes and the range of `config`."""
+    model = configured(path, [0.1, 0.1, 0.15]).MODEL
+    head, range_ = model.DENSE_HEAD, [-10, -50, -5, 80, 50, 3]
+    after = head.POST_PROCESSING
+    if head.NAME == "TransFusionHead":
+        head.NUM_CLASSES, after.POST_CENTER_RANGE = len(config.CLASS_NAMES), range_
+        head.TARGET_ASSIGNER_CONFIG.DATASET = "Waymo"  # three classes; nuScenes' has rules for two of ten
+        head.SEPARATE_HEAD_CFG.HEAD_ORDER.remove("vel")
+        del head.SEPARATE_HEAD_CFG.HEAD_DICT["vel"]
+        head.LOSS_CONFIG.LOSS_WEIGHTS.code_weights = [1.0] * 8
+    else:
+        head.CLASS_NAMES_EACH_HEAD, after.POST_CENTER_LIMIT_RANGE = [list(config.CLASS_NAMES)], range_
+        many = after.NMS_CONFIG.NMS_PRE_MAXSIZE  # one for each class, or one
+        after.NMS_CONFIG.NMS_PRE_MAXSIZE = [300] * len(many) if isinstance(many, list) else 300
+    config.MODEL = model
 
 
 def vary(model: Any, factor: float = 30) -> None:

@@ -196,11 +196,17 @@ MODELS = {
     "pointpillar": [0.32, 0.32, 4.0],
     "voxel_rcnn_car": [0.2, 0.2, 0.1],
     "centerpoint": [0.2, 0.2, 0.1],
+    "voxelnext_ioubranch_large": [0.2, 0.2, 0.1],
+    "transfusion_lidar": [0.2, 0.2, 0.1],
 }
-"""KITTI's configurations -> voxels in metres: one head, two stages, several heads, many equal scores, one class.
+"""KITTI's configurations -> voxels in metres: one head, two stages, several heads, many equal scores, one class."""
 
-CenterPoint has none for KITTI: it is SECOND's with a centre head.
-"""
+BORROWED = {
+    "centerpoint": "waymo_models",
+    "voxelnext_ioubranch_large": "waymo_models",
+    "transfusion_lidar": "nuscenes_models",
+}
+"""Those that have none for KITTI: the model of another's, on SECOND's data."""
 
 FEW = {"POST_PROCESSING__NMS_CONFIG__NMS_PRE_MAXSIZE": 300}
 
@@ -248,10 +254,10 @@ def test_ap40_of_its_own_models(
 
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
     write_kitti(tmp_path / "kitti")
-    file = "second" if name == "centerpoint" else name
-    config = cpu.configured(f"cfgs/kitti_models/{file}.yaml", MODELS[name], **FEW)
-    if name == "centerpoint":
-        cpu.centre_head(config)
+    own = "second" if name in BORROWED else name
+    config = cpu.configured(f"cfgs/kitti_models/{own}.yaml", MODELS[name], **FEW)
+    if name in BORROWED:
+        cpu.borrowed(config, f"cfgs/{BORROWED[name]}/{name}.yaml")
     classes = list(config.CLASS_NAMES)
     data = KittiDataset(config.DATA_CONFIG, classes, training=False, root_path=tmp_path / "kitti")
     del data.kitti_infos[8:]

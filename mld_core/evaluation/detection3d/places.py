@@ -51,11 +51,13 @@ def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | No
     for number in np.unique(found.frame).tolist():
         rows = np.flatnonzero(found.frame == number)
         box, camera = found.box[rows].astype(np.float64), projection(project[number])
-        flat = image_boxes(box, to_camera[number], camera, behind=True)
         said = _said(records, number)
-        size = image_size(said)
+        pressed, size = said.get("pressed") is True, image_size(said)
+        if pressed:
+            camera[2] = 0, 0, 1, 0  # it divides by the depth itself
+        flat = image_boxes(box, to_camera[number], camera, behind=True)
         if size is not None:
-            if said.get("pressed") is True:
+            if pressed:
                 flat = flat.clip(0, np.array(size[::-1] * 2) - 1)
             else:
                 before = in_camera(box, to_camera[number])[:, 0] > 0

@@ -64,8 +64,13 @@ def test_predictions_outside_the_image_are_none_of_kittis(records):
 
 
 def test_in_a_run_of_openpcdet_they_are_pressed_into_its_edge(tmp_path):
-    """Its `boxes3d_kitti_camera_to_imageboxes` clips both corners to the pixels there are; all boxes count."""
-    found = recorded(tmp_path, pressed=True)
+    """Its `boxes3d_kitti_camera_to_imageboxes` clips both corners to the pixels there are; all boxes count.
+
+    It divides by the depth of a corner, whatever the last number of the projection.
+    """
+    project = PROJECT.copy()
+    project[2, 3] = 0.5
+    found = recorded(tmp_path, pressed=True, cam2img=project.tolist())
     image, inside = image_boxes_of(found, found.predictions)
     assert inside.all()
     assert image[2].tolist() == pytest.approx([0, 180 - 525 / 8, 0, 180 + 525 / 8], rel=1e-5)
