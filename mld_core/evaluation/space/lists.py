@@ -1,7 +1,8 @@
 """An inverted file (Jegou, Douze and Schmid, 2011): points cut into cells, of which a query looks into a few.
 
-Into which is decided for every query: those whose centroids are hardly farther from it than that of its own
-cell. How much farther holds enough of the neighbours of exactly searched queries is measured.
+Into which is decided for every query: those whose centroids are within a multiple of the distance that its
+neighbours lie within, which a sample of the points around tells, and not much farther than that of its own
+cell. Which multiple holds enough of the neighbours of exactly searched queries is measured.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.selection import (
     ROWS,
     SAMPLED,
-    Coded,
+    Members,
     Passed,
     Points,
     answers,
+    keys_of,
+    nearest_keys,
+    place_within,
     select,
     squared_norms,
-    within_sample,
 )
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order, hash_uniform
@@ -40,10 +43,16 @@ ENOUGH = 4
 BLOCK = 1_024
 """Queries of one cell that are looked at together."""
 
-_AROUND = 1 - (1 - RECALL) / 2
+CLOSE = 0.95
+"""Share of the neighbours in the cells whose sample tells how far they are."""
+
+_APART = 0.998
+
+_LEAST = np.float32(1e-12)
+_SLACK = np.float32(2e-6)
 _STREAM = 23
-_COMMON = 16
 _AT_ONCE = 2**20
+_HITS = 2**17
 
 Exact = Callable[[NDArray[np.int64], int], NDArray[np.int32]]
 """(q, k) nearest base rows of some base rows, -1 = none, searched in full."""
@@ -58,13 +67,15 @@ class Lists:
         cells: (M,) cell of every base row.
         order: (M,) base rows, cell by cell, rising in each.
         starts: (J + 1,) where each cell begins in `order`.
-        points: (M, D) and
-        norms: (M,) coordinates and squared lengths in that order.
-        sampled: (M,) which of them are of the sample that gives limits.
+        points: (M, D + 2) coordinates in that order, squared lengths and ones: see `_turned`.
+        sample: (s,) rising places in `order` of about every 16th point, at random.
+        begins: (J + 1,) where each cell begins in `sample`.
         near: (J, J) cells by rising distance of their centroids, itself first.
         enough: (J,) how many of them the queries of each look into in any case.
-        around: (J,) and among how many the others are.
+        close: (J,) in how many of them the sample tells how far the neighbours are.
+        k: The neighbours that was measured for.
         margin: How much farther than its own a centroid may be from a query.
+        ratio: And how far, in multiples of the distance that its `k` neighbours lie within.
         recall: Measured on 500 queries.
     """
 
@@ -73,24 +84,24 @@ class Lists:
     order: NDArray[np.int64]
     starts: NDArray[np.int64]
     points: NDArray[np.float32]
-    norms: NDArray[np.float32]
-    sampled: NDArray[np.bool_]
+    sample: NDArray[np.int64]
+    begins: NDArray[np.int64]
     near: NDArray[np.int32]
     enough: NDArray[np.int64]
-    around: NDArray[np.int64]
+    close: NDArray[np.int64]
+    k: int
     margin: float
+    ratio: float
     recall: float
 
 
-@dataclass(frozen=True)
-class _Probed:
-    """Cells that any query of a block looks into: where each lies in the order, and which queries do."""
-
-    spans: list[slice]
-    queries: list[NDArray[np.int64]]
-
-
-def build_lists(points: NDArray[np.float32], exact: Exact, k: int, workers: Workers) -> Lists:
+def build_lists(
+    points: NDArray[np.float32],
+    groups: NDArray[np.int64] | None,
+    exact: Exact,
+    k: int,
+    workers: Workers,
+) -> Lists:
     """Cut points into cells and find out how far queries for `k` neighbours have to look."""
     count = int(CELLS_PER_ROOT * np.sqrt(len(points)))
     centroids = fit_centroids(points, count, workers, per_centroid=POINTS_PER_CENTROID, iterations=ITERATIONS)
@@ -98,26 +109,31 @@ def build_lists(points: NDArray[np.float32], exact: Exact, k: int, workers: Work
     order = np.argsort(cells, kind="stable")
     starts = np.searchsorted(cells[order], np.arange(len(centroids) + 1))
     near, gap = _near_cells(centroids, workers)
-    sampled = hash_uniform(order.astype(np.uint64), _STREAM) < 1 / SAMPLED
-    ordered = points[order]
-    # One margin for all is that of the many: around a rare or remote unit it holds hardly anybody.
+    sample = np.flatnonzero(hash_uniform(order.astype(np.uint64), _STREAM) < 1 / SAMPLED)
+    # One measure for all is that of the many: around a rare or remote unit it holds hardly anybody.
     held = np.cumsum(np.diff(starts)[near], axis=1)
     enough = np.minimum((held < ENOUGH * k).sum(axis=1) + 1, len(centroids))
+    ordered = np.empty((len(points), points.shape[1] + 2), np.float32)
+    for span in spans(len(points), _AT_ONCE):
+        some = points[order[span]]
+        ordered[span, :-2], ordered[span, -2], ordered[span, -1] = some, squared_norms(some), 1
     lists = Lists(
         centroids,
         cells,
         order,
         starts,
         ordered,
-        squared_norms(ordered),
-        sampled,
+        sample,
+        np.searchsorted(sample, starts),
         near,
         enough,
-        np.full(len(centroids), len(centroids)),
+        enough,
+        k,
+        np.inf,
         np.inf,
         1.0,
     )
-    return _tuned(lists, points, gap, exact, k, workers)
+    return _tuned(lists, points, groups, gap, exact, workers)
 
 
 def _near_cells(
@@ -142,46 +158,64 @@ def _near_cells(
 def _tuned(
     lists: Lists,
     points: NDArray[np.float32],
+    groups: NDArray[np.int64] | None,
     gap: NDArray[np.float32],
     exact: Exact,
-    k: int,
     workers: Workers,
 ) -> Lists:
-    """The least margin that enough neighbours of exact queries lie within.
+    """The least ratio that enough neighbours of exact queries lie within.
 
     Enough is also the lower 95 % bound of their share: other queries have no fewer.
     """
     rows = np.sort(hash_order(len(points), 11)[:PROBE_QUERIES])
+    found = np.concatenate(
+        list(workers.map(lambda span: exact(rows[span], lists.k), spans(len(rows), ROWS // 4)))
+    )
+    there = found >= 0
+    asked = there.any(axis=1)
+    rows, found, there = rows[asked], found[asked], there[asked]
+    if not len(rows):
+        return replace(lists, margin=0.0, ratio=0.0)
+    own, theirs = lists.cells[rows], lists.cells[found]
+    place = np.argsort(lists.near[own], axis=1)
+    apart = np.take_along_axis(gap[own], np.take_along_axis(place, theirs, axis=1), axis=1)
+    close = (gap <= np.quantile(apart[there], CLOSE)).sum(axis=1)
+    lists = replace(lists, close=np.maximum(close, lists.enough))
 
-    def margins(span: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        some = rows[span]
-        found = exact(some, k)
-        own, theirs = lists.cells[some], lists.cells[found]
-        place = np.argsort(lists.near[own], axis=1)
-        apart = np.take_along_axis(gap[own], np.take_along_axis(place, theirs, axis=1), axis=1)
-        far = _to_centroids(points[some], lists.centroids) + squared_norms(points[some])[:, None]
-        far = np.sqrt(np.maximum(far, 0))
-        margin = np.take_along_axis(far, theirs, axis=1) - far[np.arange(len(some)), own][:, None]
-        return np.where(found >= 0, apart, np.nan), np.where(found >= 0, np.maximum(margin, 0), np.nan)
+    def reached(one: int) -> NDArray[np.float32]:
+        row = rows[one : one + 1]
+        some = None if groups is None else groups[row]
+        return _within(lists, _turned(points[row]), int(own[one]), lists.k, some, groups)[0]
 
-    made = list(workers.map(margins, spans(len(rows), ROWS // 4)))
-    apart, margin = (np.concatenate([one[part] for one in made]) for part in (0, 1))
-    asked = ~np.isnan(apart).all(axis=1)
-    if not asked.any():
-        return replace(lists, around=lists.enough, margin=0.0)
-    apart, margin = apart[asked], margin[asked]
-    there = ~np.isnan(apart)
-    reach = np.quantile(apart[there], _AROUND, method="higher")
-    margin[apart > reach] = np.inf
-    ordered = np.sort(margin[there])
+    reach = np.concatenate(list(workers.map(reached, range(len(rows)))))[:, None]
+    norms = squared_norms(points[rows])[:, None]
+    far = np.sqrt(np.maximum(_to_centroids(points[rows], lists.centroids) + norms, 0))
+    reach = np.maximum(np.sqrt(np.maximum(reach + norms, 0)), _LEAST)
+    theirs = np.take_along_axis(far, theirs, axis=1)
+    margin = theirs - far[np.arange(len(rows)), own][:, None]
+    most = max(float(np.quantile(margin[there], _APART, method="higher")), 0.0)
+    ratio = np.where(margin <= most, theirs / reach, np.inf)
+    # A cell whose centre is as near as the neighbours is looked into in any case.
+    ratio = np.maximum(ratio, 1.0)
+    ordered = np.sort(ratio[there])
     for wanted in np.arange(RECALL, 1.0, 0.001):
         enough = ordered[int(np.ceil(wanted * len(ordered))) - 1]
-        share = (margin <= enough).sum(axis=1) / there.sum(axis=1)
+        share = ((ratio <= enough) & there).sum(axis=1) / there.sum(axis=1)
         if np.isinf(enough) or share.mean() - NORMAL_95 * share.std() / np.sqrt(len(share)) >= RECALL:
             break
-    around = np.full(len(gap), gap.shape[1]) if np.isinf(enough) else (gap <= reach).sum(axis=1)
-    recall = float((ordered <= enough).mean()) if np.isfinite(enough) else 1.0
-    return replace(lists, around=np.maximum(around, lists.enough), margin=float(enough), recall=recall)
+    if np.isinf(enough):
+        return replace(lists, recall=1.0)
+    return replace(lists, margin=most, ratio=float(enough), recall=float((ordered <= enough).mean()))
+
+
+def _turned(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(q, D + 2): times a point of the lists the squared distance less the query's own squared length.
+
+    And less what stands negative in the last column, the query's limit.
+    """
+    made = np.empty((len(queries), queries.shape[1] + 2), np.float32)
+    made[:, :-2], made[:, -2], made[:, -1] = queries * np.float32(-2), 1, 0
+    return made
 
 
 def _to_centroids(queries: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -189,24 +223,46 @@ def _to_centroids(queries: NDArray[np.float32], centroids: NDArray[np.float32]) 
     return np.asarray((queries * np.float32(-2)) @ centroids.T + squared_norms(centroids), np.float32)
 
 
-def _probed(lists: Lists, queries: NDArray[np.float32], cell: int) -> _Probed:
-    near = lists.near[cell, : lists.around[cell]]
-    far = _to_centroids(queries, lists.centroids[near])
+def _within(
+    lists: Lists,
+    turned: NDArray[np.float32],
+    cell: int,
+    k: int,
+    groups: NDArray[np.int64] | None,
+    codes: NDArray[np.int64] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(q,) distances that more than `lists.k`, and more than `k`, points are almost surely within."""
+    begins = lists.begins
+    close = np.sort(lists.near[cell, : lists.close[cell]])
+    place = np.concatenate([lists.sample[begins[j] : begins[j + 1]] for j in close])
+    if not len(place):
+        place = np.arange(lists.starts[cell], lists.starts[cell] + 1)
+    sample = lists.points[place]
+    members = None if groups is None or codes is None else Members.of(codes[lists.order[place]])
+    wanted = [place_within(one, len(place)) for one in (lists.k, k)]
+    made = np.empty((2, len(turned)), np.float32)
+    for span in spans(len(turned), max(1, _AT_ONCE // len(place))):
+        distance = turned[span] @ sample.T
+        if members is not None and groups is not None:
+            members.left_out(groups[span], None).drop(distance, slice(0, len(place)))
+        made[:, span] = np.partition(distance, sorted(set(wanted)), axis=1)[:, wanted].T
+    return made[0], made[1]
+
+
+def _looked(
+    lists: Lists, queries: NDArray[np.float32], cell: int, reach: NDArray[np.float32]
+) -> list[tuple[slice, NDArray[np.int64]]]:
+    """Cells that any query looks into: where each lies in the order, and which queries do."""
     own = squared_norms(queries)
-    limit = (np.sqrt(np.maximum(far[:, 0] + own, 0)) + np.float32(lists.margin)) ** 2 - own
-    looked = far <= limit[:, None]
-    looked[:, : lists.enough[cell]] = True
+    far = np.sqrt(np.maximum(_to_centroids(queries, lists.centroids) + own[:, None], 0))
+    reach = np.maximum(np.sqrt(np.maximum(reach + own, 0)), _LEAST)
+    most = np.minimum(far[:, cell] + np.float32(lists.margin), reach * np.float32(lists.ratio))
+    looked = far <= most[:, None]
+    looked[:, lists.near[cell, : lists.enough[cell]]] = True
     used = np.flatnonzero(looked.any(axis=0))
-    where = [slice(int(lists.starts[j]), int(lists.starts[j + 1])) for j in near[used]]
-    return _Probed(where, [np.flatnonzero(looked[:, place]) for place in used])
-
-
-def _with_sample(
-    points: NDArray[np.float32], norms: NDArray[np.float32], sampled: NDArray[np.bool_]
-) -> Points:
-    sample = np.flatnonzero(sampled)
-    sample = sample if len(sample) else np.zeros(1, np.int64)
-    return Points(points, norms, sample, points[sample], norms[sample])
+    queried = np.ascontiguousarray(looked[:, used].T)
+    where = (slice(int(lists.starts[j]), int(lists.starts[j + 1])) for j in used)
+    return [(one, np.flatnonzero(who)) for one, who in zip(where, queried, strict=True)]
 
 
 def search_lists(
@@ -221,7 +277,7 @@ def search_lists(
 
     Args:
         lists: The points.
-        queries: (q, D) coordinates, at most some hundred.
+        queries: (q, D) coordinates, at most some thousand.
         cell: The cell their nearest centroid is of.
         k: How many neighbours.
         groups: (q,) codes, or None where nobody is left out.
@@ -230,39 +286,97 @@ def search_lists(
     Returns:
         (q, k) base rows, -1 = none, and their squared distances.
     """
-    probed = _probed(lists, queries, cell)
-    turned = queries * np.float32(-2)
-    # Whoever looks into other cells besides has a limit that is too wide by little.
-    looks = zip(probed.spans, probed.queries, strict=True)
-    common = [one for one, who in looks if _COMMON * len(who) >= len(queries)]
-    sample = np.concatenate([np.flatnonzero(lists.sampled[one]) + one.start for one in common])
-    if not len(sample):
-        sample = np.arange(common[0].start, common[0].stop)[:1]
-    width = sum(one.stop - one.start for one in probed.spans)
-    dropped = None
-    if groups is not None and codes is not None:
-        dropped = Coded(groups, codes[lists.order[sample]])
-    limit = within_sample(turned, lists.points[sample], lists.norms[sample], k, dropped)
-    passed = Passed.none(limit, k, width)
-    # Memory that is written again and again, as in `select`.
-    spare = np.empty(max(_AT_ONCE, len(queries)), np.float32)
-    for cell_span, rows in zip(probed.spans, probed.queries, strict=True):
+    turned = _turned(queries)
+    reach, limit = _within(lists, turned, cell, k, groups, codes)
+    looked = _looked(lists, queries, cell, reach)
+    # Of whom the sample knows nothing is looked at in full below. The slack is that of rounding.
+    limit = np.where(np.isfinite(limit), limit + _SLACK * squared_norms(queries), np.float32(0))
+    turned[:, -1] = -limit
+    width = sum(one.stop - one.start for one, _ in looked)
+    batch = _Batch(lists, Passed.none(len(queries), None, k, width), groups, codes)
+    for cell_span, rows in looked:
         some = turned[rows]
         for part in spans(cell_span.stop - cell_span.start, max(1, _AT_ONCE // len(rows))):
-            where = slice(cell_span.start + part.start, cell_span.start + part.stop)
-            near = lists.points[where]
-            distance = spare[: len(rows) * len(near)].reshape(len(rows), len(near))
-            np.matmul(some, near.T, out=distance)
-            distance += lists.norms[where]
-            passed.add(distance, lists.order[where], rows, groups, codes)
-    found, squared = answers(passed.nearest(), queries)
-    few = passed.few(width)
-    if len(few):
-        place = np.concatenate([np.arange(one.start, one.stop) for one in probed.spans])
-        place = place[np.argsort(lists.order[place], kind="stable")]
-        inside = lists.order[place]
-        again = _with_sample(lists.points[place], lists.norms[place], lists.sampled[place])
-        dropped = Coded(groups[few], codes[inside]) if groups is not None and codes is not None else None
-        columns, squared[few] = select(queries[few], again, k, dropped)
-        found[few] = np.append(inside, -1)[columns]
-    return found, squared
+            batch.compare(some, rows, slice(cell_span.start + part.start, cell_span.start + part.stop))
+    batch.keep()
+    keys = batch.passed.nearest()
+    for one in batch.passed.few(width):
+        seen = [span for span, rows in looked if one in rows]
+        keys[one] = _in_full(lists, turned[one], seen, k, None if groups is None else groups[one], codes)
+    return answers(keys, queries, limit)
+
+
+class _Batch:
+    """Distances of a block of queries to some cells after each other in memory, looked through at once.
+
+    They are given less the limits: what is at most zero passes, whosever it is.
+    """
+
+    def __init__(
+        self,
+        lists: Lists,
+        passed: Passed,
+        groups: NDArray[np.int64] | None,
+        codes: NDArray[np.int64] | None,
+    ) -> None:
+        self.lists, self.passed, self.groups, self.codes = lists, passed, groups, codes
+        # Memory that is written again and again, as in `select`.
+        size = max(_AT_ONCE, len(passed.held))
+        self.spare, self.inside = np.empty(size, np.float32), np.empty(size, np.bool_)
+        self.filled = 0
+        self.begins: list[int] = []
+        self.rows: list[NDArray[np.int64]] = []
+        self.where: list[slice] = []
+
+    def compare(self, turned: NDArray[np.float32], rows: NDArray[np.int64], where: slice) -> None:
+        """Take the distances of some queries to the points at `where` in the order; both not too many."""
+        near = self.lists.points[where]
+        size = len(rows) * len(near)
+        if self.filled + size > len(self.spare):
+            self.keep()
+        out = self.spare[self.filled : self.filled + size].reshape(len(rows), len(near))
+        np.matmul(turned, near.T, out=out)
+        self.begins.append(self.filled)
+        self.rows.append(rows)
+        self.where.append(where)
+        self.filled += size
+
+    def keep(self) -> None:
+        """Keep what passed, and begin anew."""
+        if not self.filled:
+            return
+        inside = np.less_equal(self.spare[: self.filled], 0, out=self.inside[: self.filled])
+        found, begins = np.flatnonzero(inside), np.array(self.begins)
+        starts = np.array([one.start for one in self.where])
+        widths = np.array([one.stop for one in self.where]) - starts
+        first, rows = np.cumsum([0, *map(len, self.rows[:-1])]), np.concatenate(self.rows)
+        for span in spans(len(found), _HITS):
+            flat = found[span]
+            # Pieces follow each other: what is theirs is repeated for whatever passed in each.
+            passed = np.diff(np.searchsorted(flat, np.append(begins, self.filled)))
+            inner, width = flat - np.repeat(begins, passed), np.repeat(widths, passed)
+            row = inner // width
+            names = self.lists.order[np.repeat(starts, passed) + inner - row * width]
+            row = rows[np.repeat(first, passed) + row]
+            if self.groups is not None and self.codes is not None:
+                there = self.groups[row] != self.codes[names]
+                flat, row, names = flat[there], row[there], names[there]
+            order = np.argsort(row.astype(np.uint16), kind="stable")
+            self.passed.keep(row[order], keys_of(self.spare[flat[order]], names[order]))
+        self.filled, self.begins, self.rows, self.where = 0, [], [], []
+
+
+def _in_full(
+    lists: Lists,
+    turned: NDArray[np.float32],
+    seen: list[slice],
+    k: int,
+    group: np.int64 | None,
+    codes: NDArray[np.int64] | None,
+) -> NDArray[np.uint64]:
+    """(k,) keys of the nearest of one query in some cells, from all its distances."""
+    distance: NDArray[np.float32] = np.concatenate([lists.points[one] @ turned for one in seen])
+    names = np.concatenate([lists.order[one] for one in seen])
+    if group is not None and codes is not None:
+        distance[codes[names] == group] = np.inf
+    return np.asarray(nearest_keys(keys_of(distance, names)[None], k)[0], np.uint64)

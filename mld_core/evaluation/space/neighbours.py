@@ -73,7 +73,7 @@ def make_base(
     def exact(rows: NDArray[np.int64], k: int) -> NDArray[np.int32]:
         return _nearest(points[rows], None if groups is None else groups[rows], base, k)[0]
 
-    return replace(base, lists=build_lists(points, exact, k, workers))
+    return replace(base, lists=build_lists(points, groups, exact, k, workers))
 
 
 def search(

@@ -164,7 +164,7 @@ def select(
     if _ROOM * k < width:
         among = None if dropped is None else dropped.among(points.sample)
         limit = within_sample(turned, points.near, points.near_norms, k, among)
-    passed = Passed.none(limit, k, width)
+    passed = Passed.none(len(queries), limit, k, width)
     # Memory that is written again and again: pages that are new each time cost as much as a pass over them.
     spare = np.empty(len(queries) * min(_COLUMNS, width), np.float32)
     for columns in spans(width, _COLUMNS):
@@ -183,73 +183,62 @@ class Passed:
 
     Attributes:
         k: How many are wanted.
-        limit: (q,) distances beyond which nothing is kept.
+        limit: (q,) distances beyond which nothing is kept, or None.
         keys: (q, room) integers that order as (distance, name) do; all bits set = none.
         held: (q,) how many there are.
         spare: What comparisons are written to.
     """
 
     k: int
-    limit: NDArray[np.float32]
+    limit: NDArray[np.float32] | None
     keys: NDArray[np.uint64]
     held: NDArray[np.int64]
     spare: NDArray[np.bool_]
 
     @classmethod
-    def none(cls, limit: NDArray[np.float32], k: int, width: int) -> Passed:
+    def none(cls, queries: int, limit: NDArray[np.float32] | None, k: int, width: int) -> Passed:
         """Nothing yet, of `width` points."""
-        keys = np.full((len(limit), min(_ROOM * k, width)), _NONE)
-        return cls(k, limit, keys, np.zeros(len(limit), np.int64), np.empty(0, np.bool_))
+        keys = np.full((queries, min(_ROOM * k, width)), _NONE)
+        return cls(k, limit, keys, np.zeros(queries, np.int64), np.empty(0, np.bool_))
 
-    def add(
-        self,
-        distance: NDArray[np.float32],
-        names: NDArray[np.int64],
-        rows: NDArray[np.int64] | None = None,
-        groups: NDArray[np.int64] | None = None,
-        codes: NDArray[np.int64] | None = None,
-    ) -> None:
+    def add(self, distance: NDArray[np.float32], names: NDArray[np.int64]) -> None:
         """Keep what is within the limits.
 
         Args:
-            distance: (r, c) squared distances less the queries' own squared lengths.
+            distance: (q, c) squared distances less the queries' own squared lengths.
             names: (c,) of the points.
-            rows: (r,) which queries, None = all.
-            groups: (q,) codes of the queries, and
-            codes: of every name; who is of one's own group does not count.
         """
-        rows = np.arange(len(self.held)) if rows is None else rows
+        assert self.limit is not None
         if self.spare.size < distance.size:
             self.spare = np.empty(distance.size, np.bool_)
-        inside = np.less_equal(distance, self.limit[rows, None], out=_shaped(self.spare, distance.shape))
-        flat, width = np.flatnonzero(inside), distance.shape[1]
-        first = np.arange(len(rows) + 1) * width
-        count = np.diff(np.searchsorted(flat, first))
-        name = names[flat - np.repeat(first[:-1], count)]
-        if groups is not None and codes is not None:
-            there = np.repeat(groups[rows], count) != codes[name]
-            if not there.all():
-                flat, name = flat[there], name[there]
-                count = np.diff(np.searchsorted(flat, first))
-        keys, stops = _keys(distance.ravel()[flat], name), np.cumsum(count)
-        held = self.held[rows]
-        place = np.arange(len(flat)) + np.repeat(held - stops + count, count)
-        query, over = np.repeat(rows, count), held + count > self.keys.shape[1]
-        self.held[rows] += count
+        out = _shaped(self.spare, distance.shape)
+        flat, width = np.flatnonzero(np.less_equal(distance, self.limit[:, None], out=out)), distance.shape[1]
+        row = flat // width
+        self.keep(row, keys_of(distance.ravel()[flat], names[flat - row * width]))
+
+    def keep(self, row: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+        """Keep some (n,) keys of (n,) rising rows."""
+        count, room = np.bincount(row, minlength=len(self.held)), self.keys.shape[1]
+        stops, held = np.cumsum(count), self.held.copy()
+        # Where each goes in the keys of all queries, one after the other.
+        place = np.arange(len(row)) + (np.arange(len(held)) * room + held - stops + count)[row]
+        over = held + count > room
+        self.held += count
         if over.any():
-            fits = np.repeat(~over, count)
+            fits = ~over[row]
             for one in np.flatnonzero(over):
-                self._squeeze(int(rows[one]), int(held[one]), keys[stops[one] - count[one] : stops[one]])
-            keys, query, place = keys[fits], query[fits], place[fits]
-        self.keys[query, place] = keys
+                self._squeeze(int(one), int(held[one]), keys[stops[one] - count[one] : stops[one]])
+            keys, place = keys[fits], place[fits]
+        self.keys.reshape(-1)[place] = keys
 
     def _squeeze(self, query: int, held: int, more: NDArray[np.uint64]) -> None:
-        """Keep only the nearest of one query: the last of them is its limit from here on."""
+        """Keep only the nearest of one query: the last of them is its limit from here on, if it has one."""
         own = self.keys[query]
         best = np.partition(np.concatenate([own[:held], more]), self.k - 1)[: self.k] if self.k else more[:0]
         own[: self.k], own[self.k :] = best, _NONE
         self.held[query] = self.k
-        self.limit[query] = _values(best.max())[()] if self.k else -np.inf
+        if self.limit is not None:
+            self.limit[query] = _values(best.max())[()] if self.k else -np.inf
 
     def few(self, width: int) -> NDArray[np.int64]:
         """Queries whose limit let through too few of `width` points."""
@@ -257,8 +246,15 @@ class Passed:
 
     def nearest(self) -> NDArray[np.uint64]:
         """(q, k) least keys, rising; all bits set = none."""
-        keys = np.sort(self.keys[:, : max(int(self.held.max(initial=0)), 1)], axis=1)[:, : self.k]
-        return np.pad(keys, ((0, 0), (0, self.k - keys.shape[1])), constant_values=_NONE)
+        return nearest_keys(self.keys[:, : max(int(self.held.max(initial=0)), 1)], self.k)
+
+
+def nearest_keys(keys: NDArray[np.uint64], k: int) -> NDArray[np.uint64]:
+    """(q, k) least keys, rising; all bits set = none."""
+    if k < keys.shape[1]:
+        keys = np.partition(keys, k, axis=1)[:, :k]
+    keys = np.sort(keys, axis=1)
+    return np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=_NONE)
 
 
 def _shaped(spare: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -297,9 +293,14 @@ def within_sample(
     distance += norms
     if dropped is not None:
         dropped.drop(distance, slice(0, len(sample)))
-    expected = k / SAMPLED
-    place = min(int(expected + 3 * np.sqrt(expected) + 3), distance.shape[1] - 1)
+    place = place_within(k, distance.shape[1])
     return np.partition(distance, place, axis=1)[:, place]
+
+
+def place_within(k: int, sampled: int) -> int:
+    """Which of rising distances to so many sampled points more than `k` points are almost surely within."""
+    expected = k / SAMPLED
+    return min(int(expected + 3 * np.sqrt(expected) + 3), sampled - 1)
 
 
 def _in_full(
@@ -317,17 +318,14 @@ def _in_full(
         some = Coded(dropped.groups[rows], dropped.codes)
     spare = np.empty(len(rows) * len(points.points), np.float32)
     distance = _distances(turned[rows], points, everything, some, spare)
-    keys = _keys(distance, np.arange(distance.shape[1]))
-    if k < keys.shape[1]:
-        keys = np.partition(keys, k - 1, axis=1)[:, :k]
-    keys = np.sort(keys, axis=1)
-    return np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=_NONE)
+    return nearest_keys(keys_of(distance, np.arange(distance.shape[1])), k)
 
 
-def _keys(values: NDArray[np.float32], columns: NDArray[np.int64]) -> NDArray[np.uint64]:
+def keys_of(values: NDArray[np.float32], columns: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Integers that order as (value, column) do: a float's bits, all of them turned where it is negative."""
     bits = (values + np.float32(0)).view(np.uint32)
-    upper = bits ^ np.where(bits & _SIGN, np.uint32(0xFFFFFFFF), _SIGN)
+    # Shifted by 31 places a negative number is all ones, as an integer with a sign.
+    upper = bits ^ ((bits.view(np.int32) >> 31).view(np.uint32) | _SIGN)
     return (upper.astype(np.uint64) << _SHIFT) | columns.astype(np.uint64)
 
 
@@ -337,10 +335,11 @@ def _values(keys: NDArray[np.uint64]) -> NDArray[np.float32]:
 
 
 def answers(
-    keys: NDArray[np.uint64], queries: NDArray[np.float32]
+    keys: NDArray[np.uint64], queries: NDArray[np.float32], limit: NDArray[np.float32] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Names, -1 = none, and squared distances of keys."""
-    values = _values(keys) + squared_norms(queries)[:, None]
+    """Names, -1 = none, and squared distances of keys; (q,) `limit` where distances were less that."""
+    own = squared_norms(queries)
+    values = _values(keys) + (own if limit is None else own + limit)[:, None]
     there = np.isfinite(values)
     values = np.where(there, np.maximum(values, 0), np.float32(np.inf))
     return np.where(there, (keys & _LOW).astype(np.int64), -1), values

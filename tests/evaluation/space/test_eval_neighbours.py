@@ -84,6 +84,20 @@ def test_units_of_small_groups_far_away_have_all_their_neighbours_by_lists():
     assert recall >= 0.9
 
 
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_units_of_sparse_places_have_their_neighbours_by_lists(share):
+    # One ball in 16 directions inside a sparser one: the same distance is near in one and far in the other.
+    rng = np.random.default_rng(7)
+    sparse = rng.random(8_000) < share
+    points = (rng.normal(size=(8_000, 16)) * np.where(sparse, 1.0, 0.3)[:, None]).astype(np.float32)
+    groups = np.arange(8_000)
+    exact, _ = found_by(points, groups, 32, 2)
+    listed, _ = found_by(points, groups, 32, 2, exact_limit=1_000)
+    recall = np.array([np.isin(exact[row], listed[row]).mean() for row in range(8_000)])
+    assert recall.mean() >= 0.98
+    assert recall[sparse].mean() >= 0.95
+
+
 def test_memory_of_a_search_by_lists_does_not_grow_with_a_cell():
     # Half of the units are one and the same: their cell is as large as all others together.
     points = np.random.default_rng(6).normal(size=(60_000, 8)).astype(np.float32)
