@@ -80,10 +80,10 @@ class ClassificationSession(Session):
             self.capture.close()
         self.capture = self.chooser = None
 
-    def arm(self) -> None:
+    def arm(self, *, learning: bool = False) -> None:
         """A batch begins: clears the stash, lets the hooks keep references."""
         if self.capture is not None and self.chooser is not None and not self.unsupported:
-            self._training = self.capture.model.training
+            self._training = learning or self.capture.model.training
             watch = self.chooser.needs_watch(training=self._training)
             self.capture.begin(watch=watch, training=self._training)
 

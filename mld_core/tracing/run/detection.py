@@ -97,7 +97,7 @@ class DetectionSession(Session):
             self.capture.close()
         self.capture = self._root = None
 
-    def arm(self) -> None:
+    def arm(self, *, learning: bool = False) -> None:  # noqa: ARG002 - boxes are those of an evaluation
         """A batch begins: clears the stash, lets the hooks keep references."""
         if self.capture is not None and not self.unsupported:
             self.capture.begin()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from mld_core.records.format.layout import PassKey
@@ -201,7 +202,7 @@ class Recorder(RunLife):
             return
         begun = time.perf_counter()
         with self._arming:
-            self.session.arm()
+            self.session.arm(learning=self._stack[-1].mode == "train" and torch.is_grad_enabled())
             if batch is not None:
                 self.session.preview(batch)
         self._spent += time.perf_counter() - begun

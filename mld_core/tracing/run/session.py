@@ -76,8 +76,12 @@ class Session(RunWriter, ABC):
         """Takes every hook off."""
 
     @abstractmethod
-    def arm(self) -> None:
-        """A batch begins: clears the stash, lets the hooks keep references."""
+    def arm(self, *, learning: bool = False) -> None:
+        """A batch begins: clears the stash, lets the hooks keep references.
+
+        Args:
+            learning: it is a training's, whatever mode the model is in (frozen statistics are `eval()`).
+        """
 
     def preview(self, batch: Any) -> None:
         """The batch that is about to go through the step."""

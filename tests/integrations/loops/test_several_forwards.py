@@ -23,8 +23,11 @@ def _fresh() -> None:
     forget_told()
 
 
-def _train(model: nn.Module, step: Callable[[Any, Any, Any], Any], *, criterion: bool = True) -> Any:
+def _train(
+    model: nn.Module, step: Callable[[Any, Any, Any], Any], *, criterion: bool = True, frozen: bool = False
+) -> Any:
     """A training whose samples begin with their index; `step` gets those of the batch and others, 100 on."""
+    model.train(not frozen)
     loss_of = nn.CrossEntropyLoss()
     model, train = trace(
         model,
@@ -83,6 +86,12 @@ def _another_last(model: Any, x: Any, other: Any) -> Any:
 )
 def test_the_losss_own_is_recorded(step: Any) -> None:
     _holds_its_own(_train(Net(), step))
+
+
+@pytest.mark.parametrize("step", [_teacher_first, _another_first])
+def test_of_a_training_in_eval_mode_too(step: Any) -> None:
+    """Where normalisation's statistics stay as they are."""
+    _holds_its_own(_train(Net(), step, frozen=True))
 
 
 @pytest.mark.parametrize("step", [_teacher_first, _teacher_of_one_first, _teacher_last])
