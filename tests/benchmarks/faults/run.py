@@ -32,7 +32,7 @@ STATISTICS = ("analysis", "codes", "space", "statistics")
 def digest() -> str:
     """Changes with the suite and with the statistics it measures."""
     folder = Path(mld_core.evaluation.__file__).parent
-    files = [file for name in STATISTICS for file in sorted((folder / name).glob("*.py"))]
+    files = [file for name in STATISTICS for file in sorted((folder / name).rglob("*.py"))]
     files += [HERE / f"{n}.py" for n in ("pictures", "networks", "suite", "baselines")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 

@@ -73,7 +73,10 @@ def errors_of(arrays: SplitArrays) -> list[Row]:
         train = Recorded(arrays.logits, dict(arrays.train.features))
         scores["Trust Score"] = baselines.trust_score(test, train, arrays.train.labels)
     return [
-        ("error AUROC", {name: auroc(score, wrong) or 0.5 for name, score in scores.items()}),
+        (
+            "error AUROC",
+            {name: auroc(score, wrong) if wrong.any() else np.nan for name, score in scores.items()},
+        ),
         ("share at severity 4 and above", {"ours": grave(made)}),
     ]
 
@@ -155,7 +158,10 @@ for name in ("inside", "shuffled"):
 
 
 def datalab_order(inside: SplitArrays, shuffled: SplitArrays) -> list[float]:
-    """Whether Datalab finds each in order; NaN where it or its own dependency (datasets) is not installed."""
+    """Whether Datalab finds each in order; NaN where it or its own dependency (datasets) is not installed.
+
+    Both are in the environment that `make in-exchange` sets up.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "arrays.npz"
         both = {"inside": inside, "shuffled": shuffled}
@@ -228,7 +234,7 @@ def skewed(seed: int) -> tuple[SplitArrays, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = (rng.random(4_000) < 0.01).astype(np.int64)
     features = (rng.normal(size=(4_000, 12)) + 2 * labels[:, None]).astype(np.float32)
-    signal = features.mean(axis=1) * 3 - 4 + rng.normal(size=4_000) * 0.7
+    signal = features.mean(axis=1) * 3 - 6 + rng.normal(size=4_000) * 0.7
     return SplitArrays(
         np.column_stack([-signal, signal]).astype(np.float32), labels, {"hidden": features}
     ), labels
