@@ -98,6 +98,18 @@ def test_units_of_sparse_places_have_their_neighbours_by_lists(share):
     assert recall[sparse].mean() >= 0.95
 
 
+def test_units_of_a_shifted_split_have_their_neighbours_by_lists():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(100, 24)) * 1.5
+    points = (centres[rng.integers(0, 100, 12_000)] + rng.normal(size=(12_000, 24))).astype(np.float32)
+    queries, found = points[:600] + np.float32(3), np.empty((600, 16), np.int32)
+    with Workers(1) as workers:
+        base = make_base(points, None, workers, k=16, exact_limit=1_000)
+        search(queries, None, base, 16, lambda rows, near, _: found.__setitem__(rows, near), workers)
+        exact = look(queries, None, make_base(points, None, workers), 16, workers).index
+    assert np.mean([np.isin(exact[row], found[row]).mean() for row in range(600)]) >= 0.9
+
+
 def test_memory_of_a_search_by_lists_does_not_grow_with_a_cell():
     # Half of the units are one and the same: their cell is as large as all others together.
     points = np.random.default_rng(6).normal(size=(60_000, 8)).astype(np.float32)
