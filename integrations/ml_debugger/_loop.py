@@ -241,8 +241,10 @@ class LoopRecorder:
         if walk.unheard and not walk.batch_idx and self.recorder.listens:
             self._tell_unheard(walk)
         close()
-        if self._walks and self._walks[-1].pending:
-            self._arm(self._walks[-1], self._walks[-1].batch)  # its forward is still to come
+        if self._walks and self._walks[-1].pending and walk.split != "train" and not walk.unheard:
+            # Its forward is still to come: it is no batch that was kept beside a training, and nobody else's
+            # forward is awaited.
+            self._arm(self._walks[-1], self._walks[-1].batch)
 
     def _tell_unheard(self, walk: _Walk) -> None:
         """A walk of which nothing is recorded is said: the loop may call another model there."""

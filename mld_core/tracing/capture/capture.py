@@ -339,10 +339,12 @@ class Capture:
     def outer_calls(self) -> list[LeafCall]:
         """The model's own calls, then outermost submodule calls, the last one's first; with parameters only.
 
-        Of several calls of one module the earlier come first.
+        Of several calls of one module the earlier come first, those that do not count behind the others.
         """
         root = self.probes.get("")
-        calls = [] if root is None else [LeafCall("", self.model, *call) for call in root.calls()]
+        calls = (
+            [] if root is None else [LeafCall("", self.model, *call) for call in [*root.calls(), *root.aside]]
+        )
         if self.watcher is None:
             return calls
         last = {call.name: place for place, call in enumerate(self.watcher.outer)}

@@ -96,6 +96,7 @@ class HeadChooser(FeatureRules):
         self.target: Tensor | None = None
         self._origins: list[Origin] = []
         self._unclear: Refusal | None = None
+        self._number = 0  # of the call that the logits are of
         self._misses = {True: 0, False: 0}
 
     def needs_watch(self, *, training: bool) -> bool:
@@ -148,7 +149,7 @@ class HeadChooser(FeatureRules):
             training: the model's mode; logits are chosen for each mode by itself.
             known: of the classes.
         """
-        self.refusal = None
+        self.refusal, self._number = None, 0
         source = self.sources.get(training)
         logits = None if source is None else self._read(source, outputs, n_rows)
         if logits is None:
@@ -164,8 +165,10 @@ class HeadChooser(FeatureRules):
                 return None
             source, logits = decided
             self._settle(source, logits, training=training)
+            self._read(source, outputs, n_rows)  # says of which call it is
         assert source is not None
-        captured = Captured(local_part(logits), source, self.features(int(logits.shape[0]), source.call))
+        features = self.features(int(logits.shape[0]), source.call, self._number)
+        captured = Captured(local_part(logits), source, features)
         self.n_class = captured.n_class
         return captured
 
@@ -173,14 +176,17 @@ class HeadChooser(FeatureRules):
         n_class = None if source.is_binary else self.n_class
         if source.name == OUTPUTS:
             return None if outputs is None else source.read(outputs, n_rows, n_class)
-        calls = self._calls(source.name)
-        for _, value in calls[source.call : source.call + 1] if source.call else calls:
+        calls, probe = self._calls(source.name), self.capture.probes.get(source.name)
+        # Where none with gradients is of the whole batch (its hardest samples), one without is.
+        aside = [] if probe is None else probe.aside
+        for _, value in calls[source.call : source.call + 1] if source.call else [*calls, *aside]:
             if source.is_head and n_class is not None and isinstance(value, Tensor):
                 rows = int(value.shape[0]) if n_rows is None else n_rows
                 found = class_columns(value, rows, n_class)
             else:
                 found = source.read(value, n_rows, n_class)
             if found is not None:
+                self._number = 0 if probe is None else probe.number(value)
                 return found
         return None
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mld_core.tracing.capture.compiling import is_compiling
 
 _KEPT_CALLS: Final = 7  # of one module in one step, behind its first
+# Of the backward pass that runs on this thread, -1: none. torch has no public name for it.
+_backward: Final[Callable[[], int]] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
 
 
 class Switch:
@@ -35,7 +37,14 @@ class Probe:
     """The hook of one module and the references of its calls in a step: (positional arguments, output).
 
     Of several forwards in a step the first is `call`; of a compiled module only the latest is seen. In a
-    training's step those count that are made with gradients (the loss is of one of them), where any is.
+    training's step those count that are made with gradients (the loss is of one of them), where any is, but
+    for what a backward pass computes again.
+
+    Attributes:
+        later: calls that count, behind the first.
+        aside: calls before it that do not.
+        numbers: of the calls that count, and of those aside, which of all calls in the step they were, from
+            1 on: by it calls of several modules belong together. Empty of a compiled module.
     """
 
     def __init__(self, module: nn.Module, name: str, switch: Switch, *, check_version: bool = False) -> None:
@@ -45,7 +54,10 @@ class Probe:
         self._call: tuple[Any, Any] | None = None
         self._plain: tuple[Any, Any] | None = None  # of a compiled module, without gradients
         self._graded = False
+        self._made = 0
         self.later: list[tuple[Any, Any]] = []
+        self.aside: list[tuple[Any, Any]] = []
+        self.numbers: tuple[list[int], list[int]] = ([], [])
         self.check_version = check_version
         self.version: int | None = None
         self.then: Callable[[], None] | None = None
@@ -63,15 +75,20 @@ class Probe:
             return
         if not self.switch.armed:
             return
+        self._made += 1
         if self._call is not None:
             if not self.switch.training or graded == self._graded:
                 if len(self.later) < _KEPT_CALLS:
                     self.later.append((args, output))
+                    self.numbers[0].append(self._made)
                 return
-            if self._graded:
+            if self._graded or _backward() != -1:
                 return
-            self.later = []  # of a teacher's look at the batch, or of others': the training's own come now
+            # Of a teacher's look at the batch, or of others': the training's own come now.
+            self.aside, self.later = [self._call, *self.later], []
+            self.numbers = ([], self.numbers[0])
         self._call, self._graded = (args, output), graded
+        self.numbers[0].append(self._made)
         self.switch.saw_call()
         if self.check_version:
             self.version = _version(output)
@@ -91,6 +108,22 @@ class Probe:
         """Every call of the step that counts, in order."""
         return [] if self.call is None else [self.call, *self.later]
 
+    @property
+    def first(self) -> int:
+        """Which of all calls in the step `call` was; 0: not known."""
+        return self.numbers[0][0] if self.numbers[0] else 0
+
+    def number(self, value: Any) -> int:
+        """Which of all calls in the step gave `value`; 0: not known."""
+        calls = zip([*self.calls(), *self.aside], [*self.numbers[0], *self.numbers[1]], strict=False)
+        return next((number for (_, output), number in calls if output is value), 0)
+
+    def belongs(self, number: int, place: int) -> tuple[Any, Any]:
+        """The call that was number `number` of the step; where it is not known the one at `place`."""
+        calls = zip([*self.numbers[0], *self.numbers[1]], [*self.calls(), *self.aside], strict=False)
+        found = next((call for own, call in calls if own == number), None)
+        return self.calls()[min(place, len(self.later))] if found is None else found
+
     def changed_in_place(self) -> bool:
         """Whether the output was written to after the hook saw it (an in-place ReLU behind the layer)."""
         return self.version is not None and self.call is not None and _version(self.call[1]) != self.version
@@ -98,7 +131,7 @@ class Probe:
     def clear(self) -> None:
         """Lets go of the tensors."""
         self._call = self._plain = None
-        self.later = []
+        self._made, self.later, self.aside, self.numbers = 0, [], [], ([], [])
         self.version = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
@@ -111,7 +144,10 @@ class Probe:
             "_call": None,
             "_plain": None,
             "_graded": False,
+            "_made": 0,
             "later": [],
+            "aside": [],
+            "numbers": ([], []),
             "version": None,
             "check_version": False,
             "then": None,

@@ -136,27 +136,27 @@ class FeatureRules:
         rule = describe(shape, axis, side=side, layer=canonical(layer))
         self.rules[alias] = FeatureRule(alias, layer, side, axis, shape[axis], rule)
 
-    def features(self, n_rows: int, call_no: int) -> dict[str, Tensor]:
+    def features(self, n_rows: int, call_no: int, number: int = 0) -> dict[str, Tensor]:
         """Each alias's (B, D) tensor; an alias whose layer did not run or changed its width is left out.
 
         Args:
             n_rows: rows of the batch.
-            call_no: which forward of the step made the logits.
+            call_no: which forward of the step made the logits, of those that count.
+            number: which of all, 0: not known.
         """
         for alias, layer in self.capture.targets.items():
             probe = self.capture.probes[layer]
             if alias not in self.rules and probe.call is not None and alias != CLS_LOGITS:
-                tensor = first_tensor(probe.call[1], n_rows)
+                tensor = first_tensor(probe.belongs(number, call_no)[1], n_rows)
                 if tensor is not None:
                     self._add_rule(alias, layer, "output", tensor, probe.module)
         out: dict[str, Tensor] = {}
         for alias, rule in self.rules.items():
             probe = self.capture.probes[rule.layer]
-            calls = probe.calls()
-            if not calls:
+            if probe.call is None:
                 self.problems.setdefault(f"{alias}: silent", _silent_message(rule))
                 continue
-            args, output = calls[min(call_no, len(calls) - 1)]
+            args, output = probe.belongs(number, call_no)
             tensor = first_tensor(args if rule.side == "input" else output, n_rows)
             if tensor is None or tensor.ndim <= rule.axis or tensor.shape[rule.axis] != rule.raw_width:
                 self.problems.setdefault(f"{alias}: shape", _shape_message(rule, tensor))

@@ -83,9 +83,11 @@ class Settled:
         logits = at(call[1], self._path) if self._path else call[1]
         if n == 0 or type(logits) is not Tensor or logits.shape != (n, self._classes):
             return None
-        tensors = [logits]
+        tensors, first = [logits], self._logits.first
         for probe, of_input, axis, width in self._features:
             tensor = plain_part(probe, of_input=of_input)
+            if first and probe.first not in {0, first}:
+                return None  # of another forward
             if tensor is None or tensor.shape[0] != n or tensor.ndim <= axis or tensor.shape[axis] != width:
                 return None
             tensors.append(tensor if tensor.ndim == 2 else pool(tensor, axis))

@@ -113,3 +113,40 @@ def test_one_inside_another_is_both(caplog: pytest.LogCaptureFixture) -> None:
     assert recorded("train") == list(range(8))
     assert recorded("val") == [i for i in range(6) for _ in range(2)], "two passes"
     assert said(caplog) == []
+
+
+def test_a_batch_that_is_kept_beside_a_training_takes_no_others_forward() -> None:
+    """As one that is drawn to be looked at, its iterator kept; then data are evaluated that are not traced."""
+    model, train, val = traced(train=8, val=8)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    kept = iter(val)
+    next(kept)
+    for _ in range(2):
+        for batch in train:
+            step(model, optimizer, batch)
+        with torch.no_grad():
+            for other in DataLoader(Indexed(4, 300), 2):
+                model(**other)
+    with torch.no_grad():
+        for batch in val:
+            model(**batch)
+    train.recording.finish()
+    assert recorded("train") == [i for i in range(8) for _ in range(2)]
+    assert recorded("val") == list(range(8))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_on_a_batch_of_the_validation_too(first: bool) -> None:
+    """As searches for an architecture do, with the next batch of a new iterator."""
+    model, train, val = traced(train=8, val=8)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    for batch in train:
+        if not first:
+            step(model, optimizer, batch)
+        other = next(iter(val))
+        step(model, optimizer, other)
+        if first:
+            step(model, optimizer, batch)
+    train.recording.finish()
+    assert recorded("train") == ([] if first else list(range(8)))
+    assert recorded("val") == []
