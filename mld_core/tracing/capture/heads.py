@@ -167,7 +167,9 @@ class HeadChooser(FeatureRules):
             self._settle(source, logits, training=training)
             self._read(source, outputs, n_rows)  # says of which call it is
         assert source is not None
-        features = self.features(int(logits.shape[0]), source.call, self._number)
+        probe = self.capture.probes.get(source.name)
+        last = probe is None or not self._number or self._number == probe.numbers[0][-1]
+        features = self.features(int(logits.shape[0]), source.call, self._number, last=last)
         captured = Captured(local_part(logits), source, features)
         self.n_class = captured.n_class
         return captured

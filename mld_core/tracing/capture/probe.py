@@ -45,6 +45,7 @@ class Probe:
         aside: calls before it that do not.
         numbers: of the calls that count, and of those aside, which of all calls in the step they were, from
             1 on: by it calls of several modules belong together. Empty of a compiled module.
+        compiled: it ran inside a compiled region.
     """
 
     def __init__(self, module: nn.Module, name: str, switch: Switch, *, check_version: bool = False) -> None:
@@ -55,6 +56,7 @@ class Probe:
         self._plain: tuple[Any, Any] | None = None  # of a compiled module, without gradients
         self._graded = False
         self._made = 0
+        self.compiled = False
         self.later: list[tuple[Any, Any]] = []
         self.aside: list[tuple[Any, Any]] = []
         self.numbers: tuple[list[int], list[int]] = ([], [])
@@ -68,6 +70,7 @@ class Probe:
             return
         graded = torch.is_grad_enabled()
         if is_compiling():
+            self.compiled = True
             if graded:
                 self._call = (args, output)
             else:
@@ -145,6 +148,7 @@ class Probe:
             "_plain": None,
             "_graded": False,
             "_made": 0,
+            "compiled": False,
             "later": [],
             "aside": [],
             "numbers": ([], []),

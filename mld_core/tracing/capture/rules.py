@@ -136,13 +136,14 @@ class FeatureRules:
         rule = describe(shape, axis, side=side, layer=canonical(layer))
         self.rules[alias] = FeatureRule(alias, layer, side, axis, shape[axis], rule)
 
-    def features(self, n_rows: int, call_no: int, number: int = 0) -> dict[str, Tensor]:
+    def features(self, n_rows: int, call_no: int, number: int = 0, *, last: bool = True) -> dict[str, Tensor]:
         """Each alias's (B, D) tensor; an alias whose layer did not run or changed its width is left out.
 
         Args:
             n_rows: rows of the batch.
             call_no: which forward of the step made the logits, of those that count.
             number: which of all, 0: not known.
+            last: no other that counts came after it.
         """
         for alias, layer in self.capture.targets.items():
             probe = self.capture.probes[layer]
@@ -155,6 +156,9 @@ class FeatureRules:
             probe = self.capture.probes[rule.layer]
             if probe.call is None:
                 self.problems.setdefault(f"{alias}: silent", _silent_message(rule))
+                continue
+            if probe.compiled and not last:
+                self.problems.setdefault(f"{alias}: compiled", _compiled_message(rule))
                 continue
             args, output = probe.belongs(number, call_no)
             tensor = first_tensor(args if rule.side == "input" else output, n_rows)
@@ -185,6 +189,14 @@ def _silent_message(rule: FeatureRule) -> str:
         f"The hook on `{canonical(rule.layer)}` did not fire in a recorded batch, so the feature "
         f"{rule.alias!r} is missing there. A layer inside a compiled model can only be hooked before the "
         "first compiled call: create the tracer (or the callback) before the model runs."
+    )
+
+
+def _compiled_message(rule: FeatureRule) -> str:
+    return (
+        f"Of `{canonical(rule.layer)}`, which runs compiled, only the last call in a step is seen, and the "
+        f"logits are of an earlier forward: the feature {rule.alias!r} is missing there. Have the forward "
+        "that the batch's own labels belong to be the last one, or train without torch.compile."
     )
 
 

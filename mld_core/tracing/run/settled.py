@@ -86,7 +86,7 @@ class Settled:
         tensors, first = [logits], self._logits.first
         for probe, of_input, axis, width in self._features:
             tensor = plain_part(probe, of_input=of_input)
-            if first and probe.first not in {0, first}:
+            if first and (self._logits.later if probe.compiled else probe.first not in {0, first}):
                 return None  # of another forward
             if tensor is None or tensor.shape[0] != n or tensor.ndim <= axis or tensor.shape[axis] != width:
                 return None

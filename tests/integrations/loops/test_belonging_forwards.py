@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-from loop_parts import Indexed  # noqa: E402
+from loop_parts import Indexed, Net  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
@@ -90,3 +90,38 @@ def test_a_row_is_of_one_forward(loss_of: Callable[..., Any], way: str) -> None:
     [name] = [name for name in vectors.column_names if name.startswith("feature")]
     assert sorted(map(int, ids)) == [i for i in range(SIZE) for _ in range(2)]
     assert [one and str(round(one[0])) for one in vectors.column(name).to_pylist()] == ids
+
+
+class Wrapped(nn.Module):
+    """A compiled network inside the model that is traced: its logits are seen outside it, its layers inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.compile(Net(), backend="eager")
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x)["logits"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_compiled_layers_features_are_not_those_of_a_later_forward(again: bool) -> None:
+    model, train = trace(Wrapped(), train=DataLoader(Indexed(SIZE), 2), model_name="wrapped")
+    for batch in train:
+        loss = nn.functional.cross_entropy(model(batch["x"]), batch["labels"])
+        if again:
+            loss = loss + 0.01 * model(batch["x"] + 100).square().mean()
+        loss.backward()
+    train.recording.finish()
+    ids = load("wrapped", "v1").column("input_id").to_pylist()
+    vectors = load("wrapped", "v1", "vectors")
+    found = [
+        one
+        for name in vectors.column_names
+        if name.startswith("feature")
+        for one in vectors.column(name).to_pylist()
+    ]
+    assert ids == [str(i) for i in range(SIZE)]
+    if again:
+        assert not any(found), "only the last call of what is compiled is seen"
+    else:
+        assert [str(round(one[0])) for one in found] == ids
