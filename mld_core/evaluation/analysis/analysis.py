@@ -240,20 +240,16 @@ def judge(made: Estimated, reference: Reference | None) -> Judged:
 def _answers(made: Estimated, reference: Reference | None) -> SplitAnalysis:
     work, estimate = made.work, made.estimate
     known, proba, errors = work.known, estimate.error_proba, work.errors
-    judged = judge(made, reference)
-    with work.stage("label quality"):
-        posterior = pooled_labels(made)
-    with work.stage("diagnoses"):
-        why = explain(made, judged, posterior)
-    with work.stage("metrics"):
-        metrics = error_metrics(
-            proba[known],
-            errors[known],
-            work.hashes,
-            work.groups[known],
-            work.workers,
-            replicates=work.options.replicates,
-        )
+    with work.workers.beside() as beside:
+        # Much of each is one thread's: labels are judged beside the units, metrics beside the diagnoses.
+        labels, figures = beside(lambda: pooled_labels(made)), beside(lambda: _metrics(made))
+        judged = judge(made, reference)
+        with work.stage("label quality"):
+            posterior = labels.result()
+        with work.stage("diagnoses"):
+            why = explain(made, judged, posterior)
+        with work.stage("metrics"):
+            metrics = figures.result()
         labelled = Flags(*(value[known] for value in vars(judged.flags).values()))
         ratios = categories.category_ratios(labelled, proba[known])
     return SplitAnalysis(
@@ -282,6 +278,18 @@ def _answers(made: Estimated, reference: Reference | None) -> SplitAnalysis:
         facts=facts(made, judged, posterior, why.diagnoses),
         fitted=_kept(made, judged),
         **vars(why),
+    )
+
+
+def _metrics(made: Estimated) -> dict[str, Any]:
+    work, known = made.work, made.work.known
+    return error_metrics(
+        made.estimate.error_proba[known],
+        work.errors[known],
+        work.hashes,
+        work.groups[known],
+        work.workers,
+        replicates=work.options.replicates,
     )
 
 

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -147,6 +147,12 @@ def enter_worker() -> None:
     threadpool_limits(1, user_api="openmp")
 
 
+def _at_once(work: Callable[[], T]) -> Future[T]:
+    done: Future[T] = Future()
+    done.set_result(work())
+    return done
+
+
 class Workers:
     """A pool of threads; opened as a context it is kept, else each walk opens one of its own.
 
@@ -178,24 +184,43 @@ class Workers:
         self.threads = threads or min(16, usable)
         self.reporter = reporter or Reporter(enabled=False)
         self._depth = 0
+        self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._limit: Any = None
 
     def __enter__(self) -> Self:
-        self._depth += 1
-        if self._depth == 1:
-            self._limit = threadpool_limits(1, user_api="blas")
-            self._pool = ThreadPoolExecutor(self.threads, initializer=enter_worker)
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._limit = threadpool_limits(1, user_api="blas")
+                self._pool = ThreadPoolExecutor(self.threads, initializer=enter_worker)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._depth -= 1
-        if self._depth == 0 and self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-            self._limit.__exit__(kind, error, trace)
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0 and self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+                self._pool = None
+                self._limit.__exit__(kind, error, trace)
+
+    @contextmanager
+    def beside(self) -> Iterator[Callable[[Callable[[], Any]], Future[Any]]]:
+        """What has work done beside the caller, in order; with one thread, and in a worker, at once.
+
+        Example:
+            >>> with Workers(2) as workers, workers.beside() as beside:
+            ...     total = beside(lambda: sum(workers.map(abs, [-1, -2])))
+            ...     total.result()
+            3
+        """
+        if self.threads == 1 or getattr(_inside, "worker", False):
+            yield _at_once
+            return
+        with ThreadPoolExecutor(1) as thread:
+            yield thread.submit
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply `work` to every item; answers come in the order of the items, few items are held at once.
