@@ -102,10 +102,11 @@ class _Run:
         return self.engine.stage(f"{name} ({self.split.dataset})")
 
     def output(self) -> StageOutput:
-        arrays, answers = self.analysis()
-        with self.progress("missed truths"), self.engine as workers:
-            salts = self.options.salts or SALTS
-            misses = estimate_misses(self.records, ~self.units.events.found, self.keys, salts, workers)
+        with self.engine as workers, workers.beside() as beside:
+            told = beside(lambda: self.misses(workers))
+            arrays, answers = self.analysis()
+            with self.progress("missed truths"):
+                misses: ErrorProbability | None = told.result()
         epochs = self.epochs
         evidence = BoxEvidence(
             self.records,
@@ -141,6 +142,11 @@ class _Run:
         facts["code_counts"] = dict(found.found.counts)
         facts |= plain_facts(more.facts)
         return StageOutput(columns, metrics, categories, facts, (*notes, *more.notes), tables)
+
+    def misses(self, workers: Workers) -> ErrorProbability | None:
+        """How probable it is that each truth is missed."""
+        salts = self.options.salts or SALTS
+        return estimate_misses(self.records, ~self.units.events.found, self.keys, salts, workers)
 
     def analysis(self) -> tuple[SplitArrays | None, BoxAnswers | None]:
         """The analysis of the kept predictions; None where none is judged."""
