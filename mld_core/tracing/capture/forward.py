@@ -24,6 +24,7 @@ class LatestForward:
         self.batch: Any = None
         self.given: dict[str, Any] = {}  # the batch as the trainer prepared it
         self.outputs: Any = None
+        self._rank, self._takes = -1, True
         self._handles: list[Any] = []
 
     def attach(self, model: torch.nn.Module) -> None:
@@ -56,20 +57,29 @@ class LatestForward:
         if self.begins is not None:
             self.begins(module)  # may take the batch before this one
         self.given = given or self.given  # this batch's, which the trainer prepared before
-        # Of several forwards in a step the first is the batch's.
-        if self.batch is None or not module.training:
-            self.batch = batch
+        # Of several forwards in a step that of the prepared batch is meant, before others one with gradients
+        # (a teacher's look has none), before others the first.
+        rank = 2 * self._is_given(batch) + torch.is_grad_enabled()
+        self._takes = not module.training or rank > self._rank
+        if self._takes:
+            self.batch, self._rank = batch, rank
+
+    def _is_given(self, batch: Any) -> bool:
+        """Whether a forward was given a tensor of the batch that the trainer prepared."""
+        prepared = {id(value) for value in self.given.values() if isinstance(value, torch.Tensor)}
+        return any(
+            id(value) in prepared for value in (batch.values() if isinstance(batch, Mapping) else batch)
+        )
 
     def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - a hook's
-        """The hook: keeps the first output of a step, of an evaluation the latest."""
-        if module is self.model:
-            first = is_compiling() or not module.training or self.outputs is None
-            self.outputs = output if first else self.outputs
+        """The hook: keeps the output of the step's own forward, of an evaluation the latest."""
+        if module is self.model and (is_compiling() or self._takes):
+            self.outputs = output
 
     def take(self) -> tuple[Any, Any]:
         """Batch and outputs of the latest forward, once."""
         batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
-        given, self.given = self.given, {}
+        given, self.given, self._rank = self.given, {}, -1
         if isinstance(batch, Mapping):
             batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
             if any(value is given.get(key) for key, value in batch.items()):
@@ -86,6 +96,8 @@ class LatestForward:
             "batch": None,
             "given": {},
             "outputs": None,
+            "_rank": -1,
+            "_takes": True,
             "_handles": [],
         }
 

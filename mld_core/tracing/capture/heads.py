@@ -177,6 +177,8 @@ class HeadChooser(FeatureRules):
     def _read(self, source: LogitsSource, outputs: Any, n_rows: int | None) -> Tensor | None:
         n_class = None if source.is_binary else self.n_class
         if source.name == OUTPUTS:
+            root = self.capture.probes.get("")
+            self._number = 0 if root is None else root.number(outputs)
             return None if outputs is None else source.read(outputs, n_rows, n_class)
         calls, probe = self._calls(source.name), self.capture.probes.get(source.name)
         # Where none with gradients is of the whole batch (its hardest samples), one without is.

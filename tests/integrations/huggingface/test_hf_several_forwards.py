@@ -1,0 +1,62 @@
+"""A Trainer whose loss takes several forwards: rows hold what the batch's own forward gave."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from loop_parts import Indexed, Net  # noqa: E402
+from transformers import Trainer, TrainingArguments  # noqa: E402
+
+from ml_debugger.huggingface import MLDebuggerCallback  # noqa: E402
+from ml_debugger.records import load  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+class Consistent(Trainer):
+    """A teacher's look at other samples first, the batch's own forward, and one more of others behind it."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        with torch.no_grad():
+            model(x=inputs["x"] + 50)
+        outputs = model(**inputs)
+        loss = outputs["loss"] + 0.01 * model(x=inputs["x"] + 70)["logits"].square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_rows_are_of_the_batchs_own_forward(tmp_path: Path) -> None:
+    model = Net()
+    trainer = Consistent(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "out"),
+            num_train_epochs=2,
+            per_device_train_batch_size=2,
+            per_device_eval_batch_size=2,
+            learning_rate=1e-9,
+            eval_strategy="epoch",
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=Indexed(8),
+        eval_dataset=Indexed(4, 100),
+        callbacks=[MLDebuggerCallback(model_name="net")],
+    )
+    trainer.train()
+    for split, size, first in (("train", 8, 0), ("val", 4, 100)):
+        ids = [int(one) for one in load("net", "v1", dataset_type=split).column("input_id").to_pylist()]
+        vectors = load("net", "v1", "vectors", split)
+        [feature] = [name for name in vectors.column_names if name.startswith("feature")]
+        assert sorted(ids) == [i for i in range(size) for _ in range(2)]
+        assert [int(one[0]) - first for one in vectors.column(feature).to_pylist()] == ids
+        own = torch.stack([Indexed(1, first + i)[0]["x"] for i in ids])
+        torch.testing.assert_close(
+            torch.tensor(vectors.column("logits").to_pylist()), model.head(own).detach(), rtol=1e-3, atol=1e-3
+        )
