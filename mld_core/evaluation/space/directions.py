@@ -38,10 +38,12 @@ def failing_direction(
         points: (N, D) coordinates, of which the first 32 are used.
         errors: (N,) 1 wrong, 0 right, -1 unknown.
         hashes: (N,) hashes of the group keys: a group is in one fold.
-        t2: Error rate that the slice must lie above, as `failing_components` asks of a component.
+        t2: Error rate that the slice must lie above, as `failing_components` asks of a component; above that
+            of all units in any case, or errors at random would do where these fail more often than `t2`.
     """
     made, wrong = np.full(len(errors), -1, np.int64), errors == 1
     usable, member = np.flatnonzero(errors >= 0), np.zeros(len(errors), np.bool_)
+    floor = max(t2, float(wrong[usable].mean())) if len(usable) else t2
     fold = (hash_uniform(hashes, 53) * FOLDS).astype(np.int64)[usable]
     for kept_out in range(FOLDS):
         rows = usable[fold != kept_out]
@@ -54,9 +56,9 @@ def failing_direction(
         member[asked] = points[asked, :DIMENSIONS] @ slope >= begin
     inside = np.flatnonzero(member)
     size, bad = float(len(inside)), float(wrong[inside].sum())
-    if size < SMALLEST or float(binomial_upper(np.array([bad]), np.array([size]), t2)[0]) > LEVEL:
+    if size < SMALLEST or float(binomial_upper(np.array([bad]), np.array([size]), floor)[0]) > LEVEL:
         return made
-    if float(beta_quantile(np.array([bad + 0.5]), np.array([size - bad + 0.5]))[0]) > t2:
+    if float(beta_quantile(np.array([bad + 0.5]), np.array([size - bad + 0.5]))[0]) > floor:
         made[inside] = 0
     return made
 

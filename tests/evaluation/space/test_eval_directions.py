@@ -52,6 +52,22 @@ def test_errors_at_random_have_no_direction():
     assert told == 0
 
 
+@pytest.mark.parametrize(("rate", "t2"), [(0.7, 0.5), (0.5, 0.3)])
+def test_nor_where_more_units_fail_than_are_tolerated(rate, t2):
+    told = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        x, errors = rng.normal(size=(N, 5)).astype(np.float32), (rng.random(N) < rate).astype(np.int8)
+        told += (failing_direction(x, errors, key_hashes(np.arange(N), str(seed)), t2) >= 0).any()
+    assert told == 0
+
+
+def test_a_direction_is_found_though_more_units_fail_than_are_tolerated():
+    x, errors, hit = clusters(0)
+    made = failing_direction(x, errors, key_hashes(np.arange(N), "0"), 0.05)
+    assert f1(made, hit) > 0.7
+
+
 def test_few_errors_and_units_that_are_all_alike_have_none():
     x, errors, _ = clusters(0)
     few = np.zeros(N, np.int8)
