@@ -358,8 +358,9 @@ class Capture:
     @property
     def heard(self) -> bool:
         """Whether a hooked layer ran since `begin`."""
-        if any(probe.call is not None for probe in self.probes.values()):
-            return True
+        for probe in self.probes.values():
+            if probe.counted is not None or probe.plain is not None:
+                return True
         return self.watcher is not None and bool(self.watcher.outer)
 
     def clear(self) -> None:

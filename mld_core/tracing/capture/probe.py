@@ -41,6 +41,8 @@ class Probe:
     for what a backward pass computes again.
 
     Attributes:
+        counted: the first call that counts.
+        plain: of a compiled module, its last call without gradients.
         later: calls that count, behind the first.
         aside: calls before it that do not.
         numbers: of the calls that count, and of those aside, which of all calls in the step they were, from
@@ -52,8 +54,8 @@ class Probe:
         self.module: nn.Module | None = module
         self.name = name
         self.switch = switch
-        self._call: tuple[Any, Any] | None = None
-        self._plain: tuple[Any, Any] | None = None  # of a compiled module, without gradients
+        self.counted: tuple[Any, Any] | None = None
+        self.plain: tuple[Any, Any] | None = None
         self._graded = False
         self._made = 0
         self.compiled = False
@@ -72,14 +74,14 @@ class Probe:
         if is_compiling():
             self.compiled = True
             if graded:
-                self._call = (args, output)
+                self.counted = (args, output)
             else:
-                self._plain = (args, output)
+                self.plain = (args, output)
             return
         if not self.switch.armed:
             return
         self._made += 1
-        if self._call is not None:
+        if self.counted is not None:
             if not self.switch.training or graded == self._graded:
                 if len(self.later) < _KEPT_CALLS:
                     self.later.append((args, output))
@@ -88,9 +90,9 @@ class Probe:
             if self._graded or _backward() != -1:
                 return
             # Of a teacher's look at the batch, or of others': the training's own come now.
-            self.aside, self.later = [self._call, *self.later], []
+            self.aside, self.later = [self.counted, *self.later], []
             self.numbers = ([], self.numbers[0])
-        self._call, self._graded = (args, output), graded
+        self.counted, self._graded = (args, output), graded
         self.numbers[0].append(self._made)
         self.switch.saw_call()
         if self.check_version:
@@ -101,11 +103,11 @@ class Probe:
     @property
     def call(self) -> tuple[Any, Any] | None:
         """The batch's call, None before it was made."""
-        return self._plain if self._call is None else self._call
+        return self.plain if self.counted is None else self.counted
 
     @call.setter
     def call(self, call: tuple[Any, Any] | None) -> None:
-        self._call = call
+        self.counted = call
 
     def calls(self) -> list[tuple[Any, Any]]:
         """Every call of the step that counts, in order."""
@@ -133,7 +135,7 @@ class Probe:
 
     def clear(self) -> None:
         """Lets go of the tensors."""
-        self._call = self._plain = None
+        self.counted = self.plain = None
         self._made, self.later, self.aside, self.numbers = 0, [], [], ([], [])
         self.version = None
 
@@ -144,8 +146,8 @@ class Probe:
         return {
             "module": None,
             "name": self.name,
-            "_call": None,
-            "_plain": None,
+            "counted": None,
+            "plain": None,
             "_graded": False,
             "_made": 0,
             "compiled": False,

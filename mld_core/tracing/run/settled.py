@@ -76,7 +76,7 @@ class Settled:
 
     def _outputs(self, labels: Any) -> list[Tensor] | None:
         """Logits, features and labels; None where one is not as it was."""
-        call = self._logits.call
+        call = self._logits.counted or self._logits.plain
         if call is None or type(labels) is not Tensor:
             return None
         n = labels.shape[0]
@@ -176,7 +176,7 @@ def settle(
 
 def plain_part(probe: Probe, *, of_input: bool) -> Tensor | None:
     """The tensor that a layer was given first, or that it gave; None where it is none, or was written to."""
-    call = probe.call
+    call = probe.counted or probe.plain
     if call is None:
         return None
     value = call[1]
