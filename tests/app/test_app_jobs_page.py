@@ -37,7 +37,8 @@ def test_evaluations_are_listed_cancelled_and_told_why_they_failed(browser, reco
     need_pages()
     factory = records.StoreFactory(tmp_path / "store")
     run = factory.run("fresh", "v1", n_class=3)
-    factory.add_pass(run, "val", records.make_data(60, seed=1), n_epoch=0)
+    rows = records.make_data(40_000, seed=1)  # not through before it is cancelled
+    factory.add_pass(run, "val", rows, n_epoch=0)
     factory.run("empty", "v1", n_class=3)
     served = Served(browser, factory.store, tmp_path / "ui.log")
     one = Opened(served, {"page": "jobs"})
@@ -53,7 +54,7 @@ def test_evaluations_are_listed_cancelled_and_told_why_they_failed(browser, reco
         assert start("fresh").ok
         row = page.locator("tr", has_text="fresh")
         row.get_by_role("button", name="Cancel the evaluation of fresh v1").wait_for()
-        assert "60" in row.inner_text()
+        assert "40,000" in row.inner_text()
         page.set_viewport_size({"width": 400, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         if AXE.exists():
