@@ -16,7 +16,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -201,14 +201,17 @@ class Workers:
     ) -> None:
         with self._lock:
             self._depth -= 1
-            if self._depth == 0 and self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
-                self._pool = None
-                self._limit.__exit__(kind, error, trace)
+            if self._depth or self._pool is None:
+                return
+            pool, limit, self._pool = self._pool, self._limit, None
+        pool.shutdown(cancel_futures=True)  # what still runs in it may open it itself: not under the lock
+        limit.__exit__(kind, error, trace)
 
     @contextmanager
     def beside(self) -> Iterator[Callable[[Callable[[], Any]], Future[Any]]]:
         """What has work done beside the caller, in order; with one thread, and in a worker, at once.
+
+        Where the caller fails, what is under way ends with its next item.
 
         Example:
             >>> with Workers(2) as workers, workers.beside() as beside:
@@ -219,8 +222,14 @@ class Workers:
         if self.threads == 1 or getattr(_inside, "worker", False):
             yield _at_once
             return
-        with ThreadPoolExecutor(1) as thread:
-            yield thread.submit
+        left = threading.Event()
+        with ThreadPoolExecutor(1, initializer=setattr, initargs=(_inside, "left", left)) as thread:
+            try:
+                yield thread.submit
+            except BaseException:
+                left.set()
+                thread.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Apply `work` to every item; answers come in the order of the items, few items are held at once.
@@ -232,10 +241,13 @@ class Workers:
             yield from map(work, items)
             return
         waiting: deque[Future[R]] = deque()
+        left: threading.Event | None = getattr(_inside, "left", None)
         with self:
             assert self._pool is not None
             try:
                 for item in items:
+                    if left is not None and left.is_set():
+                        raise CancelledError
                     waiting.append(self._pool.submit(work, item))
                     if len(waiting) > 2 * self.threads:
                         yield waiting.popleft().result()

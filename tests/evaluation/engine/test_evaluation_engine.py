@@ -1,5 +1,7 @@
 """The rounds engine and the kernels it runs."""
 
+import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,3 +198,38 @@ def test_ties_go_to_the_smallest_class():
     units, _ = scalars_kernel(same, SPLIT)
     assert units.column("prediction").to_pylist() == [0]
     assert units.column("error_code").to_pylist() == ["CLS1->0"]
+
+
+def test_work_beside_the_caller_ends_soon_where_the_caller_fails():
+    def mapped(_):
+        time.sleep(0.05)
+
+    begun, given = time.monotonic(), []
+
+    def failing():
+        with Workers(2) as workers, workers.beside() as beside:
+            given.extend(beside(lambda: list(workers.map(mapped, range(400)))) for _ in range(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        failing()
+    assert all(one.done() for one in given)
+    assert time.monotonic() - begun < 5, "ten seconds of work were left in each"
+
+
+def test_work_may_open_the_pool_while_it_is_closed():
+    workers = Workers(2)
+
+    def mapped(number):
+        time.sleep(0.1)
+        with workers:
+            return number
+
+    def leaves_early():
+        for _ in workers.map(mapped, range(8)):
+            break
+
+    thread = threading.Thread(target=leaves_early, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
