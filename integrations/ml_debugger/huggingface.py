@@ -287,10 +287,10 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if not self._evaluating:
                 self._start(module)
                 self._begin_evaluation()
-                # Prepared before we knew of this walk.
-                given = local_on_stack("inputs", _LOOPS)
+                given = local_on_stack("inputs", _LOOPS)  # prepared before we knew of this walk
                 self._forward.given = dict(given) if isinstance(given, Mapping) else {}
-            self._recorder.begin_batch()
+            if not self._forward.pending:
+                self._recorder.begin_batch()
 
     def _evaluated(self) -> Any:
         """The loader of the trainer's latest evaluation; this object where none is known."""

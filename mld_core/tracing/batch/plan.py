@@ -91,12 +91,12 @@ def agree(target: Tensor, value: Tensor) -> bool:
     """
     if value.ndim == 0 or value.shape[0] != target.shape[0] or value.is_complex():
         return False
-    if value.device != target.device:
-        value = value.to(target.device)
-    target = target.detach()
-    if value.numel() == target.numel():
+    as_it_is = value.numel() == target.numel()
+    indices = target.ndim == 2 and value.numel() == len(value) and not value.is_floating_point()
+    if not (as_it_is or indices):
+        return False
+    value, target = value.to(target.device), target.detach()
+    if as_it_is:
         return bool(torch.equal(value.reshape(-1).double(), target.reshape(-1).double()))
-    if target.ndim == 2 and value.numel() == len(value) and not value.is_floating_point():
-        hard = target.amax(1) == target.sum(1)
-        return bool(hard.all()) and bool(torch.equal(target.argmax(1), value.reshape(-1).long()))
-    return False
+    hard = target.amax(1) == target.sum(1)
+    return bool(hard.all()) and bool(torch.equal(target.argmax(1), value.reshape(-1).long()))

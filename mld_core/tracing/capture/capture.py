@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mld_core.tracing.capture.compiling import is_compiling
-from mld_core.tracing.capture.graph import Graph, Origin, hangs_on
+from mld_core.tracing.capture.graph import Graph, Origin, compiled_beside, hangs_on
 from mld_core.tracing.capture.probe import Probe, Switch
 from mld_core.tracing.capture.sweeper import Sweeper, eager_around
 from mld_core.tracing.guard import ConfigurationProblem
@@ -235,6 +235,7 @@ class Capture:
         self.model = model
         self.switch = Switch()
         self.lost_sight = False
+        self.beside: list[Origin] = []
         self.ignore_root = ignore_root
         self.targets: dict[str, str] = {}
         self.probes: dict[str, Probe] = {}
@@ -308,7 +309,8 @@ class Capture:
     def origins(self, loss: Any) -> list[Origin]:
         """The hooked outputs that a loss was computed from; of a watched batch, before backward.
 
-        `lost_sight` says afterwards whether it was computed from an earlier call of what runs compiled.
+        `lost_sight` says afterwards whether it was computed from an earlier call of what runs compiled,
+        `beside` what it was computed from in such calls besides.
         """
         graph, compiled = Graph() if self.watcher is None else self.watcher.graph, []
         for name, probe in self.probes.items():
@@ -318,6 +320,7 @@ class Capture:
                 compiled.append(probe.call[1])
         found = graph.origins(loss)
         self.lost_sight = not found and not hangs_on(loss, compiled)
+        self.beside = compiled_beside(loss, compiled) if found and compiled else []
         return found
 
     def then(self, name: str, act: Callable[[], None]) -> None:
@@ -325,6 +328,14 @@ class Capture:
         last = name if name in self.probes else next(reversed(self.probes), None)
         for probe in self.probes.values():
             probe.then = act if probe.name == last else None
+
+    def calls(self, name: str) -> list[tuple[Any, Any]]:
+        """The calls of a module in this step that count: (positional arguments, output)."""
+        probe, watcher = self.probes.get(name), self.watcher
+        if probe is not None and probe.call is not None:
+            return probe.calls()
+        noted = [] if watcher is None else [*watcher.outer, *watcher.leaves]
+        return list({id(c.output): (c.args, c.output) for c in noted if c.name == name}.values())
 
     def leaf_calls(self) -> list[LeafCall]:
         """Executed leaf layers, in order: those watched, then those probed inside compiled regions."""

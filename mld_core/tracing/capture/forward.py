@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from mld_core.tracing.capture.compiling import is_compiling
+
+_OF_PREPARED: Final = 2  # the rank of a forward of the batch that the trainer prepared
 
 
 class LatestForward:
@@ -58,9 +60,10 @@ class LatestForward:
             self.begins(module)  # may take the batch before this one
         self.given = given or self.given  # this batch's, which the trainer prepared before
         # Of several forwards in a step that of the prepared batch is meant, before others one with gradients
-        # (a teacher's look has none), before others the first.
-        rank = 2 * self._is_given(batch) + torch.is_grad_enabled()
-        self._takes = not module.training or rank > self._rank
+        # (a teacher's look has none), before others the first; of an evaluation whose batch was not seen the
+        # latest.
+        rank = _OF_PREPARED * self._is_given(batch) + torch.is_grad_enabled()
+        self._takes = rank > self._rank or not (module.training or self.given)
         if self._takes:
             self.batch, self._rank = batch, rank
 
@@ -72,9 +75,14 @@ class LatestForward:
         )
 
     def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - a hook's
-        """The hook: keeps the output of the step's own forward, of an evaluation the latest."""
+        """The hook: keeps the output of the step's own forward."""
         if module is self.model and (is_compiling() or self._takes):
             self.outputs = output
+
+    @property
+    def pending(self) -> bool:
+        """Whether a forward of the prepared batch was kept and not taken."""
+        return self._rank >= _OF_PREPARED
 
     def take(self) -> tuple[Any, Any]:
         """Batch and outputs of the latest forward, once."""

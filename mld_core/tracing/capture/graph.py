@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from mld_core.tracing.paths import Path, tensors_at
@@ -152,19 +153,44 @@ def hangs_on(loss: Any, outputs: Sequence[Any]) -> bool:
     """Whether a loss was computed from some outputs, or in the same compiled call; True where not known."""
     made = [tensor.grad_fn for output in outputs for _, tensor in tensors_at(output)]
     nodes = {id(node) for node in made if node is not None}
-    queue = deque(tensor.grad_fn for _, tensor in tensors_at(loss) if tensor.grad_fn is not None)
-    if not nodes or not queue:
-        return True
-    seen: list[Any] = []  # they stay alive, or their ids could return
-    known: set[int] = set()
+    ends = [tensor.grad_fn for _, tensor in tensors_at(loss) if tensor.grad_fn is not None]
+    return not nodes or not ends or any(_reaches(end, nodes) for end in ends)
+
+
+def compiled_beside(loss: Any, known: Sequence[Any]) -> list[Origin]:
+    """What else a loss was computed from in compiled calls of which no output was seen.
+
+    Args:
+        loss: a tensor, or a mapping or sequence that holds some.
+        known: outputs of compiled calls that were seen.
+    """
+    made = {id(t.grad_fn) for output in known for _, t in tensors_at(output) if t.grad_fn is not None}
+    queue = deque(_Step(t.grad_fn, None, t.output_nr) for _, t in tensors_at(loss) if t.grad_fn is not None)
+    seen: dict[int, _Step] = {}
+    while queue and len(seen) < _MOST_NODES:
+        step = queue.popleft()
+        if id(step.node) not in made and id(step.node) not in seen:
+            seen[id(step.node)] = step
+            queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
+    compiled = [step for step in seen.values() if step.is_a(("CompiledFunction",))]
+    return [
+        _origin(Output("", -1, (), torch.empty(_result_shape(step), device="meta")), step)
+        for step in compiled
+        if not _reaches(step.node, made)  # what does is a compiled criterion
+    ]
+
+
+def _reaches(end: Any, nodes: set[int]) -> bool:
+    """Whether a walk back from a node comes to one of some; True where it grew too long to say."""
+    queue, seen, known = deque([end]), [end], {id(end)}  # seen: alive, or their ids could return
     while queue and len(seen) < _MOST_NODES:
         node = queue.popleft()
         if id(node) in nodes:
             return True
-        if id(node) not in known:
-            known.add(id(node))
-            seen.append(node)
-            queue += [further for further, _ in node.next_functions if further is not None]
+        more = [n for n, _ in node.next_functions if n is not None and id(n) not in known]
+        known.update(map(id, more))
+        seen += more
+        queue += more
     return bool(queue)
 
 

@@ -36,6 +36,7 @@ from mld_core.tracing.capture.reading import (
     place_of,
 )
 from mld_core.tracing.capture.rules import FeatureRules, class_columns, same
+from mld_core.tracing.capture.whose import MOST_LOSSES, SeenLoss, Whose
 
 MOST_MISSES: Final = 100  # watching costs a hook on every module, and the first labels are waited for
 
@@ -70,6 +71,11 @@ _OUT_OF_SIGHT: Final = (
     "seen. Have the call that the loss is of be the last one, or train without torch.compile."
 )
 
+_REORDERED: Final = (
+    "The model was given the batch's samples in another order, so nothing tells which sample a row is of: "
+    "shuffle in the loader, or record splits=['val']."
+)
+
 
 class HeadChooser(FeatureRules):
     """Chooses logits and features of one model, and reads them off the capture's stash afterwards.
@@ -94,7 +100,10 @@ class HeadChooser(FeatureRules):
         self.outputs_answer = False
         self.reads_target = False
         self.target: Tensor | None = None
-        self._origins: list[Origin] = []
+        self._losses: list[SeenLoss] = []  # of the watched batch, those that say something
+        self._loss = SeenLoss()  # the one that is heeded
+        self._nth, self._shown = 0, 0  # which of a step's losses has the targets; how many it showed
+        self._whose = Whose(capture, None)
         self._unclear: Refusal | None = None
         self._number = 0  # of the call that the logits are of
         self._misses = {True: 0, False: 0}
@@ -124,7 +133,8 @@ class HeadChooser(FeatureRules):
 
     def clear(self) -> None:
         """Lets go of what the loss of the batch before said."""
-        self._origins, self.origin, self.target = [], None, None
+        self._losses, self._loss, self._shown = [], SeenLoss(), 0
+        self.origin, self.target, self._whose = None, None, Whose(self.capture, None)
 
     @property
     def wants_loss(self) -> bool:
@@ -133,10 +143,13 @@ class HeadChooser(FeatureRules):
 
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward."""
-        if self.needs_watch(training=True) and not self._origins:
-            self._origins = self.capture.origins(loss)
-        elif self.reads_target and self.target is None and isinstance(loss, Tensor):
+        if self.needs_watch(training=True):
+            origins = self.capture.origins(loss)
+            if origins and len(self._losses) < MOST_LOSSES:
+                self._losses.append(SeenLoss(self._shown, origins, self.capture.beside))
+        elif self.reads_target and self._shown == self._nth and isinstance(loss, Tensor):
             self.target = target_of(loss)
+        self._shown += 1
 
     def take(
         self, n_rows: int | None, outputs: Any, *, training: bool, known: Known | None = None
@@ -150,6 +163,7 @@ class HeadChooser(FeatureRules):
             known: of the classes.
         """
         self.refusal, self._number = None, 0
+        self._whose = Whose(self.capture, None if known is None else known.hand)
         source = self.sources.get(training)
         logits = None if source is None else self._read(source, outputs, n_rows)
         if logits is None:
@@ -180,7 +194,7 @@ class HeadChooser(FeatureRules):
             root = self.capture.probes.get("")
             self._number = 0 if root is None else root.number(outputs)
             return None if outputs is None else source.read(outputs, n_rows, n_class)
-        calls, probe = self._calls(source.name), self.capture.probes.get(source.name)
+        calls, probe = self.capture.calls(source.name), self.capture.probes.get(source.name)
         # Where none with gradients is of the whole batch (its hardest samples), one without is.
         aside = [] if probe is None else probe.aside
         for _, value in calls[source.call : source.call + 1] if source.call else [*calls, *aside]:
@@ -194,24 +208,16 @@ class HeadChooser(FeatureRules):
                 return found
         return None
 
-    def _calls(self, name: str) -> list[tuple[Any, Any]]:
-        """The calls of a module in this step."""
-        probe, watcher = self.capture.probes.get(name), self.capture.watcher
-        if probe is not None and probe.call is not None:
-            return probe.calls()
-        noted = [] if watcher is None else [*watcher.outer, *watcher.leaves]
-        return list({id(c.output): (c.args, c.output) for c in noted if c.name == name}.values())
-
     def _decide(self, outputs: Any, n_rows: int | None, known: Known, *, training: bool) -> Decision:
         """The user's word, else the loss's, else that of the other mode, else the rules'."""
         named = self.capture.targets.get(CLS_LOGITS)
         if named is not None:
             source = LogitsSource(named)
             logits = self._read(source, None, n_rows)
-            return None if logits is None else (source, logits)
-        if training and not self._origins and self.capture.watcher is not None:
-            self._origins = self.capture.watcher.said
-        said = by_loss(self._origins, n_rows) if training else None
+            return None if logits is None else self._own((source, logits), n_rows)
+        if training:
+            self._heed()
+        said = by_loss(self._loss.origins, n_rows, self._whose.weigh) if training else None
         if said is None and training and self.capture.lost_sight:
             said = Refusal("", _OUT_OF_SIGHT)
         if said is None and True not in self.sources:
@@ -228,11 +234,31 @@ class HeadChooser(FeatureRules):
         if said is None:
             settled = self._as_settled(n_rows, training=training)
             if settled is not None:
-                return settled
-        return self._by_rules(stated, n_rows, known)
+                return self._own(settled, n_rows)
+        return self._own(self._by_rules(stated, n_rows, known), n_rows)
+
+    def _own(self, decided: Decision, n_rows: int | None) -> Decision:
+        """Of several calls of the module the one that was given the batch; none of the batch reordered."""
+        if not isinstance(decided, tuple) or decided[0].name == OUTPUTS:
+            return decided
+        call = self._whose.call(decided[0])
+        if call != decided[0].call:
+            source = replace(decided[0], call=call)
+            logits = self._read(source, None, n_rows)
+            decided = decided if logits is None else (source, logits)
+        return Refusal("", _REORDERED) if self._whose.reordered(decided[0]) else decided
+
+    def _heed(self) -> None:
+        """Of several losses that of the batch's own samples; else the one that the model itself returned."""
+        if self._losses:
+            self._loss = self._whose.loss(self._losses)
+        elif self.capture.watcher is not None:
+            self._loss = SeenLoss(origins=self.capture.watcher.said)
 
     def _as_said(self, source: LogitsSource, origin: Origin, outputs: Any, n_rows: int | None) -> Decision:
         """The output that the loss was computed from, unless the step returned other 'logits'."""
+        if self._whose.out_of_sight(origin, self._loss.beside):
+            return Refusal("", _OUT_OF_SIGHT)
         self.origin = origin
         logits = replace(source, path=()).read(origin.output.tensor, n_rows, None)
         stated = as_rows(outputs["logits"]) if _states_logits(outputs) else None
@@ -241,7 +267,9 @@ class HeadChooser(FeatureRules):
             return LogitsSource(OUTPUTS, path=("logits",), kind=source.kind), stated
         if logits is None:
             return None
-        others = {o.output.name for o in self._origins if o.output.tensor.shape == origin.output.tensor.shape}
+        others = {
+            o.output.name for o in self._loss.origins if o.output.tensor.shape == origin.output.tensor.shape
+        }
         self._tell_rivals([source.name, *sorted(others - {source.name})], logits)
         return (source, logits) if source.is_binary else self._trace_back(source, logits)
 
@@ -254,7 +282,7 @@ class HeadChooser(FeatureRules):
         logits = self._read(other, None, n_rows)
         if logits is not None:
             return (other, logits) if other.is_binary else self._trace_back(other, logits)
-        for _, value in self._calls(other.name):
+        for _, value in self.capture.calls(other.name):
             if other.is_binary:
                 found = [t for t in leaves(value) if t.is_floating_point() and t.numel() == n_rows and t.ndim]
                 one = found[0].detach().reshape(-1, 1) if len(found) == 1 else None
@@ -340,8 +368,8 @@ class HeadChooser(FeatureRules):
             ]  # settled by the rules before any loss was seen: as the loss says from now on
         if source.name != OUTPUTS and self.capture.probes.get(source.name) is None:
             # The probe missed this call; the watcher's references serve for it.
-            calls = self._calls(source.name)
-            self.capture.probe(source.name).call = calls[0] if calls else None
+            calls, probe = self.capture.calls(source.name), self.capture.probe(source.name)
+            probe.call, probe.later = calls[0] if calls else None, calls[1:]
         self.settle_features(logits)
         self.capture.stop_watching()
 

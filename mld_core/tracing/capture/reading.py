@@ -8,10 +8,10 @@ stays ambiguous, or is no single-label classification, is refused in one sentenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -101,12 +101,24 @@ def place_of(value: Any, logits: Tensor) -> Path | None:
     return None
 
 
-def by_loss(origins: Sequence[Origin], n_rows: int | None) -> tuple[LogitsSource, Origin] | Refusal | None:
+Weight = tuple[
+    bool, int
+]  # of an origin: its target is the batch's labels; how much of the batch it was given
+
+
+def _unknown(_: Origin) -> Weight:
+    return False, 0
+
+
+def by_loss(
+    origins: Sequence[Origin], n_rows: int | None, weigh: Callable[[Origin], Weight] = _unknown
+) -> tuple[LogitsSource, Origin] | Refusal | None:
     """What the loss says; None where it says nothing that is known.
 
     Args:
         origins: of `Graph.origins`.
         n_rows: rows of the batch where the labels tell.
+        weigh: what speaks for an origin's being of the batch in hand, rather than of other samples.
     """
     classes = [o for o in origins if o.kind in {"softmax", "sigmoid"}]
     if not classes:
@@ -121,8 +133,12 @@ def by_loss(origins: Sequence[Origin], n_rows: int | None) -> tuple[LogitsSource
     # Of parts of one output the first (auxiliary ones stand behind it), of several modules the last that ran.
     outer = min((o.output.name.count("."), bool(o.output.name)) for o in classes)
     last = [o for o in classes if (o.output.name.count("."), bool(o.output.name)) == outer][-1].output.name
-    first = next(o for o in classes if o.output.name == last)
-    others = [o for o in classes if o is not first and not _same_target(first.target, o.target)]
+    calls = [o for o in classes if o.output.name == last]
+    first = calls[0] if len(calls) == 1 else max(calls, key=weigh)  # of equals the first
+    others = [o for o in classes if o is not first and not same_target(first.target, o.target)]
+    if others and len(calls) > 1 and weigh(first)[0]:
+        # Further calls of the module, compared with what is no label of the batch, are of other samples.
+        others = [o for o in others if o.output.name != last or weigh(o)[0]]
     if others:
         named = ", ".join(_name(o) for o in (first, *others))
         return Refusal(
@@ -194,7 +210,7 @@ def _name(origin: Origin) -> str:
     return name + spelled(origin.output.path)
 
 
-def _same_target(a: Tensor | None, b: Tensor | None) -> bool:
+def same_target(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two losses are given the same answers; for watched batches only, it may wait for a device."""
     if a is None or b is None:
         return True
@@ -211,19 +227,34 @@ def _several(target: Tensor | None, shape: tuple[int, ...]) -> bool:
     return bool(((sums - 1).abs() > 1e-3).any())
 
 
+class Hand(Protocol):
+    """The batch in hand, to compare with what calls were given and what losses were compared with."""
+
+    def given(self, value: Any) -> int:
+        """How many of its parts are in what a call was given."""
+
+    def answers(self, target: Tensor | None) -> bool:
+        """Whether a target is its labels."""
+
+    def reorders(self, value: Any) -> bool:
+        """Whether a call was given its samples in another order."""
+
+
 @dataclass(frozen=True)
 class Known:
-    """What is known of the classes without looking at a model's output.
+    """What is known without looking at a model's output.
 
     Attributes:
         count: the number of classes, as the user or the model states it.
         smallest: one more than the largest label seen.
         binary: all labels seen are zeros and ones; False without labels.
+        hand: the batch itself; None where it cannot be compared with.
     """
 
     count: int | None = None
     smallest: int = 2
     binary: bool = False
+    hand: Hand | None = None
 
 
 Decision = tuple[LogitsSource, Tensor] | Refusal | None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mld_core.records.format.schema import HASH_KIND, media_schema, samples_schema, vectors_schema
 from mld_core.tracing.batch.batches import Batch, class_count, label_range, own_copy, row_count
+from mld_core.tracing.batch.in_hand import InHand
 from mld_core.tracing.batch.labels import infer_task
 from mld_core.tracing.batch.plan import LabelPlan, reordered
 from mld_core.tracing.capture.capture import Capture
@@ -180,7 +181,7 @@ class ClassificationSession(Session):
         if choosing:
             largest, binary = label_range(batch.labels)
             self._smallest = max(self._smallest, largest + 1)
-            known = Known(smallest=self._smallest, binary=binary)
+            known = Known(smallest=self._smallest, binary=binary, hand=InHand(batch.whole, batch.labels))
         captured = self.chooser.take(n, batch.outputs, training=self._training, known=known)
         refused = self.chooser.refusal
         if refused is not None and refused.task and self.options.task != "classification":

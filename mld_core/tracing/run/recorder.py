@@ -254,9 +254,10 @@ class Recorder(RunLife):
         self._spent += time.perf_counter() - begun
 
     def watch_loss(self, owner: Any, method: str = "backward") -> None:
-        """Sees the loss that is next given to a method of this object, once, if that would tell anything.
+        """Sees the losses that are given to a method of this object, as long as they would tell anything.
 
-        The object gets its own method back with that call. One that the user set on it is left alone.
+        The object has its own method back while it is called, and with the first call that tells nothing. One
+        that the user set on it is left alone.
 
         Args:
             owner: what sends a loss backward (an accelerator, an optimizer wrapper), or None.
@@ -268,13 +269,16 @@ class Recorder(RunLife):
         if members is None or method in members or not hasattr(owner, method):
             return
 
-        def once(loss: Any, *args: Any, **kwargs: Any) -> Any:
+        def seeing(loss: Any, *args: Any, **kwargs: Any) -> Any:
             members.pop(method, None)
             self.see_loss(loss)
-            return getattr(owner, method)(loss, *args, **kwargs)
+            made = getattr(owner, method)(loss, *args, **kwargs)
+            if self.wants_loss and method not in members:  # a step may send several
+                setattr(owner, method, seeing)
+            return made
 
         with self.guard.catch("watching for the loss", lost="nothing; the logits are looked for by rules"):
-            setattr(owner, method, once)
+            setattr(owner, method, seeing)
 
     def watch_criterion(self, criterion: nn.Module) -> None:
         """Sees the losses that a module makes, where nothing else shows them (a plain loop).

@@ -20,8 +20,6 @@ class Consistent(Trainer):
     """A teacher's look at other samples first, the batch's own forward, and one more of others behind it."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs)
         with torch.no_grad():
             model(x=inputs["x"] + 50)
         outputs = model(**inputs)
