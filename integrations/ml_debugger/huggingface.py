@@ -31,7 +31,7 @@ import torch
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from ml_debugger._prepared import Prepared, count_draws, is_compiled, referred, watch_moves
 from ml_debugger._runfile import RUN_FILE, read_run_file, state_at, write_run_file
-from mld_core.tracing.capture.capture import say_compiled
+from mld_core.tracing.capture.compiling import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.leaving import Leaving

@@ -27,7 +27,7 @@ from typing import Any
 from ml_debugger import _service  # noqa: F401 - wires the upload
 from ml_debugger._runfile import read_run_file, write_run_file
 from mld_core.tracing.batch.taps import remove_tap
-from mld_core.tracing.capture.capture import is_compiled
+from mld_core.tracing.capture.compiling import is_compiled
 from mld_core.tracing.run.arguments import arguments_of
 from mld_core.tracing.run.options import WrapperOptions
 

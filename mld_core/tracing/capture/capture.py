@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -30,10 +28,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from mld_core.tracing.capture.compiling import is_compiling
+from mld_core.tracing.capture.compiling import Sweeper, eager_around, is_compiled, is_compiling
 from mld_core.tracing.capture.graph import Graph, Origin, compiled_beside, hangs_on
 from mld_core.tracing.capture.probe import Probe, Switch
-from mld_core.tracing.capture.sweeper import Sweeper, eager_around
 from mld_core.tracing.guard import ConfigurationProblem
 
 _WRAPPER_PARTS: Final = frozenset(
@@ -51,31 +48,6 @@ def canonical(name: str) -> str:
     'layer4.1.conv2'
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
-
-
-# Modules compiled from outside: a wrapper around them is compiled and they do not know it.
-_compiled_from_outside: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def say_compiled(module: nn.Module) -> None:
-    """Note that calls of `module` run through torch.compile, which a framework did around it."""
-    _compiled_from_outside.add(module)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether calls of `module` run through torch.compile.
-
-    Wrapped, by `.compile()`, by Lightning, or through a compiled method of the instance (as MMEngine does).
-    """
-    return (
-        getattr(module, "_orig_mod", None) is not None
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or getattr(module, "_compiler_ctx", None) is not None
-        or module in _compiled_from_outside
-        or any(
-            inspect.isfunction(v) and hasattr(v, "_torchdynamo_orig_callable") for v in vars(module).values()
-        )
-    )
 
 
 def find_module(model: nn.Module, path: str) -> tuple[str, nn.Module]:

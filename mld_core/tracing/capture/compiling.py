@@ -1,11 +1,18 @@
-"""Whether this line is being traced by Dynamo: the function of each PyTorch that its Dynamo knows.
+"""What hooks have to know of torch.compile: whether a line is being traced, a module compiled, a call over.
 
-Hooks ask with every call, so that nothing is looked up here but once.
+Hooks ask with every call, so that `is_compiling` is looked up here but once: it is the function of each
+PyTorch that its Dynamo knows.
 """
 
 from __future__ import annotations
 
+import inspect
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import nn
 
 try:
     is_compiling = torch.compiler.is_compiling  # since 2.3
@@ -15,4 +22,61 @@ except AttributeError:
     except ImportError:
         from torch._dynamo.external_utils import is_compiling  # 2.0
 
-__all__ = ["is_compiling"]
+# Modules compiled from outside: a wrapper around them is compiled and they do not know it.
+_compiled_from_outside: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def say_compiled(module: nn.Module) -> None:
+    """Note that calls of `module` run through torch.compile, which a framework did around it."""
+    _compiled_from_outside.add(module)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of `module` run through torch.compile.
+
+    Wrapped, by `.compile()`, by Lightning, or through a compiled method of the instance (as MMEngine does).
+    """
+    return (
+        getattr(module, "_orig_mod", None) is not None
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or getattr(module, "_compiler_ctx", None) is not None
+        or module in _compiled_from_outside
+        or any(
+            inspect.isfunction(v) and hasattr(v, "_torchdynamo_orig_callable") for v in vars(module).values()
+        )
+    )
+
+
+class Sweeper:
+    """The hook of an eager module around a compiled one: its own deep copy, dead in a pickle.
+
+    It lets go of what compiled hooks keep of calls that nobody asked for. A hook that dynamo traced can not
+    look at the switch (it would be compiled again whenever that is turned), so it keeps the arguments and the
+    output of every call, a whole batch with its graph, until the next recorded one. A module outside the
+    compiled region sees the call end.
+    """
+
+    def __init__(self, module: nn.Module, wanted: Callable[[], bool], clear: Callable[[], None]) -> None:
+        self.module: nn.Module | None = module
+        self.wanted: Callable[[], bool] | None = wanted
+        self.clear: Callable[[], None] | None = clear
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
+        """Forward hook: between events nothing is kept."""
+        if is_compiling() or module is not self.module or self.wanted is None:
+            return
+        if not self.wanted() and self.clear is not None:
+            self.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sweeper:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": None, "wanted": None, "clear": None}
+
+
+def eager_around(modules: dict[str, nn.Module], name: str) -> nn.Module | None:
+    """The module whose hooks run eagerly when the compiled one called `name` has returned, or None."""
+    if getattr(modules[name], "_orig_mod", None) is not None:
+        return modules[name]  # the wrapper of torch.compile(module)
+    return modules[name.rpartition(".")[0]] if name else None

@@ -15,7 +15,8 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parameter import is_lazy
 
 from mld_core.records.format.layout import RunKey, Store
-from mld_core.tracing.capture.capture import canonical, say_compiled
+from mld_core.tracing.capture.capture import canonical
+from mld_core.tracing.capture.compiling import say_compiled
 from mld_core.tracing.run.sealing import new_launch_id
 
 _READY_TIMEOUT = dt.timedelta(seconds=60)
