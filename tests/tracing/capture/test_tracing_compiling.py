@@ -17,7 +17,7 @@ def test_what_an_older_pytorch_has_is_asked(monkeypatch):
 
 def test_every_hook_asks_it_there_alone():
     """`torch.compiler.is_compiling` named in a hook is what raised with every forward."""
-    for name in ("capture", "detectors", "forward", "sweeper"):
+    for name in ("capture", "detectors", "forward", "probe"):
         module = importlib.import_module(f"mld_core.tracing.capture.{name}")
         assert module.is_compiling is compiling.is_compiling
         assert "torch.compiler" not in module.__loader__.get_source(module.__name__)
