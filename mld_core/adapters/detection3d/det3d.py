@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,11 +29,16 @@ class Det3d(Layout):
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """reader, backbone, neck and bbox_head; two-stage: single_det and roi_head."""
-        if has(model, "data_preprocessor") or has(model, "simple_test"):
-            return False
+        """reader, backbone, neck and bbox_head, or (two-stage) single_det and roi_head; takes an example.
+
+        MMDetection3D's methods (`simple_test`, `forward_test`) are in det3d's base too, and do nothing.
+        """
         one = has(model, "reader", "backbone", "neck", "bbox_head")
-        return one or has(model, "single_det", "second_stage", "roi_head")
+        if has(model, "data_preprocessor") or not (
+            one or has(model, "single_det", "second_stage", "roi_head")
+        ):
+            return False
+        return not has(model, "simple_test") or _takes_an_example(model)
 
     def roi_head(self) -> Any:
         """`model.roi_head` of two-stage detectors."""
@@ -78,3 +84,11 @@ class Det3d(Layout):
     def class_names(self) -> list[str] | None:
         """Of the model; heads have them by task."""
         return names_of(self.model)
+
+
+def _takes_an_example(model: Any) -> bool:
+    try:
+        names = list(inspect.signature(type(model).forward).parameters)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return names[1:2] == ["example"]

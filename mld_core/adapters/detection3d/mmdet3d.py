@@ -14,6 +14,7 @@ from mld_core.adapters.detection3d.frames import NativeFrame
 from mld_core.adapters.detection3d.heads.base import has
 from mld_core.adapters.detection3d.layouts import (
     Layout,
+    Range,
     box_convention,
     facts_of,
     lidar_rows,
@@ -23,7 +24,7 @@ from mld_core.adapters.detection3d.layouts import (
 )
 from mld_core.adapters.outputs import unpacked
 from mld_core.adapters.registry import type_names
-from mld_core.adapters.settings import follow, read
+from mld_core.adapters.settings import follow, numbers, read
 
 _HEADS = ("pts_bbox_head", "bbox_head")
 _RANGES = (
@@ -274,6 +275,16 @@ class OldMmdet3d(_BoxDicts):
             model, "data_preprocessor"
         )
         return old and (_base(model) or _three_dimensional(model))
+
+    def pc_range(self) -> Range | None:
+        """Of BEVDet the bounds of the grid that its view transformer fills."""
+        stated = super().pc_range()
+        grid = follow(self.model, "img_view_transformer.grid_config")
+        bounds = [numbers(read(grid, f"{axis}bound")) for axis in "xyz"]
+        if stated is not None or any(bound is None or len(bound) < 2 for bound in bounds):
+            return stated
+        (x, right), (y, ahead), (z, top) = (bound[:2] for bound in bounds if bound is not None)
+        return x, y, z, right, ahead, top
 
     def native(self, batch: Mapping[str, Any], training: bool) -> Any:
         """As keywords, with `return_loss` where the batch does not say."""

@@ -20,7 +20,7 @@ from mld_core.adapters.detection3d.openpcdet import OpenPcdet
 from mld_core.adapters.registry import type_names
 from mld_core.adapters.settings import follow
 
-LAYOUTS: Final[tuple[type[Layout], ...]] = (OpenPcdet, Mmdet3d, OldMmdet3d, MitBevFusion, Det3d)
+LAYOUTS: Final[tuple[type[Layout], ...]] = (OpenPcdet, Mmdet3d, Det3d, OldMmdet3d, MitBevFusion)
 POINTPILLARS, CENTERPOINT, BEVFORMER, BEVFUSION = "PointPillars", "CenterPoint", "BEVFormer", "BEVFusion"
 OTHER: Final = "Detector3D"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -82,7 +83,16 @@ class FakeCenterHead(nn.Module):
         return results, answers
 
 
-class FakePointPillars(nn.Module):
+class FakeBase(nn.Module):
+    """det3d's: what is abstract stays so, and its detectors are made all the same."""
+
+    @abstractmethod
+    def simple_test(self, img: Any, **kwargs: Any) -> Any: ...
+
+    def forward_test(self, imgs: Any, **kwargs: Any) -> Any: ...
+
+
+class FakePointPillars(FakeBase):
     """det3d's class of that name is a CenterPoint."""
 
     def __init__(self, head: nn.Module | None = None, neck: nn.Module | None = None) -> None:
@@ -126,7 +136,7 @@ class FakeCenterFormerNeck(nn.Module):
 class FakeCenterHeadIoU1d(nn.Module):
     """A7: boxes of candidates; the score is the cell's, times a power of the predicted IoU."""
 
-    def __init__(self, neck: FakeCenterFormerNeck, *, iou: bool = True) -> None:
+    def __init__(self, neck: nn.Module, *, iou: bool = True) -> None:
         super().__init__()
         self.necks, self.use_iou_loss = [neck], iou
         self.class_names, self.num_classes = [CLASSES], [len(CLASSES)]
@@ -159,9 +169,68 @@ class FakeCenterHeadIoU1d(nn.Module):
                 {"box3d_lidar": boxes[kept], "scores": (scores * quality)[kept], "label_preds": labels[kept],
                  "metadata": example["metadata"][frame]}
             )  # fmt: skip
-            raw = self.necks[0].raw[frame].flatten(1).T
+            raw = example.get("raw", self.necks[0].raw)[frame].flatten(1).T
             answers.append(
                 FakeAnswer(cells[kept].tolist(), [raw[c] for c in cells[kept]], quality[kept].tolist())
+            )
+        return results, answers
+
+
+class FakeTasksNeck(nn.Module):
+    """RPN of several tasks: a heatmap and candidates for each, `hm_heads` in place of `hm_head`."""
+
+    def __init__(self, count: int = 8) -> None:
+        super().__init__()
+        self.hm_heads = nn.ModuleList(nn.Conv2d(DEPTH, len(task), 1) for task in TASKS)
+        self.obj_num, self.score_threshold = count, 0.1
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        made, self.raw = [], [head(x) for head in self.hm_heads]
+        for raw in self.raw:
+            hm = raw.sigmoid()
+            scores, labels = hm.flatten(2).max(1)
+            order = scores.sort(1, descending=True)[1][:, : self.obj_num]
+            features = x.flatten(2).gather(2, order[:, None].expand(-1, DEPTH, -1))
+            scores, labels = scores.gather(1, order), labels.gather(1, order)
+            made.append(
+                {"hm": hm, "scores": scores, "labels": labels, "order": order, "ct_feat": features,
+                 "mask": scores > self.score_threshold}
+            )  # fmt: skip
+        return made
+
+
+class FakeTasksHead(FakeCenterHeadIoU1d):
+    """A7 of several tasks."""
+
+    def __init__(self, neck: FakeTasksNeck) -> None:
+        super().__init__(neck, iou=False)
+        self.class_names, self.num_classes = TASKS, [len(task) for task in TASKS]
+        self.tasks = nn.ModuleList(FakeQueries({"reg": 2, "height": 1, "dim": 3, "rot": 2}) for _ in TASKS)
+
+    def forward(self, x: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        return [
+            {**one, **task(self.shared_conv(one["ct_feat"]))} for one, task in zip(x, self.tasks, strict=True)
+        ]
+
+    def predict(self, example: Any, preds: Any, config: FakeConfig) -> tuple[list[Any], list[FakeAnswer]]:
+        every = torch.cat([raw.flatten(2) for raw in self.necks[0].raw], 1)  # (B, K, H * W)
+        parts, start = [], 0
+        for number, task in enumerate(preds):
+            own = super().predict({**example, "raw": every}, [task], config)
+            for found in own[0]:
+                found["label_preds"] += start
+            start += self.num_classes[number]
+            parts.append(own)
+        results, answers = [], []
+        for frame in range(len(parts[0][0])):
+            some, told = [part[0][frame] for part in parts], [part[1][frame] for part in parts]
+            joined = {
+                name: torch.cat([one[name] for one in some])
+                for name in ("box3d_lidar", "scores", "label_preds")
+            }
+            results.append({**joined, "metadata": some[0]["metadata"]})
+            answers.append(
+                FakeAnswer([c for one in told for c in one.source], [v for one in told for v in one.logits])
             )
         return results, answers
 
@@ -175,7 +244,7 @@ class FakeTwoStageHead(nn.Module):
         return example
 
 
-class FakeTwoStage(nn.Module):
+class FakeTwoStage(FakeBase):
     """TwoStageDetector on CenterPoint."""
 
     def __init__(self) -> None:

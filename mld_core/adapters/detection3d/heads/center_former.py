@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +22,8 @@ _TASK = ("reg", "order", "labels", "scores", "mask", "iou", "ct_feat", "hm")
 class CenterFormerHead(Head):
     """A7. A final score is the cell's heatmap probability, times a power of the predicted IoU if any.
 
-    The class logits are those of `hm_head`, cloned in its hook: their sigmoid is taken in place.
+    The class logits are those of `hm_head` (with several tasks `hm_heads`), cloned in its hook: their sigmoid
+    is taken in place.
     """
 
     kind: ClassVar[str] = "center_former"
@@ -34,15 +36,20 @@ class CenterFormerHead(Head):
             return [int(count) for count in stated]
         return [len(names) for names in read(self.module, "class_names") or []]
 
+    def _classes(self) -> list[range]:
+        """Labels of each task."""
+        ends = accumulate(self._counts(), initial=0)
+        return [range(*both) for both in pairwise(ends)]
+
     def n_class(self) -> int | None:
         """Sum over the tasks."""
         return total_classes(self._counts())
 
     @property
     def _trunk(self) -> Any:
-        """What holds `hm_head` and the score threshold: det3d's neck, MMDetection3D's backbone."""
+        """What holds the heatmaps' layers and the score threshold: det3d's neck, MMDetection3D's backbone."""
         trunks = [read(self.model, name) for name in ("neck", "backbone", "pts_neck", "pts_backbone")]
-        return next((trunk for trunk in trunks if trunk is not None and hasattr(trunk, "hm_head")), None)
+        return next((trunk for trunk in trunks if read(trunk, "hm_head", "hm_heads") is not None), None)
 
     @property
     def _config(self) -> Any:
@@ -59,13 +66,15 @@ class CenterFormerHead(Head):
         return replace(super().limits(), max_detections=int(sum(whole)) if whole else None)
 
     def watched(self) -> dict[str, Any]:
-        """The head, and `hm_head`."""
-        trunk = self._trunk
-        return {"head": self.module} | ({} if trunk is None else {"heat": trunk.hm_head})
+        """The head, and what makes each heatmap."""
+        one, many = read(self._trunk, "hm_head"), read(self._trunk, "hm_heads")
+        layers = [one] if many is None else list(many)
+        heats = {f"heat{place}": layer for place, layer in enumerate(layers) if layer is not None}
+        return {"head": self.module, **heats}
 
     def keep(self, alias: str, call: Call) -> Call:
         """Of each task the candidates, in the layout (B, C, N) that `predict` turns round."""
-        if alias == "heat":
+        if alias.startswith("heat"):
             return Call((), {}, call.output.detach().clone()) if isinstance(call.output, Tensor) else NOTHING
         output = call.output
         while isinstance(output, (list, tuple)) and output and isinstance(output[0], (list, tuple)):
@@ -77,33 +86,32 @@ class CenterFormerHead(Head):
         return Call((), {}, [{name: task.get(name) for name in _TASK} for task in output])
 
     def origin(self, call: ModelCall, index: int, frame: NativeFrame) -> Origin | None:
-        """By label, score and decoded centre among the candidates; logits at the candidate's cell."""
+        """By label, score and decoded centre among the candidates; logits of all tasks at their cells."""
         tasks = last(call, "head")
         if not tasks:
             return None
-        heat = last(call, "heat")
         source = torch.full((len(frame),), -1, dtype=torch.int64, device=frame.labels.device)
-        parts, quality = [], torch.full((len(frame),), torch.nan, device=frame.labels.device)
+        quality = torch.full((len(frame),), torch.nan, device=frame.labels.device)
         features: list[Tensor] = []
-        start = 0
-        for task, count in zip(tasks, self._counts(), strict=True):
-            own = torch.where((frame.labels >= start) & (frame.labels < start + count))[0]
+        for task, classes in zip(tasks, self._classes(), strict=True):
+            own = torch.where((frame.labels >= classes.start) & (frame.labels < classes.stop))[0]
             local = torch.full_like(source, -1)
-            local[own] = self._candidates(task, index, frame, own, start)
+            local[own] = self._candidates(task, index, frame, own, classes.start)
             found = torch.where(local >= 0)[0]
-            cells = torch.full_like(source, -1)
-            cells[found] = task["order"][index][local[found]].to(cells.device)
-            source[found] = cells[found]
+            source[found] = task["order"][index][local[found]].to(source.device)
             probability = task["scores"][index].reshape(-1)[local[found]].float()
             quality[found] = frame.scores[found].float() / probability.clamp(min=_CLAMP)
             if task["ct_feat"] is not None:
                 features.append(gathered(task["ct_feat"][index].T, local))
-            parts.append((self._logits(task, heat, index, cells), list(range(start, start + count))))
-            start += count
+        parts = [
+            (self._logits(task, last(call, f"heat{place}"), index, source), list(classes))
+            for place, (task, classes) in enumerate(zip(tasks, self._classes(), strict=True))
+        ]
         merged = None
         if len(features) == len(tasks):
             merged = torch.stack(features).nan_to_num(0.0).sum(0)  # each detection has one task
-        return Origin(source, per_class(parts, start), merged, quality if self._has_iou(tasks) else None)
+        logits = per_class(parts, sum(self._counts()))
+        return Origin(source, logits, merged, quality if self._has_iou(tasks) else None)
 
     @staticmethod
     def _has_iou(tasks: Any) -> bool:

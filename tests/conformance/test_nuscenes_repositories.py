@@ -1,0 +1,312 @@
+"""Repositories for nuScenes that run on MMCV 1: what is recorded has the mAP of the file they write for the devkit.
+
+Model, head, coder, boxes, data set and its conversion to the devkit's boxes are the repository's own, in the folder that
+`MLD_CONFORMANCE` names; what comes before the head is the test's, and weights are random. True boxes are some of the
+predictions, moved about, as the repository's converter writes them into infos and its data set reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("mmcv.ops", reason="needs the packages of .ci/mmdet3d-env")
+pytest.importorskip("nuscenes")
+import old_mm  # noqa: E402
+from nuscenes_figures import DEVKIT, ERRORS, NAMES, TASKS, infos_of, judged, matrix_of, true_boxes  # noqa: E402
+from torch import nn  # noqa: E402
+
+from ml_debugger.evaluator import Evaluator  # noqa: E402
+from ml_debugger.training import ObjectDetection3DTracer  # noqa: E402
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        not old_mm.CHECKOUTS, reason="MLD_CONFORMANCE names no folder of checkouts (tests/conformance)"
+    ),
+]
+
+FRAMES = 6
+RANGE = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
+VOXEL, STRIDE, CELLS, DEPTH = 0.45, 8, 30, 16
+PLACE = {"out_size_factor": STRIDE, "voxel_size": [VOXEL, VOXEL]}
+LIMITS = {"post_center_range": [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0], "score_threshold": 0.0}
+BRANCHES = {"height": (1, 2), "dim": (3, 2), "rot": (2, 2), "vel": (2, 2)}
+NOTHING = {"type": "none"}
+
+
+class Seen(nn.Module):
+    """In place of encoders: points counted in cells, and convolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, DEPTH, 3, padding=1)
+
+    def forward(self, clouds: Any) -> Any:
+        edges = [torch.linspace(RANGE[0], RANGE[3], CELLS + 1)] * 2
+        maps = [torch.histogramdd(cloud[:, :2].contiguous(), edges).hist for cloud in clouds]
+        return self.conv(torch.stack(maps)[:, None])
+
+
+def suppressed(boxes: Any, scores: Any, thresh: float, pre_maxsize: int, post_max_size: int) -> Any:
+    """In place of `nms_gpu`: [x1, y1, x2, y2, angle] as its kernel understands them."""
+    from mmcv.ops import nms_rotated
+
+    order = scores.sort(descending=True)[1][:pre_maxsize]
+    low, high, angle = boxes[order, :2], boxes[order, 2:4], boxes[order, 4:]
+    rows = torch.cat([(low + high) / 2, high - low, -angle], 1)
+    kept = nms_rotated(rows, scores[order], thresh)[1].sort().values
+    return order[kept][:post_max_size]
+
+
+def query_head() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration of a TransFusion head, and its rules."""
+    grid, place = CELLS * STRIDE, {**PLACE, "pc_range": RANGE[:2]}
+    head = {
+        "type": "TransFusionHead", "num_proposals": 60, "in_channels": DEPTH, "hidden_channel": DEPTH,
+        "num_classes": 10, "num_decoder_layers": 1, "num_heads": 2, "nms_kernel_size": 3, "ffn_channel": 32,
+        "common_heads": {"center": (2, 2), **BRANCHES}, "loss_cls": {**NOTHING, "use_sigmoid": True},
+        "bbox_coder": {"type": "TransFusionBBoxCoder", **place, **LIMITS, "code_size": 10},
+    }  # fmt: skip
+    return head, {**place, "dataset": "nuScenes", "grid_size": [grid, grid, 1], "nms_type": None}
+
+
+def centre_head(tasks: list[Any], range_: list[float]) -> dict[str, Any]:
+    """Configuration of a centre head."""
+    coder = {
+        "type": "CenterPointBBoxCoder",
+        **PLACE,
+        **LIMITS,
+        "pc_range": range_,
+        "max_num": 60,
+        "code_size": 9,
+    }
+    return {
+        "type": "CenterHead", "in_channels": DEPTH, "tasks": tasks, "share_conv_channel": DEPTH,
+        "common_heads": {"reg": (2, 2), **BRANCHES}, "bbox_coder": coder,
+    }  # fmt: skip
+
+
+def louder(head: Any) -> Any:
+    """Scores of random weights differ."""
+    layers = [task.heatmap[-1] for task in getattr(head, "task_heads", [])]
+    if not layers:
+        layers = [head.heatmap_head[-1], head.prediction_heads[0].heatmap[-1]]
+    for layer in layers:
+        layer.weight.data.mul_(10)
+    return head
+
+
+def transfusion(files: old_mm.Files) -> Any:
+    """The detector with its LiDAR head."""
+    from mmengine.config import ConfigDict
+
+    head, rules = query_head()
+    made = files.find("TransFusionDetector")(
+        pts_bbox_head=ConfigDict(head, initialize_by_heatmap=True), test_cfg=ConfigDict(pts=rules)
+    )
+    made.extract_feat = lambda points, img, img_metas: (None, [made.seen(points)])
+    louder(made.pts_bbox_head)
+    return made
+
+
+def bevdet(files: old_mm.Files) -> Any:
+    """The detector with its centre head, that suppresses scaled boxes."""
+    from mmengine.config import ConfigDict
+
+    rules = {
+        **PLACE, "pc_range": RANGE[:2], "post_center_limit_range": LIMITS["post_center_range"],
+        "score_threshold": 0.1, "nms_type": "rotate", "nms_thr": [0.2, 0.2, 0.2, 0.2, 0.2, 0.5],
+        "pre_max_size": 1000, "post_max_size": 83,
+        "nms_rescale_factor": [1.0, [0.7, 0.7], [0.4, 0.55], 1.1, [1.0, 1.0], [4.5, 9.0]],
+    }  # fmt: skip
+    head = centre_head([{"class_names": list(one)} for one in TASKS], RANGE[:2])
+    made = files.find("BEVDet")(
+        img_view_transformer=NOTHING, img_bev_encoder_backbone=NOTHING, img_bev_encoder_neck=NOTHING,
+        img_backbone=NOTHING, pts_bbox_head=ConfigDict(head), test_cfg=ConfigDict(pts=rules),
+    )  # fmt: skip
+    made.img_view_transformer.grid_config = {
+        f"{axis}bound": [low, high, 1.0] for axis, low, high in zip("xyz", RANGE[:3], RANGE[3:], strict=True)
+    }
+    made.extract_feat = lambda points, img, img_metas: ([made.seen(img)], None)
+    louder(made.pts_bbox_head)
+    return made
+
+
+def mit(kind: str) -> Callable[[old_mm.Files], Any]:
+    """Its model with one of its heads."""
+
+    def made(files: old_mm.Files) -> Any:
+        if kind == "transfusion":
+            head, rules = query_head()
+        else:
+            head, rules = centre_head([list(one) for one in TASKS], RANGE), dict(PLACE)
+            rules |= {"nms_type": "circle", "min_radius": [4, 12, 10, 1, 0.85, 0.175], "post_max_size": 83}
+        one = {"backbone": NOTHING, "neck": NOTHING}
+        parts = {"object": {**head, "test_cfg": rules}, "map": None}
+        model = files.find("BEVFusion")(encoders={}, fuser=None, decoder=one, heads=parts)
+        model.encoders["lidar"] = nn.ModuleDict({"backbone": Seen()})
+        model.extract_features = lambda points, sensor: model.encoders[sensor]["backbone"](points)
+        louder(model.heads["object"])
+        return model
+
+    return made
+
+
+CORE = "mmdet3d.core.bbox."
+COMMON = [
+    *(f"{CORE}structures.{name}" for name in ("utils", "base_box3d", "lidar_box3d", "cam_box3d")),
+    *(f"{CORE}{name}" for name in ("structures.depth_box3d", "structures.box_3d_mode")),
+    f"{CORE}coders.centerpoint_bbox_coders",
+    *(f"mmdet3d.{name}" for name in ("core.post_processing.box3d_nms", "models.builder")),
+    *(f"mmdet3d.datasets.{name}" for name in ("custom_3d", "nuscenes_dataset")),
+]
+OLD = [
+    *(f"mmdet3d.models.detectors.{name}" for name in ("base", "mvx_two_stage", "centerpoint")),
+    *(f"mmdet3d.models.{name}" for name in ("utils.clip_sigmoid", "dense_heads.centerpoint_head")),
+    f"{CORE}transforms",
+]
+QUERIES = [f"{CORE}coders.transfusion_bbox_coder"]
+
+
+@dataclass
+class Repository:
+    """What a test takes of one.
+
+    Attributes:
+        name: owner/name.
+        blobs: files and their `git hash-object` at the commit in docs/compatibility.md.
+        files: modules that are its own.
+        make: the model.
+        given: the argument that holds what the model sees.
+    """
+
+    name: str
+    blobs: dict[str, str]
+    files: list[str]
+    make: Callable[[old_mm.Files], Any]
+    given: str = "points"
+
+
+MIT = Repository(
+    "mit-han-lab/bevfusion",
+    {"mmdet3d/models/heads/bbox/transfusion.py": "4331e6ce42d82f80a7ec6c58298ca6e3d1985d1d"},
+    [
+        *COMMON, *QUERIES, "mmdet3d.models.utils.transformer", "mmdet3d.models.heads.bbox.transfusion",
+        "mmdet3d.models.heads.bbox.centerpoint", "mmdet3d.models.fusion_models.base",
+        "mmdet3d.models.fusion_models.bevfusion",
+    ],
+    mit("transfusion"),
+)  # fmt: skip
+REPOSITORIES = {
+    "TransFusion": Repository(
+        "XuyangBai/TransFusion",
+        {"mmdet3d/models/dense_heads/transfusion_head.py": "759bb105dcbec68d4c56657c881dc63175d211ef"},
+        [
+            *COMMON, *OLD, *QUERIES, "mmdet3d.models.detectors.transfusion",
+            "mmdet3d.models.dense_heads.transfusion_head",
+        ],
+        transfusion,
+    ),
+    "BEVDet": Repository(
+        "HuangJunJie2017/BEVDet",
+        {"mmdet3d/models/detectors/bevdet.py": "43b113724a43a4e69d88dc3b825d316c505c1533"},
+        [*COMMON, *OLD, "mmdet3d.models.detectors.bevdet"],
+        bevdet,
+        "img_inputs",
+    ),
+    "MIT BEVFusion, TransFusion head": MIT,
+    "MIT BEVFusion, centre head": Repository(MIT.name, MIT.blobs, MIT.files, mit("center")),
+}  # fmt: skip
+
+
+def data_set(files: old_mm.Files, infos: list[dict[str, Any]]) -> Any:
+    """The repository's own, over infos that the test writes."""
+    made = object.__new__(files.find("NuScenesDataset"))
+    made.CLASSES, made.modality = list(NAMES), {"use_lidar": True}
+    made.eval_detection_configs, made.eval_version = DEVKIT, "detection_cvpr_2019"
+    made.with_velocity, made.use_valid_flag = True, True
+    made.img_info_prototype, made.test_adj_ids = "bevdet", None  # BEVDet's, of what is not in time
+    made.speed_mode, made.max_interval, made.test_adj, made.fix_direction = "relative_dis", 3, "next", False
+    made.box_mode_3d = files.find("Box3DMode").LIDAR
+    made.data_infos = infos
+    return made
+
+
+def batch_of(repository: Repository, info: dict[str, Any], index: int, boxes: Any) -> dict[str, Any]:
+    """What the model is called with for a frame."""
+    cloud = torch.rand(3000, 5, generator=torch.Generator().manual_seed(index)) * 100 - 50
+    meta = {"box_type_3d": boxes, "sample_idx": info["token"], "token": info["token"]}
+    if repository.name != MIT.name:
+        return {"return_loss": False, "rescale": True, repository.given: [[cloud]], "img_metas": [[meta]]}
+    empty = (
+        *("camera2ego", "lidar2camera", "lidar2image", "camera_intrinsics", "camera2lidar"),
+        *("img_aug_matrix", "lidar_aug_matrix", "depths"),
+    )
+    to_ego = torch.tensor(matrix_of(info, "lidar2ego"), dtype=torch.float32)[None]
+    return {
+        "img": torch.zeros(1), "points": [cloud], "lidar2ego": to_ego, "metas": [meta], **dict.fromkeys(empty)
+    }  # fmt: skip
+
+
+def written(data: Any, answers: list[Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The file for the devkit."""
+    files, _ = data.format_results(answers, str(folder))
+    file = Path(files["pts_bbox"] if isinstance(files, dict) else files)
+    return dict(json.loads(file.read_text())["results"])
+
+
+def put(info: dict[str, Any], rows: Any, names: list[str]) -> None:
+    """True boxes (G, 9) into a frame's infos, as the converters of these repositories do."""
+    info["gt_boxes"] = np.concatenate([rows[:, :6], -rows[:, 6:7] - np.pi / 2], axis=1)
+    info["gt_velocity"], info["gt_names"] = rows[:, 7:], np.array(names)
+    info["valid_flag"] = np.ones(len(rows), bool)
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_figures_are_those_of_its_own_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
+    repository = REPOSITORIES[name]
+    root = old_mm.root_of(repository.name, repository.blobs)
+    files = old_mm.Files(root, repository.files, ("mmdet3d", "mmdet", "mmseg", "mmcv"))
+    files.stand_ins["nms_gpu"] = suppressed
+    old_mm.on_path(monkeypatch, files)
+    torch.manual_seed(0)
+    model = repository.make(files)
+    model.seen = Seen()
+    model.eval().CLASSES = NAMES
+    infos = infos_of(FRAMES, beside=repository is MIT)
+    data, kind = data_set(files, infos), files.find("LiDARInstance3DBoxes")
+    batches = [batch_of(repository, info, index, kind) for index, info in enumerate(infos)]
+    with torch.no_grad():
+        answers = [model(**batch)[0] for batch in batches]
+    found, true, rng = written(data, answers, tmp_path / "files"), {}, np.random.default_rng(0)
+    for info in infos:
+        rows, true[info["token"]] = true_boxes(info, found[info["token"]], rng)
+        put(info, rows, [one["detection_name"] for one in true[info["token"]]])
+    theirs = judged(infos, found, true)
+
+    tracer = ObjectDetection3DTracer(model, "net", "v1")
+    for index, batch in enumerate(batches):
+        known = data.get_ann_info(index)
+        labels = [torch.tensor(known["gt_labels_3d"])]
+        truth = {"gt_bboxes_3d": [known["gt_bboxes_3d"]], "gt_labels_3d": labels}
+        tracer(batch, truth, [infos[index]["token"]], "val", 0)
+    tracer.wait_for_save(0)
+    assert not tracer.guard.problems, tracer.guard.tracebacks
+    ours = Evaluator("net", "v1").request_evaluation(n_epoch=None).metrics_summary(full=True).iloc[0]
+    print(f"| {name} | {theirs['mAP']:.4f} | {ours['auprc']:.4f} |")
+    print({own: (theirs[own], ours[own]) for own in ERRORS.values()})
+    assert theirs["mAP"] > 0.05
+    assert ours["auprc"] == pytest.approx(theirs["mAP"], abs=1e-5)
+    for own in ERRORS.values():
+        assert ours[own] == pytest.approx(theirs[own], abs=1e-5), own
