@@ -5,15 +5,22 @@ Boxes are the devkit's annotations: dicts in the global frame.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.utils import center_distance
 from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
 from nuscenes.eval.detection.config import config_factory
 from nuscenes.eval.detection.data_classes import DetectionBox
+from old_mm import Files
 from pyquaternion import Quaternion
+
+from ml_debugger.evaluator import Evaluator
+from ml_debugger.training import ObjectDetection3DTracer
 
 NAMES = (
     "car", "truck", "construction_vehicle", "bus", "trailer", "barrier", "motorcycle", "bicycle", "pedestrian",
@@ -102,3 +109,49 @@ def judged(infos: list[dict[str, Any]], found: dict[str, Any], true: dict[str, A
         known = [name for name in NAMES if name not in skipped.get(error, ())]
         figures[ours] = float(np.mean([calc_tp(curves[name, 2.0], 0.1, error) for name in known]))
     return figures
+
+
+def data_set(files: Files, infos: list[dict[str, Any]]) -> Any:
+    """The repository's own, over infos that the test writes."""
+    made = object.__new__(files.find("NuScenesDataset"))
+    made.CLASSES, made.modality = list(NAMES), {"use_lidar": True}
+    made.eval_detection_configs, made.eval_version = DEVKIT, "detection_cvpr_2019"
+    made.with_velocity, made.use_valid_flag = True, True
+    made.img_info_prototype, made.test_adj_ids = "bevdet", None  # BEVDet's, of what is not in time
+    made.speed_mode, made.max_interval, made.test_adj, made.fix_direction = "relative_dis", 3, "next", False
+    made.box_mode_3d = files.find("Box3DMode").LIDAR
+    made.data_infos = infos
+    return made
+
+
+def written(data: Any, answers: list[Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The file for the devkit."""
+    files, _ = data.format_results(answers, str(folder))
+    file = Path(files["pts_bbox"] if isinstance(files, dict) else files)
+    return dict(json.loads(file.read_text())["results"])
+
+
+def compared(
+    name: str,
+    model: Any,
+    calls: list[tuple[Any, Any, list[str]]],
+    theirs: dict[str, float],
+    *,
+    least: float = 0.05,
+) -> None:
+    """Records calls (batch, truth, ids) of a model; the figures of that are theirs.
+
+    Args:
+        least: mAP below which the case says nothing.
+    """
+    tracer = ObjectDetection3DTracer(model, "net", "v1")
+    for batch, truth, ids in calls:
+        tracer(batch, truth, ids, "val", 0)
+    tracer.wait_for_save(0)
+    assert not tracer.guard.problems, tracer.guard.tracebacks
+    ours = Evaluator("net", "v1").request_evaluation(n_epoch=None).metrics_summary(full=True).iloc[0]
+    print(f"| {name} | {theirs['mAP']:.4f} | {ours['auprc']:.4f} |")
+    assert theirs["mAP"] > least
+    assert ours["auprc"] == pytest.approx(theirs["mAP"], abs=1e-5)
+    for own in ERRORS.values():
+        assert ours[own] == pytest.approx(theirs[own], abs=1e-5), own

@@ -56,34 +56,42 @@ class Base(nn.Module):
         """Random as they are."""
 
 
+class Passed(nn.Identity):
+    """In place of a loss, a backbone."""
+
+    use_sigmoid = True
+
+
 class Registry:
     """Of all kinds of parts: a part is looked for in the files."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self._module_dict: dict[str, Any] = {}
 
     def register_module(self, *given: Any, **_: Any) -> Any:
         """As a decorator with arguments, or without."""
         return given[0] if given and isinstance(given[0], type) else _same
 
     def build(self, config: Any, *_: Any, default_args: Mapping[str, Any] | None = None) -> Any:
-        """A part that is no file's (a loss, a backbone) passes on what it is given."""
+        """A part that is no file's passes on what it is given."""
         rest = {**(default_args or {}), **config}
         made = self._files.find(rest.pop("type"))
-        return nn.Identity() if made is None else made(**rest)
+        return Passed() if made is None else made(**rest)
 
 
 class Files(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the modules of a checkout.
 
     Args:
-        root: the checkout.
-        names: modules that are its own files.
+        names: modules that are files, by the checkout they are of.
         packages: names at the top whose other modules are empty.
     """
 
-    def __init__(self, root: Path, names: Sequence[str], packages: Sequence[str]) -> None:
-        self.paths = {name: root / (name.replace(".", "/") + ".py") for name in names}
+    def __init__(self, names: Mapping[Path, Sequence[str]], packages: Sequence[str]) -> None:
+        self.paths = {
+            name: root / (name.replace(".", "/") + ".py") for root, own in names.items() for name in own
+        }
         self.packages = tuple(packages)
         self._where: dict[str, str] = {}
         for name, path in self.paths.items():
@@ -173,6 +181,8 @@ def on_path(patch: pytest.MonkeyPatch, files: Files) -> None:
     for name in ("mkdir_or_exist", "track_iter_progress"):
         patch.setattr(mmcv, name, getattr(utils, name), raising=False)
     patch.setattr(mmcv, "dump", fileio.dump, raising=False)
+    patch.setattr(mmcv.utils, "TORCH_VERSION", torch.__version__, raising=False)
+    patch.setattr(mmcv.utils, "digit_version", utils.digit_version, raising=False)
     patch.setattr(mmcv.cnn, "MODELS", files.registry, raising=False)
     patch.setattr(mmcv.utils, "Registry", lambda *_, **__: files.registry, raising=False)
     kept = {"mmcv", *_REAL}

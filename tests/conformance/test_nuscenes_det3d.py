@@ -19,12 +19,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("mmcv.ops", reason="needs the packages of .ci/mmdet3d-env")
 pytest.importorskip("nuscenes")
 import old_mm  # noqa: E402
-from nuscenes_figures import ERRORS, NAMES, TASKS, infos_of, judged, true_boxes  # noqa: E402
+from nuscenes_figures import NAMES, TASKS, compared, infos_of, judged, true_boxes  # noqa: E402
 from torch import nn  # noqa: E402
 
-from ml_debugger.evaluator import Evaluator  # noqa: E402
 from ml_debugger.records import load  # noqa: E402
-from ml_debugger.training import ObjectDetection3DTracer  # noqa: E402
 
 pytestmark = [
     pytest.mark.heavy,
@@ -221,7 +219,7 @@ def test_figures_are_those_of_its_own_boxes(
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
     repository = REPOSITORIES[name]
     root = old_mm.root_of(repository.name, repository.blobs)
-    files = old_mm.Files(root, repository.files, ("det3d", "ipdb"))
+    files = old_mm.Files({root: repository.files}, ("det3d", "ipdb"))
     old_mm.on_path(monkeypatch, files)
     torch.manual_seed(0)
     model = repository.make(files).eval()
@@ -249,15 +247,15 @@ def test_figures_are_those_of_its_own_boxes(
         rows.append(torch.tensor(flat, dtype=torch.float32))
     theirs = judged(infos, found, true)
 
-    tracer = ObjectDetection3DTracer(model, "net", "v1")
-    for first in range(0, FRAMES, 2):
-        truth = {"gt_boxes_and_cls": nn.utils.rnn.pad_sequence(rows[first : first + 2], batch_first=True)}
-        tracer(batch(first), truth, [info["token"] for info in infos[first : first + 2]], "val", 0)
-    tracer.wait_for_save(0)
-    assert not tracer.guard.problems, tracer.guard.tracebacks
-    ours = Evaluator("net", "v1").request_evaluation(n_epoch=None).metrics_summary(full=True).iloc[0]
-    print(f"| {name} | {theirs['mAP']:.4f} | {ours['auprc']:.4f} |")
-    print({own: (theirs[own], ours[own]) for own in ERRORS.values()})
+    calls = [
+        (
+            batch(first),
+            {"gt_boxes_and_cls": nn.utils.rnn.pad_sequence(rows[first : first + 2], batch_first=True)},
+            [info["token"] for info in infos[first : first + 2]],
+        )
+        for first in range(0, FRAMES, 2)
+    ]
+    compared(name, model, calls, theirs, least=0.02)
     rows_said = load("net", "v1", "detections", "val").to_pandas()
     vectors = load("net", "v1", "vectors", "val").to_pandas()
     assert len(rows_said) == sum(len(one["scores"]) for one in answers) == len(vectors)
@@ -268,7 +266,3 @@ def test_figures_are_those_of_its_own_boxes(
         assert (own >= rows_said["score"] - 2e-3).all()
     else:
         np.testing.assert_allclose(own, rows_said["score"], atol=2e-3)  # stored in half precision
-    assert theirs["mAP"] > 0.02
-    assert ours["auprc"] == pytest.approx(theirs["mAP"], abs=1e-5)
-    for error in ERRORS.values():
-        assert ours[error] == pytest.approx(theirs[error], abs=1e-5), error

@@ -7,7 +7,6 @@ predictions, moved about, as the repository's converter writes them into infos a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("mmcv.ops", reason="needs the packages of .ci/mmdet3d-env")
 pytest.importorskip("nuscenes")
 import old_mm  # noqa: E402
-from nuscenes_figures import DEVKIT, ERRORS, NAMES, TASKS, infos_of, judged, matrix_of, true_boxes  # noqa: E402
+from nuscenes_figures import (  # noqa: E402
+    NAMES,
+    TASKS,
+    compared,
+    data_set,
+    infos_of,
+    judged,
+    matrix_of,
+    true_boxes,
+    written,
+)
 from torch import nn  # noqa: E402
-
-from ml_debugger.evaluator import Evaluator  # noqa: E402
-from ml_debugger.training import ObjectDetection3DTracer  # noqa: E402
 
 pytestmark = [
     pytest.mark.heavy,
@@ -227,19 +233,6 @@ REPOSITORIES = {
 }  # fmt: skip
 
 
-def data_set(files: old_mm.Files, infos: list[dict[str, Any]]) -> Any:
-    """The repository's own, over infos that the test writes."""
-    made = object.__new__(files.find("NuScenesDataset"))
-    made.CLASSES, made.modality = list(NAMES), {"use_lidar": True}
-    made.eval_detection_configs, made.eval_version = DEVKIT, "detection_cvpr_2019"
-    made.with_velocity, made.use_valid_flag = True, True
-    made.img_info_prototype, made.test_adj_ids = "bevdet", None  # BEVDet's, of what is not in time
-    made.speed_mode, made.max_interval, made.test_adj, made.fix_direction = "relative_dis", 3, "next", False
-    made.box_mode_3d = files.find("Box3DMode").LIDAR
-    made.data_infos = infos
-    return made
-
-
 def batch_of(repository: Repository, info: dict[str, Any], index: int, boxes: Any) -> dict[str, Any]:
     """What the model is called with for a frame."""
     cloud = torch.rand(3000, 5, generator=torch.Generator().manual_seed(index)) * 100 - 50
@@ -256,13 +249,6 @@ def batch_of(repository: Repository, info: dict[str, Any], index: int, boxes: An
     }  # fmt: skip
 
 
-def written(data: Any, answers: list[Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The file for the devkit."""
-    files, _ = data.format_results(answers, str(folder))
-    file = Path(files["pts_bbox"] if isinstance(files, dict) else files)
-    return dict(json.loads(file.read_text())["results"])
-
-
 def put(info: dict[str, Any], rows: Any, names: list[str]) -> None:
     """True boxes (G, 9) into a frame's infos, as the converters of these repositories do."""
     info["gt_boxes"] = np.concatenate([rows[:, :6], -rows[:, 6:7] - np.pi / 2], axis=1)
@@ -277,7 +263,7 @@ def test_figures_are_those_of_its_own_file(
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
     repository = REPOSITORIES[name]
     root = old_mm.root_of(repository.name, repository.blobs)
-    files = old_mm.Files(root, repository.files, ("mmdet3d", "mmdet", "mmseg", "mmcv"))
+    files = old_mm.Files({root: repository.files}, ("mmdet3d", "mmdet", "mmseg", "mmcv"))
     files.stand_ins["nms_gpu"] = suppressed
     old_mm.on_path(monkeypatch, files)
     torch.manual_seed(0)
@@ -295,18 +281,10 @@ def test_figures_are_those_of_its_own_file(
         put(info, rows, [one["detection_name"] for one in true[info["token"]]])
     theirs = judged(infos, found, true)
 
-    tracer = ObjectDetection3DTracer(model, "net", "v1")
-    for index, batch in enumerate(batches):
-        known = data.get_ann_info(index)
+    calls = []
+    for info, batch in zip(infos, batches, strict=True):
+        known = data.get_ann_info(infos.index(info))
         labels = [torch.tensor(known["gt_labels_3d"])]
         truth = {"gt_bboxes_3d": [known["gt_bboxes_3d"]], "gt_labels_3d": labels}
-        tracer(batch, truth, [infos[index]["token"]], "val", 0)
-    tracer.wait_for_save(0)
-    assert not tracer.guard.problems, tracer.guard.tracebacks
-    ours = Evaluator("net", "v1").request_evaluation(n_epoch=None).metrics_summary(full=True).iloc[0]
-    print(f"| {name} | {theirs['mAP']:.4f} | {ours['auprc']:.4f} |")
-    print({own: (theirs[own], ours[own]) for own in ERRORS.values()})
-    assert theirs["mAP"] > 0.05
-    assert ours["auprc"] == pytest.approx(theirs["mAP"], abs=1e-5)
-    for own in ERRORS.values():
-        assert ours[own] == pytest.approx(theirs[own], abs=1e-5), own
+        calls.append((batch, truth, [info["token"]]))
+    compared(name, model, calls, theirs)
