@@ -205,8 +205,9 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def _begin_evaluation(self, split: str, runner: Any) -> None:
         with self._recorder.guard.catch(f"beginning a {split} pass", lost="the records of that pass"):
             self._start(runner)
-            loader = getattr(getattr(runner, f"{split}_loop"), "dataloader", None)
-            self._recorder.begin_pass(split, self._epoch, mode="eval", loader=loader)
+            loop = getattr(runner, f"{split}_loop")
+            loader, limits = getattr(loop, "dataloader", None), _limit_range(loop)
+            self._recorder.begin_pass(split, self._epoch, mode="eval", loader=loader, limit_range=limits)
 
     def before_val_epoch(self, runner: Any) -> None:
         """A walk over the validation split begins; alone, the run starts here."""
@@ -232,3 +233,11 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Seal the pass."""
         self._recorder.end_pass()
+
+
+def _limit_range(loop: Any) -> Any:
+    """What MMDetection3D's KittiMetric drops boxes beyond, None where no metric does."""
+    metrics = getattr(getattr(loop, "evaluator", None), "metrics", None) or []
+    return next(
+        (found for one in metrics if (found := getattr(one, "pcd_limit_range", None)) is not None), None
+    )

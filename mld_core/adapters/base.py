@@ -121,7 +121,8 @@ class FramePlace:
             `calibration` has it; None: not known.
         calibration: plain lists by name: `lidar2ego`, `lidar2cam` (4x4), `cam2img` (3x3 to 4x4),
             `image_size` (height, width), `pressed` (true: in KITTI's figures boxes beside the image are
-            pressed into its edge and count), `dont_care` (image boxes of KITTI's regions without labels),
+            pressed into its edge and count), `limit_range` (x, y, z, x, y, z: in KITTI's figures boxes whose
+            bottom lies beyond are dropped), `dont_care` (image boxes of KITTI's regions without labels),
             `neighbours` (KITTI's vans and sitting persons that are no class of the run); with several
             cameras `cameras`, a list of such dicts by camera.
     """
@@ -166,6 +167,7 @@ class ModelCall:
         final: what the framework itself made of the output, None: not known.
         truth: targets that came beside the call, as the batch has them; None: there were none.
         dataset: the loader's data set, which may say of a frame what its batch does not; None: not known.
+        limit_range: the six limits that the framework's metric drops 3D boxes beyond; None: it drops none.
     """
 
     args: tuple[Any, ...]
@@ -178,6 +180,7 @@ class ModelCall:
     final: OwnFinals | None = None
     truth: Any = None
     dataset: Any = None
+    limit_range: Sequence[float] | None = None
 
 
 @dataclass

@@ -37,7 +37,7 @@ class _Infos:
         }
 
 
-def _placed(meta: dict[str, Any], dataset: Any = None) -> Any:
+def _placed(meta: dict[str, Any], dataset: Any = None, limits: Any = None) -> Any:
     """What is read of the place of one frame of MMDetection3D."""
     row = torch.tensor([[10.0, 5, -1.5, 4.2, 1.7, 1.5, 0.3]])
     instances = SimpleNamespace(
@@ -48,7 +48,8 @@ def _placed(meta: dict[str, Any], dataset: Any = None) -> Any:
     )
     adapter = find_adapter(mm.FakeNewDetector(mm.FakeCenterHead()), "detection3d")
     call = adapter.keep(None, Call((), {}, [SimpleNamespace(pred_instances_3d=instances, metainfo=meta)]))
-    parsed = adapter.parse(ModelCall(call.args, call.kwargs, call.output, dataset=dataset), Thresholds())
+    made = ModelCall(call.args, call.kwargs, call.output, dataset=dataset, limit_range=limits)
+    parsed = adapter.parse(made, Thresholds())
     assert parsed.output.attributes[0].tolist() == [6]
     return None if parsed.places is None else parsed.places[0]
 
@@ -75,6 +76,15 @@ def test_what_the_batch_lacks_is_asked_of_the_data_set() -> None:
     assert sorted(found.calibration) == ["cam2img", "dont_care", "image_size", "lidar2cam", "lidar2ego"]
     assert found.calibration["dont_care"] == [[1, 2, 3, 4]], "KITTI's regions without labels"
     assert _placed({"lidar_path": "other.bin", "sample_idx": 3}, _Infos()) is None, "another frame's"
+
+
+def test_limits_of_the_frameworks_metric_stand_beside_the_camera_of_a_lidars_frame() -> None:
+    meta, limits = {"lidar_path": "3.bin", "sample_idx": 3}, [0, -40, -3, 70.4, 40, 0.0]
+    assert _placed(meta, _Infos(), limits).calibration["limit_range"] == limits
+    assert _placed({**meta, "lidar_path": "other.bin"}, _Infos(), limits) is None
+    camera = type("CameraInstance3DBoxes", (), {})
+    for more, given in (({"box_type_3d": camera}, limits), ({}, None), ({}, limits[:5]), ({}, "far")):
+        assert "limit_range" not in _placed({**meta, **more}, _Infos(), given).calibration
 
 
 def test_openpcdets_calibration_is_read() -> None:

@@ -187,6 +187,9 @@ def test_ap40_is_its_own(
             expected = np.mean([theirs[f"{name}_{kind}/{level}_R40"] for name in known]) / 100
             print(kind, level, expected, ours[f"ap40_{kind}_{level}"])
             assert ours[f"ap40_{kind}_{level}"] == pytest.approx(expected, abs=1e-6), (kind, level)
+    for level in ("easy", "moderate", "hard"):
+        expected = np.mean([theirs[f"{name}_aos/{level}_R40"] for name in known]) / 100
+        assert ours[f"aos40_{level}"] == pytest.approx(expected, abs=1e-6), level
 
 
 MODELS = {

@@ -34,7 +34,18 @@ def places_of(call: ModelCall, n: int) -> list[FramePlace | None] | None:
     metas = call.kwargs.get("metas")
     if not isinstance(metas, list) or len(metas) != n:
         return None
-    found = [place_of({**_info_of(call.dataset, meta), **_given(meta)}, meta) for meta in metas]
+    limits = _limits(call.limit_range)
+    found = [
+        place_of(
+            {
+                **_info_of(call.dataset, meta),
+                **_given(meta),
+                "limit_range": None if _from_camera(meta) else limits,
+            },
+            meta,
+        )
+        for meta in metas
+    ]
     return found if any(one is not None for one in found) else None
 
 
@@ -49,7 +60,7 @@ def place_of(known: Mapping[str, Any], meta: Any) -> FramePlace | None:
     >>> place_of({"lidar2ego": np.eye(4)}, {"pcd_horizontal_flip": True}) is None
     True
     """
-    if not known or _moved(meta):
+    if not any(value is not None for value in known.values()) or _moved(meta):
         return None
     matrices = {name: _numbers(known[name]) for name in _NAMES if known.get(name) is not None}
     matrices = {name: value for name, value in matrices.items() if value is not None}
@@ -75,6 +86,8 @@ def place_of(known: Mapping[str, Any], meta: Any) -> FramePlace | None:
     if size is not None and size.size >= 2:
         calibration["image_size"] = [int(one) for one in size.reshape(-1)[:2]]
         calibration |= {"pressed": True} if known.get("pressed") is True else {}
+    if known.get("limit_range") is not None and "lidar2cam" in calibration:
+        calibration["limit_range"] = known["limit_range"]
     posed = pose is not None and pose.shape == (4, 4) and "lidar2ego" in calibration
     if not calibration:
         return None
@@ -89,6 +102,17 @@ def _given(meta: Any) -> dict[str, Any]:
     if meta.get("ori_cam2img") is not None:
         found["cam2img"] = meta["ori_cam2img"]
     return found
+
+
+def _limits(given: Any) -> list[float] | None:
+    """Six finite numbers, None of anything else."""
+    found = None if given is None else _numbers(given)
+    return found.tolist() if found is not None and found.shape == (6,) else None
+
+
+def _from_camera(meta: Any) -> bool:
+    """Whether predictions of a frame are boxes of the camera's frame, which KITTI's metric drops none of."""
+    return "Camera" in str(getattr(read(meta, "box_type_3d"), "__name__", ""))
 
 
 def _moved(meta: Any) -> bool:

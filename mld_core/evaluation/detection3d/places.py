@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints, Predictions, Truths
-from mld_core.evaluation.metrics.camera import image_boxes, in_camera, observation_angles, projection
+from mld_core.evaluation.metrics.camera import image_boxes, in_camera, projection, seen_angles
 from mld_core.records.format.schema import IMAGE_BOX, IMAGE_BOX_TYPE
 
 MOST_PIXELS = 1_000_000
@@ -39,8 +39,9 @@ def ego_places(records: BoxRecords, frame: Ints, box: NDArray[np.floating]) -> F
 def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | None, Bools]:
     """(N, 4) image boxes of predictions, cut to the image where its size is known, and which lie in it.
 
-    What lies beside it or behind the camera does not, as in MMDetection3D; in runs of OpenPCDet it is pressed
-    into the image's edge and does. None and all of them where a judged frame has no camera.
+    What lies beside it or behind the camera does not, as in MMDetection3D, nor what lies beyond its metric's
+    limits; in runs of OpenPCDet it is pressed into the image's edge and does. None and all of them where a
+    judged frame has no camera.
     """
     every = np.ones(len(found), np.bool_)
     to_camera, project = _matrices(records, "lidar2cam"), _matrices(records, "cam2img")
@@ -63,6 +64,7 @@ def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | No
                 before = in_camera(box, to_camera[number])[:, 0] > 0
                 every[rows] = before & (flat[:, :2] < size[::-1]).all(axis=1) & (flat[:, 2:] > 0).all(axis=1)
                 flat = np.concatenate([flat[:, :2].clip(0), np.minimum(flat[:, 2:], size[::-1])], axis=1)
+        every[rows] &= _within(box, _limits(said))
         made[rows] = flat
     return made, every
 
@@ -91,13 +93,37 @@ def true_image_boxes(records: BoxRecords) -> NDArray[np.float64] | None:
     return made if there.any() else None
 
 
+def _limits(said: Mapping[str, Any]) -> Floats | None:
+    """(2, 3) lower and upper limits that a calibration names, None where it names none."""
+    try:
+        found = np.array(said.get("limit_range"), np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found.reshape(2, 3) if found.shape == (6,) and np.isfinite(found).all() else None
+
+
+def _within(box: Floats, limits: Floats | None) -> Bools:
+    """(N,) whether the middle of a box's bottom lies between (2, 3) limits; without limits all do."""
+    if limits is None:
+        return np.ones(len(box), np.bool_)
+    bottom = box[:, :3] - box[:, 5:6] / 2 * [0, 0, 1]
+    return np.asarray(((bottom > limits[0]) & (bottom < limits[1])).all(axis=1))
+
+
 def angles_of(records: BoxRecords, boxes: Predictions | Truths) -> Floats:
-    """(N,) KITTI's observation angle of boxes in frames that have a camera."""
+    """(N,) KITTI's observation angle of boxes in frames that have a camera.
+
+    Of predictions in runs of a LiDAR's detector it is what MMDetection3D and OpenPCDet write.
+    """
     to_camera = _matrices(records, "lidar2cam")
     every = np.tile(np.eye(4), (records.frames.num_rows, 1, 1))
     for number, matrix in to_camera.items():
         every[number] = matrix
-    return observation_angles(boxes.box.astype(np.float64), every[boxes.frame])[1]
+    theirs = np.zeros(len(every), np.bool_)
+    for number in to_camera if isinstance(boxes, Predictions) else ():
+        said = _said(records, number)
+        theirs[number] = said.get("pressed") is True or _limits(said) is not None
+    return seen_angles(boxes.box.astype(np.float64), every[boxes.frame], from_lidar=theirs[boxes.frame])
 
 
 def dont_care_of(records: BoxRecords) -> tuple[Ints, Floats]:

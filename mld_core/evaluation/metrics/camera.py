@@ -70,6 +70,20 @@ def image_boxes(box: Floats, to_camera: Floats, project: Floats, *, behind: bool
     return np.asarray(np.where(before.any(axis=1, keepdims=True), made, 0.0))
 
 
+def seen_angles(box: Floats, to_camera: Floats, *, from_lidar: bool | NDArray[np.bool_] = False) -> Floats:
+    """(N,) KITTI's alpha as its tools compare it, of boxes upright in the camera's frame.
+
+    Args:
+        box: (N, 7) in the LiDAR's frame.
+        to_camera: (4, 4) or (N, 4, 4) LiDAR to rectified camera.
+        from_lidar: one or (N,): looked at from the LiDAR's origin, not from the camera's, as MMDetection3D
+            and OpenPCDet do with what a LiDAR's detector finds; KITTI's annotators looked from the camera.
+    """
+    seen = in_camera(box, to_camera)
+    aside = np.where(from_lidar, np.arctan2(-box[:, 1], box[:, 0]), np.arctan2(-seen[:, 1], seen[:, 0]))
+    return np.asarray((-seen[:, 6] - np.pi / 2 - aside + np.pi) % (2 * np.pi) - np.pi)
+
+
 def observation_angles(box: Floats, to_camera: Floats) -> tuple[Floats, Floats]:
     """(N,) rotation around the camera's axis that points down, and how an object is seen: KITTI's alpha.
 

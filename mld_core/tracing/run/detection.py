@@ -159,7 +159,7 @@ class DetectionSession(Session):
         source = self._source(self.capture, batch)
         if source is None:
             return None
-        source.dataset = open_pass.dataset
+        source.dataset, source.limit_range = open_pass.dataset, open_pass.limit_range
         if not self._stored_info and not self._describe(self.capture.adapter):
             return self.capture
         context = open_pass.context

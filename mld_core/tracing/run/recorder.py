@@ -9,7 +9,7 @@ goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,6 +59,7 @@ class Recorder(RunLife):
         max_ahead: int | None = None,
         provisional: bool = False,
         source: Any = None,
+        limit_range: Sequence[float] | None = None,
     ) -> None:
         """A walk over a split begins, possibly inside another one.
 
@@ -73,6 +74,7 @@ class Recorder(RunLife):
             provisional: the split is a guess; `end_pass` will tell.
             source: the loader where its order is not followed, as batches name their samples: its data set
                 and what its sampler repeats are looked at.
+            limit_range: 3D: limits (x, y, z, then x, y, z) that the framework's metric drops boxes beyond.
         """
         if self.session is None:
             return
@@ -89,7 +91,7 @@ class Recorder(RunLife):
                 open_pass = self._unnamed_pass(split, n_epoch, mode=mode)
             else:
                 open_pass = self.new_pass(split, n_epoch, mode=mode)
-            open_pass.max_ahead = max_ahead
+            open_pass.max_ahead, open_pass.limit_range = max_ahead, limit_range
             if resume_step is not None:
                 open_pass.resume_step = resume_step
                 open_pass.continues = continues or self._restored.get("attempt")

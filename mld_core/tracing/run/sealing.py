@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -44,7 +44,7 @@ class OpenPass:
 
     `dataset`: the loader's, and `size`, its samples, where the loader tells. `settled`: how its batches are
     read, once known. `repeats`: what its loader's sampler repeats, where that is known. `shared`: an
-    evaluation that several ranks walk.
+    evaluation that several ranks walk. `limit_range`: what the framework's metric drops 3D boxes beyond.
     """
 
     key: PassKey
@@ -65,6 +65,7 @@ class OpenPass:
     batches: int = 0
     size: int | None = None
     dataset: Any = None
+    limit_range: Sequence[float] | None = None
 
     def draw(self, n: int | None) -> tuple[Any, int]:
         """The next batch leaves the loader: ids by the loader's order, and how many at its end are repeats.

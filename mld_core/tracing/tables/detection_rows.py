@@ -84,6 +84,7 @@ class Source:
         layers: alias of `target_layers` -> output of that layer.
         holder: watches the tensors of all that.
         dataset: the loader's, None where it is not known.
+        limit_range: what the framework's metric drops 3D boxes beyond, None where it drops none.
         event: on CUDA, recorded when the call was taken; the stream to wait for it on.
     """
 
@@ -94,13 +95,17 @@ class Source:
     layers: Mapping[str, Any]
     holder: Holder
     dataset: Any = None
+    limit_range: Sequence[float] | None = None
     event: Any = None
     stream: Any = None
 
     @property
     def asked(self) -> ModelCall | None:
         """The call with the data set, which may say of true boxes what the batch does not."""
-        return None if self.call is None else replace(self.call, dataset=self.dataset)
+        return None if self.call is None else self._told(self.call)
+
+    def _told(self, call: ModelCall) -> ModelCall:
+        return replace(call, dataset=self.dataset, limit_range=self.limit_range)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -124,7 +129,7 @@ class Source:
             return self.parsed
         assert self.adapter is not None
         assert self.call is not None
-        call = replace(self.call, truth=truth, dataset=self.dataset)
+        call = replace(self._told(self.call), truth=truth)
         parsed = None if self.holder.changed() else self.adapter.parse(call, self.limits)
         if self.holder.changed():
             raise ValueError("what the detector returned was changed in place before it was read")

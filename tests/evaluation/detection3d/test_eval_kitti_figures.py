@@ -206,6 +206,31 @@ def test_image_boxes_give_the_image_metric(tmp_path: Any) -> None:
     assert [note[:40] for note in notes] == ["KITTI's figures: person_sitting is no cl"]
 
 
+def test_what_lies_beyond_the_limits_of_mmdetection3ds_metric_is_dropped(tmp_path: Any) -> None:
+    limits, frames, near = [5, -10, -2.5, 40, 10, -0.5], frames_of(range(FRAMES)), frames_of(range(FRAMES))
+    for one, other in zip(frames, near, strict=True):
+        one["calibration"] = json.dumps({**json.loads(one["calibration"]), "limit_range": limits})
+        found = other["detections"]
+        bottom = found["box"][:, :3] - found["box"][:, 5:6] / 2 * [0, 0, 1]
+        inside = ((bottom > limits[:3]) & (bottom < limits[3:])).all(axis=1)
+        other["detections"] = {name: values[inside] for name, values in found.items()}
+    told, expected = (
+        figures(read_of(tmp_path / name, given, NAMES))[0] for name, given in (("a", frames), ("b", near))
+    )
+    for name in expected:
+        if name.startswith("ap40"):
+            assert told[name] == pytest.approx(expected[name], abs=1e-9), name
+    assert told["ap40_3d_moderate"] != pytest.approx(figures(recorded(tmp_path / "c"))[0]["ap40_3d_moderate"])
+
+
+@pytest.mark.parametrize("wrong", [None, [1, 2], "far", [0, 0, 0, 1, 1, float("nan")], {"x": 1}])
+def test_limits_that_are_none_drop_nothing(tmp_path: Any, wrong: Any) -> None:
+    frames = frames_of(range(FRAMES))
+    for one in frames:
+        one["calibration"] = json.dumps({**json.loads(one["calibration"]), "limit_range": wrong})
+    assert figures(read_of(tmp_path, frames, NAMES))[0] == pytest.approx(expected(), abs=1e-6)
+
+
 def test_difficulty_follows_from_image_box_occlusion_and_truncation(tmp_path: Any) -> None:
     records = recorded(tmp_path, leave_out=("difficulty",))
     np.testing.assert_array_equal(levels(records, true_image_boxes(records)), made()[0].difficulty)
