@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from mld_core.evaluation.analysis.error_model import CSE, TREE_ROWS
-from mld_core.evaluation.analysis.error_probability import MINIMUM, ErrorProbability
+from mld_core.evaluation.analysis.error_probability import MINIMUM, WHOLE, ErrorProbability
 from mld_core.evaluation.analysis.stack_features import StackInputs, fold_columns
 from mld_core.evaluation.detection.codes import A, U
 from mld_core.evaluation.engine.executor import Workers
@@ -29,6 +29,12 @@ TRAIN_CAP = 20_000
 """Boxes a model of the error codes is fitted on: it has one set of trees for each code."""
 
 _TREES = {"max_iter": 60, "max_leaf_nodes": 15, "min_samples_leaf": 40, "l2_regularization": 5}
+_FEWER_TREES = _TREES | {"max_iter": 40, "learning_rate": 0.15, "max_bins": 63}
+"""Beyond `WHOLE` boxes, where scoring them all is what costs."""
+
+_POWER_ROWS = 50_000
+"""Boxes that a temperature, one number, is fitted to."""
+
 _ROWS = 16_384
 _EDGE = 1e-6
 
@@ -194,7 +200,8 @@ def fit_classes(
         rows = train[keep]
         if len(np.unique(target[rows])) < 2:
             return None
-        trees = HistGradientBoostingClassifier(**_TREES, early_stopping=False, random_state=0)
+        settings = _TREES if len(known) <= WHOLE else _FEWER_TREES
+        trees = HistGradientBoostingClassifier(**settings, early_stopping=False, random_state=0)
         with filters_kept():
             return trees.fit(
                 columns(rows, fold), target[rows], sample_weight=None if weight is None else weight[rows]
@@ -213,6 +220,8 @@ def _powers(p: Floats, target: Ints, folds: NDArray[np.int8], weight: Floats | N
     known = target >= 0
     for fold in range(FOLDS):
         train = np.flatnonzero(known & (folds != fold))
+        kept = hash_uniform(train.astype(np.uint64), 601 + fold) < _POWER_ROWS / max(len(train), 1)
+        train = train[kept] if len(train) > WHOLE else train
         if len(train):
             made[fold] = _best_power(z[train], target[train], None if weight is None else weight[train])
     return made

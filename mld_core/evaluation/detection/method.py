@@ -116,27 +116,30 @@ def _judge(
     """Events at the thresholds, the unit table, and the metrics of a pass."""
     records, match, split = read.records, read.match, read.split
     thresholds = for_classes(thresholds, records.n_class)
-    units = judged_units(records, thresholds, profile.geometry)
-    kept = units.kept
-    epochs, unlabelled = _other_opinions(read, kept, thresholds, profile, group, engine)
-    units = replace(units, weak=_weak(unlabelled, kept))
-    logits = class_logits(records, kept, vector_rows(records, kept), split.units.parent)
-    of_logits = logit_figures(logits, label_for_loss(records, units))
-    table = unit_table(records, units, profile.columns, of_logits)
-    with unit_file(split.units, table.schema) as writer:
-        writer.write_table(table, row_group_size=65_536)
+    # Each is one thread's work: what the profile measures stands beside all, the counts beside the table.
+    with engine as workers, workers.beside() as beside:
+        figures = beside(lambda: profile.figures_of(records))
+        units = judged_units(records, thresholds, profile.geometry)
+        kept = units.kept
+        epochs, unlabelled = _other_opinions(read, kept, thresholds, profile, group, engine)
+        units = replace(units, weak=_weak(unlabelled, kept))
+        logits = class_logits(records, kept, vector_rows(records, kept), split.units.parent)
+        of_logits = logit_figures(logits, label_for_loss(records, units))
+        events = beside(lambda: Events.of(records, units, of_logits))
+        table = unit_table(records, units, profile.columns, of_logits)
+        with unit_file(split.units, table.schema) as writer:
+            writer.write_table(table, row_group_size=65_536)
+        measured = Measured(
+            events.result(),
+            Recorded.of(records, match),
+            match.costs,
+            distinct_inputs(records),
+            figures.result(),
+        )
     split.rows, split.errors = units.rows, int(units.wrong.sum())
     split.labeled = int(units.judged.sum())
     split.scratch["boxes"] = BoxPass(records, units, match, thresholds, profile, epochs, unlabelled)
-    came_to = Events.of(records, units, of_logits)
-    recorded = Recorded.of(records, match)
-    return evaluated_pass(
-        split,
-        profile.name,
-        Measured(came_to, recorded, match.costs, distinct_inputs(records), profile.figures_of(records)),
-        thresholds,
-        Remarks.of(records),
-    )
+    return evaluated_pass(split, profile.name, measured, thresholds, Remarks.of(records))
 
 
 def _other_opinions(

@@ -138,10 +138,13 @@ def look_for_objects(
 def believed(columns: Floats, some: Candidates, fold: NDArray[np.int8], workers: Workers) -> Unlabelled:
     """What (R, P) columns of the candidates say; each is judged by a model that saw nothing of its fold."""
     proba = np.full(len(some.rows), float(some.object[some.known].mean()))
-    for held in range(FOLDS):
+
+    def one(held: int) -> None:
         train, test = np.flatnonzero(some.known & (fold != held)), np.flatnonzero(fold == held)
         if len(test) and len(np.unique(some.object[train])) == 2:
             proba[test] = _fitted(columns, train, test, some.object, workers)
+
+    workers.each(one, range(FOLDS))
     proba = np.clip(proba, _EDGE, 1 - _EDGE)
     # What looks like the better half of the objects: how many of these have no label?
     alike = some.known & (proba >= np.median(proba[some.known & some.object]))

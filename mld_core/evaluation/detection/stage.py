@@ -23,7 +23,7 @@ from mld_core.evaluation.analysis.issue_tables import (
     region_rows,
     slice_rows,
 )
-from mld_core.evaluation.analysis.stages import Split, SplitGroup, StageOutput
+from mld_core.evaluation.analysis.stages import Rows, Split, SplitGroup, StageOutput
 from mld_core.evaluation.analysis.units import Column
 from mld_core.evaluation.detection.analysis import BoxAnswers, analyse_boxes, as_train, box_arrays, frame_keys
 from mld_core.evaluation.detection.codes import A
@@ -127,7 +127,7 @@ class _Run:
         facts: dict[str, Any] = {"labeled": self.split.labeled, "other_epochs": epochs.count}
         facts["score_thresholds"] = [round(float(value), 6) for value in self.thresholds]
         notes: tuple[str, ...] = ()
-        tables: dict[str, list[dict[str, Any]]] = {"frames": self.frames(columns)}
+        tables: dict[str, Rows] = {"frames": self.frames(columns)}
         categories: dict[str, Any] = {"counts": int(self.units.judged.sum())}
         if answers is not None and arrays is not None:
             analysis = answers.analysis
@@ -230,12 +230,15 @@ class _Run:
         self.frame_proba = self.frame_errors.proba()
         return self.frame_proba[self.units.frame(self.records)]
 
-    def frames(self, columns: Mapping[str, Column]) -> list[dict[str, Any]]:
+    def frames(self, columns: Mapping[str, Column]) -> pa.Table:
         """One row for each frame: its boxes, errors and probabilities."""
         table = frame_rows(self.records.selection.key, self.records, self.units, columns)
         if hasattr(self, "frame_proba"):
             table["frame_error_proba"] = self.frame_proba
-        return table.to_dict("records")  # type: ignore[return-value]
+        # NaN stays NaN in figures, as in an evaluation in rounds; of texts it is none.
+        return pa.table(
+            {name: pa.array(one.to_numpy(), from_pandas=one.dtype.kind != "f") for name, one in table.items()}
+        )
 
     def regions(self, analysis: SplitAnalysis, found: BoxDiagnoses) -> list[Region]:
         """The regions with the codes of the detection catalogue."""
@@ -281,14 +284,15 @@ class _Run:
         right = np.append(units.events.right[units.judged], np.zeros(len(lost), np.bool_))
         if len(frame) == 0:
             return {}
-        names, groups = group_codes(self.keys[frame])
+        # Frames are fewer than boxes, and texts are dear to sort.
+        names, groups = group_codes(self.keys)
 
         def accuracy(weight: NDArray[np.float64]) -> dict[str, float | None]:
             mass = float(weight.sum())
             return {"accuracy": float(weight[right].sum()) / mass if mass else None}
 
         with self.engine as workers:
-            found = bootstrap(accuracy, key_hashes(names, "0"), groups, workers)
+            found = bootstrap(accuracy, key_hashes(names, "0"), groups[frame], workers)
         low, high = found.get("accuracy", (None, None))
         return {"accuracy_lo": low, "accuracy_hi": high}
 

@@ -189,7 +189,7 @@ def describe_regions(
     p_values = binomial_upper(bad, n, rate)
     flags = benjamini_hochberg(p_values)
     lows = beta_quantile(bad + 0.5, n - bad + 0.5)
-    made = []
+    made, told = [], _coded(metadata)
     for number in range(count):
         rows = np.flatnonzero(region == number)
         made.append(
@@ -204,7 +204,7 @@ def describe_regions(
                 _most_frequent(labels[rows]),
                 _top_codes(rows, masks or {}),
                 int(rows[((points[rows] - points[rows].mean(axis=0)) ** 2).sum(axis=1).argmin()]),
-                region_name(rows, labels, prediction, errors, metadata),
+                region_name(rows, labels, prediction, errors, told),
                 None if dense is None else float(dense[:, rows].mean()),
             )
         )
@@ -226,7 +226,7 @@ def region_name(
     labels: NDArray[np.int64],
     prediction: NDArray[np.int64],
     errors: NDArray[np.int8],
-    metadata: pd.DataFrame | None,
+    told: list[_Coded],
 ) -> str:
     """The most frequent wrong (label, prediction) pair @ the metadata value most over-represented inside."""
     wrong = rows[errors[rows] == 1]
@@ -237,28 +237,53 @@ def region_name(
     if pairs:
         (t, y), _ = min(pairs.items(), key=lambda item: (-item[1], item[0]))
         name = f"{t}->{y}"
-    where = None if metadata is None else _telling_value(rows, metadata)
+    where = _telling_value(rows, told)
     return name if where is None else f"{name} @ {where}"
 
 
-def _telling_value(rows: NDArray[np.int64], metadata: pd.DataFrame) -> str | None:
+@dataclass(frozen=True)
+class _Coded:
+    """A column of the metadata with 2 to 50 values.
+
+    Attributes:
+        name: The column.
+        values: (V,) its values.
+        codes: (N,) which of them each unit has, -1 = none.
+        count: (V,) how many units have each.
+    """
+
+    name: Any
+    values: Any
+    codes: NDArray[np.int64]
+    count: NDArray[np.float64]
+
+
+def _coded(metadata: pd.DataFrame | None) -> list[_Coded]:
+    made: list[_Coded] = []
+    if metadata is None:
+        return made
+    for column in metadata:
+        codes, values = pd.factorize(metadata[column], sort=True)
+        if 2 <= len(values) <= 50:
+            count = np.bincount(codes[codes >= 0], minlength=len(values)).astype(float)
+            made.append(_Coded(column, values, codes, count))
+    return made
+
+
+def _telling_value(rows: NDArray[np.int64], told: list[_Coded]) -> str | None:
     """The "column=value" of the largest significant excess of a value's share inside over outside."""
     found: list[tuple[float, str]] = []
     p_values: list[float] = []
-    inside = np.zeros(len(metadata), np.bool_)
-    inside[rows] = True
-    for column in metadata:
-        codes, values = pd.factorize(metadata[column], sort=True)
-        if not 2 <= len(values) <= 50:
-            continue
-        here = np.bincount(codes[inside & (codes >= 0)], minlength=len(values)).astype(float)
-        there = np.bincount(codes[~inside & (codes >= 0)], minlength=len(values)).astype(float)
+    for one in told:
+        codes = one.codes[rows]
+        here = np.bincount(codes[codes >= 0], minlength=len(one.values)).astype(float)
+        there = one.count - here
         p = two_proportions_upper(
-            here, np.full(len(here), here.sum()), there, np.full(len(here), there.sum())
+            here, np.full(len(here), here.sum()), there, np.full(len(there), there.sum())
         )
         excess = here / max(here.sum(), 1) - there / max(there.sum(), 1)
         p_values += p.tolist()
-        found += [(float(gap), f"{column}={value}") for gap, value in zip(excess, values, strict=True)]
+        found += [(float(gap), f"{one.name}={value}") for gap, value in zip(excess, one.values, strict=True)]
     passed = benjamini_hochberg(np.array(p_values))
     good = [entry for entry, ok in zip(found, passed, strict=True) if ok]
     return min(good, key=lambda entry: (-entry[0], entry[1]))[1] if good else None

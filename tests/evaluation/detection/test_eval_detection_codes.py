@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mld_core.evaluation.codes.diagnosis import markdown_table
-from mld_core.evaluation.detection.codes import CODES, box_codes, find_events
+from mld_core.evaluation.detection.codes import CODES, box_code, box_codes, find_events
 from mld_core.evaluation.detection.diagnoses import DIAGNOSES
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import Pairs, Predictions, Truths
@@ -82,6 +82,19 @@ def test_a_confused_truth_is_met_but_not_found():
     assert found.met.tolist() == [True, False]
     assert found.found.tolist() == [False, False]
     assert found.right.tolist() == [False]
+
+
+def test_codes_of_many_boxes_are_those_of_each():
+    rng = np.random.default_rng(0)
+    code = rng.integers(0, len(CODES), 500).astype(np.int8)
+    truth, prediction = rng.integers(-1, 4, (2, 500))
+    truth[0], prediction[0] = 2**62, 2**62 - 1  # nobody has checked what a class is called
+    unsure, known = rng.random((2, 500)) < 0.5
+    said = zip(code.tolist(), truth.tolist(), prediction.tolist(), unsure, known, strict=True)
+    expected = [box_code(c, t, y, unsure=star) if ok else None for c, t, y, star, ok in said]
+    assert box_codes(code, truth, prediction, unsure, known).to_pylist() == expected
+    nobody = np.empty(0, np.int64)
+    assert len(box_codes(nobody, nobody, nobody, nobody > 0, nobody > 0)) == 0
 
 
 def test_ignored_truths_and_crowds_take_predictions_out_of_the_count():
