@@ -1,9 +1,11 @@
 """What an evaluation of a detector costs: `python tests/benchmarks/bench_boxes.py [--boxes 100000 1000000] [--write]`.
 
-Every size and engine runs in a process of its own on a store of the simulated detector: about 7.5 recorded boxes and 4.8
-truths a frame, 6 classes, logits and 16 features, 5 % of the labels with a planted fault. Wall time, the process's CPU
-time over all threads and its peak memory are those of `Evaluator.request_evaluation` with its defaults; the store is
-written before. With `--write` the table goes to docs/scale.md.
+Every task, size and engine runs in a process of its own on a store of the simulated detector: about 7.5 recorded boxes
+and 4.8 truths a frame, 6 classes, logits and 16 features, 5 % of the labels with a planted fault; of 3D (`--tasks
+detection3d`) on one of simulated roads, about 36 recorded boxes a frame. Wall time, the process's CPU time over all
+threads and its peak memory are those of `Evaluator.request_evaluation` with its defaults; the store is written before.
+`--recall 1000` also searches the neighbours of so many boxes in full and tells how many of them were found. With `--write`
+the table goes to docs/scale.md.
 """
 
 from __future__ import annotations
@@ -20,40 +22,71 @@ from pathlib import Path
 from _table import markdown, peak_bytes, write_section
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT), str(ROOT / "tests" / "parts" / "data")]
+sys.path += [str(ROOT), *(str(ROOT / "tests" / name) for name in ("parts", "parts/data"))]
 
 FAULTS = {"missing": 0.05, "shifted": 0.04, "swapped": 0.05, "spurious": 0.03}
 BOXES = 7.47
 """Recorded boxes of a frame, on average."""
 
 
-def generate(folder: Path, boxes: int) -> int:
-    """A store of one validation pass; how many boxes it holds."""
+def generate(folder: Path, boxes: int, task: str) -> None:
+    """A store of one validation pass."""
+    import ray_parts
     import simulated_detector as simulation
 
-    from mld_core.records.format.layout import RunKey, Store
+    from mld_core.records.format.layout import Store
 
-    store, run = Store(folder), RunKey("det", "v1")
+    if task == "detection3d":
+        ray_parts.detection3d(folder, boxes, 8)
+        return
+    store, run = Store(folder), ray_parts.RUN
     store.ensure_run(run, {"task": "detection", "n_class": 6, "class_names": list("abcdef")})
     scene = simulation.simulate(round(boxes / BOXES), seed=4, faults=FAULTS)
     simulation.write(store, run, "val", scene, n_epoch=0, world_size=8)
-    return len(scene.frame)
 
 
-def measure(folder: Path, engine: str) -> dict[str, float]:
+def measure(folder: Path, engine: str, asked: int) -> dict[str, float]:
     """One evaluation in this process."""
+    from mld_core.evaluation.analysis import analysis
     from mld_core.evaluation.evaluator import Evaluator
 
+    kept: list = []
+    if asked:
+        around = analysis.surroundings
+
+        def seen(points, groups, known, workers, **how):
+            found = around(points, groups, known, workers, **how)
+            kept.append((points, groups, known, found.around.index))
+            return found
+
+        analysis.surroundings = seen
     start = time.perf_counter()
-    Evaluator("det", "v1", store=folder).request_evaluation(
+    result = Evaluator("net", "v1", store=folder).request_evaluation(
         f"{engine} {time.time():.0f}", options={"engine": engine}
     )
-    return {
+    made = {
         "wall": time.perf_counter() - start,
         "cpu": time.process_time(),
         "peak": peak_bytes() / 1e9,
         "load": os.getloadavg()[0],
     }
+    row = result.metrics_summary(full=True).iloc[0]
+    made |= {name: float(row[name]) for name in ("n_recorded", "error_proba_auroc", "error_proba_brier")}
+    return made | ({"recall": recall(*kept[0], asked)} if kept else {})
+
+
+def recall(points, groups, known, index, asked: int) -> float:
+    """Share of the nearest 128 of some boxes, searched in full, that were found."""
+    import numpy as np
+
+    some = np.random.default_rng(0).choice(len(points), min(asked, len(points)), replace=False)
+    there = []
+    for row in some:
+        squared = ((points[known] - points[row]) ** 2).sum(axis=1)
+        squared[groups[known] == groups[row]] = np.inf
+        nearest = np.argpartition(squared, index.shape[1])[: index.shape[1]]
+        there.append(np.isin(nearest, index[row]).mean())
+    return float(np.mean(there))
 
 
 def main() -> None:
@@ -62,30 +95,57 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--boxes", type=int, nargs="*", default=[100_000, 300_000, 1_000_000])
+    parser.add_argument(
+        "--tasks", nargs="*", default=["detection", "detection3d"], choices=["detection", "detection3d"]
+    )
+    parser.add_argument(
+        "--recall", type=int, default=0, help="boxes of the evaluation in memory whose neighbours are checked"
+    )
     parser.add_argument("--engines", nargs="*", default=["memory", "rounds"], choices=["memory", "rounds"])
     parser.add_argument("--write", action="store_true", help="write the table to docs/scale.md")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
-        print(json.dumps(measure(Path(chosen.one[0]), chosen.one[1])))
+        print(json.dumps(measure(Path(chosen.one[0]), chosen.one[1], int(chosen.one[2]))))
         return
     rows = []
-    for boxes in chosen.boxes:
+    for task, boxes in ((task, boxes) for task in chosen.tasks for boxes in chosen.boxes):
         with tempfile.TemporaryDirectory(prefix="mld-boxes-") as folder:
-            held = generate(Path(folder), boxes)
+            generate(Path(folder), boxes, task)
             for engine in chosen.engines:
-                command = [sys.executable, __file__, "--one", folder, engine]
+                asked = chosen.recall if engine == "memory" else 0
+                command = [sys.executable, __file__, "--one", folder, engine, str(asked)]
                 told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 one = json.loads(told.splitlines()[-1])
-                rows.append(
-                    [f"{held:,}", engine, f"{one['cpu']:.0f}", f"{one['wall']:.0f}", f"{one['peak']:.2f}", f"{one['load']:.1f}"]
-                )  # fmt: skip
-                print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+                cells = [task, f"{one['n_recorded']:,.0f}", engine]
+                cells += [f"{one['error_proba_auroc']:.4f}", f"{one['error_proba_brier']:.4f}"]
+                cells += [f"{one['recall']:.3f}" if "recall" in one else "-"]
+                cells += [
+                    f"{one['cpu']:.0f}",
+                    f"{one['wall']:.0f}",
+                    f"{one['peak']:.2f}",
+                    f"{one['load']:.1f}",
+                ]
+                rows.append(cells)
+                print(*cells, sep="  ", file=sys.stderr, flush=True)
+    asked = f" --recall {chosen.recall}" if chosen.recall else ""
     body = (
-        f"The simulated detector, one pass, defaults, {os.cpu_count()} cores under other work (`load`): "
-        "`python tests/benchmarks/bench_boxes.py --write`.\n\n"
-        + markdown(["boxes", "engine", "CPU s", "wall s", "peak GB", "load"], rows)
+        f"The simulated detector and simulated roads, one pass, defaults, {os.cpu_count()} cores; other work on the machine "
+        f"shows in `load`: `python tests/benchmarks/bench_boxes.py{asked} --write`.\n\n"
     )
+    titles = [
+        "task",
+        "boxes",
+        "engine",
+        "error AUROC",
+        "Brier",
+        "recall of neighbours",
+        "CPU s",
+        "wall s",
+        "peak GB",
+        "load",
+    ]
+    body += markdown(titles, rows)
     print(body)
     if chosen.write:
         write_section("scale.md", "boxes", body)

@@ -161,8 +161,11 @@ def fit_parts(
     weight: Floats | None = None,
 ) -> tuple[PartModels, BoxProbabilities]:
     """Fit both, and say what they say of the boxes they were fitted on, out of fold."""
-    codes, of_code = fit_classes(columns, folds, code, U, workers, weight)
-    classes, of_class = fit_classes(columns, folds, wrong_class, 2, workers, weight)
+    with workers, workers.beside() as beside:
+        # Beside each other: five fits leave one of two threads waiting, and temperatures are one thread's.
+        other = beside(lambda: fit_classes(columns, folds, wrong_class, 2, workers, weight))
+        codes, of_code = fit_classes(columns, folds, code, U, workers, weight)
+        classes, of_class = other.result()
     return PartModels(codes, classes), _probabilities(of_code, of_class)
 
 
