@@ -88,13 +88,9 @@ def find_plateau(
     differs = differing(labels, best, confused, values[0].shape[1])
     if differs.all() or not differs.any():
         return None
-    rate = differs.mean()
-    even = float(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) * len(labels)
-    none, point = fit_plateau(sure, differs, share=False)
-    # A model that does not know where it errs is no witness, whatever the split's own neighbours say.
-    alone = fit_plateau(sure[~np.array(own)], differs, share=False)[0]
-    if alone - even < float(chdtri(len(own) - sum(own), LEVEL)) / 2:
+    if not tells_errors(sure[~np.array(own)], differs):
         return None
+    none, point = fit_plateau(sure, differs, share=False)
     value, point = fit_plateau(sure, differs, start=point)
     # Where half of all labels would be wrong it is the model that is.
     if value - none < BOUNDARY_GAIN or point[-1] >= _MOST:
@@ -113,6 +109,17 @@ def find_plateau(
         fit_plateau(sure[:, folds != fold], differs[folds != fold], start=point)[1] for fold in range(FOLDS)
     ]
     return Plateau(np.stack(points), (value - none) / len(labels), tuple(confused))
+
+
+def tells_errors(sure: NDArray[np.float64], differs: NDArray[np.bool_]) -> bool:
+    """Whether (members, n) margins tell where labels differ (5 %).
+
+    A model that does not know where it errs is no witness, whatever the split's own neighbours say.
+    """
+    rate = differs.mean()
+    even = float(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) * len(differs)
+    alone = fit_plateau(sure, differs, share=False)[0]
+    return alone - even >= float(chdtri(len(sure), LEVEL)) / 2
 
 
 def margins(value: NDArray[np.floating], best: NDArray[np.int64]) -> NDArray[np.float64]:

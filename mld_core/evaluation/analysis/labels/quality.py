@@ -6,7 +6,8 @@ all: weights and that probability are fitted together, out of fold. What the mod
 not labels wrong; and whether any label is wrong is asked by the likelihood. Which labels get mistaken for
 which follows from both (`swaps`). Where labels of any kind are found wrong, pairs that the model confuses are
 taken out of that (`confusions`). Where they are not, pairs of classes are asked one by one (`pairs`), and
-only their labels can be wrong then. Labels that follow the model's doubt show where it is sure (`plateau`).
+only their labels can be wrong then. Labels that follow the model's doubt show where it is sure (`plateau`),
+or by being the runner-up more often than what the model doubts about (`slips`).
 
 Witnesses out of the split itself (its neighbours where no train split is recorded, and for the train split a
 logistic probe) have seen the wrong labels and confirm them: they may count a tenth of the network. In the
@@ -27,6 +28,7 @@ from mld_core.evaluation.analysis.labels.confusions import find_confusions
 from mld_core.evaluation.analysis.labels.pairs import find_pairs
 from mld_core.evaluation.analysis.labels.plateau import Plateau, find_plateau
 from mld_core.evaluation.analysis.labels.pool import FLOOR, Pair, Pool, fit_pool, handed_on, normalised, pool
+from mld_core.evaluation.analysis.labels.slips import Slips, find_slips
 from mld_core.evaluation.analysis.labels.swaps import (
     MOST_CLASSES,
     alike,
@@ -184,6 +186,7 @@ class PoolState:
         confused: Pairs that the model confuses, (given, said): such labels are right.
         shares: (5, confused) how much of what the pool says is the given one.
         plateau: Where labels are found wrong that follow the model's doubt; else None.
+        slips: Where labels are the runner-up more often than right ones would be; else None.
     """
 
     weights: NDArray[np.float64]
@@ -194,10 +197,20 @@ class PoolState:
     confused: tuple[Pair, ...] = ()
     shares: NDArray[np.float64] = field(default_factory=lambda: np.zeros((FOLDS, 0)))
     plateau: Plateau | None = None
+    slips: Slips | None = None
 
     def shown(self, units: int) -> bool:
         """Whether among so many units labels of any kind, or of the pairs, are found wrong."""
         return self.gain * units >= BOUNDARY_GAIN
+
+    def gained(self, units: int) -> float:
+        """Log-likelihood that the wrong labels which are claimed of so many units explain."""
+        gains = [self.gain]
+        if self.plateau is not None:
+            gains.append(self.plateau.gain)
+        if self.slips is not None and self.slips.claimed:
+            gains.append(self.slips.gain)
+        return max(gains) * units
 
 
 def fit_posterior(
@@ -242,24 +255,30 @@ def fit_posterior(
         swaps = [alike(n_class)] * FOLDS
     weights = np.stack([one.weights for one in fitted])
     state = PoolState(weights, noise, tuple(swaps), gain, tuple(pairs), tuple(confused), shares)
-    return replace(state, plateau=_plateau(values, labels, folds, own, around, state))
+    return replace(state, **_with_doubt(values, labels, folds, own, around, state))
 
 
-def _plateau(
+def _with_doubt(
     values: Sequence[NDArray[np.floating]],
     labels: NDArray[np.int64],
     folds: NDArray[np.int8],
     own: Sequence[bool],
     around: NDArray[np.floating] | None,
     state: PoolState,
-) -> Plateau | None:
+) -> dict[str, Any]:
     """Labels that are wrong in step with the model's doubt, where the split's own neighbours can be asked."""
     near = next((value for value, mine in zip(values, own, strict=True) if mine), around)
     if near is None or all(own) or not len(labels):
-        return None
-    best, _, _, wrong = _judged(values, labels, folds, values[0].shape[1], state)
+        return {}
+    z = _log_odds(values, folds, values[0].shape[1], state)
+    best, _, _, wrong = _judged(z.copy(), labels, folds, state)
     known = (wrong > 0.5) & (best != labels) & state.shown(len(labels))
-    return find_plateau(values, labels, folds, best, own, near, known, state.confused)
+    return {
+        "plateau": find_plateau(values, labels, folds, best, own, near, known, state.confused),
+        "slips": find_slips(
+            values, z, labels, folds, best, own, known, None if any(own) else near, state.confused
+        ),
+    }
 
 
 def _asked_of_all(
@@ -326,11 +345,25 @@ def posterior_of(
 
     def one(span: slice) -> None:
         rows = np.arange(span.start, span.stop)
-        judged = _judged((member(rows) for member in members), labels[rows], folds[rows], n_class, state)
-        best[span], best_proba[span], given[span], wrong[span] = judged
+        values: Iterable[NDArray[np.floating]] = (member(rows) for member in members)
+        given_labels, fold = labels[rows], folds[rows]
+        if state.plateau is None and state.slips is None:
+            z = _log_odds(values, fold, n_class, state)
+            best[span], best_proba[span], given[span], wrong[span] = _judged(z, given_labels, fold, state)
+            return
+        values = list(values)
+        z = _log_odds(values, fold, n_class, state)
+        best[span], best_proba[span], quality, wrong[span] = _judged(z.copy(), given_labels, fold, state)
         if state.plateau is not None:
-            values = [member(rows) for member in members]
-            slipped[span] = state.plateau.wrong(values, best[span], labels[span], folds[span])
+            slipped[span] = state.plateau.wrong(values, best[span], given_labels, fold)
+        if state.slips is not None:
+            likelier = state.slips.likelier(values, z, best[span], given_labels, fold)
+            # No wrong label of any kind among those that were seen does not say that there is none.
+            stray = (state.noise[fold] * units + 1) / (units + 2) / n_class
+            quality = state.slips.quality(quality, likelier, stray, fold)
+            if state.slips.claimed:
+                slipped[span] = np.maximum(slipped[span], state.slips.wrong(likelier, fold))
+        given[span] = quality
 
     workers.each(one, spans(len(labels), max(64, _CELLS // max(n_class, 1))))
     if not state.shown(units):
@@ -340,21 +373,26 @@ def posterior_of(
         wrong[~np.isin(labels * n_class + best, named)] = 0
     wrong = np.maximum(wrong, slipped)
     count = round(float(wrong[(labels >= 0) & (best != labels)].sum()))
-    gain = max(state.gain, state.plateau.gain if state.plateau else state.gain) * units
-    return LabelPosterior(given, best, best_proba, state.weights, wrong, count, gain)
+    return LabelPosterior(given, best, best_proba, state.weights, wrong, count, state.gained(units))
+
+
+def _log_odds(
+    values: Iterable[NDArray[np.floating]], folds: NDArray[np.int8], n_class: int, state: PoolState
+) -> NDArray[np.float64]:
+    """(n, K) log-odds of the classes by the pool."""
+    z = np.zeros((len(folds), n_class))
+    for at, value in enumerate(values):
+        z += value * state.weights[folds, at][:, None]
+    return z
 
 
 def _judged(
-    values: Iterable[NDArray[np.floating]],
-    labels: NDArray[np.int64],
-    folds: NDArray[np.int8],
-    n_class: int,
-    state: PoolState,
+    z: NDArray[np.float64], labels: NDArray[np.int64], folds: NDArray[np.int8], state: PoolState
 ) -> tuple[NDArray[Any], ...]:
-    """Of each unit: most plausible label, its q, quality of the given one, probability that it is wrong."""
-    z = np.zeros((len(labels), n_class))
-    for at, value in enumerate(values):
-        z += value * state.weights[folds, at][:, None]
+    """Of each unit: most plausible label, its q, quality of the given one, probability that it is wrong.
+
+    `z` is written over.
+    """
     q = handed_on(normalised(z), state.confused, state.shares[folds])
     given, wrong = np.full(len(labels), np.nan), np.zeros(len(labels))
     for fold in range(FOLDS):
