@@ -9,6 +9,8 @@ own unit a member.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -26,41 +28,80 @@ _FAR = 0.9
 _LEAST = 1e-4
 
 
+@dataclass(frozen=True)
+class Direction:
+    """A failing direction, one for each held-out fold of groups; the small state of the stage.
+
+    Attributes:
+        slopes: (5, D).
+        begins: (5,) from where along it units belong to the slice.
+    """
+
+    slopes: NDArray[np.float64]
+    begins: NDArray[np.float64]
+
+    def inside(
+        self, points: NDArray[np.floating], hashes: NDArray[np.uint64], usable: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """(n,) whether units belong to the slice, asked by what was fitted without their group."""
+        made, fold = np.zeros(len(points), np.bool_), _fold_of(hashes)
+        for kept_out in range(FOLDS):
+            asked = np.flatnonzero(usable & (fold == kept_out))
+            along = points[asked, : self.slopes.shape[1]] @ self.slopes[kept_out]
+            made[asked] = along >= self.begins[kept_out]
+        return made
+
+
+def _fold_of(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return (hash_uniform(hashes, 53) * FOLDS).astype(np.int64)
+
+
+def find_direction(
+    points: NDArray[np.float32],
+    errors: NDArray[np.int8],
+    hashes: NDArray[np.uint64],
+    t2: float,
+) -> Direction | None:
+    """The direction in which errors grow more frequent, None where none is believed.
+
+    Args:
+        points: (N, D) coordinates, of which the first 32 are used.
+        errors: (N,) 1 wrong, 0 right, -1 unknown.
+        hashes: (N,) hashes of the group keys: a group is in one fold.
+        t2: Error rate that the slice must lie above, as `fit_components` asks of a component.
+    """
+    wrong, usable = errors == 1, np.flatnonzero(errors >= 0)
+    floor = max(t2, float(wrong[usable].mean())) if len(usable) else t2
+    fold, slopes, begins = _fold_of(hashes)[usable], [], []
+    for kept_out in range(FOLDS):
+        rows = usable[fold != kept_out]
+        rows = np.sort(rows[hash_order(len(rows), 59)[:SAMPLE]])
+        count = int(wrong[rows].sum())
+        if min(count, len(rows) - count) < SMALLEST // 2:
+            return None
+        slope, begin = fit_direction(points[rows, :DIMENSIONS], wrong[rows])
+        slopes.append(slope)
+        begins.append(begin)
+    found = Direction(np.stack(slopes), np.array(begins))
+    inside = found.inside(points, hashes, errors >= 0)
+    size, bad = float(inside.sum()), float(wrong[inside].sum())
+    if size < SMALLEST or float(binomial_upper(np.array([bad]), np.array([size]), floor)[0]) > LEVEL:
+        return None
+    low = float(beta_quantile(np.array([bad + 0.5]), np.array([size - bad + 0.5]))[0])
+    return found if low > floor else None
+
+
 def failing_direction(
     points: NDArray[np.float32],
     errors: NDArray[np.int8],
     hashes: NDArray[np.uint64],
     t2: float,
 ) -> NDArray[np.int64]:
-    """(N,) 0 for the units furthest along the direction in which errors grow more frequent, -1 = none.
-
-    Args:
-        points: (N, D) coordinates, of which the first 32 are used.
-        errors: (N,) 1 wrong, 0 right, -1 unknown.
-        hashes: (N,) hashes of the group keys: a group is in one fold.
-        t2: Error rate that the slice must lie above, as `failing_components` asks of a component; above that
-            of all units in any case, or errors at random would do where these fail more often than `t2`.
-    """
-    made, wrong = np.full(len(errors), -1, np.int64), errors == 1
-    usable, member = np.flatnonzero(errors >= 0), np.zeros(len(errors), np.bool_)
-    floor = max(t2, float(wrong[usable].mean())) if len(usable) else t2
-    fold = (hash_uniform(hashes, 53) * FOLDS).astype(np.int64)[usable]
-    for kept_out in range(FOLDS):
-        rows = usable[fold != kept_out]
-        rows = np.sort(rows[hash_order(len(rows), 59)[:SAMPLE]])
-        count = int(wrong[rows].sum())
-        if min(count, len(rows) - count) < SMALLEST // 2:
-            return made
-        slope, begin = fit_direction(points[rows, :DIMENSIONS], wrong[rows])
-        asked = usable[fold == kept_out]
-        member[asked] = points[asked, :DIMENSIONS] @ slope >= begin
-    inside = np.flatnonzero(member)
-    size, bad = float(len(inside)), float(wrong[inside].sum())
-    if size < SMALLEST or float(binomial_upper(np.array([bad]), np.array([size]), floor)[0]) > LEVEL:
-        return made
-    if float(beta_quantile(np.array([bad + 0.5]), np.array([size - bad + 0.5]))[0]) > floor:
-        made[inside] = 0
-    return made
+    """(N,) 0 for the units furthest along the failing direction, -1 = none; see `find_direction`."""
+    found = find_direction(points, errors, hashes, t2)
+    if found is None:
+        return np.full(len(errors), -1, np.int64)
+    return np.where(found.inside(points, hashes, errors >= 0), 0, -1)
 
 
 def fit_direction(x: NDArray[np.floating], wrong: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:

@@ -153,6 +153,79 @@ def score_mixture(
     return np.where(share > MEMBER, joint.argmax(axis=1), -1)
 
 
+@dataclass(frozen=True)
+class Components:
+    """A mixture and which of its components fail; the small state of the stage."""
+
+    mixture: Mixture
+    fails: NDArray[np.bool_]
+
+    def of(
+        self, points: NDArray[np.floating], labels: NDArray[np.int64], usable: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """(n,) number of the failing component a unit belongs to, -1 = none; of those that are usable."""
+        made = np.full(len(labels), -1, np.int64)
+        rows = np.flatnonzero(usable)
+        member = score_mixture(points[rows], labels[rows], self.mixture)
+        made[rows] = np.where((member >= 0) & self.fails[member], member, -1)
+        return made
+
+
+def fit_components(
+    points: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    prediction: NDArray[np.int64],
+    errors: NDArray[np.int8],
+    hashes: NDArray[np.uint64],
+    t2: float,
+    n_class: int,
+    workers: Workers,
+) -> Components | None:
+    """The mixture of half of the groups, and which of its components fail in the other; None of too few.
+
+    Args:
+        points: (N, D) coordinates.
+        labels: (N,) labels, -1 where unlabelled.
+        prediction: (N,) predictions, -1 where there is none.
+        errors: (N,) 1 wrong, 0 right, -1 unknown.
+        hashes: (N,) hashes of the group keys: a group is fitted on or judged by as a whole.
+        t2: Error rate that a component must lie above: the 5 % quantile of its rate among units that took no
+            part in the fit, and significantly so after Benjamini-Hochberg over the components; above that of
+            all units in any case, or errors at random would do where these fail more often than `t2`.
+        n_class: Number of classes.
+        workers: Open pool.
+    """
+    usable = np.flatnonzero(usable_units(labels, prediction, errors))
+    fitting = hash_uniform(hashes[usable], 43) < 0.5
+    rows = usable[fitting]
+    rows = np.sort(rows[hash_order(len(rows), 47)[:SAMPLE]])
+    components = min(COMPONENTS, len(rows) // SMALLEST)
+    if components < 2 or not (errors[rows] == 1).any():
+        return None
+    floor = max(t2, float((errors[usable] == 1).mean()))
+    state = fit_mixture(points[rows], labels[rows], prediction[rows], n_class, components)
+    held = usable[~fitting]
+    member = np.empty(len(held), np.int64)
+
+    def one(span: slice) -> None:
+        member[span] = score_mixture(points[held[span]], labels[held[span]], state)
+
+    workers.each(one, spans(len(held), _ROWS))
+    held, member = held[member >= 0], member[member >= 0]
+    size = np.bincount(member, minlength=components).astype(np.float64)
+    bad = np.bincount(member, weights=errors[held] == 1, minlength=components)
+    p = np.where(size >= SMALLEST, binomial_upper(bad, size, floor), np.nan)
+    fails = benjamini_hochberg(p) & (beta_quantile(bad + 0.5, size - bad + 0.5) > floor)
+    return Components(state, fails)
+
+
+def usable_units(
+    labels: NDArray[np.int64], prediction: NDArray[np.int64], errors: NDArray[np.int8]
+) -> NDArray[np.bool_]:
+    """(N,) units whose label, prediction and error are known."""
+    return np.asarray((labels >= 0) & (prediction >= 0) & (errors >= 0))
+
+
 def failing_components(
     points: NDArray[np.float32],
     labels: NDArray[np.int64],
@@ -163,48 +236,48 @@ def failing_components(
     n_class: int,
     workers: Workers,
 ) -> NDArray[np.int64]:
-    """(N,) number of the failing component a unit belongs to, -1 = none.
+    """(N,) number of the failing component a unit belongs to, -1 = none; see `fit_components`."""
+    made, usable = np.full(len(labels), -1, np.int64), usable_units(labels, prediction, errors)
+    found = fit_components(points, labels, prediction, errors, hashes, t2, n_class, workers)
+    if found is not None:
 
-    Args:
-        points: (N, D) coordinates.
-        labels: (N,) labels, -1 where unlabelled.
-        prediction: (N,) predictions, -1 where there is none.
-        errors: (N,) 1 wrong, 0 right, -1 unknown.
-        hashes: (N,) hashes of the group keys: a group is fitted on or judged by as a whole.
-        t2: Error rate that a component must lie above: the 5 % quantile of its rate among units that took no
-            part in the fit, and significantly so after Benjamini-Hochberg over the components.
-        n_class: Number of classes.
-        workers: Open pool.
-    """
-    usable = np.flatnonzero((labels >= 0) & (prediction >= 0) & (errors >= 0))
-    made = np.full(len(labels), -1, np.int64)
-    fitting = hash_uniform(hashes[usable], 43) < 0.5
-    rows = usable[fitting]
-    rows = np.sort(rows[hash_order(len(rows), 47)[:SAMPLE]])
-    components = min(COMPONENTS, len(rows) // SMALLEST)
-    if components < 2 or not (errors[rows] == 1).any():
-        return made
-    state = fit_mixture(points[rows], labels[rows], prediction[rows], n_class, components)
-    member = np.full(len(labels), -1, np.int64)
+        def one(span: slice) -> None:
+            made[span] = found.of(points[span], labels[span], usable[span])
 
-    def one(span: slice) -> None:
-        some = usable[span]
-        member[some] = score_mixture(points[some], labels[some], state)
-
-    workers.each(one, spans(len(usable), _ROWS))
-    held = usable[~fitting]
-    held = held[member[held] >= 0]
-    size = np.bincount(member[held], minlength=COMPONENTS).astype(np.float64)
-    bad = np.bincount(member[held], weights=errors[held] == 1, minlength=COMPONENTS)
-    p = np.where(size >= SMALLEST, binomial_upper(bad, size, t2), np.nan)
-    fails = benjamini_hochberg(p) & (beta_quantile(bad + 0.5, size - bad + 0.5) > t2)
-    inside = np.flatnonzero(member >= 0)
-    made[inside] = np.where(fails[member[inside]], member[inside], -1)
+        workers.each(one, spans(len(labels), _ROWS))
     return made
 
 
 def merged_regions(candidates: Sequence[NDArray[np.integer]], errors: NDArray[np.int8]) -> NDArray[np.int32]:
-    """(N,) region of each unit out of several ways to look for regions, -1 outside.
+    """(N,) region of each unit out of several ways to look for regions, -1 outside; see `ranked_regions`."""
+    return first_regions(candidates, ranked_regions(candidates, errors))
+
+
+def first_regions(
+    candidates: Sequence[NDArray[np.integer]], ranked: Sequence[tuple[int, int]]
+) -> NDArray[np.int32]:
+    """(N,) place of the first of the ranked candidates that a unit belongs to, -1 = none.
+
+    Example:
+        >>> first_regions([np.array([0, 0, 1]), np.array([-1, 4, 4])], [(1, 4), (0, 0)]).tolist()
+        [1, 0, 0]
+    """
+    made = np.full(len(candidates[0]), len(ranked), np.int32)
+    for way, found in enumerate(candidates):
+        mine = [(name, place) for place, (other, name) in enumerate(ranked) if other == way]
+        if not mine or not len(found):
+            continue
+        places = np.full(max(int(found.max()), *(name for name, _ in mine)) + 2, len(ranked), np.int32)
+        for name, place in mine:
+            places[name] = place
+        np.minimum(made, places[found], out=made)  # -1 is the last entry, which is no region
+    return np.where(made < len(ranked), made, -1).astype(np.int32)
+
+
+def ranked_regions(
+    candidates: Sequence[NDArray[np.integer]], errors: NDArray[np.int8]
+) -> list[tuple[int, int]]:
+    """The regions among the candidates of several ways to look for them, (way, its number), first first.
 
     The candidate that tells most about the errors is taken first: the Kullback-Leibler divergence of its
     error rate from the overall one, times its units to the power of 3/4, so that a pure part goes before the
@@ -214,11 +287,11 @@ def merged_regions(candidates: Sequence[NDArray[np.integer]], errors: NDArray[np
         candidates: (N,) numbers of each way's regions, -1 = none.
         errors: (N,) 1 wrong, 0 right, -1 unknown.
     """
-    made = np.full(len(errors), -1, np.int32)
+    ranked: list[tuple[int, int]] = []
     known = errors >= 0
     rate = float((errors[known] == 1).mean()) if known.any() else 0.0
     if not 0 < rate < 1:
-        return made
+        return ranked
     # A unit is of at most one candidate of each way: what a taken one leaves of the others is counted.
     named = [np.unique(found[found >= 0]) for found in candidates]
     first = np.cumsum([0, *map(len, named)])
@@ -230,7 +303,7 @@ def merged_regions(candidates: Sequence[NDArray[np.integer]], errors: NDArray[np
     count = int(first[-1])
     size, bad = _counted(own, known, count), _counted(own, errors == 1, count)
     left, asked = np.ones(len(errors), np.bool_), np.ones(count, np.bool_)
-    for number in range(count):
+    for _ in range(count):
         worth = np.where(asked, told(size, bad / np.maximum(size, 1), rate), 0.0)
         best = int(np.argmax(worth))
         if worth[best] <= 0:
@@ -239,14 +312,15 @@ def merged_regions(candidates: Sequence[NDArray[np.integer]], errors: NDArray[np
         begin, end = np.searchsorted(own[way], (best, best + 1), sorter=order[way])
         taken = order[way][begin:end]
         taken = taken[left[taken]]
-        made[taken], left[taken], asked[best] = number, False, False
+        ranked.append((way, int(named[way][best - first[way]])))
+        left[taken], asked[best] = False, False
         rest = [one[taken] for one in own]
         size, bad = (
             size - _counted(rest, known[taken], count),
             bad - _counted(rest, errors[taken] == 1, count),
         )
         asked &= size >= SMALLEST
-    return made
+    return ranked
 
 
 def _counted(own: list[NDArray[np.int64]], which: NDArray[np.bool_], count: int) -> NDArray[np.int64]:

@@ -139,6 +139,20 @@ def test_errors_at_random_make_no_component(name):
         assert (end >= 0).mean() <= 0.02
 
 
+@pytest.mark.parametrize(("rate", "t2"), [(0.7, 0.5), (0.5, 0.3), (0.2, 0.1)])
+def test_nor_where_more_units_fail_than_are_tolerated(rate, t2):
+    told = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(2_000, 5)).astype(np.float32), rng.integers(0, 4, 2_000)
+        errors = (rng.random(2_000) < rate).astype(np.int8)
+        said = np.where(errors == 1, (y + rng.integers(1, 4, 2_000)) % 4, y)
+        hashes = key_hashes(np.arange(2_000), str(seed))
+        with Workers(1) as workers:
+            told += (failing_components(x, y, said, errors, hashes, t2, 4, workers) >= 0).any()
+    assert told <= 1
+
+
 def test_a_component_knows_its_members_without_their_predictions():
     rng = np.random.default_rng(0)
     y = np.repeat([0, 1], 500)
