@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,7 +276,9 @@ def first_regions(
 
 
 def ranked_regions(
-    candidates: Sequence[NDArray[np.integer]], errors: NDArray[np.int8]
+    candidates: Sequence[NDArray[np.integer]],
+    errors: NDArray[np.int8],
+    weight: NDArray[np.float64] | None = None,
 ) -> list[tuple[int, int]]:
     """The regions among the candidates of several ways to look for them, (way, its number), first first.
 
@@ -286,10 +289,12 @@ def ranked_regions(
     Args:
         candidates: (N,) numbers of each way's regions, -1 = none.
         errors: (N,) 1 wrong, 0 right, -1 unknown.
+        weight: (N,) how many units each stands for, None = one.
     """
     ranked: list[tuple[int, int]] = []
-    known = errors >= 0
-    rate = float((errors[known] == 1).mean()) if known.any() else 0.0
+    weights = np.where(errors >= 0, 1.0 if weight is None else weight, 0.0)
+    wrong = np.where(errors == 1, weights, 0.0)
+    rate = float(wrong.sum() / max(weights.sum(), 1e-9))
     if not 0 < rate < 1:
         return ranked
     # A unit is of at most one candidate of each way: what a taken one leaves of the others is counted.
@@ -301,7 +306,7 @@ def ranked_regions(
     ]
     order = [np.argsort(one, kind="stable") for one in own]
     count = int(first[-1])
-    size, bad = _counted(own, known, count), _counted(own, errors == 1, count)
+    size, bad = _counted(own, weights, count), _counted(own, wrong, count)
     left, asked = np.ones(len(errors), np.bool_), np.ones(count, np.bool_)
     for _ in range(count):
         worth = np.where(asked, told(size, bad / np.maximum(size, 1), rate), 0.0)
@@ -316,20 +321,23 @@ def ranked_regions(
         left[taken], asked[best] = False, False
         rest = [one[taken] for one in own]
         size, bad = (
-            size - _counted(rest, known[taken], count),
-            bad - _counted(rest, errors[taken] == 1, count),
+            np.maximum(size - _counted(rest, weights[taken], count), 0),
+            np.maximum(bad - _counted(rest, wrong[taken], count), 0),
         )
         asked &= size >= SMALLEST
     return ranked
 
 
-def _counted(own: list[NDArray[np.int64]], which: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-    """(count,) units of each candidate that are counted."""
-    parts = [one[which & (one >= 0)] for one in own]
-    return np.asarray(np.bincount(np.concatenate(parts), minlength=count), np.int64)
+def _counted(own: list[NDArray[np.int64]], weight: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(count,) sum of the weights of each candidate's units."""
+    made = np.zeros(count)
+    for one in own:
+        some = one >= 0
+        made += np.bincount(one[some], weights=weight[some], minlength=count)
+    return made
 
 
-def told(size: NDArray[np.integer], own: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+def told(size: NDArray[Any], own: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
     """(n,) what regions tell about the errors; 0 where these are no more frequent there.
 
     Args:

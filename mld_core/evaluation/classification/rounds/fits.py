@@ -29,6 +29,7 @@ from mld_core.evaluation.classification.rounds.estimator import (
     fixed_columns,
     held_out_columns,
 )
+from mld_core.evaluation.classification.rounds.regions import Drawn, fit_regions
 from mld_core.evaluation.classification.rounds.scoring import (
     Fits,
     LabelFits,
@@ -143,8 +144,7 @@ def fit(fitting: Fitting, workers: Workers) -> Fits:
     judged = judge(placed, fits, workers)
     found = evidence(placed, judged, fits)
     codes = replace(fits.codes, pairs=pairs_of(found, judged.replays.kept, fits.split.n_class))
-    regions = int(fits.region.max(initial=-1)) + 1
-    codes = stable_codes(found, judged.replays, judged.posterior, judged.region, codes, regions)
+    codes = stable_codes(found, judged.replays, judged.posterior, judged.region, codes, len(fits.regions))
     return replace(fits, codes=codes)
 
 
@@ -179,6 +179,7 @@ def fit_scores(fitting: Fitting, workers: Workers, refine: Refine | None = None)
         sample, tables, around, used, looks, own=reference is None, workers=workers
     )
     placed = Placed(block, points, cell, proba, looks)
+    drawn = Drawn(block, points, cell, sample.raw, sample.thin)
     fits = Fits(
         split,
         ground,
@@ -191,7 +192,7 @@ def fit_scores(fitting: Fitting, workers: Workers, refine: Refine | None = None)
         frequent,
         state,
         _label_fits(sample, tables, placed, around, workers),
-        regions_of(tables, ground.near, used.t2),
+        fit_regions(drawn, tables, ground.near, used.t2, workers),
         fitting.joined.codes(split.n_class, _miscalibrated(tables)),
     )
     return fits, placed
@@ -258,29 +259,6 @@ def _highest(wrong: NDArray[np.float32], size: NDArray[np.float32]) -> NDArray[n
     """Upper bounds of the error rate; see `space.cells.rate_at_most`."""
     a, b = wrong.astype(np.float64).ravel() + 0.5, (size - wrong).astype(np.float64).ravel() + 0.5
     return beta_quantile(a, b, 1 - ALPHA).reshape(wrong.shape)
-
-
-def regions_of(tables: CellTables, near: NDArray[np.int32], t2: float) -> NDArray[np.int32]:
-    """(J,) region of each cell, most errors beyond the overall rate first, -1 where they are not dense.
-
-    Dense cells are joined to those of their two nearest cells that are dense too.
-    """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    size, wrong = tables.counts[:, 0].astype(np.float64), tables.counts[:, 1].astype(np.float64)
-    dense = beta_quantile(wrong + 0.5, size - wrong + 0.5) > t2
-    one = np.repeat(np.arange(len(near)), near[:, 1:3].shape[1])
-    other = near[:, 1:3].ravel()
-    both = dense[one] & dense[other]
-    links = coo_matrix((np.ones(both.sum()), (one[both], other[both])), shape=(len(near), len(near)))
-    component = connected_components(links, directed=False)[1]
-    excess = wrong - size * (wrong.sum() / max(size.sum(), 1.0))
-    named = np.unique(component[dense])
-    order = np.argsort(-np.bincount(component, weights=np.where(dense, excess, 0))[named], kind="stable")
-    number = np.full(int(component.max(initial=-1)) + 1, -1, np.int32)
-    number[named[order]] = np.arange(len(named))
-    return np.where(dense, number[component], np.int32(-1)).astype(np.int32)
 
 
 def _miscalibrated(tables: CellTables) -> NDArray[np.bool_]:

@@ -140,7 +140,7 @@ def finish(
     if walking.analysed is not None:
         fits = _fit(walking, walking.analysed, hashed, group, rounds, reference, sample)
         work: Round[Any] = Round(
-            f"units of {split.dataset}", score_kernel, Outcome.empty(fits.region, DIAGNOSES), fits
+            f"units of {split.dataset}", score_kernel, Outcome.empty(len(fits.regions), DIAGNOSES), fits
         )
     else:
         work = Round(f"units of {split.dataset}", scalars_kernel, ClassificationState(), context)

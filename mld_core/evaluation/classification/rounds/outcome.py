@@ -37,6 +37,7 @@ class Outcome:
         n_hat: Sum of the probabilities that labels are wrong, where another one is more plausible.
         codes: (codes, 2) units that carry each, and that carry it for sure.
         of_regions: (regions, codes) units of each region that carry each.
+        sizes: (regions, 2) labelled units of each region, and wrong ones.
         steady: (regions, 2) units, and sum of the shares of halves that find dense errors around them.
         medoid: (regions, 2) the least squared distance to the centroid of its cell, and whose it is.
     """
@@ -53,6 +54,7 @@ class Outcome:
     n_hat: float
     codes: NDArray[np.int64]
     of_regions: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     steady: NDArray[np.float64]
     medoid: NDArray[np.float64]
 
@@ -63,9 +65,9 @@ class Outcome:
         judged: Judged,
         found: Diagnoses,
         distance: NDArray[np.float32],
-        region: NDArray[np.int32],
+        regions: int,
     ) -> Outcome:
-        """Count a block; `distance` is to the centroids of the cells, `region` that of each cell."""
+        """Count a block; `distance` is to the centroids of the cells, `regions` how many there are."""
         known, flags = block.known, judged.answers.flags
         proba = judged.answers.error_proba
         wrong = (block.errors == 1).astype(np.float64)
@@ -73,7 +75,6 @@ class Outcome:
         fifteenth = np.clip((proba * CALIBRATION_BINS).astype(np.int64), 0, CALIBRATION_BINS - 1)
         suspect = known & (judged.posterior.best != block.labels)
         five = categories.five_way(flags)
-        regions = int(region.max(initial=-1)) + 1
         inside = np.flatnonzero(judged.region >= 0)
         return cls(
             np.bincount(bins[known], minlength=BINS),
@@ -90,14 +91,15 @@ class Outcome:
             float(judged.posterior.wrong[suspect].sum()),
             codes_of(found),
             codes_of_regions(found, judged.region, inside, regions),
+            _sizes(judged, inside, regions),
             _steady(judged, inside, regions),
             _nearest(distance, judged.region, block.rows, inside, regions),
         )
 
     @classmethod
-    def empty(cls, region: NDArray[np.int32], registry: Sequence[Diagnosis[Any]]) -> Outcome:
+    def empty(cls, regions: int, registry: Sequence[Diagnosis[Any]]) -> Outcome:
         """The outcome of no units, of which the diagnoses of `registry` are asked."""
-        regions, count = int(region.max(initial=-1)) + 1, len(registry)
+        count = len(registry)
         whole = [
             np.zeros(size, np.int64) for size in (BINS, BINS, len(CATEGORIES), ALEATORIC, len(CATEGORIES))
         ]
@@ -114,6 +116,7 @@ class Outcome:
             0.0,
             np.zeros((count, 2), np.int64),
             np.zeros((regions, count), np.int64),
+            np.zeros((regions, 2), np.int64),
             np.zeros((regions, 2)),
             np.tile([np.inf, -1.0], (regions, 1)),
         )
@@ -163,6 +166,12 @@ def codes_of_regions(
     for code, mask in found.masks.items():
         made[:, place[code]] = np.bincount(region[inside][mask[inside]], minlength=regions)[:regions]
     return made
+
+
+def _sizes(judged: Judged, inside: NDArray[np.int64], regions: int) -> NDArray[np.int64]:
+    where, errors = judged.region[inside], judged.errors[inside]
+    made = [np.bincount(where[errors >= least], minlength=regions) for least in (0, 1)]
+    return np.stack(made, axis=1).astype(np.int64)
 
 
 def _steady(judged: Judged, inside: NDArray[np.int64], regions: int) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from mld_core.evaluation.classification.rounds.cells import Around, Ground, own_
 from mld_core.evaluation.classification.rounds.codes import CodeFits, diagnosed
 from mld_core.evaluation.classification.rounds.estimator import Estimator, fixed_columns
 from mld_core.evaluation.classification.rounds.outcome import Outcome
+from mld_core.evaluation.classification.rounds.regions import Regions
 from mld_core.evaluation.classification.scalars import scalars_kernel
 from mld_core.evaluation.codes import categories
 from mld_core.evaluation.codes.categories import Flags, Thresholds
@@ -100,7 +101,7 @@ class Fits:
         frequent: (3, J, 3) upper bounds of the error rate among 8, 16 and 32 neighbours.
         state: Thresholds and risk curves of the halves.
         labels: What judges labels.
-        region: (J,) region of each cell, -1 outside.
+        regions: Where errors are dense.
         codes: What the diagnoses need.
     """
 
@@ -115,7 +116,7 @@ class Fits:
     frequent: NDArray[np.float64]
     state: Halves
     labels: LabelFits
-    region: NDArray[np.int32]
+    regions: Regions
     codes: CodeFits
 
 
@@ -243,7 +244,7 @@ def judge(placed: Placed, fits: Fits, workers: Workers) -> Judged:
         replays.membership(category),
         view.a,
         found.given,
-        fits.region[cell],
+        fits.regions.of(block, placed.points, cell),
         looked,
         replays,
         found,
@@ -270,7 +271,7 @@ def evidence(placed: Placed, judged: Judged, fits: Fits) -> Evidence:
         ),
         neighbours=judged.looked.view,
         layers=(judged.looked.view,),
-        cells=CellEvidence(placed.cell, len(fits.region)),
+        cells=CellEvidence(placed.cell, len(fits.regions.cells)),
         hashes=block.hashes,
         is_train=fits.split.is_train,
     )
@@ -306,5 +307,5 @@ def score_kernel(batch: pa.RecordBatch, fits: Fits) -> tuple[pa.RecordBatch, Out
     }
     gap = placed.points - fits.ground.flat[placed.cell]
     return with_columns(units, columns), Outcome.of(
-        block, judged, found, (gap * gap).sum(axis=1), fits.region
+        block, judged, found, (gap * gap).sum(axis=1), len(fits.regions)
     )

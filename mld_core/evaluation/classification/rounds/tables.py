@@ -38,7 +38,7 @@ LEFT_OUT = tuple(
         "no neighbours in the train split: neither its labels nor its distances enter, and no C30, C31, C33",
         "no 95 % intervals, no metadata slices (C32), no earlier epochs (C40 to C42), no order of data (C05)",
         "metrics of the error probability are from 65,536-bin histograms of it",
-        "regions are cells side by side, named by their first confusion; layers share their cells (no C12)",
+        "regions are named by their first confusion; layers share their cells (no C12)",
     )
 )
 """What an evaluation in rounds does not compute, a sentence each."""
@@ -104,7 +104,7 @@ def facts_of(fits: Fits, found: Outcome) -> dict[str, Any]:
         **fitted_facts(fits.used, fits.density, estimator.source, estimator.reason, estimator.guard_z),
         "neighbours": "cells",
         "neighbour_recall": float("nan"),
-        "cells": len(fits.region),
+        "cells": len(fits.regions.cells),
         "n_hat": round(found.n_hat),
         "label_evidence": fits.labels.gain,
         "label_weights": fits.labels.pool.weights.mean(axis=0).tolist(),
@@ -128,12 +128,10 @@ def regions_of(
     split: Split, fits: Fits, found: Outcome, results: ResultStore, registry: Sequence[Diagnosis[Any]]
 ) -> list[dict[str, Any]]:
     """Rows of the table of regions; names and medoids are read off the unit table."""
-    inside = np.flatnonzero(fits.region >= 0)
-    if not len(inside):
+    if not len(fits.regions):
         return []
-    counts = fits.around.counts[:, 0]
-    size, wrong = (np.bincount(fits.region[inside], weights=counts[inside, place]) for place in (0, 1))
-    overall = counts.sum(axis=0)
+    size, wrong = found.sizes.T.astype(np.float64)
+    overall = fits.around.counts[:, 0].sum(axis=0)
     p_values = binomial_upper(wrong, size, float(overall[1] / max(overall[0], 1.0)))
     passed = benjamini_hochberg(p_values)
     lows = beta_quantile(wrong + 0.5, size - wrong + 0.5)

@@ -199,7 +199,7 @@ def _answers(
     """Score and judge the kept predictions of a part."""
     estimator = fits.estimator
     assert isinstance(estimator, BoxEstimator)
-    outcome = Outcome.empty(fits.region, registry)
+    outcome = Outcome.empty(len(fits.regions), registry)
     made: list[tuple[Placed, BoxProbabilities, Judged]] = []
     for block in blocks:
         points, cell = fits.ground.place(block.layers, workers)
@@ -210,7 +210,7 @@ def _answers(
         judged = judge(placed, fits, workers)
         gap = points - fits.ground.flat[cell]
         none = ranked(registry, {}, {}, len(proba))
-        outcome = outcome.merge(Outcome.of(block, judged, none, (gap * gap).sum(axis=1), fits.region))
+        outcome = outcome.merge(Outcome.of(block, judged, none, (gap * gap).sum(axis=1), len(fits.regions)))
         made.append((placed, parts, judged))
 
     def together(of: Callable[[tuple[Placed, BoxProbabilities, Judged]], NDArray[Any]]) -> NDArray[Any]:

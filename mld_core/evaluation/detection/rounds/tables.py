@@ -34,7 +34,7 @@ LEFT_OUT = (
     "missed truths have no miss_proba",
     "suspicion ranks boxes that found nothing by their scores alone",
     "metrics of error probabilities are from 65,536-bin histograms of them, but that of frames",
-    "regions are cells side by side, named by their first confusion; layers share their cells",
+    "regions are named by their first confusion; layers share their cells",
 )
 """What an evaluation of boxes of any kind in rounds does not compute, in words."""
 
