@@ -150,6 +150,7 @@ def _parts(made: Estimated, judged: Judged) -> tuple[NDArray[np.int64], NDArray[
         t2,
         arrays.n_class,
         work.workers,
+        by_label=arrays.labels_tell,
     )
     return components, failing_direction(made.points, work.errors, hashes, t2)
 

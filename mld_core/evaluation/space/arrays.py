@@ -94,6 +94,11 @@ class SplitArrays:
     name: str = "test"
     sigmoid: bool = False
 
+    @property
+    def labels_tell(self) -> bool:
+        """Whether a label says something of its unit alone; that of a box depends on what it found."""
+        return self.prediction is None
+
     def __post_init__(self) -> None:
         rows = len(self.labels)
         if self.logits.ndim != 2 or len(self.logits) != rows:

@@ -3,7 +3,7 @@
 A component explains where units lie, what their labels are and what the model says, all at once, so that a
 part of a cluster that fails in its own way becomes a component (Eyuboglu et al., 2022). It is fitted on half
 of the groups and believed only where its units of the other half fail too; who belongs to it is read from
-features and label alone, so that an error makes no unit a member.
+features and label alone (of a box, from features and prediction), so that an error makes no unit a member.
 """
 
 from __future__ import annotations
@@ -55,14 +55,18 @@ class Mixture:
     prediction: NDArray[np.float64]
 
     def log_parts(
-        self, points: NDArray[np.floating], labels: NDArray[np.int64], prediction: NDArray[np.int64] | None
+        self,
+        points: NDArray[np.floating],
+        labels: NDArray[np.int64] | None,
+        prediction: NDArray[np.int64] | None,
     ) -> NDArray[np.float64]:
-        """(n, C) log density of units with each component; without predictions, of the rest alone."""
+        """(n, C) log density of units with each component; without labels or predictions, of the rest."""
         x = points[:, : self.mean.shape[1]].astype(np.float64)
         scaled = self.mean * self.precision
         square = (x * x) @ self.precision.T - 2 * x @ scaled.T + (self.mean * scaled).sum(axis=1)
         made = self.weight + (np.log(self.precision).sum(axis=1) - square) / 2
-        made = made + LABEL_WEIGHT * self.label[:, labels].T
+        if labels is not None:
+            made = made + LABEL_WEIGHT * self.label[:, labels].T
         if prediction is not None:
             made = made + LABEL_WEIGHT * self.prediction[:, prediction].T
         return np.asarray(made, dtype=np.float64)
@@ -145,10 +149,16 @@ def _maximised(
 
 
 def score_mixture(
-    points: NDArray[np.floating], labels: NDArray[np.int64], state: Mixture
+    points: NDArray[np.floating],
+    labels: NDArray[np.int64] | None,
+    state: Mixture,
+    prediction: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """(n,) component that holds more than half of a unit by its features and label; -1 = none."""
-    joint = state.log_parts(points, labels, None)
+    """(n,) component that holds more than half of a unit by its features and label; -1 = none.
+
+    Where there are no labels its features and prediction say.
+    """
+    joint = state.log_parts(points, labels, prediction)
     part = np.exp(joint - joint.max(axis=1, keepdims=True))
     share = part.max(axis=1) / part.sum(axis=1)
     return np.where(share > MEMBER, joint.argmax(axis=1), -1)
@@ -156,20 +166,39 @@ def score_mixture(
 
 @dataclass(frozen=True)
 class Components:
-    """A mixture and which of its components fail; the small state of the stage."""
+    """A mixture and which of its components fail; the small state of the stage.
+
+    Attributes:
+        mixture: Of C components.
+        fails: (C,) which do.
+        by_label: Whether labels say who belongs to a component, or predictions in their place.
+    """
 
     mixture: Mixture
     fails: NDArray[np.bool_]
+    by_label: bool = True
 
     def of(
-        self, points: NDArray[np.floating], labels: NDArray[np.int64], usable: NDArray[np.bool_]
+        self,
+        points: NDArray[np.floating],
+        labels: NDArray[np.int64],
+        prediction: NDArray[np.int64],
+        usable: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
         """(n,) number of the failing component a unit belongs to, -1 = none; of those that are usable."""
         made = np.full(len(labels), -1, np.int64)
         rows = np.flatnonzero(usable)
-        member = score_mixture(points[rows], labels[rows], self.mixture)
+        member = self.members(points[rows], labels[rows], prediction[rows])
         made[rows] = np.where((member >= 0) & self.fails[member], member, -1)
         return made
+
+    def members(
+        self, points: NDArray[np.floating], labels: NDArray[np.int64], prediction: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """(n,) component of each unit, failing or not, -1 = none."""
+        if self.by_label:
+            return score_mixture(points, labels, self.mixture)
+        return score_mixture(points, None, self.mixture, prediction)
 
 
 def fit_components(
@@ -181,6 +210,8 @@ def fit_components(
     t2: float,
     n_class: int,
     workers: Workers,
+    *,
+    by_label: bool = True,
 ) -> Components | None:
     """The mixture of half of the groups, and which of its components fail in the other; None of too few.
 
@@ -195,6 +226,9 @@ def fit_components(
             all units in any case, or errors at random would do where these fail more often than `t2`.
         n_class: Number of classes.
         workers: Open pool.
+        by_label: Whether a label says something of its unit alone. That of a box depends on what it found:
+            its prediction says in place of it which component it belongs to, or all boxes that found nothing
+            would be one, which cannot but fail.
     """
     usable = np.flatnonzero(usable_units(labels, prediction, errors))
     fitting = hash_uniform(hashes[usable], 43) < 0.5
@@ -204,12 +238,14 @@ def fit_components(
     if components < 2 or not (errors[rows] == 1).any():
         return None
     floor = max(t2, float((errors[usable] == 1).mean()))
-    state = fit_mixture(points[rows], labels[rows], prediction[rows], n_class, components)
+    fitted = fit_mixture(points[rows], labels[rows], prediction[rows], n_class, components)
+    state = Components(fitted, np.zeros(components, np.bool_), by_label)
     held = usable[~fitting]
     member = np.empty(len(held), np.int64)
 
     def one(span: slice) -> None:
-        member[span] = score_mixture(points[held[span]], labels[held[span]], state)
+        some = held[span]
+        member[span] = state.members(points[some], labels[some], prediction[some])
 
     workers.each(one, spans(len(held), _ROWS))
     held, member = held[member >= 0], member[member >= 0]
@@ -217,7 +253,7 @@ def fit_components(
     bad = np.bincount(member, weights=errors[held] == 1, minlength=components)
     p = np.where(size >= SMALLEST, binomial_upper(bad, size, floor), np.nan)
     fails = benjamini_hochberg(p) & (beta_quantile(bad + 0.5, size - bad + 0.5) > floor)
-    return Components(state, fails)
+    return Components(fitted, fails, by_label)
 
 
 def usable_units(
@@ -236,14 +272,18 @@ def failing_components(
     t2: float,
     n_class: int,
     workers: Workers,
+    *,
+    by_label: bool = True,
 ) -> NDArray[np.int64]:
     """(N,) number of the failing component a unit belongs to, -1 = none; see `fit_components`."""
     made, usable = np.full(len(labels), -1, np.int64), usable_units(labels, prediction, errors)
-    found = fit_components(points, labels, prediction, errors, hashes, t2, n_class, workers)
+    found = fit_components(
+        points, labels, prediction, errors, hashes, t2, n_class, workers, by_label=by_label
+    )
     if found is not None:
 
         def one(span: slice) -> None:
-            made[span] = found.of(points[span], labels[span], usable[span])
+            made[span] = found.of(points[span], labels[span], prediction[span], usable[span])
 
         workers.each(one, spans(len(labels), _ROWS))
     return made

@@ -163,6 +163,26 @@ def test_a_component_knows_its_members_without_their_predictions():
     assert member[0] != member[-1]
 
 
+def test_boxes_that_found_nothing_are_no_component_for_that():
+    """Errors at random, and the label of a wrong box is the background: by labels it could not but fail."""
+    rng = np.random.default_rng(0)
+    x, said = rng.normal(size=(2_000, 5)).astype(np.float32), rng.integers(0, 4, 2_000)
+    errors = (rng.random(2_000) < 0.2).astype(np.int8)
+    labels, hashes = np.where(errors == 1, 4, said), key_hashes(np.arange(2_000), "0")
+    hit = (x[:, 0] > 1) & (said == 2)
+    planted = np.where(hit & (rng.random(2_000) < 0.8), np.int8(1), errors)
+    with Workers(1) as workers:
+
+        def found(errors):
+            given = np.where(errors == 1, 4, said)
+            return failing_components(x, given, said, errors, hashes, 0.2, 5, workers, by_label=False)
+
+        by_label = failing_components(x, labels, said, errors, hashes, 0.2, 5, workers)
+        assert errors[by_label >= 0].mean() == 1
+        assert (found(errors) >= 0).mean() <= 0.02
+        assert best_f1(found(planted), hit) > 0.4
+
+
 def test_no_error_no_region():
     none = np.full(50, -1)
     assert (merged_regions([none, np.zeros(50, np.int64)], np.zeros(50, np.int8)) == -1).all()

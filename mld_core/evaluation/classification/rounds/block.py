@@ -53,6 +53,11 @@ class RoundSplit:
         return self.context.n_class
 
     @property
+    def labels_tell(self) -> bool:
+        """Whether a label says something of its unit alone."""
+        return True
+
+    @property
     def is_train(self) -> bool:
         """Whether it is the train split."""
         return self.context.dataset == "train"

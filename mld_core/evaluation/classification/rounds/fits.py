@@ -179,7 +179,7 @@ def fit_scores(fitting: Fitting, workers: Workers, refine: Refine | None = None)
         sample, tables, around, used, looks, own=reference is None, workers=workers
     )
     placed = Placed(block, points, cell, proba, looks)
-    drawn = Drawn(block, points, cell, sample.raw, sample.thin)
+    drawn = Drawn(block, points, cell, sample.raw, sample.thin, split.labels_tell)
     fits = Fits(
         split,
         ground,

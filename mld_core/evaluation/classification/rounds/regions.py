@@ -61,7 +61,7 @@ class Regions:
         made = [self.cells[cell].astype(np.int64), *(np.full(len(cell), -1, np.int64) for _ in range(2))]
         if self.components is not None:
             usable = usable_units(block.labels, block.scores.prediction, block.errors)
-            made[1] = self.components.of(points, block.labels, usable)
+            made[1] = self.components.of(points, block.labels, block.scores.prediction, usable)
         if self.direction is not None:
             made[2] = np.where(self.direction.inside(points, block.digests, block.known), 0, -1)
         return made
@@ -77,6 +77,7 @@ class Drawn:
         cell: (n,) their cells.
         raw: (n,) how many units each stands for.
         thin: (n,) those that a draw regardless of errors would have.
+        labels_tell: Whether a label says something of its unit alone.
     """
 
     block: Block
@@ -84,6 +85,7 @@ class Drawn:
     cell: NDArray[np.int32]
     raw: NDArray[np.float64]
     thin: NDArray[np.bool_]
+    labels_tell: bool
 
 
 def fit_regions(
@@ -109,6 +111,7 @@ def fit_regions(
         t2,
         tables.labels.shape[1],
         workers,
+        by_label=drawn.labels_tell,
     )
     direction = find_direction(points, errors, digests, t2)
     found = Regions(dense_regions(tables, near, t2), components, direction, ())

@@ -41,6 +41,11 @@ class BoxBlock(Block):
 class BoxSplit(RoundSplit):
     """The same of a detection pass, whose kept predictions the units are."""
 
+    @property
+    def labels_tell(self) -> bool:
+        """The label of a box depends on what it found."""
+        return False
+
     def read(self, batch: pa.RecordBatch, workers: Workers) -> BoxBlock:
         """The kept predictions of a batch."""
         logits = read_vectors(batch, "logits")
