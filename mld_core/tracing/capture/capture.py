@@ -90,6 +90,7 @@ class Watcher:
 
     def __init__(self, model: nn.Module, switch: Switch, *, ignore_root: bool) -> None:
         self.switch = switch
+        self.traced, self.asleep = False, False
         self.graph = Graph()
         self.said: list[Origin] = []  # of a loss that the model itself returned
         self.outer: list[LeafCall] = []
@@ -108,7 +109,10 @@ class Watcher:
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of every module."""
-        if is_compiling() or not self.switch.armed:
+        if is_compiling():
+            self.traced = True
+            return
+        if self.asleep or not self.switch.armed:
             return
         entry = self._names.get(id(module))
         if entry is None:
@@ -149,6 +153,8 @@ class Watcher:
     def __getstate__(self) -> dict[str, Any]:
         dead: dict[str, Any] = {
             "switch": Switch(),
+            "traced": False,
+            "asleep": True,
             "graph": Graph(),
             "said": [],
             "outer": [],
@@ -212,6 +218,7 @@ class Capture:
         self.targets: dict[str, str] = {}
         self.probes: dict[str, Probe] = {}
         self.watcher: Watcher | None = None
+        self._asleep: Watcher | None = None  # its hooks are part of a compiled region
         self._handles: list[RemovableHandle] = []
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
         for alias, path in (target_layers or {}).items():
@@ -263,7 +270,8 @@ class Capture:
         self.switch.training = training
         self.lost_sight = False
         if watch and self.watcher is None:
-            self.watcher = Watcher(self.model, self.switch, ignore_root=self.ignore_root)
+            self.watcher = self._asleep or Watcher(self.model, self.switch, ignore_root=self.ignore_root)
+            self.watcher.asleep, self._asleep = False, None
         self.switch.armed = True
 
     def end(self) -> None:
@@ -273,10 +281,16 @@ class Capture:
         self.clear()
 
     def stop_watching(self) -> None:
-        """Removes the watcher's hooks."""
-        if self.watcher is not None:
+        """Removes the watcher's hooks, or, where a region was compiled with them, lets them do nothing.
+
+        The region would be compiled again without them.
+        """
+        if self.watcher is not None and self.watcher.traced:
+            self.watcher.clear()
+            self.watcher.asleep, self._asleep = True, self.watcher
+        elif self.watcher is not None:
             self.watcher.close()
-            self.watcher = None
+        self.watcher = None
 
     def origins(self, loss: Any) -> list[Origin]:
         """The hooked outputs that a loss was computed from; of a watched batch, before backward.
@@ -355,7 +369,10 @@ class Capture:
 
     def close(self) -> None:
         """Removes every hook."""
-        self.stop_watching()
+        for watcher in (self.watcher, self._asleep):
+            if watcher is not None:
+                watcher.close()
+        self.watcher = self._asleep = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

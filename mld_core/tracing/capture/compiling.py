@@ -7,6 +7,7 @@ PyTorch that its Dynamo knows.
 from __future__ import annotations
 
 import inspect
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,18 @@ except AttributeError:
         from torch._utils import is_compiling  # since 2.1
     except ImportError:
         from torch._dynamo.external_utils import is_compiling  # 2.0
+
+_traced = itertools.count(1)
+
+
+def next_traced() -> int:
+    """A number of its own for each call that is traced."""
+    return next(_traced)
+
+
+# To Dynamo a constant, of which it makes no guard. torch.compiler.assume_constant_result sets the same, but
+# imports Dynamo for it, a second's work, where nothing is compiled.
+next_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
 
 # Modules compiled from outside: a wrapper around them is compiled and they do not know it.
 _compiled_from_outside: weakref.WeakSet[nn.Module] = weakref.WeakSet()

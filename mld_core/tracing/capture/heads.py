@@ -71,6 +71,11 @@ _OUT_OF_SIGHT: Final = (
     "seen. Have the call that the loss is of be the last one, or train without torch.compile."
 )
 
+_SEVERAL: Final = (
+    "In what is compiled the model is called several times in a step, of which the last call is seen, and "
+    "nothing tells whether it is the batch's. Return {'loss': ..., 'logits': ...} from the step, or call the "
+    "model once in it."
+)
 _REORDERED: Final = (
     "The model was given the batch's samples in another order, so nothing tells which sample a row is of: "
     "shuffle in the loader, or record splits=['val']."
@@ -246,6 +251,8 @@ class HeadChooser(FeatureRules):
             source = replace(decided[0], call=call)
             logits = self._read(source, None, n_rows)
             decided = decided if logits is None else (source, logits)
+        if self._whose.unknown(decided[0]):
+            return Refusal("", _SEVERAL)
         return Refusal("", _REORDERED) if self._whose.reordered(decided[0]) else decided
 
     def _heed(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mld_core.tracing.capture.compiling import is_compiling
+from mld_core.tracing.capture.compiling import is_compiling, next_traced
 
 _KEPT_CALLS: Final = 7  # of one module in one step, behind its first
 # Of the backward pass that runs on this thread, -1: none. torch has no public name for it.
@@ -75,8 +75,10 @@ class Probe:
             self.compiled = True
             if graded:
                 self.counted = (args, output)
+                setattr(self, "graded_%d" % next_traced(), True)  # noqa: UP031 - what every Dynamo folds
             else:
                 self.plain = (args, output)
+                setattr(self, "plain_%d" % next_traced(), True)  # noqa: UP031
             return
         if not self.switch.armed:
             return
@@ -109,6 +111,15 @@ class Probe:
     def call(self, call: tuple[Any, Any] | None) -> None:
         self.counted = call
 
+    @property
+    def many(self) -> bool:
+        """Whether of a compiled module there were several such calls, of which `call` is the last.
+
+        Those of one compiled region are told apart: each has left a mark of its own.
+        """
+        kind = "plain_" if self.counted is None else "graded_"
+        return self.compiled and sum(name.startswith(kind) for name in vars(self)) > 1
+
     def calls(self) -> list[tuple[Any, Any]]:
         """Every call of the step that counts, in order."""
         return [] if self.call is None else [self.call, *self.later]
@@ -138,6 +149,9 @@ class Probe:
         self.counted = self.plain = None
         self._made, self.later, self.aside, self.numbers = 0, [], [], ([], [])
         self.version = None
+        if self.compiled:
+            for name in [name for name in vars(self) if name.startswith(("graded_", "plain_"))]:
+                delattr(self, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Probe:
         return self

@@ -78,6 +78,11 @@ class Whose:
         ]
         return any(self._hand.reorders(args) for args, _ in given)
 
+    def unknown(self, source: LogitsSource) -> bool:
+        """Whether nothing tells that of a compiled module's several calls the last is the batch's."""
+        probe = self._capture.probes.get(source.name)
+        return probe is not None and probe.many and not self.given(source.name, source.call)
+
     def out_of_sight(self, origin: Origin, beside: Sequence[Origin]) -> bool:
         """Whether an output of a compiled module may be of other samples than the call that is seen later."""
         probe = self._capture.probes.get(origin.output.name)

@@ -33,7 +33,7 @@ def _train(model: nn.Module, step: Callable[..., None], *, seen: bool = True, si
         model_name="net",
         criterion=criterion if seen else None,
     )
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-9)
     for _ in range(2):
         for batch in train:
             optimizer.zero_grad()
@@ -211,3 +211,28 @@ def test_of_losses_that_an_accelerator_sends_backward_too() -> None:
     assert accelerator.backward == own, "it has its own method again"
     train.recording.finish()
     _all_own()
+
+
+@pytest.mark.parametrize("last", ["own", "other"])
+def test_in_a_step_that_is_compiled_as_a_whole(last: str, caplog: pytest.LogCaptureFixture) -> None:
+    def compiled(model: Any, first: Any, second: Any) -> Any:
+        return model(first)["logits"].square().mean() + model(second)["logits"].mean()
+
+    torch._dynamo.reset()
+    run = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+
+    def step(model: Any, loss: Any, batch: Any, other: Any, labels: Any) -> None:
+        first, second = (other, batch["x"]) if last == "own" else (batch["x"], other)
+        run(model, first, second).backward()
+
+    model = Net()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        _train(model, step, seen=False)
+    if last == "own":
+        ids = map(int, load("net", "v1").column("input_id").to_pylist())
+        logits = torch.tensor(load("net", "v1", "vectors").column("logits").to_pylist())
+        own = model.head(torch.stack([Indexed(1, i)[0]["x"] for i in ids]))
+        torch.testing.assert_close(logits, own.detach(), rtol=1e-2, atol=1e-2)
+    else:
+        assert load("net", "v1", "vectors").num_rows == 0
+        assert "called several times" in caplog.text
