@@ -9,8 +9,7 @@ What the hooks must stand:
 
 - `copy.deepcopy(model)` (EMA) copies the hooks with it: a probe is its own deep copy and ignores every module
   but its own, so copies never record.
-- Pickling (ddp_spawn, `torch.save(model)`): hooks are bound methods of plain objects; a pickled probe comes
-  back dead.
+- Pickling (ddp_spawn, `torch.save(model)`): hooks are plain objects; a pickled probe comes back dead.
 - Dynamo traces hook bodies: they only set an attribute. Hooks added to a submodule after the first compiled
   call never fire (`skip_nnmodule_hook_guards`), so inside compiled regions they are set at once and never
   removed.
@@ -105,9 +104,9 @@ class Watcher:
             leaf = has_parameters and next(iter(module.children()), None) is None
             answers = next(iter(module.parameters()), None) is not None  # a metric or a criterion does not
             self._names[id(module)] = (name, leaf, answers)
-            self._handles.append(module.register_forward_hook(self.after))
+            self._handles.append(module.register_forward_hook(self))
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of every module."""
         if is_compiling():
             self.traced = True
@@ -244,14 +243,14 @@ class Capture:
         around = {id(m): m for name in regions if (m := eager_around(self._modules, name)) is not None}
         for module in around.values():
             sweeper = Sweeper(module, lambda: self.switch.armed, self.clear)
-            self._handles.append(module.register_forward_hook(sweeper.after))
+            self._handles.append(module.register_forward_hook(sweeper))
 
     def probe(self, name: str, *, check_version: bool = False) -> Probe:
         """The probe on the module `name`, set if it is not there yet."""
         if name not in self.probes:
             module = self._modules[name]
             probe = Probe(module, name, self.switch, check_version=check_version)
-            self._handles.append(module.register_forward_hook(probe.after))
+            self._handles.append(module.register_forward_hook(probe))
             self.probes[name] = probe
         return self.probes[name]
 

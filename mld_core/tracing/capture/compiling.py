@@ -1,5 +1,8 @@
 """What hooks have to know of torch.compile: whether a line is being traced, a module compiled, a call over.
 
+A hook is an object that is called: Dynamo before 2.3 can not call a bound method, which ends a region and,
+with `fullgraph=True`, raises into the step.
+
 Hooks ask with every call, so that `is_compiling` is looked up here but once: it is the function of each
 PyTorch that its Dynamo knows.
 """
@@ -10,7 +13,7 @@ import inspect
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -23,7 +26,16 @@ except AttributeError:
     except ImportError:
         from torch._dynamo.external_utils import is_compiling  # 2.0
 
+_TORCH: Final = tuple(int(part) for part in torch.__version__.split(".")[:2])
 _traced = itertools.count(1)
+
+
+def _initialized() -> bool:
+    return torch.cuda._initialized  # noqa: SLF001
+
+
+# Dynamo of 2.1 also compiles what a hook calls, and raises at the public function.
+cuda_is_initialized: Callable[[], bool] = _initialized if _TORCH < (2, 2) else torch.cuda.is_initialized
 
 
 def next_traced() -> int:
@@ -31,9 +43,10 @@ def next_traced() -> int:
     return next(_traced)
 
 
-# To Dynamo a constant, of which it makes no guard. torch.compiler.assume_constant_result sets the same, but
-# imports Dynamo for it, a second's work, where nothing is compiled.
-next_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
+# Whether Dynamo takes that number as a constant, of which it makes no guard: seen from 2.6 on, while 2.2 to
+# 2.4 raise into the step. torch.compiler.assume_constant_result sets the same, but imports Dynamo for it.
+COUNTS_TRACED: Final = _TORCH >= (2, 6)
+next_traced._dynamo_marked_constant = COUNTS_TRACED  # type: ignore[attr-defined]  # noqa: SLF001
 
 # Modules compiled from outside: a wrapper around them is compiled and they do not know it.
 _compiled_from_outside: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -74,7 +87,7 @@ class Sweeper:
         self.wanted: Callable[[], bool] | None = wanted
         self.clear: Callable[[], None] | None = clear
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
         """Forward hook: between events nothing is kept."""
         if is_compiling() or module is not self.module or self.wanted is None:
             return

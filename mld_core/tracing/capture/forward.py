@@ -34,8 +34,8 @@ class LatestForward:
         if model is not self.model:
             self.detach()
             self.model = model
-            before = model.register_forward_pre_hook(self.before, with_kwargs=True)
-            self._handles = [before, model.register_forward_hook(self.after)]
+            before = model.register_forward_pre_hook(_Before(self), with_kwargs=True)
+            self._handles = [before, model.register_forward_hook(self)]
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -74,7 +74,7 @@ class LatestForward:
             id(value) in prepared for value in (batch.values() if isinstance(batch, Mapping) else batch)
         )
 
-    def after(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - a hook's
+    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - a hook's
         """The hook: keeps the output of the step's own forward."""
         if module is self.model and (is_compiling() or self._takes):
             self.outputs = output
@@ -108,6 +108,16 @@ class LatestForward:
             "_takes": True,
             "_handles": [],
         }
+
+
+class _Before:
+    """The pre-hook of a `LatestForward`: an object, see `compiling`."""
+
+    def __init__(self, forward: LatestForward) -> None:
+        self.forward = forward
+
+    def __call__(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        return self.forward.before(module, args, kwargs)
 
 
 def owner_on_stack(kind: type, within: int = 24) -> Any:

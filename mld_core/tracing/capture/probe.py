@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from mld_core.tracing.capture.compiling import is_compiling, next_traced
+from mld_core.tracing.capture.compiling import COUNTS_TRACED, cuda_is_initialized, is_compiling, next_traced
 
 _KEPT_CALLS: Final = 7  # of one module in one step, behind its first
 # Of the backward pass that runs on this thread, -1: none. torch has no public name for it.
@@ -29,7 +29,7 @@ class Switch:
 
     def saw_call(self) -> None:
         """A hooked layer ran: on which stream tells what the copy of its output has to wait for."""
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if cuda_is_initialized():
             self.streams.add(torch.cuda.current_stream())
 
 
@@ -66,7 +66,7 @@ class Probe:
         self.version: int | None = None
         self.then: Callable[[], None] | None = None
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook; traced by dynamo, hence nothing but attributes."""
         if module is not self.module:
             return
@@ -75,10 +75,10 @@ class Probe:
             self.compiled = True
             if graded:
                 self.counted = (args, output)
-                setattr(self, "graded_%d" % next_traced(), True)  # noqa: UP031 - what every Dynamo folds
             else:
                 self.plain = (args, output)
-                setattr(self, "plain_%d" % next_traced(), True)  # noqa: UP031
+            if COUNTS_TRACED:
+                setattr(self, ("graded_%d" if graded else "plain_%d") % next_traced(), True)
             return
         if not self.switch.armed:
             return
