@@ -4,8 +4,8 @@ Every task, size and engine runs in a process of its own on a store of the simul
 and 4.8 truths a frame, 6 classes, logits and 16 features, 5 % of the labels with a planted fault; of 3D (`--tasks
 detection3d`) on one of simulated roads, about 36 recorded boxes a frame. Wall time, the process's CPU time over all
 threads and its peak memory are those of `Evaluator.request_evaluation` with its defaults; the store is written before.
-`--recall 1000` also searches the neighbours of so many boxes in full and tells how many of them were found. With `--write`
-the table goes to docs/scale.md.
+`--recall 300` also searches the neighbours of so many boxes in full and tells how many of them were found. What was
+measured before into the same `--keep` stands in the table too. With `--write` the table goes to docs/scale.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from _table import markdown, peak_bytes, write_section
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,8 @@ def measure(folder: Path, engine: str, asked: int) -> dict[str, float]:
 
         def seen(points, groups, known, workers, **how):
             found = around(points, groups, known, workers, **how)
-            kept.append((points, groups, known, found.around.index))
+            some = np.random.default_rng(0).choice(len(points), min(asked, len(points)), replace=False)
+            kept.append((points, groups, known, some, found.around.index[some]))
             return found
 
         analysis.surroundings = seen
@@ -72,20 +74,16 @@ def measure(folder: Path, engine: str, asked: int) -> dict[str, float]:
     }
     row = result.metrics_summary(full=True).iloc[0]
     made |= {name: float(row[name]) for name in ("n_recorded", "error_proba_auroc", "error_proba_brier")}
-    return made | ({"recall": recall(*kept[0], asked)} if kept else {})
+    return made | ({"recall": recall(*kept[0])} if kept else {})
 
 
-def recall(points, groups, known, index, asked: int) -> float:
-    """Share of the nearest 128 of some boxes, searched in full, that were found."""
-    import numpy as np
-
-    some = np.random.default_rng(0).choice(len(points), min(asked, len(points)), replace=False)
+def recall(points, groups, known, some, found) -> float:
+    """Share of the nearest of some boxes, searched in full, that were found."""
     there = []
-    for row in some:
+    for row, own in zip(some, found, strict=True):
         squared = ((points[known] - points[row]) ** 2).sum(axis=1)
         squared[groups[known] == groups[row]] = np.inf
-        nearest = np.argpartition(squared, index.shape[1])[: index.shape[1]]
-        there.append(np.isin(nearest, index[row]).mean())
+        there.append(np.isin(np.argpartition(squared, len(own))[: len(own)], own).mean())
     return float(np.mean(there))
 
 
@@ -102,13 +100,14 @@ def main() -> None:
         "--recall", type=int, default=0, help="boxes of the evaluation in memory whose neighbours are checked"
     )
     parser.add_argument("--engines", nargs="*", default=["memory", "rounds"], choices=["memory", "rounds"])
+    parser.add_argument("--keep", type=Path, help="a JSON file of rows, added to")
     parser.add_argument("--write", action="store_true", help="write the table to docs/scale.md")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
         print(json.dumps(measure(Path(chosen.one[0]), chosen.one[1], int(chosen.one[2]))))
         return
-    rows = []
+    rows = json.loads(chosen.keep.read_text()) if chosen.keep and chosen.keep.exists() else {}
     for task, boxes in ((task, boxes) for task in chosen.tasks for boxes in chosen.boxes):
         with tempfile.TemporaryDirectory(prefix="mld-boxes-") as folder:
             generate(Path(folder), boxes, task)
@@ -117,21 +116,24 @@ def main() -> None:
                 command = [sys.executable, __file__, "--one", folder, engine, str(asked)]
                 told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 one = json.loads(told.splitlines()[-1])
-                cells = [task, f"{one['n_recorded']:,.0f}", engine]
-                cells += [f"{one['error_proba_auroc']:.4f}", f"{one['error_proba_brier']:.4f}"]
-                cells += [f"{one['recall']:.3f}" if "recall" in one else "-"]
-                cells += [
+                rows[f"{task} {boxes:012d} {engine}"] = cells = [
+                    task,
+                    f"{one['n_recorded']:,.0f}",
+                    engine,
+                    f"{one['error_proba_auroc']:.4f}",
+                    f"{one['error_proba_brier']:.4f}",
+                    f"{one['recall']:.3f}" if "recall" in one else "-",
                     f"{one['cpu']:.0f}",
                     f"{one['wall']:.0f}",
                     f"{one['peak']:.2f}",
                     f"{one['load']:.1f}",
                 ]
-                rows.append(cells)
                 print(*cells, sep="  ", file=sys.stderr, flush=True)
-    asked = f" --recall {chosen.recall}" if chosen.recall else ""
+                if chosen.keep:
+                    chosen.keep.write_text(json.dumps(rows))
     body = (
         f"The simulated detector and simulated roads, one pass, defaults, {os.cpu_count()} cores; other work on the machine "
-        f"shows in `load`: `python tests/benchmarks/bench_boxes.py{asked} --write`.\n\n"
+        "shows in `load`: `python tests/benchmarks/bench_boxes.py --recall 300 --write`.\n\n"
     )
     titles = [
         "task",
@@ -145,7 +147,7 @@ def main() -> None:
         "peak GB",
         "load",
     ]
-    body += markdown(titles, rows)
+    body += markdown(titles, [rows[name] for name in sorted(rows)])
     print(body)
     if chosen.write:
         write_section("scale.md", "boxes", body)
