@@ -114,8 +114,8 @@ def agreement(folder: Path, engine: str) -> float:
 
 def tables(rows: list[dict]) -> str:
     head = (
-        f"{WIDTH} features, {CLASSES} classes, three repeats of the cross-fit, {os.cpu_count()} cores under other work "
-        "(`load`): CPU seconds are the process's own over all threads."
+        f"{WIDTH} features, {CLASSES} classes, three repeats of the cross-fit, {os.cpu_count()} cores; other work on the "
+        "machine shows in `load`. CPU seconds are the process's own over all threads."
     )
     titles = "| units | engine | error AUROC | Brier | ECE | same category | wrong labels, average precision "
     titles += "(estimated of planted) | CPU s | wall s | peak GB | load |"
