@@ -73,9 +73,10 @@ class Registry:
         """As a decorator with arguments, or without."""
         return given[0] if given and isinstance(given[0], type) else _same
 
-    def build(self, config: Any, *_: Any, default_args: Mapping[str, Any] | None = None) -> Any:
+    def build(self, config: Any, *more: Any, default_args: Mapping[str, Any] | None = None) -> Any:
         """A part that is no file's passes on what it is given."""
-        rest = {**(default_args or {}), **config}
+        given = next((one for one in more if isinstance(one, Mapping)), default_args)
+        rest = {**(given or {}), **config}
         made = self._files.find(rest.pop("type"))
         return Passed() if made is None else made(**rest)
 
