@@ -101,6 +101,8 @@ def configured(path: str, voxel: list[float], **changes: Any) -> Any:
     for step in config.DATA_CONFIG.DATA_PROCESSOR:
         if "VOXEL_SIZE" in step:
             step.VOXEL_SIZE = voxel
+        if "NUM_POINTS" in step:
+            step.NUM_POINTS = {"train": 6000, "test": 6000}
     for name, value in changes.items():
         *places, end = name.split("__")
         holder = config.MODEL
@@ -136,19 +138,6 @@ def vary(model: Any, factor: float = 30) -> None:
         if name.endswith(".bias") and one.numel() and abs(float(one.detach().mean()) + 3.4) < 1.3:
             one.data.zero_()
             layers[name.removesuffix(".bias")].weight.data.mul_(factor)
-
-
-def pooled(head: Any, batch: Any) -> Any:
-    """In place of Voxel R-CNN's pooling, whose search for voxels needs CUDA: features that differ by proposal."""
-    cells = head.pool_cfg.GRID_SIZE**3
-    width = head.shared_fc_layer[0].in_features // cells
-    rows = batch["rois"].reshape(-1, batch["rois"].shape[-1])
-    return (
-        (rows.sum(dim=1)[:, None, None] * torch.linspace(-1, 1, width))
-        .sin()
-        .expand(-1, cells, -1)
-        .contiguous()
-    )
 
 
 def frames_of(config: Any, count: int) -> Any:
