@@ -287,8 +287,8 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if not self._evaluating:
                 self._start(module)
                 self._begin_evaluation()
-                given = local_on_stack("inputs", _LOOPS)  # prepared before we knew of this walk
-                self._forward.given = dict(given) if isinstance(given, Mapping) else {}
+            if self._batch == 0:
+                self._forward.meet(local_on_stack("inputs", _LOOPS))
             if not self._forward.pending:
                 self._recorder.begin_batch()
 

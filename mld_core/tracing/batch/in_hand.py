@@ -13,6 +13,7 @@ from mld_core.tracing.paths import tensors_at
 
 _MOST_LABELS: Final = 1 << 16
 _PLACES: Final = 16
+_HALF: Final = 0.5
 
 
 class InHand:
@@ -27,12 +28,14 @@ class InHand:
         self._labels = labels if isinstance(labels, Tensor) else _as_tensor(labels)
         parts = [part for _, part in tensors_at(batch)]
         self._targets = parts if self._labels is None else [self._labels, *parts]
-        self._inputs = [part for part in parts if part is not labels and part.ndim and part.numel() > 1]
+        inputs = [part for part in parts if part is not labels and part.ndim and part.numel() > 1]
+        # A mask of ones, or a flag, is the same for other samples.
+        self._inputs = [(part, share) for part in inputs if (share := _share_that_differs(part)) > _HALF]
 
     def given(self, value: Any) -> int:
         """How many of the batch's tensors, labels aside, are in what a call was given, as they are."""
         seen = [tensor for _, tensor in tensors_at(value)]
-        return sum(any(_equal(part, tensor) for tensor in seen) for part in self._inputs)
+        return sum(any(_equal(part, tensor) for tensor in seen) for part, _ in self._inputs)
 
     def answers(self, target: Tensor | None) -> bool:
         """Whether a loss was compared with labels of the batch."""
@@ -41,7 +44,8 @@ class InHand:
     def reorders(self, value: Any) -> bool:
         """Whether a call was given the batch's samples, in another order."""
         seen = [tensor for _, tensor in tensors_at(value)]
-        return any(_permuted(part, tensor) for part in self._inputs for tensor in seen)
+        own = [part for part, share in self._inputs if share == 1.0]
+        return any(_permuted(part, tensor) for part in own for tensor in seen)
 
 
 def _as_tensor(labels: Any) -> Tensor | None:
@@ -58,24 +62,48 @@ def _equal(part: Tensor, seen: Tensor) -> bool:
     if part is seen:
         return True
     pair = _compared(part, seen)
-    return pair is not None and torch.equal(*pair)
+    return pair is not None and bool(torch.equal(pair[0].isnan(), pair[1].isnan())) and _same(*pair)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether what is no NaN, as missing values are, is the same in both."""
+    return torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)
 
 
 def _permuted(part: Tensor, seen: Tensor) -> bool:
     """Whether two tensors hold the same rows, of which some differ, in different places."""
-    pair = None if part is seen or part.is_complex() else _compared(part, seen)
+    pair = None if part is seen else _compared(part, seen)
     if pair is None:
         return False
-    own, other = (rows.reshape(len(rows), -1).double() for rows in pair)
-    # Every row is weighed by the same numbers, in the same order: equal rows give equal sums.
-    weights = torch.linspace(1.0, 2.0, own.shape[1], dtype=torch.float64, device=own.device)
-    a, b = ((rows * weights).sum(1) for rows in (own, other))
+    a, b = map(_weighed, pair)
     return not torch.equal(a, b) and torch.equal(a.sort().values, b.sort().values)
 
 
+def _share_that_differs(part: Tensor) -> float:
+    """How many rows there are of which no two are alike, of all; 0 where all numbers are one."""
+    rows = _grid(part)
+    if rows is None or bool((rows == rows.flatten()[0]).all()):
+        return 0.0
+    return len(set(_weighed(rows).tolist())) / len(rows)
+
+
+def _weighed(rows: Tensor) -> Tensor:
+    """A number of each row: the same weights, summed in the same order, so equal rows give equal ones."""
+    flat = rows.reshape(len(rows), -1).double().nan_to_num()
+    return (flat * torch.linspace(1.0, 2.0, flat.shape[1], dtype=torch.float64)).sum(1)
+
+
 def _compared(part: Tensor, seen: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Of each sample a grid of at most 16 places an axis, on one device; None of unlike tensors."""
-    if part.shape != seen.shape or part.dtype != seen.dtype or part.layout != torch.strided:
+    """Of each sample the grids of both; None of unlike tensors."""
+    if seen.is_nested or part.shape != seen.shape or part.dtype != seen.dtype:
         return None
-    grid = (slice(None), *(slice(None, None, -(-size // _PLACES)) for size in part.shape[1:]))
-    return part.detach()[grid].to(seen.device), seen.detach()[grid]
+    own, other = _grid(part), _grid(seen)
+    return None if own is None or other is None else (own, other)
+
+
+def _grid(part: Tensor) -> Tensor | None:
+    """Of each sample at most 16 places an axis, on the host; None of what is no plain tensor of numbers."""
+    if part.is_nested or part.layout != torch.strided or part.is_complex() or hasattr(part, "device_mesh"):
+        return None
+    places = (slice(None), *(slice(None, None, max(1, -(-size // _PLACES))) for size in part.shape[1:]))
+    return part.detach()[places].cpu() if part.ndim and part.numel() else None

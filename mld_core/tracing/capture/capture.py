@@ -89,7 +89,7 @@ class Watcher:
 
     def __init__(self, model: nn.Module, switch: Switch, *, ignore_root: bool) -> None:
         self.switch = switch
-        self.traced, self.asleep = False, False
+        self.asleep = False
         self.graph = Graph()
         self.said: list[Origin] = []  # of a loss that the model itself returned
         self.outer: list[LeafCall] = []
@@ -108,10 +108,7 @@ class Watcher:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of every module."""
-        if is_compiling():
-            self.traced = True
-            return
-        if self.asleep or not self.switch.armed:
+        if is_compiling() or self.asleep or not self.switch.armed:
             return
         entry = self._names.get(id(module))
         if entry is None:
@@ -152,7 +149,6 @@ class Watcher:
     def __getstate__(self) -> dict[str, Any]:
         dead: dict[str, Any] = {
             "switch": Switch(),
-            "traced": False,
             "asleep": True,
             "graph": Graph(),
             "said": [],
@@ -284,7 +280,7 @@ class Capture:
 
         The region would be compiled again without them.
         """
-        if self.watcher is not None and self.watcher.traced:
+        if self.watcher is not None and any(probe.compiled for probe in self.probes.values()):
             self.watcher.clear()
             self.watcher.asleep, self._asleep = True, self.watcher
         elif self.watcher is not None:

@@ -26,6 +26,8 @@ class LatestForward:
         self.batch: Any = None
         self.given: dict[str, Any] = {}  # the batch as the trainer prepared it
         self.outputs: Any = None
+        self._raw: Any = None  # of an evaluation's first batch
+        self._of = self.given  # the prepared batch that `_rank` is of
         self._rank, self._takes = -1, True
         self._handles: list[Any] = []
 
@@ -57,13 +59,14 @@ class LatestForward:
     def _before(self, module: torch.nn.Module, batch: Any) -> None:
         given = self.given
         if self.begins is not None:
-            self.begins(module)  # may take the batch before this one
-        self.given = given or self.given  # this batch's, which the trainer prepared before
+            self.begins(module)  # may take the batch before this one, or meet this one
+        self.given = self.given or given  # this batch's, which the trainer prepared before
+        if not module.training and self._of is not self.given:
+            self._of, self._rank = self.given, -1  # an evaluation begins anew, or its next batch
         # Of several forwards in a step that of the prepared batch is meant, before others one with gradients
-        # (a teacher's look has none), before others the first; of an evaluation whose batch was not seen the
-        # latest.
+        # (a teacher's look has none), before others the first; in an evaluation without one of it the latest.
         rank = _OF_PREPARED * self._is_given(batch) + torch.is_grad_enabled()
-        self._takes = rank > self._rank or not (module.training or self.given)
+        self._takes = rank > self._rank or (not module.training and self._rank < _OF_PREPARED)
         if self._takes:
             self.batch, self._rank = batch, rank
 
@@ -82,12 +85,17 @@ class LatestForward:
     @property
     def pending(self) -> bool:
         """Whether a forward of the prepared batch was kept and not taken."""
-        return self._rank >= _OF_PREPARED
+        return self._rank >= _OF_PREPARED and self._of is self.given
+
+    def meet(self, inputs: Any) -> None:
+        """The batch that an evaluation's loop has in hand, which was prepared before it was known of."""
+        if inputs is not self._raw:
+            self._raw, self.given = inputs, dict(inputs) if isinstance(inputs, Mapping) else {}
 
     def take(self) -> tuple[Any, Any]:
         """Batch and outputs of the latest forward, once."""
         batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
-        given, self.given, self._rank = self.given, {}, -1
+        given, self.given, self._rank, self._raw = self.given, {}, -1, None
         if isinstance(batch, Mapping):
             batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
             if any(value is given.get(key) for key, value in batch.items()):
@@ -104,6 +112,8 @@ class LatestForward:
             "batch": None,
             "given": {},
             "outputs": None,
+            "_raw": None,
+            "_of": None,
             "_rank": -1,
             "_takes": True,
             "_handles": [],

@@ -158,7 +158,7 @@ def hangs_on(loss: Any, outputs: Sequence[Any]) -> bool:
 
 
 def compiled_beside(loss: Any, known: Sequence[Any]) -> list[Origin]:
-    """What else a loss was computed from in compiled calls of which no output was seen.
+    """Of which class logits else, in compiled calls of which no output was seen, a loss was computed.
 
     Args:
         loss: a tensor, or a mapping or sequence that holds some.
@@ -172,12 +172,12 @@ def compiled_beside(loss: Any, known: Sequence[Any]) -> list[Origin]:
         if id(step.node) not in made and id(step.node) not in seen:
             seen[id(step.node)] = step
             queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
-    compiled = [step for step in seen.values() if step.is_a(("CompiledFunction",))]
-    return [
+    origins = [
         _origin(Output("", -1, (), torch.empty(_result_shape(step), device="meta")), step)
-        for step in compiled
-        if not _reaches(step.node, made)  # what does is a compiled criterion
+        for step in seen.values()
+        if step.is_a(("CompiledFunction",)) and not _reaches(step.node, made)  # what does is a criterion
     ]
+    return [origin for origin in origins if origin.kind in {"softmax", "sigmoid"}]
 
 
 def _reaches(end: Any, nodes: set[int]) -> bool:

@@ -38,6 +38,7 @@ from mld_core.tracing.capture.reading import (
 from mld_core.tracing.capture.rules import FeatureRules, class_columns, same
 from mld_core.tracing.capture.whose import MOST_LOSSES, SeenLoss, Whose
 
+_MOST_SHOWN: Final = 64  # losses of one watched step that are looked into
 MOST_MISSES: Final = 100  # watching costs a hook on every module, and the first labels are waited for
 
 
@@ -108,6 +109,7 @@ class HeadChooser(FeatureRules):
         self._losses: list[SeenLoss] = []  # of the watched batch, those that say something
         self._loss = SeenLoss()  # the one that is heeded
         self._nth, self._shown = 0, 0  # which of a step's losses has the targets; how many it showed
+        self._lost_sight = False  # one of them is of an earlier call of what runs compiled
         self._whose = Whose(capture, None)
         self._unclear: Refusal | None = None
         self._number = 0  # of the call that the logits are of
@@ -138,7 +140,7 @@ class HeadChooser(FeatureRules):
 
     def clear(self) -> None:
         """Lets go of what the loss of the batch before said."""
-        self._losses, self._loss, self._shown = [], SeenLoss(), 0
+        self._losses, self._loss, self._shown, self._lost_sight = [], SeenLoss(), 0, False
         self.origin, self.target, self._whose = None, None, Whose(self.capture, None)
 
     @property
@@ -149,9 +151,11 @@ class HeadChooser(FeatureRules):
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward."""
         if self.needs_watch(training=True):
-            origins = self.capture.origins(loss)
-            if origins and len(self._losses) < MOST_LOSSES:
-                self._losses.append(SeenLoss(self._shown, origins, self.capture.beside))
+            if len(self._losses) < MOST_LOSSES and self._shown < _MOST_SHOWN:
+                origins = self.capture.origins(loss)
+                self._lost_sight = self._lost_sight or self.capture.lost_sight
+                if origins:
+                    self._losses.append(SeenLoss(self._shown, origins, self.capture.beside))
         elif self.reads_target and self._shown == self._nth and isinstance(loss, Tensor):
             self.target = target_of(loss)
         self._shown += 1
@@ -223,7 +227,7 @@ class HeadChooser(FeatureRules):
         if training:
             self._heed()
         said = by_loss(self._loss.origins, n_rows, self._whose.weigh) if training else None
-        if said is None and training and self.capture.lost_sight:
+        if said is None and training and self._lost_sight:
             said = Refusal("", _OUT_OF_SIGHT)
         if said is None and True not in self.sources:
             said = self._unclear  # of the training batches; an evaluation has no loss to ask
@@ -259,12 +263,13 @@ class HeadChooser(FeatureRules):
         """Of several losses that of the batch's own samples; else the one that the model itself returned."""
         if self._losses:
             self._loss = self._whose.loss(self._losses)
+            self._nth = self._loss.nth
         elif self.capture.watcher is not None:
             self._loss = SeenLoss(origins=self.capture.watcher.said)
 
     def _as_said(self, source: LogitsSource, origin: Origin, outputs: Any, n_rows: int | None) -> Decision:
         """The output that the loss was computed from, unless the step returned other 'logits'."""
-        if self._whose.out_of_sight(origin, self._loss.beside):
+        if self._whose.out_of_sight(origin, self._loss.beside, lost_sight=self._lost_sight):
             return Refusal("", _OUT_OF_SIGHT)
         self.origin = origin
         logits = replace(source, path=()).read(origin.output.tensor, n_rows, None)

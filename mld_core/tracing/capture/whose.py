@@ -83,8 +83,14 @@ class Whose:
         probe = self._capture.probes.get(source.name)
         return probe is not None and probe.many and not self.given(source.name, source.call)
 
-    def out_of_sight(self, origin: Origin, beside: Sequence[Origin]) -> bool:
-        """Whether an output of a compiled module may be of other samples than the call that is seen later."""
+    def out_of_sight(self, origin: Origin, beside: Sequence[Origin], *, lost_sight: bool = False) -> bool:
+        """Whether a compiled module's output may be of other samples, or is not that of the call seen last.
+
+        Args:
+            origin: of the loss that is heeded.
+            beside: of which logits else, not seen, that loss was computed.
+            lost_sight: another loss of the step is of a call that is not seen.
+        """
         probe = self._capture.probes.get(origin.output.name)
         if probe is None or not probe.compiled or probe.call is None:
             return False
@@ -92,7 +98,7 @@ class Whose:
             return True
         if any(self.weigh(origin)):
             return False
-        return any(
+        return lost_sight or any(
             origin.target is None or o.target is None or not same_target(origin.target, o.target)
             for o in beside
         )

@@ -94,6 +94,8 @@ class ClassificationSession(Session):
             self.capture.end()
         if self.chooser is not None:
             self.chooser.clear()
+        while self.afterwards:
+            self.afterwards.pop()()
 
     @property
     def wants_loss(self) -> bool:

@@ -256,31 +256,33 @@ class Recorder(RunLife):
         self._spent += time.perf_counter() - begun
 
     def watch_loss(self, owner: Any, method: str = "backward") -> None:
-        """Sees the losses that are given to a method of this object, as long as they would tell anything.
+        """Sees the losses that are given to a method of this object while the batch in hand is recorded.
 
-        The object has its own method back while it is called, and with the first call that tells nothing. One
-        that the user set on it is left alone.
+        Where they would tell anything. The object has its own method back when the batch is over; one that
+        the user set on it, before or meanwhile, is left alone.
 
         Args:
             owner: what sends a loss backward (an accelerator, an optimizer wrapper), or None.
             method: the name of the method; the loss is its first argument.
         """
-        if not self.wants_loss or not self._stack or self._stack[-1].mode != "train":
+        if self.session is None or not self.wants_loss or not self._stack or self._stack[-1].mode != "train":
             return
         members = getattr(owner, "__dict__", None)
         if members is None or method in members or not hasattr(owner, method):
             return
+        own = getattr(owner, method)
 
         def seeing(loss: Any, *args: Any, **kwargs: Any) -> Any:
-            members.pop(method, None)
             self.see_loss(loss)
-            made = getattr(owner, method)(loss, *args, **kwargs)
-            if self.wants_loss and method not in members:  # a step may send several
-                setattr(owner, method, seeing)
-            return made
+            return own(loss, *args, **kwargs)
+
+        def give_back() -> None:
+            if members.get(method) is seeing:
+                del members[method]
 
         with self.guard.catch("watching for the loss", lost="nothing; the logits are looked for by rules"):
             setattr(owner, method, seeing)
+            self.session.afterwards.append(give_back)
 
     def watch_criterion(self, criterion: nn.Module) -> None:
         """Sees the losses that a module makes, where nothing else shows them (a plain loop).

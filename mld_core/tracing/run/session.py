@@ -54,6 +54,7 @@ class Session(RunWriter, ABC):
         self.reading = BatchPlan(self._search)
         self._hasher = HashThread()
         self.before_device: Any = None  # the batch in hand as the loader gave it, where a wrapper saw that
+        self.afterwards: list[Callable[[], None]] = []  # done when the batch in hand is over
         self._hashes_on_device = False  # a pass began so: hashes compare within one kind only
         self.pictures = Pictures(self.options.image_fn, self.guard)
 

@@ -58,3 +58,42 @@ def test_rows_are_of_the_batchs_own_forward(tmp_path: Path) -> None:
         torch.testing.assert_close(
             torch.tensor(vectors.column("logits").to_pylist()), model.head(own).detach(), rtol=1e-3, atol=1e-3
         )
+
+
+class Failing(Trainer):
+    """An evaluation that fails behind its first forward."""
+
+    fails = True
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        outputs = model(**inputs)
+        if self.fails:
+            raise ValueError("planted")
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+
+def test_nothing_is_left_of_an_evaluation_that_failed(tmp_path: Path) -> None:
+    model = Net()
+    trainer = Failing(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "out"),
+            per_device_eval_batch_size=2,
+            dataloader_num_workers=1,
+            dataloader_persistent_workers=True,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        eval_dataset=Indexed(4),
+        callbacks=[MLDebuggerCallback(model_name="net")],
+    )
+    with pytest.raises(ValueError, match="planted"):
+        trainer.evaluate()
+    trainer.fails = False
+    with torch.no_grad():
+        model.head.weight.add_(5)
+    trainer.evaluate()
+    own = model.head(torch.stack([Indexed(4)[i]["x"] for i in range(4)])).detach()
+    found = torch.tensor(load("net", "v1", "vectors", "val").column("logits").to_pylist())
+    torch.testing.assert_close(found, own, rtol=1e-2, atol=1e-2)

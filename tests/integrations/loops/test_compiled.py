@@ -7,10 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 from loop_parts import Indexed, Net  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from ml_debugger.records import load  # noqa: E402
 from ml_debugger.torch import trace  # noqa: E402
+from mld_core.tracing.capture.compiling import COUNTS_TRACED  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("store")
 SIZE = 12
@@ -72,3 +74,25 @@ def test_a_region_is_compiled_once_whatever_is_watched() -> None:
                 step(model, batch["x"], batch["labels"]).backward()
     train.recording.finish()
     assert load("net", "v1").num_rows == 2 * SIZE
+
+
+class Checkpointed(Net):
+    """A block inside is run anew in the backward pass; nothing may be changed in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Any) -> Any:
+        return {"logits": self.head(x + checkpoint(self.block, x, use_reentrant=False))}
+
+
+@pytest.mark.skipif(not COUNTS_TRACED, reason="compiled around checkpoints from PyTorch 2.6 on")
+def test_a_compiled_step_around_a_checkpoint() -> None:
+    torch._dynamo.reset()
+    model, train = trace(Checkpointed(), train=DataLoader(Indexed(SIZE), 4), model_name="net")
+    step = torch.compile(_once, backend="aot_eager", fullgraph=True)
+    for batch in train:
+        step(model, batch["x"].requires_grad_(), batch["labels"]).backward()
+    train.recording.finish()
+    assert load("net", "v1").num_rows == SIZE

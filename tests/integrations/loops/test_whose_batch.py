@@ -238,3 +238,83 @@ def test_in_a_step_that_is_compiled_as_a_whole(last: str, caplog: pytest.LogCapt
     else:
         assert load("net", "v1", "vectors").num_rows == 0
         assert "called several times" in caplog.text
+
+
+def test_soft_targets_are_those_of_the_loss_that_is_heeded() -> None:
+    """Of every batch, not of the watched one alone."""
+
+    def step(model: Any, loss: Any, batch: Any, other: Any, labels: Any) -> None:
+        loss(model(other)["logits"], labels).backward()
+        soft = 0.9 * nn.functional.one_hot(batch["labels"], 3) + 0.1 / 3
+        loss(model(batch["x"])["logits"], soft).backward()
+
+    _train(Net(), step)
+    _all_own()
+    rows = load("net", "v1")
+    assert rows.column("label").to_pylist() == [int(one) % 3 for one in rows.column("input_id").to_pylist()]
+    assert rows.column("soft_label").null_count == 0
+
+
+def test_a_mask_of_ones_tells_nothing() -> None:
+    class Masked(Net):
+        def forward(self, x: Any, mask: Any) -> Any:
+            return super().forward(x * mask)
+
+    def step(model: Any, loss: Any, batch: Any, other: Any, labels: Any) -> None:
+        mask = torch.ones_like(batch["x"])
+        loss(model(batch["x"].roll(1, 0), mask)["logits"], batch["labels"].roll(1, 0)).backward()
+
+    _train(Masked(), step, seen=False, size=6)
+    assert load("net", "v1", "vectors").num_rows == 0
+
+
+@pytest.mark.parametrize("kind", ["two losses", "a penalty"])
+def test_a_compiled_models_other_terms(kind: str) -> None:
+    """A second loss that is of the call seen last is not the batch's; a compiled penalty is of no call."""
+    criterion, total, inner = Loss(), Added(), Net()
+    torch._dynamo.reset()
+    inner.compile(backend="aot_eager")
+    penalty = torch.compile(lambda weight: (weight**2).sum() * 1e-4, backend="aot_eager")
+    watched = criterion if kind == "two losses" else total
+    model, train = trace(inner, train=DataLoader(Indexed(SIZE), 4), model_name="net", criterion=watched)
+    for batch in train:
+        x, y = batch["x"], batch["labels"]
+        if kind == "two losses":
+            own, others = model(x)["logits"], model(x + 100)["logits"]
+            (criterion(own, y) + criterion(others, (y + 1) % 3)).backward()
+        else:
+            soft = 0.9 * nn.functional.one_hot(y, 3) + 0.1 * nn.functional.one_hot(y.roll(1), 3)
+            made = model(0.9 * x + 0.1 * x.roll(1, 0))["logits"]
+            total(nn.functional.cross_entropy(made, soft), penalty(model.head.weight)).backward()
+    train.recording.finish()
+    assert load("net", "v1", "vectors").num_rows == (0 if kind == "two losses" else SIZE)
+
+
+def test_a_method_that_the_user_sets_meanwhile_stays() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from ml_debugger.accelerate import trace as trace_prepared
+
+    accelerator = accelerate.Accelerator(cpu=True)
+    model, train = accelerator.prepare(Net(), DataLoader(Indexed(SIZE), 4))
+    seen = 0
+    for name in ("first", "second"):
+        traced, loader = trace_prepared(accelerator, model, train=train, model_name=name)
+        for epoch in range(2):
+            if epoch and name == "first":
+                theirs = accelerator.backward
+
+                def mine(loss: Any, theirs: Any = theirs) -> None:
+                    nonlocal seen
+                    seen += 1
+                    theirs(loss)
+
+                accelerator.backward = mine
+            for batch in loader:
+                soft = 0.9 * nn.functional.one_hot(batch["labels"], 3) + 0.1 / 3
+                accelerator.backward(nn.functional.cross_entropy(traced(batch["x"])["logits"], soft))
+        loader.recording.finish()
+        if name == "first":
+            assert seen == SIZE // 4
+            del accelerator.backward
+    assert "backward" not in vars(accelerator)
+    assert load("second", "v1").column("soft_label").null_count == 0
