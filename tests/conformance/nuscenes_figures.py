@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed: run this in .venv-mmdet3d")
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.utils import center_distance
 from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
