@@ -280,7 +280,7 @@ class Capture:
 
         The region would be compiled again without them.
         """
-        if self.watcher is not None and any(probe.compiled for probe in self.probes.values()):
+        if self.watcher is not None and self._compiled_around():
             self.watcher.clear()
             self.watcher.asleep, self._asleep = True, self.watcher
         elif self.watcher is not None:
@@ -309,6 +309,15 @@ class Capture:
         last = name if name in self.probes else next(reversed(self.probes), None)
         for probe in self.probes.values():
             probe.then = act if probe.name == last else None
+
+    def _compiled_around(self) -> bool:
+        """Whether modules ran inside a region that the user compiled around them (a step)."""
+        eager = {
+            name
+            for name, module, inside in _with_compiled(self.model)
+            if not inside and not is_compiled(module)
+        }
+        return any(probe.compiled for name, probe in self.probes.items() if name in eager)
 
     def calls(self, name: str) -> list[tuple[Any, Any]]:
         """The calls of a module in this step that count: (positional arguments, output)."""

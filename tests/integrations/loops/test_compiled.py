@@ -96,3 +96,24 @@ def test_a_compiled_step_around_a_checkpoint() -> None:
         step(model, batch["x"].requires_grad_(), batch["labels"]).backward()
     train.recording.finish()
     assert load("net", "v1").num_rows == SIZE
+
+
+class PartlyCompiled(nn.Module):
+    """An eager part beside one that is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back, self.net = nn.Linear(4, 4), torch.compile(Net(), backend="aot_eager")
+
+    def forward(self, x: Any) -> Any:
+        return self.net(self.back(x))
+
+
+def test_what_is_not_compiled_is_watched_no_longer_than_needed() -> None:
+    torch._dynamo.reset()
+    model, train = trace(PartlyCompiled(), train=DataLoader(Indexed(SIZE), 4), model_name="net")
+    for batch in train:
+        _once(model, batch["x"], batch["labels"]).backward()
+    assert not model.back._forward_hooks
+    train.recording.finish()
+    assert load("net", "v1").num_rows == SIZE
