@@ -59,15 +59,14 @@ def _as_tensor(labels: Any) -> Tensor | None:
 
 
 def _equal(part: Tensor, seen: Tensor) -> bool:
+    """Whether two tensors hold the same; missing values are no difference where both have them."""
     if part is seen:
         return True
     pair = _compared(part, seen)
-    return pair is not None and bool(torch.equal(pair[0].isnan(), pair[1].isnan())) and _same(*pair)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether what is no NaN, as missing values are, is the same in both."""
-    return torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)
+    if pair is None:
+        return False
+    a, b = pair
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _permuted(part: Tensor, seen: Tensor) -> bool:
@@ -89,7 +88,7 @@ def _share_that_differs(part: Tensor) -> float:
 
 def _weighed(rows: Tensor) -> Tensor:
     """A number of each row: the same weights, summed in the same order, so equal rows give equal ones."""
-    flat = rows.reshape(len(rows), -1).double().nan_to_num()
+    flat = rows.reshape(len(rows), -1).nan_to_num()
     return (flat * torch.linspace(1.0, 2.0, flat.shape[1], dtype=torch.float64)).sum(1)
 
 
@@ -102,8 +101,8 @@ def _compared(part: Tensor, seen: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _grid(part: Tensor) -> Tensor | None:
-    """Of each sample at most 16 places an axis, on the host; None of what is no plain tensor of numbers."""
+    """Of each sample at most 16 places an axis, as float64 on the host; None of what has no such."""
     if part.is_nested or part.layout != torch.strided or part.is_complex() or hasattr(part, "device_mesh"):
         return None
     places = (slice(None), *(slice(None, None, max(1, -(-size // _PLACES))) for size in part.shape[1:]))
-    return part.detach()[places].cpu() if part.ndim and part.numel() else None
+    return part.detach()[places].cpu().double() if part.ndim and part.numel() else None

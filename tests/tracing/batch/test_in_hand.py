@@ -41,6 +41,15 @@ def test_missing_values_are_no_difference():
     assert hand(part).given((X,)) == 0
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "bfloat16", "float16", "uint8", "int64", "bool"])
+def test_numbers_of_any_kind(dtype):
+    """Of the narrowest hardly any operation is there."""
+    part = (X % 7 > 3) if dtype == "bool" else (X % 16)
+    part = part.to(getattr(torch, dtype))
+    assert hand(part).given((part.clone(),)) == 1
+    assert hand(part).given((part.roll(1, 0),)) == 0
+
+
 def test_samples_in_another_order():
     assert hand(X).reorders((X[ORDER],))
     assert not hand(X).reorders((X,))
