@@ -16,6 +16,12 @@ from ml_debugger.records import load  # noqa: E402
 pytestmark = pytest.mark.usefixtures("store")
 
 
+def _arguments(folder: Path, **more: Any) -> TrainingArguments:
+    batches = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
+    quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+    return TrainingArguments(output_dir=str(folder / "out"), **batches, **quiet, **more)
+
+
 class Consistent(Trainer):
     """A teacher's look at other samples first, the batch's own forward, and one more of others behind it."""
 
@@ -31,17 +37,8 @@ def test_rows_are_of_the_batchs_own_forward(tmp_path: Path) -> None:
     model = Net()
     trainer = Consistent(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(tmp_path / "out"),
-            num_train_epochs=2,
-            per_device_train_batch_size=2,
-            per_device_eval_batch_size=2,
-            learning_rate=1e-9,
-            eval_strategy="epoch",
-            save_strategy="no",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
+        args=_arguments(
+            tmp_path, num_train_epochs=2, learning_rate=1e-9, eval_strategy="epoch", save_strategy="no"
         ),
         train_dataset=Indexed(8),
         eval_dataset=Indexed(4, 100),
@@ -76,15 +73,7 @@ def test_nothing_is_left_of_an_evaluation_that_failed(tmp_path: Path) -> None:
     model = Net()
     trainer = Failing(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(tmp_path / "out"),
-            per_device_eval_batch_size=2,
-            dataloader_num_workers=1,
-            dataloader_persistent_workers=True,
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        ),
+        args=_arguments(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True),
         eval_dataset=Indexed(4),
         callbacks=[MLDebuggerCallback(model_name="net")],
     )
