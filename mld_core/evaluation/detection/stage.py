@@ -235,7 +235,7 @@ class _Run:
         table = frame_rows(self.records.selection.key, self.records, self.units, columns)
         if hasattr(self, "frame_proba"):
             table["frame_error_proba"] = self.frame_proba
-        # NaN stays NaN in figures, as in an evaluation in rounds; of texts it is none.
+        # NaN stays NaN in figures (in rounds it is null); of texts it is none.
         return pa.table(
             {name: pa.array(one.to_numpy(), from_pandas=one.dtype.kind != "f") for name, one in table.items()}
         )

@@ -349,7 +349,9 @@ def ranked_regions(
     size, bad = _counted(own, weights, count), _counted(own, wrong, count)
     left, asked = np.ones(len(errors), np.bool_), np.ones(count, np.bool_)
     for _ in range(count):
-        worth = np.where(asked, told(size, bad / np.maximum(size, 1), rate), 0.0)
+        # Weights leave a share of a rounding more than all.
+        own_rate = np.minimum(bad / np.maximum(size, 1), 1.0)
+        worth = np.where(asked, told(size, own_rate, rate), 0.0)
         best = int(np.argmax(worth))
         if worth[best] <= 0:
             break

@@ -16,6 +16,7 @@ from mld_core.evaluation.space.mixture import (
     failing_components,
     fit_mixture,
     merged_regions,
+    ranked_regions,
     score_mixture,
 )
 from mld_core.evaluation.space.neighbourhood import surroundings
@@ -186,6 +187,18 @@ def test_boxes_that_found_nothing_are_no_component_for_that():
 def test_no_error_no_region():
     none = np.full(50, -1)
     assert (merged_regions([none, np.zeros(50, np.int64)], np.zeros(50, np.int8)) == -1).all()
+
+
+def test_a_rounding_puts_no_small_region_first():
+    """Of a sample, whose units stand for fractions of others: what is left of one fails all but entirely."""
+    errors = np.zeros(4000, np.int8)
+    errors[:400] = 1
+    one, other = np.full(4000, -1), np.full(4000, -1)
+    other[:200], other[3990:3997] = 0, 0
+    other[200:300], other[3980] = 1, 1
+    one[300:312], one[3990:3997] = 0, 0
+    weights = np.where(errors == 1, 1.0, 6.140252475006253)
+    assert ranked_regions([one, other], errors, weights) == [(1, 0), (1, 1), (0, 0)]
 
 
 def test_regions_merged_by_counts_are_those_of_masks():
