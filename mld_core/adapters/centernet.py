@@ -46,6 +46,10 @@ class CenterNetAdapter(Adapter):
         """Channels of the heatmap."""
         return int(_network(self.model).heads["hm"])
 
+    def thresholds(self) -> Thresholds:
+        """What the repository's evaluation is of: its 100 highest peaks, of any score."""
+        return Thresholds(0.0, None, 100)
+
     def watched(self) -> dict[str, Any]:
         """The heatmap's last layer, whose input is the feature, and the network inside `ModelWithLoss`."""
         net = _network(self.model)

@@ -82,7 +82,7 @@ def test_limits(watched: Any) -> None:
     few = model.adapter.parse(call, Thresholds(score=0.5, max_detections=3))
     assert [len(s) for s in few.output.scores] == [3, 3]
     assert few.cap_hit == [True, True]
-    assert model.adapter.parse(call, Thresholds()).thresholds == Thresholds(0.05, None, 300)
+    assert model.adapter.parse(call, Thresholds()).thresholds == Thresholds(0.0, None, 100)  # as evaluated
     none = model.adapter.parse(call, Thresholds(score=1.0))
     assert none.output.boxes[0].shape == (0, 4)
     assert none.output.logits[0].shape == (0, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import fake_detr as fake
@@ -48,7 +49,7 @@ def test_softmax_layout(training: bool, watched: Any) -> None:
     adapter = find_adapter(model)
     assert isinstance(adapter, DetrAdapter)
     assert adapter.n_class() == CLASSES
-    assert adapter.thresholds() == Thresholds()
+    assert adapter.thresholds() == Thresholds(0.0)  # all that the post-processing returns
     parsed = adapter.parse(call, Thresholds(0.0))
     own = fake.fake_postprocess_softmax(call.output, torch.tensor(SIZES))
     assert (parsed.activation, parsed.background) == ("softmax", CLASSES)
@@ -96,6 +97,13 @@ def test_sigmoid_layout_and_denoising(watched: Any) -> None:
         assert parsed.geometry[i].affine == (3.0, 0.0, 0.0, 0.0, 2.0, 0.0)
     assert parsed.output.features[0].shape == (30, 16)
     assert adapter.thresholds().max_detections == 100
+
+
+def test_targets_beside_the_call_tell_the_original_size_too(watched: Any) -> None:
+    model = fake.FakeDETR().eval()
+    call = replace(watched(model)(fake.FakeNestedTensor(_images())), truth=_targets())
+    parsed = find_adapter(model).parse(call, Thresholds(0.0))
+    assert [frame.affine for frame in parsed.geometry] == [(3.0, 0.0, 0.0, 0.0, 2.0, 0.0)] * 3
 
 
 def test_targets(watched: Any) -> None:

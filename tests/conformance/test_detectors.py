@@ -54,9 +54,14 @@ def on_path(repository: str, folder: str, file: str, blob: str) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root / folder))
         yield
-    for name in set(sys.modules) - before:
-        origin = getattr(sys.modules[name], "__file__", None) or ""
-        if origin.startswith(str(root)):
+    added = {name: sys.modules[name] for name in set(sys.modules) - before}
+    # Some have no __init__.py: no file, but a path, which asks the parent.
+    places = {
+        name: [module.__dict__.get("__file__"), *getattr(module, "__path__", [])]
+        for name, module in added.items()
+    }
+    for name, own in places.items():
+        if any(str(place).startswith(str(root)) for place in own if place):
             del sys.modules[name]
 
 
@@ -67,36 +72,31 @@ def rows_of(name: str) -> Any:
     return rows
 
 
+def small_detr(monkeypatch: pytest.MonkeyPatch, num_queries: int = 12) -> Any:
+    """The repository's own model, criterion and post-processing, with random weights that say different things."""
+    import models.backbone
+    from models import build_model
+
+    monkeypatch.setattr(models.backbone, "is_main_process", lambda: False)  # no weights from elsewhere
+    chosen = {"backbone": "resnet18", "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2}
+    chosen |= {"dim_feedforward": 64, "num_queries": num_queries, "dropout": 0.1}
+    costs = {"set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2, "bbox_loss_coef": 5}
+    rest = {"giou_loss_coef": 2, "eos_coef": 0.1, "lr_backbone": 1e-5, "dilation": False, "pre_norm": False}
+    rest |= {"position_embedding": "sine", "masks": False, "aux_loss": True, "frozen_weights": None}
+    torch.manual_seed(0)
+    built = build_model(Namespace(**chosen, **costs, **rest, dataset_file="coco", device="cpu"))
+    torch.nn.init.normal_(built[0].class_embed.weight, std=0.5)
+    built[0].eval()
+    return built
+
+
 def test_detr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path))
     blob = "23c2376dad2e0293eb22a273c34051f343a5d0e4"
     with on_path("facebookresearch/detr", ".", "models/detr.py", blob):
-        import models.backbone
-        from models import build_model
         from util.misc import nested_tensor_from_tensor_list
 
-        monkeypatch.setattr(models.backbone, "is_main_process", lambda: False)  # no weights from elsewhere
-        chosen = {"backbone": "resnet18", "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2}
-        chosen |= {"dim_feedforward": 64, "num_queries": 12, "dropout": 0.1, "position_embedding": "sine"}
-        costs = {"set_cost_class": 1, "set_cost_bbox": 5, "set_cost_giou": 2, "bbox_loss_coef": 5}
-        rest = {
-            "giou_loss_coef": 2,
-            "eos_coef": 0.1,
-            "lr_backbone": 1e-5,
-            "dilation": False,
-            "pre_norm": False,
-        }
-        other = {
-            "masks": False,
-            "aux_loss": True,
-            "frozen_weights": None,
-            "dataset_file": "coco",
-            "device": "cpu",
-        }
-        torch.manual_seed(0)
-        model, criterion, finish = build_model(Namespace(**chosen, **costs, **rest, **other))
-        model.eval()
-        torch.nn.init.normal_(model.class_embed.weight, std=0.5)
+        model, criterion, finish = small_detr(monkeypatch)
         sizes = torch.tensor([[64, 96], [48, 80]])
         samples = nested_tensor_from_tensor_list([torch.rand(3, h, w) for h, w in sizes.tolist()])
         targets = [

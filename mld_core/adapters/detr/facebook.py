@@ -68,8 +68,8 @@ class DetrAdapter(Adapter):
         return int(layer.out_features) - int(self._softmax)
 
     def thresholds(self) -> Thresholds:
-        """The number of detections that the post-processing of models with sigmoids returns."""
-        return Thresholds(max_detections=None if self._softmax else 100)
+        """What the post-processing returns for evaluation: any score, with sigmoids the best 100."""
+        return Thresholds(0.0, None, None if self._softmax else 100)
 
     def watched(self) -> dict[str, Any]:
         """The transformer: the decoder's last hidden state is what the class layer sees."""
@@ -94,7 +94,8 @@ class DetrAdapter(Adapter):
             sizes = as_array(own.kwargs["sizes"]).tolist()
             if len(sizes) != len(every):
                 return None
-            inner, geometry = _inner(self.model), self._geometry(sizes, own.kwargs["targets"])
+            targets = own.kwargs["targets"] or _targets(call.truth)
+            inner, geometry = _inner(self.model), self._geometry(sizes, targets)
             groups = getattr(inner, "group_detr", 1)
             real = real_queries(every.shape[1], int(inner.num_queries), groups, training=call.training)
             logits, boxes = every[:, real], own.output["pred_boxes"][:, real]
