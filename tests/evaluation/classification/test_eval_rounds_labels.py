@@ -35,8 +35,8 @@ def digits(units, seed=0):
     return SplitArrays(strangers.log_proba(model, other), truth, {"hidden": strangers.hidden(model, other)})
 
 
-def flagged(arrays, root, engine, dataset="val"):
-    """(n,) C01, and the facts."""
+def units_of(arrays, root, engine, dataset="val"):
+    """The unit table in the order of the rows, and the facts."""
     made = records.StoreFactory(root / engine)
     names = [str(number) for number in range(arrays.n_class)]
     run = made.run("net", "v1", n_class=arrays.n_class, class_names=names)
@@ -47,8 +47,13 @@ def flagged(arrays, root, engine, dataset="val"):
     options = {"threads": 1, "repeats": 1, "engine": engine, "progress": False}
     result = Evaluator("net", "v1", store=made.store.root).request_evaluation(options=options)
     units = pd.read_parquet(result.folder / result.info["passes"][0]["units"]).sort_values("input_id")
-    found = units["diagnosis"].map(lambda codes: "C01" in list(codes)).to_numpy()
-    return found, result.info["facts"][0]
+    return units, result.info["facts"][0]
+
+
+def flagged(arrays, root, engine, dataset="val"):
+    """(n,) C01, and the facts."""
+    units, facts = units_of(arrays, root, engine, dataset)
+    return units["diagnosis"].map(lambda codes: "C01" in list(codes)).to_numpy(), facts
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +101,14 @@ def test_wrong_labels_a_network_has_learned_are_flagged_in_rounds_too(tmp_path):
     # As many as are estimated to be wrong.
     assert rounds.sum() == pytest.approx(ours["n_hat"], rel=0.1)
     assert ours["n_hat"] == pytest.approx(theirs["n_hat"], rel=0.3)
+
+
+def test_the_cells_of_a_small_split_are_smaller_than_its_classes(tmp_path):
+    """A model that knows nothing, and features that tell the classes apart: the units around know the labels."""
+    rng = np.random.default_rng(0)
+    labels, centres = rng.integers(0, 3, 300), 3 * rng.normal(size=(3, 8))
+    features = (centres[labels] + rng.normal(size=(300, 8))).astype(np.float32)
+    arrays = SplitArrays(np.zeros((300, 3), np.float32), labels, {"hidden": features})
+    rounds, memory = (units_of(arrays, tmp_path, one)[0]["label_quality"] for one in ("rounds", "memory"))
+    assert memory.mean() > 0.99
+    assert rounds.mean() > 0.99

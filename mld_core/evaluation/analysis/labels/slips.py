@@ -137,6 +137,10 @@ class Slips:
     ) -> NDArray[np.float64]:
         """(n,) label quality where labels slip, or are any label: each kind counts by how frequent it is.
 
+        A runner-up's is lower than the pool's alone, that of a label which is neither higher. It is an order
+        of the labels and holds where slips are likely, also where none of them is claimed: a claim asks for
+        more, see `find_slips`.
+
         Args:
             given: (n,) q of the given label against the others; NaN where unlabelled.
             likelier: As above.

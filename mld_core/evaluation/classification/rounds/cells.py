@@ -37,6 +37,11 @@ CELL_UNITS = 64
 
 A quarter of what cells in memory hold: the nearest cells of so few units are more what neighbours are.
 """
+FEWEST_CELLS = 50
+"""Cells of a split of few units, as far as `FEWEST_DRAWN` allows.
+
+Three stand for 32 neighbours: of five cells they would be most of all units.
+"""
 MOST_CELLS = 8_192
 FEWEST_DRAWN = 12
 """Drawn units for each cell, on average: of fewer no centroid is known."""
@@ -70,7 +75,8 @@ class Ground:
         fitted = space.fit_space(layers, workers)
         points = space.project(fitted, layers, workers)
         most = min(MOST_CELLS, TABLE // max(n_class, 1), len(points) // FEWEST_DRAWN)
-        centroids = two_level_centroids(points, int(np.clip(units // CELL_UNITS, 1, max(most, 1))), workers)
+        wanted = max(units // CELL_UNITS, FEWEST_CELLS)
+        centroids = two_level_centroids(points, max(1, min(wanted, most)), workers)
         flat = np.concatenate(centroids[1])
         return cls(fitted, centroids, flat, near_cells(flat, workers))
 

@@ -29,7 +29,7 @@ from mld_core.evaluation.classification.rounds.estimator import (
     fixed_columns,
     held_out_columns,
 )
-from mld_core.evaluation.classification.rounds.regions import Drawn, fit_regions
+from mld_core.evaluation.classification.rounds.regions import RegionSample, fit_regions
 from mld_core.evaluation.classification.rounds.scoring import (
     Fits,
     LabelFits,
@@ -179,7 +179,7 @@ def fit_scores(fitting: Fitting, workers: Workers, refine: Refine | None = None)
         sample, tables, around, used, looks, own=reference is None, workers=workers
     )
     placed = Placed(block, points, cell, proba, looks)
-    drawn = Drawn(block, points, cell, sample.raw, sample.thin, split.labels_tell)
+    drawn = RegionSample(block, points, cell, sample.raw, sample.thin, split.labels_tell)
     fits = Fits(
         split,
         ground,

@@ -23,6 +23,7 @@ from mld_core.evaluation.space.mixture import (
     ranked_regions,
     usable_units,
 )
+from mld_core.evaluation.space.regions import SMALLEST_CELL
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RegionSample:
     """The sample that regions are fitted to.
 
     Attributes:
@@ -89,7 +90,7 @@ class Drawn:
 
 
 def fit_regions(
-    drawn: Drawn, tables: CellTables, near: NDArray[np.int32], t2: float, workers: Workers
+    drawn: RegionSample, tables: CellTables, near: NDArray[np.int32], t2: float, workers: Workers
 ) -> Regions:
     """The regions of a pass.
 
@@ -123,12 +124,17 @@ def fit_regions(
 def dense_regions(tables: CellTables, near: NDArray[np.int32], t2: float) -> NDArray[np.int32]:
     """(J,) region of each cell, -1 where errors are not dense.
 
-    Dense cells are joined to those of their two nearest cells that are dense too.
+    Dense cells are joined to those of their two nearest cells that are dense too. A cell of fewer units than
+    the smallest in memory is judged with as many of its nearest as hold those.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    size, wrong = tables.counts[:, 0].astype(np.float64), tables.counts[:, 1].astype(np.float64)
+    around = np.cumsum(tables.counts[near], axis=1, dtype=np.float64)
+    enough = np.argmax(
+        np.append(around[:, :-1, 0], np.full((len(near), 1), np.inf), axis=1) >= SMALLEST_CELL, axis=1
+    )
+    size, wrong = around[np.arange(len(near)), enough].T
     dense = beta_quantile(wrong + 0.5, size - wrong + 0.5) > t2
     one = np.repeat(np.arange(len(near)), near[:, 1:3].shape[1])
     other = near[:, 1:3].ravel()
