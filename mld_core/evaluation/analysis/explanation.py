@@ -30,7 +30,8 @@ from mld_core.evaluation.codes.diagnosis import Diagnoses, diagnose
 from mld_core.evaluation.space import order
 from mld_core.evaluation.space.cells import Density
 from mld_core.evaluation.space.directions import failing_direction
-from mld_core.evaluation.space.mixture import failing_components, merged_regions
+from mld_core.evaluation.space.merged import merged_regions
+from mld_core.evaluation.space.mixture import failing_components
 from mld_core.evaluation.space.neighbourhood import Nearest
 from mld_core.evaluation.space.novelty import novel_units
 from mld_core.evaluation.space.regions import CellGrid, cut_cells, describe_regions, region_numbers
@@ -121,7 +122,7 @@ def explain(made: Estimated, judged: Judged, posterior: LabelPosterior) -> Expla
     shown = np.append(work.known, -1)[near.index[:, :SHOWN_NEIGHBOURS]] if isinstance(near, Nearest) else None
     links = shown if shown is not None else np.full((arrays.rows, 0), -1, np.int64)
     dense = region_numbers(grid, links, work.errors, judged.used.t2)
-    region = merged_regions([dense, *_parts(made, judged)], work.errors)
+    region = merged_regions([dense, *_parts(made, judged)], work.errors, parts=1)
     again = list(asked_again(evidence, judged.replays, posterior))
     found = diagnose(work.options.diagnoses, evidence, again, region)
     regions = describe_regions(

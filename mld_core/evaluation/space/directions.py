@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from mld_core.evaluation.space.cells import beta_quantile
-from mld_core.evaluation.space.mixture import DIMENSIONS, SAMPLE, SMALLEST, told
+from mld_core.evaluation.space.merged import told
+from mld_core.evaluation.space.mixture import DIMENSIONS, SAMPLE, SMALLEST
 from mld_core.evaluation.statistics.folds import FOLDS, hash_order, hash_uniform
 from mld_core.evaluation.statistics.significance import binomial_upper
 

@@ -4,13 +4,13 @@ A component explains where units lie, what their labels are and what the model s
 part of a cluster that fails in its own way becomes a component (Eyuboglu et al., 2022). It is fitted on half
 of the groups and believed only where its units of the other half fail too; who belongs to it is read from
 features and label alone (of a box, from features and prediction), so that an error makes no unit a member.
+A label that is no other's where it lies is an error all the same: of wrong labels alone a component would
+fail. So what lies where a component does has to fail, too, whatever its label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ SMALLEST = 10
 
 _STEPS, _TOLERANCE = 60, 1e-6
 _PRIOR = 0.5
-_SIZE_POWER = 0.75
 _ROWS = 16_384
 
 
@@ -223,7 +222,8 @@ def fit_components(
         hashes: (N,) hashes of the group keys: a group is fitted on or judged by as a whole.
         t2: Error rate that a component must lie above: the 5 % quantile of its rate among units that took no
             part in the fit, and significantly so after Benjamini-Hochberg over the components; above that of
-            all units in any case, or errors at random would do where these fail more often than `t2`.
+            all units in any case, or errors at random would do where these fail more often than `t2`. Where
+            labels say who belongs, what lies there with any label must fail so, too.
         n_class: Number of classes.
         workers: Open pool.
         by_label: Whether a label says something of its unit alone. That of a box depends on what it found:
@@ -248,12 +248,39 @@ def fit_components(
         member[span] = state.members(points[some], labels[some], prediction[some])
 
     workers.each(one, spans(len(held), _ROWS))
+    by_place = _p_by_place(fitted, points, errors, held, floor) if by_label else None
     held, member = held[member >= 0], member[member >= 0]
     size = np.bincount(member, minlength=components).astype(np.float64)
     bad = np.bincount(member, weights=errors[held] == 1, minlength=components)
     p = np.where(size >= SMALLEST, binomial_upper(bad, size, floor), np.nan)
     fails = benjamini_hochberg(p) & (beta_quantile(bad + 0.5, size - bad + 0.5) > floor)
+    if by_place is not None:
+        fails = benjamini_hochberg(np.where(fails, by_place, np.nan))
     return Components(fitted, fails, by_label)
+
+
+def _p_by_place(
+    fitted: Mixture,
+    points: NDArray[np.float32],
+    errors: NDArray[np.int8],
+    held: NDArray[np.int64],
+    floor: float,
+) -> NDArray[np.float64]:
+    """(C,) p-value of units failing no more often than `floor` where a component lies.
+
+    Each unit counts as far as it lies there; they are as many as their shares are worth (Kish).
+    """
+    sums = np.zeros((3, len(fitted.weight)))
+    for span in spans(len(held), _ROWS):
+        joint = fitted.log_parts(points[held[span]], None, None)
+        part = np.exp(joint - joint.max(axis=1, keepdims=True))
+        part /= part.sum(axis=1, keepdims=True)
+        sums += np.stack(
+            [part.sum(axis=0), (part * part).sum(axis=0), part[errors[held[span]] == 1].sum(axis=0)]
+        )
+    share, square = np.maximum(sums[:2], 1e-30)
+    size = share * share / square
+    return binomial_upper(size * sums[2] / share, size, floor)
 
 
 def usable_units(
@@ -287,111 +314,3 @@ def failing_components(
 
         workers.each(one, spans(len(labels), _ROWS))
     return made
-
-
-def merged_regions(candidates: Sequence[NDArray[np.integer]], errors: NDArray[np.int8]) -> NDArray[np.int32]:
-    """(N,) region of each unit out of several ways to look for regions, -1 outside; see `ranked_regions`."""
-    return first_regions(candidates, ranked_regions(candidates, errors))
-
-
-def first_regions(
-    candidates: Sequence[NDArray[np.integer]], ranked: Sequence[tuple[int, int]]
-) -> NDArray[np.int32]:
-    """(N,) place of the first of the ranked candidates that a unit belongs to, -1 = none.
-
-    Example:
-        >>> first_regions([np.array([0, 0, 1]), np.array([-1, 4, 4])], [(1, 4), (0, 0)]).tolist()
-        [1, 0, 0]
-    """
-    made = np.full(len(candidates[0]), len(ranked), np.int32)
-    for way, found in enumerate(candidates):
-        mine = [(name, place) for place, (other, name) in enumerate(ranked) if other == way]
-        if not mine or not len(found):
-            continue
-        places = np.full(max(int(found.max()), *(name for name, _ in mine)) + 2, len(ranked), np.int32)
-        for name, place in mine:
-            places[name] = place
-        np.minimum(made, places[found], out=made)  # -1 is the last entry, which is no region
-    return np.where(made < len(ranked), made, -1).astype(np.int32)
-
-
-def ranked_regions(
-    candidates: Sequence[NDArray[np.integer]],
-    errors: NDArray[np.int8],
-    weight: NDArray[np.float64] | None = None,
-) -> list[tuple[int, int]]:
-    """The regions among the candidates of several ways to look for them, (way, its number), first first.
-
-    The candidate that tells most about the errors is taken first: the Kullback-Leibler divergence of its
-    error rate from the overall one, times its units to the power of 3/4, so that a pure part goes before the
-    crowd around it. The others keep what is left of them.
-
-    Args:
-        candidates: (N,) numbers of each way's regions, -1 = none.
-        errors: (N,) 1 wrong, 0 right, -1 unknown.
-        weight: (N,) how many units each stands for, None = one.
-    """
-    ranked: list[tuple[int, int]] = []
-    weights = np.where(errors >= 0, 1.0 if weight is None else weight, 0.0)
-    wrong = np.where(errors == 1, weights, 0.0)
-    rate = float(wrong.sum() / max(weights.sum(), 1e-9))
-    if not 0 < rate < 1:
-        return ranked
-    # A unit is of at most one candidate of each way: what a taken one leaves of the others is counted.
-    named = [np.unique(found[found >= 0]) for found in candidates]
-    first = np.cumsum([0, *map(len, named)])
-    own = [
-        np.where(found >= 0, np.searchsorted(names, found) + start, -1)
-        for found, names, start in zip(candidates, named, first[:-1], strict=True)
-    ]
-    order = [np.argsort(one, kind="stable") for one in own]
-    count = int(first[-1])
-    size, bad = _counted(own, weights, count), _counted(own, wrong, count)
-    left, asked = np.ones(len(errors), np.bool_), np.ones(count, np.bool_)
-    for _ in range(count):
-        # Weights leave a share of a rounding more than all.
-        own_rate = np.minimum(bad / np.maximum(size, 1), 1.0)
-        worth = np.where(asked, told(size, own_rate, rate), 0.0)
-        best = int(np.argmax(worth))
-        if worth[best] <= 0:
-            break
-        way = int(np.searchsorted(first[:-1], best, side="right")) - 1
-        begin, end = np.searchsorted(own[way], (best, best + 1), sorter=order[way])
-        taken = order[way][begin:end]
-        taken = taken[left[taken]]
-        ranked.append((way, int(named[way][best - first[way]])))
-        left[taken], asked[best] = False, False
-        rest = [one[taken] for one in own]
-        size, bad = (
-            np.maximum(size - _counted(rest, weights[taken], count), 0),
-            np.maximum(bad - _counted(rest, wrong[taken], count), 0),
-        )
-        asked &= size >= SMALLEST
-    return ranked
-
-
-def _counted(own: list[NDArray[np.int64]], weight: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """(count,) sum of the weights of each candidate's units."""
-    made = np.zeros(count)
-    for one in own:
-        some = one >= 0
-        made += np.bincount(one[some], weights=weight[some], minlength=count)
-    return made
-
-
-def told(size: NDArray[Any], own: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
-    """(n,) what regions tell about the errors; 0 where these are no more frequent there.
-
-    Args:
-        size: (n,) units.
-        own: (n,) their error rates.
-        rate: The overall one, between 0 and 1.
-
-    Example:
-        >>> told(np.array([16, 16, 16]), np.array([1.0, 0.5, 0.1]), 0.5).round(2).tolist()
-        [5.55, 0.0, 0.0]
-    """
-    from scipy.special import rel_entr
-
-    known = rel_entr(own, rate) + rel_entr(1 - own, 1 - rate)
-    return np.where(own > rate, size.astype(np.float64) ** _SIZE_POWER * known, 0.0)

@@ -72,3 +72,9 @@ def test_a_sample_finds_them_too(tmp_path, monkeypatch):
     region, units, table = evaluated((x, y, said, hit, 10), tmp_path, "rounds")
     assert mixture.best_f1(region, hit) > 0.6
     assert table["errors"].sum() == units["is_error"].to_numpy()[region >= 0].sum()
+
+
+@pytest.mark.parametrize("engine", ["rounds", "memory"])
+def test_a_cluster_is_not_cut_in_two_where_classes_overlap(engine, tmp_path):
+    planted = mixture.planted("hastie", "cluster", 2)
+    assert mixture.best_f1(evaluated(planted, tmp_path, engine)[0], planted[3]) > 0.9

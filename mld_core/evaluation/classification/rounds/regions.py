@@ -16,13 +16,8 @@ from mld_core.evaluation.classification.rounds.cells import CellTables
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.cells import beta_quantile
 from mld_core.evaluation.space.directions import Direction, find_direction
-from mld_core.evaluation.space.mixture import (
-    Components,
-    first_regions,
-    fit_components,
-    ranked_regions,
-    usable_units,
-)
+from mld_core.evaluation.space.merged import first_regions, ranked_regions
+from mld_core.evaluation.space.mixture import Components, fit_components, usable_units
 from mld_core.evaluation.space.regions import SMALLEST_CELL
 
 
@@ -117,7 +112,7 @@ def fit_regions(
     direction = find_direction(points, errors, digests, t2)
     found = Regions(dense_regions(tables, near, t2), components, direction, ())
     ways = found.ways(block, drawn.points, drawn.cell)
-    ranked = tuple(ranked_regions(ways, block.errors, drawn.raw))
+    ranked = tuple(ranked_regions(ways, block.errors, drawn.raw, parts=1))
     return Regions(found.cells, components, direction, ranked)
 
 
