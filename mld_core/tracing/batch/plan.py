@@ -6,6 +6,7 @@ step, soft targets), the loss's target wins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,30 @@ def reordered(target: Tensor, labels: Any) -> bool:
         return False
     own, seen = (part.detach().to(target.device).reshape(-1).double() for part in (labels, target))
     return not torch.equal(own, seen) and torch.equal(own.sort().values, seen.sort().values)
+
+
+def answer_among(targets: Sequence[Tensor], labels: Any) -> Tensor | None:
+    """Of several targets that which is the batch's labels; None where none is."""
+    return next((target for target in targets if _are(target, labels)), None)
+
+
+def mixes(targets: Sequence[Tensor], labels: Any, *, weighted: bool) -> bool:
+    """Whether samples are compared with their labels and with those of others in the batch (mixup).
+
+    Args:
+        targets: int64 (n,), each; a teacher's answers are no labels in another order.
+        labels: of the batch.
+        weighted: the targets' weights are known, so that equal ones make one-hot rows: nothing is lost by
+            reading them of every batch.
+    """
+    own = [target for target in targets if _are(target, labels)]
+    if any(reordered(target, labels) for target in targets if not _are(target, labels)):
+        return bool(own) or not weighted
+    return weighted and len({target.data_ptr() for target in own}) > 1
+
+
+def _are(target: Tensor, labels: Any) -> bool:
+    return isinstance(labels, Tensor) and agree(target, labels)
 
 
 def agree(target: Tensor, value: Tensor) -> bool:

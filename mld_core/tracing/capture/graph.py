@@ -7,6 +7,7 @@ the operations between, and often the target itself.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,11 @@ _MOST_NODES: Final = 600
 # Prefixes of the nodes' names.
 _SOFTMAX: Final = ("NllLoss", "LogSoftmax", "Softmax", "SafeSoftmax", "Logsumexp", "MultiMarginLoss")
 _SIGMOID: Final = ("BinaryCrossEntropy", "Sigmoid", "LogSigmoid", "SoftMarginLoss", "MultilabelMarginLoss")
+_SHARED: Final = (
+    "Add", "Sum", "Mean", "Neg", "View", "ViewAs", "Reshape", "UnsafeView", "ToCopy", "Squeeze", "Unsqueeze",
+    "Clone", "Alias", "Expand", "Stack", "Cat",
+)  # fmt: skip
+"""Operations that do the same to all terms of a loss."""
 _REGRESSION: Final = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 _MAKES_LOGITS: Final = (
     "Mm", "Addmm", "Bmm", "Baddbmm", "Addbmm", "Addmv", "Mv", "Dot", "Linear", "Convolution", "Cdist",
@@ -61,6 +67,21 @@ class Origin:
     picked: tuple[tuple[int, int], ...] = ()
     between: tuple[str, ...] = ()
     of_logits: bool = True
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several targets that a loss compares one output with: of samples that were mixed, say.
+
+    Attributes:
+        targets: int64 (n,), each.
+        shares: float32 (n, K), each sample's share of each class; NaN where not `weighted`.
+        weighted: what the targets are weighted with was seen.
+    """
+
+    targets: tuple[Tensor, ...]
+    shares: Tensor
+    weighted: bool = True
 
 
 @dataclass
@@ -204,11 +225,94 @@ def target_of(loss: Tensor) -> Tensor | None:
             chain = [step]
             while chain[-1].before is not None:
                 chain.append(chain[-1].before)
-            target = _target(chain[::-1], None)
+            target = _target(chain[::-1], _result_shape(step))
             if target is not None:
                 return target
         queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
     return None
+
+
+def mixture_of(loss: Any) -> Mixture | None:
+    """The targets that cross entropies of one output compare it with in a loss; None of fewer than two.
+
+    >>> logits, labels = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 2])
+    >>> ce = torch.nn.functional.cross_entropy
+    >>> mixture_of(0.75 * ce(logits, labels) + 0.25 * ce(logits, labels.flip(0))).shares.tolist()
+    [[0.75, 0.0, 0.25], [0.25, 0.0, 0.75]]
+    """
+    found: list[tuple[_Step, list[_Step]]] = []
+    seen: dict[int, _Step] = {}
+    node = getattr(loss, "grad_fn", None)
+    queue = deque([_Step(node, None)] if node is not None else [])
+    while queue and len(seen) < _MOST_NODES:
+        step = queue.popleft()
+        if id(step.node) in seen:
+            continue
+        seen[id(step.node)] = step
+        if not step.is_a(("NllLossBackward",)):
+            queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
+            continue
+        trail = _trail(step)
+        if not found or {_key(s) for s in trail} & {_key(s) for s in found[0][1]}:
+            found.append((step, trail))
+    if len(found) < 2:
+        return None
+    made = [(_saved(step.node, "_saved_target"), _saved(step.node, "_saved_self")) for step, _ in found]
+    targets = [target.detach() for target, scores in made if target is not None and scores is not None]
+    if len(targets) < len(found) or len({t.shape for t in targets}) > 1:
+        return None
+    shape = made[0][1].shape
+    weights = [_weight(step, shape[0]) for step, _ in found]
+    shares = torch.zeros(shape, dtype=torch.float32, device=targets[0].device)
+    for target, weight in zip(targets, weights, strict=True):
+        known = torch.full((1, 1), math.nan) if weight is None else weight
+        rows = known.to(shares.device, torch.float32).expand(shape[0], 1)
+        inside = (target >= 0) & (target < shape[1])  # not one that is ignored
+        shares.scatter_add_(1, target.clamp(0, shape[1] - 1)[:, None], rows * inside[:, None])
+    return Mixture(tuple(targets), shares / shares.sum(1, keepdim=True), all(w is not None for w in weights))
+
+
+def unweighted(target: Tensor | None, n_class: int | None) -> Mixture | None:
+    """A target that is one of several, of which nothing tells the weights; None of what holds no classes."""
+    if target is None or target.ndim != 1 or target.is_floating_point() or not n_class:
+        return None
+    shares = torch.full((len(target), n_class), math.nan, device=target.device)
+    return Mixture((target,), shares, weighted=False)
+
+
+def _key(step: _Step) -> tuple[int, int]:
+    return id(step.node), step.result
+
+
+def _trail(step: _Step, most: int = 6) -> list[_Step]:
+    """What a loss was computed from, back to where that was put together of several tensors."""
+    trail: list[_Step] = []
+    while len(trail) < most:
+        inner = [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
+        if len(inner) != 1:
+            break
+        step = inner[0]
+        trail.append(step)
+    return trail
+
+
+def _weight(step: _Step, n: int) -> Tensor | None:
+    """What a term of a loss is multiplied with, (1, 1) or (n, 1), up to a common factor; None: not known."""
+    weight, inner, outer = torch.ones(1, 1), step, step.before
+    while outer is not None:
+        if outer.is_a(("Mul", "Div")):
+            own = outer.node.next_functions[0][0] is inner.node
+            factor = _saved(outer.node, "_saved_other" if own else "_saved_self")
+            if isinstance(factor, Tensor) and factor.numel() in {1, n}:
+                factor = factor.detach().reshape(-1, 1)
+                weight = weight.to(factor.device) if factor.numel() > 1 else weight
+            elif not isinstance(factor, (int, float)):
+                return None
+            weight = weight / factor if outer.is_a(("Div",)) else weight * factor
+        elif not outer.is_a(_SHARED) or getattr(outer.node, "_saved_alpha", 1) != 1:
+            return None
+        inner, outer = outer, outer.before
+    return weight
 
 
 def _origin(output: Output, last: _Step) -> Origin:
@@ -282,8 +386,25 @@ def _target(chain: list[_Step], entered: tuple[int, ...] | None) -> Tensor | Non
                 if name == "_saved_index":
                     return value.detach().squeeze(-1)
                 if name == "_saved_target" or entered is None or tuple(value.shape) == entered:
-                    return value.detach()
+                    factor = name != "_saved_target" and not _is_negative(chain)
+                    return -value.detach() if factor else value.detach()
     return None
+
+
+def _is_negative(chain: list[_Step]) -> bool:
+    """Whether what stands at a chain's end is taken from the loss, as a share of log-probabilities is."""
+    negative = False
+    for step, inner in zip(chain, [*chain[1:], None], strict=True):
+        negative ^= step.is_a(("Neg",))
+        if inner is not None and step.is_a(("Sub", "Rsub")):
+            taken = 1 if step.is_a(("Sub",)) else 0  # a - b; torch's rsub(a, b) is b - a
+            nodes = [node for node, _ in step.node.next_functions]
+            negative ^= taken < len(nodes) and nodes[taken] is inner.node
+        if step.is_a(("Mul",)):
+            share = _saved(step.node, "_saved_other")  # a number, too; one on a device is not waited for
+            known = share is not None and (not isinstance(share, Tensor) or (share.is_cpu and not share.ndim))
+            negative ^= known and bool(share < 0)
+    return negative
 
 
 def _saved(node: Any, name: str) -> Any:

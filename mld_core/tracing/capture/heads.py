@@ -16,7 +16,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from mld_core.tracing.capture.capture import Capture, LeafCall, canonical
-from mld_core.tracing.capture.graph import Origin, target_of
+from mld_core.tracing.capture.graph import Mixture, Origin, mixture_of, target_of, unweighted
 from mld_core.tracing.capture.outputs import (
     as_rows,
     find_logits,
@@ -36,9 +36,10 @@ from mld_core.tracing.capture.reading import (
     place_of,
 )
 from mld_core.tracing.capture.rules import FeatureRules, class_columns, same
-from mld_core.tracing.capture.whose import MOST_LOSSES, SeenLoss, Whose
+from mld_core.tracing.capture.whose import MOST_LOSSES, SeenLoss, Whose, apart
 
 _MOST_SHOWN: Final = 64  # losses of one watched step that are looked into
+_MOST_ODD: Final = 8  # batches whose loss is put together otherwise than that of the batch watched
 MOST_MISSES: Final = 100  # watching costs a hook on every module, and the first labels are waited for
 
 
@@ -93,6 +94,8 @@ class HeadChooser(FeatureRules):
         refusal: why the batch just taken has no logits, if that can be said.
         reads_target: the loss's targets are no part of the batch (mixup): they are read of every batch.
         target: of the batch in hand, then.
+        mixes: they may be several of one output, shares of which are a sample's target.
+        mixture: those of the batch in hand, where it was watched or its loss was put together otherwise.
     """
 
     def __init__(
@@ -106,6 +109,11 @@ class HeadChooser(FeatureRules):
         self.outputs_answer = False
         self.reads_target = False
         self.target: Tensor | None = None
+        self.mixes = False
+        self.mixture: Mixture | None = None
+        self._ends: list[str] = []  # of a step's losses: the last node of each
+        self._settled_ends: list[str] | None = None  # as they were where the loss settled it
+        self._odd = 0  # batches whose losses were put together otherwise
         self._losses: list[SeenLoss] = []  # of the watched batch, those that say something
         self._loss = SeenLoss()  # the one that is heeded
         self._nth, self._shown = 0, 0  # which of a step's losses has the targets; how many it showed
@@ -135,30 +143,64 @@ class HeadChooser(FeatureRules):
     def unsettle(self, reason: str) -> None:
         """What the training batch just taken said was no answer after all; the next one is watched."""
         self.sources.pop(True, None)
-        self.reads_target = False
+        self.reads_target = self.mixes = False
+        self._settled_ends = None
         self.refusal = Refusal("", reason)
 
     def clear(self) -> None:
         """Lets go of what the loss of the batch before said."""
         self._losses, self._loss, self._shown, self._lost_sight = [], SeenLoss(), 0, False
         self.origin, self.target, self._whose = None, None, Whose(self.capture, None)
+        self.mixture, self._ends = None, []
 
     @property
     def wants_loss(self) -> bool:
         """Whether the loss of the next training batch would tell anything."""
         return self.reads_target or self.needs_watch(training=True)
 
+    @property
+    def checks_loss(self) -> bool:
+        """Whether the loss of a batch is compared with that of the one that settled how it is read."""
+        return self._settled_ends is not None and not self.reads_target and self._odd < _MOST_ODD
+
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward."""
+        self._ends.append(type(getattr(loss, "grad_fn", None)).__name__)
         if self.needs_watch(training=True):
             if len(self._losses) < MOST_LOSSES and self._shown < _MOST_SHOWN:
                 origins = self.capture.origins(loss)
                 self._lost_sight = self._lost_sight or self.capture.lost_sight
                 if origins:
-                    self._losses.append(SeenLoss(self._shown, origins, self.capture.beside))
-        elif self.reads_target and self._shown == self._nth and isinstance(loss, Tensor):
-            self.target = target_of(loss)
+                    mixture = mixture_of(loss)
+                    self._losses.append(SeenLoss(self._shown, origins, self.capture.beside, mixture))
+        elif self.reads_target and isinstance(loss, Tensor):
+            self._read_target(loss)
+        elif self.checks_loss and self._is_odd():
+            self.mixture = mixture_of(loss) or unweighted(target_of(loss), self.n_class)
         self._shown += 1
+
+    def _read_target(self, loss: Tensor) -> None:
+        mixture = mixture_of(loss) if self.mixes else None
+        if self._shown == self._nth:
+            self.target = target_of(loss) if mixture is None else mixture.shares
+        elif self.mixes and self.target is not None and self._shown > self._nth:
+            further = unweighted(target_of(loss), self.n_class)
+            if further is not None and len(further.shares) == len(self.target):
+                self.target = further.shares
+
+    def _is_odd(self) -> bool:
+        """Whether a step's losses are other ones, or more, than where the loss settled how it is read."""
+        settled, n = self._settled_ends or [], len(self._ends)
+        return self._ends[-1:] != settled[n - 1 : n] and self.mixture is None
+
+    def keeps(self, source: LogitsSource, training: bool) -> bool:
+        """Whether the batch in hand is read as those before it: from there, with labels of its own."""
+        of_loss = training and (self.reads_target or self.mixture is not None)
+        return self.sources.get(training) is source and not of_loss
+
+    def pass_over(self) -> None:
+        """That a batch's loss was put together otherwise says nothing about its labels."""
+        self._odd += 1
 
     def take(
         self, n_rows: int | None, outputs: Any, *, training: bool, known: Known | None = None
@@ -271,7 +313,7 @@ class HeadChooser(FeatureRules):
         """The output that the loss was computed from, unless the step returned other 'logits'."""
         if self._whose.out_of_sight(origin, self._loss.beside, lost_sight=self._lost_sight):
             return Refusal("", _OUT_OF_SIGHT)
-        self.origin = origin
+        self.origin, self.mixture = origin, self._loss.mixture or apart(self._losses, origin)
         logits = replace(source, path=()).read(origin.output.tensor, n_rows, None)
         stated = as_rows(outputs["logits"]) if _states_logits(outputs) else None
         own = stated is not None and (logits is None or stated.data_ptr() != logits.data_ptr())
@@ -373,6 +415,8 @@ class HeadChooser(FeatureRules):
     def _settle(self, source: LogitsSource, logits: Tensor, *, training: bool) -> None:
         """Keeps the decision and the hooks it needs; the features are settled with the first mode decided."""
         self.sources[training] = source
+        if training:
+            self._settled_ends = list(self._ends) if self.origin is not None and self._ends else None
         other = self.sources.get(not training)
         if training and source.kind and other is not None and not other.kind:
             del self.sources[

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mld_core.tracing.capture.capture import Capture
-from mld_core.tracing.capture.graph import Origin
+from mld_core.tracing.capture.graph import Mixture, Origin, unweighted
 from mld_core.tracing.capture.reading import Hand, LogitsSource, Weight, same_target
 from mld_core.tracing.paths import tensors_at
 
@@ -22,11 +22,22 @@ class SeenLoss:
         nth: which of them, from 0 on.
         origins: the outputs that it was computed from.
         beside: what it was computed from in compiled calls that are not seen.
+        mixture: the targets that it compares one output with, where they are several.
     """
 
     nth: int = 0
     origins: list[Origin] = field(default_factory=list)
     beside: list[Origin] = field(default_factory=list)
+    mixture: Mixture | None = None
+
+
+def apart(losses: Sequence[SeenLoss], origin: Origin) -> Mixture | None:
+    """The targets that several losses of a step compare one output with; None of fewer than two."""
+    own = [one for seen in losses for one in seen.origins if one.output.tensor is origin.output.tensor]
+    made = [unweighted(one.target, one.entered[-1] if one.entered else None) for one in own]
+    found = [mixture for mixture in made if mixture is not None]
+    targets = tuple(target for mixture in found for target in mixture.targets)
+    return Mixture(targets, found[0].shares, weighted=False) if len(found) > 1 else None
 
 
 class Whose:

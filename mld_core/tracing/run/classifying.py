@@ -11,8 +11,9 @@ from mld_core.records.format.schema import HASH_KIND, media_schema, samples_sche
 from mld_core.tracing.batch.batches import Batch, class_count, label_range, own_copy, row_count
 from mld_core.tracing.batch.in_hand import InHand
 from mld_core.tracing.batch.labels import infer_task
-from mld_core.tracing.batch.plan import LabelPlan, reordered
+from mld_core.tracing.batch.plan import LabelPlan, answer_among, mixes, reordered
 from mld_core.tracing.capture.capture import Capture
+from mld_core.tracing.capture.graph import Mixture
 from mld_core.tracing.capture.heads import MOST_MISSES, Captured, HeadChooser
 from mld_core.tracing.capture.outputs import find_main_tensor
 from mld_core.tracing.capture.reading import Known, LogitsSource
@@ -104,8 +105,14 @@ class ClassificationSession(Session):
 
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward frees its graph."""
-        if self.wants_loss and self._training and self.chooser is not None:
+        if self.hears_loss and self._training and self.chooser is not None:
             self.chooser.see_loss(loss)
+
+    @property
+    def hears_loss(self) -> bool:
+        """Whether a loss that is at hand is looked at: it would tell something, or is compared."""
+        checked = self.chooser is not None and self.chooser.checks_loss and not self.unsupported
+        return checked or self.wants_loss
 
     @property
     def heard(self) -> bool:
@@ -134,6 +141,8 @@ class ClassificationSession(Session):
             return None
         if self.chooser.target is not None and self.options.label_fn is None:
             batch.labels = self.chooser.target
+        elif self.chooser.mixture is not None:
+            self._mixed_later(batch, self.chooser.mixture)
         captured = self._take(batch, row_count(batch.labels))
         if captured is None:
             return None
@@ -162,11 +171,8 @@ class ClassificationSession(Session):
 
     def reads_as(self, source: LogitsSource) -> bool:
         """Whether logits of the model's mode are still read from there."""
-        return (
-            self.chooser is not None
-            and self.chooser.sources.get(self._training) is source
-            and not self.unsupported
-        )
+        chooser = self.chooser
+        return chooser is not None and chooser.keeps(source, self._training) and not self.unsupported
 
     def stage(self, tensors: Sequence[Tensor]) -> Staged:
         """Starts the copy of a batch's tensors to the host."""
@@ -207,8 +213,13 @@ class ClassificationSession(Session):
         assert self.chooser is not None
         if target is None or self.options.label_fn is not None:
             return True
+        mixture = self.chooser.mixture
+        if mixture is not None:
+            self.chooser.mixes = mixes(mixture.targets, batch.labels, weighted=mixture.weighted)
+            own = mixture.shares if self.chooser.mixes else answer_among(mixture.targets, batch.labels)
+            target = target if own is None else own
         found, batch.labels = batch.labels, self.labels.settle(batch.whole, batch.labels, target)
-        self.chooser.reads_target = self.labels.of_loss
+        self.chooser.reads_target = self.labels.of_loss or self.chooser.mixes
         self.reading.forget()
         if not self.labels.of_loss:
             return True
@@ -227,6 +238,21 @@ class ClassificationSession(Session):
             self.labels = LabelPlan()
             self.chooser.unsettle(reason)
         return not reason
+
+    def _mixed_later(self, batch: Batch, mixture: Mixture) -> None:
+        """A step's loss has further targets: mixup in some of the steps. They are read from now on."""
+        assert self.chooser is not None
+        own = self.options.label_fn is not None
+        if own or not mixes(mixture.targets, batch.labels, weighted=mixture.weighted):
+            return self.chooser.pass_over()
+        batch.labels = mixture.shares
+        self.chooser.reads_target = self.chooser.mixes = self.labels.of_loss = True
+        self.reading.forget()
+        self.guard.tell_once(
+            "mixed later",
+            "The loss of a later training batch compares samples with the labels of others, too (mixup): "
+            "from this batch on soft labels are recorded, or none where their weights are not seen.",
+        )
 
     def _tell_none(self, n: int | None) -> None:
         assert self.chooser is not None
@@ -274,14 +300,9 @@ class ClassificationSession(Session):
 
     def _main_output(self, outputs: Any) -> Tensor | None:
         """What the model returned, whatever it means."""
-        candidates = [outputs]
-        if self.capture is not None:
-            candidates += [call.output for call in self.capture.outer_calls()]
-        for value in candidates:
-            main = find_main_tensor(value)
-            if main is not None and main.ndim > 0:
-                return main
-        return None
+        calls = [] if self.capture is None else self.capture.outer_calls()
+        found = map(find_main_tensor, [outputs, *(call.output for call in calls)])
+        return next((main for main in found if main is not None), None)
 
     def _fits(self, captured: Captured, n: int) -> bool:
         """Whether the logits have the run's number of classes."""

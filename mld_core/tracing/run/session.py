@@ -96,6 +96,11 @@ class Session(RunWriter, ABC):
         """Whether the next training batch's loss would tell anything."""
         return False
 
+    @property
+    def hears_loss(self) -> bool:
+        """Whether a loss that is at hand is looked at."""
+        return self.wants_loss
+
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward frees its graph."""
 

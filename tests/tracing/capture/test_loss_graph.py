@@ -171,6 +171,28 @@ def test_timms_losses(name):
     source, origin = said(net(), lambda m: criterion(m(X), target))
     assert source.kind == ("sigmoid" if name == "BinaryCrossEntropy" else "softmax")
     assert origin.target.shape[0] == N
+    if name == "SoftTargetCrossEntropy":  # sum(-target * log_softmax): what is saved is -target
+        assert torch.equal(origin.target, target)
+
+
+WRITTEN = {
+    "the factor negated": lambda z: (-SOFT * z.log_softmax(1)).sum(1).mean(),
+    "the product negated": lambda z: -(SOFT * z.log_softmax(1)).sum(1).mean(),
+    "a negative share": lambda z: (SOFT * z.log_softmax(1)).sum(1).mean() * -1.0,
+    "a divergence": lambda z: (SOFT * (SOFT.log() - z.log_softmax(1))).sum(1).mean(),
+    "a weight for each sample": lambda z: (
+        torch.arange(1.0, N + 1) * -(SOFT * z.log_softmax(1)).sum(1)
+    ).mean(),
+    "PyTorch's own": lambda z: F.cross_entropy(z, SOFT),
+    "PyTorch's own, smoothed and weighted": lambda z: F.cross_entropy(z, SOFT, weight=torch.ones(K)),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_soft_targets_however_the_loss_is_written(written):
+    _, origin = said(net(), lambda m: WRITTEN[written](m(X)))
+    assert torch.equal(origin.target, SOFT)
+    assert torch.equal(target_of(WRITTEN[written](net()(X))), SOFT)
 
 
 def test_transformers_label_smoother():

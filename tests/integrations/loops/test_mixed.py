@@ -1,0 +1,142 @@
+"""Samples that a step mixes: their labels are the loss's shares of classes, however the loss is written."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+
+from ml_debugger.records import load  # noqa: E402
+from ml_debugger.torch import trace  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("store")
+N, K, BATCH = 24, 3, 8
+SHARE = 0.75
+X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(N) % K
+
+
+class Total(nn.Module):
+    """A loss of one's own: calls what it is given."""
+
+    def forward(self, made: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return made()
+
+
+def _shares(y: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return SHARE * F.one_hot(y, K) + (1 - SHARE) * F.one_hot(other, K)
+
+
+def _two_hard(z, y, other):
+    return SHARE * F.cross_entropy(z, y) + (1 - SHARE) * F.cross_entropy(z, other)
+
+
+def _two_smoothed(z, y, other):
+    one, two = (F.cross_entropy(z, t, label_smoothing=0.1) for t in (y, other))
+    return (one * SHARE + two * (1 - SHARE)) / 2
+
+
+def _each(z, y, other):
+    share = torch.full((len(y),), SHARE)
+    one, two = (F.cross_entropy(z, t, reduction="none") for t in (y, other))
+    return (one * share + two * (1 - share)).mean()
+
+
+def _soft(z, y, other):
+    return F.cross_entropy(z, _shares(y, other))
+
+
+def _soft_negated(z, y, other):
+    return torch.sum(-_shares(y, other) * F.log_softmax(z, dim=-1), dim=-1).mean()
+
+
+def _train(loss_of, mixed=lambda index: True, epochs=1):
+    """Trains on mixed samples; returns the shares of each row, as drawn, and what was recorded."""
+    torch.manual_seed(0)
+    net, total = nn.Linear(4, K), Total()
+    model, train = trace(net, train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net", criterion=total)
+    wanted = []
+    for _ in range(epochs):
+        for index, (x, y) in enumerate(train):
+            other = y.roll(1) if mixed(index) else y
+            inputs = SHARE * x + (1 - SHARE) * x.roll(1, 0) if mixed(index) else x
+            z = model(inputs)
+            total(lambda z=z, y=y, other=other: loss_of(z, y, other)).backward()
+            wanted.append(_shares(y, other))
+    train.recording.finish()
+    return torch.cat(wanted).numpy(), load("net", "v1")
+
+
+def _soft_of(rows):
+    hard = rows["label"].to_pylist()
+    soft = rows["soft_label"].to_pylist()
+    return np.array([np.eye(K)[h] if s is None else s for h, s in zip(hard, soft, strict=True)])
+
+
+@pytest.mark.parametrize("loss_of", [_two_hard, _two_smoothed, _each, _soft, _soft_negated])
+def test_mixed_samples_have_their_shares(loss_of):
+    wanted, rows = _train(loss_of)
+    assert rows.num_rows == N
+    np.testing.assert_allclose(_soft_of(rows), wanted, atol=1e-6)
+
+
+def test_mixing_that_begins_later_is_seen(caplog):
+    """Mixed with a chance, as CutMix is: the first batch has plain labels, and settles that these are read."""
+
+    def loss_of(z, y, other):
+        return F.cross_entropy(z, y) if other is y else _two_hard(z, y, other)
+
+    wanted, rows = _train(loss_of, mixed=lambda index: index == 1, epochs=2)
+    np.testing.assert_allclose(_soft_of(rows), wanted, atol=1e-6)
+    assert caplog.text.count("The loss of a later training batch compares") == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_losses_shown_one_by_one_give_mixed_samples_no_label(first):
+    """A criterion that is called twice does not show the weights: no label is better than a wrong one."""
+    torch.manual_seed(0)
+    net, criterion = nn.Linear(4, K), nn.CrossEntropyLoss()
+    data = DataLoader(TensorDataset(X, Y), BATCH)
+    model, train = trace(net, train=data, model_name="net", criterion=criterion)
+    for index, (x, y) in enumerate(train):
+        z = model(x)
+        loss = SHARE * criterion(z, y)
+        if (index == 1) != first:
+            loss = loss + (1 - SHARE) * criterion(z, y.roll(1))
+        loss.backward()
+    train.recording.finish()
+    labels = load("net", "v1")["label"].to_pylist()
+    plain = range(BATCH, 2 * BATCH) if first else [*range(BATCH), *range(2 * BATCH, N)]
+    assert labels == [int(Y[i]) if i in plain else None for i in range(N)]
+
+
+def test_a_teachers_answers_are_not_labels():
+    """Distillation compares the same logits with the labels and with another model's classes."""
+    torch.manual_seed(0)
+    net, total, teacher = nn.Linear(4, K), Total(), torch.randint(0, K, (N,))
+    model, train = trace(net, train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net", criterion=total)
+    for index, (x, y) in enumerate(train):
+        z, taught = model(x), teacher[index * BATCH : (index + 1) * BATCH]
+        total(lambda z=z, y=y, t=taught: _two_hard(z, t, y)).backward()
+    train.recording.finish()
+    rows = load("net", "v1")
+    assert rows["label"].to_pylist() == Y.tolist()
+    assert rows["soft_label"].null_count == N
+
+
+def test_a_loss_put_together_otherwise_is_no_mixing():
+    """A term that is added later, such as a penalty, leaves labels as they are."""
+    torch.manual_seed(0)
+    net, total = nn.Linear(4, K), Total()
+    model, train = trace(net, train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net", criterion=total)
+    for index, (x, y) in enumerate(train):
+        z = model(x)
+        total(
+            lambda z=z, y=y, i=index: F.cross_entropy(z, y) + (0.1 * z.pow(2).mean() if i else 0)
+        ).backward()
+    train.recording.finish()
+    assert load("net", "v1")["label"].to_pylist() == Y.tolist()
