@@ -101,6 +101,33 @@ class Sweeper:
         return {"module": None, "wanted": None, "clear": None}
 
 
+class CriterionHook:
+    """The hook on a criterion: its own deep copy, dead in a pickle or without its recorder; traced as none.
+
+    Args:
+        module: it is on.
+        see: a method that is given what the module makes; its object is not kept alive.
+    """
+
+    def __init__(self, module: nn.Module | None, see: Callable[[Any], None] | None) -> None:
+        self.module = module
+        self.see = None if see is None else weakref.WeakMethod(see)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
+        """Forward hook."""
+        if is_compiling() or module is not self.module or self.see is None:
+            return
+        see = self.see()
+        if see is not None:
+            see(output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CriterionHook:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CriterionHook, (None, None)
+
+
 def eager_around(modules: dict[str, nn.Module], name: str) -> nn.Module | None:
     """The module whose hooks run eagerly when the compiled one called `name` has returned, or None."""
     if getattr(modules[name], "_orig_mod", None) is not None:

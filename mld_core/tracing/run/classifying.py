@@ -242,9 +242,9 @@ class ClassificationSession(Session):
     def _mixed_later(self, batch: Batch, mixture: Mixture) -> None:
         """A step's loss has further targets: mixup in some of the steps. They are read from now on."""
         assert self.chooser is not None
-        own = self.options.label_fn is not None
-        if own or not mixes(mixture.targets, batch.labels, weighted=mixture.weighted):
-            return self.chooser.pass_over()
+        if self.options.label_fn or not mixes(mixture.targets, batch.labels, weighted=mixture.weighted):
+            self.chooser.pass_over()
+            return
         batch.labels = mixture.shares
         self.chooser.reads_target = self.chooser.mixes = self.labels.of_loss = True
         self.reading.forget()

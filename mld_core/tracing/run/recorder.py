@@ -23,7 +23,7 @@ from mld_core.tracing.batch.labels import find_labels
 from mld_core.tracing.batch.padding import repeats_of
 from mld_core.tracing.batch.stream_keys import stream_keys
 from mld_core.tracing.batch.taps import install_tap, sequential_order
-from mld_core.tracing.capture.compiling import is_compiling
+from mld_core.tracing.capture.compiling import CriterionHook
 from mld_core.tracing.guard import ConfigurationProblem
 from mld_core.tracing.run.lifecycle import RunLife
 from mld_core.tracing.run.replay import plan
@@ -294,7 +294,7 @@ class Recorder(RunLife):
             raise ConfigurationProblem(
                 f"criterion={criterion!r}: expected a torch.nn.Module such as nn.CrossEntropyLoss()."
             )
-        criterion.register_forward_hook(_Criterion(criterion, self.see_loss))
+        criterion.register_forward_hook(CriterionHook(criterion, self.see_loss))
 
     @property
     def wants_loss(self) -> bool:
@@ -416,25 +416,6 @@ class Recorder(RunLife):
         with self.guard.catch(what, lost=lost):
             return locate_ids(batch.whole, n)
         return None
-
-
-class _Criterion:
-    """The hook on a criterion: its own deep copy, dead in a pickle, traced by dynamo as nothing."""
-
-    def __init__(self, module: nn.Module | None, see: Callable[[Any], None] | None) -> None:
-        self.module = module
-        self.see = see
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 - as torch calls it
-        if is_compiling() or module is not self.module or self.see is None:
-            return
-        self.see(output)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Criterion:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Criterion, (None, None)
 
 
 def _data_set(loader: Any) -> tuple[int | None, Any]:

@@ -1,5 +1,7 @@
 """Samples that a step mixes: their labels are the loss's shares of classes, however the loss is written."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -140,3 +142,51 @@ def test_a_loss_put_together_otherwise_is_no_mixing():
         ).backward()
     train.recording.finish()
     assert load("net", "v1")["label"].to_pylist() == Y.tolist()
+
+
+class FocalLoss(nn.Module):
+    """Of a loop's own."""
+
+    def forward(self, z, target):
+        return torch.sum(-target * F.log_softmax(z, dim=-1), dim=-1).mean()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_loss_module_is_found_where_none_is_named(inside):
+    """The usual loop names no criterion to `trace`: a module that is there already shows the loss."""
+    torch.manual_seed(0)
+    net = nn.Linear(4, K)
+    criterion = FocalLoss()
+    holder = nn.ModuleDict({"loss": criterion}) if inside else None
+    model, train = trace(net, train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net")
+    wanted = []
+    for x, y in train:
+        wanted.append(_shares(y, y.roll(1)))
+        (criterion if holder is None else holder["loss"])(model(x), wanted[-1]).backward()
+    train.recording.finish()
+    np.testing.assert_allclose(_soft_of(load("net", "v1")), torch.cat(wanted).numpy(), atol=1e-6)
+
+
+def test_a_found_loss_keeps_no_recorder_alive_and_compiles_once():
+    """In a step that is compiled as a whole the hook is traced as nothing."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    criterion, counted = nn.CrossEntropyLoss(), CompileCounterWithBackend("aot_eager")
+
+    def training():
+        model, train = trace(nn.Linear(4, K), train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net")
+        step = torch.compile(lambda x, y: criterion(model(x), y), backend=counted, fullgraph=True)
+        for _ in range(2):
+            for x, y in train:
+                step(x, y).backward()
+        train.recording.finish()
+        return weakref.ref(train.recording.recorder)
+
+    recorder = training()
+    assert counted.frame_count == 1
+    assert load("net", "v1")["label"].to_pylist() == 2 * Y.tolist()
+    torch._dynamo.reset()
+    gc.collect()
+    assert recorder() is None
+    criterion(nn.Linear(4, K)(X), Y).backward()
