@@ -158,15 +158,20 @@ class HeadChooser(FeatureRules):
         """Whether the loss of the next training batch would tell anything."""
         return self.reads_target or self.needs_watch(training=True)
 
-    @property
-    def checks_loss(self) -> bool:
-        """Whether the loss of a batch is compared with that of the one that settled how it is read."""
-        return self._settled_ends is not None and not self.reads_target and self._odd < _MOST_ODD
+    def knows_loss(self, loss: Any) -> bool:
+        """Whether the loss is made as in the batch that settled how to read; at every step, so one look."""
+        settled, shown = self._settled_ends, self._shown
+        if settled is None or self.reads_target or self._odd >= _MOST_ODD or self.mixture is not None:
+            return not self.wants_loss
+        if shown < len(settled) and type(getattr(loss, "grad_fn", None)).__name__ == settled[shown]:
+            self._shown += 1
+            return True
+        return False
 
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward."""
-        self._ends.append(type(getattr(loss, "grad_fn", None)).__name__)
         if self.needs_watch(training=True):
+            self._ends.append(type(getattr(loss, "grad_fn", None)).__name__)
             if len(self._losses) < MOST_LOSSES and self._shown < _MOST_SHOWN:
                 origins = self.capture.origins(loss)
                 self._lost_sight = self._lost_sight or self.capture.lost_sight
@@ -175,7 +180,7 @@ class HeadChooser(FeatureRules):
                     self._losses.append(SeenLoss(self._shown, origins, self.capture.beside, mixture))
         elif self.reads_target and isinstance(loss, Tensor):
             self._read_target(loss)
-        elif self.checks_loss and self._is_odd():
+        else:
             self.mixture = mixture_of(loss) or unweighted(target_of(loss), self.n_class)
         self._shown += 1
 
@@ -187,16 +192,6 @@ class HeadChooser(FeatureRules):
             further = unweighted(target_of(loss), self.n_class)
             if further is not None and len(further.shares) == len(self.target):
                 self.target = further.shares
-
-    def _is_odd(self) -> bool:
-        """Whether a step's losses are other ones, or more, than where the loss settled how it is read."""
-        settled, n = self._settled_ends or [], len(self._ends)
-        return self._ends[-1:] != settled[n - 1 : n] and self.mixture is None
-
-    def keeps(self, source: LogitsSource, training: bool) -> bool:
-        """Whether the batch in hand is read as those before it: from there, with labels of its own."""
-        of_loss = training and (self.reads_target or self.mixture is not None)
-        return self.sources.get(training) is source and not of_loss
 
     def pass_over(self) -> None:
         """That a batch's loss was put together otherwise says nothing about its labels."""
@@ -222,6 +217,7 @@ class HeadChooser(FeatureRules):
             decided = self._decide(outputs, n_rows, replace(known, count=self.n_class), training=training)
             if isinstance(decided, Refusal) or decided is None:
                 self.refusal = decided
+                self._settled_ends = None if training else self._settled_ends
                 if self.sources.pop(training, None) is not None:  # the next batch is watched
                     self.problems["plan"] = (
                         "A batch no longer fitted how the batches before it were read (another output, or "

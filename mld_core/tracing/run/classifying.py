@@ -105,14 +105,13 @@ class ClassificationSession(Session):
 
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward frees its graph."""
-        if self.hears_loss and self._training and self.chooser is not None:
+        if self._training and self.chooser is not None and not self.unsupported:
             self.chooser.see_loss(loss)
 
-    @property
-    def hears_loss(self) -> bool:
-        """Whether a loss that is at hand is looked at: it would tell something, or is compared."""
-        checked = self.chooser is not None and self.chooser.checks_loss and not self.unsupported
-        return checked or self.wants_loss
+    def knows_loss(self, loss: Any) -> bool:
+        """Whether a loss of the batch in hand need not be looked into: it is made as those before it."""
+        chooser = self.chooser
+        return chooser is None or bool(self.unsupported) or not self._training or chooser.knows_loss(loss)
 
     @property
     def heard(self) -> bool:
@@ -142,7 +141,7 @@ class ClassificationSession(Session):
         if self.chooser.target is not None and self.options.label_fn is None:
             batch.labels = self.chooser.target
         elif self.chooser.mixture is not None:
-            self._mixed_later(batch, self.chooser.mixture)
+            self._mixed_later(self.chooser, batch, self.chooser.mixture)
         captured = self._take(batch, row_count(batch.labels))
         if captured is None:
             return None
@@ -171,8 +170,10 @@ class ClassificationSession(Session):
 
     def reads_as(self, source: LogitsSource) -> bool:
         """Whether logits of the model's mode are still read from there."""
-        chooser = self.chooser
-        return chooser is not None and chooser.keeps(source, self._training) and not self.unsupported
+        chooser, training = self.chooser, self._training
+        if chooser is None or self.unsupported or chooser.mixture:
+            return False
+        return chooser.sources.get(training) is source and not (training and chooser.reads_target)
 
     def stage(self, tensors: Sequence[Tensor]) -> Staged:
         """Starts the copy of a batch's tensors to the host."""
@@ -239,14 +240,13 @@ class ClassificationSession(Session):
             self.chooser.unsettle(reason)
         return not reason
 
-    def _mixed_later(self, batch: Batch, mixture: Mixture) -> None:
+    def _mixed_later(self, chooser: HeadChooser, batch: Batch, mixture: Mixture) -> None:
         """A step's loss has further targets: mixup in some of the steps. They are read from now on."""
-        assert self.chooser is not None
         if self.options.label_fn or not mixes(mixture.targets, batch.labels, weighted=mixture.weighted):
-            self.chooser.pass_over()
+            chooser.pass_over()
             return
         batch.labels = mixture.shares
-        self.chooser.reads_target = self.chooser.mixes = self.labels.of_loss = True
+        chooser.reads_target = chooser.mixes = self.labels.of_loss = True
         self.reading.forget()
         self.guard.tell_once(
             "mixed later",

@@ -248,7 +248,7 @@ class Recorder(RunLife):
 
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand is about to be sent backward: its graph names the logits."""
-        if self.session is None or not self._stack or self._stack[-1].muted or not self.session.hears_loss:
+        if self.session is None or not self._stack or self._stack[-1].muted or self.session.knows_loss(loss):
             return
         begun = time.perf_counter()
         with self.guard.catch("reading the loss's graph", lost="nothing; the logits are looked for by rules"):

@@ -96,10 +96,9 @@ class Session(RunWriter, ABC):
         """Whether the next training batch's loss would tell anything."""
         return False
 
-    @property
-    def hears_loss(self) -> bool:
-        """Whether a loss that is at hand is looked at."""
-        return self.wants_loss
+    def knows_loss(self, loss: Any) -> bool:  # noqa: ARG002 - of a classifier
+        """Whether a loss of the batch in hand need not be looked into: it is made as those before it."""
+        return not self.wants_loss
 
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward frees its graph."""
