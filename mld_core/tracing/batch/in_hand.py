@@ -41,6 +41,17 @@ class InHand:
         """Whether a loss was compared with labels of the batch."""
         return target is not None and any(agree(target, part) for part in self._targets)
 
+    def mixed(self, target: Tensor | None) -> bool:
+        """Whether a target that is no part of the batch has each sample's own class, beside others."""
+        own = self._labels
+        if own is None or own.ndim != 1 or own.is_floating_point() or own.dtype == torch.bool:
+            return False
+        if target is None or target.ndim != 2 or len(target) != len(own) or self.answers(target):
+            return False
+        labels = own.to(target.device).long()
+        inside = bool(((labels >= 0) & (labels < target.shape[1])).all())
+        return inside and bool((target.gather(1, labels[:, None]) > 0).all())
+
     def reorders(self, value: Any) -> bool:
         """Whether a call was given the batch's samples, in another order."""
         seen = [tensor for _, tensor in tensors_at(value)]

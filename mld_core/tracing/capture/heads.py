@@ -264,7 +264,7 @@ class HeadChooser(FeatureRules):
             return None if logits is None else self._own((source, logits), n_rows)
         if training:
             self._heed()
-        said = by_loss(self._loss.origins, n_rows, self._whose.weigh) if training else None
+        said = by_loss(self._loss.origins, n_rows, self._whose.weigh, self._whose.mixed) if training else None
         if said is None and training and self._lost_sight:
             said = Refusal("", _OUT_OF_SIGHT)
         if said is None and True not in self.sources:

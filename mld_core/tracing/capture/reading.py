@@ -110,8 +110,15 @@ def _unknown(_: Origin) -> Weight:
     return False, 0
 
 
+def _never(_: Origin) -> bool:
+    return False
+
+
 def by_loss(
-    origins: Sequence[Origin], n_rows: int | None, weigh: Callable[[Origin], Weight] = _unknown
+    origins: Sequence[Origin],
+    n_rows: int | None,
+    weigh: Callable[[Origin], Weight] = _unknown,
+    mixed: Callable[[Origin], bool] = _never,
 ) -> tuple[LogitsSource, Origin] | Refusal | None:
     """What the loss says; None where it says nothing that is known.
 
@@ -119,6 +126,7 @@ def by_loss(
         origins: of `Graph.origins`.
         n_rows: rows of the batch where the labels tell.
         weigh: what speaks for an origin's being of the batch in hand, rather than of other samples.
+        mixed: whether its targets hold several classes because samples of one class each were mixed.
     """
     classes = [o for o in origins if o.kind in {"softmax", "sigmoid"}]
     if not classes:
@@ -146,10 +154,12 @@ def by_loss(
             f"{named} answer different targets; say which one is meant: "
             f"target_layers={{'{CLS_LOGITS}': '<module path>'}} and label_fn(batch) for its labels.",
         )
-    return _read_as(first, n_rows)
+    return _read_as(first, n_rows, mixed)
 
 
-def _read_as(origin: Origin, n_rows: int | None) -> tuple[LogitsSource, Origin] | Refusal:
+def _read_as(
+    origin: Origin, n_rows: int | None, mixed: Callable[[Origin], bool]
+) -> tuple[LogitsSource, Origin] | Refusal:
     output = origin.output
     if origin.between:
         return Refusal(
@@ -169,7 +179,7 @@ def _read_as(origin: Origin, n_rows: int | None) -> tuple[LogitsSource, Origin] 
         return _dense(origin, tensor)
     elif rows.shape[1] < 2:
         return Refusal("", f"{_name(origin)} gives one column per sample, from which no class can be read.")
-    elif origin.kind == "sigmoid" and _several(origin.target, tuple(rows.shape)):
+    elif origin.kind == "sigmoid" and _several(origin.target, tuple(rows.shape)) and not mixed(origin):
         return Refusal("multi-label", "the loss's targets hold several classes per sample, or none.")
     if n_rows is not None and tensor.shape[0] != n_rows:
         return Refusal(
@@ -235,6 +245,9 @@ class Hand(Protocol):
 
     def answers(self, target: Tensor | None) -> bool:
         """Whether a target is its labels."""
+
+    def mixed(self, target: Tensor | None) -> bool:
+        """Whether a target made in the step holds each sample's own class, and others."""
 
     def reorders(self, value: Any) -> bool:
         """Whether a call was given its samples in another order."""

@@ -57,6 +57,10 @@ class Whose:
             return False, 0
         return self._hand.answers(origin.target), self.given(origin.output.name, origin.output.call)
 
+    def mixed(self, origin: Origin) -> bool:
+        """Whether a loss's targets hold several classes because samples of one class each were mixed."""
+        return self._hand is not None and self._hand.mixed(origin.target)
+
     def loss(self, seen: Sequence[SeenLoss]) -> SeenLoss:
         """Of a step's losses the one of the batch's own labels, else of its samples, else the first."""
         return seen[0] if len(seen) == 1 else max(seen, key=lambda one: max(map(self.weigh, one.origins)))

@@ -116,6 +116,51 @@ def test_losses_shown_one_by_one_give_mixed_samples_no_label(first):
     assert labels == [int(Y[i]) if i in plain else None for i in range(N)]
 
 
+class Several(nn.Module):
+    """Binary cross entropy of every class that was mixed in, as timm's with a threshold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.BCEWithLogitsLoss()
+
+    def forward(self, z, target):
+        return self.loss(z, (target > 0).float())
+
+
+def test_targets_of_all_classes_mixed_in_are_no_several_labels():
+    """Rows of two classes have no label; those mixed with their own class, and the evaluation, have theirs."""
+    torch.manual_seed(0)
+    net, criterion = nn.Linear(4, K), Several()
+    data = TensorDataset(X, Y)
+    model, train, val = trace(
+        net, train=DataLoader(data, BATCH), val=DataLoader(data, BATCH), model_name="net", criterion=criterion
+    )
+    other = Y.clone()
+    other[1::2] = (Y[1::2] + 1) % K
+    for index, (x, y) in enumerate(train):
+        target = _shares(y, other[index * BATCH : (index + 1) * BATCH])
+        criterion(model(x), target).backward()
+    with torch.no_grad():
+        for x, _ in val:
+            model(x)
+    train.recording.finish()
+    labels = load("net", "v1", dataset_type="train")["label"].to_pylist()
+    assert labels == [int(Y[i]) if i % 2 == 0 else None for i in range(N)]
+    assert load("net", "v1", dataset_type="val")["label"].to_pylist() == Y.tolist()
+
+
+def test_several_labels_of_the_batch_itself_are_refused():
+    """A data set with several classes a sample, and one of them beside: its loss compares with what it holds."""
+    torch.manual_seed(0)
+    net, criterion, several = nn.Linear(4, K), Several(), _shares(Y, Y.roll(1))
+    data = TensorDataset(X, Y, (several > 0).float())
+    model, train = trace(net, train=DataLoader(data, BATCH), model_name="net", criterion=criterion)
+    for x, _, target in train:
+        criterion(model(x), target).backward()
+    train.recording.finish()
+    assert load("net", "v1").num_rows == 0
+
+
 def test_a_teachers_answers_are_not_labels():
     """Distillation compares the same logits with the labels and with another model's classes."""
     torch.manual_seed(0)
