@@ -105,9 +105,8 @@ def _criteria(model: nn.Module) -> list[nn.Module]:
         if kinds[kind]:
             alive.append(one)
     own = {id(part) for part in model.modules()}
-    compiled = {
-        id(part) for one in alive if getattr(one, "_orig_mod", None) is not None for part in one.modules()
-    }
+    wrappers = [one for one in alive if "_orig_mod" in vars(one).get("_modules", ())]
+    compiled = {id(part) for one in wrappers for part in one.modules()}
     losses = [one for one in alive if _LOSS.search(type(one).__name__) and id(one) not in own | compiled]
     parts = {id(part) for one in losses for part in one.modules() if part is not one}
     found = [one for one in losses if id(one) not in parts and not is_compiled(one)]

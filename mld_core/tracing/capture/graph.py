@@ -250,6 +250,8 @@ def mixture_of(loss: Any) -> Mixture | None:
             continue
         seen[id(step.node)] = step
         if not step.is_a(("NllLossBackward",)):
+            if step.is_a(("LogSoftmax", *_MAKES_LOGITS)):
+                continue  # at every step of a training that mixes: not on through the model
             queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
             continue
         trail = _trail(step)
