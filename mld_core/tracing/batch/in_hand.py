@@ -42,15 +42,24 @@ class InHand:
         return target is not None and any(agree(target, part) for part in self._targets)
 
     def mixed(self, target: Tensor | None) -> bool:
-        """Whether a target that is no part of the batch has each sample's own class, beside others."""
+        """Whether a target that is no part of the batch has each sample's own class and that of another in it.
+
+        With each sample mixed with one other, and each once, a class stands there twice as often as among the
+        labels, but for samples that were mixed with one of their own class.
+        """
         own = self._labels
         if own is None or own.ndim != 1 or own.is_floating_point() or own.dtype == torch.bool:
             return False
         if target is None or target.ndim != 2 or len(target) != len(own) or self.answers(target):
             return False
         labels = own.to(target.device).long()
-        inside = bool(((labels >= 0) & (labels < target.shape[1])).all())
-        return inside and bool((target.gather(1, labels[:, None]) > 0).all())
+        if not bool(((labels >= 0) & (labels < target.shape[1])).all()):
+            return False
+        there = target > 0
+        alone = there.sum(1) == 1
+        count = [torch.bincount(part, minlength=target.shape[1]) for part in (labels, labels[alone])]
+        own_there = bool(there.gather(1, labels[:, None]).all())
+        return own_there and torch.equal(there.sum(0), 2 * count[0] - count[1])
 
     def reorders(self, value: Any) -> bool:
         """Whether a call was given the batch's samples, in another order."""
