@@ -42,7 +42,7 @@ class InHand:
         return target is not None and any(agree(target, part) for part in self._targets)
 
     def mixed(self, target: Tensor | None) -> bool:
-        """Whether a target that is no part of the batch has each sample's own class and that of another in it.
+        """Whether a target that is no part of the batch has each sample's own class and another's of it.
 
         With each sample mixed with one other, and each once, a class stands there twice as often as among the
         labels, but for samples that were mixed with one of their own class.
