@@ -231,14 +231,11 @@ class _Run:
         return self.frame_proba[self.units.frame(self.records)]
 
     def frames(self, columns: Mapping[str, Column]) -> pa.Table:
-        """One row for each frame: its boxes, errors and probabilities."""
+        """One row for each frame: its boxes, errors and probabilities, null where it has no kept box."""
         table = frame_rows(self.records.selection.key, self.records, self.units, columns)
         if hasattr(self, "frame_proba"):
             table["frame_error_proba"] = self.frame_proba
-        # NaN stays NaN in figures (in rounds it is null); of texts it is none.
-        return pa.table(
-            {name: pa.array(one.to_numpy(), from_pandas=one.dtype.kind != "f") for name, one in table.items()}
-        )
+        return pa.table({name: pa.array(one.to_numpy(), from_pandas=True) for name, one in table.items()})
 
     def regions(self, analysis: SplitAnalysis, found: BoxDiagnoses) -> list[Region]:
         """The regions with the codes of the detection catalogue."""

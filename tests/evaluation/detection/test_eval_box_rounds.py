@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import simulated_detector as simulation
 from app_building import need_pages
@@ -196,6 +197,22 @@ def test_a_pass_without_predictions(written):
     units = units_of(made)
     assert set(units["unit_kind"]) == {"gt"}
     assert units["diagnosis"].map(lambda codes: "D06" in codes).all()
+
+
+@pytest.mark.parametrize("engine", ["memory", "rounds"])
+def test_what_is_not_known_of_a_frame_is_null_and_never_nan(written, engine):
+    scene = simulation.simulate(30, seed=3)
+    some = scene.frame != 7
+    names = ("frame", "label", "score", "box", "logits", "features", "object_of")
+    store = written(replace(scene, **{name: getattr(scene, name)[some] for name in names}), world_size=2)
+    made = evaluated(store.root, engine, engine=engine)
+    frames = pq.read_table(made.folder / "frames.parquet")
+    figures = [f"{name}_{how}" for name in ("error_proba", "det_error_proba") for how in ("mean", "max")]
+    without = np.asarray(frames["n_pred"]) == 0
+    assert 0 < without.sum() < len(frames)
+    for name in figures:
+        assert np.asarray(frames[name].is_null()).tolist() == without.tolist(), name
+        assert np.isfinite(frames[name].drop_null()).all(), name
 
 
 def test_every_epoch_and_a_column_that_keeps_frames_together(written):
