@@ -240,23 +240,9 @@ def mixture_of(loss: Any) -> Mixture | None:
     >>> mixture_of(0.75 * ce(logits, labels) + 0.25 * ce(logits, labels.flip(0))).shares.tolist()
     [[0.75, 0.0, 0.25], [0.25, 0.0, 0.75]]
     """
-    found: list[tuple[_Step, list[_Step]]] = []
-    seen: dict[int, _Step] = {}
-    node = getattr(loss, "grad_fn", None)
-    queue = deque([_Step(node, None)] if node is not None else [])
-    while queue and len(seen) < _MOST_NODES:
-        step = queue.popleft()
-        if id(step.node) in seen:
-            continue
-        seen[id(step.node)] = step
-        if not step.is_a(("NllLossBackward",)):
-            if step.is_a(("LogSoftmax", *_MAKES_LOGITS)):
-                continue  # at every step of a training that mixes: not on through the model
-            queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
-            continue
-        trail = _trail(step)
-        if not found or {_key(s) for s in trail} & {_key(s) for s in found[0][1]}:
-            found.append((step, trail))
+    terms = _cross_entropies(loss)
+    first = {_key(step) for _, trail in terms[:1] for step in trail}
+    found = [one for one in terms if first.intersection(map(_key, one[1]))]
     if len(found) < 2:
         return None
     made = [(_saved(step.node, "_saved_target"), _saved(step.node, "_saved_self")) for step, _ in found]
@@ -272,6 +258,30 @@ def mixture_of(loss: Any) -> Mixture | None:
         inside = (target >= 0) & (target < shape[1])  # not one that is ignored
         shares.scatter_add_(1, target.clamp(0, shape[1] - 1)[:, None], rows * inside[:, None])
     return Mixture(tuple(targets), shares / shares.sum(1, keepdim=True), all(w is not None for w in weights))
+
+
+def compares(loss: Any, output: Any) -> bool:
+    """Whether a cross entropy in a loss is taken of what a module gave."""
+    nodes = {id(tensor.grad_fn) for _, tensor in tensors_at(output) if tensor.grad_fn is not None}
+    return any(id(step.node) in nodes for _, trail in _cross_entropies(loss) for step in trail)
+
+
+def _cross_entropies(loss: Any) -> list[tuple[_Step, list[_Step]]]:
+    """The cross entropies with hard labels in a loss, and what each was computed from; not through the model."""
+    found: list[tuple[_Step, list[_Step]]] = []
+    seen: dict[int, _Step] = {}
+    node = getattr(loss, "grad_fn", None)
+    queue = deque([_Step(node, None)] if node is not None else [])
+    while queue and len(seen) < _MOST_NODES:
+        step = queue.popleft()
+        if id(step.node) in seen:
+            continue
+        seen[id(step.node)] = step
+        if step.is_a(("NllLossBackward",)):
+            found.append((step, _trail(step)))
+        elif not step.is_a(("LogSoftmax", *_MAKES_LOGITS)):
+            queue += [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
+    return found
 
 
 def unweighted(target: Tensor | None, n_class: int | None) -> Mixture | None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from mld_core.tracing.capture.capture import Capture, LeafCall, canonical
-from mld_core.tracing.capture.graph import Mixture, Origin, mixture_of, target_of, unweighted
+from mld_core.tracing.capture.graph import Mixture, Origin, compares, mixture_of, target_of, unweighted
 from mld_core.tracing.capture.outputs import (
     as_rows,
     find_logits,
@@ -180,15 +180,23 @@ class HeadChooser(FeatureRules):
                     self._losses.append(SeenLoss(self._shown, origins, self.capture.beside, mixture))
         elif self.reads_target and isinstance(loss, Tensor):
             self._read_target(loss)
-        else:
+        elif self._is_own(loss):
             self.mixture = mixture_of(loss) or unweighted(target_of(loss), self.n_class)
+        else:
+            self.pass_over()
         self._shown += 1
+
+    def _is_own(self, loss: Any) -> bool:
+        """Whether a loss is of the logits that are recorded, and not of another forward in the step."""
+        source = self.sources.get(True)
+        calls = [] if source is None else self.capture.calls(source.name)[source.call :]
+        return not calls or compares(loss, calls[0][1])
 
     def _read_target(self, loss: Tensor) -> None:
         mixture = mixture_of(loss) if self.mixes else None
         if self._shown == self._nth:
             self.target = target_of(loss) if mixture is None else mixture.shares
-        elif self.mixes and self.target is not None and self._shown > self._nth:
+        elif self.mixes and self.target is not None and self._shown > self._nth and self._is_own(loss):
             further = unweighted(target_of(loss), self.n_class)
             if further is not None and len(further.shares) == len(self.target):
                 self.target = further.shares

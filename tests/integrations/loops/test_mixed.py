@@ -175,6 +175,20 @@ def test_a_teachers_answers_are_not_labels():
     assert rows["soft_label"].null_count == N
 
 
+def test_a_later_loss_of_another_forward_is_no_mixing():
+    """A step that also learns from its samples in another order, from some batch on."""
+    torch.manual_seed(0)
+    net, criterion = nn.Linear(4, K), nn.CrossEntropyLoss()
+    model, train = trace(net, train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net")
+    for index, (x, y) in enumerate(train):
+        loss = criterion(model(x), y)
+        if index:
+            loss = loss + criterion(model(x.flip(0)), y.flip(0))
+        loss.backward()
+    train.recording.finish()
+    assert load("net", "v1")["label"].to_pylist() == Y.tolist()
+
+
 def test_a_loss_put_together_otherwise_is_no_mixing():
     """A term that is added later, such as a penalty, leaves labels as they are."""
     torch.manual_seed(0)
