@@ -267,7 +267,7 @@ def compares(loss: Any, output: Any) -> bool:
 
 
 def _cross_entropies(loss: Any) -> list[tuple[_Step, list[_Step]]]:
-    """The cross entropies with hard labels in a loss, and what each was computed from; not through the model."""
+    """The cross entropies with hard labels in a loss, and what each was computed from, but for the model."""
     found: list[tuple[_Step, list[_Step]]] = []
     seen: dict[int, _Step] = {}
     node = getattr(loss, "grad_fn", None)
