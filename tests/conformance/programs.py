@@ -33,6 +33,7 @@ class Program:
         env: Further environment.
         needs: Packages it imports that are not among ours.
         also: Splits in which the program runs a second model, whose rows the spy saw too (an average of weights).
+        beside: (file beside it, its edits), where those need some, too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Program:
     env: dict[str, str] = field(default_factory=dict)
     also: frozenset[str] = frozenset()
     needs: tuple[str, ...] = ()
+    beside: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
 
 def folders(folder: Path) -> None:
@@ -330,7 +332,7 @@ PROGRAMS = (
         folders,
         "ResNet",
         {"train": True, "val": False},
-        {"MLD_SPY_SOFT": "1"},
+        {"MLD_SPY_SOFT": "1", "MLD_SPY_TIMM": "1"},
         frozenset({"val"}),
     ),
     Program(

@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision", exc_type=ImportError)
 from programs import BOXES, PROGRAMS  # noqa: E402
+from programs_of_papers import PAPERS  # noqa: E402
 
 from ml_debugger.records import load  # noqa: E402
 
@@ -42,11 +43,16 @@ def _edited(program, source, data):
     body = source.read_bytes()
     digest = hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
     assert digest == program.blob, f"{source} is not the file of commit {program.commit[:12]}"
-    text = body.decode()
-    for old, new in program.edits:
+    text = _with(program.edits, source)
+    return text.replace("{data}", str(data)).replace("{out}", str(data.with_name("out")))
+
+
+def _with(edits, source):
+    text = source.read_text()
+    for old, new in edits:
         assert old in text, f"{source}: {old!r} is not there"
         text = text.replace(old, new)
-    return text.replace("{data}", str(data)).replace("{out}", str(data.with_name("out")))
+    return text
 
 
 def _run(program, tmp_path):
@@ -59,6 +65,8 @@ def _run(program, tmp_path):
     script = tmp_path / Path(program.path).name
     source = _source(program)
     script.write_text(_edited(program, source, data))
+    for name, edits in program.beside:
+        (tmp_path / name).write_text(_with(edits, source.with_name(name)))
     ours = [str(Path(__file__).with_name("spy")), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours.append(str(source.parent))  # the files beside it
     env = {
@@ -94,6 +102,22 @@ def _recorded(home, program, split):
     return torch.from_numpy(logits).log_softmax(-1).numpy(), np.array(labels), samples
 
 
+def _shares_are_the_losses(home, spied, program, said):
+    """Mixed samples have the shares of classes that the loss was given, those of one class alone its label."""
+    seen = [np.load(path) for path in sorted(spied.glob("soft-*.npz"))]
+    assert seen, said
+    scores, wanted = (np.concatenate([part[name] for part in seen]) for name in ("logits", "target"))
+    logits, labels, samples = _recorded(home, program, "train")
+    soft = samples["soft_label"].to_pylist()
+    got = [
+        np.eye(wanted.shape[1])[label] if one is None else one
+        for label, one in zip(labels, soft, strict=True)
+    ]
+    assert len(got) == len(wanted) > 0, said
+    rows, theirs = (np.lexsort(np.round(part, 4).T) for part in (logits, scores))
+    np.testing.assert_allclose(np.array(got)[rows], wanted[theirs], atol=1e-5, err_msg=said)
+
+
 def _sorted(logits, labels):
     order = np.lexsort([*np.round(logits, 4).T, labels])
     return logits[order], labels[order]
@@ -110,7 +134,7 @@ def _those_of(logits, seen, target):
     return seen[chosen], target[chosen]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda one: one.name)
+@pytest.mark.parametrize("program", PROGRAMS + PAPERS, ids=lambda one: one.name)
 def test_records_are_what_the_losses_saw(program, tmp_path):
     home, spied, said = _run(program, tmp_path)
     seen = _seen(spied, said)
@@ -140,6 +164,8 @@ def test_records_are_what_the_losses_saw(program, tmp_path):
         got, expected = _sorted(logits, labels), _sorted(*wanted)
         np.testing.assert_allclose(got[0], expected[0], atol=2e-4, err_msg=f"{split}\n{said}")
         np.testing.assert_array_equal(got[1], expected[1], err_msg=f"{split}: labels")
+    if "MLD_SPY_TIMM" in program.env:
+        _shares_are_the_losses(home, spied, program, said)
 
 
 @pytest.mark.parametrize("program", BOXES, ids=lambda one: one.name)

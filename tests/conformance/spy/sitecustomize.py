@@ -1,7 +1,8 @@
 """Loaded by the interpreter of a program under test: notes what its losses are given, and nothing else.
 
 Rows go to `MLD_SPY_OUT/<pid>.npz` when the process ends: `logits` (log-softmax of each row), `target` (-1 where it is
-no class), `train` (whether gradients were on). Of a detector's loss, which is given the class scores of every place of
+no class), `train` (whether gradients were on). With `MLD_SPY_TIMM` what timm's loss of soft targets was given goes to
+`soft-<pid>.npz`: `logits` likewise, `target`. Of a detector's loss, which is given the class scores of every place of
 every image, to `boxes-<pid>.npz`: `scores` of the evaluation's images one after another, and of how many each call was.
 """
 
@@ -50,7 +51,24 @@ if os.environ.get("MLD_SPY_OUT"):
 
     functional.binary_cross_entropy_with_logits = _of_boxes(functional.binary_cross_entropy_with_logits)
 
+    soft = []
+    if os.environ.get("MLD_SPY_TIMM"):
+        from timm.loss import SoftTargetCrossEntropy
+
+        _plain = SoftTargetCrossEntropy.forward
+
+        def _of_shares(self, x, target):
+            scores = x.detach().float().log_softmax(-1)
+            soft.append((scores.numpy().copy(), target.detach().float().numpy().copy()))
+            return _plain(self, x, target)
+
+        SoftTargetCrossEntropy.forward = _of_shares
+
     def _write():
+        if soft:
+            parts = [np.concatenate(part) for part in zip(*soft, strict=True)]
+            out = Path(os.environ["MLD_SPY_OUT"]) / f"soft-{os.getpid()}.npz"
+            np.savez(out, logits=parts[0], target=parts[1])
         if boxes:
             counts = [len(one) for one in boxes]
             out = Path(os.environ["MLD_SPY_OUT"]) / f"boxes-{os.getpid()}.npz"
