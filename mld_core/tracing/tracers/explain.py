@@ -47,8 +47,8 @@ def explain(
 
     Examples:
         >>> _ = explain(nn.Linear(4, 3), (torch.zeros(2, 4), torch.tensor([0, 2])))
-        logits: the model's output (B, 3), softmax, as no loss was seen · labels: batch[1] · ids: content hash (no history
-        over epochs under augmentation) · features: the model's input (4)
+        logits: the model's output (B, 3), softmax, as no loss was seen · labels: batch[1] ·
+        ids: content hash (no history over epochs under augmentation) · features: the model's input (4)
     """
     plan = LabelPlan()
     labels = plan.read(batch) if label_fn is None else label_fn(batch)
