@@ -8,14 +8,11 @@ DistributedDataParallel, DataParallel and torch.compile are seen through; so are
 
 from __future__ import annotations
 
-import gc
-import re
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 try:
     import torch.distributed as dist
-    from torch import nn
 except ImportError as error:
     raise ImportError("ml_debugger.torch needs PyTorch: pip install 'ml-debugger[torch]'") from error
 
@@ -51,9 +48,9 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
             which, where they do not start at 0.
         val: that of the validation split, recorded under the epoch being trained or trained last.
         test: that of the test split, likewise.
-        criterion: the module that makes the training's loss: its losses name the logits and the labels. None:
-            such modules as are there already, by the names of their classes (`CrossEntropyLoss`); without
-            any, logits and labels are found by rules (docs/usage.md).
+        criterion: the module that makes the training's loss, if there is one: its losses name the logits and
+            the labels. None: they are found by rules, and mixing inside the step is not noticed
+            (docs/usage.md).
         ...: those of every wrapper (docs/usage.md), by keyword.
 
     Returns:
@@ -67,14 +64,9 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     from mld_core.tracing.run.recorder import Recorder
 
     recorder = Recorder(**given.less("model", "criterion", "train", "val", "test"))
+    if given.criterion is not None and not recorder.disabled:
+        recorder.watch_criterion(given.criterion)
     inner = unwrap_to_trace(given.model)
-    if not recorder.disabled:
-        criteria = [] if given.criterion is None else [given.criterion]
-        if given.criterion is None:
-            with recorder.guard.catch("looking for the loss", lost="nothing; logits are looked for by rules"):
-                criteria = _criteria(inner)
-        for criterion in criteria:
-            recorder.watch_criterion(criterion)
     grouped = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     told = [recorder.resolve_names(inner) if rank == 0 else {}]
@@ -83,31 +75,3 @@ def trace(given: TraceArguments) -> Any:  # noqa: D417 - the arguments are those
     loop = LoopRecorder(recorder, inner, told[0], rank=rank, world_size=world_size, framework="torch")
     loop.start()
     return traced_loaders(given, loop)
-
-
-_LOSS = re.compile("loss|criterion|entropy", re.IGNORECASE)
-_MOST_CRITERIA = 16
-
-
-def _criteria(model: nn.Module) -> list[nn.Module]:
-    """The modules outside the model that make losses, by the names of their classes; the outermost ones.
-
-    Which of what they make is a loss of the model says its graph. What is compiled is left alone.
-    """
-    from mld_core.tracing.capture.compiling import is_compiled
-
-    kinds: dict[type, bool] = {}
-    alive = []
-    for one in gc.get_objects():
-        kind = type(one)
-        if kind not in kinds:
-            kinds[kind] = issubclass(kind, nn.Module)
-        if kinds[kind]:
-            alive.append(one)
-    own = {id(part) for part in model.modules()}
-    wrappers = [one for one in alive if "_orig_mod" in vars(one).get("_modules", ())]
-    compiled = {id(part) for one in wrappers for part in one.modules()}
-    losses = [one for one in alive if _LOSS.search(type(one).__name__) and id(one) not in own | compiled]
-    parts = {id(part) for one in losses for part in one.modules() if part is not one}
-    found = [one for one in losses if id(one) not in parts and not is_compiled(one)]
-    return found if len(found) <= _MOST_CRITERIA else []

@@ -322,7 +322,8 @@ PROGRAMS = (
                 "    results = []\n    try:\n",
                 (
                     "    from ml_debugger.torch import trace\n"
-                    "    model, loader_train, loader_eval = trace(model, train=loader_train, val=loader_eval)\n"
+                    "    model, loader_train, loader_eval = trace(\n"
+                    "        model, criterion=train_loss_fn, train=loader_train, val=loader_eval)\n"
                     "    results = []\n    try:\n"
                 ),
             ),

@@ -72,7 +72,7 @@ PAPERS = (
                 (
                     "    from ml_debugger.torch import trace\n"
                     "    model, data_loader_train, data_loader_val = trace(\n"
-                    "        model, train=data_loader_train, val=data_loader_val)\n"
+                    "        model, criterion=criterion, train=data_loader_train, val=data_loader_val)\n"
                     '    print(f"Start training for'
                 ),
             ),

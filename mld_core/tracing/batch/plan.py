@@ -95,13 +95,11 @@ def mixes(targets: Sequence[Tensor], labels: Any, *, weighted: bool) -> bool:
     Args:
         targets: int64 (n,), each; a teacher's answers are no labels in another order.
         labels: of the batch.
-        weighted: the targets' weights are known, so that equal ones make one-hot rows: nothing is lost by
-            reading them of every batch.
+        weighted: the targets are all of one loss, so that the labels themselves must be among them.
     """
-    own = [target for target in targets if _are(target, labels)]
-    if any(reordered(target, labels) for target in targets if not _are(target, labels)):
-        return bool(own) or not weighted
-    return weighted and len({target.data_ptr() for target in own}) > 1
+    others = [target for target in targets if not _are(target, labels)]
+    known = not weighted or len(others) < len(targets)
+    return known and any(reordered(target, labels) for target in others)
 
 
 def _are(target: Tensor, labels: Any) -> bool:

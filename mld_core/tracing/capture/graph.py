@@ -257,6 +257,8 @@ def mixture_of(loss: Any) -> Mixture | None:
         rows = known.to(shares.device, torch.float32).expand(shape[0], 1)
         inside = (target >= 0) & (target < shape[1])  # not one that is ignored
         shares.scatter_add_(1, target.clamp(0, shape[1] - 1)[:, None], rows * inside[:, None])
+    if bool((shares < 0).any()):
+        return None  # one is taken from the loss
     return Mixture(tuple(targets), shares / shares.sum(1, keepdim=True), all(w is not None for w in weights))
 
 
@@ -313,18 +315,24 @@ def _weight(step: _Step, n: int) -> Tensor | None:
     weight, inner, outer = torch.ones(1, 1), step, step.before
     while outer is not None:
         if outer.is_a(("Mul", "Div")):
-            own = outer.node.next_functions[0][0] is inner.node
-            factor = _saved(outer.node, "_saved_other" if own else "_saved_self")
+            factor = _saved(outer.node, "_saved_other" if _is_left(outer, inner) else "_saved_self")
             if isinstance(factor, Tensor) and factor.numel() in {1, n}:
                 factor = factor.detach().reshape(-1, 1)
                 weight = weight.to(factor.device) if factor.numel() > 1 else weight
             elif not isinstance(factor, (int, float)):
                 return None
             weight = weight / factor if outer.is_a(("Div",)) else weight * factor
-        elif not outer.is_a(_SHARED) or getattr(outer.node, "_saved_alpha", 1) != 1:
+        elif not outer.is_a((*_SHARED, "Sub")) or getattr(outer.node, "_saved_alpha", 1) != 1:
             return None
+        elif outer.is_a(("Sub",)) and not _is_left(outer, inner):
+            weight = -weight
         inner, outer = outer, outer.before
     return weight
+
+
+def _is_left(outer: _Step, inner: _Step) -> bool:
+    """Whether a factor's inner step is the first operand of a product or a quotient."""
+    return outer.node.next_functions[0][0] is inner.node
 
 
 def _origin(output: Output, last: _Step) -> Origin:
@@ -412,8 +420,9 @@ def _is_negative(chain: list[_Step]) -> bool:
             taken = 1 if step.is_a(("Sub",)) else 0  # a - b; torch's rsub(a, b) is b - a
             nodes = [node for node, _ in step.node.next_functions]
             negative ^= taken < len(nodes) and nodes[taken] is inner.node
-        if step.is_a(("Mul",)):
-            share = _saved(step.node, "_saved_other")  # a number, too; one on a device is not waited for
+        if step.is_a(("Mul", "Div")) and inner is not None:
+            # A number, too; one on a device is not waited for.
+            share = _saved(step.node, "_saved_other" if _is_left(step, inner) else "_saved_self")
             known = share is not None and (not isinstance(share, Tensor) or (share.is_cpu and not share.ndim))
             negative ^= known and bool(share < 0)
     return negative

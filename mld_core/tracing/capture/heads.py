@@ -37,6 +37,7 @@ from mld_core.tracing.capture.reading import (
 )
 from mld_core.tracing.capture.rules import FeatureRules, class_columns, same
 from mld_core.tracing.capture.whose import MOST_LOSSES, SeenLoss, Whose, apart
+from mld_core.tracing.paths import at
 
 _MOST_SHOWN: Final = 64  # losses of one watched step that are looked into
 _MOST_ODD: Final = 8  # batches whose loss is put together otherwise than that of the batch watched
@@ -190,16 +191,15 @@ class HeadChooser(FeatureRules):
         """Whether a loss is of the logits that are recorded, and not of another forward in the step."""
         source = self.sources.get(True)
         calls = [] if source is None else self.capture.calls(source.name)[source.call :]
-        return not calls or compares(loss, calls[0][1])
+        if source is None or not calls:
+            return True
+        return compares(loss, at(calls[0][1], source.path) if source.path else calls[0][1])
 
     def _read_target(self, loss: Tensor) -> None:
-        mixture = mixture_of(loss) if self.mixes else None
         if self._shown == self._nth:
-            self.target = target_of(loss) if mixture is None else mixture.shares
-        elif self.mixes and self.target is not None and self._shown > self._nth and self._is_own(loss):
-            further = unweighted(target_of(loss), self.n_class)
-            if further is not None and len(further.shares) == len(self.target):
-                self.target = further.shares
+            self.target, self.mixture = target_of(loss), mixture_of(loss) if self.mixes else None
+        elif self.mixes and self.mixture is None and self._is_own(loss):
+            self.mixture = unweighted(target_of(loss), self.n_class)
 
     def pass_over(self) -> None:
         """That a batch's loss was put together otherwise says nothing about its labels."""

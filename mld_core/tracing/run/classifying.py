@@ -138,10 +138,10 @@ class ClassificationSession(Session):
         """Stages one batch and hands it to the writer; returns what was captured, if anything."""
         if self.chooser is None or self.unsupported or open_pass.muted:
             return None
-        if self.chooser.target is not None and self.options.label_fn is None:
+        if self.chooser.mixture is not None:
+            self._mixed(self.chooser, batch, self.chooser.mixture)
+        elif self.chooser.target is not None and self.options.label_fn is None:
             batch.labels = self.chooser.target
-        elif self.chooser.mixture is not None:
-            self._mixed_later(self.chooser, batch, self.chooser.mixture)
         captured = self._take(batch, row_count(batch.labels))
         if captured is None:
             return None
@@ -240,18 +240,18 @@ class ClassificationSession(Session):
             self.chooser.unsettle(reason)
         return not reason
 
-    def _mixed_later(self, chooser: HeadChooser, batch: Batch, mixture: Mixture) -> None:
-        """A step's loss has further targets: mixup in some of the steps. They are read from now on."""
+    def _mixed(self, chooser: HeadChooser, batch: Batch, mixture: Mixture) -> None:
+        """A step's loss has several targets: samples' shares of them, where those are labels of others."""
         if self.options.label_fn or not mixes(mixture.targets, batch.labels, weighted=mixture.weighted):
             chooser.pass_over()
             return
         batch.labels = mixture.shares
+        if chooser.mixes:
+            return
         chooser.reads_target = chooser.mixes = self.labels.of_loss = True
-        self.reading.forget()
         self.guard.tell_once(
             "mixed later",
-            "The loss of a later training batch compares samples with the labels of others, too (mixup): "
-            "from this batch on soft labels are recorded, or none where their weights are not seen.",
+            "The loss of a later training batch compares samples with labels of others: soft from now on.",
         )
 
     def _tell_none(self, n: int | None) -> None:

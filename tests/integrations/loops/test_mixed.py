@@ -179,7 +179,8 @@ def test_a_later_loss_of_another_forward_is_no_mixing():
     """A step that also learns from its samples in another order, from some batch on."""
     torch.manual_seed(0)
     net, criterion = nn.Linear(4, K), nn.CrossEntropyLoss()
-    model, train = trace(net, train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net")
+    data = DataLoader(TensorDataset(X, Y), BATCH)
+    model, train = trace(net, train=data, model_name="net", criterion=criterion)
     for index, (x, y) in enumerate(train):
         loss = criterion(model(x), y)
         if index:
@@ -203,30 +204,60 @@ def test_a_loss_put_together_otherwise_is_no_mixing():
     assert load("net", "v1")["label"].to_pylist() == Y.tolist()
 
 
-class FocalLoss(nn.Module):
-    """Of a loop's own."""
+NOT_MIXED = {
+    "a module beside a functional loss": lambda z, y, taught: F.cross_entropy(z, y) + F.mse_loss(z, taught),
+    "a teacher that is nearly right": lambda z, y, taught: (
+        F.cross_entropy(z, y)
+        + 0.5 * F.cross_entropy(z, torch.where(torch.arange(len(y)) < 1, (y + 1) % K, y))
+    ),
+    "a teacher that is right": lambda z, y, taught: (
+        F.cross_entropy(z, y) + 0.5 * F.cross_entropy(z, y.clone())
+    ),
+    "taken from it": lambda z, y, taught: F.cross_entropy(z, y) - 0.1 * F.cross_entropy(z, y.roll(1)),
+}
 
-    def forward(self, z, target):
-        return torch.sum(-target * F.log_softmax(z, dim=-1), dim=-1).mean()
 
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_loss_module_is_found_where_none_is_named(inside):
-    """The usual loop names no criterion to `trace`: a module that is there already shows the loss."""
+@pytest.mark.parametrize("case", NOT_MIXED)
+def test_what_is_no_mixing_has_its_labels(case):
     torch.manual_seed(0)
-    net = nn.Linear(4, K)
-    criterion = FocalLoss()
-    holder = nn.ModuleDict({"loss": criterion}) if inside else None
-    model, train = trace(net, train=DataLoader(TensorDataset(X, Y), BATCH), model_name="net")
-    wanted = []
+    net, total, unnamed = nn.Linear(4, K), Total(), nn.MSELoss()
+    data = DataLoader(TensorDataset(X, Y), BATCH)
+    given = {} if case.startswith("a module") else {"criterion": total}
+    model, train = trace(net, train=data, model_name="net", **given)
     for x, y in train:
-        wanted.append(_shares(y, y.roll(1)))
-        (criterion if holder is None else holder["loss"])(model(x), wanted[-1]).backward()
+        z = model(x)
+        unnamed(z, torch.randn(len(y), K))  # says nothing
+        total(lambda z=z, y=y: NOT_MIXED[case](z, y, torch.randn(len(y), K))).backward()
     train.recording.finish()
-    np.testing.assert_allclose(_soft_of(load("net", "v1")), torch.cat(wanted).numpy(), atol=1e-6)
+    assert load("net", "v1")["label"].to_pylist() == Y.tolist()
 
 
-def test_a_found_loss_keeps_no_recorder_alive_and_compiles_once():
+def test_a_later_loss_of_another_head_is_no_mixing():
+    """Its targets may be the labels in another order by chance, where classes are few."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, K), nn.Linear(4, K)
+
+        def forward(self, x):
+            return self.a(x), self.b(x)
+
+    torch.manual_seed(0)
+    criterion = nn.CrossEntropyLoss()
+    data = DataLoader(TensorDataset(X, Y), BATCH)
+    model, train = trace(Two(), train=data, model_name="net", criterion=criterion)
+    for index, (x, y) in enumerate(train):
+        z, other = model(x)
+        loss = criterion(z, y)
+        if index:
+            loss = loss + criterion(other, y.roll(1))
+        loss.backward()
+    train.recording.finish()
+    assert load("net", "v1")["label"].to_pylist() == Y.tolist()
+
+
+def test_a_criterion_keeps_no_recorder_alive_and_compiles_once():
     """In a step that is compiled as a whole the hook is traced as nothing."""
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -179,6 +179,8 @@ WRITTEN = {
     "the factor negated": lambda z: (-SOFT * z.log_softmax(1)).sum(1).mean(),
     "the product negated": lambda z: -(SOFT * z.log_softmax(1)).sum(1).mean(),
     "a negative share": lambda z: (SOFT * z.log_softmax(1)).sum(1).mean() * -1.0,
+    "a negative quotient": lambda z: (SOFT * z.log_softmax(1)).sum() / -N,
+    "a negative share in front": lambda z: torch.tensor(-1.0) * (SOFT * z.log_softmax(1)).sum(1).mean(),
     "a divergence": lambda z: (SOFT * (SOFT.log() - z.log_softmax(1))).sum(1).mean(),
     "a weight for each sample": lambda z: (
         torch.arange(1.0, N + 1) * -(SOFT * z.log_softmax(1)).sum(1)
