@@ -27,6 +27,8 @@ _SHARED: Final = (
     "Clone", "Alias", "Expand", "Stack", "Cat",
 )  # fmt: skip
 """Operations that do the same to all terms of a loss."""
+_PARTS: Final = ("Slice", "Select", "Split", "Index", "Unbind", "Narrow", "Masked", "Gather", "Take")
+"""Operations that leave some of a tensor's rows."""
 _REGRESSION: Final = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 _MAKES_LOGITS: Final = (
     "Mm", "Addmm", "Bmm", "Baddbmm", "Addbmm", "Addmv", "Mv", "Dot", "Linear", "Convolution", "Cdist",
@@ -215,9 +217,15 @@ def _reaches(end: Any, nodes: set[int]) -> bool:
     return bool(queue)
 
 
-def target_of(loss: Tensor) -> Tensor | None:
+def end_of(loss: Any) -> str:
+    """The name of a loss's last operation; "" of what is no tensor, or has none."""
+    return type(loss.grad_fn).__name__ if isinstance(loss, Tensor) and loss.grad_fn is not None else ""
+
+
+def target_of(loss: Any) -> Tensor | None:
     """The target of the loss that stands nearest to the end of the graph, None where none is held."""
-    queue, seen = deque([_Step(loss.grad_fn, None)] if loss.grad_fn is not None else []), 0
+    node, seen = loss.grad_fn if isinstance(loss, Tensor) else None, 0
+    queue = deque([_Step(node, None)] if node is not None else [])
     while queue and seen < 64:
         step = queue.popleft()
         seen += 1
@@ -251,14 +259,14 @@ def mixture_of(loss: Any) -> Mixture | None:
         return None
     shape = made[0][1].shape
     weights = [_weight(step, shape[0]) for step, _ in found]
+    if any(w is not None and w.is_cpu and bool((w < 0).any()) for w in weights):
+        return None  # one is taken from the loss
     shares = torch.zeros(shape, dtype=torch.float32, device=targets[0].device)
     for target, weight in zip(targets, weights, strict=True):
         known = torch.full((1, 1), math.nan) if weight is None else weight
         rows = known.to(shares.device, torch.float32).expand(shape[0], 1)
         inside = (target >= 0) & (target < shape[1])  # not one that is ignored
         shares.scatter_add_(1, target.clamp(0, shape[1] - 1)[:, None], rows * inside[:, None])
-    if bool((shares < 0).any()):
-        return None  # one is taken from the loss
     return Mixture(tuple(targets), shares / shares.sum(1, keepdim=True), all(w is not None for w in weights))
 
 
@@ -272,7 +280,7 @@ def _cross_entropies(loss: Any) -> list[tuple[_Step, list[_Step]]]:
     """The cross entropies with hard labels in a loss, and what each was computed from, but for the model."""
     found: list[tuple[_Step, list[_Step]]] = []
     seen: dict[int, _Step] = {}
-    node = getattr(loss, "grad_fn", None)
+    node = loss.grad_fn if isinstance(loss, Tensor) else None
     queue = deque([_Step(node, None)] if node is not None else [])
     while queue and len(seen) < _MOST_NODES:
         step = queue.popleft()
@@ -299,9 +307,9 @@ def _key(step: _Step) -> tuple[int, int]:
 
 
 def _trail(step: _Step, most: int = 6) -> list[_Step]:
-    """What a loss was computed from, back to where that was put together of several tensors."""
+    """What a loss was computed from, back to where that was of several tensors, or had more rows."""
     trail: list[_Step] = []
-    while len(trail) < most:
+    while len(trail) < most and not step.is_a(_PARTS):
         inner = [_Step(node, step, nr) for node, nr in step.node.next_functions if node is not None]
         if len(inner) != 1:
             break

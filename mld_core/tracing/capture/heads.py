@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from mld_core.tracing.capture import graph
 from mld_core.tracing.capture.capture import Capture, LeafCall, canonical
-from mld_core.tracing.capture.graph import Mixture, Origin, compares, mixture_of, target_of, unweighted
+from mld_core.tracing.capture.graph import Mixture, Origin
 from mld_core.tracing.capture.outputs import (
     as_rows,
     find_logits,
@@ -164,7 +165,7 @@ class HeadChooser(FeatureRules):
         settled, shown = self._settled_ends, self._shown
         if settled is None or self.reads_target or self._odd >= _MOST_ODD or self.mixture is not None:
             return not self.wants_loss
-        if shown < len(settled) and type(getattr(loss, "grad_fn", None)).__name__ == settled[shown]:
+        if shown < len(settled) and graph.end_of(loss) == settled[shown]:
             self._shown += 1
             return True
         return False
@@ -172,17 +173,17 @@ class HeadChooser(FeatureRules):
     def see_loss(self, loss: Any) -> None:
         """The loss of the training batch in hand, before backward."""
         if self.needs_watch(training=True):
-            self._ends.append(type(getattr(loss, "grad_fn", None)).__name__)
+            self._ends.append(graph.end_of(loss))
             if len(self._losses) < MOST_LOSSES and self._shown < _MOST_SHOWN:
                 origins = self.capture.origins(loss)
                 self._lost_sight = self._lost_sight or self.capture.lost_sight
                 if origins:
-                    mixture = mixture_of(loss)
+                    mixture = graph.mixture_of(loss)
                     self._losses.append(SeenLoss(self._shown, origins, self.capture.beside, mixture))
         elif self.reads_target and isinstance(loss, Tensor):
             self._read_target(loss)
         elif self._is_own(loss):
-            self.mixture = mixture_of(loss) or unweighted(target_of(loss), self.n_class)
+            self.mixture = graph.mixture_of(loss) or graph.unweighted(graph.target_of(loss), self.n_class)
         else:
             self.pass_over()
         self._shown += 1
@@ -193,13 +194,13 @@ class HeadChooser(FeatureRules):
         calls = [] if source is None else self.capture.calls(source.name)[source.call :]
         if source is None or not calls:
             return True
-        return compares(loss, at(calls[0][1], source.path) if source.path else calls[0][1])
+        return graph.compares(loss, at(calls[0][1], source.path) if source.path else calls[0][1])
 
     def _read_target(self, loss: Tensor) -> None:
         if self._shown == self._nth:
-            self.target, self.mixture = target_of(loss), mixture_of(loss) if self.mixes else None
+            self.target, self.mixture = graph.target_of(loss), graph.mixture_of(loss) if self.mixes else None
         elif self.mixes and self.mixture is None and self._is_own(loss):
-            self.mixture = unweighted(target_of(loss), self.n_class)
+            self.mixture = graph.unweighted(graph.target_of(loss), self.n_class)
 
     def pass_over(self) -> None:
         """That a batch's loss was put together otherwise says nothing about its labels."""

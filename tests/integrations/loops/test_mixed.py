@@ -280,3 +280,50 @@ def test_a_criterion_keeps_no_recorder_alive_and_compiles_once():
     gc.collect()
     assert recorder() is None
     criterion(nn.Linear(4, K)(X), Y).backward()
+
+
+class Attributes(dict):
+    """A dictionary by attributes, as many have one: what is not there is a KeyError."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize("plain", [0, 1])
+def test_whatever_a_criterion_returns_does_not_raise_into_the_step(plain, caplog):
+    class Loss(nn.Module):
+        calls = 0
+
+        def forward(self, z, y):
+            self.calls += 1
+            made = Attributes(total=F.cross_entropy(z, y))
+            return made.total if self.calls <= plain else made
+
+    torch.manual_seed(0)
+    criterion, data = Loss(), DataLoader(TensorDataset(X, Y), BATCH)
+    model, train = trace(nn.Linear(4, K), train=data, model_name="net", criterion=criterion)
+    for x, y in train:
+        loss = criterion(model(x), y)
+        (loss.total if isinstance(loss, dict) else loss).backward()
+    train.recording.finish()
+    assert load("net", "v1")["label"].to_pylist() == Y.tolist()
+    assert "as no loss" not in caplog.text
+    assert "KeyError" not in caplog.text
+
+
+def test_losses_of_other_rows_of_one_output_are_no_mixing():
+    """Labelled and unlabelled samples go through the model at once; each loss takes its part of the rows."""
+    torch.manual_seed(0)
+    total, data = Total(), DataLoader(TensorDataset(X, Y), BATCH)
+    model, train = trace(nn.Linear(4, K), train=data, model_name="net", criterion=total)
+    half = BATCH // 2
+    for x, y in train:
+        z = model(x)
+
+        def loss(z=z, y=y):
+            first = F.cross_entropy(z[:half], y[:half])
+            return 0.75 * first + 0.25 * F.cross_entropy(z[half:], y[:half].flip(0))
+
+        total(loss).backward()
+    train.recording.finish()
+    rows = load("net", "v1")
+    assert rows.num_rows == 0 or rows["soft_label"].null_count == rows.num_rows

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mld_core.tracing.capture.capture import Capture
-from mld_core.tracing.capture.graph import target_of
+from mld_core.tracing.capture.graph import mixture_of, target_of
 from mld_core.tracing.capture.reading import Refusal, by_loss
 
 N, K = 6, 3
@@ -303,3 +303,12 @@ def test_the_second_of_two_forwards():
 def test_the_target_of_later_batches():
     loss = F.cross_entropy(net()(X), SOFT)
     assert torch.equal(target_of(loss), SOFT)
+
+
+def test_losses_of_other_rows_are_no_mixture():
+    z = net()(torch.cat([X, X]))
+    parts = z[:N], z.split(N)[1], z[torch.arange(N, 2 * N)], z.chunk(2)[0]
+    for part in parts[1:]:
+        assert mixture_of(F.cross_entropy(parts[0], Y) + F.cross_entropy(part, Y.flip(0))) is None
+    first, second = z.split(N)
+    assert mixture_of(F.cross_entropy(first, Y) + F.cross_entropy(second, Y.flip(0))) is None
