@@ -40,7 +40,7 @@ class Module(pl.LightningModule):
     def __init__(self, kind: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.kind, self.seen = kind, []
+        self.kind, self.seen, self.shares = kind, [], []
         self.body = nn.Linear(6, 8)
         self.head = nn.Linear(8, 1 if kind in {"bce", "mse"} else 6 if kind == "autoencoder" else K)
         self.other = nn.Linear(8, 5)
@@ -80,6 +80,13 @@ class Module(pl.LightningModule):
             target = 0.7 * F.one_hot(y, K) + 0.3 * F.one_hot(y.flip(0), K)
             self.seen[-1] = torch.cat([self.seen[-1], target], 1)
             return F.cross_entropy(z, target)
+        if self.kind.startswith("two targets"):
+            other = (
+                y.flip(0) if self.training and (self.kind != "two targets later" or len(self.seen) > 1) else y
+            )
+            self.shares.append(0.75 * F.one_hot(y, K) + 0.25 * F.one_hot(other, K))
+            both = 0.75 * self.criterion(z, y)
+            return both if other is y else both + 0.25 * self.criterion(z, other)
         return self.criterion(z, y)
 
     def training_step(self, batch, index):
@@ -135,6 +142,18 @@ def test_what_is_recorded_is_what_the_loss_saw(kind: str) -> None:
             torch.tensor(seen[:N, 1]), labels.float(), reduction="none"
         )
         np.testing.assert_allclose(np.array(recorded("train")[0]["loss"]), expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["two targets", "two targets later"])
+def test_samples_mixed_by_two_weighted_losses_have_soft_labels(kind: str) -> None:
+    module = fit(kind, MLDebuggerCallback())
+    rows, _ = recorded()
+    wanted = torch.cat(module.shares)[:N].numpy()
+    soft, hard = rows["soft_label"].to_pylist(), rows["label"].to_pylist()
+    got = [np.eye(K)[label] if one is None else one for label, one in zip(hard, soft, strict=True)]
+    np.testing.assert_allclose(np.array(got), wanted, atol=1e-6)
+    assert any(one is not None for one in soft)
+    assert recorded("val")[0]["label"].to_pylist() == Y.tolist()
 
 
 @pytest.mark.parametrize("kind", ["one-hot bce", "one-hot bce of sigmoids"])

@@ -19,6 +19,7 @@ from torch import Tensor
 from mld_core.tracing.paths import Path, tensors_at
 
 _MOST_NODES: Final = 600
+_END: Final = 4  # operations
 # Prefixes of the nodes' names.
 _SOFTMAX: Final = ("NllLoss", "LogSoftmax", "Softmax", "SafeSoftmax", "Logsumexp", "MultiMarginLoss")
 _SIGMOID: Final = ("BinaryCrossEntropy", "Sigmoid", "LogSigmoid", "SoftMarginLoss", "MultilabelMarginLoss")
@@ -94,9 +95,10 @@ class _Step:
     before: _Step | None
     result: int = 0
     name: str = field(init=False)
+    key: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name = type(self.node).__name__
+        self.name, self.key = type(self.node).__name__, (id(self.node), self.result)
 
     def is_a(self, names: tuple[str, ...]) -> bool:
         return self.name.startswith(names)
@@ -152,11 +154,10 @@ class Graph:
         queue = deque([_Step(loss.grad_fn, None, loss.output_nr)])
         while queue and len(seen) < _MOST_NODES:
             step = queue.popleft()
-            key = (id(step.node), step.result)
-            if key in seen:
+            if step.key in seen:
                 continue
-            seen[key] = step
-            output = self.outputs.get(key)
+            seen[step.key] = step
+            output = self.outputs.get(step.key)
             if output is not None and (step.before is not None or output.tensor is not loss):
                 hits.append(_origin(output, step))
                 continue
@@ -218,8 +219,18 @@ def _reaches(end: Any, nodes: set[int]) -> bool:
 
 
 def end_of(loss: Any) -> str:
-    """The name of a loss's last operation; "" of what is no tensor, or has none."""
-    return type(loss.grad_fn).__name__ if isinstance(loss, Tensor) and loss.grad_fn is not None else ""
+    """The names of a loss's last operations, to where several come together; "" of what is no tensor.
+
+    A trainer divides the loss it was given, so that the last alone says little. Asked at every step.
+    """
+    node, names = loss.grad_fn if isinstance(loss, Tensor) else None, ""
+    for _ in range(_END):
+        if node is None:
+            break
+        names += type(node).__name__ + " "
+        inner = node.next_functions
+        node = inner[0][0] if len(inner) == 1 or (len(inner) > 1 and inner[1][0] is None) else None
+    return names
 
 
 def target_of(loss: Any) -> Tensor | None:
@@ -249,8 +260,8 @@ def mixture_of(loss: Any) -> Mixture | None:
     [[0.75, 0.0, 0.25], [0.25, 0.0, 0.75]]
     """
     terms = _cross_entropies(loss)
-    first = {_key(step) for _, trail in terms[:1] for step in trail}
-    found = [one for one in terms if first.intersection(map(_key, one[1]))]
+    first = {step.key for _, trail in terms[:1] for step in trail}
+    found = [(last, trail) for last, trail in terms if any(step.key in first for step in trail)]
     if len(found) < 2:
         return None
     made = [(_saved(step.node, "_saved_target"), _saved(step.node, "_saved_self")) for step, _ in found]
@@ -300,10 +311,6 @@ def unweighted(target: Tensor | None, n_class: int | None) -> Mixture | None:
         return None
     shares = torch.full((len(target), n_class), math.nan, device=target.device)
     return Mixture((target,), shares, weighted=False)
-
-
-def _key(step: _Step) -> tuple[int, int]:
-    return id(step.node), step.result
 
 
 def _trail(step: _Step, most: int = 6) -> list[_Step]:

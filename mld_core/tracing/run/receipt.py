@@ -51,7 +51,7 @@ def receipt(
 def logits_told(captured: Captured) -> str:
     """Where the logits come from, their shape and kind: "head.fc (B, 10), softmax"."""
     source = captured.source
-    kind = source.kind or ("sigmoid" if source.is_binary else "softmax") + ", as no loss was seen"
+    kind = source.kind or ("sigmoid" if source.is_binary else "softmax") + ", as no loss was asked"
     if source.is_binary:
         return f"{place_told(source)} (B, 1), {kind}: two classes (0, z)"
     told = f"{place_told(source)} (B, {captured.n_class}), {kind}"

@@ -47,7 +47,7 @@ def explain(
 
     Examples:
         >>> _ = explain(nn.Linear(4, 3), (torch.zeros(2, 4), torch.tensor([0, 2])))
-        logits: the model's output (B, 3), softmax, as no loss was seen · labels: batch[1] ·
+        logits: the model's output (B, 3), softmax, as no loss was asked · labels: batch[1] ·
         ids: content hash (no history over epochs under augmentation) · features: the model's input (4)
     """
     plan = LabelPlan()

@@ -23,7 +23,7 @@ def test_it_prints_the_receipt_and_leaves_everything_as_it_was(capsys):
     told = ml_debugger.explain(model, (X, Y))
     assert capsys.readouterr().out == told + "\n"
     assert told.startswith(
-        "logits: the model's output (B, 3), softmax, as no loss was seen · labels: batch[1] · ids: "
+        "logits: the model's output (B, 3), softmax, as no loss was asked · labels: batch[1] · ids: "
     )
     assert "features: 3's input (8)" in told
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
