@@ -78,6 +78,24 @@ def test_what_the_batch_lacks_is_asked_of_the_data_set() -> None:
     assert _placed({"lidar_path": "other.bin", "sample_idx": 3}, _Infos()) is None, "another frame's"
 
 
+class _Pictures:
+    """As NuScenesDataset by single pictures: one camera, no LiDAR, the path beside the camera alone."""
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        to_camera, to_ego = np.eye(4), np.eye(4)
+        to_camera[0, 3], to_ego[0, 3] = 2, 1.5
+        camera = {"img_path": f"{index}.png", "lidar2cam": to_camera.tolist(), "cam2ego": to_ego.tolist()}
+        return {"ego2global": (2 * np.eye(4)).tolist(), "images": {"CAM_BACK": camera}}
+
+
+def test_a_picture_stands_to_the_vehicle_as_its_camera_does() -> None:
+    found = _placed({"img_path": "3.png", "sample_idx": 3}, _Pictures())
+    assert found.ego_pose == tuple((2 * np.eye(4)).ravel())
+    assert np.array(found.calibration["lidar2ego"])[:3, 3].tolist() == [3.5, 0, 0]
+    assert np.array(found.calibration["lidar2cam"])[:3, 3].tolist() == [2, 0, 0]
+    assert _placed({"img_path": "4.png", "sample_idx": 3}, _Pictures()) is None, "another picture's"
+
+
 def test_limits_of_the_frameworks_metric_stand_beside_the_camera_of_a_lidars_frame() -> None:
     meta, limits = {"lidar_path": "3.bin", "sample_idx": 3}, [0, -40, -3, 70.4, 40, 0.0]
     assert _placed(meta, _Infos(), limits).calibration["limit_range"] == limits

@@ -160,17 +160,6 @@ def some_of(sample: Any, rng: Any) -> list[dict[str, Any]]:
     return made
 
 
-class Kept(parts.BaseMetric):
-    """What the model answers."""
-
-    def process(self, data_batch: Any, data_samples: Any) -> None:
-        self.results.extend(data_samples)
-
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        self.answers = results
-        return {}
-
-
 @pytest.mark.parametrize(
     "name",
     [pytest.param("fcos3d", marks=pytest.mark.heavy), pytest.param("pgd", marks=pytest.mark.heavy), "smoke"],
@@ -183,7 +172,7 @@ def test_ap40_is_kitti_metrics(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     write_pictures(tmp_path)
     anything = instance(np.array([0, 1.5, 20, 4, 1.5, 1.7, 0]), [1, 2, 30, 40], 2)
     write_frames(tmp_path, [[anything]] * FRAMES)
-    kept = Kept()
+    kept = parts.Kept()
     runner_of(name, tmp_path, ComposedEvaluator([kept]), []).val()
     rng = np.random.default_rng(0)
     instances = [some_of(one, rng) for one in kept.answers]

@@ -21,6 +21,7 @@ from mld_core.adapters.outputs import as_array
 from mld_core.adapters.settings import read
 
 _NAMES: Final = ("ego2global", "lidar2ego", "lidar2cam", "cam2img")
+_WAYS: Final = ("cam2ego", "lidar2cam")
 _PATHS: Final = ("lidar_path", "img_path", "token")
 _IDENTITY: Final[dict[str, Any]] = {"pcd_rotation": np.eye(3), "pcd_trans": 0.0, "pcd_scale_factor": 1.0}
 
@@ -150,18 +151,31 @@ def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
         info = look_up(int(index))
     except Exception:  # noqa: BLE001 - a data set of the user's; what it does not tell is not known
         return {}
-    names = [name for name in _PATHS if meta.get(name) is not None and info.get(name) is not None]
-    if not names or any(meta[name] != info[name] for name in names):
-        return {}
     lidar, cameras = info.get("lidar_points") or {}, info.get("images") or {}
-    camera = cameras.get(read(dataset, "default_cam_key")) or {}
-    found = {"ego2global": info.get("ego2global"), "lidar2ego": lidar.get("lidar2ego")}
+    only = next(iter(cameras.values())) if len(cameras) == 1 else {}
+    camera = cameras.get(read(dataset, "default_cam_key")) or only
+    stated = {"img_path": only.get("img_path"), **info}
+    names = [name for name in _PATHS if meta.get(name) is not None and stated.get(name) is not None]
+    if not names or any(meta[name] != stated[name] for name in names):
+        return {}
+    found = {"ego2global": info.get("ego2global"), "lidar2ego": lidar.get("lidar2ego", _to_ego(camera))}
     found |= {name: camera.get(name, info.get(name)) for name in ("lidar2cam", "cam2img")}
     if camera.get("height") and camera.get("width"):
         found["image_size"] = [camera["height"], camera["width"]]
     found["dont_care"] = _dont_care(info.get("instances"))
     found["neighbours"] = _neighbours(info.get("instances"), read(dataset, "metainfo"))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _to_ego(camera: Mapping[str, Any]) -> Any:
+    """(4, 4) from the LiDAR to the vehicle by way of a camera that says how it stands to both, else None.
+
+    MMDetection3D's nuScenes infos name the LiDAR of no single picture; its metric goes by `cam2ego`, too.
+    """
+    out, there = (_numbers(camera[one]) if camera.get(one) is not None else None for one in _WAYS)
+    if out is None or there is None or {out.shape, there.shape} != {(4, 4)}:
+        return None
+    return out @ there
 
 
 def _dont_care(instances: Any) -> list[list[float]]:

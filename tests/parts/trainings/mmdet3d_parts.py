@@ -64,6 +64,17 @@ class CountFrames(BaseMetric):
         return {"frames": len(results)}
 
 
+class Kept(BaseMetric):
+    """In place of a metric: what the model answers, `answers` once the validation is over."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.extend(data_samples)
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        self.answers = results
+        return {}
+
+
 def frame_of(name: str) -> dict[str, Any]:
     """The real frame of "kitti" or "nuscenes"."""
     file = DATA / {"kitti": "kitti/000008.json", "nuscenes": "nuscenes/n015.json"}[name]
