@@ -123,8 +123,9 @@ class FramePlace:
             `image_size` (height, width), `pressed` (true: in KITTI's figures boxes beside the image are
             pressed into its edge and count), `limit_range` (x, y, z, x, y, z: in KITTI's figures boxes whose
             bottom lies beyond are dropped), `dont_care` (image boxes of KITTI's regions without labels),
-            `neighbours` (KITTI's vans and sitting persons that are no class of the run); with several
-            cameras `cameras`, a list of such dicts by camera.
+            `neighbours` (KITTI's vans and sitting persons that are no class of the run), `depth_frame` (true:
+            the boxes came in a depth sensor's frame, of rooms); with several cameras `cameras`, a list of
+            such dicts by camera.
     """
 
     ego_pose: tuple[float, ...] | None = None

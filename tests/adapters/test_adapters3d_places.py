@@ -96,6 +96,15 @@ def test_a_picture_stands_to_the_vehicle_as_its_camera_does() -> None:
     assert _placed({"img_path": "4.png", "sample_idx": 3}, _Pictures()) is None, "another picture's"
 
 
+def test_boxes_of_a_depth_sensor_are_told_whatever_the_points_went_through() -> None:
+    kind = type("DepthInstance3DBoxes", (), {})
+    assert _placed({"box_type_3d": kind}).calibration == {"depth_frame": True}
+    assert _placed({"box_type_3d": kind, "pcd_horizontal_flip": True}).calibration == {"depth_frame": True}
+    found = _placed({"box_type_3d": kind, "cam2img": np.eye(3)})
+    assert sorted(found.calibration) == ["cam2img", "depth_frame"]
+    assert _placed({"box_type_3d": type("LiDARInstance3DBoxes", (), {})}) is None
+
+
 def test_limits_of_the_frameworks_metric_stand_beside_the_camera_of_a_lidars_frame() -> None:
     meta, limits = {"lidar_path": "3.bin", "sample_idx": 3}, [0, -40, -3, 70.4, 40, 0.0]
     assert _placed(meta, _Infos(), limits).calibration["limit_range"] == limits

@@ -131,3 +131,18 @@ def test_what_is_recorded_has_indoormetrics_figures(tmp_path: Path, monkeypatch:
     row = result.metrics_summary(full=True).iloc[0]
     print("by distance", row["auprc"])
     assert 0 < row["auprc"] < 1
+    for kind, name in (("map", "mAP"), ("mar", "mAR")):
+        for overlap in OVERLAPS:
+            said = row[f"indoor_{kind}_{100 * overlap:.0f}"]
+            print(f"{name}_{overlap:.2f}", theirs[f"{name}_{overlap:.2f}"], said)
+            assert said == pytest.approx(theirs[f"{name}_{overlap:.2f}"], abs=1e-6)
+
+
+def test_of_a_class_that_occurs_nowhere_its_mean_is_nan() -> None:
+    box = DepthInstance3DBoxes(torch.tensor([[0.0, 3, 0, 1, 1, 1, 0]]))
+    true = {"gt_bboxes_3d": box, "gt_labels_3d": np.array([0])}
+    both = {"bboxes_3d": DepthInstance3DBoxes(box.tensor[[0, 0]]), "scores_3d": torch.tensor([0.9, 0.8])}
+    found = {**both, "labels_3d": torch.tensor([0, 1])}
+    theirs = indoor_eval([true], [found], OVERLAPS, ("a", "b"), box_mode_3d=Box3DMode.DEPTH)
+    assert theirs["a_AP_0.25"] == 1
+    assert np.isnan(theirs["mAP_0.25"]), "ours is over the classes that occur: test_eval_indoor.py"

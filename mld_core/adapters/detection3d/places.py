@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -37,12 +38,15 @@ def places_of(call: ModelCall, n: int) -> list[FramePlace | None] | None:
         return None
     limits = _limits(call.limit_range)
     found = [
-        place_of(
-            {
-                **_info_of(call.dataset, meta),
-                **_given(meta),
-                "limit_range": None if _from_camera(meta) else limits,
-            },
+        _told(
+            place_of(
+                {
+                    **_info_of(call.dataset, meta),
+                    **_given(meta),
+                    "limit_range": None if _boxes_of(meta, "Camera") else limits,
+                },
+                meta,
+            ),
             meta,
         )
         for meta in metas
@@ -95,6 +99,14 @@ def place_of(known: Mapping[str, Any], meta: Any) -> FramePlace | None:
     return FramePlace(tuple(pose.reshape(-1).tolist()) if posed and pose is not None else None, calibration)
 
 
+def _told(place: FramePlace | None, meta: Any) -> FramePlace | None:
+    """With whether the frame's boxes came in a depth sensor's frame, however the points were moved."""
+    if not _boxes_of(meta, "Depth"):
+        return place
+    known = FramePlace() if place is None else place
+    return replace(known, calibration={**known.calibration, "depth_frame": True})
+
+
 def _given(meta: Any) -> dict[str, Any]:
     """The matrices in a frame's meta; of an image that was resized its intrinsics as they were."""
     if not isinstance(meta, Mapping):
@@ -111,9 +123,9 @@ def _limits(given: Any) -> list[float] | None:
     return found.tolist() if found is not None and found.shape == (6,) else None
 
 
-def _from_camera(meta: Any) -> bool:
-    """Whether predictions of a frame are boxes of the camera's frame, which KITTI's metric drops none of."""
-    return "Camera" in str(getattr(read(meta, "box_type_3d"), "__name__", ""))
+def _boxes_of(meta: Any, kind: str) -> bool:
+    """Whether the framework's boxes of a frame are of that kind; KITTI's metric drops none of a camera's."""
+    return kind in str(getattr(read(meta, "box_type_3d"), "__name__", ""))
 
 
 def _moved(meta: Any) -> bool:

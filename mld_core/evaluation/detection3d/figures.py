@@ -1,4 +1,4 @@
-"""NuScenes' metrics of a pass of 3D boxes, and the states of parts that they come from."""
+"""NuScenes' metrics of a pass of 3D boxes, those of rooms, and the states of parts that they come from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.detection.events import walk
 from mld_core.evaluation.detection.records import BoxRecords
-from mld_core.evaluation.detection3d.places import ego_places
+from mld_core.evaluation.detection3d.places import all_rooms, ego_places
+from mld_core.evaluation.metrics.indoor import IndoorState
 from mld_core.evaluation.metrics.nuscenes import (
     NuscenesMetrics,
     NuscenesProfile,
@@ -47,6 +48,14 @@ def nuscenes_state(records: BoxRecords) -> NuscenesState | None:
         for step in walk(records)
     ]
     return NuscenesState.merge(states) if states else None
+
+
+def indoor_state(records: BoxRecords) -> IndoorState:
+    """What the figures of rooms are computed from, over every recorded prediction of judged frames."""
+    if not all_rooms(records):
+        return IndoorState.none(records.n_class, rooms=False)
+    judged = np.flatnonzero(records.labelled[records.predictions.frame])
+    return IndoorState.of(records.predictions.take(judged), records.truths, records.n_class)
 
 
 def nuscenes_figures(states: Sequence[NuscenesState], class_names: Sequence[str]) -> NuscenesMetrics:

@@ -18,12 +18,13 @@ from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits
 from mld_core.evaluation.detection3d.diagnoses_sensor import BinCounts, SectorView
 from mld_core.evaluation.detection3d.evidence import RoadEvidence
-from mld_core.evaluation.detection3d.figures import points_in
+from mld_core.evaluation.detection3d.figures import indoor_state, points_in
 from mld_core.evaluation.detection3d.geometry import RoadBoxes
 from mld_core.evaluation.detection3d.kitti import kitti_figures, kitti_state
 from mld_core.evaluation.detection3d.offsets import Bounds, Offsets, UsualOffsets
 from mld_core.evaluation.detection3d.usual import RoadUsual
 from mld_core.evaluation.metrics.boxes import Bools, ByClass, Floats, Ints
+from mld_core.evaluation.metrics.indoor import IndoorState, indoor_figures
 from mld_core.evaluation.metrics.kitti import KittiState
 from mld_core.evaluation.metrics.nuscenes import NuscenesProfile
 
@@ -103,11 +104,13 @@ class RecordedRoads:
 
     Attributes:
         kitti: What KITTI's metrics are computed from, or None.
+        indoor: What the figures of rooms are computed from.
         sectors: What dead sectors show in.
         points: Whether the sensor points inside any truth are known.
     """
 
     kitti: KittiState | None
+    indoor: IndoorState
     sectors: SectorView
     points: bool
 
@@ -136,7 +139,8 @@ class RoadGathering:
         """See `Gathering.recorded`."""
         points, truths = points_in(records), records.truths
         view = SectorView.of(truths, match.near < NEAR, records.predictions, records.frames.num_rows, points)
-        return RecordedRoads(kitti_state(records), view, points is not None and bool((points >= 0).any()))
+        known = points is not None and bool((points >= 0).any())
+        return RecordedRoads(kitti_state(records), indoor_state(records), view, known)
 
     def kept(self, records: BoxRecords, units: BoxUnits, first_frame: int) -> KeptRoads:
         """See `Gathering.kept`."""
@@ -163,6 +167,7 @@ class RoadGathering:
             any(one.points for one in recorded),
         )
         figures, notes = kitti_figures([one.kitti for one in recorded], class_names)
+        figures |= indoor_figures([one.indoor for one in recorded])
         return Told(
             RoadBoxes(ByClass.of(*_together([one.met for one in kept]), np.median, 1.0)),
             Spread.of(*_together([one.right for one in kept])),

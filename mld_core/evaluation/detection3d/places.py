@@ -36,6 +36,12 @@ def ego_places(records: BoxRecords, frame: Ints, box: NDArray[np.floating]) -> F
     return np.asarray(np.einsum("nij,nj->ni", turn[frame], box[:, :3].astype(np.float64)) + shift[frame])
 
 
+def all_rooms(records: BoxRecords) -> bool:
+    """Whether all boxes of the frames with known truths came in a depth sensor's frame."""
+    judged = np.flatnonzero(records.labelled).tolist()
+    return all(_said(records, number).get("depth_frame") is True for number in judged)
+
+
 def image_boxes_of(records: BoxRecords, found: Predictions) -> tuple[Floats | None, Bools]:
     """(N, 4) image boxes of predictions, cut to the image where its size is known, and which lie in it.
 

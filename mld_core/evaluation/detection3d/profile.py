@@ -19,12 +19,18 @@ from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxColumns, BoxUnits, typed
 from mld_core.evaluation.detection3d.bins import points_names, range_bin, range_names, speed_names
 from mld_core.evaluation.detection3d.diagnoses import DIAGNOSES, RoadDiagnoses, diagnose_roads
-from mld_core.evaluation.detection3d.figures import nuscenes_figures, nuscenes_state, points_in
+from mld_core.evaluation.detection3d.figures import (
+    indoor_state,
+    nuscenes_figures,
+    nuscenes_state,
+    points_in,
+)
 from mld_core.evaluation.detection3d.gather import RoadGathering, road_evidence, road_facts
 from mld_core.evaluation.detection3d.geometry import RoadBoxes
 from mld_core.evaluation.detection3d.kitti import kitti_figures, kitti_state
 from mld_core.evaluation.detection3d.places import ego_places
 from mld_core.evaluation.metrics.boxes import Bools, Floats, Ints
+from mld_core.evaluation.metrics.indoor import indoor_figures
 from mld_core.evaluation.metrics.nuscenes import ERRORS, NuscenesProfile, tp_errors
 
 REPLACED = ("D20",)
@@ -126,6 +132,7 @@ def diagnose(e: BoxEvidence, found: BoxDiagnoses) -> Findings:
         return Findings(both, columns)  # a part: of the whole pass `RoadGathering` tells
     names, ids = e.records.class_names, e.records.frames["input_id"].to_pylist()
     figures, notes = kitti_figures([kitti_state(e.records)], names)
+    figures |= indoor_figures([indoor_state(e.records)])
     return Findings(both, columns, figures, road_facts(names, road.drop_offs, road.dropouts, ids), notes)
 
 
