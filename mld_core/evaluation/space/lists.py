@@ -18,7 +18,6 @@ from mld_core.evaluation.space.selection import (
     ROWS,
     SAMPLED,
     Members,
-    Passed,
     Points,
     answers,
     keys_of,
@@ -40,6 +39,9 @@ ITERATIONS = 5
 ENOUGH = 4
 """Units that every query is compared with, in multiples of the neighbours wanted."""
 
+KNOWN = 128
+"""Units of the cells whose sample limits what passes: the farthest of a few lets very many through."""
+
 BLOCK = 1_024
 """Queries of one cell that are looked at together."""
 
@@ -53,6 +55,9 @@ _SLACK = np.float32(2e-6)
 _STREAM = 23
 _AT_ONCE = 2**20
 _HITS = 2**17
+_KEPT = 2**20
+_WORD = 8
+_SIZE = np.uint32(0x7FFFFFFF)
 
 Exact = Callable[[NDArray[np.int64], int], NDArray[np.int32]]
 """(q, k) nearest base rows of some base rows, -1 = none, searched in full."""
@@ -73,6 +78,7 @@ class Lists:
         near: (J, J) cells by rising distance of their centroids, itself first.
         enough: (J,) how many of them the queries of each look into in any case.
         close: (J,) in how many of them the sample tells how far the neighbours are.
+        known: (J,) and in how many at least it tells what they are within.
         k: The neighbours that was measured for.
         margin: How much farther than its own a centroid may be from a query.
         ratio: And how far, in multiples of the distance that its `k` neighbours lie within.
@@ -89,10 +95,21 @@ class Lists:
     near: NDArray[np.int32]
     enough: NDArray[np.int64]
     close: NDArray[np.int64]
+    known: NDArray[np.int64]
     k: int
     margin: float
     ratio: float
     recall: float
+
+    @property
+    def bits(self) -> int:
+        """Bits of a base row's number."""
+        return max(len(self.order) - 1, 1).bit_length()
+
+    @property
+    def block(self) -> int:
+        """Queries that are looked at together: their number, 31 bits of a distance and a row share 64."""
+        return int(min(BLOCK, 2 ** (33 - self.bits)))
 
 
 def build_lists(
@@ -112,27 +129,16 @@ def build_lists(
     sample = np.flatnonzero(hash_uniform(order.astype(np.uint64), _STREAM) < 1 / SAMPLED)
     # One measure for all is that of the many: around a rare or remote unit it holds hardly anybody.
     held = np.cumsum(np.diff(starts)[near], axis=1)
-    enough = np.minimum((held < ENOUGH * k).sum(axis=1) + 1, len(centroids))
+    enough, known = (
+        np.minimum((held < many * k).sum(axis=1) + 1, len(centroids)) for many in (ENOUGH, KNOWN)
+    )
     ordered = np.empty((len(points), points.shape[1] + 2), np.float32)
     for span in spans(len(points), _AT_ONCE):
         some = points[order[span]]
         ordered[span, :-2], ordered[span, -2], ordered[span, -1] = some, squared_norms(some), 1
-    lists = Lists(
-        centroids,
-        cells,
-        order,
-        starts,
-        ordered,
-        sample,
-        np.searchsorted(sample, starts),
-        near,
-        enough,
-        enough,
-        k,
-        np.inf,
-        np.inf,
-        1.0,
-    )
+    begins, unmeasured = np.searchsorted(sample, starts), (k, np.inf, np.inf, 1.0)
+    cut = (centroids, cells, order, starts, ordered, sample, begins)
+    lists = Lists(*cut, near, enough, enough, known, *unmeasured)
     return _tuned(lists, points, groups, gap, exact, workers)
 
 
@@ -182,10 +188,13 @@ def _tuned(
     close = (gap <= np.quantile(apart[there], CLOSE)).sum(axis=1)
     lists = replace(lists, close=np.maximum(close, lists.enough))
 
+    codes = None if groups is None else groups[lists.order]
+
     def reached(one: int) -> NDArray[np.float32]:
         row = rows[one : one + 1]
         some = None if groups is None else groups[row]
-        return _within(lists, _turned(points[row]), int(own[one]), lists.k, some, groups)[0]
+        cell, turned = int(own[one]), _turned(points[row])
+        return _within(lists, turned, cell, lists.close[cell], (lists.k,), some, codes).ravel()
 
     reach = np.concatenate(list(workers.map(reached, range(len(rows)))))[:, None]
     norms = squared_norms(points[rows])[:, None]
@@ -227,26 +236,28 @@ def _within(
     lists: Lists,
     turned: NDArray[np.float32],
     cell: int,
-    k: int,
+    count: int,
+    ks: tuple[int, ...],
     groups: NDArray[np.int64] | None,
     codes: NDArray[np.int64] | None,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(q,) distances that more than `lists.k`, and more than `k`, points are almost surely within."""
+) -> NDArray[np.float32]:
+    """(len(ks), q) distances that more than `k` points of `count` cells are almost surely within."""
     begins = lists.begins
-    close = np.sort(lists.near[cell, : lists.close[cell]])
+    close = np.sort(lists.near[cell, :count])
     place = np.concatenate([lists.sample[begins[j] : begins[j + 1]] for j in close])
     if not len(place):
         place = np.arange(lists.starts[cell], lists.starts[cell] + 1)
     sample = lists.points[place]
-    members = None if groups is None or codes is None else Members.of(codes[lists.order[place]])
-    wanted = [place_within(one, len(place)) for one in (lists.k, k)]
-    made = np.empty((2, len(turned)), np.float32)
+    members = None if groups is None or codes is None else Members.of(codes[place])
+    wanted = [place_within(k, len(place)) for k in ks]
+    made = np.empty((len(ks), len(turned)), np.float32)
     for span in spans(len(turned), max(1, _AT_ONCE // len(place))):
         distance = turned[span] @ sample.T
         if members is not None and groups is not None:
             members.left_out(groups[span], None).drop(distance, slice(0, len(place)))
-        made[:, span] = np.partition(distance, sorted(set(wanted)), axis=1)[:, wanted].T
-    return made[0], made[1]
+        distance.partition(sorted(set(wanted)), axis=1)
+        made[:, span] = distance[:, wanted].T
+    return made
 
 
 def _looked(
@@ -277,30 +288,31 @@ def search_lists(
 
     Args:
         lists: The points.
-        queries: (q, D) coordinates, at most some thousand.
+        queries: (q, D) coordinates, at most `lists.block`.
         cell: The cell their nearest centroid is of.
         k: How many neighbours.
         groups: (q,) codes, or None where nobody is left out.
-        codes: (M,) codes of the base rows; those of a query's own are left out.
+        codes: (M,) codes of the base rows in the order of the lists; those of a query's own are left out.
 
     Returns:
         (q, k) base rows, -1 = none, and their squared distances.
     """
-    turned = _turned(queries)
-    reach, limit = _within(lists, turned, cell, k, groups, codes)
+    turned, close, known = _turned(queries), lists.close[cell], lists.known[cell]
+    reach, limit = _within(lists, turned, cell, close, (lists.k, k), groups, codes)
+    if known > close:
+        limit = _within(lists, turned, cell, known, (k,), groups, codes)[0]
     looked = _looked(lists, queries, cell, reach)
     # Of whom the sample knows nothing is looked at in full below. The slack is that of rounding.
     limit = np.where(np.isfinite(limit), limit + _SLACK * squared_norms(queries), np.float32(0))
     turned[:, -1] = -limit
     width = sum(one.stop - one.start for one, _ in looked)
-    batch = _Batch(lists, Passed.none(len(queries), None, k, width), groups, codes)
+    batch = _Batch(lists, len(queries), k, groups, codes)
     for cell_span, rows in looked:
         some = turned[rows]
         for part in spans(cell_span.stop - cell_span.start, max(1, _AT_ONCE // len(rows))):
             batch.compare(some, rows, slice(cell_span.start + part.start, cell_span.start + part.stop))
-    batch.keep()
-    keys = batch.passed.nearest()
-    for one in batch.passed.few(width):
+    keys, held = batch.nearest()
+    for one in np.flatnonzero(held < min(k, width)):
         seen = [span for span, rows in looked if one in rows]
         keys[one] = _in_full(lists, turned[one], seen, k, None if groups is None else groups[one], codes)
     return answers(keys, queries, limit)
@@ -309,21 +321,24 @@ def search_lists(
 class _Batch:
     """Distances of a block of queries to some cells after each other in memory, looked through at once.
 
-    They are given less the limits: what is at most zero passes, whosever it is.
+    They are given less the limits: what is at most zero passes, whosever it is. It is kept as one integer
+    that orders as (query, distance, base row) do, so that one sort tells the nearest of all queries.
     """
 
     def __init__(
         self,
         lists: Lists,
-        passed: Passed,
+        queries: int,
+        k: int,
         groups: NDArray[np.int64] | None,
         codes: NDArray[np.int64] | None,
     ) -> None:
-        self.lists, self.passed, self.groups, self.codes = lists, passed, groups, codes
+        self.lists, self.queries, self.k, self.groups, self.codes = lists, queries, k, groups, codes
         # Memory that is written again and again, as in `select`.
-        size = max(_AT_ONCE, len(passed.held))
-        self.spare, self.inside = np.empty(size, np.float32), np.empty(size, np.bool_)
-        self.filled = 0
+        size = max(_AT_ONCE, queries)
+        self.spare, self.inside = np.empty(size, np.float32), np.empty(size + _WORD, np.bool_)
+        self.filled, self.held = 0, 0
+        self.passed: list[NDArray[np.uint64]] = []
         self.begins: list[int] = []
         self.rows: list[NDArray[np.int64]] = []
         self.where: list[slice] = []
@@ -345,8 +360,7 @@ class _Batch:
         """Keep what passed, and begin anew."""
         if not self.filled:
             return
-        inside = np.less_equal(self.spare[: self.filled], 0, out=self.inside[: self.filled])
-        found, begins = np.flatnonzero(inside), np.array(self.begins)
+        found, begins = self._found(), np.array(self.begins)
         starts = np.array([one.start for one in self.where])
         widths = np.array([one.stop for one in self.where]) - starts
         first, rows = np.cumsum([0, *map(len, self.rows[:-1])]), np.concatenate(self.rows)
@@ -356,14 +370,61 @@ class _Batch:
             passed = np.diff(np.searchsorted(flat, np.append(begins, self.filled)))
             inner, width = flat - np.repeat(begins, passed), np.repeat(widths, passed)
             row = inner // width
-            names = self.lists.order[np.repeat(starts, passed) + inner - row * width]
+            place = np.repeat(starts, passed) + inner - row * width
             row = rows[np.repeat(first, passed) + row]
             if self.groups is not None and self.codes is not None:
-                there = self.groups[row] != self.codes[names]
-                flat, row, names = flat[there], row[there], names[there]
-            order = np.argsort(row.astype(np.uint16), kind="stable")
-            self.passed.keep(row[order], keys_of(self.spare[flat[order]], names[order]))
+                there = np.flatnonzero(self.groups[row] != self.codes[place])
+                flat, row, place = flat[there], row[there], place[there]
+            self.passed.append(self._keys(row, self.spare[flat], self.lists.order[place]))
+            self.held += len(flat)
+            if self.held > _KEPT:
+                self._squeeze()
         self.filled, self.begins, self.rows, self.where = 0, [], [], []
+
+    def _found(self) -> NDArray[np.int64]:
+        """Where something passed, rising; few did, so words of eight are looked through first."""
+        stop = -(-self.filled // _WORD) * _WORD
+        np.less_equal(self.spare[: self.filled], 0, out=self.inside[: self.filled])
+        self.inside[self.filled : stop] = False
+        words = np.flatnonzero(self.inside[:stop].view(np.uint64) != 0)
+        inner = np.flatnonzero(self.inside[:stop].reshape(-1, _WORD)[words])
+        return words[inner // _WORD] * _WORD + inner % _WORD
+
+    def _keys(
+        self, row: NDArray[np.int64], values: NDArray[np.float32], names: NDArray[np.int64]
+    ) -> NDArray[np.uint64]:
+        """(n,) integers that order as (query, value, base row) do; values are at most zero."""
+        upper = row.astype(np.uint64) << np.uint64(31)
+        # Of numbers without a sign the bits order as the numbers do: here the other way round.
+        upper |= (~values.view(np.uint32) & _SIZE).astype(np.uint64)
+        return (upper << np.uint64(self.lists.bits)) | names.astype(np.uint64)
+
+    def _squeeze(self) -> None:
+        """Keep only the nearest of every query."""
+        keys = np.sort(np.concatenate(self.passed))
+        rank = np.arange(len(keys)) - np.searchsorted(keys, self._begins())[self._row(keys)]
+        self.passed = [keys[rank < self.k]]
+        self.held = len(self.passed[0])
+
+    def _begins(self) -> NDArray[np.uint64]:
+        return np.arange(self.queries, dtype=np.uint64) << np.uint64(31 + self.lists.bits)
+
+    def _row(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        return np.asarray(keys >> np.uint64(31 + self.lists.bits)).astype(np.int64)
+
+    def nearest(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """(q, k) least keys as `keys_of` makes them, all bits set = none; how many of each query passed."""
+        self.keep()
+        keys = np.sort(np.concatenate([*self.passed, np.empty(0, np.uint64)]))
+        begins = np.searchsorted(keys, self._begins())
+        held = np.diff(np.append(begins, len(keys)))
+        place = begins[:, None] + np.arange(self.k)
+        keys = keys[np.minimum(place, len(keys) - 1)] if len(keys) else np.zeros(place.shape, np.uint64)
+        names = keys & np.uint64(2**self.lists.bits - 1)
+        # The bits of a negative number, all of them turned.
+        upper = (keys >> np.uint64(self.lists.bits)) & np.uint64(_SIZE)
+        there = np.arange(self.k) < held[:, None]
+        return np.where(there, upper << np.uint64(32) | names, ~np.uint64(0)), held
 
 
 def _in_full(
@@ -376,7 +437,7 @@ def _in_full(
 ) -> NDArray[np.uint64]:
     """(k,) keys of the nearest of one query in some cells, from all its distances."""
     distance: NDArray[np.float32] = np.concatenate([lists.points[one] @ turned for one in seen])
-    names = np.concatenate([lists.order[one] for one in seen])
     if group is not None and codes is not None:
-        distance[codes[names] == group] = np.inf
+        distance[np.concatenate([codes[one] for one in seen]) == group] = np.inf
+    names = np.concatenate([lists.order[one] for one in seen])
     return np.asarray(nearest_keys(keys_of(distance, names)[None], k)[0], np.uint64)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
-from mld_core.evaluation.space.lists import BLOCK, Lists, build_lists, search_lists
+from mld_core.evaluation.space.lists import Lists, build_lists, search_lists
 from mld_core.evaluation.space.selection import ROWS, Dropped, Members, Points, select, squared_norms
 from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.kmeans import assign
@@ -95,6 +95,7 @@ def search(
         workers: Open pool.
     """
     lists = base.lists
+    codes = None if base.groups is None or lists is None else base.groups[lists.order]
 
     def one(task: tuple[NDArray[np.int64], int]) -> None:
         rows, cell = task
@@ -102,7 +103,7 @@ def search(
         if lists is None:
             consume(rows, *_nearest(queries[rows], groups, base, k))
         else:
-            found, squared = search_lists(lists, queries[rows], cell, k, groups, base.groups)
+            found, squared = search_lists(lists, queries[rows], cell, k, groups, codes)
             consume(rows, found.astype(np.int32), squared)
 
     workers.each(one, _tasks(queries, base, workers))
@@ -122,7 +123,7 @@ def _tasks(
     order = np.argsort(cells, kind="stable")
     starts = np.searchsorted(cells[order], np.arange(len(base.lists.centroids) + 1))
     for cell in np.flatnonzero(np.diff(starts)):
-        for span in spans(int(starts[cell + 1] - starts[cell]), BLOCK):
+        for span in spans(int(starts[cell + 1] - starts[cell]), base.lists.block):
             yield order[starts[cell] :][span], int(cell)
 
 

@@ -1,11 +1,13 @@
 """The feature space and the neighbours in it."""
 
+import dataclasses
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from mld_core.evaluation.engine.executor import Workers
+from mld_core.evaluation.space import lists
 from mld_core.evaluation.space.lists import search_lists
 from mld_core.evaluation.space.neighbourhood import look, surroundings, two_level_centroids
 from mld_core.evaluation.space.neighbours import make_base, search
@@ -124,6 +126,48 @@ def test_memory_of_a_search_by_lists_does_not_grow_with_a_cell():
         tracemalloc.stop()
     assert (squared[~queries.any(axis=1)] == 0).all()
     assert most < 80 * 2**20
+
+
+def test_limits_of_remote_units_let_through_as_few_as_those_of_others(monkeypatch):
+    # One in fifty is ten times as far out: its cell and those around it hold a handful of sampled units.
+    rng, k = np.random.default_rng(9), 16
+    far = rng.random(20_000) < 0.02
+    points = (rng.normal(size=(20_000, 8)) * np.where(far, 10.0, 1.0)[:, None]).astype(np.float32)
+    rows, passed, keys_of = np.flatnonzero(far), 0, lists._Batch._keys
+
+    def counted(batch, row, *values):
+        nonlocal passed
+        passed += len(row)
+        return keys_of(batch, row, *values)
+
+    monkeypatch.setattr(lists._Batch, "_keys", counted)
+    with Workers(1) as workers:
+        base = make_base(points, None, workers, k=k, exact_limit=1_000)
+        search(points[rows], None, base, k, lambda *found: None, workers)
+    assert passed < 32 * k * len(rows)
+
+
+def test_what_search_by_lists_found_stands_by_distance_however_often_it_is_thinned(monkeypatch):
+    rng = np.random.default_rng(12)
+    points = rng.integers(-3, 4, (4_000, 6)).astype(np.float32)
+    groups = np.arange(4_000) // 3
+    whole, base = found_by(points, groups, 24, 2, exact_limit=1_000)
+    monkeypatch.setattr(lists, "_KEPT", 3_000)
+    thinned, _ = found_by(points, groups, 24, 2, exact_limit=1_000)
+    assert np.array_equal(whole, thinned)
+    assert (whole >= 0).all()
+    assert (groups[whole] != groups[:, None]).all()
+    distance = ((points[whole] - points[:, None]) ** 2).sum(axis=2).astype(np.int64)
+    assert (np.diff(distance, axis=1) >= 0).all()
+    assert base.lists.block == lists.BLOCK
+
+
+def test_queries_of_a_block_a_distance_and_a_row_fit_in_one_integer():
+    one = lists.Lists(**dict.fromkeys(lists.Lists.__dataclass_fields__))
+    for rows in (1, 2, 1_000, 2**23, 2**23 + 1, 2**27):
+        some = dataclasses.replace(one, order=np.broadcast_to(np.int64(0), rows))
+        assert 2**some.bits >= rows
+        assert some.block * 2 ** (31 + some.bits) <= 2**64
 
 
 @pytest.mark.parametrize("exact_limit", [10**9, 500])
