@@ -18,7 +18,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("mmcv.ops", reason="needs the packages of .ci/mmdet3d-env")
 pytest.importorskip("nuscenes")
+pytest.importorskip("mmdet")
 import old_mm  # noqa: E402
+from mmdet.models.backbones.resnet import BasicBlock  # noqa: E402
 from nuscenes_figures import (  # noqa: E402
     NAMES,
     TASKS,
@@ -31,6 +33,8 @@ from nuscenes_figures import (  # noqa: E402
     written,
 )
 from torch import nn  # noqa: E402
+
+from ml_debugger.records import load  # noqa: E402
 
 pytestmark = [
     pytest.mark.heavy,
@@ -146,6 +150,64 @@ def bevdet(files: old_mm.Files) -> Any:
     return made
 
 
+EDGE, CAMERAS, IMAGE, DIM = 57.6, 3, (64, 128), 8
+"""Of BEVDet4D: 32 cells of the same size, which its encoder halves three times."""
+
+
+def bevdet4d(files: old_mm.Files) -> Any:
+    """The detector with its lifting (the route without its kernel), its shift in time, encoder, neck and head."""
+    from mmengine.config import ConfigDict
+
+    side = [-EDGE, EDGE, VOXEL * STRIDE]
+    grid = {"xbound": side, "ybound": side, "zbound": [-10.0, 10.0, 20.0], "dbound": [1.0, 60.0, 1.0]}
+    view = {
+        "type": "ViewTransformerLiftSplatShoot", "grid_config": grid, "data_config": {"input_size": IMAGE},
+        "numC_input": DEPTH, "numC_Trans": DIM, "downsample": 8, "use_bev_pool": False,
+    }  # fmt: skip
+    widths = [2 * DIM, 4 * DIM, 8 * DIM]
+    before = {"num_layer": [1], "num_channels": [DIM], "stride": [1], "backbone_output_ids": [0]}
+    rules = {
+        **PLACE, "pc_range": [-EDGE] * 2, "post_center_limit_range": LIMITS["post_center_range"],
+        "score_threshold": 0.1, "nms_type": ["rotate", "rotate", "rotate", "circle", "rotate", "rotate"],
+        "nms_thr": [0.2, 0.2, 0.2, 0.2, 0.2, 0.5], "min_radius": [4, 12, 10, 1, 0.85, 0.175],
+        "pre_max_size": 1000, "post_max_size": 83,
+        "nms_rescale_factor": [1.0, [0.7, 0.7], [0.4, 0.55], 1.1, [1.0, 1.0], [4.5, 9.0]],
+    }  # fmt: skip
+    head = centre_head([{"class_names": list(one)} for one in TASKS], [-EDGE] * 2)
+    made = files.find("BEVDetSequentialES")(
+        aligned=True, before=True, img_view_transformer=view, img_backbone=NOTHING,
+        img_bev_encoder_backbone={"type": "ResNetForBEVDet", "numC_input": 2 * DIM, "num_channels": widths},
+        img_bev_encoder_neck={"type": "FPN_LSS", "in_channels": 10 * DIM, "out_channels": DEPTH},
+        pre_process={"type": "ResNetForBEVDet", "numC_input": DIM, **before},
+        pts_bbox_head=ConfigDict(head), test_cfg=ConfigDict(pts=rules),
+    )  # fmt: skip
+    made.img_backbone = nn.Conv2d(3, DEPTH, 8, stride=8)
+    louder(made.pts_bbox_head)
+    made.eval()
+    for norm in [one for one in made.modules() if isinstance(one, nn.BatchNorm2d)]:
+        norm.train().momentum = None  # statistics of these frames: without any the map is flat
+    with torch.no_grad():
+        for index in range(FRAMES):
+            made.pts_bbox_head(made.extract_feat(None, two_moments(index), None)[0])
+    return made
+
+
+def two_moments(index: int) -> list[Any]:
+    """What BEVDet4D sees of a frame: pictures of its cameras now and before, and how they stood."""
+    some, count = torch.Generator().manual_seed(index), 2 * CAMERAS
+    turns = torch.arange(count) % CAMERAS * 2 * np.pi / CAMERAS + (torch.arange(count) >= CAMERAS) * 0.05
+    flat = torch.stack([turns.sin(), torch.zeros(count), turns.cos()], 1)
+    right = torch.stack([turns.cos(), torch.zeros(count), -turns.sin()], 1)
+    down = torch.tensor([0.0, 1, 0]).expand(count, 3)
+    to_car = torch.tensor([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]) @ torch.stack([right, down, flat], 2)
+    places = torch.zeros(count, 3)
+    places[CAMERAS:, 0] = -1.5
+    intrinsics = torch.tensor([[60.0, 0, IMAGE[1] / 2], [0, 60, IMAGE[0] / 2], [0, 0, 1]]).expand(count, 3, 3)
+    still = torch.eye(3).expand(count, 3, 3), torch.zeros(count, 3)
+    pictures = torch.randn(count, 3, *IMAGE, generator=some)
+    return [one[None].contiguous() for one in (pictures, to_car, places, intrinsics, *still)]
+
+
 def mit(kind: str) -> Callable[[old_mm.Files], Any]:
     """Its model with one of its heads."""
 
@@ -192,6 +254,7 @@ class Repository:
         files: modules that are its own.
         make: the model.
         given: the argument that holds what the model sees.
+        inputs: that of a frame, given its number; None: points.
     """
 
     name: str
@@ -199,6 +262,7 @@ class Repository:
     files: list[str]
     make: Callable[[old_mm.Files], Any]
     given: str = "points"
+    inputs: Callable[[int], Any] | None = None
 
 
 MIT = Repository(
@@ -228,6 +292,20 @@ REPOSITORIES = {
         bevdet,
         "img_inputs",
     ),
+    "BEVDet4D": Repository(
+        "HuangJunJie2017/BEVDet",
+        {
+            "mmdet3d/models/detectors/bevdet.py": "43b113724a43a4e69d88dc3b825d316c505c1533",
+            "mmdet3d/models/necks/view_transformer.py": "c647f9ae06d84951ac82f00b9c89356c20448d35",
+        },
+        [
+            *COMMON, *OLD, "mmdet3d.models.detectors.bevdet", "mmdet3d.models.necks.view_transformer",
+            "mmdet3d.models.necks.lss_fpn", "mmdet3d.models.backbones.resnet",
+        ],
+        bevdet4d,
+        "img_inputs",
+        two_moments,
+    ),
     "MIT BEVFusion, TransFusion head": MIT,
     "MIT BEVFusion, centre head": Repository(MIT.name, MIT.blobs, MIT.files, mit("center")),
 }  # fmt: skip
@@ -238,7 +316,8 @@ def batch_of(repository: Repository, info: dict[str, Any], index: int, boxes: An
     cloud = torch.rand(3000, 5, generator=torch.Generator().manual_seed(index)) * 100 - 50
     meta = {"box_type_3d": boxes, "sample_idx": info["token"], "token": info["token"]}
     if repository.name != MIT.name:
-        return {"return_loss": False, "rescale": True, repository.given: [[cloud]], "img_metas": [[meta]]}
+        seen = [cloud] if repository.inputs is None else repository.inputs(index)
+        return {"return_loss": False, "rescale": True, repository.given: [seen], "img_metas": [[meta]]}
     empty = (
         *("camera2ego", "lidar2camera", "lidar2image", "camera_intrinsics", "camera2lidar"),
         *("img_aug_matrix", "lidar_aug_matrix", "depths"),
@@ -265,6 +344,7 @@ def test_figures_are_those_of_its_own_file(
     root = old_mm.root_of(repository.name, repository.blobs)
     files = old_mm.Files({root: repository.files}, ("mmdet3d", "mmdet", "mmseg", "mmcv"))
     files.stand_ins["nms_gpu"] = suppressed
+    files.stand_ins["BasicBlock"] = BasicBlock
     old_mm.on_path(monkeypatch, files)
     torch.manual_seed(0)
     model = repository.make(files)
@@ -288,3 +368,11 @@ def test_figures_are_those_of_its_own_file(
         truth = {"gt_bboxes_3d": [known["gt_bboxes_3d"]], "gt_labels_3d": labels}
         calls.append((batch, truth, [info["token"]]))
     compared(name, model, calls, theirs)
+    returned = [one.get("pts_bbox", one) for one in answers]
+    rows = load("net", "v1", "detections", "val").to_pandas()
+    expected = np.concatenate([one["scores_3d"].numpy() for one in returned])
+    np.testing.assert_allclose(np.sort(rows["score"]), np.sort(expected), atol=1e-6)
+    if name.startswith("BEVDet"):
+        logits = np.stack(load("net", "v1", "vectors", "val").to_pandas()["logits"].to_numpy()).astype(float)
+        own = 1 / (1 + np.exp(-logits[np.arange(len(rows)), rows["label"].to_numpy()]))
+        np.testing.assert_allclose(own, rows["score"], atol=2e-3)  # stored in half precision
