@@ -79,7 +79,7 @@ environments: in-mmdet3d in-keras in-lowest in-exchange  ## MMDetection3D, Keras
 
 in-mmdet3d:
 	.ci/mmdet3d-env
-	.venv-mmdet3d/bin/python -m pytest -q $(MARKED) tests/mmdet3d tests/evaluation/detection/test_eval_detection_codes.py
+	.venv-mmdet3d/bin/python -m pytest -q $(MARKED) tests/mmdet3d tests/integrations/mmengine/test_mmpretrain.py tests/evaluation/detection/test_eval_detection_codes.py
 
 in-keras:
 	.ci/keras-env

@@ -163,7 +163,11 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         if self._recorder.wants_loss and not is_compiled(runner.model):
             self._recorder.watch_loss(getattr(runner, "optim_wrapper", None), "update_params")
 
-    before_val_iter = before_test_iter = before_train_iter
+    before_val_iter = before_train_iter
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Arm the capture."""
+        self._recorder.begin_batch(_first_view(data_batch))
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -219,7 +223,11 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
         """One batch, with what the model's `val_step` or `test_step` returned."""
         self._recorder.record(data_batch, outputs, batch_idx=batch_idx, global_step=self._done)
 
-    after_test_iter = after_val_iter
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """One batch, perhaps of several views."""
+        self.after_val_iter(runner, batch_idx, _first_view(data_batch), outputs)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Seal the pass."""
@@ -233,6 +241,19 @@ class MLDebuggerHook(Hook):  # type: ignore[misc]
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Seal the pass."""
         self._recorder.end_pass()
+
+
+def _first_view(batch: Any) -> Any:
+    """The first of a batch's views, where a classifier is tested with augmentation (`BaseTTAModel`).
+
+    Labels and ids are the same in all of them; the answer is the mean that the model returns.
+    """
+    views = batch.get("data_samples") if isinstance(batch, dict) else None
+    if not isinstance(views, (list, tuple)) or not views or not isinstance(views[0], (list, tuple)):
+        return batch
+    if not all(hasattr(sample, "gt_label") for sample in views[0]):
+        return batch
+    return {name: part[0] if isinstance(part, (list, tuple)) else part for name, part in batch.items()}
 
 
 def _limit_range(loop: Any) -> Any:

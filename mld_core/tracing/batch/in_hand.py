@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mld_core.tracing.batch.plan import agree
+from mld_core.tracing.batch.plan import agree, as_tensor
 from mld_core.tracing.paths import tensors_at
 
-_MOST_LABELS: Final = 1 << 16
 _PLACES: Final = 16
 _HALF: Final = 0.5
 
@@ -25,7 +23,7 @@ class InHand:
     """
 
     def __init__(self, batch: Any, labels: Any) -> None:
-        self._labels = labels if isinstance(labels, Tensor) else _as_tensor(labels)
+        self._labels = as_tensor(labels)
         parts = [part for _, part in tensors_at(batch)]
         self._targets = parts if self._labels is None else [self._labels, *parts]
         inputs = [part for part in parts if part is not labels and part.ndim and part.numel() > 1]
@@ -66,16 +64,6 @@ class InHand:
         seen = [tensor for _, tensor in tensors_at(value)]
         own = [part for part, share in self._inputs if share == 1.0]
         return any(_permuted(part, tensor) for part in own for tensor in seen)
-
-
-def _as_tensor(labels: Any) -> Tensor | None:
-    """Labels that are numbers in a list, or an array."""
-    if not isinstance(labels, (list, tuple, np.ndarray)) or not 0 < len(labels) <= _MOST_LABELS:
-        return None
-    try:
-        return torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        return None
 
 
 def _equal(part: Tensor, seen: Tensor) -> bool:

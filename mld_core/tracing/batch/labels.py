@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 LABEL_KEYS = (
@@ -277,10 +278,17 @@ def _length(value: Any) -> int | None:
 
 
 def _sample_labels(samples: Any) -> list[Any]:
-    """Return [labels] of mmpretrain's data samples (``gt_label`` of each), or []."""
+    """Return [labels] of mmpretrain's data samples, or [].
+
+    ``gt_score`` of each where all have one: its preprocessor sets it in place as it mixes samples, and its
+    losses prefer it to ``gt_label``.
+    """
     if not isinstance(samples, (list, tuple)) or not samples:
         return []
-    labels = [getattr(sample, "gt_label", None) for sample in samples]
+    scores, labels = ([getattr(s, name, None) for s in samples] for name in ("gt_score", "gt_label"))
+    shares = [score.detach() for score in scores if isinstance(score, Tensor)]
+    if len(shares) == len(scores) and all(share.shape == shares[0].shape for share in shares):
+        return [torch.stack(shares)]
     return [] if any(label is None for label in labels) else [labels]
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mld_core.tracing.batch.batches import row_count
 from mld_core.tracing.batch.labels import find_labels
 from mld_core.tracing.paths import Path, at, spelled, tensors_at
+
+_MOST_LABELS: Final = 1 << 16
 
 
 @dataclass
@@ -46,9 +49,8 @@ class LabelPlan:
         Returns:
             The labels.
         """
-        if isinstance(labels, (list, tuple)) and row_count(labels) == len(target):
-            return labels  # numbers or data samples, which the step made a tensor of
-        if isinstance(labels, Tensor) and agree(target, labels):
+        listed = as_tensor(labels)
+        if listed is not None and agree(target, listed):
             self.path = next((path for path, value in tensors_at(batch) if value is labels), None)
             return labels
         for path, value in tensors_at(batch):
@@ -72,13 +74,30 @@ class LabelPlan:
         return "found in the batch" if path is None else "batch" + spelled(path)
 
 
+def as_tensor(labels: Any) -> Tensor | None:
+    """Labels as a step makes a tensor of them: of numbers, or of one per data sample; None of others.
+
+    >>> as_tensor([3, 1]), as_tensor(["cat", "dog"])
+    (tensor([3, 1]), None)
+    """
+    if isinstance(labels, Tensor):
+        return labels
+    if not isinstance(labels, (list, tuple, np.ndarray)) or not 0 < len(labels) <= _MOST_LABELS:
+        return None
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def reordered(target: Tensor, labels: Any) -> bool:
     """Whether the loss was compared with the very labels of the batch, in another order.
 
     >>> reordered(torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2]))
     True
     """
-    if not isinstance(labels, Tensor) or labels.numel() != target.numel() or labels.is_complex():
+    labels = as_tensor(labels)
+    if labels is None or labels.numel() != target.numel() or labels.is_complex():
         return False
     own, seen = (part.detach().to(target.device).reshape(-1).double() for part in (labels, target))
     return not torch.equal(own, seen) and torch.equal(own.sort().values, seen.sort().values)
@@ -103,7 +122,8 @@ def mixes(targets: Sequence[Tensor], labels: Any, *, weighted: bool) -> bool:
 
 
 def _are(target: Tensor, labels: Any) -> bool:
-    return isinstance(labels, Tensor) and agree(target, labels)
+    own = as_tensor(labels)
+    return own is not None and agree(target, own)
 
 
 def agree(target: Tensor, value: Tensor) -> bool:

@@ -36,7 +36,7 @@ from mld_core.tracing.capture.reading import (
     by_rules,
     place_of,
 )
-from mld_core.tracing.capture.rules import FeatureRules, class_columns, same
+from mld_core.tracing.capture.rules import FeatureRules, class_columns, is_activation_of, otherwise
 from mld_core.tracing.capture.whose import MOST_LOSSES, SeenLoss, Whose, apart
 from mld_core.tracing.paths import at
 
@@ -60,14 +60,6 @@ class Captured:
     def n_class(self) -> int:
         """Classes: two of one logit."""
         return 2 if self.source.is_binary else int(self.logits.shape[1])
-
-
-def _is_activation_of(outer: Tensor, columns: Tensor) -> bool:
-    """Whether `outer` is the softmax or the log-softmax of `columns` (and not `columns` itself)."""
-    if same(outer, columns):
-        return False
-    x = columns.detach().float()
-    return same(outer, x.softmax(1)) or same(outer, x.log_softmax(1))
 
 
 _OUT_OF_SIGHT: Final = (
@@ -289,7 +281,12 @@ class HeadChooser(FeatureRules):
             return said
         if said is None:
             settled = self._as_settled(n_rows, training=training)
-            if settled is not None:
+            if isinstance(stated, tuple) and isinstance(settled, tuple) and otherwise(outputs, settled[1]):
+                self.problems["more"] = (
+                    "In evaluation the model's scores are made of more than the training's logits "
+                    f"(`{canonical(settled[0].name)}`): the scores of its data samples are recorded."
+                )
+            elif settled is not None:
                 return self._own(settled, n_rows)
         return self._own(self._by_rules(stated, n_rows, known), n_rows)
 
@@ -410,9 +407,12 @@ class HeadChooser(FeatureRules):
         """The head layer's output where `logits` is only its softmax or log-softmax, else `logits` itself."""
         if source.kind == "sigmoid" or source.is_head:
             return source, logits
-        for call in reversed(self.capture.leaf_calls()):
+        calls = self.capture.leaf_calls()
+        for call in reversed(calls):
+            if source.name == OUTPUTS and sum(other.name == call.name for other in calls) > 1:
+                continue  # the answer may be a mean of several forwards
             columns = class_columns(call.output, int(logits.shape[0]), int(logits.shape[1]))
-            if columns is not None and call.name != source.name and _is_activation_of(logits, columns):
+            if columns is not None and call.name != source.name and is_activation_of(logits, columns):
                 return LogitsSource(call.name, is_head=True, kind=source.kind), columns
         activation = "probabilities" if looks_like_probabilities(logits.detach().cpu()) else "logits"
         return replace(source, activation=activation), logits

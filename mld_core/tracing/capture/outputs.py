@@ -198,17 +198,24 @@ def leaves(output: Any, depth: int = 0) -> Iterator[Tensor]:
         for value in output:
             yield from leaves(value, depth + 1)
     elif isinstance(output, list):
-        scores = [
-            s for s in (getattr(sample, "pred_score", None) for sample in output) if isinstance(s, Tensor)
-        ]
-        if scores and len(scores) == len(output) and len({s.shape for s in scores}) == 1:
-            yield torch.stack(scores)
+        scores = scores_of(output)
+        if scores is not None:
+            yield scores
             return
         for value in output[:8]:
             yield from leaves(value, depth + 1)
     else:
         for value in _attributes(output):
             yield from leaves(value, depth + 1)
+
+
+def scores_of(samples: list[Any]) -> Tensor | None:
+    """The scores (n, K) of mmpretrain's data samples (``pred_score`` of each), or None."""
+    scores = [getattr(sample, "pred_score", None) for sample in samples]
+    found = [score for score in scores if isinstance(score, Tensor)]
+    if not found or len(found) < len(scores) or len({score.shape for score in found}) > 1:
+        return None
+    return torch.stack(found)
 
 
 def _attributes(output: Any) -> list[Any]:

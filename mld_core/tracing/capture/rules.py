@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from mld_core.tracing.capture.capture import DEFAULT_ALIAS, HEAD_TYPES, Capture, LeafCall, canonical
 from mld_core.tracing.capture.features import channel_axis, describe, first_tensor, pool, stored_width
+from mld_core.tracing.capture.outputs import looks_like_probabilities, scores_of
 from mld_core.tracing.capture.reading import CLS_LOGITS
 
 _TOLERANCE: Final = 2e-3  # bfloat16 layers: 8 bits of mantissa, compared after float()
+_FACTOR: Final = 0.02  # of scores, as a logarithm; four of bfloat16's last places
+_LEAST: Final = 1e-5  # no score below it is compared
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,37 @@ def class_columns(output: Any, n_rows: int, n_class: int) -> Tensor | None:
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same values, as far as bfloat16 tells."""
     return torch.allclose(a.detach().float(), b.detach().float(), rtol=_TOLERANCE, atol=_TOLERANCE)
+
+
+def is_activation_of(outer: Tensor, columns: Tensor) -> bool:
+    """Whether `outer` is the softmax or the log-softmax of `columns` (and not `columns` itself)."""
+    if same(outer, columns):
+        return False
+    x = columns.detach().float()
+    return same(outer, x.softmax(1)) or same(outer, x.log_softmax(1))
+
+
+def otherwise(outputs: Any, logits: Tensor) -> bool:
+    """Whether the scores of a model's data samples are made of more than these logits; may wait for a device.
+
+    Such as the sum of two heads, or a mean over augmentations.
+
+    Args:
+        outputs: what an evaluation step returned.
+        logits: (n, K), of a hooked module.
+    """
+    scores = scores_of(outputs) if isinstance(outputs, list) else None
+    if scores is None or scores.shape != logits.shape or not looks_like_probabilities(scores.detach().cpu()):
+        return False
+    columns = logits.detach().float()
+    made = (columns.softmax(1), columns.sigmoid(), columns)
+    far = [(_log(scores.detach().float()) - _log(one)).abs().max() > _FACTOR for one in made]
+    return all(map(bool, far))
+
+
+def _log(scores: Tensor) -> Tensor:
+    """A model that is sure gives scores that differ in their logarithms alone."""
+    return scores.clamp_min(_LEAST).log()
 
 
 class FeatureRules:

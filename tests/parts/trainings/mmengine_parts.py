@@ -1,7 +1,7 @@
 """A dataset whose sample says its own index, and models whose features hold it: ids can be proven right.
 
 The classification model follows mmpretrain's `ImageClassifier` (data samples with `gt_label` and `pred_score`), built
-from MMEngine's own classes: mmpretrain itself does not install here.
+from MMEngine's own classes: mmpretrain itself installs beside older packages only (test_mmpretrain.py).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,16 @@ def test_data_samples_of_mmpretrain():
     batch = {"inputs": X, "data_samples": [Sample(k) for k in range(3)]}
     assert find_inputs(batch) is X
     assert normalise_labels(find_labels(batch, 3), 3, 5).hard.tolist() == [0, 1, 2]
+
+
+def test_data_samples_of_mmpretrain_that_its_preprocessor_mixed():
+    """`gt_score`, which is what its losses take; a sample without one: the labels."""
+    shares = torch.tensor([[0.7, 0.3], [0.0, 1.0]])
+    samples = [SimpleNamespace(gt_label=torch.tensor([k]), gt_score=shares[k]) for k in range(2)]
+    batch = {"inputs": torch.zeros(2, 4), "data_samples": samples}
+    assert torch.equal(find_labels(batch), shares)
+    del samples[1].gt_score
+    assert [int(label) for label in find_labels(batch)] == [0, 1]
 
 
 def test_nothing_to_find():

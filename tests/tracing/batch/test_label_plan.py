@@ -1,0 +1,47 @@
+"""Where labels are read, as the target of a watched batch's loss says it; labels may be a list, as data samples' are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mld_core.tracing.batch.plan import LabelPlan, answer_among, mixes
+
+HARD = [2, 0, 1]
+FORMS = {
+    "tensor": torch.tensor(HARD),
+    "array": np.array(HARD),
+    "numbers": HARD,
+    "one of each data sample": [torch.tensor([k]) for k in HARD],
+}
+MIXED = torch.tensor([[0.0, 0.3, 0.7], [1.0, 0.0, 0.0], [0.2, 0.8, 0.0]])
+
+
+@pytest.mark.parametrize("labels", FORMS.values(), ids=FORMS)
+def test_the_losss_target_wins_over_labels_of_any_form(labels) -> None:
+    plan = LabelPlan()
+    assert plan.settle({"x": torch.zeros(3, 4)}, labels, MIXED) is MIXED
+    assert plan.of_loss
+
+
+@pytest.mark.parametrize("labels", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("target", [torch.tensor(HARD), torch.eye(3)[HARD]], ids=["hard", "one-hot"])
+def test_labels_that_the_loss_saw_stay(labels, target) -> None:
+    plan = LabelPlan()
+    assert plan.settle({"x": torch.zeros(3, 4)}, labels, target) is labels
+    assert not plan.of_loss
+
+
+@pytest.mark.parametrize("labels", FORMS.values(), ids=FORMS)
+def test_targets_of_two_losses_are_told_apart_by_labels_of_any_form(labels) -> None:
+    own, other = torch.tensor(HARD), torch.tensor([0, 1, 2])
+    assert mixes((own, other), labels, weighted=True)
+    assert answer_among((other, own), labels) is own
+    assert not mixes((own, torch.tensor([0, 0, 2])), labels, weighted=True)
+
+
+def test_labels_of_which_no_number_is_made_are_the_losss() -> None:
+    plan = LabelPlan()
+    target = torch.tensor(HARD)
+    assert plan.settle({"name": ["cat", "dog", "cow"]}, ["cat", "dog", "cow"], target) is target
