@@ -36,6 +36,8 @@ class _Compiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__name__.endswith("iou3d_nms_cuda"):
             module.nms_gpu = _nms
             module.boxes_overlap_bev_gpu = _overlap
+        if module.__name__.endswith("bev_pool_ext"):
+            module.bev_pool_forward = _pooled
 
 
 def _bev(boxes: torch.Tensor) -> torch.Tensor:
@@ -58,6 +60,15 @@ def _overlap(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     iou = box_iou_rotated(_bev(a), _bev(b))
     area = (a[:, 3] * a[:, 4])[:, None] + (b[:, 3] * b[:, 4])[None]
     out.copy_(iou * area / (1 + iou))
+
+
+def _pooled(
+    x: torch.Tensor, cells: torch.Tensor, _lengths: Any, _starts: Any, b: int, d: int, h: int, w: int
+) -> torch.Tensor:
+    """Features (N, C) of pictures summed in their cells (N, 4), x, y, z, frame: (B, D, H, W, C)."""
+    x_, y, z, frame = cells.long().T
+    made = x.new_zeros(int(b), int(d), int(h), int(w), x.shape[1])
+    return made.index_put_((frame, z, x_, y), x, accumulate=True)
 
 
 def _sparse(original: Any) -> Any:
@@ -140,10 +151,34 @@ def vary(model: Any, factor: float = 30) -> None:
             layers[name.removesuffix(".bias")].weight.data.mul_(factor)
 
 
+def cameras_of(size: tuple[int, int], rng: Any) -> dict[str, Any]:
+    """Six pictures of noise, and cameras around the LiDAR, as `NuScenesDataset` hands them out."""
+    height, width = size
+    inner, matrices = np.eye(4, dtype=np.float32), []
+    inner[:2, :3] = [[0.6 * width, 0, width / 2], [0, 0.6 * width, height / 2]]
+    for turn in np.arange(6) * np.pi / 3:
+        sin, cos = np.sin(turn), np.cos(turn)
+        made = np.eye(4, dtype=np.float32)  # right, down and ahead of the camera in the LiDAR's frame
+        made[:3, :3] = np.array([[sin, -cos, 0], [0, 0, -1], [cos, sin, 0]]).T
+        made[:3, 3] = cos, sin, -0.3
+        matrices.append(made)
+    steps = np.empty((6, 4), object)  # of objects: it is written for a NumPy that stacks lists of any lengths
+    steps[:, 0], steps[:, 2], steps[:, 3] = 1.0, False, 0
+    steps[:, 1] = [(0, 0, width, height)] * 6
+    return {
+        "camera_imgs": [rng.integers(0, 255, (height, width, 3)).astype(np.uint8) for _ in matrices],
+        "img_process_infos": steps,
+        "camera_intrinsics": [inner] * 6,
+        "camera2lidar": matrices,
+        "lidar2image": [inner @ np.linalg.inv(one) for one in matrices],
+    }
+
+
 def frames_of(config: Any, count: int) -> Any:
     """OpenPCDet's own data set template over frames of noise with some true boxes, and its loader."""
     from pcdet.datasets.dataset import DatasetTemplate
 
+    pictures = config.DATA_CONFIG.get("CAMERA_CONFIG", {}).get("USE_CAMERA")
     columns = len(config.DATA_CONFIG.POINT_FEATURE_ENCODING.src_feature_list)
     low, high = np.reshape(config.DATA_CONFIG.POINT_CLOUD_RANGE, (2, 3))
 
@@ -160,6 +195,8 @@ def frames_of(config: Any, count: int) -> Any:
             boxes[:, 3:6], boxes[:, 6] = [4.2, 1.8, 1.6], rng.uniform(-3, 3, 5)
             names = np.array(self.class_names)[rng.integers(0, len(self.class_names), 5)]
             one = {"points": points, "frame_id": f"{index:06d}", "gt_boxes": boxes, "gt_names": names}
+            if pictures:
+                one |= cameras_of(tuple(config.MODEL.VTRANSFORM.IMAGE_SIZE), rng)
             return self.prepare_data(one)
 
     data = Frames(config.DATA_CONFIG, config.CLASS_NAMES, training=False, root_path=Path())

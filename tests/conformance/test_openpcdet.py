@@ -66,6 +66,15 @@ class Case:
 FEW = {"POST_PROCESSING__NMS_CONFIG__NMS_PRE_MAXSIZE": 300}
 SMALL = {"ROI_HEAD__ROI_AWARE_POOL__POOL_SIZE": 4}
 IN_HEAD = {"DENSE_HEAD__POST_PROCESSING__NMS_CONFIG__NMS_PRE_MAXSIZE": 300}
+PICTURES = {
+    "IMAGE_BACKBONE__EMBED_DIMS": 24, "IMAGE_BACKBONE__DEPTHS": [1, 1, 1, 1], "IMAGE_BACKBONE__INIT_CFG": None,
+    "IMAGE_BACKBONE__NUM_HEADS": [1, 2, 4, 8], "NECK__IN_CHANNELS": [48, 96, 192], "NECK__OUT_CHANNELS": 32,
+    "VTRANSFORM__IMAGE_SIZE": [64, 192], "VTRANSFORM__FEATURE_SIZE": [8, 24], "VTRANSFORM__IN_CHANNEL": 32,
+    "VTRANSFORM__OUT_CHANNEL": 16, "VTRANSFORM__XBOUND": [-54.0, 54.0, 1.08],
+    "VTRANSFORM__YBOUND": [-54.0, 54.0, 1.08], "FUSER__IN_CHANNEL": 272,
+}  # fmt: skip
+"""A smaller encoder of smaller pictures, whose map is as large as that of the points."""
+
 CASES = {
     "PointPillar, six heads, classes one by one": Case(
         "nuscenes_models/cbgs_pp_multihead.yaml", [0.8, 0.8, 8.0], "anchor_pcdet", "PointPillars", FEW, 500
@@ -85,6 +94,9 @@ CASES = {
     ),
     "TransFusion": Case(
         "nuscenes_models/transfusion_lidar.yaml", [0.27, 0.27, 0.2], "transfusion_pcdet", "CenterPoint", score="factor"
+    ),
+    "BEVFusion, its pooling of pictures made here": Case(
+        "nuscenes_models/bevfusion.yaml", [0.27, 0.27, 0.2], "transfusion_pcdet", "BEVFusion", PICTURES, score="factor"
     ),
     "SECOND-IoU, two stages": Case(
         "kitti_models/second_iou.yaml", [0.2, 0.2, 0.1], "roi", "CenterPoint", FEW, score="first"

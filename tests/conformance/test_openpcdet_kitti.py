@@ -201,6 +201,7 @@ MODELS = {
     "voxel_rcnn_car": [0.2, 0.2, 0.1],
     "PartA2": [0.2, 0.2, 0.1],
     "pv_rcnn": [0.2, 0.2, 0.1],
+    "pointrcnn": [0.2, 0.2, 0.1],
     "centerpoint": [0.2, 0.2, 0.1],
     "voxelnext_ioubranch_large": [0.2, 0.2, 0.1],
     "transfusion_lidar": [0.2, 0.2, 0.1],
@@ -214,6 +215,10 @@ BORROWED = {
 }
 """Those that have none for KITTI: the model of another's, on SECOND's data."""
 
+SMALLER = {
+    "PartA2": {"ROI_HEAD__ROI_AWARE_POOL__POOL_SIZE": 4},
+    "pointrcnn": {"ROI_HEAD__NMS_CONFIG__TEST__NMS_PRE_MAXSIZE": 500},
+}
 FEW = {"POST_PROCESSING__NMS_CONFIG__NMS_PRE_MAXSIZE": 300}
 
 
@@ -261,7 +266,7 @@ def test_ap40_of_its_own_models(
     monkeypatch.setenv("MLD_HOME", str(tmp_path / "store"))
     write_kitti(tmp_path / "kitti")
     own = "second" if name in BORROWED else name
-    few = FEW | ({"ROI_HEAD__ROI_AWARE_POOL__POOL_SIZE": 4} if name == "PartA2" else {})
+    few = FEW | SMALLER.get(name, {})
     config = cpu.configured(f"cfgs/kitti_models/{own}.yaml", MODELS[name], **few)
     if name in BORROWED:
         cpu.borrowed(config, f"cfgs/{BORROWED[name]}/{name}.yaml")
