@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("torchvision", reason="mmpretrain needs torchvision")
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed: run this in .venv-mmdet3d")
 
 from mmengine.config import Config
