@@ -41,7 +41,7 @@ def build() -> Any:
 
 def _truth(box_format: str) -> dict[str, np.ndarray]:
     boxes = np.full((2, 2, 4), -1, "float32")
-    boxes[0, 0] = [4, 8, 24, 40] if box_format == "xyxy" else [4, 8, 20, 32]
+    boxes[0, 0] = {"xyxy": [4, 8, 24, 40], "yxyx": [8, 4, 40, 24], "xywh": [4, 8, 20, 32]}[box_format]
     classes = np.full((2, 2), -1, "float32")
     classes[0, 0] = 3
     return {"boxes": boxes, "classes": classes}
@@ -76,6 +76,8 @@ def test_detections_are_the_models_own(name: str, build: Any) -> None:
         boxes = np.asarray(own["boxes"])[i][:count]
         if FORMATS[name] == "xywh":
             boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        elif FORMATS[name] == "yxyx":
+            boxes = boxes[:, [1, 0, 3, 2]]
         np.testing.assert_allclose(parsed.output.boxes[i], boxes, atol=1e-4)
         rows = low.output.source_index[i]
         assert (rows >= 0).all()
@@ -104,6 +106,12 @@ def test_features_are_what_the_class_layer_sees(name: str, build: Any) -> None:
         level = np.searchsorted(cells, rows, side="right")
         again = np.stack([f @ kernels[k] + biases[k] for f, k in zip(features, level, strict=True)])
         np.testing.assert_allclose(again, parsed.output.logits[0], atol=1e-2)
+    elif name == "dfine":
+        queries = np.asarray(model.backbone(images)["last_hidden_state"])
+        for of_image, found, rows in zip(
+            queries, parsed.output.features, parsed.output.source_index, strict=True
+        ):
+            np.testing.assert_allclose(of_image[rows], found, atol=1e-4)
     else:
         assert parsed.output.features[0].shape[1] == 256
 
@@ -204,6 +212,67 @@ def test_exported_models_of_the_object_detection_api(exported: Any) -> None:
     found = adapter.truths(ModelCall((images,), {}, None), truth)
     np.testing.assert_allclose(found[0].boxes, [[4, 1, 12, 5]], rtol=1e-6)
     assert found[0].labels.tolist() == [1]
+
+
+class Centers(tf.Module):
+    """What the API exports of CenterNet: no background, no anchors; classes from 1. One place, of any colour."""
+
+    @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8)])
+    def __call__(self, images: Any) -> dict[str, Any]:
+        table = tf.reduce_mean(tf.cast(images, tf.float32) / 255, axis=[1, 2])[:, None]
+        return {
+            "detection_boxes": tf.constant([[[0.1, 0.2, 0.5, 0.6]]]),
+            "detection_boxes_strided": tf.constant([[[1.0, 2.0, 5.0, 6.0]]]),
+            "detection_scores": tf.reduce_max(table, axis=-1),
+            "detection_classes": tf.cast(tf.argmax(table, axis=-1) + 1, tf.float32),
+            "detection_multiclass_scores": table,
+            "num_detections": tf.constant([1.0]),
+        }
+
+
+def test_an_exported_center_net_has_no_background(tmp_path: Path) -> None:
+    module = Centers()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
+    model = tf.saved_model.load(str(tmp_path))
+    adapter = find_adapter(model)
+    assert adapter.n_class() == 3
+    images = np.zeros((1, 10, 20, 3), "uint8")
+    images[..., 2] = 4
+    answer = model(tf.constant(images))
+    parsed = adapter.parse(ModelCall((images,), {}, answer), Thresholds())
+    assert parsed.output.labels[0].tolist() == [2]
+    # Below any fall-back: what the API's own evaluators see is recorded.
+    np.testing.assert_allclose(parsed.output.scores[0], [4 / 255], rtol=1e-6)
+    assert (parsed.activation, parsed.background) == ("sigmoid", None)
+    np.testing.assert_allclose(1 / (1 + np.exp(-parsed.output.logits[0][0, 2])), 4 / 255, rtol=1e-5)
+
+
+def test_true_boxes_of_the_object_detection_api_may_be_numbered(exported: Any) -> None:
+    images = _pictures(1)[0].astype("uint8")
+    truth = {
+        "groundtruth_boxes": np.array([[[0.1, 0.2, 0.5, 0.6], [0, 0, 0.5, 0.5], [0, 0, 0, 0]]]),
+        "groundtruth_classes": np.array([[2, 1, 0]]),
+        "groundtruth_is_crowd": np.array([[0, 1, 0]]),
+        "groundtruth_area": np.array([[20.0, 30.0, 0.0]]),
+    }
+    found = find_adapter(exported).truths(ModelCall((images,), {}, None), truth)
+    assert found[0].labels.tolist() == [1, 0]
+    assert found[0].columns["crowd"].tolist() == [False, True]
+    assert found[0].columns["area"].tolist() == [20, 30]
+
+
+def test_an_image_without_a_detection_says_nothing_of_the_scores(exported: Any) -> None:
+    images = _pictures(1)[0].astype("uint8")
+    adapter = find_adapter(exported)
+    answer = {name: value.numpy() for name, value in exported(tf.constant(images)).items()}
+    table = answer["detection_multiclass_scores"]
+    sigmoids = {**answer, "detection_multiclass_scores": np.full_like(table, 0.9)}
+    nothing = {**answer, "detection_multiclass_scores": 0 * table, "num_detections": np.zeros(1, "float32")}
+    seen = [
+        adapter.parse(ModelCall((images,), {}, given), Thresholds()).activation
+        for given in (sigmoids, nothing)
+    ]
+    assert seen == ["sigmoid", "sigmoid"]
 
 
 def test_an_exported_model_is_recorded_by_hand(

@@ -28,11 +28,13 @@ from ml_debugger.evaluator import Evaluator
 from ml_debugger.keras import MLDebuggerCallback
 
 IMAGES = 8
+HUB = ("hub", "dfine")
+"""KerasHub's."""
 
 
 def low(name: str) -> Any:
     """What lets the boxes of an untrained model through, more than a figure counts: all of a class."""
-    layers = sys.modules["keras_hub"].layers if name == "hub" else keras_cv.layers
+    layers = sys.modules["keras_hub"].layers if name in HUB else keras_cv.layers
     return layers.NonMaxSuppression(
         bounding_box_format=FORMATS[name],
         from_logits=name != "yolo",
@@ -71,7 +73,7 @@ def test_map_is_that_of_keras_cvs_own_metric(
 ) -> None:
     monkeypatch.setenv("MLD_HOME", str(tmp_path))
     model, images = detector(name), images_of(IMAGES)
-    monkeypatch.setattr(model, "_prediction_decoder" if name != "hub" else "prediction_decoder", low(name))
+    monkeypatch.setattr(model, "prediction_decoder" if name in HUB else "_prediction_decoder", low(name))
     model.make_predict_function(force=True)
     answer = predicted(model, images, FORMATS[name])
     true = moved(answer, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""KerasCV's and KerasHub's detectors: RetinaNet, YOLOV8Detector, and what has their prediction decoder.
+"""KerasCV's and KerasHub's detectors: RetinaNet, YOLOV8Detector, D-FINE, what has their prediction decoder.
 
 A call's output is what `model(images)` returns: boxes and scores of every anchor. It is decoded here with the
 model's own `decode_predictions`, and with a decoder of the limits asked for (the model's own decoder, and so
@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -33,6 +32,11 @@ from mld_core.adapters.registry import register, type_names
 _PACKAGES: Final = ("keras_cv.", "keras_hub.")
 _YOLO_LAYER: Final = "yolo_v8_head_{level}_class_3_conv"
 _SMALLEST: Final = 1e-7
+_OF_CENTER_NET: Final = frozenset({"detection_boxes_strided", "detection_keypoints"})
+_TRUTH_COLUMNS: Final = {
+    "groundtruth_is_crowd": ("crowd", np.bool_),
+    "groundtruth_area": ("area", np.float32),
+}
 
 
 @register
@@ -134,14 +138,15 @@ class KerasDetectorAdapter(Adapter):
     def _feature_maps(self, images: Any) -> list[Array] | None:
         """Per level what the class layer sees, by a part of the model's own graph; None where it has none."""
         if self._maps is None:
-            inputs = _class_inputs(self.model)
+            whole, inputs = _class_inputs(self.model)
             keras = sys.modules.get("keras")
             found = bool(inputs) and keras is not None
-            self._maps = keras.Model(self.model.inputs, inputs) if found and keras is not None else False
+            self._maps = keras.Model(whole.inputs, inputs) if found and keras is not None else False
         if self._maps is False:
             return None
         maps = self._maps(images, training=False)
-        return [to_numpy(m) for m in (maps if isinstance(maps, (list, tuple)) else [maps])]
+        every = [to_numpy(m) for m in (maps if isinstance(maps, (list, tuple)) else [maps])]
+        return [m if m.ndim == 4 else m[:, None] for m in every]
 
     def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
         """Padded or ragged boxes in the model's format; None of another layout."""
@@ -154,11 +159,18 @@ class KerasDetectorAdapter(Adapter):
 class TensorFlowDetectionAdapter(Adapter):
     """Outputs of the TensorFlow Object Detection API: model-builder models and exported SavedModels.
 
-    An exported model numbers classes from 1, a model-builder model from 0. Exported models hold converted
-    scores only: their logits are logarithms of probabilities, with the background as column 0.
+    What they return is final, and what the API's own evaluators see: all of it is recorded. An exported model
+    numbers classes from 1, a model-builder model from 0. Both hold converted scores only: logits are
+    logarithms of probabilities, with the background as column 0, or inverted sigmoids.
     """
 
     family = "TensorFlow Object Detection API"
+    uses_nms: ClassVar[bool] = False
+    falls_back: ClassVar[bool] = False
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._sums_to_one: bool | None = None
 
     @staticmethod
     def detect(model: Any) -> bool:
@@ -172,38 +184,46 @@ class TensorFlowDetectionAdapter(Adapter):
         return bool(_signature_outputs(self.model))
 
     def n_class(self) -> int:
-        """`num_classes`, or the width of the exported scores without the background."""
+        """`num_classes`, or the width of the exported scores, without the background where they have it.
+
+        Column 0 is the background in SSD and R-CNN. CenterNet has none; it exports boxes in its map's cells
+        or key points, and no scores of all anchors.
+        """
         if hasattr(self.model, "num_classes"):
             return int(self.model.num_classes)
         outputs = _signature_outputs(self.model)
         for name in ("detection_multiclass_scores", "raw_detection_scores"):
             width = outputs[name].shape[-1] if name in outputs else None
             if width:
-                return int(width) - 1
+                center = "raw_detection_scores" not in outputs and not _OF_CENTER_NET.isdisjoint(outputs)
+                return int(width) - int(not center)
         raise ValueError(
             "the exported model names neither detection_multiclass_scores nor raw_detection_scores: expected "
             "one of them to tell the number of classes; pass n_class"
         )
+
+    def thresholds(self) -> Thresholds:
+        """Any score, any number: what the model itself cut off is not told."""
+        return Thresholds(0.0)
 
     def parse(self, call: ModelCall, limits: Thresholds) -> Parsed | None:
         """`detection_*` of the output, in pixels of the images given."""
         found, frames = call.output, frames_of(call.args[0])
         if not isinstance(found, Mapping) or "detection_boxes" not in found:
             return None
-        wanted = limits.filled()
-        assert wanted.score is not None
-        assert wanted.max_detections is not None
+        wanted = limits.over(self.thresholds()).without_iou()
         table = found.get("detection_multiclass_scores")
         scores_of = None if table is None else to_numpy(table).astype(np.float32)
-        softmax = scores_of is not None and scores_of.shape[-1] > self.n_class()
+        background = scores_of is not None and scores_of.shape[-1] > self.n_class()
+        softmax = background and self._softmax(found.get("raw_detection_scores", table))
         parts: dict[str, list[Array]] = {name: [] for name in ("boxes", "scores", "labels", "logits")}
         anchors: list[Array] = []
         cut = []
         for i, frame in enumerate(frames):
             count = int(to_numpy(found["num_detections"])[i])
             scores = to_numpy(found["detection_scores"])[i][:count]
-            kept = np.flatnonzero(scores >= wanted.score)
-            cut.append(len(kept) > wanted.max_detections)
+            kept = np.flatnonzero(scores >= (wanted.score or 0.0))
+            cut.append(wanted.max_detections is not None and len(kept) > wanted.max_detections)
             kept = kept[: wanted.max_detections]
             boxes = to_numpy(found["detection_boxes"])[i][kept]
             parts["boxes"].append(xyxy_of(boxes, "rel_yxyx", frame.height, frame.width))
@@ -211,33 +231,45 @@ class TensorFlowDetectionAdapter(Adapter):
             labels = to_numpy(found["detection_classes"])[i][kept].astype(np.int64)
             parts["labels"].append(labels - int(self._exported))
             if scores_of is not None:
-                parts["logits"].append(
-                    _logits_of(scores_of[i][kept], softmax=softmax and _sums_to_one(scores_of))
-                )
+                # The background has no meaning beside sigmoids.
+                rows = scores_of[i][kept][:, int(background and not softmax) :]
+                parts["logits"].append(np.log(np.maximum(rows, _SMALLEST)) if softmax else _logit(rows))
             if "detection_anchor_indices" in found:
                 anchors.append(to_numpy(found["detection_anchor_indices"])[i][kept].astype(np.int64))
         logits = parts.pop("logits")
-        one = softmax and scores_of is not None and _sums_to_one(scores_of)
-        if softmax and not one:
-            logits = [rows[:, 1:] for rows in logits]  # the background has no meaning beside sigmoids
         output = DetectionOutput(
             **parts,
             logits=logits if scores_of is not None else None,
             source_index=anchors if len(anchors) == len(frames) else None,
         )
-        activation = "none" if scores_of is None else "softmax" if one else "sigmoid"
-        return Parsed(
-            output, activation, 0 if one else None, cut, replace(wanted, iou=None), geometry=list(frames)
-        )
+        activation = "none" if scores_of is None else "softmax" if softmax else "sigmoid"
+        return Parsed(output, activation, 0 if softmax else None, cut, wanted, geometry=list(frames))
+
+    def _softmax(self, table: Any) -> bool:
+        """Whether classes and background sum to 1; where a batch holds no score, as in those before."""
+        sums = to_numpy(table).sum(-1)
+        if (sums > 0).any():
+            self._sums_to_one = bool(np.all(np.abs(sums[sums > 0] - 1) < 1e-2))
+        return self._sums_to_one is not False
 
     def truths(self, call: ModelCall, truth: Any) -> list[Truth] | None:
-        """`groundtruth_boxes` (B, N, 4) yxyx in parts of the image and one-hot `groundtruth_classes`."""
+        """`groundtruth_boxes` (B, N, 4) yxyx in parts of the image, and `groundtruth_classes`.
+
+        These are one-hot (B, N, C), zeros fill up, as the API's input pipeline gives them, or (B, N) from 1,
+        as its evaluation has them. `groundtruth_is_crowd` and `groundtruth_area` (B, N) are read too.
+        """
         if not isinstance(truth, Mapping) or "groundtruth_boxes" not in truth:
             return None
-        one_hot = to_numpy(truth["groundtruth_classes"])
-        classes = np.where(one_hot.sum(-1) > 0, one_hot.argmax(-1), -1)
+        names = to_numpy(truth["groundtruth_classes"])
+        classes = names - 1 if names.ndim == 2 else np.where(names.sum(-1) > 0, names.argmax(-1), -1)
         plain = {"boxes": truth["groundtruth_boxes"], "classes": classes}
-        return padded_truths(plain, "rel_yxyx", frames_of(call.args[0]))
+        out = padded_truths(plain, "rel_yxyx", frames_of(call.args[0]))
+        for name, (column, kind) in _TRUTH_COLUMNS.items():
+            given = None if name not in truth or out is None else to_numpy(truth[name])
+            if given is not None and given.shape == classes.shape:
+                for own, values, real in zip(out or (), given, classes >= 0, strict=True):
+                    own.columns[column] = values[real].astype(kind)
+        return out
 
 
 @contextlib.contextmanager
@@ -252,15 +284,18 @@ def _swapped(model: Any, decoder: Any) -> Iterator[None]:
         members["_prediction_decoder"] = before
 
 
-def _class_inputs(model: Any) -> list[Any]:
-    """The tensors of the model's graph that its class layers see, level by level."""
+def _class_inputs(model: Any) -> tuple[Any, list[Any]]:
+    """A graph, and its tensors that the class layers see, level by level; of queries (B, Q, D)."""
     with contextlib.suppress(AttributeError, ValueError):
         head = getattr(model, "classification_head", None)
         if head is not None:
             nodes = head._inbound_nodes  # noqa: SLF001 - Keras shows a shared layer's inputs nowhere else
-            return [node.input_tensors[0] for node in nodes]
-        return [model.get_layer(_YOLO_LAYER.format(level=level)).input for level in (1, 2, 3)]
-    return []
+            return model, [node.input_tensors[0] for node in nodes]
+        queries = getattr(getattr(model, "backbone", None), "output", None)
+        if isinstance(queries, Mapping) and "last_hidden_state" in queries:  # D-FINE
+            return model.backbone, [queries["last_hidden_state"]]
+        return model, [model.get_layer(_YOLO_LAYER.format(level=level)).input for level in (1, 2, 3)]
+    return model, []
 
 
 def _signature_outputs(model: Any) -> Mapping[str, Any]:
@@ -278,12 +313,3 @@ def _sigmoid(x: Array) -> Array:
 def _logit(p: Array) -> Array:
     p = np.clip(p, _SMALLEST, 1 - _SMALLEST)
     return np.asarray(np.log(p) - np.log1p(-p), np.float32)
-
-
-def _logits_of(scores: Array, *, softmax: bool) -> Array:
-    return np.log(np.maximum(scores, _SMALLEST)) if softmax else _logit(scores)
-
-
-def _sums_to_one(scores: Array) -> bool:
-    sums = scores.reshape(-1, scores.shape[-1]).sum(-1)
-    return bool(len(sums)) and bool(np.all(np.abs(sums[sums > 0] - 1) < 1e-2))
