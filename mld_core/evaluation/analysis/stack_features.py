@@ -12,7 +12,7 @@ from mld_core.evaluation.analysis.train_reference import TrainReference
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.arrays import EpochArrays, LogitScores
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
-from mld_core.evaluation.statistics.blocks import spans
+from mld_core.evaluation.statistics.blocks import rows_at_once, spans
 from mld_core.evaluation.statistics.folds import FOLDS
 
 ONE_HOT_CLASSES = 64
@@ -138,7 +138,7 @@ def same_prediction_share(
         same = counts[np.arange(len(rows)), np.maximum(prediction[span], 0)]
         made[span] = np.where(prediction[span] >= 0, same / np.maximum(counts.sum(axis=1), 1), 0)
 
-    workers.each(one, spans(len(prediction), max(256, 2**22 // n_class)))
+    workers.each(one, spans(len(prediction), rows_at_once(n_class, least=256)))
     return made
 
 

@@ -177,9 +177,9 @@ def _fitted(columns: Floats, train: Ints, test: Ints, target: Bools, workers: Wo
         workers=workers,
         standardise=False,
     )
-    made = np.empty(len(test))
+    made, weight = np.empty(len(test)), root @ model.coefficients
     for span in spans(len(test), BLOCK):
-        made[span] = expit(model.logit(_likeness(points[test[span]], marks) @ root))
+        made[span] = expit(_likeness(points[test[span]], marks) @ weight + model.intercept)
     return made
 
 

@@ -13,12 +13,10 @@ from mld_core.evaluation.space.arrays import SplitArrays
 from mld_core.evaluation.space.cells import AMBIGUITY_KS, Ambiguity, ambiguity_of
 from mld_core.evaluation.space.neighbourhood import Nearest, Neighbourhood, Surroundings, look
 from mld_core.evaluation.space.neighbours import Base, make_base
-from mld_core.evaluation.statistics.blocks import spans
+from mld_core.evaluation.statistics.blocks import rows_at_once, spans
 
 SHARE = 0.15
 LISTED = 4
-
-_CELLS = 2**22
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def count_labels(
         here = np.arange(span.start, span.stop)
         return ambiguity_of(counted, sizes, here), close_classes(counted(AMBIGUITY_KS[-1], here))
 
-    parts = list(workers.map(one, spans(rows, max(64, _CELLS // n_class))))
+    parts = list(workers.map(one, spans(rows, rows_at_once(n_class))))
     columns = zip(*(vars(part).values() for part, _ in parts), strict=True)
     return Ambiguity(*map(np.concatenate, columns)), np.concatenate([close for _, close in parts])
 

@@ -142,10 +142,13 @@ class Nearest:
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """See `Neighbourhood.label_counts`."""
-        near = np.append(labels, -1)[self.index[rows, :k]]
-        flat = near + 1 + np.arange(len(rows))[:, None] * (n_class + 1)
-        counted = np.bincount(flat.ravel(), minlength=len(rows) * (n_class + 1))
-        return counted.reshape(len(rows), n_class + 1)[:, 1:].astype(np.float32)
+        made, places = np.empty((len(rows), n_class), np.float32), np.append(labels, -1) + 1
+        for span in spans(len(rows), _SUMMED):
+            near = places[self.index[rows[span], :k]]
+            flat = near + np.arange(len(near))[:, None] * (n_class + 1)
+            counted = np.bincount(flat.ravel(), minlength=len(near) * (n_class + 1))
+            made[span] = counted.reshape(len(near), n_class + 1)[:, 1:]
+        return made
 
     def mixed_counts(
         self, weights: NDArray[np.floating], k: int, rows: NDArray[np.int64]

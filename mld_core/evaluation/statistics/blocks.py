@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 FLOAT16_MAX = 65_504.0
 """What an infinite feature becomes: the largest float16, so that an overflow stays an extreme value."""
 
+_NUMBERS = 2**22
+_ROWS = 2**16
+
 
 class VectorSource(Protocol):
     """(N, D) vectors that can only be walked over, such as those of a pass on disk."""
@@ -37,6 +40,16 @@ def spans(count: int, rows: int) -> list[slice]:
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def rows_at_once(width: int, *, least: int = 64) -> int:
+    """How many rows of so many numbers each are worked on at once: few columns leave work for every thread.
+
+    Example:
+        >>> rows_at_once(10), rows_at_once(1_000), rows_at_once(10**6)
+        (65536, 4194, 64)
+    """
+    return max(least, min(_ROWS, _NUMBERS // max(width, 1)))
 
 
 def row_blocks(vectors: Vectors, rows: int) -> Iterator[NDArray[np.float32]]:

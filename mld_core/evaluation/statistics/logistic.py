@@ -6,7 +6,7 @@ objective. Newton reaches the one minimum in a few steps, where a quasi-Newton s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.statistics.blocks import spans
 
 _ROWS = 16_384
+_KEPT = 2**23
+"""Numbers of standardised columns that are held from step to step; more are made anew in each."""
+
 _STEPS = 60
 
 
@@ -60,7 +63,10 @@ def fit_logistic(
         scale = np.std(x, axis=0, dtype=np.float64)
         scale[scale < 1e-12] = 1.0
     mass = c * weight.astype(np.float64)
-    problem = _Problem(x, y.astype(np.float64), mass, mean, scale, np.append(np.ones(width), 0.0), workers)
+    penalty = np.append(np.ones(width), 0.0)
+    problem = _Problem(x, y.astype(np.float64), mass, mean, scale, penalty, workers)
+    if len(x) * (width + 1) <= _KEPT:
+        problem = replace(problem, kept=tuple(workers.map(problem.rows, spans(len(x), _ROWS))))
     beta = np.zeros(width + 1)
     rate = float((mass * problem.target).sum() / mass.sum())
     beta[-1] = np.log(rate / (1 - rate))
@@ -90,6 +96,7 @@ class _Problem:
     scale: NDArray[np.float64]
     penalty: NDArray[np.float64]
     workers: Workers
+    kept: tuple[NDArray[np.float64], ...] = ()
 
     def at(self, beta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         """Value, gradient and the Hessian of the unpenalised part."""
@@ -98,14 +105,18 @@ class _Problem:
         slope = sum((part[1] for part in parts), np.zeros(len(beta))) + self.penalty * beta
         return loss, slope, sum((part[2] for part in parts[1:]), parts[0][2])
 
+    def rows(self, span: slice) -> NDArray[np.float64]:
+        """(n, P + 1) standardised columns and ones."""
+        return np.column_stack([(self.x[span] - self.mean) / self.scale, np.ones(span.stop - span.start)])
+
     def _block(
         self, span: slice, beta: NDArray[np.float64]
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        rows = np.column_stack([(self.x[span] - self.mean) / self.scale, np.ones(span.stop - span.start)])
+        rows = self.kept[span.start // _ROWS] if self.kept else self.rows(span)
         mass, target = self.mass[span], self.target[span]
         logit = rows @ beta
         loss = float((mass * (np.logaddexp(0, logit) - target * logit)).sum())
         p = expit(logit)
         slope = rows.T @ (mass * (p - target))
-        rows *= np.sqrt(mass * p * (1 - p))[:, None]
+        rows = rows * np.sqrt(mass * p * (1 - p))[:, None]
         return loss, slope, rows.T @ rows  # of an array with itself: half the arithmetic

@@ -24,6 +24,19 @@ def of(points):
     return Points.of(points, squared_norms(points))
 
 
+def test_labels_around_are_counted_in_little_memory():
+    rng = np.random.default_rng(3)
+    index, labels = rng.integers(-1, 500, (60_000, 32), np.int32), rng.integers(-1, 3, 500)
+    rows = rng.permutation(60_000)
+    tracemalloc.start()
+    counts = Nearest(index, np.zeros((60_000, 2), np.float32), None).label_counts(labels, 3, 24, rows)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    near = np.where(index >= 0, labels[index], -1)[rows, :24]
+    assert np.array_equal(counts, np.stack([(near == label).sum(axis=1) for label in range(3)], axis=1))
+    assert most < 8 * 2**20
+
+
 @pytest.mark.parametrize("kind", ["scattered", "in order", "few values", "all one"])
 def test_selection_equals_a_full_sort(kind):
     rng = np.random.default_rng(0)

@@ -38,7 +38,7 @@ from mld_core.evaluation.analysis.labels.swaps import (
 )
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
-from mld_core.evaluation.statistics.blocks import spans
+from mld_core.evaluation.statistics.blocks import rows_at_once, spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
 from mld_core.evaluation.statistics.significance import BOUNDARY_GAIN
 from mld_core.evaluation.statistics.warned import filters_kept
@@ -50,7 +50,6 @@ PSEUDO_COUNTS = 1.5
 FIT_UNITS = 20_000
 PROBE_UNITS = 20_000
 PROBE_CLASSES = 200
-_CELLS = 2**22
 
 Member = Callable[[NDArray[np.int64]], NDArray[np.floating]]
 """Log-probabilities (len(rows), K) of the units asked about."""
@@ -365,7 +364,7 @@ def posterior_of(
                 slipped[span] = np.maximum(slipped[span], state.slips.wrong(likelier, fold))
         given[span] = quality
 
-    workers.each(one, spans(len(labels), max(64, _CELLS // max(n_class, 1))))
+    workers.each(one, spans(len(labels), rows_at_once(n_class)))
     if not state.shown(units):
         wrong[:] = 0
     elif state.pairs:
