@@ -13,6 +13,7 @@ from mld_core.evaluation.detection.codes import BoxEvents, find_events
 from mld_core.evaluation.detection.epochs import Said, said_about
 from mld_core.evaluation.detection.records import BoxRecords
 from mld_core.evaluation.detection.units import BoxUnits
+from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics import tide
 from mld_core.evaluation.metrics.boxes import NO_PAIRS, Bools, Floats, Ints, Predictions, Truths
 from mld_core.evaluation.metrics.matching import BoxGeometry, match_events
@@ -104,15 +105,19 @@ def costs_of(state: tide.TideState | None) -> dict[str, float | None]:
     return dict.fromkeys(("ap", *tide.TYPES)) if state is None else tide.tide_costs(state)
 
 
-def match_pass(records: BoxRecords, geometry: BoxGeometry, *, costs: bool = True) -> PassMatch:
-    """Match every recorded prediction of labelled frames; `costs`: whether TIDE costs will be asked for."""
+def match_pass(
+    records: BoxRecords, geometry: BoxGeometry, workers: Workers | None = None, *, costs: bool = True
+) -> PassMatch:
+    """Match every recorded prediction of labelled frames; `costs`: whether TIDE costs will be asked for.
+
+    Without workers on this thread.
+    """
     right = np.zeros(len(records.predictions), np.bool_)
     ignored = np.ones(len(records.predictions), np.bool_)
     found, near = np.zeros(len(records.truths), np.bool_), np.zeros(len(records.truths))
     closest = np.zeros(len(records.predictions))
-    tides: list[tide.TideState] = []
-    said: list[Said] = []
-    for step in walk(records):
+
+    def one(step: Step) -> tuple[Said, tide.TideState | None]:
         pairs = geometry.close(step.predictions, step.truths)
         matched = match_events(pairs, step.predictions, step.truths, geometry.event)
         right[step.rows] = (matched.truth >= 0) & ~matched.ignored
@@ -120,9 +125,11 @@ def match_pass(records: BoxRecords, geometry: BoxGeometry, *, costs: bool = True
         found[step.span] = matched.prediction >= 0
         np.maximum.at(near[step.span], pairs.right, pairs.value)
         np.maximum.at(closest, step.rows[pairs.left], pairs.value)
-        said.append(said_about(step.predictions, step.truths, pairs, geometry))
-        if costs:
-            tides.append(_tide(step.predictions, step.truths, geometry, records.n_class))
+        said = said_about(step.predictions, step.truths, pairs, geometry)
+        return said, _tide(step.predictions, step.truths, geometry, records.n_class) if costs else None
+
+    made = list((map if workers is None else workers.map)(one, walk(records)))
+    said, tides = [said for said, _ in made], [one for _, one in made if one is not None]
     merged = tide.TideState.merge(tides) if tides else None
     nothing = said_about(records.predictions.take(slice(0)), records.truths, NO_PAIRS, geometry)
     return PassMatch(right, ignored, found, near, closest, Said.merge(said or [nothing]), merged)

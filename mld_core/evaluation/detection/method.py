@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mld_core.evaluation.analysis.stages import Handed, Split, SplitGroup, Split
 from mld_core.evaluation.detection.analysis import frame_keys, label_for_loss, logit_figures
 from mld_core.evaluation.detection.epochs import OtherEpochs, look_at_epochs
 from mld_core.evaluation.detection.events import (
+    Figures,
     PassMatch,
     best_thresholds,
     for_classes,
@@ -43,14 +45,22 @@ from mld_core.evaluation.results.evaluated import EvaluatedPass, Method, evaluat
 from mld_core.evaluation.results.store import ResultStore
 from mld_core.records.read.reader import PassSelection
 
+Beside = Callable[[Callable[[], Any]], Future[Any]]
+"""Of `Workers.beside`."""
+
 
 @dataclass(frozen=True)
 class _Read:
-    """A pass whose recorded predictions are all matched, and the slot of its split."""
+    """A pass whose recorded predictions are all matched, and the slot of its split.
+
+    What its profile measures and the costs of TIDE are under way.
+    """
 
     records: BoxRecords
     match: PassMatch
     split: Split
+    figures: Future[Figures | None]
+    costs: Future[dict[str, float | None]]
 
 
 def evaluate_boxes(
@@ -79,25 +89,29 @@ def measure_boxes(
     group: SplitGroup, info: dict[str, Any], engine: Workers, profile: Profile
 ) -> list[EvaluatedPass]:
     """Match all splits of a group, then judge each at the thresholds of its reference split."""
-    read = {}
-    for split in group.splits:
-        with engine.stage(f"matching ({split.dataset})"):
-            read[split.dataset] = _match(split, info, profile)
-    limits = {name: _thresholds(read[group.reference(one.split).dataset]) for name, one in read.items()}
-    # Every split needs its reference's counts of all predictions; only then are they those of the events.
-    return [
-        _judge(read[split.dataset], limits[split.dataset], profile, group, engine) for split in group.splits
-    ]
+    # What needs no threshold is one thread's work, beside all that goes on.
+    with engine as workers, workers.beside() as beside:
+        read = {}
+        for split in group.splits:
+            with engine.stage(f"matching ({split.dataset})"):
+                read[split.dataset] = _match(split, info, profile, workers, beside)
+        limits = {name: _thresholds(read[group.reference(one.split).dataset]) for name, one in read.items()}
+        # Every split needs its reference's counts of all predictions; only then are they those of the events.
+        return [
+            _judge(read[split.dataset], limits[split.dataset], profile, group, workers)
+            for split in group.splits
+        ]
 
 
-def _match(split: Split, info: dict[str, Any], profile: Profile) -> _Read:
+def _match(split: Split, info: dict[str, Any], profile: Profile, workers: Workers, beside: Beside) -> _Read:
     records = read_boxes(split.selection, info)
-    match = match_pass(records, profile.geometry)
+    figures = beside(lambda: profile.figures_of(records))
+    match = match_pass(records, profile.geometry, workers)
     split.n_class = records.n_class
     counted = ~match.ignored
     split.labeled = int(counted.sum())
     split.errors = int((counted & ~match.right).sum())
-    return _Read(records, match, split)
+    return _Read(records, match, split, figures, beside(lambda: match.costs))
 
 
 def _thresholds(read: _Read) -> Floats:
@@ -116,9 +130,8 @@ def _judge(
     """Events at the thresholds, the unit table, and the metrics of a pass."""
     records, match, split = read.records, read.match, read.split
     thresholds = for_classes(thresholds, records.n_class)
-    # Each is one thread's work: what the profile measures stands beside all, the counts beside the table.
+    # Each is one thread's work: the counts beside the table.
     with engine as workers, workers.beside() as beside:
-        figures = beside(lambda: profile.figures_of(records))
         units = judged_units(records, thresholds, profile.geometry)
         kept = units.kept
         epochs, unlabelled = _other_opinions(read, kept, thresholds, profile, group, engine)
@@ -132,9 +145,9 @@ def _judge(
         measured = Measured(
             events.result(),
             Recorded.of(records, match),
-            match.costs,
+            read.costs.result(),
             distinct_inputs(records),
-            figures.result(),
+            read.figures.result(),
         )
     split.rows, split.errors = units.rows, int(units.wrong.sum())
     split.labeled = int(units.judged.sum())
