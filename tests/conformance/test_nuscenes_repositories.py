@@ -183,12 +183,19 @@ def bevdet4d(files: old_mm.Files) -> Any:
     )  # fmt: skip
     made.img_backbone = nn.Conv2d(3, DEPTH, 8, stride=8)
     louder(made.pts_bbox_head)
+    return counted(
+        made, lambda index: made.pts_bbox_head(made.extract_feat(None, two_moments(index), None)[0])
+    )
+
+
+def counted(made: Any, call: Callable[[int], Any]) -> Any:
+    """With statistics of the frames in its normalisations: without any the map is flat."""
     made.eval()
     for norm in [one for one in made.modules() if isinstance(one, nn.BatchNorm2d)]:
-        norm.train().momentum = None  # statistics of these frames: without any the map is flat
+        norm.train().momentum = None
     with torch.no_grad():
         for index in range(FRAMES):
-            made.pts_bbox_head(made.extract_feat(None, two_moments(index), None)[0])
+            call(index)
     return made
 
 
@@ -206,6 +213,48 @@ def two_moments(index: int) -> list[Any]:
     still = torch.eye(3).expand(count, 3, 3), torch.zeros(count, 3)
     pictures = torch.randn(count, 3, *IMAGE, generator=some)
     return [one[None].contiguous() for one in (pictures, to_car, places, intrinsics, *still)]
+
+
+class Pictures(nn.Module):
+    """In place of a backbone of pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, DEPTH, 8, stride=8)
+
+    def forward(self, pictures: Any) -> Any:
+        return [self.conv(pictures)]
+
+
+def one_moment(index: int) -> Any:
+    """(1, cameras, 3, H, W) pictures of a frame."""
+    return two_moments(index)[0][:, :CAMERAS].contiguous()
+
+
+def projections() -> list[Any]:
+    """(4, 4) from the LiDAR into each picture."""
+    _, turn, _, inner, *_ = two_moments(0)
+    made = np.tile(np.eye(4), (CAMERAS, 1, 1))
+    made[:, :3, :3] = (inner[0, :CAMERAS] @ turn[0, :CAMERAS].transpose(1, 2)).numpy()
+    return list(made)
+
+
+def adlab(files: old_mm.Files) -> Any:
+    """The detector with its lifting of pictures, its fusion and its TransFusion head."""
+    from mmengine.config import ConfigDict
+
+    pytest.importorskip("torchvision")
+    head, rules = query_head()
+    made = files.find("BEVF_TransFusion")(
+        se=True, lc_fusion=True, camera_stream=True, grid=VOXEL * STRIDE, num_views=CAMERAS, final_dim=IMAGE,
+        pc_range=RANGE, downsample=8, imc=DEPTH, lic=DEPTH,
+        pts_bbox_head=ConfigDict(head, initialize_by_heatmap=True), test_cfg=ConfigDict(pts=rules),
+    )  # fmt: skip
+    made.img_backbone, made.seen = Pictures(), Seen()
+    made.extract_pts_feat = lambda points, img_feats, img_metas: [made.seen(points)]
+    louder(made.pts_bbox_head)
+    meta, cloud = {"lidar2img": projections()}, batch_cloud
+    return counted(made, lambda index: made.extract_feat([cloud(index)], one_moment(index), [meta]))
 
 
 def mit(kind: str) -> Callable[[old_mm.Files], Any]:
@@ -253,16 +302,14 @@ class Repository:
         blobs: files and their `git hash-object` at the commit in docs/compatibility.md.
         files: modules that are its own.
         make: the model.
-        given: the argument that holds what the model sees.
-        inputs: that of a frame, given its number; None: points.
+        inputs: the arguments that hold what the model sees, given the number of a frame and its points.
     """
 
     name: str
     blobs: dict[str, str]
     files: list[str]
     make: Callable[[old_mm.Files], Any]
-    given: str = "points"
-    inputs: Callable[[int], Any] | None = None
+    inputs: Callable[[int, Any], dict[str, Any]] = lambda _, cloud: {"points": [[cloud]]}
 
 
 MIT = Repository(
@@ -290,7 +337,7 @@ REPOSITORIES = {
         {"mmdet3d/models/detectors/bevdet.py": "43b113724a43a4e69d88dc3b825d316c505c1533"},
         [*COMMON, *OLD, "mmdet3d.models.detectors.bevdet"],
         bevdet,
-        "img_inputs",
+        lambda _, cloud: {"img_inputs": [[cloud]]},
     ),
     "BEVDet4D": Repository(
         "HuangJunJie2017/BEVDet",
@@ -303,21 +350,40 @@ REPOSITORIES = {
             "mmdet3d.models.necks.lss_fpn", "mmdet3d.models.backbones.resnet",
         ],
         bevdet4d,
-        "img_inputs",
-        two_moments,
+        lambda index, _: {"img_inputs": [two_moments(index)]},
+    ),
+    "BEVFusion (ADLab)": Repository(
+        "ADLab-AutoDrive/BEVFusion",
+        {
+            "mmdet3d/models/detectors/bevf_faster_rcnn.py": "8ce95890b51f91d23ac696d9fda7ce92efcb78bd",
+            "mmdet3d/models/dense_heads/transfusion_head.py": "b6f0301165c39df8bb22b6f990d28054f4c413ea",
+        },
+        [
+            *COMMON, *OLD, *QUERIES, "mmdet3d.models.detectors.bevf_transfusion",
+            "mmdet3d.models.detectors.bevf_faster_rcnn", "mmdet3d.models.detectors.mvx_faster_rcnn",
+            "mmdet3d.models.detectors.cam_stream_lss", "mmdet3d.models.dense_heads.transfusion_head",
+        ],
+        adlab,
+        lambda index, cloud: {"points": [[cloud]], "img": [one_moment(index)]},
     ),
     "MIT BEVFusion, TransFusion head": MIT,
     "MIT BEVFusion, centre head": Repository(MIT.name, MIT.blobs, MIT.files, mit("center")),
 }  # fmt: skip
 
 
+def batch_cloud(index: int) -> Any:
+    """The points of a frame."""
+    return torch.rand(3000, 5, generator=torch.Generator().manual_seed(index)) * 100 - 50
+
+
 def batch_of(repository: Repository, info: dict[str, Any], index: int, boxes: Any) -> dict[str, Any]:
     """What the model is called with for a frame."""
-    cloud = torch.rand(3000, 5, generator=torch.Generator().manual_seed(index)) * 100 - 50
+    cloud = batch_cloud(index)
     meta = {"box_type_3d": boxes, "sample_idx": info["token"], "token": info["token"]}
     if repository.name != MIT.name:
-        seen = [cloud] if repository.inputs is None else repository.inputs(index)
-        return {"return_loss": False, "rescale": True, repository.given: [seen], "img_metas": [[meta]]}
+        meta["lidar2img"] = projections()
+        seen = repository.inputs(index, cloud)
+        return {"return_loss": False, "rescale": True, **seen, "img_metas": [[meta]]}
     empty = (
         *("camera2ego", "lidar2camera", "lidar2image", "camera_intrinsics", "camera2lidar"),
         *("img_aug_matrix", "lidar_aug_matrix", "depths"),
@@ -348,7 +414,7 @@ def test_figures_are_those_of_its_own_file(
     old_mm.on_path(monkeypatch, files)
     torch.manual_seed(0)
     model = repository.make(files)
-    model.seen = Seen()
+    model.seen = getattr(model, "seen", None) or Seen()
     model.eval().CLASSES = NAMES
     infos = infos_of(FRAMES, beside=repository is MIT)
     data, kind = data_set(files, infos), files.find("LiDARInstance3DBoxes")
