@@ -17,9 +17,11 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.selection import (
     ROWS,
     SAMPLED,
+    WORD,
     Members,
     Points,
     answers,
+    at_most,
     keys_of,
     nearest_keys,
     place_within,
@@ -42,8 +44,8 @@ ENOUGH = 4
 KNOWN = 128
 """Units of the cells whose sample limits what passes: the farthest of a few lets very many through."""
 
-BLOCK = 1_024
-"""Queries of one cell that are looked at together."""
+BLOCK = 2_048
+"""Queries that are looked at together, whatever their cells: each call compares more of them."""
 
 CLOSE = 0.95
 """Share of the neighbours in the cells whose sample tells how far they are."""
@@ -56,7 +58,6 @@ _STREAM = 23
 _AT_ONCE = 2**20
 _HITS = 2**17
 _KEPT = 2**20
-_WORD = 8
 _SIZE = np.uint32(0x7FFFFFFF)
 
 Exact = Callable[[NDArray[np.int64], int], NDArray[np.int32]]
@@ -261,15 +262,21 @@ def _within(
 
 
 def _looked(
-    lists: Lists, queries: NDArray[np.float32], cell: int, reach: NDArray[np.float32]
+    lists: Lists,
+    queries: NDArray[np.float32],
+    runs: list[tuple[slice, int]],
+    reach: NDArray[np.float32],
 ) -> list[tuple[slice, NDArray[np.int64]]]:
     """Cells that any query looks into: where each lies in the order, and which queries do."""
     own = squared_norms(queries)
     far = np.sqrt(np.maximum(_to_centroids(queries, lists.centroids) + own[:, None], 0))
     reach = np.maximum(np.sqrt(np.maximum(reach + own, 0)), _LEAST)
-    most = np.minimum(far[:, cell] + np.float32(lists.margin), reach * np.float32(lists.ratio))
+    most = reach * np.float32(lists.ratio)
+    for span, cell in runs:
+        most[span] = np.minimum(far[span, cell] + np.float32(lists.margin), most[span])
     looked = far <= most[:, None]
-    looked[:, lists.near[cell, : lists.enough[cell]]] = True
+    for span, cell in runs:
+        looked[span, lists.near[cell, : lists.enough[cell]]] = True
     used = np.flatnonzero(looked.any(axis=0))
     queried = np.ascontiguousarray(looked[:, used].T)
     where = (slice(int(lists.starts[j]), int(lists.starts[j + 1])) for j in used)
@@ -279,17 +286,17 @@ def _looked(
 def search_lists(
     lists: Lists,
     queries: NDArray[np.float32],
-    cell: int,
+    cells: NDArray[np.int32],
     k: int,
     groups: NDArray[np.int64] | None,
     codes: NDArray[np.int64] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `k` nearest of some queries of one cell, by rising distance, then base row.
+    """The `k` nearest of some queries, by rising distance, then base row.
 
     Args:
         lists: The points.
         queries: (q, D) coordinates, at most `lists.block`.
-        cell: The cell their nearest centroid is of.
+        cells: (q,) the cell that the nearest centroid of each is of; those of one cell stand together.
         k: How many neighbours.
         groups: (q,) codes, or None where nobody is left out.
         codes: (M,) codes of the base rows in the order of the lists; those of a query's own are left out.
@@ -297,11 +304,16 @@ def search_lists(
     Returns:
         (q, k) base rows, -1 = none, and their squared distances.
     """
-    turned, close, known = _turned(queries), lists.close[cell], lists.known[cell]
-    reach, limit = _within(lists, turned, cell, close, (lists.k, k), groups, codes)
-    if known > close:
-        limit = _within(lists, turned, cell, known, (k,), groups, codes)[0]
-    looked = _looked(lists, queries, cell, reach)
+    turned = _turned(queries)
+    stops = np.append(np.flatnonzero(np.diff(cells)) + 1, len(cells))
+    runs = [(slice(a, b), int(cells[a])) for a, b in zip([0, *stops[:-1]], stops, strict=True)]
+    reach, limit = np.empty((2, len(queries)), np.float32)
+    for span, cell in runs:
+        own, close, known = None if groups is None else groups[span], lists.close[cell], lists.known[cell]
+        reach[span], limit[span] = _within(lists, turned[span], cell, close, (lists.k, k), own, codes)
+        if known > close:
+            limit[span] = _within(lists, turned[span], cell, known, (k,), own, codes)[0]
+    looked = _looked(lists, queries, runs, reach)
     # Of whom the sample knows nothing is looked at in full below. The slack is that of rounding.
     limit = np.where(np.isfinite(limit), limit + _SLACK * squared_norms(queries), np.float32(0))
     turned[:, -1] = -limit
@@ -336,7 +348,7 @@ class _Batch:
         self.lists, self.queries, self.k, self.groups, self.codes = lists, queries, k, groups, codes
         # Memory that is written again and again, as in `select`.
         size = max(_AT_ONCE, queries)
-        self.spare, self.inside = np.empty(size, np.float32), np.empty(size + _WORD, np.bool_)
+        self.spare, self.inside = np.empty(size, np.float32), np.empty(size + WORD, np.bool_)
         self.filled, self.held = 0, 0
         self.passed: list[NDArray[np.uint64]] = []
         self.begins: list[int] = []
@@ -360,7 +372,7 @@ class _Batch:
         """Keep what passed, and begin anew."""
         if not self.filled:
             return
-        found, begins = self._found(), np.array(self.begins)
+        found, begins = at_most(self.spare[: self.filled], 0, self.inside), np.array(self.begins)
         starts = np.array([one.start for one in self.where])
         widths = np.array([one.stop for one in self.where]) - starts
         first, rows = np.cumsum([0, *map(len, self.rows[:-1])]), np.concatenate(self.rows)
@@ -380,15 +392,6 @@ class _Batch:
             if self.held > _KEPT:
                 self._squeeze()
         self.filled, self.begins, self.rows, self.where = 0, [], [], []
-
-    def _found(self) -> NDArray[np.int64]:
-        """Where something passed, rising; few did, so words of eight are looked through first."""
-        stop = -(-self.filled // _WORD) * _WORD
-        np.less_equal(self.spare[: self.filled], 0, out=self.inside[: self.filled])
-        self.inside[self.filled : stop] = False
-        words = np.flatnonzero(self.inside[:stop].view(np.uint64) != 0)
-        inner = np.flatnonzero(self.inside[:stop].reshape(-1, _WORD)[words])
-        return words[inner // _WORD] * _WORD + inner % _WORD
 
     def _keys(
         self, row: NDArray[np.int64], values: NDArray[np.float32], names: NDArray[np.int64]

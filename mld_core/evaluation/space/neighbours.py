@@ -97,13 +97,13 @@ def search(
     lists = base.lists
     codes = None if base.groups is None or lists is None else base.groups[lists.order]
 
-    def one(task: tuple[NDArray[np.int64], int]) -> None:
-        rows, cell = task
+    def one(task: tuple[NDArray[np.int64], NDArray[np.int32] | None]) -> None:
+        rows, cells = task
         groups = None if query_groups is None else query_groups[rows]
-        if lists is None:
+        if lists is None or cells is None:
             consume(rows, *_nearest(queries[rows], groups, base, k))
         else:
-            found, squared = search_lists(lists, queries[rows], cell, k, groups, codes)
+            found, squared = search_lists(lists, queries[rows], cells, k, groups, codes)
             consume(rows, found.astype(np.int32), squared)
 
     workers.each(one, _tasks(queries, base, workers))
@@ -111,20 +111,27 @@ def search(
 
 def _tasks(
     queries: NDArray[np.float32], base: Base, workers: Workers
-) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Blocks of query rows with the cell they lie in."""
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32] | None]]:
+    """Blocks of query rows with the cells they lie in."""
     if base.lists is None:
         everyone = np.arange(len(queries))
         for span in spans(len(queries), ROWS):
-            yield everyone[span], -1
+            yield everyone[span], None
         return
     same = queries is base.points
     cells = base.lists.cells if same else assign(queries, base.lists.centroids, workers)
-    order = np.argsort(cells, kind="stable")
-    starts = np.searchsorted(cells[order], np.arange(len(base.lists.centroids) + 1))
-    for cell in np.flatnonzero(np.diff(starts)):
-        for span in spans(int(starts[cell + 1] - starts[cell]), base.lists.block):
-            yield order[starts[cell] :][span], int(cell)
+    order = np.argsort(_turns(base.lists.near)[cells], kind="stable")
+    for span in spans(len(order), base.lists.block):
+        yield order[span], cells[order[span]]
+
+
+def _turns(near: NDArray[np.int32]) -> NDArray[np.int64]:
+    """(J,) turn of each cell on a walk to the nearest one left: cells of a block look into the same."""
+    turn, here = np.full(len(near), -1), 0
+    for one in range(len(turn)):
+        turn[here] = one
+        here = int(near[here][np.argmax(turn[near[here]] < 0)])
+    return turn
 
 
 def _nearest(

@@ -22,6 +22,7 @@ ROWS = 256
 
 _COLUMNS = 8_192
 SAMPLED = 16
+WORD = 8
 _ROOM = 8
 _CELLS = 2**20
 _PAIRS = 64
@@ -319,6 +320,19 @@ def _in_full(
     spare = np.empty(len(rows) * len(points.points), np.float32)
     distance = _distances(turned[rows], points, everything, some, spare)
     return nearest_keys(keys_of(distance, np.arange(distance.shape[1])), k)
+
+
+def at_most(values: NDArray[np.float32], limit: float, spare: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where values are at most so large, rising; few are, so words of eight are looked through first.
+
+    `spare` has room for the values and a word more.
+    """
+    stop = -(-len(values) // WORD) * WORD
+    np.less_equal(values, limit, out=spare[: len(values)])
+    spare[len(values) : stop] = False
+    words = np.flatnonzero(spare[:stop].view(np.uint64) != 0)
+    inner = np.flatnonzero(spare[:stop].reshape(-1, WORD)[words])
+    return words[inner // WORD] * WORD + inner % WORD
 
 
 def keys_of(values: NDArray[np.float32], columns: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -121,7 +121,7 @@ def test_memory_of_a_search_by_lists_does_not_grow_with_a_cell():
         largest = int(np.bincount(base.lists.cells).argmax())
         queries = points[base.lists.cells == largest][:400]
         tracemalloc.start()
-        _, squared = search_lists(base.lists, queries, largest, 16, None, None)
+        _, squared = search_lists(base.lists, queries, np.full(400, largest), 16, None, None)
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert (squared[~queries.any(axis=1)] == 0).all()
@@ -145,6 +145,18 @@ def test_limits_of_remote_units_let_through_as_few_as_those_of_others(monkeypatc
         base = make_base(points, None, workers, k=k, exact_limit=1_000)
         search(points[rows], None, base, k, lambda *found: None, workers)
     assert passed < 32 * k * len(rows)
+
+
+def test_queries_of_many_small_cells_are_looked_at_together(monkeypatch):
+    points, calls, compare = np.random.default_rng(4).normal(size=(8_000, 8)), [], lists._Batch.compare
+    monkeypatch.setattr(
+        lists._Batch, "compare", lambda batch, *some: calls.append(len(some[1])) or compare(batch, *some)
+    )
+    _, base = found_by(points.astype(np.float32), np.arange(8_000), 16, 1, exact_limit=1_000)
+    blocks = -(-8_000 // lists.BLOCK)
+    assert len(base.lists.centroids) > 80
+    assert len(calls) <= 2 * blocks * len(base.lists.centroids)
+    assert np.mean(calls) > 300
 
 
 def test_what_search_by_lists_found_stands_by_distance_however_often_it_is_thinned(monkeypatch):
