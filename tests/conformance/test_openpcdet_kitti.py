@@ -264,6 +264,7 @@ def some_of(answer: dict[str, Any], rng: Any, classes: list[str]) -> dict[str, n
 def compared(name: str, model: Any, loader: Any, classes: list[str], rng: Any) -> None:
     """AP40 of a recorded walk is that of its `evaluation`; true boxes are some of what the model found before."""
     data = loader.dataset
+    np.random.seed(0)  # noqa: NPY002 - its data set draws a frame's points from that
     norms = [one for one in model.modules() if isinstance(one, torch.nn.modules.batchnorm._BatchNorm)]
     for one in norms:  # statistics of these frames: with random weights and none nothing gets to the head
         one.train().momentum = None
