@@ -359,7 +359,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._expect_evaluation()
 
     def _commit(self) -> None:
-        batch, outputs = self._forward.take()
+        batch, outputs = self._forward.take(evaluating=self._evaluating)
         if batch is not None:
             self._recorder.record(batch, outputs, batch_idx=self._batch, global_step=self._step)
             self._batch += 1

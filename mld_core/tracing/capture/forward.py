@@ -92,14 +92,26 @@ class LatestForward:
         if inputs is not self._raw:
             self._raw, self.given = inputs, dict(inputs) if isinstance(inputs, Mapping) else {}
 
-    def take(self) -> tuple[Any, Any]:
-        """Batch and outputs of the latest forward, once."""
+    def take(self, *, evaluating: bool = False) -> tuple[Any, Any]:
+        """Batch and outputs of the latest forward, once.
+
+        Args:
+            evaluating: no loss says what it was compared with, so the prepared batch has to (its labels),
+                also where the model was given none of its tensors: sentence-transformers' losses tokenise.
+        """
         batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
         given, self.given, self._rank, self._raw = self.given, {}, -1, None
+        if isinstance(batch, tuple) and len(batch) == 1 and isinstance(batch[0], Mapping):
+            batch = batch[0]
+        parts = batch.values() if isinstance(batch, Mapping) else batch or ()
+        seen = {id(value) for value in parts if value is not None}
+        rest = {key: value for key, value in given.items() if id(value) not in seen}
+        is_given = evaluating or len(rest) < len(given)  # under whatever names the model takes its parts
         if isinstance(batch, Mapping):
             batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
-            if any(value is given.get(key) for key, value in batch.items()):
-                batch = {**given, **batch}
+            batch = {**rest, **batch} if is_given else batch
+        elif batch is not None and given and is_given:
+            batch = given
         return batch, outputs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LatestForward:

@@ -214,3 +214,54 @@ def test_two_answers_to_two_questions_are_refused(tmp_path: Path, caplog) -> Non
     )
     assert sum("target_layers={'cls_logits'" in r.message for r in caplog.records) == 1
     assert records.load("net", "v").num_rows == 0
+
+
+class Bag(torch.nn.Module):
+    """Takes its tokens under any name, by position, or in a mapping, as sentence-transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(3000, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        tokens = tokens["input_ids"] if isinstance(tokens, dict) else tokens
+        return self.head(self.embed(tokens).mean(1))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, ids: model(ids),
+        lambda model, ids: model(tokens=ids),
+        lambda model, ids: model(ids.clone()),
+        lambda model, ids: model({"input_ids": ids.clone()}),
+    ],
+    ids=["by position", "by another name", "a copy", "a copy in a mapping"],
+)
+def test_labels_of_an_evaluation_whose_model_is_not_given_them(tmp_path, call) -> None:
+    """As with the losses of sentence-transformers' cross encoders, which tokenise and call the model themselves."""
+    seen = {"train": [], "val": []}
+
+    class Own(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **_):
+            logits = call(model, inputs["input_ids"])
+            pairs = zip(logits.detach().tolist(), inputs["labels"].tolist(), strict=True)
+            seen["train" if model.training else "val"] += pairs
+            loss = F.cross_entropy(logits, inputs["labels"])
+            return (loss, {"logits": logits}) if return_outputs else loss
+
+    train(
+        tmp_path,
+        Bag(),
+        lambda i, _: {"labels": i % 3},
+        Own,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    for split, own in seen.items():
+        rows = records.load("net", "v", dataset_type=split)
+        logits = records.load("net", "v", table="vectors", dataset_type=split)["logits"].to_pylist()
+        recorded = list(zip(logits, rows["label"].to_pylist(), strict=True))
+        assert [label for _, label in recorded] == [label for _, label in own]
+        torch.testing.assert_close(torch.tensor([z for z, _ in recorded]), torch.tensor([z for z, _ in own]))
+    assert sorted(map(int, rows["input_id"].to_pylist())) == list(range(N))
