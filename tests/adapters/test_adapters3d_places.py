@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import fake_mmdet3d as mm
 import fake_openpcdet as pcd
 import numpy as np
+import pytest
 import torch
 from fake_parts3d import FakeNewBoxes
 
@@ -94,6 +95,14 @@ def test_a_picture_stands_to_the_vehicle_as_its_camera_does() -> None:
     assert np.array(found.calibration["lidar2ego"])[:3, 3].tolist() == [3.5, 0, 0]
     assert np.array(found.calibration["lidar2cam"])[:3, 3].tolist() == [2, 0, 0]
     assert _placed({"img_path": "4.png", "sample_idx": 3}, _Pictures()) is None, "another picture's"
+
+
+@pytest.mark.parametrize(
+    "images", [{"CAM_BACK": None}, [{"img_path": "3.png"}], {"CAM_BACK": {"cam2ego": 1}}]
+)
+def test_infos_of_another_form_say_nothing_of_a_picture(images: Any) -> None:
+    dataset = SimpleNamespace(get_data_info=lambda _: {"lidar_path": "3.bin", "images": images})
+    assert _placed({"lidar_path": "3.bin", "sample_idx": 3}, dataset) is None
 
 
 def test_boxes_of_a_depth_sensor_are_told_whatever_the_points_went_through() -> None:

@@ -163,9 +163,9 @@ def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
         info = look_up(int(index))
     except Exception:  # noqa: BLE001 - a data set of the user's; what it does not tell is not known
         return {}
-    lidar, cameras = info.get("lidar_points") or {}, info.get("images") or {}
-    only = next(iter(cameras.values())) if len(cameras) == 1 else {}
-    camera = cameras.get(read(dataset, "default_cam_key")) or only
+    lidar, cameras = _mapping(info.get("lidar_points")), _mapping(info.get("images"))
+    only = _mapping(next(iter(cameras.values()))) if len(cameras) == 1 else {}
+    camera = _mapping(cameras.get(read(dataset, "default_cam_key"))) or only
     stated = {"img_path": only.get("img_path"), **info}
     names = [name for name in _PATHS if meta.get(name) is not None and stated.get(name) is not None]
     if not names or any(meta[name] != stated[name] for name in names):
@@ -177,6 +177,11 @@ def _info_of(dataset: Any, meta: Any) -> dict[str, Any]:
     found["dont_care"] = _dont_care(info.get("instances"))
     found["neighbours"] = _neighbours(info.get("instances"), read(dataset, "metainfo"))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, {} where it is no mapping."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _to_ego(camera: Mapping[str, Any]) -> Any:

@@ -11,6 +11,17 @@ _SHARED = {text.name: text for text in METRIC_TEXTS}
 DETECTION_METRICS: tuple[MetricText, ...] = (
     MetricText("nds", "NDS", "0 to 1", "up", "nuScenes detection score: half mAP, half box errors."),
     MetricText("auprc", "mAP", "0 to 1", "up", "Average precision, mean over classes and match thresholds."),
+    MetricText(
+        "ap40_3d_moderate", "KITTI AP40, 3D", "0 to 1", "up", "Overlap of 3D boxes, moderate objects."
+    ),
+    MetricText(
+        "ap40_bev_moderate", "KITTI AP40, BEV", "0 to 1", "up", "Overlap on the ground, moderate objects."
+    ),
+    MetricText("ap40_image_moderate", "KITTI AP40, image", "0 to 1", "up", "Image boxes, moderate objects."),
+    MetricText(
+        "indoor_map_25", "mAP at overlap 0.25", "0 to 1", "up", "Overlap of 3D boxes above a quarter."
+    ),
+    MetricText("indoor_map_50", "mAP at overlap 0.50", "0 to 1", "up", "Overlap of 3D boxes above a half."),
     MetricText("map_50", "AP at IoU 0.50", "0 to 1", "up", "A box counts when half of the union overlaps."),
     MetricText("map_75", "AP at IoU 0.75", "0 to 1", "up", "Only well placed boxes count."),
     MetricText("map_small", "AP, small", "0 to 1", "up", "Objects below 32 x 32 pixels."),

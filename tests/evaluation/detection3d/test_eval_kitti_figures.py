@@ -22,6 +22,8 @@ from mld_core.evaluation.metrics.kitti import KittiFrames, difficulties, kitti_m
 from mld_core.geometry.conventions import to_standard
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
+from mld_core.views.tables import metric_rows
+from mld_core.views.words.texts_detection import DETECTION_METRICS
 
 FRAMES = 60
 CAMERA = np.array([[0, -1, 0, 0], [0, 0, -1, -0.1], [1, 0, 0, -0.3], [0, 0, 0, 1.0]])
@@ -287,5 +289,8 @@ def test_a_result_has_the_figures_and_no_column_of_image_boxes(
     result = Evaluator("cars", "v1").request_evaluation(options={"repeats": 1})
     (row,) = result.metrics_summary(full=True).to_dict("records")
     assert row["ap40_image_moderate"] == pytest.approx(expected()["ap40_image_moderate"], abs=1e-6)
+    (shown,) = metric_rows(result, DETECTION_METRICS)
+    for kind in ("3d", "bev", "image"):
+        assert shown[f"ap40_{kind}_moderate"] == pytest.approx(row[f"ap40_{kind}_moderate"], abs=1e-5)
     assert not {"image_box", "field_image_box"} & set(result.get_issues("val").columns)
     assert any("person_sitting is no class" in one["message"] for one in result.problems)

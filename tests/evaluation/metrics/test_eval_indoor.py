@@ -16,6 +16,8 @@ from mld_core.evaluation.metrics.indoor import OVERLAPS, IndoorState, indoor_fig
 from mld_core.geometry.iou import iou_3d
 from mld_core.records.format.layout import RunKey, Store
 from mld_core.records.read.reader import select
+from mld_core.views.tables import metric_rows
+from mld_core.views.words.texts_detection import DETECTION_METRICS
 
 BOX = [0.0, 0, 0, 1, 1, 1, 0]
 
@@ -145,7 +147,10 @@ def test_rooms_alone_have_them(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
     found, true, _ = rooms(0)
     expected = figures(found, true, 4)
     assert indoor_figures([indoor_state(records)]) == pytest.approx(expected, abs=1e-5)
-    row = Evaluator("rooms", "v1").request_evaluation(n_epoch=None).metrics_summary(full=True).iloc[0]
+    result = Evaluator("rooms", "v1").request_evaluation(n_epoch=None)
+    row = result.metrics_summary(full=True).iloc[0]
+    (shown,) = metric_rows(result, DETECTION_METRICS)
+    assert shown["indoor_map_25"] == pytest.approx(expected["indoor_map_25"], abs=1e-5), "on the page"
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, abs=1e-5), name
     for said in (["{}"], [None], ['{"depth_frame": true}', "{}"]):
