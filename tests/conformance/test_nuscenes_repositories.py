@@ -1,8 +1,9 @@
 """Repositories for nuScenes that run on MMCV 1: what is recorded has the mAP of the file they write for the devkit.
 
 Model, head, coder, boxes, data set and its conversion to the devkit's boxes are the repository's own, in the folder that
-`MLD_CONFORMANCE` names; what comes before the head is the test's, and weights are random. True boxes are some of the
-predictions, moved about, as the repository's converter writes them into infos and its data set reads them.
+`MLD_CONFORMANCE` names; what comes before the head is the test's (of BEVDet4D and ADLab's BEVFusion only their backbones
+are), and weights are random. True boxes are some of the predictions, moved about, as the repository's converter writes
+them into infos and its data set reads them.
 """
 
 from __future__ import annotations
@@ -253,8 +254,8 @@ def adlab(files: old_mm.Files) -> Any:
     made.img_backbone, made.seen = Pictures(), Seen()
     made.extract_pts_feat = lambda points, img_feats, img_metas: [made.seen(points)]
     louder(made.pts_bbox_head)
-    meta, cloud = {"lidar2img": projections()}, batch_cloud
-    return counted(made, lambda index: made.extract_feat([cloud(index)], one_moment(index), [meta]))
+    meta = {"lidar2img": projections()}
+    return counted(made, lambda index: made.extract_feat([batch_cloud(index)], one_moment(index), [meta]))
 
 
 def mit(kind: str) -> Callable[[old_mm.Files], Any]:
