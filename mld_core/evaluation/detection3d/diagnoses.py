@@ -138,7 +138,7 @@ def ghost(r: RoadEvidence) -> Bools:
 
 @diagnosis("T20", "Suspected missing 3D label", 4, "Add the box.", "answers", "pass")
 def suspected_missing_3d_label(r: RoadEvidence) -> Bools:
-    """Overlaps no truth, looks like an object, its error probability is low, and other epochs have it."""
+    """Overlaps no truth, and fills a gap in a true box's track, or is believed and other epochs have it."""
     return r.of(r.unlabelled[1])
 
 

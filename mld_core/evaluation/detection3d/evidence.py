@@ -17,6 +17,7 @@ from mld_core.evaluation.detection3d.diagnoses_sensor import (
     SectorView,
 )
 from mld_core.evaluation.detection3d.offsets import DEVIATIONS, Bounds, Offsets, UsualOffsets, offsets_of
+from mld_core.evaluation.detection3d.tracks import Gaps, gaps_of, middles_of
 from mld_core.evaluation.detection3d.usual import RoadUsual
 from mld_core.evaluation.detection3d.votes import Votes, nearest_of_class, votes_of
 from mld_core.evaluation.metrics.boxes import (
@@ -35,6 +36,9 @@ MOVING = 1.0
 """m/s from which the motion tells the heading."""
 
 AGREEING_EPOCHS = 2
+MOST_BY_CHANCE = 0.2
+"""Share of the boxes near gaps in tracks that would be there by chance, up to which all are named."""
+
 LEAST_OVERLAP = 0.1
 """Footprint IoU from which a prediction is about a truth that is there."""
 
@@ -213,6 +217,11 @@ class RoadEvidence:
         return self.wrong & ~overlapping_truth(self)
 
     @cached_property
+    def gaps(self) -> Gaps:
+        """Of the boxes alone: which stand in gaps of true boxes' tracks."""
+        return gaps_of(self.predictions, self.alone, self.pair_row, middles_of(self.truths, self.frames))
+
+    @cached_property
     def bins(self) -> RangeBins:
         """Range bins in which a class fails."""
         boxes = self.predictions, self.wrong, self.counted, self.truths, self.missed
@@ -260,7 +269,8 @@ def overlapping_truth(e: RoadEvidence) -> Bools:
 def _unlabelled(e: RoadEvidence, error_proba: Floats) -> tuple[Floats, Bools]:
     """A false prediction that overlaps no truth and looks like a right one, here and in other epochs.
 
-    Odds by its error probability and by all recorded boxes (`detection.objects`) are multiplied.
+    Odds by its error probability, by all recorded boxes (`detection.objects`) and by a gap in a true box's
+    track are multiplied.
     """
     rows = np.flatnonzero(e.alone)
     found = e.predictions.take(rows)
@@ -276,10 +286,14 @@ def _unlabelled(e: RoadEvidence, error_proba: Floats) -> tuple[Floats, Bools]:
     suspicion, mask = np.full(len(e.predictions), np.nan), np.zeros(len(e.predictions), np.bool_)
     if e.objects is not None:
         odds *= np.nan_to_num(e.objects[rows], nan=1.0)
+    in_gap = e.gaps.near
+    odds *= np.where(in_gap[rows], e.gaps.odds, 1.0)
     suspicion[rows] = odds / (1 + odds)
     mask[rows] = (error_proba[rows] <= e.likely) & (votes * 2 >= len(e.epochs))
     if e.believed is not None:
         mask &= e.believed
+    if e.gaps.by_chance <= MOST_BY_CHANCE * in_gap.sum():
+        mask |= in_gap
     return suspicion, mask
 
 

@@ -2,8 +2,8 @@
 
 T12: frames ranked with the simulator's own numbers in place of fitted ones (how likely each object is found, how much
 clutter there is, that a fault is 30 degrees wide and leaves nothing). T20: candidates ranked by trees that were shown
-which of them are planted, on other seeds, from the columns that T20 itself reads. Both know more than an evaluation
-can; more than they reach is not to be asked of a rule.
+which of them are planted, on other seeds, from the columns of T20's regression: what it can reach without the tracks of
+true boxes. Both know more than an evaluation can; more than they reach is not to be asked of such a rule.
 """
 
 from __future__ import annotations
