@@ -6,7 +6,7 @@ step, soft targets), the loss's target wins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mld_core.tracing.batch.batches import row_count
-from mld_core.tracing.batch.labels import find_labels
+from mld_core.tracing.batch.labels import find_inputs, find_labels
 from mld_core.tracing.paths import Path, at, spelled, tensors_at
 
 _MOST_LABELS: Final = 1 << 16
@@ -37,6 +37,24 @@ class LabelPlan:
         """The labels in a framework's batch, as they are."""
         found = None if self.path is None else at(batch, self.path)
         return find_labels(batch) if found is None else found
+
+    @property
+    def nested(self) -> bool:
+        """Whether the labels stand in a part of the batch that has parts."""
+        return self.path is not None and len(self.path) > 1
+
+    def inputs(self, batch: Any) -> Any:
+        """The model's inputs in a framework's batch; of a batch of batches, those beside the labels.
+
+        >>> LabelPlan(("labelled", 1)).inputs({"labelled": ["x", "y"], "unlabelled": ["u", "v"]})
+        'x'
+        """
+        parts = batch.values() if isinstance(batch, Mapping) else batch
+        several = self.nested and isinstance(parts, Iterable)
+        if several and all(isinstance(part, (Mapping, list, tuple)) for part in parts):
+            own = at(batch, self.path[:-1]) if self.path else None
+            batch = batch if own is None else own
+        return find_inputs(batch)
 
     def settle(self, batch: Any, labels: Any, target: Tensor) -> Any:
         """Finds what the loss was compared with in the batch; for a watched batch, it may wait for a device.

@@ -270,7 +270,7 @@ class HeadChooser(FeatureRules):
             said = Refusal("", _OUT_OF_SIGHT)
         if said is None and True not in self.sources:
             said = self._unclear  # of the training batches; an evaluation has no loss to ask
-        self._unclear = said if isinstance(said, Refusal) else None
+        self._unclear = said if isinstance(said, Refusal) and not said.of_rows else None
         if isinstance(said, Refusal) and said.task:
             return said
         if isinstance(said, tuple):

@@ -86,10 +86,12 @@ class Refusal:
     Attributes:
         task: what the model does, if that is why; "" where it is not clear which tensor is meant.
         reason: one sentence, with the fix where there is one.
+        of_rows: the loss uses some rows of an output; an evaluation is read by the rules all the same.
     """
 
     task: str
     reason: str
+    of_rows: bool = False
 
 
 def place_of(value: Any, logits: Tensor) -> Path | None:
@@ -181,11 +183,14 @@ def _read_as(
         return Refusal("", f"{_name(origin)} gives one column per sample, from which no class can be read.")
     elif origin.kind == "sigmoid" and _several(origin.target, tuple(rows.shape)) and not mixed(origin):
         return Refusal("multi-label", "the loss's targets hold several classes per sample, or none.")
+    if n_rows is None and origin.entered and tensor.ndim <= len(origin.entered):
+        n_rows = origin.entered[0]  # no label was found in the batch by its name
     if n_rows is not None and tensor.shape[0] != n_rows:
         return Refusal(
             "",
             f"{_name(origin)} gives {tensor.shape[0]} rows for {n_rows} samples, of which the loss uses "
             "some: give label_fn(batch) with as many labels, or return the batch's logits from the step.",
+            of_rows=True,
         )
     source = LogitsSource(
         output.name,

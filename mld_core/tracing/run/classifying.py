@@ -44,8 +44,6 @@ class ClassificationSession(Session):
         self._contexts: list[PassContext] = []
         self._user_fields = (*self.options.sample_fields(), *self.options.label_fields())
 
-    # -- hooks -----------------------------------------------------------------------------------------------
-
     def attach(self, model: nn.Module, *, ignore_root: bool) -> None:
         """Sets the hooks on `model`, taking them off another one.
 
@@ -124,10 +122,11 @@ class ClassificationSession(Session):
         hooks = self.capture
         return hooks is not None and (bool(hooks.probes) or hooks.watcher is not None)
 
-    # -- batches ---------------------------------------------------------------------------------------------
-
     def _find_labels(self, batch: Any) -> Any:
         return self.labels.read(batch)
+
+    def _find_inputs(self, batch: Any) -> Any:
+        return self.labels.inputs(batch)
 
     @property
     def unlabelled(self) -> int:
@@ -222,6 +221,7 @@ class ClassificationSession(Session):
         found, batch.labels = batch.labels, self.labels.settle(batch.whole, batch.labels, target)
         self.chooser.reads_target = self.labels.of_loss or self.chooser.mixes
         self.reading.forget()
+        batch.inputs = self.inputs_of(batch.whole) if self.labels.nested else batch.inputs
         if not self.labels.of_loss:
             return True
         reason = ""

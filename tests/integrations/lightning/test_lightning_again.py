@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
@@ -137,7 +138,9 @@ def test_a_batch_of_several_loaders_does_not_take_the_first_ones_ids(store: Path
     both = CombinedLoader({"a": loader(8), "b": loader(16)}, "max_size_cycle")
     quiet_trainer(tmp_path, MLDebuggerCallback(model_name="IndexModule"), max_epochs=1).fit(Module(), both)
     (selection,) = passes(store)
-    assert len(set(ids_of(selection))) == 16
+    index = np.array(selection.table("vectors").column("features").to_pylist())[:, 0]
+    assert index.tolist() == [*range(8), *range(8)], "the rows are of the loader that is walked twice"
+    assert len(set(ids_of(selection))) == len(set(zip(ids_of(selection), index, strict=True))) == 8
     assert set(selection.table("samples").column("id_source").to_pylist()) == {"content_hash"}
 
 
