@@ -1,7 +1,7 @@
 """mAP of a recorded run of Keras' detectors against KerasCV's own metric on what the models predict.
 
-Real models with random weights; the true boxes are some of their own predictions, moved about. KerasHub and the TF
-Object Detection API bring no metric that is installed with them: theirs is KerasCV's too, which is pycocotools.
+Real models with random weights; the true boxes are some of their own predictions, moved about. KerasHub brings
+no metric of detection: theirs is KerasCV's too, which is pycocotools.
 Runs in .venv-keras (`.ci/keras-env` builds it) and is skipped elsewhere.
 """
 
