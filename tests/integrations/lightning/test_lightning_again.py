@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning_parts import IndexModule, assert_ids_are_content, ids_of, loader, passes, quiet_trainer
 
 from ml_debugger.lightning import MLDebuggerCallback
+from mld_core.records.format.vectors import to_numpy
 
 
 def keys(store: Path, version: str = "v1") -> list[tuple[str, int | None, int, int]]:
@@ -138,7 +138,8 @@ def test_a_batch_of_several_loaders_does_not_take_the_first_ones_ids(store: Path
     both = CombinedLoader({"a": loader(8), "b": loader(16)}, "max_size_cycle")
     quiet_trainer(tmp_path, MLDebuggerCallback(model_name="IndexModule"), max_epochs=1).fit(Module(), both)
     (selection,) = passes(store)
-    index = np.array(selection.table("vectors").column("features").to_pylist())[:, 0]
+    vectors = selection.table("vectors")
+    index = to_numpy(vectors.column("features"), vectors.schema.field("features"))[:, 0]
     assert index.tolist() == [*range(8), *range(8)], "the rows are of the loader that is walked twice"
     assert len(set(ids_of(selection))) == len(set(zip(ids_of(selection), index, strict=True))) == 8
     assert set(selection.table("samples").column("id_source").to_pylist()) == {"content_hash"}
