@@ -251,7 +251,7 @@ def _first_view(batch: Any) -> Any:
     views = batch.get("data_samples") if isinstance(batch, dict) else None
     if not isinstance(views, (list, tuple)) or not views or not isinstance(views[0], (list, tuple)):
         return batch
-    if not all(hasattr(sample, "gt_label") for sample in views[0]):
+    if not views[0] or not all(hasattr(sample, "gt_label") for sample in views[0]):
         return batch
     return {name: part[0] if isinstance(part, (list, tuple)) else part for name, part in batch.items()}
 

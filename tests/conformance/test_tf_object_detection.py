@@ -24,6 +24,7 @@ for needed in ("tensorflow", "tf_keras", "tf_slim", "matplotlib", "pycocotools")
     pytest.importorskip(needed, reason=f"{needed} is not installed: see docs/compatibility.md")
 
 import tensorflow as tf  # noqa: E402
+import tf_od_run  # noqa: E402
 from tf_od_run import CONFIGS, SIZES, pictures  # noqa: E402
 
 from ml_debugger.evaluator import Evaluator  # noqa: E402
@@ -52,7 +53,7 @@ def made(folder: Path, name: str) -> tuple[Any, dict[str, float]]:
     """What `tf_od_run.py` kept, and the API's figures."""
     places = [HERE.parents[1], HERE.parents[1] / "integrations", CODE, CODE / "slim"]
     more = {"PYTHONPATH": os.pathsep.join(map(str, places))}
-    command = [sys.executable, str(HERE / "tf_od_run.py"), str(folder), name]
+    command = [sys.executable, tf_od_run.__file__, str(folder), name]
     ran = subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return np.load(folder / "kept.npz"), json.loads((folder / "figures.json").read_text())

@@ -73,7 +73,7 @@ def middles_of(truths: Truths, frames: int) -> Middles:
         before, here, after = of[frame - 1], of[frame], of[frame + 1]
         if not len(before) or not len(after):
             continue
-        same = truths.label[before][:, None] == truths.label[after]
+        same = (truths.label[before][:, None] == truths.label[after]) & (truths.label[after] >= 0)
         same &= np.abs(size[before][:, None] - size[after]).max(axis=2) <= ALIKE
         same &= np.linalg.norm(place[before][:, None] - place[after], axis=2) <= FARTHEST
         first, last = np.nonzero(same)
@@ -101,7 +101,8 @@ def gaps_of(said: Predictions, alone: Bools, right: Ints, middles: Middles) -> G
     rows, gap = np.flatnonzero(alone), middles.gap
     near = np.zeros(len(said), np.bool_)
     near[rows] = _near(said.take(rows), middles, gap, 0)
-    by_chance = float(np.mean([_near(said.take(rows), middles, gap, later).sum() for later in OTHERS]))
+    others = [later for later in OTHERS if later % max(middles.frames, 1)] or [0]  # of few frames no own one
+    by_chance = float(np.mean([_near(said.take(rows), middles, gap, later).sum() for later in others]))
     followed = _near(said.take(right), middles, np.ones(len(gap), np.bool_), 0).mean() if len(right) else 0.0
     chance = (by_chance + 1) / (len(rows) + 2)
     return Gaps(near, max(float(followed) / chance, 1.0), by_chance)
@@ -118,7 +119,7 @@ def _near(said: Predictions, middles: Middles, use: Bools, later: int) -> Bools:
     key = np.sort(key)
     asked = (said.frame.astype(np.int64) + later) % middles.frames * wide + said.label
     first, last = np.searchsorted(key, asked, "left"), np.searchsorted(key, asked, "right")
-    count = last - first
+    count = np.where(said.label >= 0, last - first, 0)
     of = np.repeat(np.arange(len(said)), count)
     at = rows[np.arange(len(of)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)]
     close = np.linalg.norm(said.box[of, :2].astype(np.float64) - middles.place[at], axis=1) < NEAR

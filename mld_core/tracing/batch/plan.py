@@ -100,9 +100,12 @@ def as_tensor(labels: Any) -> Tensor | None:
     """
     if isinstance(labels, Tensor):
         return labels
-    if not isinstance(labels, (list, tuple, np.ndarray)) or not 0 < len(labels) <= _MOST_LABELS:
+    if not isinstance(labels, (list, tuple, np.ndarray)) or not 0 < (row_count(labels) or 0) <= _MOST_LABELS:
         return None
     try:
+        if isinstance(labels[0], np.ndarray) or isinstance(labels, np.ndarray):
+            labels = np.asarray(labels)  # torch warns of lists of arrays
+            labels = labels.astype(labels.dtype.newbyteorder("="))  # a copy: reversed and read-only ones, too
         return torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         return None

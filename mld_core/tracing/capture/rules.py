@@ -85,7 +85,8 @@ def otherwise(outputs: Any, logits: Tensor) -> bool:
         return False
     columns = logits.detach().float()
     made = (columns.softmax(1), columns.sigmoid(), columns)
-    far = [(_log(scores.detach().float()) - _log(one)).abs().max() > _FACTOR for one in made]
+    given = _log(scores.detach().to(columns.device).float())
+    far = [(given - _log(one)).abs().max() > _FACTOR for one in made]
     return all(map(bool, far))
 
 

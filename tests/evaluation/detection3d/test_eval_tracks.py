@@ -97,3 +97,25 @@ def test_gaps_that_come_by_chance_name_nothing() -> None:
     assert evidence.gaps.near.any()
     assert evidence.gaps.odds < 5
     assert not diagnose_roads(evidence).predictions["T20"].any()
+
+
+def one_gap(frames: int, label: int = 0, said: int = 0, at: int = 1):
+    """An object that stands in each frame but one, and a prediction of a class in a frame."""
+    box = np.array([10.0, 0.0, 0.0, 4.0, 2.0, 1.5, 0.0], np.float32)
+    where = np.array([f for f in range(frames) if f != 1])
+    no = np.zeros(len(where), bool)
+    truths = Truths(where, np.full(len(where), label), np.tile(box, (len(where), 1)), no, no)
+    told = Predictions(np.array([at]), np.array([said]), np.array([0.9], np.float32), box[None])
+    return gaps_of(told, np.array([True]), np.zeros(0, int), middles_of(truths, frames))
+
+
+@pytest.mark.parametrize("frames", [3, 4, 5, 7, 40])
+def test_a_gap_is_no_chance_of_its_own_in_few_frames(frames: int) -> None:
+    found = one_gap(frames)
+    assert found.near.tolist() == [True]
+    assert found.by_chance == 0
+
+
+def test_boxes_of_no_class_have_no_gaps_and_are_near_none() -> None:
+    assert not one_gap(40, label=1, said=-1, at=2).near.any()  # the last class of the frame before
+    assert not one_gap(40, label=-1, said=-1).near.any()

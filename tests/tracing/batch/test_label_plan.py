@@ -6,16 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from mld_core.tracing.batch.plan import LabelPlan, answer_among, mixes
+from mld_core.tracing.batch.plan import LabelPlan, answer_among, as_tensor, mixes
 
 HARD = [2, 0, 1]
 FORMS = {
     "tensor": torch.tensor(HARD),
     "array": np.array(HARD),
     "numbers": HARD,
+    "reversed array": np.array(HARD[::-1])[::-1],
+    "array of another machine": np.array(HARD, ">i8"),
+    "arrays": [np.array([k]) for k in HARD],
     "one of each data sample": [torch.tensor([k]) for k in HARD],
 }
 MIXED = torch.tensor([[0.0, 0.3, 0.7], [1.0, 0.0, 0.0], [0.2, 0.8, 0.0]])
+
+
+pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.mark.parametrize("labels", FORMS.values(), ids=FORMS)
@@ -39,6 +45,11 @@ def test_targets_of_two_losses_are_told_apart_by_labels_of_any_form(labels) -> N
     assert mixes((own, other), labels, weighted=True)
     assert answer_among((other, own), labels) is own
     assert not mixes((own, torch.tensor([0, 0, 2])), labels, weighted=True)
+
+
+@pytest.mark.parametrize("labels", [np.array(3), [np.zeros(2), np.zeros(3)], ["a"], []], ids=str)
+def test_what_no_tensor_is_made_of(labels) -> None:
+    assert as_tensor(labels) is None
 
 
 def test_labels_of_which_no_number_is_made_are_the_losss() -> None:
