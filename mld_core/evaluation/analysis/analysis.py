@@ -21,7 +21,7 @@ from mld_core.evaluation.analysis.answers import (
     SplitAnalysis,
     Work,
 )
-from mld_core.evaluation.analysis.error_probability import estimate_errors
+from mld_core.evaluation.analysis.error_probability import ErrorProbability, estimate_errors
 from mld_core.evaluation.analysis.explanation import explain, facts, pooled_labels
 from mld_core.evaluation.analysis.stack_features import StackInputs, fixed_columns, has_epoch_columns
 from mld_core.evaluation.analysis.train_reference import TrainReference, train_reference
@@ -81,13 +81,20 @@ def analyse(
             train, train_points = reference_of(work, fitted_space, points)
         with work.stage("error probability"):
             inputs = _stack_inputs(work, around, points, train)
-            estimate = estimate_errors(
-                inputs, work.scores.msp, work.groups, work.folds, pool, with_model=chosen.keep_model
-            )
-            if chosen.refine is not None:
-                estimate = replace(chosen.refine(estimate, inputs, work), repeats=())
+            estimate = _estimate(inputs, work)
         fitted = Estimated(work, fitted_space, points, around, train, train_points, inputs, estimate)
         return _answers(fitted, reference)
+
+
+def _estimate(inputs: StackInputs, work: Work) -> ErrorProbability:
+    refine, keep = work.options.refine, work.options.keep_model
+    # Beside each other: five folds leave one of two threads waiting.
+    with work.workers.beside() as beside:
+        refined = None if refine is None else beside(lambda: refine(inputs, work))
+        estimate = estimate_errors(
+            inputs, work.scores.msp, work.groups, work.folds, work.workers, with_model=keep
+        )
+        return estimate if refined is None else replace(refined.result()(estimate), repeats=())
 
 
 def prepare(arrays: SplitArrays, options: AnalysisOptions, workers: Workers) -> Work:

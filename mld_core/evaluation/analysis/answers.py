@@ -44,8 +44,9 @@ class AnalysisOptions:
         salts: One repeat of the cross-fit for each.
         keep_model: Keep what scores units of other splits (`project_units`); costs the columns' memory.
         permute_errors: Shuffle the errors by hash first: the null, under which nothing may be dense.
-        refine: Called with the error probability, what it was fitted on and the shared work of the analysis;
-            its answer is used instead (boxes: the recalibrated product of two probabilities).
+        refine: Called beside the fit of the error probability, with what that is fitted on and the shared
+            work of the analysis: what makes of it the one that is used instead (boxes: the recalibrated
+            product of two probabilities).
         diagnoses: The task's diagnoses that read this evidence.
     """
 
@@ -57,7 +58,7 @@ class AnalysisOptions:
     salts: tuple[str, ...] = SALTS
     keep_model: bool = False
     permute_errors: bool = False
-    refine: Callable[[ErrorProbability, StackInputs, Any], ErrorProbability] | None = None
+    refine: Callable[[StackInputs, Any], Callable[[ErrorProbability], ErrorProbability]] | None = None
     diagnoses: tuple[Diagnosis[Evidence], ...] = ()
 
 

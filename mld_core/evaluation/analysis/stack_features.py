@@ -24,6 +24,8 @@ ENCODING_WEIGHT = 20.0
 EPOCH_COLUMNS = 2
 """Columns that need at least three epochs: flips of the prediction, deviation of msp."""
 
+_ROWS = 8_192
+
 
 @dataclass(frozen=True)
 class StackInputs:
@@ -78,7 +80,15 @@ def fixed_columns(
     base = scores.prediction[base_rows] if base_prediction is None else base_prediction
     same = same_prediction_share(around, base, scores.prediction, n_class, workers)
     return joined_columns(
-        scores, n_class, same, around.distance, points, reference=reference, epochs=epochs, extra=extra
+        scores,
+        n_class,
+        same,
+        around.distance,
+        points,
+        workers,
+        reference=reference,
+        epochs=epochs,
+        extra=extra,
     )
 
 
@@ -88,12 +98,16 @@ def joined_columns(
     same: NDArray[np.float32],
     distance: NDArray[np.float32],
     points: NDArray[np.float32],
+    workers: Workers | None = None,
     *,
     reference: TrainReference | None = None,
     epochs: EpochArrays | None = None,
     extra: NDArray[np.floating] | None = None,
 ) -> NDArray[np.float32]:
-    """The columns of `fixed_columns` from what surrounds the units: (N,) `same` and (N, 2) `distance`."""
+    """The columns of `fixed_columns` from what surrounds the units: (N,) `same` and (N, 2) `distance`.
+
+    Without workers on this thread.
+    """
     parts: list[NDArray[Any]] = [scores.columns, same[:, None], distance, points[:, :PCA_COLUMNS]]
     if n_class <= ONE_HOT_CLASSES:
         classes = np.arange(n_class)
@@ -105,10 +119,15 @@ def joined_columns(
     if extra is not None:
         parts.append(np.nan_to_num(extra))
     made = np.empty((len(points), sum(part.shape[1] for part in parts)), np.float32)
-    start = 0
-    for part in parts:
-        made[:, start : start + part.shape[1]] = part
-        start += part.shape[1]
+    stops = np.cumsum([part.shape[1] for part in parts])
+
+    def one(span: slice) -> None:
+        # Some rows of all parts, not all rows of a part: what is written stays in a core's cache.
+        for part, stop in zip(parts, stops, strict=True):
+            made[span, stop - part.shape[1] : stop] = part[span]
+
+    for _ in (map if workers is None else workers.map)(one, spans(len(points), _ROWS)):
+        pass
     return made
 
 

@@ -5,7 +5,7 @@ Columns of the analyses that have not run are null; they are never filled with a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -103,19 +103,12 @@ def rewrite_units(source: Path, target: Path, columns: Mapping[str, Column]) -> 
     schema = file.schema_arrow
     new = {name: as_arrow(name, values, schema, file.metadata.num_rows) for name, values in columns.items()}
     with unit_file(target, schema) as writer:
-        for start, batch in _batches(file):
-            done = batch
-            for name, values in new.items():
-                piece = values.slice(start, batch.num_rows)
-                done = done.set_column(schema.get_field_index(name), schema.field(name), piece)
-            writer.write_table(done)
-
-
-def _batches(file: pq.ParquetFile) -> Iterator[tuple[int, pa.Table]]:
-    start = 0
-    for batch in file.iter_batches(batch_size=65_536):
-        yield start, pa.Table.from_batches([batch], file.schema_arrow)
-        start += batch.num_rows
+        start = 0
+        for batch in file.iter_batches(65_536, columns=[name for name in schema.names if name not in new]):
+            rows = batch.num_rows
+            made = [new[name].slice(start, rows) if name in new else batch[name] for name in schema.names]
+            writer.write_table(pa.Table.from_arrays(made, schema=schema))
+            start += rows
 
 
 def key_texts(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:

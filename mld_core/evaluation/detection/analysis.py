@@ -76,8 +76,9 @@ def box_arrays(
     group_key: str | None = None,
     train: TrainArrays | None = None,
     first_frame: int = 0,
+    workers: Workers | None = None,
 ) -> SplitArrays:
-    """The arrays of the kept predictions as the analysis takes them.
+    """The arrays of the kept predictions as the analysis takes them; without workers on this thread.
 
     Logits have a last column for background, which is also the label of a box without a truth.
     """
@@ -100,7 +101,7 @@ def box_arrays(
         groups=keys[predictions.frame],
         errors=errors,
         prediction=np.clip(predictions.label, 0, records.n_class - 1),
-        extra=box_columns(predictions),
+        extra=box_columns(predictions, workers),
         train=None if is_train else train,
         metadata=metadata,
         name=records.selection.key.dataset_type,
@@ -112,13 +113,24 @@ def as_train(arrays: SplitArrays) -> TrainArrays:
     return TrainArrays(arrays.layers, arrays.labels, groups=arrays.groups, errors=arrays.errors)
 
 
-def box_columns(predictions: Predictions) -> NDArray[np.float32]:
+def box_columns(predictions: Predictions, workers: Workers | None = None) -> NDArray[np.float32]:
     """Columns of the error estimator from the boxes alone; no truth enters.
+
+    Boxes of a frame stand together; without workers on this thread.
 
     Log area, log aspect, centre (3D: range and azimuth too), score and its log-odds, how many boxes the frame
     has, the box's rank by score, how many overlap it at 0.3, the largest overlap with a better-scored box of
     its class and of another class.
     """
+    count = len(predictions)
+    begins = np.append(np.flatnonzero(np.diff(predictions.frame)) + 1, count)
+    cuts = np.unique(begins[np.searchsorted(begins, np.arange(_ROWS, count, _ROWS))])
+    pieces = map(slice, [0, *cuts], [*cuts, count])
+    made = (map if workers is None else workers.map)(lambda some: _columns_of(predictions.take(some)), pieces)
+    return np.concatenate(list(made))
+
+
+def _columns_of(predictions: Predictions) -> NDArray[np.float32]:
     box = predictions.box.astype(np.float64)
     area, aspect = box_size(box)
     flat = box.shape[1] == 4

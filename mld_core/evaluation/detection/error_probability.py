@@ -55,7 +55,7 @@ class BoxProbabilities:
 
 
 class BoxRefiner:
-    """Called by the analysis once the plain error probability is there; keeps what it estimated.
+    """Called by the analysis beside the plain error probability, which it refines; keeps what it estimated.
 
     Args:
         code: (N,) number of the error code, -1 where it is not known.
@@ -67,8 +67,8 @@ class BoxRefiner:
         self.wrong_class = wrong_class.astype(np.int64)
         self.found: BoxProbabilities | None = None
 
-    def __call__(self, estimate: ErrorProbability, inputs: StackInputs, work: Any) -> ErrorProbability:
-        """Estimate both parts, and recalibrate 1 - (1 - det)(1 - cls) together with the plain estimate."""
+    def __call__(self, inputs: StackInputs, work: Any) -> Callable[[ErrorProbability], ErrorProbability]:
+        """Estimate both parts; what recalibrates 1 - (1 - det)(1 - cls) together with the plain estimate."""
         folds: NDArray[np.int8] = work.folds[0]
         workers: Workers = work.workers
         # U stands for "none of the others": no probability of its own.
@@ -77,8 +77,8 @@ class BoxRefiner:
         def columns(rows: Ints, fold: int) -> NDArray[np.float32]:
             return np.column_stack([inputs.fixed[rows], fold_columns(inputs, rows, folds, fold)])
 
-        _, self.found = fit_parts(columns, folds, codes, self.wrong_class, workers)
-        return recalibrated(estimate, self.found, inputs, folds, workers)
+        _, self.found = parts = fit_parts(columns, folds, codes, self.wrong_class, workers)
+        return lambda estimate: recalibrated(estimate, parts[1], inputs, folds, workers)
 
 
 ColumnsOf = Callable[[Ints, int], NDArray[np.float32]]
@@ -212,22 +212,26 @@ def fit_classes(
 
     fitted = replace(nothing, trees=tuple(workers.map(one, range(FOLDS))))
     raw = fitted.raw(columns, folds, workers)
-    made = replace(fitted, powers=_powers(raw, target, folds, weight))
+    made = replace(fitted, powers=_powers(raw, target, folds, weight, workers))
     return made, made.tempered(raw, folds)
 
 
-def _powers(p: Floats, target: Ints, folds: NDArray[np.int8], weight: Floats | None) -> Floats:
+def _powers(
+    p: Floats, target: Ints, folds: NDArray[np.int8], weight: Floats | None, workers: Workers
+) -> Floats:
     """(folds,) the power of each fold's probabilities that suits the other folds best."""
     z = np.log(np.maximum(p, _EDGE))
-    made = np.full(FOLDS, np.nan)
     known = target >= 0
-    for fold in range(FOLDS):
+
+    def one(fold: int) -> float:
         train = np.flatnonzero(known & (folds != fold))
         kept = hash_uniform(train.astype(np.uint64), 601 + fold) < _POWER_ROWS / max(len(train), 1)
         train = train[kept] if len(train) > WHOLE else train
-        if len(train):
-            made[fold] = _best_power(z[train], target[train], None if weight is None else weight[train])
-    return made
+        if not len(train):
+            return float("nan")
+        return _best_power(z[train], target[train], None if weight is None else weight[train])
+
+    return np.array(list(workers.map(one, range(FOLDS))))
 
 
 def _best_power(z: Floats, target: Ints, weight: Floats | None) -> float:
@@ -284,17 +288,19 @@ def fit_opinions(
     None where that does not lower the log-loss; of a fold None where the other folds do not tell.
     """
     mass = np.ones(len(errors)) if weight is None else weight
-    made: list[Logistic | None] = []
-    for fold in range(FOLDS):
+
+    def one(fold: int) -> Logistic | None:
         train = known[folds[known] != fold]
         here = errors[train]
         told = len(train) > 0 and here.min() != here.max()
-        made.append(fit_logistic(both[train], here, mass[train], c=1e3, workers=workers) if told else None)
+        return fit_logistic(both[train], here, mass[train], c=1e3, workers=workers) if told else None
+
+    made = tuple(workers.map(one, range(FOLDS)))
     wrong = errors[known] == 1
     before = expit(both[known, 0])
-    after = opined(tuple(made), both, folds)[known]
+    after = opined(made, both, folds)[known]
     worse = _log_loss(after, wrong, mass[known]) >= _log_loss(before, wrong, mass[known])
-    return None if worse else tuple(made)
+    return None if worse else made
 
 
 def opined(models: tuple[Logistic | None, ...], both: Floats, folds: NDArray[np.int8]) -> Floats:

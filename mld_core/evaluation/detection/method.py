@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from mld_core.evaluation.detection.profile import IMAGES, Profile
 from mld_core.evaluation.detection.records import BoxRecords, class_logits, read_boxes, vector_rows
 from mld_core.evaluation.detection.rounds.method import evaluate_in_rounds
 from mld_core.evaluation.detection.stage import BoxAnalysis, BoxPass
-from mld_core.evaluation.detection.units import unit_table
+from mld_core.evaluation.detection.units import BoxUnits, unit_table
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.engine.passes import unit_file
 from mld_core.evaluation.engine.rounds import rounds_of
@@ -61,6 +62,8 @@ class _Read:
     split: Split
     figures: Future[Figures | None]
     costs: Future[dict[str, float | None]]
+    distinct: Future[int]
+    recorded: Recorded
 
 
 def evaluate_boxes(
@@ -111,7 +114,9 @@ def _match(split: Split, info: dict[str, Any], profile: Profile, workers: Worker
     counted = ~match.ignored
     split.labeled = int(counted.sum())
     split.errors = int((counted & ~match.right).sum())
-    return _Read(records, match, split, figures, beside(lambda: match.costs))
+    recorded = Recorded.of(records, match)
+    costs, distinct = beside(lambda: match.costs), beside(lambda: distinct_inputs(records))
+    return _Read(records, match, split, figures, costs, distinct, recorded)
 
 
 def _thresholds(read: _Read) -> Floats:
@@ -134,25 +139,33 @@ def _judge(
     with engine as workers, workers.beside() as beside:
         units = judged_units(records, thresholds, profile.geometry)
         kept = units.kept
+        figured = beside(partial(_of_logits, read, units))
         epochs, unlabelled = _other_opinions(read, kept, thresholds, profile, group, engine)
         units = replace(units, weak=_weak(unlabelled, kept))
-        logits = class_logits(records, kept, vector_rows(records, kept), split.units.parent)
-        of_logits = logit_figures(logits, label_for_loss(records, units))
+        of_logits = figured.result()
         events = beside(lambda: Events.of(records, units, of_logits))
         table = unit_table(records, units, profile.columns, of_logits)
         with unit_file(split.units, table.schema) as writer:
             writer.write_table(table, row_group_size=65_536)
         measured = Measured(
             events.result(),
-            Recorded.of(records, match),
+            read.recorded,
             read.costs.result(),
-            distinct_inputs(records),
+            read.distinct.result(),
             read.figures.result(),
         )
     split.rows, split.errors = units.rows, int(units.wrong.sum())
     split.labeled = int(units.judged.sum())
     split.scratch["boxes"] = BoxPass(records, units, match, thresholds, profile, epochs, unlabelled)
     return evaluated_pass(split, profile.name, measured, thresholds, Remarks.of(records))
+
+
+def _of_logits(read: _Read, units: BoxUnits) -> dict[str, Floats]:
+    """Loss and entropy of the kept predictions."""
+    records = read.records
+    stored = vector_rows(records, units.kept)
+    logits = class_logits(records, units.kept, stored, read.split.units.parent)
+    return logit_figures(logits, label_for_loss(records, units))
 
 
 def _other_opinions(
@@ -162,7 +175,7 @@ def _other_opinions(
     records, split = read.records, read.split
     said = records.predictions
     use = records.labelled[said.frame] & (said.label >= 0) & (said.label < records.n_class)
-    some = candidates(said, use, read.match.closest, kept, profile.geometry, weak=profile.weak)
+    some = candidates(said, use, read.match.closest, kept, profile.geometry, engine, weak=profile.weak)
     asked = np.empty(0, np.int64) if some is None else some.rows
     with engine.stage(f"other epochs ({split.dataset})"):
         epochs = look_at_epochs(

@@ -275,10 +275,15 @@ def wrong_frames(records: BoxRecords, units: BoxUnits) -> Ints:
 
 
 def class_rows(
-    key: PassKey, counted: Ints, recorded: Recorded, figures: Figures | None, thresholds: Floats
+    key: PassKey,
+    counted: Ints,
+    recorded: Recorded,
+    aurocs: list[float | None],
+    figures: Figures | None,
+    thresholds: Floats,
 ) -> list[dict[str, Any]]:
     """One row for each class with a truth or a prediction; `counted` as `Events.classes`."""
-    aurocs, ap_50 = recorded.aurocs(len(counted)), recorded.average_precisions(counted[:, 0])
+    ap_50 = recorded.average_precisions(counted[:, 0])
     rows = []
     for number in range(len(counted)):
         gt, tp, fp, fn = (int(value) for value in counted[number])
@@ -411,7 +416,8 @@ def evaluated_pass(
 ) -> EvaluatedPass:
     """The rows of the tables of a pass."""
     events, n_class, key = found.events, split.n_class, split.selection.key
-    metrics = box_metrics(events, found.recorded.aurocs(n_class), found.costs, found.distinct, n_class)
+    aurocs = found.recorded.aurocs(n_class)
+    metrics = box_metrics(events, aurocs, found.costs, found.distinct, n_class)
     metrics |= read_facts(split.selection)
     if found.figures is not None:
         summary = found.figures.summary()
@@ -420,7 +426,7 @@ def evaluated_pass(
     return EvaluatedPass(
         split,
         metrics,
-        class_rows(key, events.classes, found.recorded, found.figures, thresholds),
+        class_rows(key, events.classes, found.recorded, aurocs, found.figures, thresholds),
         confusion_table(key, events.pairs),
         record_problems(split.selection) + _problems(split.selection, events, remarks),
     )

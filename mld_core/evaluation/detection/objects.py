@@ -81,7 +81,14 @@ class Unlabelled:
 
 
 def candidates(
-    predictions: Predictions, use: Bools, closest: Floats, kept: Ints, geometry: BoxGeometry, *, weak: bool
+    predictions: Predictions,
+    use: Bools,
+    closest: Floats,
+    kept: Ints,
+    geometry: BoxGeometry,
+    workers: Workers | None = None,
+    *,
+    weak: bool,
 ) -> Candidates | None:
     """Choose the boxes to look at; None where too few stand on truths or far from them.
 
@@ -91,12 +98,13 @@ def candidates(
         closest: (N,) closeness of the closest truth of any class.
         kept: Rows that reach the operating threshold.
         geometry: How close boxes are.
+        workers: Open pool; None = this thread.
         weak: Whether boxes below it are in question too.
     """
     on, far = use & (closest >= geometry.event), use & (closest < geometry.background)
     if min(on.sum(), far.sum()) < MINIMUM:
         return None
-    columns = box_columns(predictions)
+    columns = box_columns(predictions, workers)
     # The last two: the largest overlap with a better-scored box of its class, and of another.
     first = columns[:, -2:].max(axis=1) < geometry.event
     strong = np.zeros(len(predictions), np.bool_)

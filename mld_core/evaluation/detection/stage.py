@@ -103,7 +103,7 @@ class _Run:
 
     def output(self) -> StageOutput:
         with self.engine as workers, workers.beside() as beside:
-            told = beside(lambda: self.misses(workers))
+            told, interval = beside(lambda: self.misses(workers)), beside(self.accuracy_interval)
             arrays, answers = self.analysis()
             with self.progress("missed truths"):
                 misses: ErrorProbability | None = told.result()
@@ -123,7 +123,7 @@ class _Run:
             more = self.profile.diagnose(evidence, diagnose_boxes(evidence))
             found = more.diagnoses
         columns = self.columns(answers, misses, found) | dict(more.columns)
-        metrics = self.metrics(answers, misses) | dict(more.metrics)
+        metrics = self.metrics(answers, misses) | interval.result() | dict(more.metrics)
         facts: dict[str, Any] = {"labeled": self.split.labeled, "other_epochs": epochs.count}
         facts["score_thresholds"] = [round(float(value), 6) for value in self.thresholds]
         notes: tuple[str, ...] = ()
@@ -155,7 +155,12 @@ class _Run:
         with self.progress("reading vectors"):
             key = self.group.options.get("group_key")
             arrays = box_arrays(
-                self.records, self.units, self.split.units.parent, group_key=key, train=self.train()
+                self.records,
+                self.units,
+                self.split.units.parent,
+                group_key=key,
+                train=self.train(),
+                workers=self.engine,
             )
         other = self.group.reference(self.split)
         reference = None if other is self.split else other.scratch.get("reference")
@@ -239,10 +244,15 @@ class _Run:
 
     def regions(self, analysis: SplitAnalysis, found: BoxDiagnoses) -> list[Region]:
         """The regions with the codes of the detection catalogue."""
-        made = []
+        made, most = [], 1 + max((one.region_id for one in analysis.regions), default=-1)
+        region = self.units.padded(analysis.region, fill=-1)
+        inside = np.flatnonzero(region >= 0)
+        of_code = {
+            code: np.bincount(region[inside[mask[inside]]], minlength=most)
+            for code, mask in found.found.masks.items()
+        }
         for one in analysis.regions:
-            inside = self.units.padded(analysis.region == one.region_id, fill=False)
-            counts = {code: int((mask & inside).sum()) for code, mask in found.found.masks.items()}
+            counts = {code: int(count[one.region_id]) for code, count in of_code.items()}
             top = sorted((code for code in counts if counts[code]), key=lambda code: (-counts[code], code))
             classes = [number for number in one.top_classes if number < self.records.n_class]
             label = named_background(one.label, self.records.n_class)
@@ -271,7 +281,7 @@ class _Run:
             missed = ~events.found[use]
             made["miss_proba_auroc"] = auroc(misses.error_proba[use], missed)
             made["miss_proba_auprc"] = average_precision(misses.error_proba[use], missed)
-        return made | self.accuracy_interval()
+        return made
 
     def accuracy_interval(self) -> dict[str, float | None]:
         """95 % interval of the accuracy, frames or groups drawn together."""
