@@ -232,13 +232,17 @@ def judge(made: Estimated, reference: Reference | None) -> Judged:
         kept = kept[:, work.groups]
         looks = tuple(proba[known] for proba in estimate.looks)
         state = halves.fit_halves(
-            looks, errors[known], kept[:, known], used, own=reference is None, workers=work.workers
+            looks,
+            errors[known],
+            halves.kept_of(kept, known),
+            used,
+            own=reference is None,
+            workers=work.workers,
         )
-        lows = halves.replay_density(around, errors, known, kept, density, state, work.workers)
-        steady = halves.steady_density(lows, density, used)
+        dense, steady = halves.replay_density(around, errors, known, kept, density, used, state, work.workers)
         flags = _flags(made, density, steady, view, used, risk_low, frequent)
         labelled = errors >= 0
-        replays = halves.replay(flags, lows, estimate.looks, used, kept, labelled, state, work.workers)
+        replays = halves.replay(flags, dense, estimate.looks, used, kept, labelled, state, work.workers)
     density = replace(density, low=steady)
     category = np.where(labelled, categories.categorise(flags), np.int8(-1)).astype(np.int8)
     return Judged(own, used, density, risk_low, view, flags, category, state, replays)

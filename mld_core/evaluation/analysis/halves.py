@@ -188,9 +188,15 @@ def steady_low(lows: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(np.partition(lows, place, axis=0)[place], dtype=np.float64)
 
 
+def dense_in(lows: NDArray[np.float32], state: Halves) -> NDArray[np.bool_]:
+    """(halves, n) whether each half finds errors dense around some units."""
+    limits = np.array([one.t2 for one in state.thresholds], np.float32)
+    return np.asarray(lows > limits[:, None])
+
+
 def score_halves(
     flags: Flags,
-    lows: NDArray[np.float32],
+    dense: NDArray[np.bool_],
     repeats: tuple[NDArray[np.floating], ...],
     used: Thresholds,
     labelled: NDArray[np.bool_],
@@ -201,12 +207,12 @@ def score_halves(
     What is not estimated anew stays against the thresholds it was estimated with: the error probabilities
     and what the monitor says would move with them.
     """
-    made = np.full(lows.shape, -1, np.int8)
+    made = np.full(dense.shape, -1, np.int8)
     for half, (limits, curve) in enumerate(zip(state.thresholds, state.curves, strict=True)):
         proba = repeats[state.repeat[half]]
         again = Flags(
             flags.error,
-            lows[half] > limits.t2,
+            dense[half],
             curve.lower_bound(proba) > limits.t2,
             flags.covered,
             flags.ambiguous,
@@ -222,23 +228,33 @@ def replay_density(
     known: NDArray[np.int64],
     kept: NDArray[np.bool_],
     density: Density,
+    used: Thresholds,
     state: Halves,
     workers: Workers,
-) -> NDArray[np.float32]:
-    """(halves, N) lower bounds of every unit, block by block."""
-    made = np.empty((len(kept), len(errors)), np.float32)
-    counted = around.within(errors[known] == 1, kept[:, known], density.k)
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Where each half finds dense errors, (halves, N), and what `steady_density` says of every unit, (N,).
+
+    Both are read off block by block: the lower bounds themselves would be four bytes a unit and half.
+    """
+    dense, low = np.empty((len(kept), len(errors)), bool), np.empty(len(errors))
+    counted = around.within(errors[known] == 1, kept_of(kept, known), density.k)
 
     def one(span: slice) -> None:
-        made[:, span] = lows_of(counted, density, state, np.arange(span.start, span.stop))
+        lows = lows_of(counted, density, state, np.arange(span.start, span.stop))
+        dense[:, span], low[span] = dense_in(lows, state), steady_density(lows, density, used)
 
     workers.each(one, spans(len(errors), _ROWS))
-    return made
+    return dense, low
+
+
+def kept_of(kept: NDArray[np.bool_], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(halves, n) which labelled units each half keeps; no copy where all are labelled."""
+    return kept if len(known) == kept.shape[1] else kept[:, known]
 
 
 def replay(
     flags: Flags,
-    lows: NDArray[np.float32],
+    dense: NDArray[np.bool_],
     repeats: tuple[NDArray[np.floating], ...],
     used: Thresholds,
     kept: NDArray[np.bool_],
@@ -247,13 +263,12 @@ def replay(
     workers: Workers,
 ) -> Replays:
     """The decisions of every half for every unit, block by block."""
-    category = np.empty(lows.shape, np.int8)
+    category = np.empty(dense.shape, np.int8)
 
     def one(span: slice) -> None:
         some = Flags(*(value[span] for value in vars(flags).values()))
         parts = tuple(proba[span] for proba in repeats)
-        category[:, span] = score_halves(some, lows[:, span], parts, used, labelled[span], state)
+        category[:, span] = score_halves(some, dense[:, span], parts, used, labelled[span], state)
 
     workers.each(one, spans(len(labelled), _ROWS))
-    limits = np.array([one.t2 for one in state.thresholds], np.float32)
-    return Replays(kept & labelled, lows > limits[:, None], category)
+    return Replays(kept if labelled.all() else kept & labelled, dense, category)

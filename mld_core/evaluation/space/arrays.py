@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.metrics.classification import log_sigmoid, sigmoid_entropy
-from mld_core.evaluation.statistics.blocks import Vectors, spans
+from mld_core.evaluation.statistics.blocks import Vectors, let_go, spans
 
 BLOCK = 16_384
 
@@ -174,6 +174,7 @@ def score_logits(logits: NDArray[Any], workers: Workers, *, sigmoid: bool = Fals
 
     def one(span: slice) -> None:
         _score_block(np.asarray(logits[span], dtype=np.float64), span, made, sigmoid=sigmoid)
+        let_go(logits)
 
     workers.each(one, spans(rows, BLOCK))
     return made

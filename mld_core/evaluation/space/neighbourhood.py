@@ -6,9 +6,10 @@ away they are - so that the estimators do not know which of them they were given
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,7 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbours import EXACT_LIMIT, Base, make_base, search
 from mld_core.evaluation.space.selection import squared_norms
 from mld_core.evaluation.statistics.blocks import spans
-from mld_core.evaluation.statistics.folds import hash_order
-from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
+from mld_core.evaluation.statistics.kmeans import two_level_assign, two_level_centroids
 
 K_GRID = (8, 16, 32, 64, 128)
 CELL_LIMIT = 5_000_000
@@ -183,6 +183,24 @@ def _last_within(running: NDArray[np.uint16], k: int) -> NDArray[np.uint16]:
     return np.where(passed > 0, running[here, passed - 1], np.uint16(0))
 
 
+class Remembered:
+    """The last few tables made of an array, so that the blocks of a walk, in any thread, share one."""
+
+    def __init__(self, most: int = 4) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._made: dict[tuple[int, Any], tuple[NDArray[Any], NDArray[Any]]] = {}
+
+    def of(self, source: NDArray[Any], key: Any, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """The table of an array: `make()` the first time; the array must stay as it is."""
+        with self._lock:
+            # The array is held with its table: no other one can come to its address.
+            found = self._made.pop((id(source), key), None) or (source, make())
+            self._made[id(source), key] = found
+            if len(self._made) > self._most:
+                del self._made[next(iter(self._made))]
+            return found[1]
+
+
 @dataclass
 class Cells:
     """Surroundings as cells of k-means: a unit's own cell and its nearest cells, the unit itself taken off.
@@ -193,6 +211,7 @@ class Cells:
         base_cell: (M,) cell of every base unit.
         own: (N,) the base row that is the unit itself, -1 where it is not in the base.
         distance: See `Neighbourhood`.
+        tables: Labels of the cells, for as long as they are asked for.
     """
 
     cell: NDArray[np.int32]
@@ -201,12 +220,24 @@ class Cells:
     own: NDArray[np.int64]
     distance: NDArray[np.float32]
 
+    tables: Remembered = field(default_factory=Remembered)
+
     def sums(
         self, values: NDArray[np.floating], ks: tuple[int, ...], rows: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Neighbourhood.sums`; `k` picks the number of cells."""
         asked = np.arange(len(self.cell)) if rows is None else rows
-        return self._around(values, self._wide(values), ks, asked)
+        steps = [self._step(k) for k in ks]
+        total, size = (one[:, steps] for one in self._wide(values))
+        made = np.empty((2, len(asked), len(ks)), np.float32)
+        for span in spans(len(asked), _ROWS):
+            cell, mine = self.cell[asked[span]], self.own[asked[span]]
+            own = np.where(mine >= 0, values[mine], np.nan)
+            made[0, span], made[1, span] = without_own(total[cell], size[cell], own)
+        return made[0], made[1]
+
+    def _step(self, k: int) -> int:
+        return int(min(steps_of(k), self.near.shape[1])) - 1
 
     def _wide(self, values: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(J, 9) sum of the values of ever more cells around each, and how many are not NaN."""
@@ -215,27 +246,21 @@ class Cells:
         size = np.bincount(self.base_cell, weights=there, minlength=cells)
         return np.cumsum(by_cell[self.near], axis=1), np.cumsum(size[self.near], axis=1)
 
-    def _around(
-        self,
-        values: NDArray[np.floating],
-        wide: tuple[NDArray[np.float64], NDArray[np.float64]],
-        ks: tuple[int, ...],
-        rows: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        own = np.append(values, np.nan)[self.own[rows]]
-        steps = [min(steps_of(k), self.near.shape[1]) - 1 for k in ks]
-        return without_own(wide[0][self.cell[rows]][:, steps], wide[1][self.cell[rows]][:, steps], own)
-
     def within(self, wrong: NDArray[np.bool_], kept: NDArray[np.bool_], k: int) -> Counted:
         """See `Neighbourhood.within`."""
-        values = [np.where(half, wrong.astype(np.float64), np.nan) for half in kept]
-        of_cells = [self._wide(value) for value in values]
+        step, wide = self._step(k), []
+        for half in kept:
+            total, size = self._wide(np.where(half, wrong, np.float32(np.nan)))
+            wide.append((total[:, [step]], size[:, [step]]))
 
         def counted(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            made = [
-                self._around(value, wide, (k,), rows) for value, wide in zip(values, of_cells, strict=True)
-            ]
-            return np.stack([total[:, 0] for total, _ in made]), np.stack([count[:, 0] for _, count in made])
+            cell, mine = self.cell[rows], self.own[rows]
+            made = np.empty((2, len(kept), len(rows)), np.float32)
+            for place, (half, (total, size)) in enumerate(zip(kept, wide, strict=True)):
+                own = np.where((mine >= 0) & half[mine], wrong[mine], np.nan)
+                bad, count = without_own(total[cell], size[cell], own)
+                made[0, place], made[1, place] = bad[:, 0], count[:, 0]
+            return made[0], made[1]
 
         return counted
 
@@ -243,26 +268,36 @@ class Cells:
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """See `Neighbourhood.label_counts`; scaled to `k`, so that no test gains from a large cell."""
-        cells = len(self.near)
-        known = labels >= 0
-        flat = self.base_cell[known].astype(np.int64) * n_class + labels[known]
-        table = np.bincount(flat, minlength=cells * n_class).reshape(cells, n_class)
-        table = table[self.near[:, : steps_of(k)]].sum(axis=1)
-        own = np.append(labels, -1)[self.own[rows]]
-        return labels_without_own(table[self.cell[rows]].astype(np.float32), own, k)
+
+        def counted() -> NDArray[np.float32]:
+            known = labels >= 0
+            flat = self.base_cell[known].astype(np.int64) * n_class + labels[known]
+            table = np.bincount(flat, minlength=len(self.near) * n_class).reshape(-1, n_class)
+            return self._spread(table, k)
+
+        table, mine = self.tables.of(labels, (n_class, k), counted), self.own[rows]
+        return labels_without_own(table[self.cell[rows]], np.where(mine >= 0, labels[mine], -1), k)
 
     def mixed_counts(
         self, weights: NDArray[np.floating], k: int, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """See `Neighbourhood.mixed_counts`."""
-        table = np.zeros((len(self.near), weights.shape[1]))
-        np.add.at(table, self.base_cell, weights)
-        table = table[self.near[:, : steps_of(k)]].sum(axis=1)
-        counted = (
-            table[self.cell[rows]]
-            - np.concatenate([weights, np.zeros((1, weights.shape[1]))])[self.own[rows]]
-        )
-        return np.asarray(counted * (k / np.maximum(counted.sum(axis=1, keepdims=True), k)), dtype=np.float32)
+
+        def counted() -> NDArray[np.float64]:
+            table = np.zeros((len(self.near), weights.shape[1]))
+            np.add.at(table, self.base_cell, weights)
+            return self._spread(table, k)
+
+        table, mine = self.tables.of(weights, (weights.shape[1], k), counted), self.own[rows]
+        left = table[self.cell[rows]] - np.where(mine >= 0, weights[mine].T, 0.0).T
+        return np.asarray(left * (k / np.maximum(left.sum(axis=1, keepdims=True), k)), dtype=np.float32)
+
+    def _spread(self, table: NDArray[Any], k: int) -> NDArray[Any]:
+        """(J, K) sums over the cells that stand for `k` neighbours; of counts as float32, else as given."""
+        made = np.zeros(table.shape, np.float32 if table.dtype.kind == "i" else table.dtype)
+        for step in range(self._step(k) + 1):
+            made += table[self.near[:, step]]
+        return made
 
 
 def without_own(
@@ -397,42 +432,6 @@ def cell_distances(
 
     workers.each(far, spans(len(points), _ROWS))
     return gap
-
-
-TwoLevel = tuple[NDArray[np.float32], list[NDArray[np.float32]]]
-
-
-def two_level_centroids(points: NDArray[np.float32], count: int, workers: Workers) -> TwoLevel:
-    """About `count` centroids as sqrt(count) coarse ones with sqrt(count) fine ones below each."""
-    side = max(1, int(np.sqrt(count)))
-    sample = points[np.sort(hash_order(len(points), 19)[: CELL_SIZE * count // 4 + 1])]
-    coarse = fit_centroids(sample, side, workers)
-    home = assign(sample, coarse, workers)
-    fine = []
-    for place in range(len(coarse)):
-        inside = sample[home == place]
-        wanted = max(1, round(len(inside) / len(sample) * count))
-        fine.append(
-            fit_centroids(inside, wanted, workers, per_centroid=64)
-            if len(inside)
-            else coarse[place : place + 1]
-        )
-    return coarse, fine
-
-
-def two_level_assign(points: NDArray[np.float32], centroids: TwoLevel, workers: Workers) -> NDArray[np.int32]:
-    """Fine cell of each point: nearest coarse centroid, then the nearest below it."""
-    coarse, fine = centroids
-    home = assign(points, coarse, workers)
-    first = np.concatenate([[0], np.cumsum([len(leaf) for leaf in fine])])
-    cell = np.empty(len(points), np.int32)
-    order = np.argsort(home, kind="stable")
-    starts = np.searchsorted(home[order], np.arange(len(coarse) + 1))
-    for place in range(len(coarse)):
-        rows = order[starts[place] : starts[place + 1]]
-        if len(rows):
-            cell[rows] = assign(points[rows], fine[place], workers) + first[place]
-    return cell
 
 
 def near_cells(centroids: NDArray[np.float32], workers: Workers) -> NDArray[np.int32]:

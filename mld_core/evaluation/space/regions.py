@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.cells import beta_quantile
-from mld_core.evaluation.space.neighbourhood import (
-    CELL_SIZE,
+from mld_core.evaluation.space.neighbourhood import CELL_SIZE
+from mld_core.evaluation.statistics.kmeans import (
     TwoLevel,
+    assign,
+    fit_centroids,
     two_level_assign,
     two_level_centroids,
 )
-from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
 from mld_core.evaluation.statistics.significance import (
     benjamini_hochberg,
     binomial_upper,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -65,6 +66,7 @@ def stored_blocks(vectors: Vectors, rows: int) -> Iterator[NDArray[Any]]:
     if isinstance(vectors, np.ndarray):
         for span in spans(len(vectors), rows):
             yield vectors[span]
+            let_go(vectors)
         return
     kept: list[NDArray[Any]] = []
     have = 0
@@ -80,6 +82,20 @@ def stored_blocks(vectors: Vectors, rows: int) -> Iterator[NDArray[Any]]:
                 kept, have = [], 0
     if have:
         yield np.concatenate(kept)
+
+
+def let_go(values: NDArray[Any]) -> None:
+    """Give back the pages of a memory map: what was read of a large file does not stay resident.
+
+    They come back from the system's cache when they are read again. What is no map of a file, or a private
+    one whose changes are nowhere else, is left as it is.
+    """
+    if isinstance(values, np.memmap) and values.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        held: Any = values
+        while isinstance(held, np.memmap):
+            held = held.base
+        if isinstance(held, mmap.mmap):
+            held.madvise(mmap.MADV_DONTNEED)
 
 
 def finite_float32(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from mld_core.evaluation.metrics.classification import (
     macro,
     macro_auroc,
 )
+from mld_core.evaluation.statistics.blocks import let_go, rows_at_once, spans
 from mld_core.evaluation.statistics.bootstrap import REPLICATES, bootstrap
 from mld_core.evaluation.statistics.folds import group_codes, key_hashes
 
@@ -70,8 +71,8 @@ def ranking_intervals(
         replicates: How many.
         sigmoid: Whether each class was trained by itself.
     """
-    use = np.flatnonzero((labels >= 0) & finite_rows(np.asarray(logits)))
     n_class = logits.shape[1]
+    use = _usable(logits, labels, RANKED_CELLS // max(n_class, 1))
     if len(use) == 0 or len(use) * n_class > RANKED_CELLS:
         return {}
     distinct, groups = group_codes(keys[use])
@@ -89,6 +90,20 @@ def ranking_intervals(
         return {"auroc": macro_auroc(roc), "auprc": macro(ap)}
 
     return _spread(bootstrap(metrics, key_hashes(distinct, "0"), groups, workers, replicates=replicates))
+
+
+def _usable(logits: NDArray[np.floating], labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Labelled rows whose logits are finite; no more are looked for once there are more than `most`."""
+    found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    count = 0
+    for span in spans(len(labels), rows_at_once(logits.shape[1])):
+        good = (labels[span] >= 0) & finite_rows(np.asarray(logits[span]))
+        let_go(logits)
+        found.append(span.start + np.flatnonzero(good))
+        count += len(found[-1])
+        if count > most:
+            break
+    return np.concatenate(found)
 
 
 def _spread(found: dict[str, tuple[float | None, float | None]]) -> dict[str, float | None]:

@@ -10,6 +10,8 @@ from mld_core.evaluation.statistics.blocks import spans
 from mld_core.evaluation.statistics.folds import hash_order
 
 ITERATIONS = 10
+SAMPLED = 64
+"""Points that are looked at for each centroid of two levels."""
 _CELLS = 2**22
 
 
@@ -63,3 +65,39 @@ def assign(
 
     workers.each(one, spans(len(points), max(64, _CELLS // len(centroids))))
     return made
+
+
+TwoLevel = tuple[NDArray[np.float32], list[NDArray[np.float32]]]
+
+
+def two_level_centroids(points: NDArray[np.float32], count: int, workers: Workers) -> TwoLevel:
+    """About `count` centroids as sqrt(count) coarse ones with sqrt(count) fine ones below each."""
+    side = max(1, int(np.sqrt(count)))
+    sample = points[np.sort(hash_order(len(points), 19)[: SAMPLED * count + 1])]
+    coarse = fit_centroids(sample, side, workers)
+    home = assign(sample, coarse, workers)
+    fine = []
+    for place in range(len(coarse)):
+        inside = sample[home == place]
+        wanted = max(1, round(len(inside) / len(sample) * count))
+        fine.append(
+            fit_centroids(inside, wanted, workers, per_centroid=SAMPLED)
+            if len(inside)
+            else coarse[place : place + 1]
+        )
+    return coarse, fine
+
+
+def two_level_assign(points: NDArray[np.float32], centroids: TwoLevel, workers: Workers) -> NDArray[np.int32]:
+    """Fine cell of each point: nearest coarse centroid, then the nearest below it."""
+    coarse, fine = centroids
+    home = assign(points, coarse, workers)
+    first = np.concatenate([[0], np.cumsum([len(leaf) for leaf in fine])])
+    cell = np.empty(len(points), np.int32)
+    order = np.argsort(home, kind="stable")
+    starts = np.searchsorted(home[order], np.arange(len(coarse) + 1))
+    for place in range(len(coarse)):
+        rows = order[starts[place] : starts[place + 1]]
+        if len(rows):
+            cell[rows] = assign(points[rows], fine[place], workers) + first[place]
+    return cell

@@ -9,11 +9,11 @@ import pytest
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import lists
 from mld_core.evaluation.space.lists import search_lists
-from mld_core.evaluation.space.neighbourhood import look, surroundings, two_level_centroids
+from mld_core.evaluation.space.neighbourhood import look, surroundings
 from mld_core.evaluation.space.neighbours import make_base, search
 from mld_core.evaluation.space.space import fit_space, project
 from mld_core.evaluation.statistics.blocks import row_blocks
-from mld_core.evaluation.statistics.kmeans import assign, fit_centroids
+from mld_core.evaluation.statistics.kmeans import assign, fit_centroids, two_level_centroids
 
 
 class Walk:
@@ -307,6 +307,43 @@ def test_cells_agree_with_neighbours_about_dense_errors():
     assert np.corrcoef(a[:, 0] / n[:, 0], b[:, 0] / m[:, 0])[0, 1] > 0.8
     assert (counts.sum(axis=1) <= 8 + 1e-3).all()
     assert counts[labels == 1, 1].mean() > 5 * counts[labels == 0, 1].mean()
+
+
+def test_blocks_of_rows_share_what_is_counted_of_cells(monkeypatch):
+    # Counting anew for each block would cost blocks x units: at ten million an hour of nothing else.
+    n = 40_000
+    points = np.random.default_rng(8).normal(size=(n, 4)).astype(np.float32)
+    labels, weights = np.arange(n) % 10, np.full((n, 10), 0.1, np.float32)
+    kept, counted = np.ones((20, n), bool), np.bincount
+    with Workers(1) as workers:
+        around = surroundings(points, None, np.arange(n), workers, cell_limit=1_000).around
+    calls, longest = 0, 0
+
+    def watched(values, *given, **named):
+        nonlocal calls, longest
+        calls, longest = calls + 1, max(longest, len(values))
+        return counted(values, *given, **named)
+
+    monkeypatch.setattr(np, "bincount", watched)
+    whole = around.label_counts(labels, 10, 32, np.arange(n))
+    soft = around.mixed_counts(weights, 32, np.arange(n))
+    assert (calls, longest) == (1, n)
+    tracemalloc.start()
+    within = around.within(labels == 3, kept, 32)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    for start in range(0, n, 2_000):
+        rows = np.arange(start, start + 2_000)
+        assert np.array_equal(around.label_counts(labels, 10, 32, rows), whole[rows])
+        assert np.array_equal(around.mixed_counts(weights, 32, rows), soft[rows])
+        within(rows)
+    most = tracemalloc.get_traced_memory()[1] - held
+    tracemalloc.stop()
+    assert calls == 1 + 2 * len(kept)
+    # The figures of 156 cells and the errors themselves; a float for each unit and half would be 6.4 MB.
+    assert held < 5 * n
+    # A block of 2,000 rows x 20 halves is 0.3 MB.
+    assert most < 1.2 * 2**20
 
 
 def test_sums_skip_units_that_are_not_there():

@@ -38,7 +38,7 @@ from mld_core.evaluation.analysis.labels.swaps import (
 )
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space.neighbourhood import Neighbourhood
-from mld_core.evaluation.statistics.blocks import rows_at_once, spans
+from mld_core.evaluation.statistics.blocks import let_go, rows_at_once, spans
 from mld_core.evaluation.statistics.folds import FOLDS, hash_uniform
 from mld_core.evaluation.statistics.significance import BOUNDARY_GAIN
 from mld_core.evaluation.statistics.warned import filters_kept
@@ -99,6 +99,7 @@ def log_softmax_member(logits: NDArray[Any]) -> Member:
 
     def member(rows: NDArray[np.int64]) -> NDArray[np.floating]:
         z = np.asarray(logits[rows], dtype=np.float64)
+        let_go(logits)
         z = np.where(np.isfinite(z).all(axis=1, keepdims=True), z, 0.0)
         return _floored(normalised(z))
 

@@ -21,16 +21,14 @@ from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import space
 from mld_core.evaluation.space.cells import AMBIGUITY_KS
 from mld_core.evaluation.space.neighbourhood import (
-    TwoLevel,
     cell_distances,
     labels_without_own,
     near_cells,
     steps_of,
-    two_level_assign,
-    two_level_centroids,
     without_own,
 )
 from mld_core.evaluation.statistics.folds import FOLDS
+from mld_core.evaluation.statistics.kmeans import TwoLevel, two_level_assign, two_level_centroids
 
 CELL_UNITS = 64
 """Labelled units for each cell, where there are not more of them than `MOST_CELLS` hold.

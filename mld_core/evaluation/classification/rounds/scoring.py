@@ -218,9 +218,9 @@ def judge(placed: Placed, fits: Fits, workers: Workers) -> Judged:
         fits.labels.mixed.of(view) & (frequent >= view.a) & view.tie & (low <= view.explained),
         placed.proba <= used.t1,
     )
-    again = halves.score_halves(flags, lows, placed.looks, used, known, fits.state)
-    limits = np.array([one.t2 for one in fits.state.thresholds], np.float32)
-    replays = Replays(kept, lows > limits[:, None], again)
+    dense = halves.dense_in(lows, fits.state)
+    again = halves.score_halves(flags, dense, placed.looks, used, known, fits.state)
+    replays = Replays(kept, dense, again)
     category = np.where(known, categories.categorise(flags), -1).astype(np.int8)
     found = posterior(block, looked, fits.labels, fits.split.n_class, workers)
     answers = UnitAnswers(
