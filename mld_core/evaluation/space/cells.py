@@ -117,13 +117,18 @@ def _pairs(
     whole = total.astype(np.int64)
     side = int(count.max(initial=0)) + 1
     code = count.astype(np.int64) * side + whole
-    if side > _SIDE or (whole < 0).any() or (whole > count).any() or (whole != total).any():
+    if (whole < 0).any() or (whole > count).any() or (whole != total).any():
         return total.astype(np.float64), (count - total).astype(np.float64), np.arange(len(total))
-    found = np.flatnonzero(np.bincount(code, minlength=1))
-    place = np.zeros(side * side, np.int64)
-    place[found] = np.arange(len(found))
+    if side > _SIDE:
+        found, where = np.unique(code, return_inverse=True)
+        where = where.reshape(-1)
+    else:
+        found = np.flatnonzero(np.bincount(code, minlength=1))
+        place = np.zeros(side * side, np.int64)
+        place[found] = np.arange(len(found))
+        where = place[code]
     wrong, size = (found % side).astype(np.float64), (found // side).astype(np.float64)
-    return wrong, size - wrong, place[code]
+    return wrong, size - wrong, where
 
 
 def local_density(
