@@ -119,11 +119,11 @@ class Nearest:
         """See `Neighbourhood.within`."""
         # Eight counts in one number: k is at most 128, so the sums stay apart.
         lanes = [range(first, min(first + _LANES, len(kept))) for first in range(0, len(kept), _LANES)]
-        table = np.zeros((len(wrong) + 1, len(lanes)), np.uint64)  # the place of -1 is the last: nobody
+        table = np.zeros((len(wrong), len(lanes)), np.uint64)
         for lane, halves in enumerate(lanes):
             for place, half in enumerate(halves):
                 one = kept[half] * np.uint64(1) + (kept[half] & wrong) * np.uint64(_APART)
-                table[:-1, lane] |= one << np.uint64(2 * _BITS * place)
+                table[:, lane] |= one << np.uint64(2 * _BITS * place)
 
         def counted(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             size = np.empty((len(kept), len(rows)), np.float32)
@@ -142,10 +142,10 @@ class Nearest:
         self, labels: NDArray[np.int64], n_class: int, k: int, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """See `Neighbourhood.label_counts`."""
-        made, places = np.empty((len(rows), n_class), np.float32), np.append(labels, -1) + 1
+        made = np.empty((len(rows), n_class), np.float32)
         for span in spans(len(rows), _SUMMED):
-            near = places[self.index[rows[span], :k]]
-            flat = near + np.arange(len(near))[:, None] * (n_class + 1)
+            near = self.index[rows[span], :k]
+            flat = np.where(near < 0, 0, labels[near] + 1) + np.arange(len(near))[:, None] * (n_class + 1)
             counted = np.bincount(flat.ravel(), minlength=len(near) * (n_class + 1))
             made[span] = counted.reshape(len(near), n_class + 1)[:, 1:]
         return made
@@ -154,17 +154,17 @@ class Nearest:
         self, weights: NDArray[np.floating], k: int, rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """See `Neighbourhood.mixed_counts`."""
-        near = self.index[rows, :k]
-        padded = np.concatenate([weights, np.zeros((1, weights.shape[1]), weights.dtype)])
-        return np.asarray(padded[near].sum(axis=1), dtype=np.float32)
+        made = np.empty((len(rows), weights.shape[1]), np.float32)
+        for span in spans(len(rows), _SUMMED):
+            made[span] = _summed(self.index[rows[span], :k], weights)
+        return made
 
 
-def _summed(near: NDArray[np.int32], table: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """(n, L) sums of the rows of a table that (n, k) numbers name; one look into memory fetches all L."""
-    rows, k = near.shape
-    named = np.where(near < 0, len(table) - 1, near).ravel()
-    begins = np.arange(0, rows * k + 1, k, dtype=np.int32)
-    chosen = csr_array((np.ones(rows * k, table.dtype), named, begins), shape=(rows, len(table)))
+def _summed(near: NDArray[np.int32], table: NDArray[Any]) -> NDArray[Any]:
+    """(n, L) sums of the rows of a table that (n, k) numbers name, -1 = none; one look fetches all L."""
+    there = near >= 0
+    begins = np.append(0, np.cumsum(there.sum(axis=1)))
+    chosen = csr_array((np.ones(begins[-1], table.dtype), near[there], begins), (len(near), len(table)))
     return np.asarray(chosen @ table)
 
 

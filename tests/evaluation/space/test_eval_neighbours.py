@@ -9,7 +9,7 @@ import pytest
 from mld_core.evaluation.engine.executor import Workers
 from mld_core.evaluation.space import lists
 from mld_core.evaluation.space.lists import search_lists
-from mld_core.evaluation.space.neighbourhood import look, surroundings
+from mld_core.evaluation.space.neighbourhood import Nearest, look, surroundings
 from mld_core.evaluation.space.neighbours import make_base, search
 from mld_core.evaluation.space.space import fit_space, project
 from mld_core.evaluation.statistics.blocks import row_blocks
@@ -344,6 +344,24 @@ def test_blocks_of_rows_share_what_is_counted_of_cells(monkeypatch):
     assert held < 5 * n
     # A block of 2,000 rows x 20 halves is 0.3 MB.
     assert most < 1.2 * 2**20
+
+
+def test_labels_around_a_unit_are_those_of_its_neighbours_and_cost_no_copy_of_all():
+    n, rng = 20_000, np.random.default_rng(10)
+    labels, weights = rng.integers(-1, 50, n), rng.random((n, 50), np.float32)
+    index = rng.integers(-1, n, (n, 32)).astype(np.int32)
+    rows = rng.permutation(n)[:2_000]
+    with Workers(1) as workers:
+        around = Nearest(index, np.empty((n, 2), np.float32), workers)
+        tracemalloc.start()
+        counts, mixed = around.label_counts(labels, 50, 16, rows), around.mixed_counts(weights, 16, rows)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    for place, row in enumerate(rows[:200]):
+        near = index[row, :16][index[row, :16] >= 0]
+        assert counts[place].tolist() == [(labels[near] == label).sum() for label in range(50)]
+        assert np.allclose(mixed[place], weights[near].sum(axis=0), rtol=1e-5)
+    assert most < weights.nbytes
 
 
 def test_sums_skip_units_that_are_not_there():
