@@ -174,3 +174,26 @@ def test_an_interrupted_driver_leaves_no_task_that_writes(small, cluster):
 
 def interrupt():
     raise KeyboardInterrupt
+
+
+def test_a_team_s_server_hands_its_evaluations_to_the_cluster(small, cluster, tmp_path):
+    """As a request asks, or by `MLD_ENGINE` of the server; its evaluation's limited memory holds the driver."""
+    server = server_parts.ServerProcess(tmp_path / "data", workers=1, job_memory_mb=4_096)
+    server.env |= {"RAY_ADDRESS": cluster.address, "MLD_ENGINE": "ray"}
+    server.start()
+    walked = {}
+    try:
+        api = server.api()
+        run_id = api.sync(small, ray_parts.RUN)
+        for asked in ({"engine": "ray"}, {}, {"engine": "rounds"}):
+            body = {"options": {"repeats": 1, **asked}}
+            job = api("POST", f"/v1/runs/{run_id}/evaluations", json=body).json()
+            done = api.finished(job["job_id"], 240)
+            assert done["state"] == "done", done
+            walked[asked.get("engine")] = api.get(f"/v1/results/{done['result_id']}")
+    finally:
+        server.stop()
+    used = {asked: one["options"]["engine"] for asked, one in walked.items()}
+    assert used == {"ray": "ray", None: "ray", "rounds": "rounds"}
+    counts = [one["info"]["facts"][0]["code_counts"] for one in walked.values()]
+    assert counts[0] == counts[1] == counts[2]

@@ -119,6 +119,15 @@ def test_a_job_survives_one_killed_worker_but_not_two(place, worker, recorded, p
         assert database.execute("select count(*) from results").fetchone() == (1,)
 
 
+def test_the_engine_that_the_worker_s_environment_names_evaluates(place, worker, recorded, monkeypatch):
+    api, job_id = asked(place, recorded, result_name="named", options={"repeats": 1})
+    monkeypatch.setitem(place.env, "MLD_ENGINE", "rounds")
+    worker()
+    job = api.finished(job_id)
+    assert job["state"] == "done", job
+    assert api.get(f"/v1/results/{job['result_id']}")["options"]["engine"] == "rounds"
+
+
 def test_records_that_cannot_be_laid_out_end_their_job_and_the_worker_works_on(
     place, worker, records, recorded, tmp_path
 ):

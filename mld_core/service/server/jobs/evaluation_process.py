@@ -18,7 +18,10 @@ class EvaluationProcess(Child):
 
     def __init__(self, memory: int) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        super().__init__("mld_core.service.server.jobs.evaluate_child", str(memory), errors=self._log)
+        engine = {name: os.environ[name] for name in ("MLD_ENGINE",) if name in os.environ}
+        super().__init__(
+            "mld_core.service.server.jobs.evaluate_child", str(memory), env=engine, errors=self._log
+        )
         self._uses = 0
 
     def start(self) -> None:
