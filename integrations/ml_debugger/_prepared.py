@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import weakref
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from mld_core.tracing.capture.forward import LatestForward
     from mld_core.tracing.run.recorder import Recorder
+
+_LOOKS: Final = 8
+_REORDERED: Final = (
+    "The model was given copies of the batch's samples in another order, so nothing tells which sample a row "
+    "is of, and such batches are not recorded: sort or shuffle in the loader or in its collator."
+)
+_SEVERAL: Final = (
+    "In an evaluation the model was called several times for a batch, never with the batch's own tensors, so "
+    "nothing tells which call answers it, and such batches are not recorded: call it once, or with the batch."
+)
 
 _watching: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
@@ -33,6 +46,46 @@ class Prepared:
         prepared = type(self.trainer)._prepare_inputs(self.trainer, inputs)  # noqa: SLF001
         self.forward.given = dict(prepared) if isinstance(prepared, Mapping) else {}
         return prepared
+
+
+class Copies:
+    """Whether nothing tells whose the rows are of a batch of whose tensors the model was given none.
+
+    Of several forwards in an evaluation it is not known which answers the batch. Whether one was given the
+    batch's rows in another order is looked at for the first batches, for it may wait for a device.
+
+    Args:
+        recorder: its guard tells it, and counts the rows that are lost.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._looks = {True: _LOOKS, False: _LOOKS}
+        self._reordered = {True: False, False: False}
+
+    def __call__(self, prepared: Mapping[str, Any], given: Any, forwards: int, evaluating: bool) -> bool:
+        """See `LatestForward`."""
+        guard, several = self._recorder.guard, evaluating and forwards > 1
+        if not self._recorder.listens:
+            return False
+        if not several and self._looks[evaluating] and not self._reordered[evaluating]:
+            self._looks[evaluating] -= 1
+            with guard.catch("comparing a batch with what the model was given", lost="nothing"):
+                self._reordered[evaluating] = _is_reordered(prepared, given)
+        if not several and not self._reordered[evaluating]:
+            return False
+        tensors = [one for one in prepared.values() if isinstance(one, Tensor) and one.ndim]
+        guard.count("batches whose rows nothing tells apart", rows=max(map(len, tensors), default=0))
+        guard.tell_once(f"copies:{several}", _SEVERAL if several else _REORDERED)
+        return True
+
+
+def _is_reordered(prepared: Mapping[str, Any], given: Any) -> bool:
+    """Whether the same rows stand in another order; of one number a row, labels may look like places."""
+    from mld_core.tracing.batch.in_hand import InHand
+
+    hand = InHand([one for one in prepared.values() if isinstance(one, Tensor) and one.ndim > 1], None)
+    return not hand.given(given) and hand.reorders(given)
 
 
 class Preparing:
@@ -65,6 +118,14 @@ def is_compiled(args: Any) -> bool:
         "",
         "no",
     }
+
+
+def length_of(loader: Any) -> float:
+    """Batches of a loader; without end where it does not tell."""
+    try:
+        return len(loader)
+    except TypeError:
+        return math.inf
 
 
 def referred(value: Any) -> Callable[[], Any]:

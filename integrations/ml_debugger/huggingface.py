@@ -20,7 +20,6 @@ it in full):
 from __future__ import annotations
 
 import atexit
-import math
 import weakref
 from collections.abc import Mapping
 from copy import copy
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 
 from ml_debugger import _service  # noqa: F401 - wires the upload
-from ml_debugger._prepared import Prepared, count_draws, is_compiled, referred, watch_moves
+from ml_debugger._prepared import Copies, Prepared, count_draws, is_compiled, length_of, referred, watch_moves
 from ml_debugger._runfile import RUN_FILE, read_run_file, state_at, write_run_file
 from mld_core.tracing.capture.compiling import say_compiled
 from mld_core.tracing.capture.forward import LatestForward, local_on_stack, owner_on_stack
@@ -67,7 +66,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._logs = options.log_to_trainer
         self._leaving = Leaving(self._recorder.left)
         self._names: dict[str, str] = {}
-        self._forward = LatestForward(self._forward_begins)
+        self._forward = LatestForward(self._forward_begins, Copies(self._recorder))
         self._trainer: weakref.ref[Any] | None = None
         self._loader: Any = None  # gives that of the evaluation under way, if known
         self._args: Any = None
@@ -287,7 +286,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if not self._evaluating:
                 self._start(module)
                 self._begin_evaluation()
-            if self._batch == 0:
+            if self._batch == 0 or not self._forward.given:  # a `prediction_step` that prepares nothing
                 self._forward.meet(local_on_stack("inputs", _LOOPS))
             if not self._forward.pending:
                 self._recorder.begin_batch()
@@ -330,12 +329,12 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         """A batch of an evaluation is through; only now its loader is known."""
         if self._evaluating:
             self._in_step = False  # a training that was interrupted inside a step
-            if self._batch == 0:
+            if self._batch == 0 and not local_on_stack("step", _LOOPS):  # else its places are not known
                 self._recorder.use_loader(kwargs.get("eval_dataloader"))
             self._commit()
             if self._compiled:
                 self._recorder.begin_batch()
-            if self._batch < _length(kwargs.get("eval_dataloader")):
+            if self._batch < length_of(kwargs.get("eval_dataloader")):
                 self._see_next()
 
     def on_evaluate(
@@ -359,10 +358,15 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
         self._expect_evaluation()
 
     def _commit(self) -> None:
+        given = self._forward.given
         batch, outputs = self._forward.take(evaluating=self._evaluating)
         if batch is not None:
             self._recorder.record(batch, outputs, batch_idx=self._batch, global_step=self._step)
-            self._batch += 1
+        elif given and (self._evaluating or outputs is not None):  # the model was not asked, or it is refused
+            self._recorder.skip_batch(given)
+        else:
+            return
+        self._batch += 1
 
     # checkpoints
 
@@ -425,14 +429,6 @@ def _at_exit(reference: weakref.ref[MLDebuggerCallback]) -> None:
     callback = reference()
     if callback is not None:
         callback.finish()
-
-
-def _length(loader: Any) -> float:
-    """Batches of a loader; without end where it does not tell."""
-    try:
-        return len(loader)
-    except TypeError:
-        return math.inf
 
 
 def _split_of(metrics: Mapping[str, Any]) -> str:

@@ -10,6 +10,9 @@ import torch
 
 from mld_core.tracing.capture.compiling import is_compiling
 
+Refuses = Callable[[Mapping[str, Any], Any, int, bool], bool]
+"""Of the prepared batch, what the model was given last, in how many forwards, and whether it evaluates."""
+
 _OF_PREPARED: Final = 2  # the rank of a forward of the batch that the trainer prepared
 
 
@@ -18,10 +21,16 @@ class LatestForward:
 
     Its own deep copy, so that a deep-copied model (EMA) records nothing; a pickled one comes back dead.
     Dynamo traces the hooks' bodies: they set attributes, and call back only where nothing is compiled.
+
+    Args:
+        begins: called with the model before each of its forwards.
+        refuses: says of a batch of whose tensors the model was given none that nothing tells whose its rows
+            are; such a batch is not given out.
     """
 
-    def __init__(self, begins: Callable[[torch.nn.Module], None]) -> None:
+    def __init__(self, begins: Callable[[torch.nn.Module], None], refuses: Refuses | None = None) -> None:
         self.begins: Callable[[torch.nn.Module], None] | None = begins
+        self.refuses = refuses
         self.model: torch.nn.Module | None = None
         self.batch: Any = None
         self.given: dict[str, Any] = {}  # the batch as the trainer prepared it
@@ -29,6 +38,7 @@ class LatestForward:
         self._raw: Any = None  # of an evaluation's first batch
         self._of = self.given  # the prepared batch that `_rank` is of
         self._rank, self._takes = -1, True
+        self._count = 0  # forwards that took the place of `batch`
         self._handles: list[Any] = []
 
     def attach(self, model: torch.nn.Module) -> None:
@@ -62,13 +72,13 @@ class LatestForward:
             self.begins(module)  # may take the batch before this one, or meet this one
         self.given = self.given or given  # this batch's, which the trainer prepared before
         if not module.training and self._of is not self.given:
-            self._of, self._rank = self.given, -1  # an evaluation begins anew, or its next batch
+            self._of, self._rank, self._count = self.given, -1, 0  # an evaluation's next batch, or anew
         # Of several forwards in a step that of the prepared batch is meant, before others one with gradients
         # (a teacher's look has none), before others the first; in an evaluation without one of it the latest.
         rank = _OF_PREPARED * self._is_given(batch) + torch.is_grad_enabled()
         self._takes = rank > self._rank or (not module.training and self._rank < _OF_PREPARED)
         if self._takes:
-            self.batch, self._rank = batch, rank
+            self.batch, self._rank, self._count = batch, rank, self._count + 1
 
     def _is_given(self, batch: Any) -> bool:
         """Whether a forward was given a tensor of the batch that the trainer prepared."""
@@ -98,15 +108,23 @@ class LatestForward:
         Args:
             evaluating: no loss says what it was compared with, so the prepared batch has to (its labels),
                 also where the model was given none of its tensors: sentence-transformers' losses tokenise.
+
+        Returns:
+            Both; of a batch that is refused None and the outputs.
         """
         batch, outputs, self.batch, self.outputs = self.batch, self.outputs, None, None
         given, self.given, self._rank, self._raw = self.given, {}, -1, None
+        count, self._count = self._count, 0
         if isinstance(batch, tuple) and len(batch) == 1 and isinstance(batch[0], Mapping):
             batch = batch[0]
         parts = batch.values() if isinstance(batch, Mapping) else batch or ()
         seen = {id(value) for value in parts if value is not None}
         rest = {key: value for key, value in given.items() if id(value) not in seen}
-        is_given = evaluating or len(rest) < len(given)  # under whatever names the model takes its parts
+        is_given = len(rest) < len(given)  # under whatever names the model takes its parts
+        is_copy = bool(given and seen) and not is_given
+        if is_copy and self.refuses is not None and self.refuses(given, batch, count, evaluating):
+            return None, outputs
+        is_given |= evaluating
         if isinstance(batch, Mapping):
             batch = {k: v for k, v in batch.items() if k != "num_items_in_batch"}
             batch = {**rest, **batch} if is_given else batch
@@ -120,6 +138,7 @@ class LatestForward:
     def __getstate__(self) -> dict[str, Any]:
         return {
             "begins": None,
+            "refuses": None,
             "model": None,
             "batch": None,
             "given": {},
@@ -128,6 +147,7 @@ class LatestForward:
             "_of": None,
             "_rank": -1,
             "_takes": True,
+            "_count": 0,
             "_handles": [],
         }
 

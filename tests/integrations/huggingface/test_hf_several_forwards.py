@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments  # noqa: E402
 
 from ml_debugger.huggingface import MLDebuggerCallback  # noqa: E402
 from ml_debugger.records import load  # noqa: E402
+from mld_core.tracing.guard import forget_told  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -86,3 +87,101 @@ def test_nothing_is_left_of_an_evaluation_that_failed(tmp_path: Path) -> None:
     own = model.head(torch.stack([Indexed(4)[i]["x"] for i in range(4)])).detach()
     found = torch.tensor(load("net", "v1", "vectors", "val").column("logits").to_pylist())
     torch.testing.assert_close(found, own, rtol=1e-2, atol=1e-2)
+
+
+class _Copies(Trainer):
+    """Evaluates with copies of the batch's inputs, as `look` makes them."""
+
+    def look(self, model: Any, x: Any) -> Any:
+        raise NotImplementedError
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            logits = self.look(model, inputs["x"])
+        return logits.sum(), logits, inputs["labels"]
+
+
+class _Reversed(_Copies):
+    def look(self, model: Any, x: Any) -> Any:
+        return model(x=x.flip(0))["logits"].flip(0)
+
+
+class _Twice(_Copies):
+    def look(self, model: Any, x: Any) -> Any:
+        logits = model(x=x.clone())["logits"]
+        model(x=x + 70)
+        return logits
+
+
+class _Halves(_Copies):
+    def look(self, model: Any, x: Any) -> Any:
+        return torch.cat([model(x=part)["logits"] for part in x.split(1)])
+
+
+class _EverySecond(_Copies):
+    calls = 0
+
+    def look(self, model: Any, x: Any) -> Any:
+        self.calls += 1
+        return model(x=x.clone())["logits"] if self.calls % 2 else torch.zeros(len(x), 3)
+
+
+class _Unprepared(_Copies):
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        with torch.no_grad():
+            logits = model(inputs["x"].clone())["logits"]
+        return logits.sum(), logits, inputs["labels"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "known", "told"),
+    [
+        (_Reversed, [], "in another order"),
+        (_Twice, [], "several times"),
+        (_Halves, [], "several times"),
+        (_EverySecond, [0, 1, 4, 5], ""),
+        (_Unprepared, [0, 1, 2, 3, 4, 5], ""),
+    ],
+)
+def test_an_evaluation_with_copies_has_right_rows_or_none(tmp_path: Path, caplog, kind, known, told) -> None:
+    """The batch's labels and ids stand beside logits of the same samples, or the rows are left out, and that is told."""
+    forget_told()
+    model = Net()
+    trainer = kind(
+        model=model,
+        args=_arguments(tmp_path),
+        eval_dataset=Indexed(6),
+        callbacks=[MLDebuggerCallback(model_name="net")],
+    )
+    trainer.evaluate()
+    rows = load("net", "v1", dataset_type="val")
+    assert [int(one) for one in rows.column("input_id").to_pylist()] == known
+    assert rows.column("label").to_pylist() == [int(Indexed(6)[i]["labels"]) for i in known]
+    if known:
+        own = model(torch.stack([Indexed(6)[i]["x"] for i in known]))["logits"].detach()
+        found = torch.tensor(load("net", "v1", "vectors", "val").column("logits").to_pylist())
+        torch.testing.assert_close(found, own, rtol=1e-2, atol=1e-2)
+    if told:
+        assert sum(told in record.message for record in caplog.records) == 1
+
+
+class _NotTheFirst(_EverySecond):
+    calls = 1
+
+
+def test_where_the_first_batch_was_not_asked_for_no_row_has_the_id_of_another(tmp_path: Path) -> None:
+    trainer = _NotTheFirst(
+        model=Net(),
+        args=_arguments(tmp_path),
+        eval_dataset=Indexed(6),
+        callbacks=[MLDebuggerCallback(model_name="net")],
+    )
+    trainer.evaluate()
+    rows = load("net", "v1", dataset_type="val")
+    assert rows.column("label").to_pylist() == [2, 0]
+    assert not {"0", "1"} & set(rows.column("input_id").to_pylist())
