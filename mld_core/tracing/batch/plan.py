@@ -53,7 +53,10 @@ class LabelPlan:
         several = self.nested and isinstance(parts, Iterable)
         if several and all(isinstance(part, (Mapping, list, tuple)) for part in parts):
             own = at(batch, self.path[:-1]) if self.path else None
-            batch = batch if own is None else own
+            labels, beside = self.read(batch), [part for part in parts if part is not own]
+            # Inputs may have a part of their own, too: beside the labels then is nothing of their size.
+            if own is not None and _size(own, labels) >= max(_size(beside, labels), 1.0):
+                batch = own
         return find_inputs(batch)
 
     def settle(self, batch: Any, labels: Any, target: Tensor) -> Any:
@@ -90,6 +93,18 @@ class LabelPlan:
         if path is None:
             path = next((path for path, value in tensors_at(batch) if value is labels), None)
         return "found in the batch" if path is None else "batch" + spelled(path)
+
+
+def _size(value: Any, labels: Any) -> float:
+    """Numbers a row of the largest part but the labels; 0 of one number a row, 1 of a text."""
+    if value is labels:
+        return 0.0
+    if isinstance(value, Tensor):
+        return value.numel() / max(len(value), 1) if value.ndim > 1 else 0.0
+    parts = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    )
+    return max((_size(part, labels) for part in parts), default=float(isinstance(value, str)))
 
 
 def as_tensor(labels: Any) -> Tensor | None:

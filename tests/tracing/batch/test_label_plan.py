@@ -56,3 +56,39 @@ def test_labels_of_which_no_number_is_made_are_the_losss() -> None:
     plan = LabelPlan()
     target = torch.tensor(HARD)
     assert plan.settle({"name": ["cat", "dog", "cow"]}, ["cat", "dog", "cow"], target) is target
+
+
+X, U, Y = torch.rand(3, 3, 8, 8), torch.rand(6, 3, 8, 8), torch.tensor(HARD)
+ONE = torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "path", "inputs"),
+    [
+        ({"labelled": [X, Y], "unlabelled": [U]}, ("labelled", 1), X),
+        ([[U], [X, Y]], (1, 1), X),
+        ({"unlabelled": {"image": U}, "labelled": {"image": X, "label": Y}}, ("labelled", "label"), X),
+        (
+            {"inputs": {"pixel_values": X}, "targets": {"labels": Y}},
+            ("targets", "labels"),
+            {"pixel_values": X},
+        ),
+        ({"inputs": {"x": X}, "targets": {"labels": Y, "weight": ONE}}, ("targets", "labels"), {"x": X}),
+        (({"image": X}, {"label": Y, "one_hot": torch.eye(3)}), (1, "label"), {"image": X}),
+        (([X, X + 1], [Y, torch.arange(3)]), (1, 0), [X, X + 1]),
+        (([X], [Y]), (1, 0), [X]),
+        ((["a", "b", "c"], [Y, ONE]), (1, 0), ["a", "b", "c"]),
+        ((["a", "b", "c"], [Y]), (1, 0), ["a", "b", "c"]),
+    ],
+)
+def test_the_inputs_of_labels_that_stand_in_a_part_of_the_batch(batch, path, inputs) -> None:
+    """Of a labelled and an unlabelled loader the labels' own; of a batch in parts what stands beside their part."""
+    assert same(LabelPlan(path).inputs(batch), inputs)
+
+
+def same(a, b) -> bool:
+    if isinstance(b, dict):
+        return list(a) == list(b) and all(same(a[name], b[name]) for name in b)
+    if isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b if isinstance(b, str) else torch.equal(a, b)
