@@ -4,10 +4,6 @@ The checkouts lie in the folder that `MLD_CONFORMANCE` names, one folder a repos
 its last part); nothing of them is in this repository. Which they are, and at which commit: `programs.py`.
 """
 
-import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,75 +13,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision", exc_type=ImportError)
 from programs import BOXES, PROGRAMS  # noqa: E402
 from programs_of_papers import PAPERS  # noqa: E402
+from running import NEEDS_CHECKOUTS, run  # noqa: E402
 
 from ml_debugger.records import load  # noqa: E402
 
-CHECKOUTS = os.environ.get("MLD_CONFORMANCE")
-
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        not CHECKOUTS, reason="MLD_CONFORMANCE names no folder of checkouts (tests/conformance)"
-    ),
-]
-
-
-def _source(program):
-    places = [Path(CHECKOUTS) / program.repository, Path(CHECKOUTS) / program.repository.split("/")[1]]
-    for place in places:
-        if (place / program.path).is_file():
-            return place / program.path
-    pytest.skip(f"{program.repository} is not in {CHECKOUTS}")
-
-
-def _edited(program, source, data):
-    body = source.read_bytes()
-    digest = hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
-    assert digest == program.blob, f"{source} is not the file of commit {program.commit[:12]}"
-    text = _with(program.edits, source)
-    return text.replace("{data}", str(data)).replace("{out}", str(data.with_name("out")))
-
-
-def _with(edits, source):
-    text = source.read_text()
-    for old, new in edits:
-        assert old in text, f"{source}: {old!r} is not there"
-        text = text.replace(old, new)
-    return text
-
-
-def _run(program, tmp_path):
-    for package in program.needs:
-        pytest.importorskip(package)
-    data, out, spied, home = (tmp_path / name for name in ("data", "out", "spied", "home"))
-    for folder in (out, spied, home):
-        folder.mkdir()
-    program.data(data)
-    script = tmp_path / Path(program.path).name
-    source = _source(program)
-    script.write_text(_edited(program, source, data))
-    for name, edits in program.beside:
-        (tmp_path / name).write_text(_with(edits, source.with_name(name)))
-    ours = [str(Path(__file__).with_name("spy")), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ours.append(str(source.parent))  # the files beside it
-    env = {
-        **os.environ,
-        **program.env,
-        "PYTHONPATH": os.pathsep.join(ours),
-        "MLD_HOME": str(home),
-        "MLD_SPY_OUT": str(spied),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    words = program.arguments.format(data=data, out=out).split()
-    done = subprocess.run(
-        [sys.executable, str(script), *words],
-        cwd=out, env=env, capture_output=True, text=True, timeout=800, check=False,
-    )  # fmt: skip
-    said = done.stdout[-3000:] + done.stderr[-6000:]
-    assert done.returncode == 0, said
-    return home, spied, said
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900), NEEDS_CHECKOUTS]
 
 
 def _seen(spied, said):
@@ -136,7 +68,7 @@ def _those_of(logits, seen, target):
 
 @pytest.mark.parametrize("program", PROGRAMS + PAPERS, ids=lambda one: one.name)
 def test_records_are_what_the_losses_saw(program, tmp_path):
-    home, spied, said = _run(program, tmp_path)
+    home, spied, said = run(program, tmp_path)
     seen = _seen(spied, said)
     for split, train in program.splits.items():
         logits, labels, samples = _recorded(home, program, split)
@@ -171,7 +103,7 @@ def test_records_are_what_the_losses_saw(program, tmp_path):
 @pytest.mark.parametrize("program", BOXES, ids=lambda one: one.name)
 def test_boxes_are_of_the_places_that_the_loss_saw(program, tmp_path):
     """Each image once an epoch; each box has the logits of one place of its image; the truths are the files'."""
-    home, spied, said = _run(program, tmp_path)
+    home, spied, said = run(program, tmp_path)
     (path,) = spied.glob("boxes-*.npz")
     scores, counts = (np.load(path)[name] for name in ("scores", "counts"))
     images = sorted((tmp_path / "data" / "images" / "val").iterdir())
