@@ -44,7 +44,7 @@ class Prepared:
         if vars(self.trainer).get("_prepare_inputs") is self:
             del self.trainer._prepare_inputs  # noqa: SLF001
         prepared = type(self.trainer)._prepare_inputs(self.trainer, inputs)  # noqa: SLF001
-        self.forward.given = dict(prepared) if isinstance(prepared, Mapping) else {}
+        self.forward.prepared(prepared)
         return prepared
 
 

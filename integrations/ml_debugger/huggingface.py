@@ -286,7 +286,7 @@ class MLDebuggerCallback(TrainerCallback):  # type: ignore[misc]
             if not self._evaluating:
                 self._start(module)
                 self._begin_evaluation()
-            if self._batch == 0 or not self._forward.given:  # a `prediction_step` that prepares nothing
+            if self._batch == 0 or not self._forward.is_prepared:  # a `prediction_step` of its own
                 self._forward.meet(local_on_stack("inputs", _LOOPS))
             if not self._forward.pending:
                 self._recorder.begin_batch()

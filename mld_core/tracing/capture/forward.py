@@ -35,7 +35,7 @@ class LatestForward:
         self.batch: Any = None
         self.given: dict[str, Any] = {}  # the batch as the trainer prepared it
         self.outputs: Any = None
-        self._raw: Any = None  # of an evaluation's first batch
+        self._raw: Any = None  # of an evaluation's batch that was not seen prepared
         self._of = self.given  # the prepared batch that `_rank` is of
         self._rank, self._takes = -1, True
         self._count = 0  # forwards that took the place of `batch`
@@ -96,6 +96,15 @@ class LatestForward:
     def pending(self) -> bool:
         """Whether a forward of the prepared batch was kept and not taken."""
         return self._rank >= _OF_PREPARED and self._of is self.given
+
+    def prepared(self, inputs: Any) -> None:
+        """The batch that the trainer has prepared, and is about to ask the model for."""
+        self.given, self._raw = dict(inputs) if isinstance(inputs, Mapping) else {}, None
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the trainer showed the batch in hand, rather than the loop around it."""
+        return bool(self.given) and self._raw is None
 
     def meet(self, inputs: Any) -> None:
         """The batch that an evaluation's loop has in hand, which was prepared before it was known of."""

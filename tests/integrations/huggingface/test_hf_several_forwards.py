@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from loop_parts import Indexed, Net  # noqa: E402
-from transformers import Trainer, TrainingArguments  # noqa: E402
+from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 from ml_debugger.huggingface import MLDebuggerCallback  # noqa: E402
 from ml_debugger.records import load  # noqa: E402
@@ -185,3 +185,33 @@ def test_where_the_first_batch_was_not_asked_for_no_row_has_the_id_of_another(tm
     rows = load("net", "v1", dataset_type="val")
     assert rows.column("label").to_pylist() == [2, 0]
     assert not {"0", "1"} & set(rows.column("input_id").to_pylist())
+
+
+class _LooksOn(TrainerCallback):
+    """A callback that asks the model for pictures of its own between the batches."""
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        with torch.no_grad():
+            model(x=torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("kind", [_Copies, _Unprepared])
+def test_a_forward_between_batches_of_an_evaluation_takes_nothing_from_them(tmp_path: Path, kind) -> None:
+    class Own(kind):
+        def look(self, model: Any, x: Any) -> Any:
+            return model(x=x.clone())["logits"]
+
+    model = Net()
+    trainer = Own(
+        model=model,
+        args=_arguments(tmp_path),
+        eval_dataset=Indexed(6),
+        callbacks=[MLDebuggerCallback(model_name="net"), _LooksOn()],
+    )
+    trainer.evaluate()
+    rows = load("net", "v1", dataset_type="val")
+    assert [int(one) for one in rows.column("input_id").to_pylist()] == list(range(6))
+    assert rows.column("label").to_pylist() == [int(Indexed(6)[i]["labels"]) for i in range(6)]
+    own = model(torch.stack([Indexed(6)[i]["x"] for i in range(6)]))["logits"].detach()
+    found = torch.tensor(load("net", "v1", "vectors", "val").column("logits").to_pylist())
+    torch.testing.assert_close(found, own, rtol=1e-2, atol=1e-2)
