@@ -30,6 +30,7 @@ LATE: Final = "inputs not hashed: the thread that hashes was late"
 _HELD: Final = 2  # batches
 _GLANCE: Final = 61  # numbers of a batch: odd, so that they stand at other places in each row
 _PATIENCE_S: Final = 60.0
+_END_S: Final = 10.0
 _HELD_BYTES: Final = 16 << 20  # of moved batches; two are held whatever they weigh
 
 
@@ -200,6 +201,7 @@ class HashThread:
         self._queue: queue.SimpleQueue[Fingerprint | None] = queue.SimpleQueue()
         self._held: list[Fingerprint] = []
         self._next: Fingerprint | None = None
+        self._thread: threading.Thread | None = None
         self._pid = 0
 
     def take(self, fingerprint: Fingerprint) -> bool:
@@ -207,9 +209,10 @@ class HashThread:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._queue, self._held, self._next = queue.SimpleQueue(), [], None
-            threading.Thread(
+            self._thread = threading.Thread(
                 target=_work, args=(self._queue, self._held), name="mld-hash", daemon=True
-            ).start()
+            )
+            self._thread.start()
         self.go()
         if len(self._held) >= _HELD:
             return False
@@ -225,10 +228,16 @@ class HashThread:
             self._next = None
 
     def close(self) -> None:
-        """Ends the thread once it has made what it took."""
+        """Ends the thread once it has made what it took.
+
+        It is waited for: a thread that wakes while the interpreter is taken down is ended inside PyTorch's
+        destructors, which ends the process with `terminate called without an active exception`.
+        """
         self.go()
         self._queue.put(None)
-        self._pid = 0
+        if self._thread is not None and self._pid == os.getpid():
+            self._thread.join(_END_S)
+        self._thread, self._pid = None, 0
 
 
 def _work(waiting: queue.SimpleQueue[Fingerprint | None], held: list[Fingerprint]) -> None:

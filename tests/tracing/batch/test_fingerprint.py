@@ -43,6 +43,25 @@ def waits_for(gate):
     return divided
 
 
+def test_the_thread_has_ended_when_it_is_closed():
+    """One that works while the interpreter is taken down is ended inside PyTorch, and takes the process down."""
+    ended, begun, thread = [], threading.Event(), HashThread()
+
+    def divided(inputs, n):
+        begun.set()
+        time.sleep(0.3)
+        ended.append(threading.current_thread())
+        return inputs
+
+    assert thread.take(Fingerprint(X, 4, divided))
+    thread.go()
+    assert begun.wait(10)
+    thread.close()
+    assert len(ended) == 1
+    assert not ended[0].is_alive()
+    thread.close()
+
+
 def test_on_the_host_it_is_xxh3_of_each_row():
     seed = tag(describe("float32", tuple(X.shape), ""))[0] % 2**64
     wanted = [xxhash.xxh3_128_hexdigest(row.numpy().tobytes(), seed) for row in X]
